@@ -1,0 +1,115 @@
+"""The only place that wires the parts together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.utils import get_openapi
+
+from merlina import __version__
+from merlina.api import errors
+from merlina.api.routes import ROUTERS
+from merlina.api.security import ApiKeyMiddleware
+from merlina.api.services import Services
+from merlina.api.uploads import sweep_incoming
+from merlina.executors.helper import Helper
+from merlina.executors.local import LocalExecutor
+from merlina.hardware.gpus import list_gpus
+from merlina.jobs.desk import Desk
+from merlina.jobs.hub import Hub
+from merlina.jobs.supervisor import Supervisor
+from merlina.preflight.checks import Preflight
+from merlina.settings import Settings
+from merlina.storage.database import Database
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The server for these settings. Its lifespan opens the database and starts the supervisor."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = build_services(settings)
+        app.state.services = services
+        services.supervisor.start()
+        yield
+        services.supervisor.close()
+        services.helper.close()
+        services.database.close()
+
+    app = FastAPI(
+        title="Merlina",
+        version=__version__,
+        summary="Fine-tunes language models on preference pairs",
+        docs_url="/api/docs",
+        redoc_url="/api/redoc",
+        openapi_url="/api/openapi.json",
+        lifespan=lifespan,
+    )
+    for router in ROUTERS:
+        app.include_router(router)
+    errors.install(app)
+    _add_middleware(app, settings)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+def build_services(settings: Settings) -> Services:
+    """Opens the database and builds every part; nothing runs yet."""
+    for folder in (settings.data_dir, settings.runs_dir, settings.uploads_dir, settings.models_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    settings.runs_dir.chmod(0o700)
+    sweep_incoming(settings.uploads_dir)
+    database = Database(settings.sqlalchemy_url)
+    database.migrate()
+    hub = Hub()
+    executor = LocalExecutor(tokens=_server_tokens(settings))
+    supervisor = Supervisor(
+        database,
+        hub,
+        executor,
+        runs_dir=settings.runs_dir,
+        max_concurrent=settings.max_concurrent_jobs,
+        share_gpus=settings.share_gpus,
+        stop_grace_seconds=settings.stop_grace_seconds,
+        trust_remote_code=settings.trust_remote_code,
+        list_gpus=list_gpus,
+    )
+    return Services(
+        settings=settings,
+        database=database,
+        hub=hub,
+        supervisor=supervisor,
+        desk=Desk(database, hub, executor, settings.runs_dir, settings.models_dir, supervisor.wake),
+        preflight=Preflight(settings, list_gpus),
+        helper=Helper(idle_seconds=settings.helper_idle_seconds),
+    )
+
+
+def _server_tokens(settings: Settings) -> dict[str, str]:
+    held = {"hf_token": settings.hf_token, "wandb_key": settings.wandb_api_key}
+    return {name: token.get_secret_value() for name, token in held.items() if token}
+
+
+def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    if settings.api_key:
+        app.add_middleware(ApiKeyMiddleware, key=settings.api_key.get_secret_value())
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The schema, with our 400 where FastAPI would promise its own 422."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                if operation["responses"].pop("422", None) is not None:
+                    operation["responses"]["400"] = {"description": "The request is not valid"}
+        app.openapi_schema = schema
+    return app.openapi_schema

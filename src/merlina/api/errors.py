@@ -1,0 +1,117 @@
+"""The one place where errors become HTTP answers: always `{"detail": …}`, never a token, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from merlina.errors import (
+    DataError,
+    DiskFullError,
+    ForbiddenError,
+    HelperError,
+    InvalidRequestError,
+    MerlinaError,
+    ModelError,
+    NotFoundError,
+    TooLargeError,
+)
+from merlina.schemas.problems import describe_one
+
+_log = logging.getLogger(__name__)
+
+# The nearest ancestor in this table gives an error its status.
+STATUS: dict[type[MerlinaError], int] = {
+    InvalidRequestError: 400,
+    DataError: 400,
+    ModelError: 400,
+    NotFoundError: 404,
+    ForbiddenError: 403,
+    TooLargeError: 413,
+    HelperError: 500,
+    DiskFullError: 507,
+    MerlinaError: 500,
+}
+
+
+def install(app: FastAPI) -> None:
+    """Adds the handlers to the app."""
+    app.add_exception_handler(MerlinaError, _on_merlina_error)
+    app.add_exception_handler(RequestValidationError, _on_bad_request)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(OSError, _on_os_error)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+def status_of(error: MerlinaError) -> int:
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def answer(
+    status: int, message: str, errors: list[str] | None = None, warnings: list[str] | None = None
+) -> JSONResponse:
+    """`detail` is a string, or an object where there are single errors or warnings to list."""
+    detail: Any = message
+    if errors or warnings:
+        detail = {"message": message, "errors": errors or [], "warnings": warnings or []}
+    return JSONResponse({"detail": detail}, status)
+
+
+def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MerlinaError)
+    if isinstance(error, InvalidRequestError):
+        return answer(400, error.message, list(error.errors), list(error.warnings))
+    return answer(status_of(error), error.message)
+
+
+def _on_bad_request(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    model = _body_model(request)
+    problems = [_describe(dict(problem), model) for problem in error.errors()]
+    return answer(400, "The request is not valid", problems)
+
+
+def _describe(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
+    where, *loc = problem["loc"]
+    if problem["type"] == "json_invalid":
+        return f"body: not valid JSON ({problem.get('ctx', {}).get('error', problem['msg'])})"
+    if where == "body" and not loc:
+        return f"body: a JSON object is needed ({problem['msg']})"
+    return describe_one({**problem, "loc": loc or [where]}, model if where == "body" else None)
+
+
+def _body_model(request: Request) -> type[BaseModel] | None:
+    route = request.scope.get("route")
+    field = route.body_field if isinstance(route, APIRoute) else None
+    annotation = field.field_info.annotation if field else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _on_http_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    if error.status_code == 404:
+        message = f"There is nothing at {request.url.path}; GET /api lists what there is"
+    if error.status_code == 405:
+        message = f"{request.method} is not allowed at {request.url.path}; GET /api lists what is"
+    return JSONResponse({"detail": message}, error.status_code, headers=error.headers)
+
+
+def _on_os_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, OSError)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return answer(507, f"The disk is full ({error.filename or 'data folder'}): free some space and try again")
+    return _on_bug(request, error)
+
+
+def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return answer(500, f"Internal error ({type(error).__name__}); the server's log has its cause")

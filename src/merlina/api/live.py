@@ -1,0 +1,114 @@
+"""Jobs over the WebSocket (API document, "WebSocket API"): a snapshot, then every event in order, then the end.
+
+Each reader keeps only its place in the run's events. A slow one falls behind alone: it takes the metrics it missed from
+the run's log, and of the status updates only the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from merlina.api.messages import HEARTBEAT, Message, last_message, lasting_message, status_update, unknown_job
+from merlina.api.services import Services
+from merlina.jobs.cursor import EventCursor
+from merlina.jobs.fold import fold
+from merlina.storage import jobs
+from merlina.storage.jobs import JobRecord
+
+_NORMAL_END = 1000
+_UNKNOWN_JOB = 4404
+_STATUS_SECONDS = 0.1
+
+
+async def serve_reader(websocket: WebSocket, services: Services, job_id: str, after: int | None) -> None:
+    """Serves one connection from its acceptance to its close."""
+    await websocket.accept()
+    services.websockets += 1
+    reader = _Reader(websocket, services, job_id)
+    sending = asyncio.create_task(reader.send_all(after))
+    answering = asyncio.create_task(reader.answer_heartbeats())
+    try:
+        await asyncio.wait((sending, answering), return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            await websocket.close(sending.result())
+    except (WebSocketDisconnect, RuntimeError):
+        pass  # the reader went away in the middle of a message
+    finally:
+        services.websockets -= 1
+        sending.cancel()
+        answering.cancel()
+        await asyncio.gather(sending, answering, return_exceptions=True)
+
+
+class _Reader:
+    def __init__(self, websocket: WebSocket, services: Services, job_id: str) -> None:
+        self._websocket = websocket
+        self._services = services
+        self._job_id = job_id
+        self._sends = asyncio.Lock()
+        self._next_status_at = 0.0
+
+    async def answer_heartbeats(self) -> None:
+        while (await self._websocket.receive())["type"] != "websocket.disconnect":
+            await self._send(HEARTBEAT)
+
+    async def send_all(self, after: int | None) -> int:
+        """Sends until the job's last message; returns the code to close with."""
+        hub = self._services.hub
+        version = hub.version(self._job_id)
+        shown = await asyncio.to_thread(self._load)
+        if shown is None:
+            return await self._say_unknown()
+        seq = shown.last_seq if after is None else min(after, shown.last_seq)
+        cursor = EventCursor(hub, self._job_id, self._services.desk.folder(self._job_id).events_file, seq)
+        await self._send_status(shown, seq)
+        await self._catch_up(cursor, shown)
+        while not shown.ended:
+            await hub.changed(self._job_id, version)
+            version = hub.version(self._job_id)
+            latest = hub.latest(self._job_id) or await asyncio.to_thread(self._load)
+            if latest is None:
+                return await self._say_unknown()
+            await self._send_news(cursor, shown, latest)
+            shown = latest
+        await self._send(last_message(shown))
+        return _NORMAL_END
+
+    async def _catch_up(self, cursor: EventCursor, record: JobRecord) -> None:
+        """Sends metrics and log lines up to the snapshot, which stands for all else that happened."""
+        async for batch in cursor.until(record.last_seq):
+            for event in batch:
+                if (message := lasting_message(self._job_id, event)) is not None:
+                    await self._send(message)
+
+    async def _send_news(self, cursor: EventCursor, shown: JobRecord, latest: JobRecord) -> None:
+        async for batch in cursor.until(latest.last_seq):
+            for event in batch:
+                before, shown = shown.state, fold(shown, event)
+                if shown.state != before and not shown.ended:
+                    await self._send_status(shown, event.seq)
+                if (message := lasting_message(self._job_id, event)) is not None:
+                    await self._send(message)
+        if not latest.ended:
+            await asyncio.sleep(max(0.0, self._next_status_at - time.monotonic()))
+            await self._send_status(latest, cursor.seq)
+
+    async def _send_status(self, record: JobRecord, seq: int) -> None:
+        self._next_status_at = time.monotonic() + _STATUS_SECONDS
+        await self._send(status_update(record, seq, record.updated_at))
+
+    async def _say_unknown(self) -> int:
+        await self._send(unknown_job(self._job_id, time.time()))
+        return _UNKNOWN_JOB
+
+    async def _send(self, message: Message) -> None:
+        async with self._sends:
+            await self._websocket.send_json(message)
+
+    def _load(self) -> JobRecord | None:
+        with self._services.database.read() as connection:
+            record = jobs.get(connection, self._job_id)
+        return None if record is None or record.deleting else record

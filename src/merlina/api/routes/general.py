@@ -1,0 +1,74 @@
+"""What the server is, whether it lives, how it fares (API document, "General"; `/validate`)."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, Request
+from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
+
+from merlina import __version__
+from merlina.api.services import Inject
+from merlina.schemas.jobs import QueueStats
+from merlina.schemas.system import ApiInfo, DatabaseStats, Health, Stats, WebSocketStats
+from merlina.schemas.training import TrainingConfig
+from merlina.schemas.validation import ValidationResponse
+from merlina.storage import jobs, metrics
+
+router = APIRouter(tags=["general"])
+
+
+@router.get("/", include_in_schema=False)
+async def home() -> RedirectResponse:
+    return RedirectResponse("/api/docs")
+
+
+@router.get("/api")
+async def api_info(request: Request) -> ApiInfo:
+    """What this is, and every endpoint it has."""
+    routes = [route for route in request.app.routes if isinstance(route, APIRoute) and route.include_in_schema]
+    endpoints = {
+        f"{method} {route.path}": route.summary or route.description.split("\n")[0]
+        for route in routes
+        for method in sorted(route.methods or ())
+    }
+    return ApiInfo(
+        name="Merlina",
+        version=__version__,
+        description="Fine-tunes language models on preference pairs",
+        endpoints=endpoints,
+    )
+
+
+@router.get("/health")
+async def health(services: Inject) -> Health:
+    """Whether the server answers; touches neither disk nor GPU."""
+    return Health(version=__version__, uptime_seconds=round(time.monotonic() - services.started_at, 3))
+
+
+@router.get("/stats")
+def stats(services: Inject) -> Stats:
+    """Counts of jobs, metric rows and connections."""
+    with services.database.read() as connection:
+        total, queued, running = jobs.counts(connection)
+        rows = metrics.count(connection)
+    size = services.database.size_bytes() / 1024**2
+    return Stats(
+        database=DatabaseStats(total_jobs=total, total_metrics=rows, db_size_mb=round(size, 3)),
+        websockets=WebSocketStats(total_connections=services.websockets),
+        queue=queue_stats(services, queued, running),
+    )
+
+
+@router.post("/validate")
+def validate(config: TrainingConfig, services: Inject) -> ValidationResponse:
+    """Checks a configuration against this machine without running it."""
+    return services.preflight.check(config).response()
+
+
+def queue_stats(services: Inject, queued: int, running: int) -> QueueStats:
+    slots = services.settings.max_concurrent_jobs
+    return QueueStats(
+        queued_count=queued, running_count=running, max_concurrent=slots, available_slots=max(0, slots - running)
+    )

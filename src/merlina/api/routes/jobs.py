@@ -1,0 +1,164 @@
+"""Jobs from birth to deletion (API document, "Training Job Management")."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from merlina.api.services import Inject, Services
+from merlina.api.views import history_entry, job_status, log_line, metric_row
+from merlina.errors import InvalidRequestError
+from merlina.runs import read_events
+from merlina.schemas.events import Logged
+from merlina.schemas.jobs import (
+    JobAction,
+    JobCreated,
+    JobHistory,
+    JobLogs,
+    JobMetrics,
+    JobsCleared,
+    JobState,
+    JobStatus,
+    JobSummary,
+    LogLine,
+    Priority,
+    StopAnswer,
+)
+from merlina.schemas.training import TrainingConfig
+from merlina.storage import jobs, metrics
+from merlina.storage.jobs import JobRecord
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.post("/train")
+def train(config: TrainingConfig, services: Inject, priority: Priority = "normal") -> JobCreated:
+    """Checks a configuration and puts a job into the queue."""
+    report = services.preflight.check(config)
+    if report.errors:
+        raise InvalidRequestError("Training configuration validation failed", report.errors, report.warnings)
+    record = services.desk.submit(config, priority, report.dataset_file)
+    return _queued(services, record, "Training spell cast!", report.warnings)
+
+
+@router.get("/status/{job_id}")
+def status(job_id: str, services: Inject) -> JobStatus:
+    """Where one job stands."""
+    record = services.desk.find(job_id)
+    return job_status(record, _position(services, record))
+
+
+@router.get("/jobs")
+def list_jobs(services: Inject) -> dict[str, JobSummary]:
+    """State and progress of every job, newest first."""
+    with services.database.read() as connection:
+        found = jobs.summaries(connection)
+    return {job_id: JobSummary(status=state, progress=progress) for job_id, (state, progress) in found.items()}
+
+
+@router.get("/jobs/history")
+def history(
+    services: Inject,
+    status: JobState | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
+) -> JobHistory:
+    """One page of all jobs, newest first."""
+    with services.database.read() as connection:
+        records, total = jobs.page(connection, status, limit, offset)
+    return JobHistory(jobs=[history_entry(record) for record in records], count=len(records), total=total)
+
+
+@router.get("/jobs/{job_id}/metrics")
+def job_metrics(
+    job_id: str,
+    services: Inject,
+    since_step: Annotated[int | None, Query(ge=0, le=2**31)] = None,
+    limit: Annotated[int | None, Query(ge=1, le=2**31)] = None,
+    max_points: Annotated[int | None, Query(ge=1, le=100_000)] = None,
+) -> JobMetrics:
+    """Every recorded figure, one row an optimizer step; step 0 holds the evaluation before training."""
+    record = services.desk.find(job_id)
+    with services.database.read() as connection:
+        rows = metrics.rows(connection, record.number, since_step=since_step, limit=limit, max_points=max_points)
+    return JobMetrics(job_id=job_id, metrics=[metric_row(row) for row in rows], count=len(rows))
+
+
+@router.get("/jobs/{job_id}/config")
+def job_config(job_id: str, services: Inject) -> dict[str, Any]:
+    """The configuration the job runs with; tokens are left out."""
+    return services.desk.find(job_id).config
+
+
+@router.get("/jobs/{job_id}/logs")
+def job_logs(job_id: str, services: Inject, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> JobLogs:
+    """The newest lines of the run's log, oldest first."""
+    services.desk.find(job_id)
+    lines = _log_lines(services, job_id)[-limit:]
+    return JobLogs(job_id=job_id, logs=lines, count=len(lines))
+
+
+@router.post("/jobs/{job_id}/stop")
+def stop(job_id: str, services: Inject) -> StopAnswer:
+    """Cancels a waiting job, or lets a running one end after its optimizer step, saving what it has."""
+    record, was_queued = services.desk.stop(job_id)
+    if was_queued:
+        message = f"Job {job_id} removed from queue"
+        return StopAnswer(status="success", message=message, job_id=job_id, was_queued=True)
+    if record.ended:
+        message = f"Job {job_id} is {record.state} already; nothing to stop"
+        return StopAnswer(status="warning", message=message, job_id=job_id, was_queued=False)
+    message = f"Stop request sent to job {job_id}. Training will stop after current step."
+    return StopAnswer(status="success", message=message, job_id=job_id, was_queued=False)
+
+
+@router.post("/jobs/{job_id}/resume")
+def resume(job_id: str, services: Inject) -> JobCreated:
+    """Queues a failed or stopped job to go on from its last checkpoint."""
+    record = services.desk.resume(job_id)
+    return _queued(services, record, f"Going on from the checkpoint at step {record.last_checkpoint}.", [])
+
+
+@router.post("/jobs/{job_id}/retry")
+def retry(job_id: str, services: Inject) -> JobCreated:
+    """Queues a new job with the configuration of this one."""
+    return _queued(services, services.desk.retry(job_id), f"Once more, like {job_id}.", [])
+
+
+@router.delete("/jobs/{job_id}")
+def delete(job_id: str, services: Inject) -> JobAction:
+    """Deletes a job with its metrics, stopping it first where it runs; finished models stay."""
+    services.desk.delete(job_id)
+    return JobAction(status="success", message=f"Job {job_id} deleted successfully", job_id=job_id)
+
+
+@router.delete("/jobs")
+def clear(services: Inject) -> JobsCleared:
+    """Deletes every job, as DELETE of one does."""
+    deleted = services.desk.clear()
+    return JobsCleared(message=f"Cleared all jobs ({deleted} jobs deleted)", deleted_count=deleted)
+
+
+def _queued(services: Services, record: JobRecord, greeting: str, warnings: list[str]) -> JobCreated:
+    # Between the commit and this look the job may have started already: then it was first in the queue.
+    position = _position(services, record) or 1
+    message = f"{greeting} Job {record.job_id} queued at position {position}."
+    return JobCreated(job_id=record.job_id, status="queued", message=message, warnings=warnings)
+
+
+def _position(services: Services, record: JobRecord) -> int | None:
+    if record.state != "queued":
+        return None
+    with services.database.read() as connection:
+        return jobs.queue_position(connection, record)
+
+
+def _log_lines(services: Services, job_id: str) -> list[LogLine]:
+    file, offset = services.desk.folder(job_id).events_file, 0
+    lines: list[LogLine] = []
+    while True:
+        found, offset = read_events(file, offset)
+        if not found:
+            return lines
+        lines += [log_line(event) for event in found if isinstance(event, Logged)]

@@ -1,0 +1,44 @@
+"""The queue (API document, "Queue Management")."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from merlina.api.routes.general import queue_stats
+from merlina.api.services import Inject, Services
+from merlina.schemas.jobs import QueuedJob, QueueJobs, QueueStatus, RunningJob
+from merlina.storage import jobs
+
+router = APIRouter(prefix="/queue", tags=["queue"])
+
+
+@router.get("/status")
+def queue_status(services: Inject) -> QueueStatus:
+    """The queue in numbers, and who is in it."""
+    queued, running = _lists(services)
+    return QueueStatus(stats=queue_stats(services, len(queued), len(running)), queued_jobs=queued, running_jobs=running)
+
+
+@router.get("/jobs")
+def queue_jobs(services: Inject) -> QueueJobs:
+    """Waiting jobs in the order they will run, and running ones."""
+    queued, running = _lists(services)
+    return QueueJobs(queued=queued, running=running)
+
+
+def _lists(services: Services) -> tuple[list[QueuedJob], list[RunningJob]]:
+    with services.database.read() as connection:
+        queued, running = jobs.queued(connection), jobs.running(connection)
+    waiting = services.supervisor.look_at_queue().waiting
+    return (
+        [
+            QueuedJob(
+                job_id=record.job_id,
+                priority=record.priority,
+                position=position,
+                waiting_for=waiting.get(record.job_id),
+            )
+            for position, record in enumerate(queued, start=1)
+        ],
+        [RunningJob(job_id=record.job_id, priority=record.priority) for record in running if not record.deleting],
+    )

@@ -1,0 +1,64 @@
+"""Runs the server until it is told to end. Training goes on without it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from merlina.api.app import create_app
+from merlina.errors import ServerError
+from merlina.settings import Settings
+
+_log = logging.getLogger(__name__)
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_GOODBYE_SECONDS = 5
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGINT or SIGTERM. Raises ServerError where the address is taken or the data folder in use."""
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if settings.host not in _LOOPBACK and settings.api_key is None:
+        _log.warning("listening on %s without API_KEY: whoever reaches this address may use it", settings.host)
+    listener = _listen(settings.host, settings.port)
+    config = uvicorn.Config(
+        create_app(settings),
+        log_level=settings.log_level.lower(),
+        access_log=settings.log_level == "DEBUG",
+        log_config=None,
+        timeout_graceful_shutdown=_GOODBYE_SECONDS,
+    )
+    with listener, _sole_server(settings.data_dir):
+        host, port = listener.getsockname()[:2]
+        _log.info("Merlina listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise ServerError(
+            f"can't listen on {host}:{port}: {error.strerror}; choose another with --port or PORT"
+        ) from error
+    return listener
+
+
+@contextmanager
+def _sole_server(data_dir: Path) -> Iterator[None]:
+    """Holds the data folder's lock, so that two servers never move the same jobs. Raises ServerError."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / "server.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ServerError(f"Another Merlina server uses {data_dir}; stop it or take another DATA_DIR") from error
+        yield

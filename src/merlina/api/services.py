@@ -1,0 +1,42 @@
+"""What routes work with, built once by `app` and handed to each by FastAPI."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.requests import HTTPConnection
+
+from merlina.executors.helper import Helper
+from merlina.jobs.desk import Desk
+from merlina.jobs.hub import Hub
+from merlina.jobs.supervisor import Supervisor
+from merlina.preflight.checks import Preflight
+from merlina.settings import Settings
+from merlina.storage.database import Database
+
+
+@dataclass
+class Services:
+    """The parts of a running server."""
+
+    settings: Settings
+    database: Database
+    hub: Hub
+    supervisor: Supervisor
+    desk: Desk
+    preflight: Preflight
+    helper: Helper
+    started_at: float = field(default_factory=time.monotonic)
+    websockets: int = 0
+
+
+def _services(connection: HTTPConnection) -> Services:
+    services = connection.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+Inject = Annotated[Services, Depends(_services)]

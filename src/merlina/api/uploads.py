@@ -1,0 +1,76 @@
+"""Taking in an uploaded data set: streamed beside, parsed as a whole, moved into place; or gone without a trace."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from merlina.api.multipart import receive_file
+from merlina.api.services import Services
+from merlina.data.files import count_rows, detect_format
+from merlina.errors import InvalidRequestError, NotFoundError
+from merlina.storage import jobs, uploads
+from merlina.storage.uploads import UploadRecord
+
+
+async def accept_upload(request: Request, services: Services) -> UploadRecord:
+    """Raises what receiving and parsing raise; then nothing is left on the disk."""
+    now = time.time()
+    moment = datetime.fromtimestamp(now, timezone.utc).strftime("%Y%m%d_%H%M%S")
+    dataset_id = f"upload_{moment}_{secrets.token_hex(4)}"
+    incoming = services.settings.uploads_dir / f".incoming_{dataset_id}"
+    incoming.mkdir(parents=True, mode=0o700)
+    try:
+        received = incoming / "rows"
+        filename = await receive_file(request, received, services.settings.max_upload_size_mb * 1024**2)
+        return await run_in_threadpool(_keep, services, received, dataset_id, filename, now)
+    finally:
+        shutil.rmtree(incoming, ignore_errors=True)
+
+
+def delete_upload(services: Services, dataset_id: str) -> None:
+    """Raises NotFoundError, or InvalidRequestError while a job that has not ended needs the upload."""
+    folder = services.settings.uploads_dir / dataset_id
+    with services.database.write() as connection:
+        users = [*jobs.queued(connection), *jobs.running(connection)]
+        needed_by = [job.job_id for job in users if job.dataset_file and Path(job.dataset_file).parent == folder]
+        if needed_by:
+            raise InvalidRequestError(f"Upload {dataset_id} is needed by {', '.join(needed_by)}; stop it first")
+        if not uploads.remove(connection, dataset_id):
+            raise NotFoundError(f"There is no upload {dataset_id!r}; GET /dataset/uploads lists them")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_incoming(uploads_dir: Path) -> None:
+    """Removes what a killed server left of uploads in progress."""
+    for leftover in uploads_dir.glob(".incoming_*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _keep(services: Services, received: Path, dataset_id: str, filename: str, now: float) -> UploadRecord:
+    file_format = detect_format(received, filename)
+    record = UploadRecord(
+        dataset_id=dataset_id,
+        filename=filename,
+        file_format=file_format,
+        size=received.stat().st_size,
+        total_rows=count_rows(received, file_format),
+        created_at=now,
+    )
+    folder = services.settings.uploads_dir / dataset_id
+    folder.mkdir(mode=0o700)
+    try:
+        os.replace(received, folder / f"rows.{file_format}")
+        with services.database.write() as connection:
+            uploads.add(connection, record)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return record

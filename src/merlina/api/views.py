@@ -1,0 +1,90 @@
+"""Records as clients see them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from merlina.schemas.datasets import UploadEntry
+from merlina.schemas.events import Logged
+from merlina.schemas.jobs import (
+    PRIORITY_NUMBER,
+    JobHistoryEntry,
+    JobStatus,
+    LogLine,
+    MetricRow,
+    Priority,
+    QueueState,
+)
+from merlina.storage.jobs import JobRecord
+from merlina.storage.metrics import MetricRecord
+from merlina.storage.uploads import UploadRecord
+
+_PRIORITY_NAME: dict[int, Priority] = {number: name for name, number in PRIORITY_NUMBER.items()}
+
+
+def iso(epoch_seconds: float) -> str:
+    """UTC with offset, to the second: `2025-01-16T14:30:22+00:00`."""
+    return datetime.fromtimestamp(epoch_seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:
+    queue_state: QueueState | None = "queued" if record.state == "queued" else "running" if record.running else None
+    return JobStatus(
+        job_id=record.job_id,
+        status=record.state,
+        progress=record.progress,
+        current_step=record.step,
+        total_steps=record.total_steps,
+        loss=record.loss,
+        eval_loss=record.eval_loss,
+        learning_rate=record.learning_rate,
+        gpu_memory=record.gpu_memory,
+        error=record.error,
+        wandb_url=record.wandb_url,
+        queue_position=queue_position,
+        queue_state=queue_state,
+        output_dir=record.output_dir,
+        base_model=record.base_model,
+        output_name=record.output_name,
+        priority=_PRIORITY_NAME[record.priority],
+        created_at=iso(record.created_at),
+        started_at=iso(record.started_at) if record.started_at else None,
+        ended_at=iso(record.ended_at) if record.ended_at else None,
+        attempt=record.attempt,
+        last_checkpoint=record.last_checkpoint,
+        seq=record.last_seq,
+    )
+
+
+def history_entry(record: JobRecord) -> JobHistoryEntry:
+    return JobHistoryEntry(
+        job_id=record.job_id,
+        status=record.state,
+        progress=record.progress,
+        created_at=iso(record.created_at),
+        updated_at=iso(record.updated_at),
+        output_dir=record.output_dir,
+        error=record.error,
+        base_model=record.base_model,
+        output_name=record.output_name,
+        priority=_PRIORITY_NAME[record.priority],
+    )
+
+
+def metric_row(record: MetricRecord) -> MetricRow:
+    return MetricRow.model_validate({**record.figures, "step": record.step, "timestamp": iso(record.timestamp)})
+
+
+def log_line(event: Logged) -> LogLine:
+    return LogLine(seq=event.seq, timestamp=iso(event.time), level=event.level, message=event.message)
+
+
+def upload_entry(record: UploadRecord) -> UploadEntry:
+    return UploadEntry(
+        dataset_id=record.dataset_id,
+        filename=record.filename,
+        size=record.size,
+        file_format=record.file_format,
+        total_rows=record.total_rows,
+        created_at=iso(record.created_at),
+    )

@@ -1,0 +1,69 @@
+"""The one tree of errors Merlina raises on purpose.
+
+A message says what is wrong, with which value, and what to do about it: it is shown to people as it stands.
+To add one: subclass the nearest branch, keep it picklable (all state in `args`), and give it a line in the table
+of `merlina.api.errors` only if no ancestor's HTTP status fits. Nothing here knows about HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MerlinaError(Exception):
+    """Base of all errors whose message is meant for the user."""
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class InvalidRequestError(MerlinaError):
+    """What was asked for can't be done as asked: one message, and one entry per field or check that failed."""
+
+    def __init__(self, message: str, errors: Sequence[str] = (), warnings: Sequence[str] = ()) -> None:
+        super().__init__(message, tuple(errors), tuple(warnings))
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        return self.args[1]  # type: ignore[no-any-return]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.args[2]  # type: ignore[no-any-return]
+
+
+class DataError(MerlinaError):
+    """A data set, or one row of it, can't be read or used."""
+
+
+class ModelError(MerlinaError):
+    """A base model or its tokenizer can't be found, read or trained."""
+
+
+class TrainingError(MerlinaError):
+    """A run can't go on; the message is the job's `error`."""
+
+
+class NotFoundError(MerlinaError):
+    """No job, upload, configuration or file by that name."""
+
+
+class ForbiddenError(MerlinaError):
+    """A path outside the allowed roots, or an origin that may not use this server."""
+
+
+class TooLargeError(MerlinaError):
+    """A body or a file over its limit."""
+
+
+class DiskFullError(MerlinaError):
+    """There is no room left for what was to be written."""
+
+
+class HelperError(MerlinaError):
+    """The helper process, which holds what needs transformers, failed or took too long."""
+
+
+class ServerError(MerlinaError):
+    """A running Merlina server can't be reached, or answered with something unexpected."""

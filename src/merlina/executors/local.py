@@ -1,0 +1,125 @@
+"""Jobs as processes of this machine, each in its own session, found again by the lock they hold."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from merlina.hardware.host import oom_kills
+from merlina.runs import RunFolder, RunOrder
+
+_TOKEN_VARIABLES = {"hf_token": "HF_TOKEN", "wandb_key": "WANDB_API_KEY"}
+_SERVER_ONLY = ("API_KEY", "MERLINA_API_KEY", "DATABASE_URL")
+
+
+@dataclass
+class _Child:
+    process: subprocess.Popen[bytes]
+    oom_kills_before: int
+
+
+@dataclass
+class LocalExecutor:
+    """Runs `python -m merlina.worker` for each job.
+
+    `tokens` are used by runs that bring none of their own, by the same names as in the run's secret file.
+    """
+
+    tokens: Mapping[str, str]
+    _children: dict[Path, _Child] = field(default_factory=dict)
+
+    def launch(self, folder: RunFolder, order: RunOrder, gpus: Sequence[int] | None) -> None:
+        with folder.locked() as lock:
+            if lock is None:
+                return
+            os.ftruncate(lock, 0)
+            folder.write_order(order)
+            self._children[folder.path] = _Child(self._spawn(folder, lock, gpus), oom_kills())
+
+    def is_alive(self, folder: RunFolder) -> bool:
+        child = self._children.get(folder.path)
+        if child is not None:
+            child.process.poll()  # reaps it
+        with folder.locked() as lock:
+            return lock is None
+
+    def request_stop(self, folder: RunFolder) -> None:
+        folder.stop_file.touch(mode=0o600)
+        # The worker names itself in the lock file once its signal handler is set; before that the file above is enough.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if (process := _worker(folder)) is not None:
+                process.send_signal(signal.SIGTERM)
+
+    def kill(self, folder: RunFolder) -> None:
+        child = self._children.get(folder.path)
+        process = _worker(folder) if self.is_alive(folder) else None
+        pid = process.pid if process else child.process.pid if child and child.process.poll() is None else None
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def cause_of_death(self, folder: RunFolder) -> str:
+        child = self._children.get(folder.path)
+        code = child.process.poll() if child else None
+        if child is None or code is None:
+            return f"died while the server was away; its output is in {folder.log_file}"
+        if code < 0:
+            return _killed_by(-code, oom_kills() > child.oom_kills_before)
+        return f"ended with exit code {code} without a word; its output is in {folder.log_file}"
+
+    def _spawn(self, folder: RunFolder, lock: int, gpus: Sequence[int] | None) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "merlina.worker", str(folder.path), "--lock-fd", str(lock)]
+        with folder.log_file.open("ab") as log:
+            folder.log_file.chmod(0o600)
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(folder, gpus),
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+
+    def _environment(self, folder: RunFolder, gpus: Sequence[int] | None) -> dict[str, str]:
+        hidden = {*_SERVER_ONLY, *_TOKEN_VARIABLES.values()}
+        environment = {name: value for name, value in os.environ.items() if name.upper() not in hidden}
+        environment |= {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        tokens = {**self.tokens, **folder.read_secrets()}
+        environment |= {_TOKEN_VARIABLES[name]: token for name, token in tokens.items()}
+        if gpus is not None:
+            # NVML counts by bus; CUDA must count the same way for the indices to mean the same cards.
+            environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+        return environment
+
+
+def _worker(folder: RunFolder) -> psutil.Process | None:
+    """The process named in the lock file, if it is still that one."""
+    named = folder.worker()
+    if named is None:
+        return None
+    try:
+        process = psutil.Process(named.pid)
+        return process if abs(process.create_time() - named.start_time) < 2 else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _killed_by(number: int, out_of_memory: bool) -> str:
+    name = signal.Signals(number).name
+    if number != signal.SIGKILL:
+        return f"was ended by signal {number} ({name})"
+    if out_of_memory:
+        return (
+            "was killed by the system because memory ran out (signal 9, SIGKILL). "
+            "A smaller batch_size or max_length, gradient_checkpointing or use_4bit need less"
+        )
+    return "was killed from outside (signal 9, SIGKILL), not by running out of memory as far as the system tells"

@@ -1,0 +1,28 @@
+"""The machine around the GPUs: memory, disk, and what the kernel did about memory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import psutil
+
+
+def available_memory() -> int:
+    """RAM a new process could use without swapping, in bytes."""
+    return int(psutil.virtual_memory().available)
+
+
+def free_disk(path: Path) -> int:
+    """Free bytes on the disk that holds `path`, or would hold it."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
+def oom_kills() -> int:
+    """Processes the kernel has killed for want of memory since it started; 0 where it doesn't say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

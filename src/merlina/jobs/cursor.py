@@ -1,0 +1,41 @@
+"""A reader's place in one run's events: from the hub while it keeps up, from the run's log where it fell behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from merlina.jobs.hub import Hub
+from merlina.runs import read_events
+from merlina.schemas.events import Event
+
+
+class EventCursor:
+    """`seq` is the number of the last event handed out."""
+
+    def __init__(self, hub: Hub, job_id: str, events_file: Path, seq: int) -> None:
+        self.seq = seq
+        self._hub = hub
+        self._job_id = job_id
+        self._events_file = events_file
+        self._offset = 0
+
+    async def until(self, last: int) -> AsyncIterator[list[Event]]:
+        """Events after `seq` up to number `last`, in batches, oldest first."""
+        while self.seq < last:
+            recent = self._hub.recent(self._job_id, self.seq)
+            found = recent if recent is not None else await asyncio.to_thread(self._from_log)
+            batch = [event for event in found if event.seq <= last]
+            if not batch:
+                return
+            self.seq = batch[-1].seq
+            yield batch
+
+    def _from_log(self) -> list[Event]:
+        while True:
+            found, offset = read_events(self._events_file, self._offset)
+            fresh = [event for event in found if event.seq > self.seq]
+            if fresh or not found:
+                return fresh
+            self._offset = offset

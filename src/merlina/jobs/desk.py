@@ -1,0 +1,172 @@
+"""What people ask of jobs: take one in, stop, delete, resume or retry it. Each answers once the database holds it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from itertools import count
+from pathlib import Path
+
+from merlina.errors import InvalidRequestError, NotFoundError
+from merlina.executors.protocol import Executor
+from merlina.jobs.hub import Hub
+from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, RUNNING_STATES, Cause
+from merlina.runs import RunFolder
+from merlina.schemas.jobs import PRIORITY_NUMBER, Priority
+from merlina.schemas.training import TrainingConfig
+from merlina.storage import jobs
+from merlina.storage.database import Database
+from merlina.storage.jobs import END_STATES, JobRecord
+
+
+@dataclass(frozen=True)
+class Desk:
+    """`wake` tells the supervisor that there is something to do; `clock` gives epoch seconds."""
+
+    database: Database
+    hub: Hub
+    executor: Executor
+    runs_dir: Path
+    models_dir: Path
+    wake: Callable[[], None]
+    clock: Callable[[], float] = time.time
+
+    def find(self, job_id: str) -> JobRecord:
+        """Raises NotFoundError."""
+        with self.database.read() as connection:
+            record = jobs.get(connection, job_id)
+        if record is None or record.deleting:
+            raise NotFoundError("Job not found")
+        return record
+
+    def submit(self, config: TrainingConfig, priority: Priority, dataset_file: Path | None) -> JobRecord:
+        """Puts a job into the queue. Its folder with the tokens is on disk before the row that makes it a job."""
+        folder = self._new_folder()
+        try:
+            folder.write_secrets(config.secrets())
+            return self._add(folder, config.without_secrets(), priority, dataset_file)
+        except BaseException:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            raise
+
+    def stop(self, job_id: str) -> tuple[JobRecord, bool]:
+        """Cancels a waiting job (True) or asks a running one to end (False); an ended one is left as it is."""
+        self.find(job_id)
+        cancelled = self._cancel(job_id)
+        if cancelled is not None:
+            return cancelled, True
+        asked = self._ask_to_stop(job_id, {})
+        return asked or self.find(job_id), False
+
+    def delete(self, job_id: str) -> None:
+        """Removes a job at once; a running one is hidden, stopped, and removed when it has saved what it has."""
+        self.find(job_id)
+        self._cancel(job_id)
+        if self._ask_to_stop(job_id, {"deleting": True}) is None:
+            with self.database.write() as connection:
+                jobs.change(connection, job_id, {"deleting": True}, while_in=END_STATES)
+            self.wake()
+
+    def clear(self) -> int:
+        """Deletes all jobs and says how many."""
+        with self.database.read() as connection:
+            job_ids = list(jobs.summaries(connection))
+        for job_id in job_ids:
+            self.delete(job_id)
+        return len(job_ids)
+
+    def resume(self, job_id: str) -> JobRecord:
+        """Queues a failed or stopped job to go on from its last checkpoint."""
+        record = self.find(job_id)
+        if record.state not in RESUMABLE_STATES:
+            raise InvalidRequestError(f"Job {job_id} is {record.state}; only a failed or stopped job can be resumed")
+        if record.last_checkpoint is None:
+            raise InvalidRequestError(f"Job {job_id} has no checkpoint yet; POST /jobs/{job_id}/retry begins it anew")
+        self.folder(job_id).stop_file.unlink(missing_ok=True)
+        values = {
+            "state": "queued",
+            "attempt": record.attempt + 1,
+            "error": None,
+            "ended_at": None,
+            "stop_requested_at": None,
+            "updated_at": self.clock(),
+        }
+        with self.database.write() as connection:
+            resumed = jobs.change(connection, job_id, values, while_in=[record.state])
+        if resumed is None:
+            return self.find(job_id)
+        self._tell(resumed)
+        return resumed
+
+    def retry(self, job_id: str) -> JobRecord:
+        """A new job with the configuration and tokens of an old one."""
+        record = self.find(job_id)
+        config = TrainingConfig.model_validate({**record.config, **self.folder(job_id).read_secrets()})
+        priority = next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
+        return self.submit(config, priority, Path(record.dataset_file) if record.dataset_file else None)
+
+    def folder(self, job_id: str) -> RunFolder:
+        return RunFolder(self.runs_dir / job_id)
+
+    def _new_folder(self) -> RunFolder:
+        """A fresh run folder; making it reserves its name, which is the job's id."""
+        moment = datetime.fromtimestamp(self.clock(), timezone.utc).strftime("job_%Y%m%d_%H%M%S")
+        self.runs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for number in count(1):
+            folder = self.folder(moment if number == 1 else f"{moment}_{number}")
+            try:
+                folder.path.mkdir(mode=0o700)
+            except FileExistsError:
+                continue
+            return folder
+        raise AssertionError
+
+    def _add(
+        self, folder: RunFolder, config: TrainingConfig, priority: Priority, dataset_file: Path | None
+    ) -> JobRecord:
+        now = self.clock()
+        values = {
+            "job_id": folder.path.name,
+            "state": "queued",
+            "priority": PRIORITY_NUMBER[priority],
+            "config": config.model_dump(mode="json"),
+            "base_model": config.base_model,
+            "output_name": config.output_name,
+            "target_dir": str(self.models_dir / config.output_name),
+            "dataset_file": str(dataset_file) if dataset_file else None,
+            "created_at": now,
+            "updated_at": now,
+        }
+        with self.database.write() as connection:
+            record = jobs.add(connection, values)
+        self._tell(record)
+        return record
+
+    def _cancel(self, job_id: str) -> JobRecord | None:
+        now = self.clock()
+        values = {"state": END_STATE[Cause.CANCELLED_IN_QUEUE], "ended_at": now, "updated_at": now}
+        with self.database.write() as connection:
+            record = jobs.change(connection, job_id, values, while_in=["queued"])
+        if record is not None:
+            self.folder(job_id).secrets_file.unlink(missing_ok=True)
+            self._tell(record)
+        return record
+
+    def _ask_to_stop(self, job_id: str, values: dict[str, object]) -> JobRecord | None:
+        now = self.clock()
+        with self.database.write() as connection:
+            before = jobs.get(connection, job_id)
+            asked_at = (before.stop_requested_at if before else None) or now
+            asked = {"stop_requested_at": asked_at, "updated_at": now, **values}
+            record = jobs.change(connection, job_id, asked, while_in=RUNNING_STATES)
+        if record is not None:
+            self.executor.request_stop(self.folder(job_id))
+            self._tell(record)
+        return record
+
+    def _tell(self, record: JobRecord) -> None:
+        self.hub.publish(record)
+        self.wake()

@@ -1,0 +1,80 @@
+"""What each event of a run changes in the job's record: pure, and the same for the database and for live readers."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import singledispatch
+from typing import Any
+
+from merlina.jobs.lifecycle import may_move
+from merlina.schemas import events
+from merlina.storage.jobs import JobRecord
+
+_log = logging.getLogger(__name__)
+_SHOWN_FIGURES = ("loss", "eval_loss", "learning_rate", "gpu_memory")
+
+
+def fold(record: JobRecord, event: events.BaseEvent) -> JobRecord:
+    """The record after the event. `last_seq` moves on with every event, known or not."""
+    changes = _changes(event, record)
+    return replace(record, **changes, last_seq=event.seq, updated_at=event.time)
+
+
+@singledispatch
+def _changes(event: events.BaseEvent, _record: JobRecord) -> dict[str, Any]:  # noqa: ARG001
+    return {}
+
+
+@_changes.register
+def _(event: events.Started, record: JobRecord) -> dict[str, Any]:
+    return {"attempt_seen": event.attempt, "started_at": record.started_at or event.time}
+
+
+@_changes.register
+def _(event: events.Resumed, _record: JobRecord) -> dict[str, Any]:
+    return {"step": event.step}
+
+
+@_changes.register
+def _(event: events.StateChanged, record: JobRecord) -> dict[str, Any]:
+    if not may_move(record.state, event.state):
+        _log.warning("%s: event %d asks for %s from %s; ignored", record.job_id, event.seq, event.state, record.state)
+        return {}
+    return {"state": event.state, "output_dir": event.output_dir or record.output_dir}
+
+
+@_changes.register
+def _(event: events.Progress, record: JobRecord) -> dict[str, Any]:
+    share = min(1.0, event.step / event.total_steps) if event.total_steps else 0.0
+    return {"step": event.step, "total_steps": event.total_steps, "progress": max(record.progress, share)}
+
+
+@_changes.register
+def _(event: events.Metrics, _record: JobRecord) -> dict[str, Any]:
+    return {name: event.metrics[name] for name in _SHOWN_FIGURES if event.metrics.get(name) is not None}
+
+
+@_changes.register
+def _(event: events.Checkpointed, _record: JobRecord) -> dict[str, Any]:
+    return {"last_checkpoint": event.step}
+
+
+@_changes.register
+def _(event: events.Linked, _record: JobRecord) -> dict[str, Any]:
+    return {"wandb_url": event.wandb_url}
+
+
+@_changes.register
+def _(event: events.Ended, record: JobRecord) -> dict[str, Any]:
+    if record.ended:
+        _log.warning("%s: event %d ends a job that is %s already; ignored", record.job_id, event.seq, record.state)
+        return {}
+    return {
+        "state": event.state,
+        "error": event.error,
+        "output_dir": event.output_dir or record.output_dir,
+        "final_metrics": event.final_metrics,
+        "progress": 1.0 if event.state == "completed" else record.progress,
+        "ended_at": event.time,
+    }

@@ -1,0 +1,206 @@
+"""The one thread that moves jobs: it follows running ones, notices death, keeps the stop's grace, starts the next.
+
+A pass loads in a short transaction, works outside it, and applies its result guarded by the state it read. It keeps
+nothing that a restarted server could not find again in the database and the run folders.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from merlina.executors.protocol import Executor
+from merlina.hardware.gpus import Gpu
+from merlina.jobs.follower import follow, record_end
+from merlina.jobs.hub import Hub
+from merlina.jobs.lifecycle import END_STATE, Cause
+from merlina.jobs.scheduler import Plan, Start, plan
+from merlina.runs import RunFolder, RunOrder
+from merlina.schemas.training import TrainingConfig
+from merlina.storage import jobs
+from merlina.storage.database import Database
+from merlina.storage.jobs import JobRecord
+
+_log = logging.getLogger(__name__)
+_TICK_SECONDS = 0.1
+_LIVENESS_SECONDS = 0.5
+
+
+class Supervisor:
+    """Runs passes until closed. `clock` gives epoch seconds."""
+
+    def __init__(
+        self,
+        database: Database,
+        hub: Hub,
+        executor: Executor,
+        *,
+        runs_dir: Path,
+        max_concurrent: int,
+        share_gpus: bool,
+        stop_grace_seconds: float,
+        trust_remote_code: bool,
+        list_gpus: Callable[[], Sequence[Gpu]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._hub = hub
+        self._executor = executor
+        self._runs_dir = runs_dir
+        self._max_concurrent = max_concurrent
+        self._share_gpus = share_gpus
+        self._grace = stop_grace_seconds
+        self._trust_remote_code = trust_remote_code
+        self._list_gpus = list_gpus
+        self._clock = clock
+        self._news = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._alive_checked: dict[str, float] = {}
+        self._forced: set[tuple[str, int]] = set()
+
+    def start(self) -> None:
+        self._relaunch_unstarted()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread. Workers go on."""
+        self._closing.set()
+        self._news.set()
+        self._thread.join(timeout=10)
+
+    def wake(self) -> None:
+        """Says that there may be something to start or to end, so that it need not wait for the next look."""
+        self._news.set()
+
+    def folder(self, job_id: str) -> RunFolder:
+        return RunFolder(self._runs_dir / job_id)
+
+    def look_at_queue(self) -> Plan:
+        """What would start now, and what each other job waits for."""
+        with self._database.read() as connection:
+            queued, running = jobs.queued(connection), jobs.running(connection)
+        gpus = self._list_gpus() if queued else []
+        return plan(queued, running, gpus, max_concurrent=self._max_concurrent, share_gpus=self._share_gpus)
+
+    def run_pass(self) -> None:
+        """One look at everything: events in, deaths noticed, stops enforced, deletions done, jobs started."""
+        with self._database.read() as connection:
+            running = jobs.running(connection)
+        for record in running:
+            self._attend(record)
+        self._finish_deletions()
+        for start in self.look_at_queue().starts:
+            self._start_job(start)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                self.run_pass()
+            except Exception:
+                _log.exception("a pass over the jobs failed; trying again")
+                self._closing.wait(1.0)
+            self._news.wait(_TICK_SECONDS)
+            self._news.clear()
+
+    def _attend(self, record: JobRecord) -> None:
+        folder = self.folder(record.job_id)
+        record = follow(self._database, self._hub, record, folder)
+        if record.ended:
+            self._alive_checked.pop(record.job_id, None)
+            if record.state == "completed":
+                folder.secrets_file.unlink(missing_ok=True)
+            _log.info("%s %s", record.job_id, record.state)
+            return
+        if record.stop_requested_at is not None and self._clock() > record.stop_requested_at + self._grace:
+            self._force_stop(record, folder)
+        if self._clock() - self._alive_checked.get(record.job_id, 0.0) >= _LIVENESS_SECONDS:
+            self._alive_checked[record.job_id] = self._clock()
+            if not self._executor.is_alive(folder):
+                self._bury(record, folder)
+
+    def _force_stop(self, record: JobRecord, folder: RunFolder) -> None:
+        if (record.job_id, record.attempt) not in self._forced:
+            self._forced.add((record.job_id, record.attempt))
+            _log.warning("%s did not stop within %g s; killing it", record.job_id, self._grace)
+        self._executor.kill(folder)
+
+    def _bury(self, record: JobRecord, folder: RunFolder) -> None:
+        """Writes the last event of a dead worker, unless it managed to write one between our two looks."""
+        record = follow(self._database, self._hub, record, folder)
+        if record.ended:
+            return
+        cause = Cause.STOP_WAS_ASKED if record.stop_requested_at is not None else Cause.WORKER_DIED
+        error = self._obituary(record, folder, cause)
+        if record_end(folder, END_STATE[cause], error):
+            follow(self._database, self._hub, record, folder)
+
+    def _obituary(self, record: JobRecord, folder: RunFolder, cause: Cause) -> str | None:
+        if cause is Cause.STOP_WAS_ASKED:
+            if (record.job_id, record.attempt) in self._forced:
+                return f"The run did not stop within {self._grace:g} s and was killed; {_ways_on(record)}"
+            return f"The worker ended before it had saved what it had; {_ways_on(record)}"
+        where = f" at step {record.step} of {record.total_steps}" if record.step else f" while {record.state}"
+        return f"The worker process {self._executor.cause_of_death(folder)}{where}. {_ways_on(record).capitalize()}."
+
+    def _start_job(self, start: Start) -> None:
+        changes = {"state": "initializing", "gpus": start.gpus, "updated_at": self._clock()}
+        with self._database.write() as connection:
+            record = jobs.change(connection, start.record.job_id, changes, while_in=["queued"])
+        if record is None:
+            return
+        self._hub.publish(record)
+        self._launch(record)
+
+    def _launch(self, record: JobRecord) -> None:
+        folder = self.folder(record.job_id)
+        _log.info("starting %s (attempt %d)", record.job_id, record.attempt)
+        try:
+            self._executor.launch(folder, self._order(record), record.gpus)
+        except OSError as error:
+            folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            record_end(folder, END_STATE[Cause.NOT_STARTED], f"The worker could not be started: {error}")
+        self._alive_checked[record.job_id] = self._clock()
+
+    def _order(self, record: JobRecord) -> RunOrder:
+        return RunOrder(
+            job_id=record.job_id,
+            attempt=record.attempt,
+            resume=record.attempt > 1,
+            config=TrainingConfig.model_validate(record.config),
+            dataset_file=record.dataset_file,
+            output_dir=record.target_dir,
+            trust_remote_code=self._trust_remote_code,
+        )
+
+    def _relaunch_unstarted(self) -> None:
+        """Starts jobs again that a server was killed over, between choosing them and starting their worker."""
+        with self._database.read() as connection:
+            running = jobs.running(connection)
+        for record in running:
+            folder = self.folder(record.job_id)
+            record = follow(self._database, self._hub, record, folder)
+            if record.state == "initializing" and record.attempt_seen < record.attempt:
+                self._launch(record)
+
+    def _finish_deletions(self) -> None:
+        with self._database.read() as connection:
+            doomed = jobs.waiting_for_deletion(connection)
+        for record in doomed:
+            with self._database.write() as connection:
+                jobs.remove(connection, record.job_id)
+            shutil.rmtree(self.folder(record.job_id).path, ignore_errors=True)
+            self._hub.forget(record.job_id)
+
+
+def _ways_on(record: JobRecord) -> str:
+    if record.last_checkpoint:
+        return (
+            f"go on from its checkpoint at step {record.last_checkpoint} with POST /jobs/{record.job_id}/resume, "
+            f"or begin anew with POST /jobs/{record.job_id}/retry"
+        )
+    return f"it had no checkpoint yet; begin anew with POST /jobs/{record.job_id}/retry"

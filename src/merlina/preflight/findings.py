@@ -1,0 +1,38 @@
+"""What a check found, and the sum of all checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from merlina.schemas.validation import ValidationChecks, ValidationResponse, ValidationResults
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's answer: whether it passed, with errors that stop a run and warnings that don't."""
+
+    passed: bool = True
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass
+class Report:
+    """All findings by the name of their check, and the resolved data set file."""
+
+    findings: dict[str, Finding] = field(default_factory=dict)
+    dataset_file: Path | None = None
+
+    @property
+    def errors(self) -> list[str]:
+        return [error for finding in self.findings.values() for error in finding.errors]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [warning for finding in self.findings.values() for warning in finding.warnings]
+
+    def response(self) -> ValidationResponse:
+        checks = ValidationChecks.model_validate({name: finding.passed for name, finding in self.findings.items()})
+        results = ValidationResults(errors=self.errors, warnings=self.warnings, checks=checks)
+        return ValidationResponse(valid=not self.errors, results=results)

@@ -1,0 +1,180 @@
+"""The run folder: every file of a run, by name, and who writes it.
+
+DATA_DIR/runs/<job_id>/            0700
+    order.json       server        what to run: configuration without tokens, resolved paths
+    secrets.json     server, 0600  the run's tokens, and nothing else holds them
+    lock             worker        held (flock) as long as a worker lives; inside: its pid and start time
+    events.jsonl     worker        the numbered event log (see merlina.schemas.events)
+    worker.log       worker        its standard output and error
+    stop             server        present once a stop was asked for
+    checkpoints/     worker        checkpoint-<step>/, each with a mark once it is whole
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from merlina.schemas.events import EVENT, Event, event_line
+from merlina.schemas.training import TrainingConfig
+
+
+class RunOrder(BaseModel):
+    """Everything a worker is told, beside its tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job_id: str
+    attempt: int
+    resume: bool = False
+    config: TrainingConfig
+    dataset_file: str | None = None
+    output_dir: str
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerProcess:
+    """A process by pid and start time (epoch seconds), which together never name another one."""
+
+    pid: int
+    start_time: float
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and small files of one run."""
+
+    path: Path
+
+    @property
+    def order_file(self) -> Path:
+        return self.path / "order.json"
+
+    @property
+    def secrets_file(self) -> Path:
+        return self.path / "secrets.json"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.path / "checkpoints"
+
+    def write_order(self, order: RunOrder) -> None:
+        write_private(self.order_file, order.model_dump_json(indent=2).encode())
+
+    def read_order(self) -> RunOrder:
+        return RunOrder.model_validate_json(self.order_file.read_bytes())
+
+    def write_secrets(self, secrets: dict[str, str]) -> None:
+        if secrets:
+            write_private(self.secrets_file, json.dumps(secrets).encode())
+
+    def read_secrets(self) -> dict[str, str]:
+        with contextlib.suppress(FileNotFoundError):
+            return dict(json.loads(self.secrets_file.read_bytes()))
+        return {}
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[int | None]:
+        """The lock's file descriptor, or None where a living worker holds it."""
+        descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            yield None
+            return
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def worker(self) -> WorkerProcess | None:
+        """The process named in the lock file, alive or not."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            pid, start_time = self.lock_file.read_text().split()
+            return WorkerProcess(int(pid), float(start_time))
+        return None
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replaces `path` as a whole, readable by its owner only."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def read_events(path: Path, offset: int = 0, limit_bytes: int = 1 << 20) -> tuple[list[Event], int]:
+    """Whole lines from byte `offset` on, about `limit_bytes` of them, and the offset after the last of them.
+
+    A line that is still being written (no newline yet) is left for the next call.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            chunk = file.read(limit_bytes)
+            if chunk and b"\n" not in chunk:
+                chunk += file.readline()
+    except FileNotFoundError:
+        return [], offset
+    whole = chunk[: chunk.rfind(b"\n") + 1]
+    return [EVENT.validate_json(line) for line in whole.splitlines() if line], offset + len(whole)
+
+
+class EventLog:
+    """The writing end of a run's event log. Exactly one process may hold it: the one that holds the run's lock."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self.seq = self._mend()
+
+    def append(self, kind: str, *, durable: bool = False, **fields: Any) -> int:
+        """Writes one event and returns its number; `durable` waits until it is on the disk."""
+        line = event_line(self.seq + 1, time.time(), kind, fields)
+        os.write(self._descriptor, line)
+        if durable:
+            os.fsync(self._descriptor)
+        self.seq += 1
+        return self.seq
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _mend(self) -> int:
+        """Cuts off a line that was torn by a kill, and finds the last number."""
+        end = os.lseek(self._descriptor, 0, os.SEEK_END)
+        tail_from = max(0, end - (1 << 20))
+        tail = os.pread(self._descriptor, end - tail_from, tail_from)
+        whole = tail[: tail.rfind(b"\n") + 1]
+        os.ftruncate(self._descriptor, tail_from + len(whole))
+        os.lseek(self._descriptor, 0, os.SEEK_END)
+        return int(json.loads(whole.splitlines()[-1])["seq"]) if whole else 0

@@ -1,0 +1,1 @@
+"""Pure values that cross an edge: requests, responses, config files and events."""

@@ -1,0 +1,141 @@
+"""Where rows come from, how their columns are named and how they become text (the contract, "Datasets")."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
+
+from merlina.schemas.base import Request, Response
+
+SourceType = Literal["huggingface", "local_file", "upload"]
+FileFormat = Literal["json", "jsonl", "csv", "parquet"]
+FormatType = Literal["chatml", "llama3", "mistral", "qwen3", "tokenizer", "custom"]
+PairColumn = Literal["prompt", "chosen", "rejected", "system", "reasoning"]
+
+_NEEDED: dict[SourceType, str] = {"huggingface": "repo_id", "local_file": "file_path", "upload": "dataset_id"}
+
+
+class DatasetSource(Request):
+    """Where the rows are. `source_type` says which of the other fields must be given."""
+
+    source_type: SourceType = Field(description="huggingface (the Hub), local_file (on the server) or upload")
+    repo_id: str | None = Field(None, min_length=1, description="huggingface: the data set's id, `org/name`")
+    split: str = Field("train", min_length=1, description="huggingface: the split to read")
+    file_path: str | None = Field(None, min_length=1, description="local_file: path on the server's machine")
+    file_format: FileFormat | None = Field(None, description="left out: found from the name, else from the content")
+    dataset_id: str | None = Field(
+        None, pattern=r"^upload_\d{8}_\d{6}_[0-9a-f]{8}$", description="upload: the id the upload was answered with"
+    )
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _default_split(cls, value: Any) -> Any:
+        return "train" if value is None else value
+
+    @model_validator(mode="after")
+    def _needs_its_field(self) -> Self:
+        needed = _NEEDED[self.source_type]
+        if getattr(self, needed) is None:
+            raise ValueError(f"source_type {self.source_type!r} needs {needed}")
+        return self
+
+
+class CustomTemplates(Request):
+    """The text put around each part of a conversation by the format `custom`."""
+
+    system_prefix: str = ""
+    system_suffix: str = ""
+    user_prefix: str = ""
+    user_suffix: str = ""
+    assistant_prefix: str = ""
+    assistant_suffix: str = ""
+
+
+class DatasetFormat(Request):
+    """How a conversation becomes the text the model reads."""
+
+    format_type: FormatType = Field("chatml", description="the chat format; tokenizer uses the model's own template")
+    custom_templates: CustomTemplates | None = Field(None, description="needed by the format custom, unused elsewhere")
+    enable_thinking: bool = Field(True, description="qwen3: keep the reasoning before the answer")
+
+    @model_validator(mode="after")
+    def _custom_needs_templates(self) -> Self:
+        if self.format_type == "custom" and self.custom_templates is None:
+            raise ValueError("format_type 'custom' needs custom_templates")
+        return self
+
+
+class DatasetConfig(Request):
+    """A preference data set: where it is, how it is read, how much of it is held out."""
+
+    source: DatasetSource
+    format: DatasetFormat = Field(default_factory=lambda: DatasetFormat())
+    model_name: str | None = Field(
+        None,
+        min_length=1,
+        description="whose chat template a preview in the format tokenizer uses; runs use base_model",
+    )
+    column_mapping: dict[str, PairColumn] | None = Field(
+        None, description="{their column: our column}; ours are prompt, chosen, rejected, system, reasoning"
+    )
+    test_size: float = Field(
+        0.01, ge=0, lt=1, description="share of the rows held out for evaluation; 0 holds out none"
+    )
+    max_samples: int | None = Field(None, ge=1, description="use the first so many rows only")
+
+    @field_validator("column_mapping")
+    @classmethod
+    def _one_source_per_column(cls, value: dict[str, PairColumn] | None) -> dict[str, PairColumn] | None:
+        targets = list((value or {}).values())
+        twice = sorted({target for target in targets if targets.count(target) > 1})
+        if twice:
+            raise ValueError(f"two columns are mapped to {', '.join(twice)}; map one")
+        return value
+
+
+class PreviewResponse(Response):
+    """Rows as they are in the file, or as the text that is trained on."""
+
+    status: Literal["success"] = "success"
+    samples: list[dict[str, Any]]
+    num_samples: int = Field(description="how many samples came back")
+    total_rows: int | None = Field(None, description="rows in the whole data set; null where counting means reading it")
+    warnings: list[str] = Field(default_factory=list, description="rows left out of the samples, each with its reason")
+
+
+class UploadResponse(Response):
+    """An accepted upload."""
+
+    status: Literal["success"] = "success"
+    dataset_id: str
+    filename: str
+    size: int = Field(description="bytes")
+    file_format: FileFormat
+    total_rows: int
+
+
+class UploadEntry(Response):
+    """One upload in the list."""
+
+    dataset_id: str
+    filename: str
+    size: int = Field(description="bytes")
+    file_format: FileFormat
+    total_rows: int
+    created_at: str = Field(description="UTC, ISO 8601 with offset")
+
+
+class UploadList(Response):
+    """All uploads, newest first."""
+
+    datasets: list[UploadEntry]
+
+
+class UploadDeleted(Response):
+    """What became of a request to delete an upload."""
+
+    status: Literal["success"] = "success"
+    message: str
+    dataset_id: str

@@ -1,0 +1,108 @@
+"""The lines of a run's event log: numbered, append-only, the one truth of a run.
+
+Every line is one JSON object with `seq` (1, 2, 3 … without a gap over all attempts of a run), `time` (epoch seconds)
+and `type`. Only one process writes at a time: the worker, or, once it is dead, the server that records its death.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from merlina.schemas.jobs import EndState, JobState
+
+
+class BaseEvent(BaseModel):
+    """What each line carries."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
+
+    seq: int = Field(ge=1)
+    time: float = Field(description="epoch seconds")
+
+
+class Started(BaseEvent):
+    """First line of an attempt: which process runs it. Its signal handlers are set when this is written."""
+
+    type: Literal["started"] = "started"
+    attempt: int
+    pid: int
+    versions: dict[str, str] = Field(default_factory=dict)
+
+
+class Resumed(BaseEvent):
+    """The attempt goes on from a checkpoint: whatever was recorded after `step` counts no more."""
+
+    type: Literal["resumed"] = "resumed"
+    step: int
+
+
+class StateChanged(BaseEvent):
+    """The run entered a state."""
+
+    type: Literal["state"] = "state"
+    state: JobState
+    output_dir: str | None = None
+
+
+class Progress(BaseEvent):
+    """An optimizer step was finished; at most about ten of these a second are written."""
+
+    type: Literal["progress"] = "progress"
+    step: int
+    total_steps: int
+
+
+class Metrics(BaseEvent):
+    """The figures of one optimizer step, or of the evaluation after it (names begin with `eval_`)."""
+
+    type: Literal["metrics"] = "metrics"
+    step: int
+    metrics: dict[str, float | None]
+
+
+class Checkpointed(BaseEvent):
+    """A checkpoint is whole on disk."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    step: int
+    path: str
+
+
+class Logged(BaseEvent):
+    """A line for people; `warning` ones need their attention."""
+
+    type: Literal["log"] = "log"
+    level: Literal["info", "warning", "error"]
+    message: str
+
+
+class Linked(BaseEvent):
+    """The run can be watched at an outside address as well."""
+
+    type: Literal["link"] = "link"
+    wandb_url: str
+
+
+class Ended(BaseEvent):
+    """Last line of an attempt."""
+
+    type: Literal["ended"] = "ended"
+    state: EndState
+    error: str | None = None
+    output_dir: str | None = None
+    final_metrics: dict[str, float | None] = Field(default_factory=dict)
+
+
+Event = Annotated[
+    Started | Resumed | StateChanged | Progress | Metrics | Checkpointed | Logged | Linked | Ended,
+    Field(discriminator="type"),
+]
+EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def event_line(seq: int, time: float, kind: str, fields: dict[str, Any]) -> bytes:
+    """One validated line of the log, with its newline. Raises pydantic.ValidationError on a field that can't be."""
+    event = EVENT.validate_python({"seq": seq, "time": time, "type": kind, **fields})
+    return EVENT.dump_json(event, exclude_none=False) + b"\n"

@@ -1,0 +1,194 @@
+"""Jobs as clients see them (API document, "Training Job Management" and "Queue Management")."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import ConfigDict, Field
+
+from merlina.schemas.base import Response
+
+JobState = Literal[
+    "queued",
+    "initializing",
+    "loading_model",
+    "loading_dataset",
+    "training",
+    "saving",
+    "uploading",
+    "completed",
+    "failed",
+    "stopped",
+    "cancelled",
+]
+EndState = Literal["completed", "failed", "stopped", "cancelled"]
+Priority = Literal["low", "normal", "high"]
+QueueState = Literal["queued", "running"]
+
+PRIORITY_NUMBER: dict[Priority, int] = {"low": 1, "normal": 3, "high": 5}
+
+
+class JobCreated(Response):
+    """A job that is on disk and waits for its turn."""
+
+    job_id: str
+    status: JobState
+    message: str
+    warnings: list[str] = Field(default_factory=list)
+
+
+class JobStatus(Response):
+    """Where a job stands."""
+
+    job_id: str
+    status: JobState
+    progress: float = Field(description="share of the optimizer steps done, 0 to 1; never falls")
+    current_step: int | None
+    total_steps: int | None
+    loss: float | None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    gpu_memory: float | None = Field(None, description="peak GPU memory held by the run, in GB")
+    error: str | None
+    wandb_url: str | None
+    queue_position: int | None = Field(description="1 is next; null once the job runs")
+    queue_state: QueueState | None
+    output_dir: str | None = None
+    base_model: str
+    output_name: str
+    priority: Priority
+    created_at: str
+    started_at: str | None = None
+    ended_at: str | None = None
+    attempt: int = Field(description="1, and one more for each resume")
+    last_checkpoint: int | None = Field(None, description="optimizer step a resume would go on from")
+    seq: int = Field(description="number of the last event taken in")
+
+
+class JobSummary(Response):
+    """One line of `GET /jobs`."""
+
+    status: JobState
+    progress: float
+
+
+class JobHistoryEntry(Response):
+    """One line of `GET /jobs/history`."""
+
+    job_id: str
+    status: JobState
+    progress: float
+    created_at: str
+    updated_at: str
+    output_dir: str | None
+    error: str | None
+    base_model: str
+    output_name: str
+    priority: Priority
+
+
+class JobHistory(Response):
+    """One page of all jobs, newest first."""
+
+    jobs: list[JobHistoryEntry]
+    count: int = Field(description="jobs on this page")
+    total: int = Field(description="jobs that match, on all pages")
+
+
+class MetricRow(Response):
+    """The figures of one optimizer step; more than the named ones may be there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    step: int
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    timestamp: str
+
+
+class JobMetrics(Response):
+    """A job's metric rows in step order."""
+
+    job_id: str
+    metrics: list[MetricRow]
+    count: int
+
+
+class LogLine(Response):
+    """One line of a run's log."""
+
+    seq: int
+    timestamp: str
+    level: Literal["info", "warning", "error"]
+    message: str
+
+
+class JobLogs(Response):
+    """A run's log, oldest first."""
+
+    job_id: str
+    logs: list[LogLine]
+    count: int
+
+
+class JobAction(Response):
+    """What became of a request about one job."""
+
+    status: Literal["success", "warning"]
+    message: str
+    job_id: str
+
+
+class StopAnswer(JobAction):
+    """What became of a stop."""
+
+    was_queued: bool
+
+
+class JobsCleared(Response):
+    """What became of `DELETE /jobs`."""
+
+    status: Literal["success"] = "success"
+    message: str
+    deleted_count: int
+
+
+class QueueStats(Response):
+    """The queue in four numbers."""
+
+    queued_count: int
+    running_count: int
+    max_concurrent: int
+    available_slots: int
+
+
+class QueuedJob(Response):
+    """A waiting job."""
+
+    job_id: str
+    priority: int = Field(description="1 low, 3 normal, 5 high")
+    position: int = Field(description="1 is next")
+    waiting_for: str | None = Field(None, description="what keeps it from starting")
+
+
+class RunningJob(Response):
+    """A running job."""
+
+    job_id: str
+    priority: int = Field(description="1 low, 3 normal, 5 high")
+
+
+class QueueStatus(Response):
+    """`GET /queue/status`."""
+
+    stats: QueueStats
+    queued_jobs: list[QueuedJob]
+    running_jobs: list[RunningJob]
+
+
+class QueueJobs(Response):
+    """`GET /queue/jobs`."""
+
+    queued: list[QueuedJob]
+    running: list[RunningJob]

@@ -1,0 +1,60 @@
+"""A failed validation in words: one line a field, by its dotted path, with what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """One line for each problem pydantic found while building `model`."""
+    return [describe_one(dict(problem), model) for problem in error.errors(include_url=False, include_context=True)]
+
+
+def describe_one(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
+    """One of pydantic's error dicts as `path: what is wrong`, naming the nearest field where one is unknown."""
+    loc = [part for part in problem["loc"] if part != "[key]"]
+    path = ".".join(str(part) for part in loc)
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown field{_nearest(str(loc[-1]), _fields_at(model, loc[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{path}: required, but missing"
+    text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    shown = _shown(problem.get("input"))
+    has_value = problem["type"] != "value_error" and shown
+    line = f"{text}, not {shown}" if has_value else text
+    return f"{path}: {line}" if path else line
+
+
+def _shown(value: Any) -> str:
+    """A short, harmless picture of a refused value; containers are only named."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return json.dumps(value)
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else value[:57] + "…")
+    return ""
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _fields_at(model: type[BaseModel] | None, loc: Sequence[str | int]) -> list[str]:
+    """The field names of the model that lies at `loc` inside `model`."""
+    for part in loc:
+        if model is None or part not in model.model_fields:
+            return []
+        model = _model_in(model.model_fields[str(part)].annotation)
+    return list(model.model_fields) if model else []
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in typing.get_args(annotation) if (found := _model_in(arg))), None)

@@ -1,0 +1,47 @@
+"""General answers: what the server is and how it fares (API document, "General")."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from merlina.schemas.base import Response
+from merlina.schemas.jobs import QueueStats
+
+
+class ApiInfo(Response):
+    """`GET /api`."""
+
+    name: str
+    version: str
+    description: str
+    endpoints: dict[str, str]
+
+
+class Health(Response):
+    """`GET /health`."""
+
+    status: Literal["ok"] = "ok"
+    version: str
+    uptime_seconds: float
+
+
+class DatabaseStats(Response):
+    """The database in three numbers."""
+
+    total_jobs: int
+    total_metrics: int
+    db_size_mb: float
+
+
+class WebSocketStats(Response):
+    """The WebSocket in one number."""
+
+    total_connections: int
+
+
+class Stats(Response):
+    """`GET /stats`."""
+
+    database: DatabaseStats
+    websockets: WebSocketStats
+    queue: QueueStats

@@ -1,0 +1,91 @@
+"""The server's settings: read once from the environment and `.env`, then passed down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def split_list(value: Any) -> Any:
+    """`"a, b"`, `'["a", "b"]'` or a list → a list of strings. Raises ValueError on broken JSON."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.startswith("["):
+        return json.loads(text)
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+class Settings(BaseSettings):
+    """Everything a server can be told, each by the environment variable of the same name in capitals."""
+
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    domain: str = Field("", description="the public address, where a proxy stands before the server")
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="origins whose pages may call the API: comma list, JSON list or *"
+    )
+    api_key: SecretStr | None = Field(None, description="where set, every request must carry it")
+
+    data_dir: Path = Field(Path("data"), description="database, uploads and run folders")
+    models_dir: Path = Field(Path("models"), description="finished models")
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data folder")
+    allowed_paths: Annotated[list[Path], NoDecode] = Field(
+        default_factory=list,
+        description="folders a request may read files from; empty: the data folder and the one started in",
+    )
+    max_upload_size_mb: int = Field(500, ge=1, description="largest upload, in MiB")
+
+    max_concurrent_jobs: int = Field(1, ge=1, description="jobs that may run at the same time")
+    share_gpus: bool = Field(False, description="let several jobs run on one GPU")
+    stop_grace_seconds: float = Field(180.0, ge=0, description="time a stopped run has to save itself, in seconds")
+    executor: Literal["local"] = Field("local", description="where jobs run")
+    helper_idle_seconds: float = Field(300.0, gt=0, description="time after which an idle helper is let go, in seconds")
+
+    hf_token: SecretStr | None = Field(None, description="Hugging Face token for jobs that bring none")
+    wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases key for jobs that bring none")
+    trust_remote_code: bool = Field(False, description="let models run code of their own: only for models you trust")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="how much the server logs")
+
+    @field_validator("cors_origins", "allowed_paths", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return split_list(value)
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("api_key", "hf_token", "wandb_api_key", mode="before")
+    @classmethod
+    def _blank_is_none(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("data_dir", "models_dir", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def sqlalchemy_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir / 'merlina.db'}"
+
+    @property
+    def runs_dir(self) -> Path:
+        return self.data_dir / "runs"
+
+    @property
+    def uploads_dir(self) -> Path:
+        return self.data_dir / "uploads"
+
+    @property
+    def allowed_roots(self) -> tuple[Path, ...]:
+        roots = self.allowed_paths or [self.data_dir, Path.cwd()]
+        return tuple(root.expanduser().resolve() for root in roots)

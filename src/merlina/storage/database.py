@@ -1,0 +1,78 @@
+"""The database: short reads from any thread, one write at a time, migrated when opened."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+
+_WRITES = "merlina_writes"
+
+
+class Database:
+    """An engine with its two doors, `read` and `write`; both are short transactions.
+
+    SQLite has one writer: `write` holds a lock of this process and takes the database's write lock at its beginning,
+    so that what it reads inside stays true until it commits.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._write_lock = threading.Lock()
+        self.engine = create_engine(url, pool_size=16, max_overflow=48)
+        if self.is_sqlite:
+            _tune_sqlite(self.engine)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return make_url(self.url).get_backend_name() == "sqlite"
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        with self.engine.connect() as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        with self._write_lock, self._writer() as connection, connection.begin():
+            yield connection
+
+    def migrate(self) -> None:
+        """Brings the tables to the newest version."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        with self._write_lock, self._writer() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def _writer(self) -> Connection:
+        return self.engine.connect().execution_options(**{_WRITES: True})
+
+    def size_bytes(self) -> int:
+        """Size of the database with its write-ahead log; 0 where it isn't a file."""
+        name = make_url(self.url).database if self.is_sqlite else None
+        files = [Path(f"{name}{ending}") for ending in ("", "-wal")] if name else []
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _tune_sqlite(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(dbapi_connection: Any, _record: Any) -> None:
+        # The driver's own BEGIN comes too late for a write lock at the start; "begin" below sends it instead.
+        dbapi_connection.isolation_level = None
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+            dbapi_connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

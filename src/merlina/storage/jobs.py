@@ -1,0 +1,151 @@
+"""Queries on jobs. Each takes the connection of a `Database.read()` or `.write()`; none opens one of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+
+from merlina.schemas.jobs import JobState
+from merlina.storage.tables import jobs
+
+END_STATES: tuple[JobState, ...] = ("completed", "failed", "stopped", "cancelled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """One row of `jobs`. Times are epoch seconds; `config` holds no tokens."""
+
+    number: int
+    job_id: str
+    state: JobState
+    priority: int
+    config: dict[str, Any] = field(repr=False)
+    base_model: str
+    output_name: str
+    target_dir: str
+    dataset_file: str | None
+    attempt: int
+    attempt_seen: int
+    gpus: list[int] | None
+    progress: float
+    step: int | None
+    total_steps: int | None
+    loss: float | None
+    eval_loss: float | None
+    learning_rate: float | None
+    gpu_memory: float | None
+    last_checkpoint: int | None
+    error: str | None
+    output_dir: str | None
+    final_metrics: dict[str, float | None] | None
+    wandb_url: str | None
+    created_at: float
+    updated_at: float
+    started_at: float | None
+    ended_at: float | None
+    stop_requested_at: float | None
+    deleting: bool
+    last_seq: int
+    log_offset: int
+
+    @property
+    def ended(self) -> bool:
+        return self.state in END_STATES
+
+    @property
+    def running(self) -> bool:
+        return not self.ended and self.state != "queued"
+
+
+_FIELDS = [field.name for field in fields(JobRecord)]
+_COLUMNS = [jobs.c[name] for name in _FIELDS]
+_RUNNING = jobs.c.state.not_in(("queued", *END_STATES))
+_QUEUE_ORDER = (jobs.c.priority.desc(), jobs.c.number)
+
+
+def add(connection: Connection, values: dict[str, Any]) -> JobRecord:
+    """Inserts a job. Raises sqlalchemy.exc.IntegrityError where its job_id is taken."""
+    connection.execute(insert(jobs).values(values))
+    record = get(connection, values["job_id"])
+    assert record is not None
+    return record
+
+
+def get(connection: Connection, job_id: str) -> JobRecord | None:
+    return next(iter(_records(connection, jobs.c.job_id == job_id)), None)
+
+
+def running(connection: Connection) -> list[JobRecord]:
+    """All jobs that were started and have not ended, oldest first."""
+    return _records(connection, _RUNNING)
+
+
+def queued(connection: Connection) -> list[JobRecord]:
+    """Waiting jobs in the order they will run."""
+    rows = connection.execute(select(*_COLUMNS).where(jobs.c.state == "queued").order_by(*_QUEUE_ORDER))
+    return [JobRecord(**row._mapping) for row in rows]
+
+
+def queue_position(connection: Connection, record: JobRecord) -> int:
+    """1 for the job that runs next."""
+    before = (jobs.c.priority > record.priority) | (
+        (jobs.c.priority == record.priority) & (jobs.c.number < record.number)
+    )
+    query = select(func.count()).select_from(jobs).where((jobs.c.state == "queued") & before)
+    return 1 + int(connection.execute(query).scalar_one())
+
+
+def counts(connection: Connection) -> tuple[int, int, int]:
+    """How many jobs there are, wait, and run."""
+    query = select(
+        func.count(),
+        func.count().filter(jobs.c.state == "queued"),
+        func.count().filter(_RUNNING),
+    ).where(~jobs.c.deleting)
+    total, waiting, active = connection.execute(query).one()
+    return total, waiting, active
+
+
+def summaries(connection: Connection) -> dict[str, tuple[JobState, float]]:
+    """(state, progress) of every job, newest first."""
+    query = select(jobs.c.job_id, jobs.c.state, jobs.c.progress).where(~jobs.c.deleting).order_by(jobs.c.number.desc())
+    return {job_id: (state, progress) for job_id, state, progress in connection.execute(query)}
+
+
+def page(connection: Connection, state: JobState | None, limit: int, offset: int) -> tuple[list[JobRecord], int]:
+    """One page, newest first, and how many match on all pages."""
+    matches = ~jobs.c.deleting if state is None else ~jobs.c.deleting & (jobs.c.state == state)
+    total = connection.execute(select(func.count()).select_from(jobs).where(matches)).scalar_one()
+    query = select(*_COLUMNS).where(matches).order_by(jobs.c.number.desc()).limit(limit).offset(offset)
+    return [JobRecord(**row._mapping) for row in connection.execute(query)], total
+
+
+def all_ids(connection: Connection) -> list[str]:
+    return list(connection.execute(select(jobs.c.job_id)).scalars())
+
+
+def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
+    return [record for record in _records(connection, jobs.c.deleting) if record.ended]
+
+
+def change(
+    connection: Connection, job_id: str, values: dict[str, Any], *, while_in: Sequence[JobState]
+) -> JobRecord | None:
+    """Updates a job that is still in one of the given states; None where it has moved on."""
+    query = update(jobs).where(jobs.c.job_id == job_id, jobs.c.state.in_(while_in)).values(values)
+    if connection.execute(query).rowcount == 0:
+        return None
+    return get(connection, job_id)
+
+
+def remove(connection: Connection, job_id: str) -> None:
+    """Deletes a job and, by the foreign key, its metrics."""
+    connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
+
+
+def _records(connection: Connection, condition: ColumnElement[bool]) -> list[JobRecord]:
+    rows = connection.execute(select(*_COLUMNS).where(condition).order_by(jobs.c.number))
+    return [JobRecord(**row._mapping) for row in rows]

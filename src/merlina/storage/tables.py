@@ -1,0 +1,88 @@
+"""The tables. A change here needs a migration beside it (`migrations/versions/`)."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    false,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# The jobs table is the queue: `state` queued, by `priority`, then `number`. Times are epoch seconds.
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("job_id", String(64), nullable=False, unique=True),
+    Column("state", String(20), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("base_model", Text, nullable=False),
+    Column("output_name", Text, nullable=False),
+    Column("target_dir", Text, nullable=False),
+    Column("dataset_file", Text),
+    Column("attempt", Integer, nullable=False, server_default="1"),
+    Column("attempt_seen", Integer, nullable=False, server_default="0"),
+    Column("gpus", JSON(none_as_null=True)),
+    Column("progress", Float, nullable=False, server_default="0"),
+    Column("step", Integer),
+    Column("total_steps", Integer),
+    Column("loss", Float),
+    Column("eval_loss", Float),
+    Column("learning_rate", Float),
+    Column("gpu_memory", Float),
+    Column("last_checkpoint", Integer),
+    Column("error", Text),
+    Column("output_dir", Text),
+    Column("final_metrics", JSON(none_as_null=True)),
+    Column("wandb_url", Text),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("ended_at", Float),
+    Column("stop_requested_at", Float),
+    Column("deleting", Boolean, nullable=False, server_default=false()),
+    Column("last_seq", Integer, nullable=False, server_default="0"),
+    Column("log_offset", Integer, nullable=False, server_default="0"),
+    Index(None, "state", "priority", "number"),
+    sqlite_autoincrement=True,
+)
+
+metrics = Table(
+    "metrics",
+    metadata,
+    Column("job_number", Integer, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True),
+    Column("step", Integer, primary_key=True),
+    Column("timestamp", Float, nullable=False),
+    Column("figures", JSON, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("dataset_id", String(64), primary_key=True),
+    Column("filename", Text, nullable=False),
+    Column("file_format", String(20), nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("total_rows", Integer, nullable=False),
+    Column("created_at", Float, nullable=False, index=True),
+)
