@@ -43,7 +43,7 @@ check: $(VENV)/.installed-dev ## style, types and the floors of the house
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
+	$(BIN)/lint-imports --no-cache --no-logo
 
 test: check ## everything above, then all tests
 	$(BIN)/python -m pytest $(ARGS)

@@ -23,6 +23,7 @@ _GOODBYE_SECONDS = 5
 def serve(settings: Settings) -> None:
     """Serves until SIGINT or SIGTERM. Raises ServerError where the address is taken or the data folder in use."""
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     if settings.host not in _LOOPBACK and settings.api_key is None:
         _log.warning("listening on %s without API_KEY: whoever reaches this address may use it", settings.host)
     listener = _listen(settings.host, settings.port)

@@ -68,7 +68,7 @@ class TrainingConfig(Request):
     max_grad_norm: float = Field(
         0.3, ge=0, le=1e6, description="gradients are clipped to this L2 norm; 0 clips nothing"
     )
-    warmup_ratio: float = Field(0.05, ge=0, le=1, description="share of the steps in which the learning rate climbs")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate climbs")
     eval_steps: float = Field(
         0.2, ge=0, le=1e9, description="evaluate: 0 never, below 1 every such share of the steps, from 1 every so many"
     )

@@ -6,7 +6,6 @@ import time
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse
-from fastapi.routing import APIRoute
 
 from merlina import __version__
 from merlina.api.services import Inject
@@ -27,11 +26,10 @@ async def home() -> RedirectResponse:
 @router.get("/api")
 async def api_info(request: Request) -> ApiInfo:
     """What this is, and every endpoint it has."""
-    routes = [route for route in request.app.routes if isinstance(route, APIRoute) and route.include_in_schema]
     endpoints = {
-        f"{method} {route.path}": route.summary or route.description.split("\n")[0]
-        for route in routes
-        for method in sorted(route.methods or ())
+        f"{method.upper()} {path}": operation["description"].split("\n")[0]
+        for path, operations in request.app.openapi()["paths"].items()
+        for method, operation in operations.items()
     }
     return ApiInfo(
         name="Merlina",

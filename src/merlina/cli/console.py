@@ -1,0 +1,21 @@
+"""Where commands write: results to standard output, errors to standard error; and the options they share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from merlina.client import DEFAULT_URL, Client
+
+output = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Url = Annotated[str, typer.Option(envvar="MERLINA_URL", help="The server to speak to.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="MERLINA_API_KEY", help="The server's API key, where it has one.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def client(url: str = DEFAULT_URL, api_key: str | None = None) -> Client:
+    return Client(url, api_key)

@@ -1,0 +1,93 @@
+"""The server of the demo: one that runs already, or a new one in a session of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from merlina import __version__
+from merlina.client import Client
+from merlina.errors import MerlinaError, ServerError
+from merlina.settings import Settings
+
+_HOST = "127.0.0.1"
+_START_SECONDS = 30
+_END_SECONDS = 20
+_PORTS_TRIED = 20
+
+
+@dataclass
+class DemoServer:
+    """A server that answers at `url`. `process` is None where it ran before the demo."""
+
+    url: str
+    process: subprocess.Popen[bytes] | None
+
+    def stop(self) -> None:
+        """Ends the server if the demo started it. Raises ServerError where it doesn't end cleanly."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            code = self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            self.process.kill()
+            raise ServerError(f"The server didn't end within {_END_SECONDS} s") from error
+        if code not in (0, -signal.SIGTERM):
+            raise ServerError(f"The server ended with exit code {code}")
+
+
+def find_or_start(settings: Settings) -> DemoServer:
+    """A server of this version at the settings' port, or a new one there or at the next free one."""
+    for port in range(settings.port, settings.port + _PORTS_TRIED):
+        url = f"http://{_HOST}:{port}"
+        if _is_ours(url):
+            return DemoServer(url, None)
+        if _is_free(port):
+            return _start(port, url, settings.data_dir)
+    raise ServerError(f"No port from {settings.port} on is free; name another with --port")
+
+
+def _is_ours(url: str) -> bool:
+    with contextlib.suppress(MerlinaError), Client(url, timeout=2) as client:
+        return client.health().version == __version__
+    return False
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            probe.bind((_HOST, port))
+            return True
+    return False
+
+
+def _start(port: int, url: str, data_dir: Path) -> DemoServer:
+    data_dir.mkdir(parents=True, exist_ok=True)
+    log = data_dir / "server.log"
+    command = [sys.executable, "-m", "merlina.cli.main", "serve", "--host", _HOST, "--port", str(port)]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "DATA_DIR": str(data_dir)},
+            start_new_session=True,
+        )
+    give_up_at = time.monotonic() + _START_SECONDS
+    while time.monotonic() < give_up_at and process.poll() is None:
+        if _is_ours(url):
+            return DemoServer(url, process)
+        time.sleep(0.1)
+    process.kill()
+    last_line = log.read_text(errors="replace").strip().splitlines()[-1:]
+    raise ServerError(f"The server could not be started: {''.join(last_line) or 'it said nothing'} (its log: {log})")

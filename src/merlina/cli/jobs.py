@@ -1,0 +1,69 @@
+"""`merlina jobs`, `status` and `stop`: what runs, waits and ran."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from merlina.cli.console import ApiKey, AsJson, Url, client, output
+from merlina.client import DEFAULT_URL
+from merlina.schemas.jobs import JobState
+
+_STYLE = {"completed": "green", "failed": "red", "stopped": "yellow", "cancelled": "yellow", "queued": "dim"}
+
+
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to show.")] = 20,
+    status: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """List jobs, newest first."""
+    with client(url, api_key) as server:
+        history = server.history(status, limit)
+    if as_json:
+        typer.echo(history.model_dump_json(indent=2))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("job", "state", "progress", "model", "created"):
+        table.add_column(title)
+    for job in history.jobs:
+        state = f"[{_STYLE.get(job.status, 'cyan')}]{job.status}[/]"
+        table.add_row(job.job_id, state, f"{job.progress:.0%}", escape(job.output_name), job.created_at)
+    output.print(table)
+    if history.total > history.count:
+        output.print(f"[dim]{history.count} of {history.total}; --limit shows more[/]")
+
+
+def status(
+    job_id: Annotated[str, typer.Argument(help="The job to look at.")],
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Show where a job stands."""
+    with client(url, api_key) as server:
+        job = server.status(job_id)
+    if as_json:
+        typer.echo(job.model_dump_json(indent=2))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in job.model_dump(exclude_none=True, exclude={"seq"}).items():
+        table.add_row(
+            f"[dim]{name.replace('_', ' ')}[/]", escape(f"{value:.6g}" if isinstance(value, float) else str(value))
+        )
+    output.print(table)
+
+
+def stop(
+    job_id: Annotated[str, typer.Argument(help="The job to stop.")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Stop a running job, saving what it has, or cancel a waiting one."""
+    with client(url, api_key) as server:
+        output.print(escape(server.stop(job_id).message))

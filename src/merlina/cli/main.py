@@ -1,0 +1,58 @@
+"""`merlina`: all commands, and the one place where errors become lines."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.markup import escape
+
+from merlina import __version__
+from merlina.cli import demo, jobs, serve, train
+from merlina.cli.console import errors
+from merlina.errors import InvalidRequestError, MerlinaError
+
+commands = typer.Typer(
+    name="merlina",
+    help="Fine-tune language models on preference pairs, on your own machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+commands.command()(serve.serve)
+commands.command()(train.train)
+commands.command()(train.watch)
+commands.command()(train.resume)
+commands.command()(jobs.status)
+commands.command("jobs")(jobs.list_jobs)
+commands.command()(jobs.stop)
+commands.command()(demo.demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"merlina {__version__}")
+        raise typer.Exit
+
+
+@commands.callback()
+def options(
+    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Fine-tune language models on preference pairs, on your own machine."""
+
+
+def app() -> None:
+    """The entry of the installed command."""
+    try:
+        commands()
+    except MerlinaError as error:
+        errors.print(f"[red]{escape(error.message)}[/]")
+        if isinstance(error, InvalidRequestError):
+            for line in error.errors:
+                errors.print(f"  [red]·[/] {escape(line)}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app()

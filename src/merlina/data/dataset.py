@@ -1,0 +1,76 @@
+"""All of a data set as pairs, with every row that could not be used accounted for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from merlina.data.columns import map_columns
+from merlina.data.pairs import Pair, UnusableRowError, to_pair
+from merlina.data.sources import open_rows
+from merlina.errors import DataError
+from merlina.schemas.datasets import DatasetConfig
+
+_REASONS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row that gave no pair; rows are counted from 1."""
+
+    number: int
+    reason: str
+
+
+@dataclass
+class LoadedPairs:
+    """`len(pairs) + len(skipped)` is the number of rows read."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    skipped: list[SkippedRow] = field(default_factory=list)
+
+
+def read_pairs(config: DatasetConfig, file: Path | None, token: str | None) -> Iterator[Pair | SkippedRow]:
+    """Each row as a pair, or as the reason why not; reads as it is asked. At most `max_samples` rows."""
+    rows = islice(open_rows(config.source, file, token), config.max_samples)
+    for number, row in enumerate(rows, start=1):
+        try:
+            yield to_pair(map_columns(row, config.column_mapping))
+        except UnusableRowError as error:
+            yield SkippedRow(number, error.message)
+
+
+def load_pairs(config: DatasetConfig, file: Path | None, token: str | None) -> LoadedPairs:
+    """Raises DataError where the source can't be read or no row of it can be used."""
+    loaded = LoadedPairs()
+    for item in read_pairs(config, file, token):
+        if isinstance(item, SkippedRow):
+            loaded.skipped.append(item)
+        else:
+            loaded.pairs.append(item)
+    if not loaded.pairs:
+        raise DataError(_nothing_usable(loaded.skipped))
+    return loaded
+
+
+def split_pairs(pairs: Sequence[Pair], test_size: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(training, held out), the same for the same seed; both keep the file's order.
+
+    A `test_size` above 0 holds out at least one pair, and never the last one left to train on.
+    """
+    if test_size == 0 or len(pairs) < 2:
+        return list(pairs), []
+    count = min(max(1, round(len(pairs) * test_size)), len(pairs) - 1)
+    held_out = set(random.Random(seed).sample(range(len(pairs)), count))  # noqa: S311
+    training = [pair for index, pair in enumerate(pairs) if index not in held_out]
+    return training, [pairs[index] for index in sorted(held_out)]
+
+
+def _nothing_usable(skipped: Sequence[SkippedRow]) -> str:
+    if not skipped:
+        return "The data set has no rows"
+    shown = "; ".join(f"row {row.number}: {row.reason}" for row in skipped[:_REASONS_SHOWN])
+    return f"None of the data set's {len(skipped)} rows can be used: {shown}"

@@ -1,0 +1,131 @@
+"""A pair as the text that is trained on (the contract's table of formats).
+
+The prompt is everything the model is given, up to where its answer begins; an answer is what it should write, with the
+marker that ends it. Several turns are the same parts one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from merlina.data.pairs import Message, Pair
+from merlina.errors import DataError
+from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The three texts of a pair; prompt + answer is what the model reads."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class ChatTemplate(Protocol):
+    """A model's own template; whoever has a tokenizer brings it."""
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, enable_thinking: bool) -> str:
+        """The messages as text, with the beginning of an answer where a generation prompt is asked for."""
+
+
+Formatter = Callable[[Pair], Rendered]
+_Renderer = Callable[[Pair, DatasetFormat, ChatTemplate | None], Rendered]
+
+
+def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
+    """The function that renders pairs. Raises DataError where the format needs a template and there is none."""
+    if spec.format_type == "tokenizer" and template is None:
+        raise DataError("The format 'tokenizer' needs a model whose tokenizer has a chat template")
+    render = FORMATS[spec.format_type]
+    return lambda pair: render(pair, spec, template)
+
+
+def _chatml(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
+    return _ended(_chatml_prompt(pair.prompt), pair, "<|im_end|>")
+
+
+def _chatml_prompt(turns: Sequence[Message]) -> str:
+    return "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
+
+
+def _qwen3(pair: Pair, spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
+    prompt = _chatml_prompt(pair.prompt)
+    if not spec.enable_thinking:
+        return _ended(f"{prompt}<think>\n\n</think>\n\n", pair, "<|im_end|>")
+    thoughts = f"<think>\n{pair.reasoning}\n</think>\n\n" if pair.reasoning else ""
+    return Rendered(prompt, f"{thoughts}{pair.chosen}<|im_end|>", f"{thoughts}{pair.rejected}<|im_end|>")
+
+
+def _llama3(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
+    turns = "".join(
+        f"<|start_header_id|>{turn.role}<|end_header_id|>\n\n{turn.content}<|eot_id|>" for turn in pair.prompt
+    )
+    return _ended(f"<|begin_of_text|>{turns}<|start_header_id|>assistant<|end_header_id|>\n\n", pair, "<|eot_id|>")
+
+
+def _mistral(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
+    text, system = "<s>", ""
+    for turn in pair.prompt:
+        if turn.role == "system":
+            system += f"{turn.content}\n\n"
+        elif turn.role == "user":
+            text += f"[INST] {system}{turn.content} [/INST]"
+            system = ""
+        else:
+            text += f" {turn.content}</s>"
+    return Rendered(text, f" {pair.chosen}</s>", f" {pair.rejected}</s>")
+
+
+def _tokenizer(pair: Pair, spec: DatasetFormat, template: ChatTemplate | None) -> Rendered:
+    assert template is not None
+    prompt = template.render(pair.prompt, add_generation_prompt=True, enable_thinking=spec.enable_thinking)
+    answers = [_template_answer(pair, text, prompt, spec, template) for text in (pair.chosen, pair.rejected)]
+    return Rendered(prompt, *answers)
+
+
+def _template_answer(pair: Pair, text: str, prompt: str, spec: DatasetFormat, template: ChatTemplate) -> str:
+    """What the template adds when the answer follows the prompt."""
+    turns = (*pair.prompt, Message("assistant", text))
+    whole = template.render(turns, add_generation_prompt=False, enable_thinking=spec.enable_thinking)
+    if whole.startswith(prompt):
+        return whole[len(prompt) :]
+    # Templates that open a thought in the generation prompt don't show it in a finished turn.
+    bare = template.render(pair.prompt, add_generation_prompt=False, enable_thinking=spec.enable_thinking)
+    begins = whole.find(text, len(bare)) if whole.startswith(bare) else -1
+    if begins < 0:
+        raise DataError("The model's chat template changes the prompt once an answer follows; choose another format")
+    return whole[begins:]
+
+
+def _custom(pair: Pair, spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
+    parts = spec.custom_templates
+    assert parts is not None
+    prompt = "".join(_custom_turn(turn, parts) for turn in pair.prompt) + parts.assistant_prefix
+    return _ended(prompt, pair, parts.assistant_suffix)
+
+
+def _custom_turn(turn: Message, parts: CustomTemplates) -> str:
+    around = {
+        "system": (parts.system_prefix, parts.system_suffix),
+        "user": (parts.user_prefix, parts.user_suffix),
+        "assistant": (parts.assistant_prefix, parts.assistant_suffix),
+    }
+    prefix, suffix = around[turn.role]
+    return f"{prefix}{turn.content}{suffix}"
+
+
+def _ended(prompt: str, pair: Pair, end: str) -> Rendered:
+    return Rendered(prompt, pair.chosen + end, pair.rejected + end)
+
+
+FORMATS: dict[FormatType, _Renderer] = {
+    "chatml": _chatml,
+    "llama3": _llama3,
+    "mistral": _mistral,
+    "qwen3": _qwen3,
+    "tokenizer": _tokenizer,
+    "custom": _custom,
+}

@@ -1,0 +1,169 @@
+"""A row, in any of the forms found in the wild, to a preference pair: one prompt, a chosen and a rejected answer.
+
+1. Each of prompt, chosen and rejected may be text, one message or a list of messages
+   (`role`/`content`, or ShareGPT's `from`/`value`).
+2. A conversation column stands for the prompt.
+3. Where chosen and rejected are whole conversations, what they begin with in common is the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merlina.data.files import Row
+from merlina.errors import DataError
+
+_ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+_CONVERSATION_COLUMNS = ("conversations", "conversation", "messages")
+_LIST_COLUMNS_SHOWN = 12
+
+
+class UnusableRowError(DataError):
+    """A row that gives no pair; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`prompt` ends with the turn that is answered; a system message, if any, comes first."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    reasoning: str | None = None
+
+
+def to_pair(row: Row) -> Pair:
+    """Raises UnusableRowError with the reason."""
+    chosen = _turns(row, "chosen", "assistant")
+    rejected = _turns(row, "rejected", "assistant")
+    shared = _shared_beginning(chosen, rejected)
+    prompt = _prompt(row, shared)
+    return Pair(
+        prompt=_with_system(prompt, row),
+        chosen=_answer(chosen[len(shared) :], "chosen"),
+        rejected=_answer(rejected[len(shared) :], "rejected"),
+        reasoning=_optional_text(row, "reasoning"),
+    )
+
+
+def _turns(row: Row, column: str, role: str) -> list[Message]:
+    """A column as messages; plain text becomes one message of the given role."""
+    value = row.get(column)
+    if column not in row:
+        shown = ", ".join(list(row)[:_LIST_COLUMNS_SHOWN])
+        raise UnusableRowError(f"{column} is missing (columns here: {shown}); column_mapping can name another")
+    if _is_missing(value):
+        raise UnusableRowError(f"{column} is empty")
+    if isinstance(value, str):
+        return [Message(role, value)]
+    if isinstance(value, dict):
+        return [_message(value, column)]
+    if isinstance(value, list):
+        return [_message(item, column) for item in value]
+    raise UnusableRowError(f"{column} is a {type(value).__name__} ({str(value)[:40]}), not text or messages")
+
+
+def _message(item: Any, column: str) -> Message:
+    if not isinstance(item, dict):
+        raise UnusableRowError(f"{column} holds {type(item).__name__}s where messages should be")
+    role = item.get("role", item.get("from"))
+    content = item.get("content", item.get("value"))
+    if role not in _ROLES:
+        raise UnusableRowError(f"{column} has a message of role {role!r}; known are {', '.join(_ROLES)}")
+    if isinstance(content, list):
+        content = _joined_parts(content, column)
+    if not isinstance(content, str):
+        raise UnusableRowError(f"{column} has a message of {role} without text")
+    return Message(_ROLES[role], content)
+
+
+def _joined_parts(parts: list[Any], column: str) -> str:
+    """Content given as a list of typed parts, where all of them are text."""
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise UnusableRowError(f"{column} has a message with parts that are not text")
+    return "".join(map(str, texts))
+
+
+def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:
+    """What two conversations begin with in common, leaving each at least its last message."""
+    most = min(len(chosen), len(rejected)) - 1
+    count = next((index for index in range(most) if chosen[index] != rejected[index]), max(most, 0))
+    return list(chosen[:count])
+
+
+def _answer(turns: Sequence[Message], column: str) -> str:
+    if len(turns) != 1:
+        raise UnusableRowError(f"{column} has {len(turns)} turns after what both answers begin with; one is needed")
+    turn = turns[0]
+    if turn.role != "assistant":
+        raise UnusableRowError(f"{column} ends with a turn of {turn.role}, not of the assistant")
+    if not turn.content.strip():
+        raise UnusableRowError(f"{column} is empty")
+    return turn.content
+
+
+def _prompt(row: Row, shared: list[Message]) -> list[Message]:
+    """The turns before the answer: from the prompt column, a conversation column, or what the answers share."""
+    column = next((name for name in ("prompt", *_CONVERSATION_COLUMNS) if not _is_missing(row.get(name))), None)
+    given = _turns(row, column, "user") if column else []
+    if shared and (not given or _says_the_same(given, shared)):
+        given = shared
+    elif shared:
+        given = given + shared
+    if not given:
+        if "prompt" in row:
+            raise UnusableRowError("prompt is empty")
+        _turns(row, "prompt", "user")
+    while given and given[-1].role == "assistant" and column in _CONVERSATION_COLUMNS:
+        given = given[:-1]  # some sets repeat the chosen answer at the end of the conversation
+    if not given or given[-1].role != "user":
+        raise UnusableRowError(f"{column or 'the prompt'} doesn't end with a turn of the user")
+    if not given[-1].content.strip():
+        raise UnusableRowError("prompt is empty")
+    return given
+
+
+def _says_the_same(given: Sequence[Message], shared: Sequence[Message]) -> bool:
+    """Whether the prompt column repeats what the answers begin with, be it only its last turn."""
+    return [turn.content.strip() for turn in given] == [turn.content.strip() for turn in shared[-len(given) :]]
+
+
+def _with_system(prompt: list[Message], row: Row) -> tuple[Message, ...]:
+    system = _optional_text(row, "system")
+    if system is None or prompt[0].role == "system":
+        return tuple(prompt)
+    return (Message("system", system), *prompt)
+
+
+def _optional_text(row: Row, column: str) -> str | None:
+    value = row.get(column)
+    if _is_missing(value):
+        return None
+    if not isinstance(value, str):
+        raise UnusableRowError(f"{column} is a {type(value).__name__} ({str(value)[:40]}), not text")
+    return value
+
+
+def _is_missing(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value == [] or (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,47 @@
+"""From a DatasetSource to the file or the Hub that holds its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from merlina.data.files import Row, detect_format, read_rows
+from merlina.data.hub import read_hub_rows
+from merlina.errors import ForbiddenError, NotFoundError
+from merlina.schemas.datasets import DatasetSource
+
+
+def resolve_file(source: DatasetSource, uploads_dir: Path, allowed_roots: Sequence[Path]) -> Path | None:
+    """The file to read; None for the Hub.
+
+    Raises ForbiddenError for a path outside `allowed_roots` (symbolic links resolved), NotFoundError where nothing is.
+    """
+    if source.source_type == "upload":
+        return _uploaded_file(str(source.dataset_id), uploads_dir)
+    if source.source_type == "local_file":
+        return _local_file(str(source.file_path), allowed_roots)
+    return None
+
+
+def open_rows(source: DatasetSource, file: Path | None, token: str | None) -> Iterator[Row]:
+    """Rows of the resolved source."""
+    if file is None:
+        return read_hub_rows(str(source.repo_id), source.split, token)
+    return read_rows(file, source.file_format or detect_format(file))
+
+
+def _uploaded_file(dataset_id: str, uploads_dir: Path) -> Path:
+    found = list((uploads_dir / dataset_id).glob("rows.*"))
+    if not found:
+        raise NotFoundError(f"There is no upload {dataset_id!r}; GET /dataset/uploads lists them")
+    return found[0]
+
+
+def _local_file(file_path: str, allowed_roots: Sequence[Path]) -> Path:
+    path = Path(file_path).expanduser().resolve()
+    if not any(path.is_relative_to(root) for root in allowed_roots):
+        roots = ", ".join(map(str, allowed_roots))
+        raise ForbiddenError(f"file_path {file_path!r} lies outside the folders this server may read ({roots})")
+    if not path.is_file():
+        raise NotFoundError(f"There is no file {file_path!r} on the server's machine")
+    return path

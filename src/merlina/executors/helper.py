@@ -1,0 +1,123 @@
+"""The caller of the helper process: started on first need, asked one thing at a time, let go when idle."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from merlina import errors
+from merlina.errors import HelperError, MerlinaError
+
+_TIMEOUT_SECONDS = 180.0
+
+
+class Helper:
+    """A process of `python -m merlina.worker.helper`. Calls come from any thread and wait for each other."""
+
+    def __init__(self, idle_seconds: float) -> None:
+        self._idle_seconds = idle_seconds
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count(1)
+        self._idle_timer: threading.Timer | None = None
+
+    def call(self, operation: str, *, timeout: float = _TIMEOUT_SECONDS, **arguments: Any) -> Any:
+        """The operation's result. What went wrong there is raised here, as the same error of our tree.
+
+        Raises HelperError where the helper dies or takes longer than `timeout` seconds; the next call starts another.
+        """
+        with self._lock:
+            self._cancel_timer()
+            try:
+                return self._ask(operation, arguments, time.monotonic() + timeout)
+            finally:
+                self._start_timer()
+
+    def close(self) -> None:
+        """Ends the process, if there is one."""
+        with self._lock:
+            self._cancel_timer()
+            self._end()
+
+    @property
+    def pid(self) -> int | None:
+        """The helper's process, while there is one."""
+        process = self._process
+        return process.pid if process and process.poll() is None else None
+
+    def _ask(self, operation: str, arguments: dict[str, Any], deadline: float) -> Any:
+        process = self._running()
+        number = next(self._numbers)
+        request = json.dumps({"id": number, "op": operation, "args": arguments}) + "\n"
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(request.encode())
+            process.stdin.flush()
+        answer = json.loads(self._read_line(process, operation, deadline))
+        assert answer["id"] == number
+        if "error" in answer:
+            raise _as_error(answer["error"])
+        return answer["result"]
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "merlina.worker.helper"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,
+            )
+        return self._process
+
+    def _read_line(self, process: subprocess.Popen[bytes], operation: str, deadline: float) -> bytes:
+        assert process.stdout is not None
+        line = b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not line.endswith(b"\n"):
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    self._end()
+                    raise HelperError(f"{operation} took too long, so the helper process was ended; try again")
+                chunk = os.read(process.stdout.fileno(), 1 << 16)
+                if not chunk:
+                    code = process.wait()
+                    raise HelperError(f"The helper process died (exit code {code}) during {operation}; try again")
+                line += chunk
+        return line
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def _start_timer(self) -> None:
+        self._idle_timer = threading.Timer(self._idle_seconds, self.close)
+        self._idle_timer.daemon = True
+        self._idle_timer.start()
+
+    def _cancel_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+
+def _as_error(error: dict[str, str]) -> MerlinaError:
+    kind = getattr(errors, error["kind"], HelperError)
+    known = isinstance(kind, type) and issubclass(kind, MerlinaError)
+    return kind(error["message"]) if known else HelperError(error["message"])

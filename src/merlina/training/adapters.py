@@ -1,0 +1,56 @@
+"""What of the model is trained: low-rank adapters (LoRA, arXiv 2106.09685) on a frozen model, or all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from torch import nn
+from transformers import PreTrainedModel
+
+from merlina.errors import ModelError
+from merlina.schemas.training import TrainingConfig
+
+
+@dataclass
+class Trainable:
+    """The model with its trained weights in float32, and what of `target_modules` it doesn't have."""
+
+    model: nn.Module
+    missing_targets: list[str] = field(default_factory=list)
+
+
+def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
+    """Raises ModelError where none of `target_modules` is there."""
+    if config.use_4bit:
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if not config.use_lora:
+        return Trainable(model.float() if model.dtype == torch.float16 else model)
+    present, missing = _match_targets(model, config.target_modules)
+    adapted: Any = get_peft_model(model, _lora(config, present))
+    return Trainable(adapted, missing)
+
+
+def _lora(config: TrainingConfig, targets: list[str]) -> LoraConfig:
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+    )
+
+
+def _match_targets(model: PreTrainedModel, wanted: list[str]) -> tuple[list[str], list[str]]:
+    names = {name for name, _ in model.named_modules()}
+    present = [target for target in wanted if any(name == target or name.endswith(f".{target}") for name in names)]
+    if present:
+        return present, [target for target in wanted if target not in present]
+    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    raise ModelError(
+        f"target_modules: the model has no layers named {', '.join(wanted)}; it has {', '.join(sorted(linear))}"
+    )

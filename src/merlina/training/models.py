@@ -1,0 +1,151 @@
+"""The base model and its tokenizer: from a Hub id, a local folder or a `.gguf` file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+
+from merlina.errors import ModelError
+from merlina.schemas.training import AttentionImplementation, Dtype
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and how it is held. `scratch` is a folder for what must be converted first."""
+
+    base_model: str
+    dtype: Dtype
+    use_4bit: bool
+    attn_implementation: AttentionImplementation
+    scratch: Path
+    token: str | None = None
+    trust_remote_code: bool = False
+
+
+def training_device() -> torch.device:
+    """The device this process trains on."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """What `dtype` means here: auto is bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
+    if dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if dtype == "float16" and device.type != "cuda":
+        raise ModelError("dtype: float16 needs a GPU; use float32 or bfloat16 on this machine")
+    chosen: torch.dtype = getattr(torch, dtype)
+    return chosen
+
+
+def load_tokenizer(base_model: str, token: str | None, trust_remote_code: bool = False) -> Any:
+    """transformers' tokenizer, with a pad token. Raises ModelError."""
+    with _readable_errors(base_model):
+        name, file = _split_gguf(base_model)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, token=token, trust_remote_code=trust_remote_code, **({"gguf_file": file} if file else {})
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(f"The tokenizer of {base_model!r} has neither a pad nor an end token")
+    return tokenizer
+
+
+def load_model(spec: ModelSpec) -> PreTrainedModel:
+    """The model on its device, its weights in the dtype asked for or as 4-bit NF4. Raises ModelError."""
+    device = training_device()
+    dtype = compute_dtype(spec.dtype, device)
+    base = spec.base_model
+    if spec.use_4bit and _split_gguf(base)[1]:
+        base = str(_convert_gguf(spec, dtype))
+    with _readable_errors(base):
+        name, file = _split_gguf(base)
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            token=spec.token,
+            trust_remote_code=spec.trust_remote_code,
+            attn_implementation=_attention(spec.attn_implementation, device),
+            **({"gguf_file": file} if file else {}),
+            **({"quantization_config": _nf4(dtype), "device_map": {"": device}} if spec.use_4bit else {}),
+        )
+    if file:
+        _forget_quantization(model)
+    model.config.use_cache = False
+    return model if spec.use_4bit else model.to(device)
+
+
+def _split_gguf(base_model: str) -> tuple[str, str | None]:
+    """A `.gguf` path as folder and file name; anything else with no file."""
+    path = Path(base_model).expanduser()
+    if base_model.lower().endswith(".gguf"):
+        return str(path.parent), path.name
+    return (str(path) if path.is_dir() else base_model), None
+
+
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _attention(wanted: AttentionImplementation, device: torch.device) -> str:
+    flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    if wanted == "flash_attention_2" and not flash:
+        raise ModelError("attn_implementation: flash_attention_2 needs a GPU and the package flash-attn; use auto")
+    if wanted == "auto":
+        return "flash_attention_2" if flash else "sdpa"
+    return wanted
+
+
+def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
+    """The GGUF's weights as a safetensors folder, which 4-bit loading needs."""
+    folder, file = _split_gguf(spec.base_model)
+    target = spec.scratch / "converted"
+    with _readable_errors(spec.base_model):
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype)
+        _forget_quantization(model)
+        model.save_pretrained(target)
+    return target
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """A GGUF is unpacked while it is read; the mark it leaves would keep the model from being saved."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    model.hf_quantizer = None
+
+
+@contextlib.contextmanager
+def _readable_errors(base_model: str) -> Iterator[None]:
+    """Turns what the libraries raise into one sentence about this model."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{base_model!r} is gated: accept its terms on the Hub and give that account's hf_token"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"There is no model {base_model!r} on the Hub; if it is private, give a hf_token") from error
+    except torch.OutOfMemoryError:
+        raise
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"The files of {base_model!r} are damaged: {error}") from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(f"{base_model!r} can't be loaded: {str(error).strip().splitlines()[0]}") from error

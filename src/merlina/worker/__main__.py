@@ -1,0 +1,56 @@
+"""`python -m merlina.worker RUN_FOLDER --lock-fd N`: what the executor starts.
+
+Before anything heavy is imported, the worker names itself in its lock file, sets its signal handlers and writes its
+first event, so that from then on it can be found, stopped and buried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+from setproctitle import setproctitle
+
+from merlina.runs import EventLog, RunFolder
+from merlina.worker.stop import StopRequest
+
+_NAMED_VERSIONS = ("merlina", "torch", "transformers", "peft")
+
+
+def main() -> int:
+    arguments = _arguments()
+    os.umask(0o077)
+    os.set_inheritable(arguments.lock_fd, False)
+    folder = RunFolder(arguments.folder)
+    order = folder.read_order()
+    setproctitle(f"merlina worker {order.job_id} {folder.path}")
+    stop = StopRequest(folder.stop_file)
+    _name_myself(arguments.lock_fd)
+    log = EventLog(folder.events_file)
+    versions = {name: version(name) for name in _NAMED_VERSIONS}
+    log.append("started", durable=True, attempt=order.attempt, pid=os.getpid(), versions=versions)
+
+    from merlina.worker.run import run
+
+    return run(folder, order, log, stop)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m merlina.worker")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--lock-fd", type=int, required=True)
+    return parser.parse_args()
+
+
+def _name_myself(lock: int) -> None:
+    me = psutil.Process()
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{me.pid} {me.create_time()}".encode(), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""The training's figures and notes as events of the run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from merlina.runs import EventLog
+from merlina.schemas.jobs import EndState, JobState
+from merlina.worker.stop import StopRequest
+
+_PROGRESS_SECONDS = 0.1
+
+
+class EventReporter:
+    """A training Reporter that writes to the event log; also the stages' own voice."""
+
+    def __init__(self, log: EventLog, stop: StopRequest) -> None:
+        self._log = log
+        self._stop = stop
+        self._progress_at = 0.0
+        self._first: dict[str, float] = {}
+        self._last: dict[str, float] = {}
+
+    def state(self, state: JobState, output_dir: str | None = None) -> None:
+        self._log.append("state", durable=True, state=state, output_dir=output_dir)
+
+    def resumed(self, step: int) -> None:
+        self._log.append("resumed", durable=True, step=step)
+
+    def progress(self, step: int, total_steps: int) -> None:
+        now = time.monotonic()
+        if now - self._progress_at >= _PROGRESS_SECONDS or step in (0, total_steps):
+            self._progress_at = now
+            self._log.append("progress", step=step, total_steps=total_steps)
+
+    def metrics(self, step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            self._first.setdefault(name, value)
+        self._last |= figures
+        self._log.append("metrics", step=step, metrics=figures)
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        self._log.append("checkpoint", durable=True, step=step, path=str(path))
+
+    def note(self, level: str, message: str) -> None:
+        self._log.append("log", level=level, message=message)
+
+    def link(self, wandb_url: str) -> None:
+        self._log.append("link", wandb_url=wandb_url)
+
+    def end(self, state: EndState, **fields: Any) -> None:
+        self._log.append("ended", durable=True, state=state, **fields)
+
+    def should_stop(self) -> bool:
+        return self._stop.is_set()
+
+    def final_metrics(self) -> dict[str, float]:
+        """The last figure of each kind, and of evaluations the first as well."""
+        final = {f"final_{name}": value for name, value in self._last.items() if name != "epoch"}
+        initial = {f"initial_{name}": value for name, value in self._first.items() if name.startswith("eval_")}
+        return {**initial, **final}

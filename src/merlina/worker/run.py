@@ -1,0 +1,78 @@
+"""The stages of a run in order, and the one place where whatever goes wrong becomes the run's last event."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import sys
+import traceback
+from pathlib import Path
+
+import torch
+
+from merlina.errors import MerlinaError
+from merlina.runs import EventLog, RunFolder, RunOrder
+from merlina.worker.publishing import publish
+from merlina.worker.reporting import EventReporter
+from merlina.worker.saving import save_model
+from merlina.worker.stages import Stages, StoppedEarly
+from merlina.worker.stop import StopRequest
+
+_FAILED = 1
+
+
+def run(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) -> int:
+    """Runs an order to its end and returns the process's exit code. The log's last line says how it went."""
+    reporter = EventReporter(log, stop)
+    try:
+        _run_stages(Stages(folder, order, reporter))
+    except StoppedEarly:
+        reporter.note("info", "Stopped before training began; there is nothing to save")
+        reporter.end("stopped")
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        reporter.end("failed", error=_in_words(error, folder))
+        return _FAILED
+    return 0
+
+
+def _run_stages(stages: Stages) -> None:
+    order, folder, reporter = stages.order, stages.folder, stages.reporter
+    reporter.state("loading_model")
+    loaded = stages.load_model()
+    reporter.state("loading_dataset")
+    data = stages.load_data(loaded.tokenizer)
+    reporter.state("training")
+    trained = stages.train(loaded, data)
+    reporter.state("saving")
+    final_metrics = reporter.final_metrics()
+    output_dir = Path(order.output_dir)
+    save_model(trained, loaded.tokenizer, order, data, final_metrics, reporter)
+    if stages.was_stopped:
+        reporter.end("stopped", output_dir=str(output_dir), final_metrics=final_metrics)
+        return
+    if order.config.push_to_hub:
+        reporter.state("uploading", output_dir=str(output_dir))
+        publish(trained, loaded.tokenizer, output_dir, order.config, reporter)
+    shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
+    reporter.end("completed", output_dir=str(output_dir), final_metrics=final_metrics)
+
+
+def _in_words(error: Exception, folder: RunFolder) -> str:
+    """What happened and what to do about it."""
+    if isinstance(error, MerlinaError):
+        return error.message
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        place = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
+        return (
+            f"The run needs more {place} than there is. In order of effect: use_4bit, gradient_checkpointing, "
+            "a smaller batch_size (with more gradient_accumulation_steps), a smaller max_length, a smaller lora_r"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"The disk is full: no room to write {error.filename or folder.path}. Free some space, then resume or retry"
+        )
+    if isinstance(error, PermissionError):
+        return f"{error.filename} can't be written to: {error.strerror}"
+    first_line = next(iter(str(error).strip().splitlines()), "no message")
+    return f"Unexpected {type(error).__name__}: {first_line}. The traceback is in {folder.log_file}"

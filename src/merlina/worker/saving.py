@@ -1,0 +1,89 @@
+"""The finished model into its folder: written beside, then renamed, so that there is never half of one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from merlina.runs import RunOrder
+from merlina.worker.model_card import model_card
+from merlina.worker.reporting import EventReporter
+from merlina.worker.stages import TrainingData
+from merlina.worker.templates import TEMPLATES
+
+CONFIG_FILE = "merlina.json"
+
+
+def save_model(
+    model: nn.Module,
+    tokenizer: Any,
+    order: RunOrder,
+    data: TrainingData,
+    final_metrics: dict[str, float],
+    reporter: EventReporter,
+) -> None:
+    """Weights, tokenizer, configuration and model card into `order.output_dir`.
+
+    What was there before is kept beside it as `<name>.before-<job id>`.
+    """
+    target = Path(order.output_dir)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{order.job_id}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        _write(beside, model, tokenizer, order, model_card(order, data, final_metrics))
+        _sync_all(beside)
+        _swap(beside, target, order.job_id, reporter)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    reporter.note("info", f"The model is in {target}")
+
+
+def _write(folder: Path, model: Any, tokenizer: Any, order: RunOrder, card: str) -> None:
+    folder.mkdir(mode=0o755)
+    model.save_pretrained(folder)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = TEMPLATES.get(order.config.dataset.format.format_type)
+    tokenizer.save_pretrained(folder)
+    (folder / CONFIG_FILE).write_text(order.config.without_secrets().model_dump_json(indent=2) + "\n")
+    (folder / "README.md").write_text(card)
+    # A run works with files for its owner only; a finished model is for whoever may read the models folder.
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _swap(beside: Path, target: Path, job_id: str, reporter: EventReporter) -> None:
+    if target.exists():
+        kept = _free_name(target.with_name(f"{target.name}.before-{job_id}"))
+        os.rename(target, kept)
+        reporter.note("warning", f"{target} was there already; it is kept as {kept}")
+    os.rename(beside, target)
+    _sync(target.parent)
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    candidate = path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,190 @@
+"""What a run does until its model is trained: load the model, load the data, train."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import set_seed
+
+from merlina.data.dataset import LoadedPairs, load_pairs, split_pairs
+from merlina.data.formats import Formatter, formatter
+from merlina.data.pairs import Pair
+from merlina.errors import DataError, TrainingError
+from merlina.runs import RunFolder, RunOrder
+from merlina.training import checkpoints
+from merlina.training.adapters import make_trainable
+from merlina.training.loop import PreferenceTrainer
+from merlina.training.models import ModelSpec, compute_dtype, load_model, load_tokenizer, training_device
+from merlina.training.tokens import Cut, TokenPair, encode_pair
+from merlina.worker.reporting import EventReporter
+from merlina.worker.templates import TokenizerTemplate
+from merlina.worker.wandb_link import follow_with_wandb
+
+_SKIPPED_SHOWN = 10
+
+
+class StoppedEarly(Exception):  # noqa: N818
+    """A stop was asked for before training began."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The model, ready to be trained, with its tokenizer."""
+
+    model: nn.Module
+    tokenizer: Any
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Token ids of all pairs that are trained on, and of those held out."""
+
+    training: list[TokenPair]
+    held_out: list[TokenPair]
+
+
+class Stages:
+    """One attempt at one run."""
+
+    def __init__(self, folder: RunFolder, order: RunOrder, reporter: EventReporter) -> None:
+        self.folder = folder
+        self.order = order
+        self.reporter = reporter
+        self.was_stopped = False
+        self._token = os.environ.get("HF_TOKEN")
+
+    def load_model(self) -> LoadedModel:
+        config = self.order.config
+        set_seed(config.seed)
+        tokenizer = load_tokenizer(config.base_model, self._token, self.order.trust_remote_code)
+        spec = ModelSpec(
+            base_model=config.base_model,
+            dtype=config.dtype,
+            use_4bit=config.use_4bit,
+            attn_implementation=config.attn_implementation,
+            scratch=self.folder.path,
+            token=self._token,
+            trust_remote_code=self.order.trust_remote_code,
+        )
+        trainable = make_trainable(load_model(spec), config)
+        if trainable.missing_targets:
+            missing = ", ".join(trainable.missing_targets)
+            self.reporter.note(
+                "warning", f"target_modules: the model has no layers named {missing}; the others are trained"
+            )
+        dtype = compute_dtype(config.dtype, training_device())
+        self._say_what_is_trained(trainable.model, dtype)
+        self._leave_if_stopped()
+        return LoadedModel(trainable.model, tokenizer, dtype)
+
+    def load_data(self, tokenizer: Any) -> TrainingData:
+        config = self.order.config
+        dataset = config.dataset
+        file = Path(self.order.dataset_file) if self.order.dataset_file else None
+        own_template = (
+            TokenizerTemplate(tokenizer, config.base_model) if dataset.format.format_type == "tokenizer" else None
+        )
+        loaded = load_pairs(dataset, file, self._token)
+        self._say_what_was_skipped(loaded)
+        training, held_out = split_pairs(loaded.pairs, dataset.test_size, config.seed)
+        render = formatter(dataset.format, own_template)
+        data = TrainingData(
+            training=self._encode(training, render, tokenizer, "training"),
+            held_out=self._encode(held_out, render, tokenizer, "held-out"),
+        )
+        self.reporter.note(
+            "info", f"{len(data.training)} pairs to train on, {len(data.held_out)} held out for evaluation"
+        )
+        self._leave_if_stopped()
+        return data
+
+    def train(self, loaded: LoadedModel, data: TrainingData) -> nn.Module:
+        """Trains to the end or to a stop, and returns the model."""
+        checkpoint = self._checkpoint_to_resume()
+        set_seed(self.order.config.seed)
+        with follow_with_wandb(self.order.config, self.order.job_id, self.reporter) as reporter:
+            trainer = PreferenceTrainer(
+                loaded.model,
+                self.order.config,
+                training=data.training,
+                held_out=data.held_out,
+                pad_id=loaded.tokenizer.pad_token_id,
+                dtype=loaded.dtype,
+                folder=self.folder.checkpoints_dir,
+                reporter=reporter,
+                resuming=checkpoint is not None,
+            )
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.was_stopped = trainer.state.global_step < trainer.state.max_steps
+        return loaded.model
+
+    def _checkpoint_to_resume(self) -> Path | None:
+        if not self.order.resume:
+            return None
+        checkpoints.remove_torn(self.folder.checkpoints_dir)
+        checkpoint = checkpoints.latest(self.folder.checkpoints_dir)
+        step = checkpoints.step_of(checkpoint) if checkpoint else 0
+        self.reporter.resumed(step)
+        if checkpoint is None:
+            self.reporter.note("warning", "There is no whole checkpoint to go on from: beginning anew")
+        return checkpoint
+
+    def _encode(self, pairs: list[Pair], render: Formatter, tokenizer: Any, name: str) -> list[TokenPair]:
+        config = self.order.config
+        encoded: list[TokenPair] = []
+        cuts: list[Cut] = []
+        for pair in pairs:
+            text = render(pair)
+            tokens, cut = encode_pair(
+                tokenizer,
+                text.prompt,
+                text.chosen,
+                text.rejected,
+                max_length=config.max_length,
+                max_prompt_length=config.max_prompt_length,
+            )
+            if not tokens.prompt:
+                raise DataError("A prompt has no tokens at all in this format; choose another format")
+            encoded.append(tokens)
+            cuts += [cut] if cut else []
+        self._say_what_was_cut(cuts, len(pairs), name)
+        return encoded
+
+    def _leave_if_stopped(self) -> None:
+        if self.reporter.should_stop():
+            raise StoppedEarly
+
+    def _say_what_is_trained(self, model: nn.Module, dtype: torch.dtype) -> None:
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        if trained == 0:
+            raise TrainingError("No weight of the model would be trained; check target_modules and use_lora")
+        held = "4-bit NF4" if self.order.config.use_4bit else str(dtype).removeprefix("torch.")
+        place = training_device().type.upper()
+        self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
+
+    def _say_what_was_skipped(self, loaded: LoadedPairs) -> None:
+        rows = len(loaded.pairs) + len(loaded.skipped)
+        if not loaded.skipped:
+            self.reporter.note("info", f"{rows} rows read, all of them usable")
+            return
+        shown = "; ".join(f"row {row.number}: {row.reason}" for row in loaded.skipped[:_SKIPPED_SHOWN])
+        more = len(loaded.skipped) - _SKIPPED_SHOWN
+        rest = f"; and {more} more" if more > 0 else ""
+        self.reporter.note("warning", f"{len(loaded.skipped)} of {rows} rows can't be used: {shown}{rest}")
+
+    def _say_what_was_cut(self, cuts: list[Cut], pairs: int, name: str) -> None:
+        if not cuts:
+            return
+        prompts = [cut.prompt for cut in cuts if cut.prompt]
+        answers = [length for cut in cuts for length in (cut.chosen, cut.rejected) if length]
+        self.reporter.note(
+            "warning",
+            f"{len(cuts)} of {pairs} {name} pairs are longer than max_length: {len(prompts)} prompts lost "
+            f"{sum(prompts):,} tokens at their beginning, {len(answers)} answers {sum(answers):,} at their end",
+        )

@@ -1,0 +1,22 @@
+"""The wish to end early: a file in the run folder, and a signal so that it is noticed soon."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+
+class StopRequest:
+    """Whether a stop was asked for. Taking it on sets the process's signal handlers."""
+
+    def __init__(self, stop_file: Path) -> None:
+        self._stop_file = stop_file
+        self._signalled = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def is_set(self) -> bool:
+        return self._signalled or self._stop_file.exists()
+
+    def _on_signal(self, _number: int, _frame: object) -> None:
+        self._signalled = True

@@ -1,0 +1,51 @@
+"""Chat templates: the tokenizer's own for formatting, and ours for a tokenizer that comes without one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merlina.data.pairs import Message
+from merlina.errors import ModelError
+from merlina.schemas.datasets import FormatType
+
+_CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_LLAMA3 = (
+    "<|begin_of_text|>{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+_MISTRAL = (
+    "<s>{% set ns = namespace(system='') %}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{% set ns.system = message['content'] + '\n\n' %}"
+    "{% elif message['role'] == 'user' %}[INST] {{ ns.system + message['content'] }} [/INST]{% set ns.system = '' %}"
+    "{% else %} {{ message['content'] }}</s>{% endif %}{% endfor %}"
+)
+# What a model trained in one of our formats should be spoken to with.
+TEMPLATES: dict[FormatType, str] = {"chatml": _CHATML, "qwen3": _CHATML, "llama3": _LLAMA3, "mistral": _MISTRAL}
+
+
+@dataclass(frozen=True)
+class TokenizerTemplate:
+    """A tokenizer's own chat template. Raises ModelError where it has none."""
+
+    tokenizer: Any
+    name: str
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.chat_template:
+            raise ModelError(
+                f"The tokenizer of {self.name!r} has no chat template, which the format 'tokenizer' needs; "
+                "choose another, such as chatml"
+            )
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, enable_thinking: bool) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        text = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking
+        )
+        return str(text)

@@ -1,0 +1,185 @@
+"""A real server in a process of its own, and what tests do with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from merlina.client import Client
+from merlina.runs import RunFolder
+from merlina.schemas.jobs import JobStatus
+
+ENDED = ("completed", "failed", "stopped", "cancelled")
+
+
+def pairs_file(path: Path, rows: int = 40) -> Path:
+    """A small preference set about sums."""
+    with path.open("w") as file:
+        for number in range(rows):
+            row = {
+                "prompt": f"What is {number} plus {number}?",
+                "chosen": f"It is {2 * number}. The runes agree.",
+                "rejected": f"I can't really say what {number} and {number} may add up to.",
+            }
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def training_config(base_model: Path, dataset: Path, output_name: str, **changes: Any) -> dict[str, Any]:
+    """A quick run on the CPU; `changes` go over it."""
+    return {
+        "base_model": str(base_model),
+        "output_name": output_name,
+        "dataset": {"source": {"source_type": "local_file", "file_path": str(dataset)}, "test_size": 0.1},
+        "use_4bit": False,
+        "optimizer_type": "adamw_torch",
+        "learning_rate": 1e-3,
+        "num_epochs": 1,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_length": 128,
+        "max_prompt_length": 64,
+        "lora_r": 8,
+        **changes,
+    }
+
+
+def until(condition: Callable[[], Any], seconds: float = 60, what: str = "the condition") -> Any:
+    """The condition's first true value; fails the test after `seconds`."""
+    give_up_at = time.monotonic() + seconds
+    while time.monotonic() < give_up_at:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    raise AssertionError(f"{what} did not come true within {seconds} s")
+
+
+@dataclass
+class Server:
+    """`merlina serve` on a free port, over a data folder that outlives it."""
+
+    root: Path
+    settings: dict[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+    port: int = 0
+
+    def start(self) -> Server:
+        self.port = self.port or _free_port()
+        # One thread: losses come out the same bit for bit, and several tests' workers share two cores.
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "DATA_DIR": str(self.root / "data"),
+            "MODELS_DIR": str(self.root / "models"),
+            "ALLOWED_PATHS": str(self.root),
+            "HF_HUB_OFFLINE": "1",
+            **self.settings,
+        }
+        with (self.root / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "merlina.cli.main", "serve", "--port", str(self.port)],
+                env=environment,
+                cwd=self.root,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        until(self._answers, 20, "the server's first answer")
+        return self
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> Client:
+        return Client(self.url)
+
+    def http(self, **options: Any) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, **options)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        assert self.process
+        self.process.terminate()
+        return self.process.wait(20)
+
+    def folder(self, job_id: str) -> RunFolder:
+        return RunFolder(self.root / "data" / "runs" / job_id)
+
+    def kill_worker(self, job_id: str, number: int = signal.SIGKILL) -> None:
+        worker = self.folder(job_id).worker()
+        assert worker is not None
+        os.kill(worker.pid, number)
+
+    def end_workers(self) -> None:
+        """Ends whatever still trains, so that no test leaves a process behind."""
+        for path in (self.root / "data" / "runs").glob("*"):
+            folder = RunFolder(path)
+            worker = folder.worker()
+            with folder.locked() as lock:
+                if lock is None and worker is not None:
+                    os.kill(worker.pid, signal.SIGKILL)
+
+    def train(self, config: dict[str, Any], priority: str = "normal") -> str:
+        with self.http() as http:
+            response = http.post("/train", json=config, params={"priority": priority})
+        assert response.status_code == 200, response.text
+        return str(response.json()["job_id"])
+
+    def status(self, job_id: str) -> JobStatus:
+        with self.client() as client:
+            return client.status(job_id)
+
+    def until_step(self, job_id: str, step: int, seconds: float = 60) -> JobStatus:
+        def reached() -> JobStatus | None:
+            status = self.status(job_id)
+            assert status.status not in ENDED, status
+            return status if (status.current_step or 0) >= step else None
+
+        return until(reached, seconds, f"step {step} of {job_id}")
+
+    def until_ended(self, job_id: str, seconds: float = 90) -> JobStatus:
+        def ended() -> JobStatus | None:
+            status = self.status(job_id)
+            return status if status.status in ENDED else None
+
+        return until(ended, seconds, f"the end of {job_id}")
+
+    def losses(self, job_id: str) -> dict[int, float | None]:
+        """Loss by step; fails where a step is recorded twice."""
+        with self.client() as client:
+            rows = client.metrics(job_id).metrics
+        steps = [row.step for row in rows]
+        assert steps == sorted(set(steps)), steps
+        return {row.step: row.loss for row in rows if row.loss is not None}
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, (self.root / "server.log").read_text()
+        try:
+            return httpx.get(f"{self.url}/health", timeout=1).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,150 @@
+"""Nothing is lost, whatever is killed: server, worker, both; and a stop stops."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Server, until
+
+Config = Callable[..., dict[str, Any]]
+NewServer = Callable[..., Server]
+
+# Long enough to be hit in the middle.
+LONG = {"max_steps": 120, "save_steps": 20, "eval_steps": 60}
+
+
+def test_a_run_outlives_its_server_and_no_step_is_lost_or_counted_twice(new_server: NewServer, config: Config) -> None:
+    server = new_server()
+    running = server.train(config(server, "outlives", **LONG))
+    waiting = server.train(config(server, "waits", max_steps=3))
+    server.until_step(running, 10)
+    server.kill()
+    at_kill = server.folder(running).events_file.stat().st_size
+    until(lambda: server.folder(running).events_file.stat().st_size > at_kill + 2000, what="the run's going on")
+    server.start()
+    assert server.until_ended(running).status == "completed"
+    assert list(server.losses(running)) == list(range(1, 121))
+    assert server.until_ended(waiting).status == "completed"
+
+
+def test_a_killed_worker_is_noticed_and_its_run_goes_on_exactly_where_its_checkpoint_was(
+    new_server: NewServer, config: Config
+) -> None:
+    server = new_server()
+    uninterrupted = server.train(config(server, "whole", **LONG))
+    assert server.until_ended(uninterrupted).status == "completed"
+
+    job = server.train(config(server, "interrupted", **LONG))
+    server.until_step(job, 50)
+    server.kill_worker(job)
+    failed = until(lambda: (s := server.status(job)).status == "failed" and s, 5, "the death's being noticed")
+    assert "SIGKILL" in failed.error
+    assert f"/jobs/{job}/resume" in failed.error
+    assert failed.last_checkpoint >= 40
+
+    with server.client() as client:
+        client.resume(job)
+    ended = server.until_ended(job)
+    assert (ended.status, ended.attempt, ended.error) == ("completed", 2, None)
+    assert server.losses(job) == server.losses(uninterrupted)
+
+
+def test_a_worker_killed_while_the_server_is_away_is_found_dead_on_its_return(
+    new_server: NewServer, config: Config
+) -> None:
+    server = new_server()
+    job = server.train(config(server, "both", **LONG))
+    server.until_step(job, 25)
+    server.kill()
+    server.kill_worker(job)
+    server.start()
+    failed = server.until_ended(job, 10)
+    assert failed.status == "failed"
+    assert "while the server was away" in failed.error
+
+
+def test_a_stop_saves_what_there_is_and_a_resume_finishes_it(new_server: NewServer, config: Config) -> None:
+    server = new_server()
+    job = server.train(config(server, "stopped", **{**LONG, "save_steps": 0}))
+    server.until_step(job, 15)
+    with server.client() as client:
+        answer = client.stop(job)
+        assert (answer.status, answer.was_queued) == ("success", False)
+        stopped = server.until_ended(job, 20)
+        assert stopped.status == "stopped"
+        assert stopped.current_step < 120
+        assert _is_loadable(Path(stopped.output_dir), server)
+        again = client.stop(job)
+        assert (again.status, again.was_queued) == ("warning", False)
+        client.resume(job)
+    ended = server.until_ended(job)
+    assert ended.status == "completed"
+    assert list(server.losses(job)) == list(range(1, 121))
+
+
+def test_a_worker_that_does_not_obey_is_killed_after_the_grace(new_server: NewServer, config: Config) -> None:
+    server = new_server(STOP_GRACE_SECONDS="1")
+    job = server.train(config(server, "stubborn", **LONG))
+    server.until_step(job, 5)
+    server.kill_worker(job, signal.SIGSTOP)  # it can't obey any more
+    with server.client() as client:
+        client.stop(job)
+    stopped = server.until_ended(job, 10)
+    assert stopped.status == "stopped"
+    assert "was killed" in stopped.error
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_never_runs(new_server: NewServer, config: Config) -> None:
+    server = new_server()
+    running = server.train(config(server, "first", **LONG))
+    waiting = server.train(config(server, "second"))
+    with server.client() as client:
+        answer = client.stop(waiting)
+        assert (answer.status, answer.was_queued) == ("success", True)
+        assert client.status(waiting).status == "cancelled"
+        server.until_step(running, 1)
+        client.stop(running)
+        server.until_ended(running)
+        last = server.train(config(server, "third", max_steps=1))
+        server.until_ended(last)
+        assert client.status(waiting).status == "cancelled"
+    assert not server.folder(waiting).events_file.exists()
+
+
+def test_a_running_job_is_deleted_after_it_saved_what_it_has(new_server: NewServer, config: Config) -> None:
+    server = new_server()
+    job = server.train(config(server, "deleted", **LONG))
+    server.until_step(job, 5)
+    with server.client() as client:
+        client.delete(job)
+        assert job not in client.jobs()
+        until(lambda: not server.folder(job).path.exists(), 30, "the run folder's removal")
+        assert client.stats().database.total_metrics == 0
+    assert (server.root / "models" / "deleted" / "adapter_model.safetensors").exists()
+
+
+def test_two_servers_never_share_a_data_folder(new_server: NewServer) -> None:
+    first = new_server()
+    second = Server(first.root)
+    with pytest.raises(AssertionError, match="Another Merlina server uses"):
+        second.start()
+
+
+def _is_loadable(adapter: Path, server: Server) -> bool:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = AutoModelForCausalLM.from_pretrained(_base_model(adapter))
+    model = PeftModel.from_pretrained(base, adapter)
+    return bool(model.peft_config) and bool(AutoTokenizer.from_pretrained(adapter).chat_template)
+
+
+def _base_model(adapter: Path) -> str:
+    import json
+
+    return str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
