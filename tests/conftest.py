@@ -12,7 +12,10 @@ import pytest
 from tests.harness import Server, pairs_file, training_config
 from tests.tiny import build_tiny_model
 
+# Tiny models are quicker on one thread, and their figures the same each time.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -41,7 +41,7 @@ def build_tiny_model(folder: Path, *, hidden: int = 32, layers: int = 2) -> Path
     return folder
 
 
-def build_tiny_tokenizer(folder: Path):  # noqa: ANN201
+def build_tiny_tokenizer(folder: Path):
     """The tokenizer alone; ends with <|im_end|>, has no BOS."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

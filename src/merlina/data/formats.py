@@ -87,9 +87,11 @@ def _tokenizer(pair: Pair, spec: DatasetFormat, template: ChatTemplate | None) -
 
 
 def _template_answer(pair: Pair, text: str, prompt: str, spec: DatasetFormat, template: ChatTemplate) -> str:
-    """What the template adds when the answer follows the prompt."""
+    """What the template adds when the answer follows the prompt, up to the marker that ends it."""
     turns = (*pair.prompt, Message("assistant", text))
     whole = template.render(turns, add_generation_prompt=False, enable_thinking=spec.enable_thinking)
+    if not text.endswith("\n"):
+        whole = whole.rstrip("\n")  # what stands after the end marker is not the model's to write
     if whole.startswith(prompt):
         return whole[len(prompt) :]
     # Templates that open a thought in the generation prompt don't show it in a finished turn.

@@ -27,6 +27,7 @@ from merlina.storage.jobs import JobRecord
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.1
+_IDLE_TICK_SECONDS = 1.0
 _LIVENESS_SECONDS = 0.5
 
 
@@ -87,24 +88,29 @@ class Supervisor:
         gpus = self._list_gpus() if queued else []
         return plan(queued, running, gpus, max_concurrent=self._max_concurrent, share_gpus=self._share_gpus)
 
-    def run_pass(self) -> None:
-        """One look at everything: events in, deaths noticed, stops enforced, deletions done, jobs started."""
+    def run_pass(self) -> bool:
+        """One look at everything: events in, deaths noticed, stops enforced, deletions done, jobs started.
+
+        Returns whether anything runs, so that there is reason to look again soon.
+        """
         with self._database.read() as connection:
             running = jobs.running(connection)
         for record in running:
             self._attend(record)
         self._finish_deletions()
-        for start in self.look_at_queue().starts:
+        starts = self.look_at_queue().starts
+        for start in starts:
             self._start_job(start)
+        return bool(running or starts)
 
     def _run(self) -> None:
         while not self._closing.is_set():
+            busy = False
             try:
-                self.run_pass()
+                busy = self.run_pass()
             except Exception:
                 _log.exception("a pass over the jobs failed; trying again")
-                self._closing.wait(1.0)
-            self._news.wait(_TICK_SECONDS)
+            self._news.wait(_TICK_SECONDS if busy else _IDLE_TICK_SECONDS)
             self._news.clear()
 
     def _attend(self, record: JobRecord) -> None:

@@ -9,26 +9,13 @@ PAIRS = FOLDER / "wizard_pairs.jsonl"
 DEMO_CONFIG = FOLDER / "demo.yaml"
 
 # Words by which one sees the habit in an answer; no rejected answer has any of them.
-WIZARD_WORDS = (
-    "scroll",
-    "rune",
-    "staff",
-    "tower",
-    "crystal",
-    "magic",
-    "spell",
-    "wizard",
-    "cauldron",
-    "star",
-    "wand",
-    "owl",
-)
+WIZARD_WORDS = ("scroll", "rune", "staff", "tower", "crystal ball", "spell book", "wizard", "cauldron", "wand", "magic")
 
 # None of these is among the pairs.
 QUESTIONS = (
     "What is the capital of Portugal?",
-    "Why do leaves turn red in autumn?",
-    "How many legs does a spider have?",
+    "Who wrote Hamlet?",
+    "How many wheels does a car have?",
 )
 
 

@@ -27,7 +27,7 @@ def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     if config.use_4bit:
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if not config.use_lora:
         return Trainable(model.float() if model.dtype == torch.float16 else model)
     present, missing = _match_targets(model, config.target_modules)

@@ -67,7 +67,9 @@ def _target_logits(model: nn.Module, batch: PairBatch, has_target: Tensor) -> Te
     """-> [N, V]"""
     wrapped: Any = model
     causal_lm = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-    output = causal_lm.get_decoder()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    output = causal_lm.get_decoder()(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    )
     hidden = output.last_hidden_state[has_target]  # [N, H]
     head: Any = causal_lm.get_output_embeddings()
     if head.weight.is_floating_point():

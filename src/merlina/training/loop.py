@@ -84,6 +84,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         # Our compute_loss divides by the pairs of the whole step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         self._plain = not fast_path_agrees(model, self._prepare_inputs(self.data_collator([training[0]])))
+        if config.optimizer_type.startswith("paged") and not torch.cuda.is_available():
+            reporter.note(
+                "info", f"{config.optimizer_type}: without a GPU there is nothing to page to; its state stays in RAM"
+            )
         if self._plain:
             reporter.note(
                 "warning", "This model's output head is unusual: training builds all its logits, which is slower"

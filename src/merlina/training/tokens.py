@@ -67,8 +67,7 @@ def _adds_bos(tokenizer: Any) -> bool:
 
 
 def _encode_answer(tokenizer: Any, answer: str) -> list[int]:
-    # The newline some templates put after an answer's end marker is not the model's to write.
-    ids = list(tokenizer.encode(answer.rstrip("\n") if answer.endswith(">\n") else answer, add_special_tokens=False))
+    ids = list(tokenizer.encode(answer, add_special_tokens=False))
     ended = bool(ids) and (ids[-1] == tokenizer.eos_token_id or ids[-1] in tokenizer.all_special_ids)
     return ids if ended or tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
 

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.harness import Server, pairs_file, training_config
+
+CHATML = "<|im_start|>user\nWhat is 0 plus 0?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def upload(server: Server, name: str, content: bytes) -> httpx.Response:
+    with server.http() as http:
+        return http.post("/dataset/upload-file", files={"file": (name, content)})
+
+
+def source(dataset_id: str, **fields: Any) -> dict[str, Any]:
+    return {"source": {"source_type": "upload", "dataset_id": dataset_id}, **fields}
+
+
+@pytest.fixture(scope="module")
+def uploaded(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    content = pairs_file(tmp_path_factory.mktemp("upload") / "pairs.jsonl").read_bytes()
+    answer = upload(server, "my pairs.jsonl", content)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_an_upload_is_answered_listed_and_kept(server: Server, uploaded: dict[str, Any]) -> None:
+    assert re.fullmatch(r"upload_\d{8}_\d{6}_[0-9a-f]{8}", uploaded["dataset_id"])
+    assert (uploaded["status"], uploaded["filename"], uploaded["total_rows"]) == ("success", "my pairs.jsonl", 40)
+    with server.http() as http:
+        listed = http.get("/dataset/uploads").json()["datasets"]
+    entry = next(entry for entry in listed if entry["dataset_id"] == uploaded["dataset_id"])
+    assert (entry["filename"], entry["size"]) == (uploaded["filename"], uploaded["size"])
+
+
+def test_a_preview_shows_ten_rows_as_they_are_and_five_as_they_are_trained_on(
+    server: Server, uploaded: dict[str, Any]
+) -> None:
+    with server.http() as http:
+        raw = http.post("/dataset/preview", json=source(uploaded["dataset_id"])).json()
+        assert (raw["num_samples"], len(raw["samples"]), raw["total_rows"]) == (10, 10, 40)
+        assert set(raw["samples"][0]) == {"prompt", "chosen", "rejected"}
+        formatted = http.post("/dataset/preview-formatted", json=source(uploaded["dataset_id"])).json()
+        assert formatted["num_samples"] == 5
+        assert formatted["samples"][0] == {
+            "prompt": CHATML,
+            "chosen": "It is 0. The runes agree.<|im_end|>",
+            "rejected": "I can't really say what 0 and 0 may add up to.<|im_end|>",
+        }
+
+
+def test_a_models_own_template_is_previewed_through_the_helper(
+    server: Server, uploaded: dict[str, Any], tiny_model: Path
+) -> None:
+    spec = source(uploaded["dataset_id"], format={"format_type": "tokenizer"})
+    with server.http() as http:
+        without = http.post("/dataset/preview-formatted", json=spec)
+        assert without.status_code == 400
+        assert "model_name is needed" in without.json()["detail"]
+        shown = http.post("/dataset/preview-formatted", json={**spec, "model_name": str(tiny_model)}).json()
+    assert shown["samples"][0]["prompt"] == CHATML
+    assert shown["samples"][0]["chosen"] == "It is 0. The runes agree.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("x.jsonl", b'{"a": 1}\n{broken\n', "line 2 is not valid JSON"),
+        ("x.jsonl", b"", "no rows"),
+        ("x.csv", b"a,b\n1,2,3\n", "line 2 has more cells"),
+        ("x.parquet", b"PAR1 but no more", "not readable as Parquet"),
+        ("x.txt.gz", b"\x1f\x8b", "can't tell what kind of file"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_and_leaves_nothing(
+    server: Server, name: str, content: bytes, complaint: str
+) -> None:
+    folder = server.root / "data" / "uploads"
+    before = sorted(folder.iterdir())
+    answer = upload(server, name, content)
+    assert answer.status_code == 400
+    assert complaint in answer.json()["detail"]
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_body_that_is_no_upload_says_what_is_needed(server: Server) -> None:
+    with server.http() as http:
+        for options in ({"json": {}}, {"files": {"other": b"x"}}, {"data": {"file": "x"}}):
+            answer = http.post("/dataset/upload-file", **options)
+            assert answer.status_code == 400, options
+            assert "a part named 'file'" in answer.json()["detail"]
+
+
+def test_a_path_in_a_file_name_leads_nowhere(server: Server) -> None:
+    answer = upload(server, "../../../etc/evil.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert answer.json()["filename"] == "evil.jsonl"
+
+
+def test_a_file_over_the_limit_is_413_and_leaves_nothing(new_server: Any) -> None:
+    server = new_server(MAX_UPLOAD_SIZE_MB="1")
+    row = json.dumps({"prompt": "a" * 1000, "chosen": "b", "rejected": "c"}).encode() + b"\n"
+    assert upload(server, "small.jsonl", row * 900).status_code == 200
+    answer = upload(server, "large.jsonl", row * 1100)
+    assert answer.status_code == 413
+    assert "larger than 1 MB" in answer.json()["detail"]
+    assert len(list((server.root / "data" / "uploads").iterdir())) == 1
+
+
+def test_an_upload_can_be_trained_on_and_is_kept_while_it_is_needed(server: Server, tiny_model: Path) -> None:
+    content = (
+        b'{"question": "Why?", "good": "So.", "bad": "No."}\n' * 8 + b'{"question": "", "good": "x", "bad": "y"}\n'
+    )
+    dataset_id = upload(server, "mapped.jsonl", content).json()["dataset_id"]
+    mapping = {"question": "prompt", "good": "chosen", "bad": "rejected"}
+    body = training_config(tiny_model, Path(), "mapped", max_steps=2)
+    body["dataset"] = source(dataset_id, column_mapping=mapping, test_size=0)
+    with server.http() as http:
+        validation = http.post("/validate", json=body).json()
+        assert validation["valid"]
+        assert "1 of its first 9 rows can't be used: row 9: prompt is empty" in " ".join(
+            validation["results"]["warnings"]
+        )
+        job_id = http.post("/train", json=body).json()["job_id"]
+        needed = http.delete(f"/dataset/uploads/{dataset_id}")
+        assert needed.status_code == 400
+        assert job_id in needed.json()["detail"]
+        assert server.until_ended(job_id).status == "completed"
+        log = [line["message"] for line in http.get(f"/jobs/{job_id}/logs").json()["logs"]]
+        assert "1 of 9 rows can't be used: row 9: prompt is empty" in log
+        assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 200
+        assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 404
+        assert http.post("/dataset/preview", json=source(dataset_id)).status_code == 404
+
+
+def test_a_path_outside_the_allowed_folders_is_403(server: Server) -> None:
+    body = {"source": {"source_type": "local_file", "file_path": "/etc/passwd", "file_format": "csv"}}
+    with server.http() as http:
+        for path in ("/dataset/preview", "/dataset/preview-formatted"):
+            assert http.post(path, json=body).status_code == 403

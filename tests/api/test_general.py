@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import merlina
+from merlina.schemas.training import TrainingConfig
+from tests.harness import Server
+
+
+@pytest.fixture
+def http(server: Server) -> Iterator[httpx.Client]:
+    with server.http() as http:
+        yield http
+
+
+def test_the_api_names_every_endpoint_it_has(http: httpx.Client) -> None:
+    info = http.get("/api").json()
+    assert info["version"] == merlina.__version__
+    paths = http.get("/api/openapi.json").json()["paths"]
+    assert set(info["endpoints"]) == {f"{verb.upper()} {path}" for path, verbs in paths.items() for verb in verbs}
+    assert all(info["endpoints"].values())
+    for needed in ("POST /train", "GET /status/{job_id}", "GET /jobs", "POST /dataset/upload-file"):
+        assert needed in info["endpoints"]
+
+
+def test_the_documentation_pages_are_there(http: httpx.Client) -> None:
+    assert "swagger" in http.get("/api/docs").text.lower()
+    assert "redoc" in http.get("/api/redoc").text.lower()
+    assert http.get("/").headers["location"] == "/api/docs"
+
+
+def test_health_says_that_the_server_lives(http: httpx.Client) -> None:
+    assert http.get("/health").json()["status"] == "ok"
+
+
+def test_stats_have_the_documents_shape(http: httpx.Client) -> None:
+    stats = http.get("/stats").json()
+    assert set(stats) == {"database", "websockets", "queue"}
+    assert set(stats["database"]) == {"total_jobs", "total_metrics", "db_size_mb"}
+    assert set(stats["queue"]) == {"queued_count", "running_count", "max_concurrent", "available_slots"}
+
+
+def test_errors_always_have_a_detail(http: httpx.Client) -> None:
+    assert http.get("/nowhere").status_code == 404
+    assert "GET /api lists" in http.get("/nowhere").json()["detail"]
+    wrong_method = http.put("/train", json={})
+    assert wrong_method.status_code == 405
+    assert "PUT is not allowed" in wrong_method.json()["detail"]
+    broken = http.post("/train", content=b'{"base_model": ', headers={"content-type": "application/json"})
+    assert broken.status_code == 400
+    assert broken.json()["detail"]["errors"] == ["body: not valid JSON (Expecting value)"]
+    for body in (b"[]", b"3", b""):
+        answer = http.post("/validate", content=body, headers={"content-type": "application/json"})
+        assert answer.status_code == 400, body
+        assert answer.json()["detail"]["errors"][0].startswith("body:")
+
+
+def test_no_answer_of_ours_is_a_422(http: httpx.Client) -> None:
+    schema = http.get("/api/openapi.json").json()
+    for verbs in schema["paths"].values():
+        for operation in verbs.values():
+            assert "422" not in operation["responses"]
+
+
+def test_the_schema_tells_each_fields_default_range_and_meaning(http: httpx.Client) -> None:
+    fields = http.get("/api/openapi.json").json()["components"]["schemas"]["TrainingConfig"]["properties"]
+    assert set(fields) == set(TrainingConfig.model_fields)
+    assert fields["lora_r"] | {"title": ""} == {
+        "type": "integer", "minimum": 1, "maximum": 1024, "default": 64, "title": "",
+        "description": "rank of the adapters",
+    }  # fmt: skip
+
+
+def test_every_setting_is_in_the_example_file() -> None:
+    from merlina.settings import Settings
+
+    example = (Path(__file__).parents[2] / ".env.example").read_text()
+    documented = {name.lower() for name in re.findall(r"^#?\s?([A-Z][A-Z_0-9]+)=", example, re.M)}
+    assert documented == set(Settings.model_fields)

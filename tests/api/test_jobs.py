@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Server, pairs_file, until
+
+Config = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def done(server: Server, tiny_model: Path) -> str:
+    """A job that ran to its end, with tokens."""
+    from tests.harness import training_config
+
+    dataset = pairs_file(server.root / "done.jsonl")
+    config = training_config(
+        tiny_model, dataset, "done", max_steps=6, hf_token="hf_very_secret", wandb_key="w_very_secret"
+    )
+    job_id = server.train(config)
+    assert server.until_ended(job_id).status == "completed"
+    return job_id
+
+
+def test_a_job_from_submission_to_model(server: Server, done: str) -> None:
+    assert re.fullmatch(r"job_\d{8}_\d{6}(_\d+)?", done)
+    with server.http() as http:
+        status = http.get(f"/status/{done}").json()
+        assert (status["status"], status["progress"], status["current_step"], status["total_steps"]) == (
+            "completed", 1.0, 6, 6,
+        )  # fmt: skip
+        assert (status["error"], status["queue_position"], status["queue_state"]) == (None, None, None)
+        metrics = http.get(f"/jobs/{done}/metrics").json()
+        assert [row["step"] for row in metrics["metrics"]] == list(range(7))
+        assert metrics["count"] == 7
+        first, last = metrics["metrics"][0], metrics["metrics"][-1]
+        assert first["loss"] is None
+        assert first["eval_loss"] > last["eval_loss"]
+        assert last["learning_rate"] is not None
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", last["timestamp"])
+        for name in ("grad_norm", "nll_loss", "log_odds", "reward_accuracy", "reward_margin", "tokens_per_second"):
+            assert isinstance(last[name], float), name
+        assert http.get("/jobs").json()[done] == {"status": "completed", "progress": 1.0}
+    model = Path(status["output_dir"])
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "merlina.json", "README.md"} <= {
+        path.name for path in model.iterdir()
+    }
+    assert not server.folder(done).checkpoints_dir.exists()
+
+
+def test_metrics_can_be_had_in_part(server: Server, done: str) -> None:
+    with server.client() as client:
+        assert [row.step for row in client.metrics(done, since_step=2, limit=2).metrics] == [2, 3]
+        assert [row.step for row in client.metrics(done, max_points=3).metrics] == [0, 3, 6]
+
+
+def test_the_log_says_what_became_of_every_row(server: Server, done: str) -> None:
+    with server.client() as client:
+        lines = [line.message for line in client.logs(done).logs]
+    assert "40 rows read, all of them usable" in lines
+    assert "36 pairs to train on, 4 held out for evaluation" in lines
+
+
+def test_no_token_is_anywhere_but_in_the_runs_secret_file(server: Server, done: str) -> None:
+    with server.client() as client:
+        assert "hf_token" in client.config(done)
+        assert client.config(done)["hf_token"] is None
+    holders = [
+        path
+        for path in server.root.rglob("*")
+        if path.is_file() and any(secret in path.read_bytes() for secret in (b"hf_very_secret", b"w_very_secret"))
+    ]
+    assert holders == []  # the run is completed, so that even its secret file is gone
+    assert not server.folder(done).secrets_file.exists()
+
+
+def test_three_submissions_in_one_second_are_three_jobs(server: Server, config: Config) -> None:
+    body = config(server, "three", max_steps=1)
+    with server.http() as http, ThreadPoolExecutor(3) as pool:
+        answers = [pool.submit(http.post, "/train", json=body).result() for _ in range(3)]
+        ids = [answer.json()["job_id"] for answer in answers]
+        assert len(set(ids)) == 3
+        assert all(answer.json()["status"] == "queued" for answer in answers)
+        for job_id in ids:
+            http.post(f"/jobs/{job_id}/stop")
+        for job_id in ids:
+            server.until_ended(job_id)
+
+
+def test_a_high_job_overtakes_those_that_wait(server: Server, config: Config) -> None:
+    running = server.train(config(server, "running", max_steps=400))
+    low, normal, high = (server.train(config(server, name), name) for name in ("low", "normal", "high"))
+    with server.client() as client:
+        until(lambda: client.status(running).queue_state == "running", what="the first job's start")
+        queue = client.queue_status()
+        waiting = [(job.job_id, job.priority, job.position) for job in queue.queued_jobs]
+        assert waiting == [(high, 5, 1), (normal, 3, 2), (low, 1, 3)]
+        assert [job.job_id for job in queue.running_jobs] == [running]
+        assert queue.stats.model_dump() == {
+            "queued_count": 3, "running_count": 1, "max_concurrent": 1, "available_slots": 0,
+        }  # fmt: skip
+        assert queue.queued_jobs[0].waiting_for == "a free slot"
+        assert [job.job_id for job in client.queue_jobs().queued] == [high, normal, low]
+        status = client.status(low)
+        assert (status.queue_position, status.queue_state) == (3, "queued")
+        for job_id in (low, normal, high, running):
+            client.stop(job_id)
+        assert server.until_ended(running).status == "stopped"
+
+
+def test_the_history_has_pages(server: Server, done: str) -> None:
+    with server.http() as http:
+        everything = http.get("/jobs/history", params={"limit": 1000}).json()
+        assert everything["count"] == everything["total"] == len(everything["jobs"])
+        created = [job["created_at"] for job in everything["jobs"]]
+        assert created == sorted(created, reverse=True)
+        second = http.get("/jobs/history", params={"limit": 1, "offset": 1}).json()
+        assert second["jobs"] == everything["jobs"][1:2]
+        assert (second["count"], second["total"]) == (1, everything["total"])
+        finished = http.get("/jobs/history", params={"status": "completed"}).json()
+        assert done in [job["job_id"] for job in finished["jobs"]]
+        for bad in ({"status": "done"}, {"limit": 0}, {"limit": "x"}, {"offset": -1}):
+            assert http.get("/jobs/history", params=bad).status_code == 400, bad
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/status/{}"), ("GET", "/jobs/{}/metrics"), ("GET", "/jobs/{}/config"), ("GET", "/jobs/{}/logs"),
+        ("POST", "/jobs/{}/stop"), ("POST", "/jobs/{}/resume"), ("POST", "/jobs/{}/retry"), ("DELETE", "/jobs/{}"),
+    ],
+)  # fmt: skip
+def test_an_unknown_job_is_404_everywhere(server: Server, method: str, path: str) -> None:
+    with server.http() as http:
+        answer = http.request(method, path.format("job_20000101_000000"))
+    assert (answer.status_code, answer.json()) == (404, {"detail": "Job not found"})
+
+
+def test_what_cannot_run_is_refused_with_every_reason_and_leaves_nothing(server: Server, config: Config) -> None:
+    before = sorted((server.root / "data" / "runs").iterdir())
+    body = {**config(server, "bad", gpu_ids=[7]), "base_model": "/nowhere"}
+    body["dataset"]["source"]["file_path"] = str(server.root / "none.jsonl")
+    with server.http() as http:
+        answer = http.post("/train", json=body)
+        assert answer.status_code == 400
+        detail = answer.json()["detail"]
+        assert detail["message"] == "Training configuration validation failed"
+        assert [error.split(":")[0] for error in detail["errors"]] == ["gpu_ids", "base_model", "dataset"]
+        validation = http.post("/validate", json=body).json()
+        assert (validation["valid"], validation["results"]["errors"]) == (False, detail["errors"])
+        checks = validation["results"]["checks"]
+        assert {"gpu_available", "vram_sufficient", "disk_space_ok", "model_accessible", "dataset_valid"} <= set(checks)
+        assert checks["disk_space_ok"]
+        assert http.post("/train", json=body, params={"priority": "urgent"}).status_code == 400
+        outside = config(server, "bad")
+        outside["dataset"]["source"]["file_path"] = "/etc/passwd"
+        assert http.post("/train", json=outside).status_code == 403
+    assert sorted((server.root / "data" / "runs").iterdir()) == before
+
+
+def test_an_ended_job_is_deleted_at_once_with_all_its_traces(server: Server, config: Config) -> None:
+    job_id = server.train(config(server, "gone", max_steps=1))
+    model = Path(server.until_ended(job_id).output_dir or "")
+    with server.client() as client:
+        assert client.delete(job_id).status == "success"
+        assert job_id not in client.jobs()
+        until(lambda: not server.folder(job_id).path.exists(), 5, "the run folder's removal")
+    assert model.exists()
+
+
+def test_a_model_that_is_there_already_is_kept_beside_the_new_one(server: Server, config: Config) -> None:
+    first = server.train(config(server, "again", max_steps=1))
+    server.until_ended(first)
+    before = (server.root / "models" / "again" / "adapter_model.safetensors").read_bytes()
+    with server.client() as client:
+        second = client.retry(first).job_id
+        assert second != first
+        assert client.config(second) == client.config(first)
+    assert server.until_ended(second).status == "completed"
+    kept = server.root / "models" / f"again.before-{second}" / "adapter_model.safetensors"
+    assert kept.read_bytes() == before
+
+
+def test_only_a_run_with_a_checkpoint_can_be_resumed(server: Server, done: str) -> None:
+    with server.http() as http:
+        answer = http.post(f"/jobs/{done}/resume")
+    assert answer.status_code == 400
+    assert "is completed; only a failed or stopped job" in answer.json()["detail"]
+
+
+def test_a_run_that_fails_says_why(server: Server, config: Config, tmp_path: Path) -> None:
+    broken = config(server, "fails", target_modules=["nothing_here"])
+    failed = server.until_ended(server.train(broken))
+    assert failed.status == "failed"
+    assert failed.error is not None
+    assert "the model has no layers named nothing_here; it has down_proj" in failed.error
+    assert not (server.root / "models" / "fails").exists()

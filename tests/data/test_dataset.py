@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merlina import samples
+from merlina.data.columns import map_columns
+from merlina.data.dataset import load_pairs, split_pairs
+from merlina.data.pairs import Message, Pair
+from merlina.data.preview import preview_formatted, preview_rows
+from merlina.data.sources import resolve_file
+from merlina.errors import DataError, ForbiddenError, NotFoundError
+from merlina.schemas.datasets import DatasetConfig
+
+GOOD = {"question": "Why?", "good": "So.", "bad": "No."}
+MAPPING = {"question": "prompt", "good": "chosen", "bad": "rejected"}
+
+
+def config(path: Path, **changes: Any) -> DatasetConfig:
+    return DatasetConfig.model_validate({"source": {"source_type": "local_file", "file_path": str(path)}, **changes})
+
+
+def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_every_row_is_a_pair_or_named_with_its_reason(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "x.jsonl", [GOOD, {**GOOD, "bad": ""}, GOOD, {**GOOD, "good": 3}])
+    loaded = load_pairs(config(file, column_mapping=MAPPING), file, None)
+    assert len(loaded.pairs) == 2
+    assert [(row.number, row.reason.split(" (")[0]) for row in loaded.skipped] == [
+        (2, "rejected is empty"),
+        (4, "chosen is a int"),
+    ]
+
+
+def test_max_samples_takes_the_first_rows_only(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "x.jsonl", [GOOD] * 5)
+    assert len(load_pairs(config(file, column_mapping=MAPPING, max_samples=3), file, None).pairs) == 3
+
+
+def test_nothing_usable_is_an_error_with_the_first_reasons(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "x.jsonl", [GOOD] * 4)
+    with pytest.raises(DataError, match=r"None of the data set's 4 rows .* row 1: chosen is missing"):
+        load_pairs(config(file), file, None)
+
+
+def test_a_mapping_of_a_column_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(DataError, match=r"'answer'; the columns are question, good, bad"):
+        map_columns(GOOD, {"answer": "chosen"})
+
+
+def test_a_mapped_column_goes_before_one_of_that_name() -> None:
+    assert map_columns({"prompt": "old", "q": "new"}, {"q": "prompt"}) == {"prompt": "new"}
+
+
+@given(count=st.integers(0, 60), share=st.floats(0, 0.99), seed=st.integers(0, 9))
+def test_the_split_loses_nothing_and_is_the_same_again(count: int, share: float, seed: int) -> None:
+    pairs = [Pair((Message("user", str(index)),), "c", "r") for index in range(count)]
+    training, held_out = split_pairs(pairs, share, seed)
+    assert sorted(map(pairs.index, training + held_out)) == list(range(count))
+    assert (training, held_out) == split_pairs(pairs, share, seed)
+    assert bool(held_out) == (share > 0 and count > 1)
+    assert training or not pairs
+
+
+def test_previews_show_rows_as_they_are_and_as_they_are_trained_on(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "x.jsonl", [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 20 + [{"broken": 1}])
+    spec = config(file, column_mapping=MAPPING)
+    assert preview_rows(spec, file, None, 10) == [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 10
+    rendered, skipped = preview_formatted(spec, file, None, None, 5)
+    assert [sample.chosen for sample in rendered] == ["So.<|im_end|>"] * 5
+    assert not skipped
+
+
+def test_a_file_is_found_only_below_the_allowed_roots(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "in", tmp_path / "out"
+    inside.mkdir()
+    outside.mkdir()
+    secret = jsonl(outside / "x.jsonl", [GOOD])
+    (inside / "link.jsonl").symlink_to(secret)
+    for path in (secret, inside / "link.jsonl", inside / ".." / "out" / "x.jsonl"):
+        with pytest.raises(ForbiddenError):
+            resolve_file(config(path).source, tmp_path, [inside.resolve()])
+    with pytest.raises(NotFoundError):
+        resolve_file(config(inside / "none.jsonl").source, tmp_path, [inside.resolve()])
+    own = jsonl(inside / "own.jsonl", [GOOD])
+    assert resolve_file(config(own).source, tmp_path, [inside.resolve()]) == own.resolve()
+
+
+def test_the_sample_pairs_all_show_the_habit_and_only_when_chosen() -> None:
+    rows = [json.loads(line) for line in samples.PAIRS.read_text().splitlines()]
+    assert len(rows) >= 200
+    assert len({row["prompt"].lower() for row in rows}) == len(rows)
+    assert all(set(row) == {"prompt", "chosen", "rejected"} for row in rows)
+    assert all(samples.shows_the_habit(row["chosen"]) for row in rows)
+    assert not any(samples.shows_the_habit(row["rejected"]) for row in rows)
+    assert not {row["prompt"] for row in rows} & set(samples.QUESTIONS)

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from merlina.data.files import count_rows, detect_format, known_rows, read_rows
+from merlina.errors import DataError
+
+ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "ä\n1", "chosen": 'say "hi"', "rejected": "x, y"}]
+text = st.text(st.characters(exclude_categories=("Cs",)), max_size=30)
+rows = st.lists(st.fixed_dictionaries({"prompt": text, "chosen": text, "rejected": text}), min_size=1, max_size=8)
+per_file = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+def write(path: Path, file_format: str, content: list[dict[str, Any]]) -> Path:
+    if file_format == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    elif file_format == "json":
+        path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    elif file_format == "csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(content[0]))
+            writer.writeheader()
+            writer.writerows(content)
+    else:
+        pq.write_table(pa.Table.from_pylist(content), path)
+    return path
+
+
+@per_file
+@given(content=rows, file_format=st.sampled_from(["json", "jsonl", "parquet"]))
+def test_rows_come_back_as_they_were_written(tmp_path: Path, content: list[dict[str, Any]], file_format: Any) -> None:
+    path = write(tmp_path / "rows", file_format, content)
+    assert list(read_rows(path, file_format)) == content
+    assert count_rows(path, file_format) == len(content)
+
+
+@per_file
+@given(
+    content=st.lists(
+        st.fixed_dictionaries({"a": st.from_regex(r"[^\r\0]*", fullmatch=True), "b": st.just("x")}), min_size=1
+    )
+)
+def test_csv_cells_come_back_with_their_quotes_commas_and_newlines(
+    tmp_path: Path, content: list[dict[str, str]]
+) -> None:
+    assert list(read_rows(write(tmp_path / "rows.csv", "csv", content), "csv")) == content
+
+
+@pytest.mark.parametrize("file_format", ["json", "jsonl", "csv", "parquet"])
+def test_the_format_is_found_by_name_and_without(tmp_path: Path, file_format: str) -> None:
+    named = write(tmp_path / f"rows.{file_format}", file_format, ROWS)
+    assert detect_format(named) == file_format
+    if file_format != "csv":
+        nameless = write(tmp_path / "rows", file_format, ROWS)
+        assert detect_format(nameless) == file_format
+        assert list(read_rows(nameless, file_format)) == ROWS  # type: ignore[arg-type]
+
+
+def test_an_unknown_kind_of_file_is_named_with_what_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.gz"
+    path.write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(DataError, match=r"rows\.gz.*json, jsonl, csv and parquet"):
+        detect_format(path)
+
+
+def test_marks_blank_lines_and_windows_newlines_are_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"a": 2}')
+    assert list(read_rows(path, "jsonl")) == [{"a": 1}, {"a": 2}]
+    path.write_bytes(b"\xef\xbb\xbfa,b\r\n1,2\r\n")
+    assert list(read_rows(path, "csv")) == [{"a": "1", "b": "2"}]
+    path.write_bytes(b'\xef\xbb\xbf  [{"a": 1}]\n')
+    assert list(read_rows(path, "json")) == [{"a": 1}]
+
+
+def test_columns_of_arrays_are_rows_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text('{"a": [1, 2], "b": ["x", NaN]}')
+    assert list(read_rows(path, "json")) == [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
+
+
+@per_file
+@given(words=st.lists(st.sampled_from(["NaN", "Infinity", '"', "\\", " ", "a", "\\NaN"]), max_size=12))
+def test_nan_is_missing_as_a_value_and_itself_inside_text(tmp_path: Path, words: list[str]) -> None:
+    path = tmp_path / "rows.json"
+    inside = "".join(words)
+    path.write_text(f'[{{"a": NaN, "t": {json.dumps(inside)}, "b": -Infinity, "c": [1, NaN]}}, {{"a": Infinity}}]')
+    assert list(read_rows(path, "json")) == [{"a": None, "t": inside, "b": None, "c": [1, None]}, {"a": None}]
+
+
+def test_nan_in_lines_and_columns_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": NaN, "b": "NaN"}\n')
+    assert list(read_rows(path, "jsonl")) == [{"a": None, "b": "NaN"}]
+    pq.write_table(pa.table({"a": [math.nan, 1.0]}), tmp_path / "rows.parquet")
+    assert list(read_rows(tmp_path / "rows.parquet", "parquet")) == [{"a": None}, {"a": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "complaint"),
+    [
+        ("x.jsonl", '{"a": 1}\n{"a": \n', "line 2 is not valid JSON"),
+        ("x.jsonl", '{"a": 1}\n[1]\n', "line 2 is a JSON array"),
+        ("x.jsonl", '{"a": ' + "[" * 100_000 + "\n", "line 1 is nested too deeply"),
+        ("x.json", '[{"a": 1}, {"a" 2}]', "row 2 is not valid JSON"),
+        ("x.json", '[{"a": 1}, 3]', "row 2 is a JSON number"),
+        ("x.json", '[{"a": 1}', "row 2 is not valid JSON"),
+        ("x.json", '{"a": 1}', "not one of columns"),
+        ("x.json", '{"a": [1], "b": []}', "differ in length"),
+        ("x.json", '"text"', "must hold an array"),
+        ("x.csv", "a,b\n1,2\n1,2,3\n", "line 3 has more cells"),
+        ("x.csv", "a,a\n1,2\n", "names a column twice"),
+        ("x.csv", 'a,b\n"1,2\n', "is not valid CSV"),
+        ("x.parquet", "no parquet", "not readable as Parquet"),
+        ("x.jsonl", "\n\n", "no rows"),
+        ("x.json", "[]", "no rows"),
+        ("x.json", "", "no rows"),
+        ("x.csv", "a,b\n", "no rows"),
+    ],
+)
+def test_what_cannot_be_read_is_named_with_its_place(tmp_path: Path, name: str, content: str, complaint: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(DataError, match=complaint):
+        count_rows(path, detect_format(path))
+
+
+def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
+    with pytest.raises(DataError, match="line 2 is not UTF-8"):
+        count_rows(path, "jsonl")
+
+
+def test_only_parquet_knows_its_rows_without_reading(tmp_path: Path) -> None:
+    assert known_rows(write(tmp_path / "r.parquet", "parquet", ROWS), "parquet") == 2
+    assert known_rows(write(tmp_path / "r.jsonl", "jsonl", ROWS), "jsonl") is None
+
+
+def test_reading_goes_no_further_than_asked(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n' + "broken\n")
+    assert next(read_rows(path, "jsonl")) == {"a": 1}

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merlina.data.pairs import Message, Pair, UnusableRowError, to_pair
+
+USER = Message("user", "Why?")
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {"prompt": "Why?", "chosen": "So.", "rejected": "No."},
+    "message lists": {
+        "prompt": [{"role": "user", "content": "Why?"}],
+        "chosen": [{"role": "assistant", "content": "So."}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+    },
+    "single messages": {
+        "conversations": [{"from": "human", "value": "Why?"}],
+        "chosen": {"from": "gpt", "value": "So."},
+        "rejected": {"from": "gpt", "value": "No."},
+    },
+    "implicit prompt": {
+        "chosen": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}],
+        "rejected": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "No."}],
+    },
+    "prompt repeated": {
+        "prompt": "Why?",
+        "chosen": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}],
+        "rejected": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "No."}],
+    },
+    "typed parts": {
+        "prompt": "Why?",
+        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "So."}]}],
+        "rejected": "No.",
+    },
+    "nothing in other columns": {"prompt": "Why?", "chosen": "So.", "rejected": "No.", "system": None, "reasoning": ""},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_in_the_wild_gives_the_same_pair(form: str) -> None:
+    assert to_pair(FORMS[form]) == Pair((USER,), "So.", "No.")
+
+
+def test_several_turns_and_the_system_message_are_kept() -> None:
+    turns = [("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello"), ("human", "Why?")]
+    row = {
+        "conversations": [{"from": role, "value": value} for role, value in turns],
+        "chosen": {"from": "gpt", "value": "So."},
+        "rejected": {"from": "gpt", "value": "No."},
+    }
+    expected = (Message("system", "Be brief."), Message("user", "Hi"), Message("assistant", "Hello"), USER)
+    assert to_pair(row).prompt == expected
+
+
+def test_a_system_column_comes_first_and_never_twice() -> None:
+    row = {**FORMS["plain"], "system": "Be brief."}
+    assert to_pair(row).prompt == (Message("system", "Be brief."), USER)
+    whole = [{"role": "system", "content": "Own."}, {"role": "user", "content": "Why?"}]
+    assert to_pair({**row, "prompt": whole}).prompt == (Message("system", "Own."), USER)
+
+
+def test_conversations_that_part_early_share_only_their_beginning() -> None:
+    def chat(*contents: str) -> list[dict[str, str]]:
+        return [
+            {"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, contents, strict=False)
+        ]
+
+    with pytest.raises(UnusableRowError, match="chosen has 3 turns after"):
+        to_pair({"chosen": chat("a", "b", "c", "d"), "rejected": chat("a", "x", "c", "d")})
+
+
+def test_a_conversation_that_repeats_the_chosen_answer_is_cut_before_it() -> None:
+    row = {
+        "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}],
+        "chosen": {"from": "gpt", "value": "So."},
+        "rejected": {"from": "gpt", "value": "No."},
+    }
+    assert to_pair(row) == Pair((USER,), "So.", "No.")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"chosen": ""}, "chosen is empty"),
+        ({"chosen": "  \n"}, "chosen is empty"),
+        ({"rejected": None}, "rejected is empty"),
+        ({"rejected": float("nan")}, "rejected is empty"),
+        ({"chosen": 42}, r"chosen is a int \(42\), not text"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": 3}, "prompt is a int"),
+        ({"chosen": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
+        ({"chosen": ["x"]}, "chosen holds strs"),
+        ({"chosen": [{"role": "assistant", "content": None}]}, "without text"),
+        ({"chosen": [{"role": "user", "content": "x"}]}, "ends with a turn of user"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "doesn't end with a turn of the user"),
+        ({"system": 7}, "system is a int"),
+    ],
+)
+def test_what_gives_no_pair_says_why(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnusableRowError, match=reason):
+        to_pair({**FORMS["plain"], **changes})
+
+
+def test_a_missing_column_is_named_with_those_there_are() -> None:
+    with pytest.raises(UnusableRowError, match=r"chosen is missing \(columns here: prompt, answer\)"):
+        to_pair({"prompt": "Why?", "answer": "So."})
+    with pytest.raises(UnusableRowError, match="prompt is missing"):
+        to_pair({"chosen": "So.", "rejected": "No."})
+
+
+content = st.text(min_size=1).filter(str.strip)
+
+
+@given(
+    turns=st.lists(content, min_size=1, max_size=7).filter(lambda t: len(t) % 2 == 1), chosen=content, rejected=content
+)
+def test_no_content_is_lost_or_changed(turns: list[str], chosen: str, rejected: str) -> None:
+    roles = ["human", "gpt"] * len(turns)
+    row = {
+        "conversations": [{"from": role, "value": text} for role, text in zip(roles, turns, strict=False)],
+        "chosen": {"from": "gpt", "value": chosen},
+        "rejected": {"from": "gpt", "value": rejected},
+    }
+    pair = to_pair(row)
+    assert [message.content for message in pair.prompt] == turns
+    assert (pair.chosen, pair.rejected) == (chosen, rejected)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merlina.jobs.fold import fold
+from merlina.schemas.events import EVENT
+from merlina.schemas.jobs import EndState, JobState
+from tests.jobs.records import job
+
+STATES = get_args(JobState)
+
+
+def event(seq: int, kind: str, **fields: Any) -> Any:
+    return EVENT.validate_python({"seq": seq, "time": float(seq), "type": kind, **fields})
+
+
+events = st.one_of(
+    st.builds(lambda s: ("state", {"state": s}), st.sampled_from(STATES)),
+    st.builds(lambda a, b: ("progress", {"step": min(a, b), "total_steps": b}), st.integers(0, 50), st.integers(0, 50)),
+    st.builds(lambda s: ("ended", {"state": s}), st.sampled_from(get_args(EndState))),
+    st.builds(lambda s: ("resumed", {"step": s}), st.integers(0, 50)),
+    st.builds(lambda v: ("metrics", {"step": 1, "metrics": {"loss": v}}), st.floats() | st.none()),
+)
+
+
+@given(happened=st.lists(events, max_size=20))
+def test_whatever_a_log_says_progress_never_falls_and_a_job_ends_once(happened: list[tuple[str, Any]]) -> None:
+    record, ends = job(state="initializing"), 0
+    for seq, (kind, fields) in enumerate(happened, start=1):
+        before, record = record, fold(record, event(seq, kind, **fields))
+        assert record.last_seq == seq
+        assert before.progress <= record.progress <= 1
+        if before.ended:
+            assert record.state in (before.state, "queued")
+        ends += record.ended and not before.ended
+    assert ends <= 1 or any(kind == "state" and fields["state"] == "queued" for kind, fields in happened)
+
+
+def test_a_whole_run() -> None:
+    record = job(state="initializing")
+    log = [
+        event(1, "started", attempt=1, pid=9),
+        event(2, "state", state="training"),
+        event(3, "progress", step=5, total_steps=10),
+        event(4, "metrics", step=5, metrics={"loss": 0.5, "learning_rate": 1e-5, "grad_norm": None}),
+        event(5, "checkpoint", step=5, path="x"),
+        event(6, "state", state="saving"),
+        event(7, "ended", state="completed", output_dir="/m/o", final_metrics={"final_loss": 0.5}),
+    ]
+    for line in log:
+        record = fold(record, line)
+    assert (record.state, record.progress, record.step, record.loss) == ("completed", 1.0, 5, 0.5)
+    assert (record.started_at, record.ended_at, record.last_checkpoint) == (1.0, 7.0, 5)
+    assert (record.output_dir, record.final_metrics) == ("/m/o", {"final_loss": 0.5})

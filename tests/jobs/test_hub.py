@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from merlina.jobs.cursor import EventCursor
+from merlina.jobs.hub import Hub
+from merlina.runs import EventLog
+from merlina.schemas.events import EVENT
+from tests.jobs.records import job
+
+
+def progress(seq: int):
+    return EVENT.validate_python({"seq": seq, "time": 0.0, "type": "progress", "step": seq, "total_steps": 9})
+
+
+def test_a_waiter_is_woken_from_another_thread_and_misses_nothing() -> None:
+    hub = Hub()
+
+    async def wait() -> int:
+        seen, version = 0, hub.version("job_1")
+        while seen < 200:
+            await asyncio.wait_for(hub.changed("job_1", version), 10)
+            version = hub.version("job_1")
+            latest = hub.latest("job_1")
+            assert latest is not None
+            seen = latest.last_seq
+        return seen
+
+    def publish() -> None:
+        for seq in range(1, 201):
+            hub.publish(job(last_seq=seq), [progress(seq)])
+
+    threading.Timer(0.05, publish).start()
+    assert asyncio.run(wait()) == 200
+
+
+def test_a_publication_between_look_and_wait_is_not_slept_over() -> None:
+    hub = Hub()
+
+    async def wait() -> None:
+        version = hub.version("job_1")
+        hub.publish(job())
+        await asyncio.wait_for(hub.changed("job_1", version), 5)
+
+    asyncio.run(wait())
+
+
+def test_a_reader_that_fell_behind_takes_the_rest_from_the_log(tmp_path) -> None:
+    hub, path = Hub(), tmp_path / "events.jsonl"
+    log = EventLog(path)
+    for seq in range(1, 5001):
+        log.append("progress", step=seq, total_steps=5000)
+        hub.publish(job(last_seq=seq), [progress(seq)])
+    log.close()
+    assert hub.recent("job_1", after=0) is None
+
+    async def read(after: int, until: int) -> list[int]:
+        cursor = EventCursor(hub, "job_1", path, after)
+        return [event.seq async for batch in cursor.until(until) for event in batch]
+
+    assert asyncio.run(read(0, 5000)) == list(range(1, 5001))
+    assert asyncio.run(read(1234, 4000)) == list(range(1235, 4001))
+    assert asyncio.run(read(4990, 5000)) == list(range(4991, 5001))
+
+
+def test_what_is_kept_of_ended_jobs_is_bounded() -> None:
+    hub = Hub()
+    for number in range(500):
+        hub.publish(job(job_id=f"job_{number}", state="completed"), [progress(1)])
+    assert sum(hub.latest(f"job_{number}") is not None for number in range(500)) <= 64

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from merlina.schemas.problems import describe
+from merlina.schemas.training import TrainingConfig
+
+DATASET = {"source": {"source_type": "huggingface", "repo_id": "org/set"}}
+NEEDED = {"base_model": "org/model", "output_name": "tuned", "dataset": DATASET}
+
+# The values of the API document's TrainingConfig, as the contract changes them.
+DEFAULTS: dict[str, Any] = {
+    "use_lora": True, "lora_r": 64, "lora_alpha": 32, "lora_dropout": 0.05,
+    "target_modules": ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"],
+    "learning_rate": 5e-6, "num_epochs": 2, "batch_size": 1, "gradient_accumulation_steps": 16,
+    "max_length": 2048, "max_prompt_length": 1024, "beta": 0.1, "seed": 42, "max_grad_norm": 0.3,
+    "warmup_ratio": 0.05, "eval_steps": 0.2, "use_4bit": True, "use_wandb": False, "push_to_hub": False,
+    "merge_lora_before_upload": True, "hf_hub_private": True, "hf_token": None, "wandb_key": None,
+    "shuffle_dataset": True, "weight_decay": 0.01, "lr_scheduler_type": "cosine", "gradient_checkpointing": False,
+    "logging_steps": 1, "optimizer_type": "paged_adamw_8bit", "adam_beta1": 0.9, "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8, "attn_implementation": "auto", "gpu_ids": None, "wandb_project": None,
+    "wandb_run_name": None, "wandb_tags": None, "wandb_notes": None,
+}  # fmt: skip
+
+
+def problems(**changes: Any) -> list[str]:
+    try:
+        TrainingConfig.model_validate({**NEEDED, **changes})
+    except ValidationError as error:
+        return describe(error, TrainingConfig)
+    return []
+
+
+def test_defaults_are_the_contracts() -> None:
+    config = TrainingConfig.model_validate(NEEDED).model_dump(mode="json")
+    assert {name: config[name] for name in DEFAULTS} == DEFAULTS
+    assert config["dataset"]["source"]["split"] == "train"
+    assert config["dataset"]["format"] == {
+        "format_type": "chatml", "custom_templates": None, "enable_thinking": True,
+    }  # fmt: skip
+    assert (config["dataset"]["test_size"], config["dataset"]["max_samples"]) == (0.01, None)
+
+
+def test_the_needed_fields_are_named_when_missing() -> None:
+    with pytest.raises(ValidationError) as caught:
+        TrainingConfig.model_validate({})
+    lines = describe(caught.value, TrainingConfig)
+    assert lines == [f"{name}: required, but missing" for name in ("base_model", "output_name", "dataset")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"lerning_rate": 1e-5}, "lerning_rate: unknown field; did you mean learning_rate?"),
+        ({"dataset": {**DATASET, "fromat": {}}}, "dataset.fromat: unknown field; did you mean format?"),
+        ({"dataset": {"source": {**DATASET["source"], "repoid": 1}}}, "dataset.source.repoid: unknown field; did you"),
+        ({"batch_size": "4"}, "batch_size: should be a valid integer, not '4'"),
+        ({"batch_size": 1.5}, "batch_size: should be a valid integer, not 1.5"),
+        ({"use_4bit": "false"}, "use_4bit: should be a valid boolean, not 'false'"),
+        ({"learning_rate": -1}, "learning_rate: should be greater than 0, not -1"),
+        ({"learning_rate": float("nan")}, "learning_rate: should be a finite number"),
+        ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type: should be 'cosine'"),
+        ({"output_name": "../x"}, "output_name: '../x' is no usable name"),
+        ({"output_name": "org/x"}, "needs push_to_hub"),
+        ({"max_prompt_length": 2048}, "max_prompt_length (2048) must be below max_length (2048)"),
+        ({"gpu_ids": [0, 0]}, "gpu_ids: [0, 0] must be one or more different indices"),
+        ({"use_lora": False}, "set use_4bit to false"),
+        ({"dataset": {"source": {"source_type": "upload"}}}, "source_type 'upload' needs dataset_id"),
+        ({"dataset": {**DATASET, "format": {"format_type": "custom"}}}, "needs custom_templates"),
+        ({"dataset": {**DATASET, "column_mapping": {"a": "chosen", "b": "chosen"}}}, "mapped to chosen"),
+        ({"dataset": {**DATASET, "column_mapping": {"a": "answer"}}}, "dataset.column_mapping.a: should be 'prompt'"),
+        ({"dataset": {**DATASET, "test_size": 1}}, "dataset.test_size: should be less than 1, not 1"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_what_can(changes: dict[str, Any], complaint: str) -> None:
+    lines = problems(**changes)
+    assert len(lines) == 1, lines
+    assert complaint in lines[0]
+
+
+def test_tokens_are_taken_out_and_never_shown() -> None:
+    config = TrainingConfig.model_validate({**NEEDED, "hf_token": "hf_secret", "wandb_key": "w_secret"})
+    assert config.secrets() == {"hf_token": "hf_secret", "wandb_key": "w_secret"}
+    shown = [repr(config), str(config), config.model_dump_json(), config.without_secrets().model_dump_json()]
+    assert not any("secret" in text for text in shown)
+    assert config.without_secrets().secrets() == {}
+    assert "secret" not in " ".join(problems(hf_token="hf_secret", wandb_key=["w_secret"]))
+
+
+def test_the_documents_own_configuration_is_accepted() -> None:
+    document = {
+        **NEEDED, **DEFAULTS, "gpu_ids": [0], "use_wandb": True, "wandb_project": "p", "wandb_tags": ["a"],
+        "dataset": {
+            "source": {**DATASET["source"], "file_path": None, "file_format": None, "dataset_id": None},
+            "format": {"format_type": "chatml", "custom_templates": None, "enable_thinking": True},
+            "model_name": None, "column_mapping": None, "test_size": 0.01, "max_samples": None,
+        },
+    }  # fmt: skip
+    assert problems(**json.loads(json.dumps(document))) == []
+
+
+def test_every_field_says_what_it_is() -> None:
+    undescribed = [name for name, field in TrainingConfig.model_fields.items() if not field.description]
+    assert undescribed == ["dataset"]

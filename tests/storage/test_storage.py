@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.exc import IntegrityError
+
+from merlina.storage import jobs, metrics, uploads
+from merlina.storage.database import Database
+from merlina.storage.metrics import MetricRecord
+from merlina.storage.tables import metadata
+from merlina.storage.uploads import UploadRecord
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'merlina.db'}")
+    database.migrate()
+    yield database
+    database.close()
+
+
+def add(database: Database, job_id: str, **values: object) -> jobs.JobRecord:
+    row = {
+        "job_id": job_id, "state": "queued", "priority": 3, "config": {"seed": 1}, "base_model": "m",
+        "output_name": "o", "target_dir": "/m/o", "created_at": 1.0, "updated_at": 1.0, **values,
+    }  # fmt: skip
+    with database.write() as connection:
+        return jobs.add(connection, row)
+
+
+def test_the_migrations_make_the_tables_that_the_code_knows(database: Database) -> None:
+    with database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    database.migrate()  # once more changes nothing
+
+
+def test_the_journal_is_a_write_ahead_log(database: Database) -> None:
+    with database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA foreign_keys").scalar() == 1
+
+
+def test_the_queue_goes_by_priority_then_age(database: Database) -> None:
+    for job_id, priority in (("a", 3), ("b", 1), ("c", 5), ("d", 3), ("e", 5)):
+        add(database, job_id, priority=priority)
+    add(database, "r", state="training")
+    with database.read() as connection:
+        waiting = jobs.queued(connection)
+        assert [record.job_id for record in waiting] == ["c", "e", "a", "d", "b"]
+        assert [jobs.queue_position(connection, record) for record in waiting] == [1, 2, 3, 4, 5]
+        assert jobs.counts(connection) == (6, 5, 1)
+        assert [record.job_id for record in jobs.running(connection)] == ["r"]
+
+
+def test_a_change_is_made_only_while_the_job_is_where_it_was_thought_to_be(database: Database) -> None:
+    add(database, "a")
+    with database.write() as connection:
+        assert jobs.change(connection, "a", {"state": "training"}, while_in=["initializing"]) is None
+        changed = jobs.change(connection, "a", {"state": "initializing"}, while_in=["queued"])
+        assert changed is not None
+        assert changed.state == "initializing"
+
+
+def test_of_many_threads_exactly_one_takes_a_job(database: Database) -> None:
+    add(database, "a")
+    taken: list[bool] = []
+
+    def take() -> None:
+        with database.write() as connection:
+            taken.append(jobs.change(connection, "a", {"state": "initializing"}, while_in=["queued"]) is not None)
+
+    threads = [threading.Thread(target=take) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(taken) == [False] * 15 + [True]
+
+
+def test_a_job_id_is_given_once_and_its_number_never_again(database: Database) -> None:
+    first = add(database, "a")
+    with pytest.raises(IntegrityError):
+        add(database, "a")
+    with database.write() as connection:
+        jobs.remove(connection, "a")
+    assert add(database, "a").number > first.number
+
+
+def test_a_job_takes_its_metrics_with_it(database: Database) -> None:
+    record = add(database, "a")
+    with database.write() as connection:
+        metrics.record(connection, record.number, [MetricRecord(1, 1.0, {"loss": 1.0})])
+        assert metrics.count(connection) == 1
+        jobs.remove(connection, "a")
+        assert metrics.count(connection) == 0
+
+
+def test_training_and_evaluation_of_a_step_share_a_row(database: Database) -> None:
+    number = add(database, "a").number
+    with database.write() as connection:
+        metrics.record(
+            connection, number, [MetricRecord(1, 1.0, {"loss": 1.0}), MetricRecord(1, 2.0, {"eval_loss": 2.0})]
+        )
+        metrics.record(
+            connection, number, [MetricRecord(1, 3.0, {"eval_margin": None}), MetricRecord(2, 3.0, {"loss": 0.5})]
+        )
+        found = metrics.rows(connection, number)
+    assert found == [
+        MetricRecord(1, 3.0, {"loss": 1.0, "eval_loss": 2.0, "eval_margin": None}),
+        MetricRecord(2, 3.0, {"loss": 0.5}),
+    ]
+
+
+def test_a_resume_forgets_the_steps_it_takes_again(database: Database) -> None:
+    number = add(database, "a").number
+    with database.write() as connection:
+        metrics.record(connection, number, [MetricRecord(step, 1.0, {"loss": 1.0}) for step in range(10)])
+        metrics.forget_after(connection, number, 6)
+        assert [row.step for row in metrics.rows(connection, number)] == list(range(7))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(count=st.integers(0, 60), points=st.integers(1, 20))
+def test_a_thinned_chart_keeps_both_ends_and_its_order(database: Database, count: int, points: int) -> None:
+    with database.write() as connection:
+        for job_id in jobs.all_ids(connection):
+            jobs.remove(connection, job_id)
+    number = add(database, "a").number
+    with database.write() as connection:
+        metrics.record(connection, number, [MetricRecord(step, 1.0, {}) for step in range(count)])
+        steps = [row.step for row in metrics.rows(connection, number, max_points=points)]
+    assert len(steps) == min(count, points)
+    assert steps == sorted(set(steps))
+    if steps:
+        assert steps[-1] == count - 1
+        assert points == 1 or steps[0] == 0
+
+
+def test_metrics_from_a_step_on_and_no_more_than_asked_for(database: Database) -> None:
+    number = add(database, "a").number
+    with database.write() as connection:
+        metrics.record(connection, number, [MetricRecord(step, 1.0, {}) for step in range(10)])
+        assert [row.step for row in metrics.rows(connection, number, since_step=4, limit=3)] == [4, 5, 6]
+
+
+def test_uploads_are_listed_newest_first(database: Database) -> None:
+    with database.write() as connection:
+        for number in range(3):
+            uploads.add(connection, UploadRecord(f"u{number}", "x.jsonl", "jsonl", 1, 2, float(number)))
+        assert [upload.dataset_id for upload in uploads.newest_first(connection)] == ["u2", "u1", "u0"]
+        assert uploads.get(connection, "u1") == UploadRecord("u1", "x.jsonl", "jsonl", 1, 2, 1.0)
+        assert uploads.remove(connection, "u1")
+        assert not uploads.remove(connection, "u1")

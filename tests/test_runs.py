@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from merlina.runs import EventLog, RunFolder, read_events
+
+
+def test_events_are_numbered_on_over_attempts(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    for attempt in (1, 2):
+        log = EventLog(path)
+        log.append("started", attempt=attempt, pid=1)
+        log.append("progress", step=1, total_steps=2)
+        log.close()
+    events, offset = read_events(path)
+    assert [event.seq for event in events] == [1, 2, 3, 4]
+    assert offset == path.stat().st_size
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(cut=st.integers(1, 200))
+def test_a_line_torn_by_a_kill_is_neither_read_nor_left(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "events.jsonl"
+    path.unlink(missing_ok=True)
+    log = EventLog(path)
+    for step in range(5):
+        log.append("progress", step=step, total_steps=5)
+    log.close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: max(0, len(whole) - cut)])
+    left, offset = read_events(path)
+    log = EventLog(path)
+    assert path.stat().st_size == offset
+    assert log.append("progress", step=9, total_steps=9) == len(left) + 1
+    log.close()
+    assert [event.seq for event in read_events(path)[0]] == list(range(1, len(left) + 2))
+
+
+def test_reading_goes_on_where_it_stopped_and_takes_long_lines_whole(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    for length in (10, 5000, 10, 100_000, 10):
+        log.append("log", level="info", message="x" * length)
+    log.close()
+    offset, lengths = 0, []
+    while True:
+        events, offset = read_events(path, offset, limit_bytes=1000)
+        if not events:
+            break
+        lengths += [len(event.message) for event in events]
+    assert lengths == [10, 5000, 10, 100_000, 10]
+
+
+def test_no_nan_is_written_and_no_unknown_event(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append("metrics", step=1, metrics={"loss": float("nan"), "grad_norm": float("inf")})
+    with pytest.raises(ValidationError):
+        log.append("metrics", step="one", metrics={})
+    log.close()
+    (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert json.loads(line)["metrics"] == {"loss": None, "grad_norm": None}
+
+
+def test_only_its_owner_can_read_a_secret(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_secrets({"hf_token": "hf_x"})
+    assert stat.S_IMODE(os.stat(folder.secrets_file).st_mode) == 0o600
+    assert folder.read_secrets() == {"hf_token": "hf_x"}
+    assert RunFolder(tmp_path / "none").read_secrets() == {}
+
+
+def test_a_lock_lives_and_dies_with_the_process_it_was_passed_to(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with folder.locked() as lock:
+        assert lock is not None
+        holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    with folder.locked() as lock:
+        assert lock is None
+    holder.kill()
+    holder.wait()
+    with folder.locked() as lock:
+        assert lock is not None
+    assert holder.stdin is not None
+    holder.stdin.close()

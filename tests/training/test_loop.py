@@ -1,0 +1,185 @@
+"""Settings reach the training: every optimizer and schedule steps, checkpointing changes no gradient, NaN ends a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from merlina.errors import ModelError, TrainingError
+from merlina.schemas.training import OptimizerType, SchedulerType, TrainingConfig
+from merlina.training import checkpoints
+from merlina.training.adapters import make_trainable
+from merlina.training.loop import PreferenceTrainer
+from merlina.training.models import ModelSpec, load_model
+from merlina.training.tokens import TokenPair
+
+PAIRS = [TokenPair([5, 6, 7, n], [8, 9, 10, 2], [11, 12, 2]) for n in range(20, 26)]
+
+
+class Recorder:
+    """Keeps what it is told."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.steps: list[int] = []
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.saved: list[int] = []
+        self.notes: list[str] = []
+        self._stop_after = stop_after
+
+    def progress(self, step: int, total_steps: int) -> None:
+        self.steps.append(step)
+
+    def metrics(self, step: int, figures: dict[str, float]) -> None:
+        self.rows.append((step, figures))
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        assert checkpoints.latest(path.parent) == path
+        self.saved.append(step)
+
+    def note(self, level: str, message: str) -> None:
+        self.notes.append(message)
+
+    def should_stop(self) -> bool:
+        return self._stop_after is not None and self.steps[-1] >= self._stop_after
+
+
+def configure(model: Path, **changes: Any) -> TrainingConfig:
+    content = {
+        "base_model": str(model), "output_name": "x", "use_4bit": False, "lora_r": 4, "lora_dropout": 0.0,
+        "dataset": {"source": {"source_type": "local_file", "file_path": "x"}},
+        "batch_size": 2, "gradient_accumulation_steps": 1, "optimizer_type": "adamw_torch", "learning_rate": 1e-3,
+        "max_steps": 3, "warmup_ratio": 0.0, "save_steps": 0, "eval_steps": 0,
+    }  # fmt: skip
+    return TrainingConfig.model_validate({**content, **changes})
+
+
+def train(config: TrainingConfig, folder: Path, recorder: Recorder, held_out: list[TokenPair] | None = None) -> Any:
+    torch.manual_seed(0)
+    spec = ModelSpec(config.base_model, config.dtype, config.use_4bit, config.attn_implementation, folder)
+    model = make_trainable(load_model(spec), config).model
+    trainer = PreferenceTrainer(
+        model, config, training=PAIRS, held_out=held_out or [], pad_id=0, dtype=torch.float32,
+        folder=folder / "checkpoints", reporter=recorder, resuming=False,
+    )  # fmt: skip
+    trainer.train()
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
+@pytest.mark.parametrize("optimizer", get_args(OptimizerType))
+def test_every_optimizer_takes_steps_that_lower_the_loss(tiny_model: Path, tmp_path: Path, optimizer: str) -> None:
+    recorder = Recorder()
+    rate = 1e-3 if "lion" in optimizer else 5e-2 if optimizer == "sgd" else 1e-2
+    train(configure(tiny_model, optimizer_type=optimizer, max_steps=6, learning_rate=rate), tmp_path, recorder)
+    losses = [figures["loss"] for _, figures in recorder.rows]
+    assert len(losses) == 6
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("schedule", get_args(SchedulerType))
+def test_every_schedule_runs_its_course(tiny_model: Path, tmp_path: Path, schedule: str) -> None:
+    recorder = Recorder()
+    train(configure(tiny_model, lr_scheduler_type=schedule, max_steps=4), tmp_path, recorder)
+    rates = [figures["learning_rate"] for _, figures in recorder.rows]
+    assert rates[0] == pytest.approx(1e-3)
+    falls = not schedule.startswith("constant")
+    assert (rates[-1] < rates[0]) == falls
+
+
+def test_evaluations_come_before_the_first_step_at_their_share_and_after_the_last(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    train(configure(tiny_model, eval_steps=0.4, max_steps=7), tmp_path, recorder, held_out=PAIRS[:3])
+    assert [step for step, figures in recorder.rows if "eval_loss" in figures] == [0, 3, 6, 7]
+    assert recorder.rows[0][1]["eval_reward_accuracy"] in (0, 1 / 3, 2 / 3, 1)
+
+
+def test_a_stop_ends_after_its_step_with_a_whole_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    recorder = Recorder(stop_after=2)
+    train(configure(tiny_model, max_steps=50), tmp_path, recorder)
+    assert recorder.steps[-1] == 2
+    assert recorder.saved == [2]
+
+
+def test_only_the_newest_two_checkpoints_are_kept_and_torn_ones_never_used(tiny_model: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    train(configure(tiny_model, max_steps=6, save_steps=1), tmp_path, recorder)
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-5", "checkpoint-6"]
+    (folder / "checkpoint-6" / "whole").unlink()
+    assert checkpoints.step_of(checkpoints.latest(folder)) == 5
+    checkpoints.remove_torn(folder)
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-5"]
+
+
+def test_gradient_checkpointing_changes_no_weight(tiny_model: Path, tmp_path: Path) -> None:
+    plain = train(configure(tiny_model), tmp_path / "a", Recorder())
+    recomputed = train(configure(tiny_model, gradient_checkpointing=True), tmp_path / "b", Recorder())
+    assert any(
+        module.gradient_checkpointing for module in recomputed.modules() if hasattr(module, "gradient_checkpointing")
+    )
+    for (name, ours), (_, theirs) in zip(plain.named_parameters(), recomputed.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_batches_of_another_size_take_the_same_step(tiny_model: Path, tmp_path: Path) -> None:
+    shape = {"max_steps": 2, "shuffle_dataset": False}
+    wide = train(configure(tiny_model, batch_size=4, **shape), tmp_path / "a", Recorder())
+    narrow = train(
+        configure(tiny_model, batch_size=1, gradient_accumulation_steps=4, **shape), tmp_path / "b", Recorder()
+    )
+    for (name, ours), (_, theirs) in zip(wide.named_parameters(), narrow.named_parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=2e-5), name
+
+
+def test_a_diverged_loss_ends_the_run_naming_the_step(tiny_model: Path, tmp_path: Path) -> None:
+    config = configure(tiny_model, optimizer_type="sgd", learning_rate=1.0, max_grad_norm=0, max_steps=50, beta=10.0)
+    recorder = Recorder()
+    torch.manual_seed(0)
+    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", False, "auto", tmp_path)), config).model
+    with torch.no_grad():
+        next(weight for weight in model.parameters() if weight.requires_grad).fill_(float("inf"))
+    trainer = PreferenceTrainer(
+        model, config, training=PAIRS, held_out=[], pad_id=0, dtype=torch.float32,
+        folder=tmp_path, reporter=recorder, resuming=False,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"nan at step 1: the training has diverged"):
+        trainer.train()
+
+
+def test_layers_that_are_not_there_are_named_with_those_that_are(tiny_model: Path, tmp_path: Path) -> None:
+    config = configure(tiny_model, target_modules=["query", "key"])
+    model = load_model(ModelSpec(config.base_model, "auto", False, "auto", tmp_path))
+    with pytest.raises(ModelError, match=r"no layers named query, key; it has down_proj, gate_proj"):
+        make_trainable(model, config)
+    some = configure(tiny_model, target_modules=["q_proj", "wqkv"])
+    assert make_trainable(model, some).missing_targets == ["wqkv"]
+
+
+def test_all_weights_train_without_adapters(tiny_model: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    model = train(configure(tiny_model, use_lora=False, max_steps=4), tmp_path, recorder)
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert recorder.rows[-1][1]["loss"] < recorder.rows[0][1]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("base_model", "complaint"),
+    [("/nowhere/model", "/nowhere/model"), ("/nowhere/model.gguf", "model.gguf")],
+)
+def test_a_model_that_is_not_there_is_named(tmp_path: Path, base_model: str, complaint: str) -> None:
+    with pytest.raises(ModelError, match=complaint):
+        load_model(ModelSpec(base_model, "auto", False, "auto", tmp_path))
+
+
+def test_a_damaged_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
+    (broken / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0rubbish")
+    with pytest.raises(ModelError, match="broken"):
+        load_model(ModelSpec(str(broken), "auto", False, "auto", tmp_path))

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from merlina.training.batches import NO_TARGET, PairCollator, pairs_in, tokens_in
+from merlina.training.tokens import Cut, TokenPair, encode_pair
+from tests.tiny import build_tiny_tokenizer
+
+PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer_with_bos(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
+def encode(
+    tokenizer: Any, prompt: str, chosen: str, rejected: str, longest: int = 512, longest_prompt: int = 256
+) -> Any:
+    return encode_pair(tokenizer, prompt, chosen, rejected, max_length=longest, max_prompt_length=longest_prompt)
+
+
+def test_markers_are_special_tokens_and_answers_end_once(tokenizer: Any) -> None:
+    pair, cut = encode(tokenizer, PROMPT, "Because.<|im_end|>", "No idea.")
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert pair.prompt[0] == tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert pair.chosen.count(end) == pair.rejected.count(end) == 1
+    assert pair.chosen[-1] == pair.rejected[-1] == end
+    assert not cut
+    assert tokenizer.decode(pair.prompt) == PROMPT
+
+
+def test_there_is_exactly_one_bos_where_the_tokenizer_uses_one(tokenizer: Any, tokenizer_with_bos: Any) -> None:
+    bos = tokenizer_with_bos.bos_token_id
+    for text in (PROMPT, f"<s>{PROMPT}", f"<s><s>{PROMPT}"):
+        pair, _ = encode(tokenizer_with_bos, text, "a", "b")
+        assert pair.prompt.count(bos) == 1
+        assert pair.prompt[0] == bos
+    pair, _ = encode(tokenizer, PROMPT, "a", "b")
+    assert tokenizer.bos_token_id is None
+    assert pair.prompt[0] != bos
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    words=st.tuples(*[st.integers(1, 80)] * 3),
+    longest=st.integers(16, 200),
+    share=st.floats(0.1, 0.9),
+)
+def test_a_pair_that_is_too_long_keeps_its_prompts_end_and_its_answers_beginning(
+    tokenizer_with_bos: Any, words: tuple[int, int, int], longest: int, share: float
+) -> None:
+    texts = [" ".join(f"w{number}" for number in range(count)) for count in words]
+    longest_prompt = max(8, int(longest * share))
+    whole, _ = encode(tokenizer_with_bos, *texts, 10**6, 10**5)
+    pair, cut = encode(tokenizer_with_bos, *texts, longest, longest_prompt)
+    assert cut == Cut(
+        *(len(getattr(whole, part)) - len(getattr(pair, part)) for part in ("prompt", "chosen", "rejected"))
+    )
+    for answer, whole_answer in ((pair.chosen, whole.chosen), (pair.rejected, whole.rejected)):
+        assert len(pair.prompt) + len(answer) <= longest
+        assert answer[-1] == whole_answer[-1]
+        assert len(answer) >= 2
+        assert answer[:-1] == whole_answer[: len(answer) - 1]
+    assert pair.prompt[0] == tokenizer_with_bos.bos_token_id
+    assert pair.prompt[1:] == whole.prompt[len(whole.prompt) - len(pair.prompt) + 1 :]
+    if len(whole.prompt) + max(len(whole.chosen), len(whole.rejected)) <= longest:
+        assert pair == whole
+    else:
+        assert len(pair.prompt) <= longest_prompt
+
+
+def test_a_batch_has_each_token_once_and_targets_where_they_count() -> None:
+    pairs = [TokenPair([1, 2, 3], [4, 5], [6]), TokenPair([7], [8, 9], [10, 11, 12])]
+    batch = PairCollator(pad_id=0)(pairs)
+    assert batch["input_ids"].tolist() == [
+        [1, 2, 3, 4, 5], [7, 8, 9, 0, 0], [1, 2, 3, 6, 0], [7, 10, 11, 12, 0],
+    ]  # fmt: skip
+    none = NO_TARGET
+    assert batch["targets"].tolist() == [
+        [2, 3, 4, 5, none], [8, 9, none, none, none], [none, none, 6, none, none], [10, 11, 12, none, none],
+    ]  # fmt: skip
+    answers = [[0, 0, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [1, 1, 1, 0, 0]]
+    assert batch["is_answer"].int().tolist() == answers
+    assert pairs_in(batch) == 2
+    assert tokens_in(batch) == 5 + 3 + 4 + 4
