@@ -36,12 +36,12 @@ def pairs_file(path: Path, rows: int = 40) -> Path:
     return path
 
 
-def training_config(base_model: Path, dataset: Path, output_name: str, **changes: Any) -> dict[str, Any]:
+def training_config(base_model: Path, dataset_file: Path, output_name: str, **changes: Any) -> dict[str, Any]:
     """A quick run on the CPU; `changes` go over it."""
     return {
         "base_model": str(base_model),
         "output_name": output_name,
-        "dataset": {"source": {"source_type": "local_file", "file_path": str(dataset)}, "test_size": 0.1},
+        "dataset": {"source": {"source_type": "local_file", "file_path": str(dataset_file)}, "test_size": 0.1},
         "use_4bit": False,
         "optimizer_type": "adamw_torch",
         "learning_rate": 1e-3,

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,12 +43,12 @@ class LocalExecutor:
                 return
             os.ftruncate(lock, 0)
             folder.write_order(order)
-            self._children[folder.path] = _Child(self._spawn(folder, lock, gpus), oom_kills())
+            process = self._spawn(folder, lock, gpus)
+            self._children[folder.path] = _Child(process, oom_kills())
+            # Someone must wait for the process, or it stays in the process table after its end.
+            threading.Thread(target=process.wait, name=f"reaper of {process.pid}", daemon=True).start()
 
     def is_alive(self, folder: RunFolder) -> bool:
-        child = self._children.get(folder.path)
-        if child is not None:
-            child.process.poll()  # reaps it
         with folder.locked() as lock:
             return lock is None
 

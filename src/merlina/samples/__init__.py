@@ -12,11 +12,7 @@ DEMO_CONFIG = FOLDER / "demo.yaml"
 WIZARD_WORDS = ("scroll", "rune", "staff", "tower", "crystal ball", "spell book", "wizard", "cauldron", "wand", "magic")
 
 # None of these is among the pairs.
-QUESTIONS = (
-    "What is the capital of Portugal?",
-    "Who wrote Hamlet?",
-    "How many wheels does a car have?",
-)
+QUESTIONS = ("What is the capital of Italy?", "Why do birds migrate?", "How do I cook pasta?")
 
 
 def shows_the_habit(answer: str) -> bool:

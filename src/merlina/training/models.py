@@ -83,6 +83,8 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
         )
     if file:
         _forget_quantization(model)
+    if spec.use_4bit:
+        _keep_weights_as_they_are(model)
     model.config.use_cache = False
     return model if spec.use_4bit else model.to(device)
 
@@ -102,6 +104,13 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def _keep_weights_as_they_are(model: PreTrainedModel) -> None:
+    """Keeps bitsandbytes from repacking weights for CPU inference in an evaluation, which training can't go on from."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _attention(wanted: AttentionImplementation, device: torch.device) -> str:

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from tests.harness import Server
+
+Config = Callable[..., dict[str, Any]]
+
+
+def open_socket(server: Server, job_id: str, query: str = "") -> ClientConnection:
+    return connect(f"ws://127.0.0.1:{server.port}/ws/{job_id}{query}")
+
+
+def messages(socket: ClientConnection) -> tuple[list[dict[str, Any]], int]:
+    """All messages until the server closes, and its close code."""
+    received = []
+    while True:
+        try:
+            received.append(json.loads(socket.recv(timeout=60)))
+        except ConnectionClosed as closed:
+            assert closed.rcvd is not None
+            return received, closed.rcvd.code
+
+
+@pytest.fixture(scope="module")
+def watched(server: Server, tiny_model: Any) -> tuple[str, list[dict[str, Any]], int]:
+    """A job that was watched from its submission to its end."""
+    from tests.harness import pairs_file, training_config
+
+    job_id = server.train(training_config(tiny_model, pairs_file(server.root / "live.jsonl"), "live", max_steps=30))
+    with open_socket(server, job_id) as socket:
+        return job_id, *messages(socket)
+
+
+def test_a_reader_sees_every_state_every_step_and_one_end(watched: Any) -> None:
+    job_id, received, code = watched
+    assert code == 1000
+    assert all(message["job_id"] == job_id for message in received)
+    states = [message["status"] for message in received if message["type"] == "status_update"]
+    order = ["queued", "initializing", "loading_model", "loading_dataset", "training", "saving"]
+    assert sorted(set(states), key=order.index) == list(dict.fromkeys(states))
+    assert set(states) >= set(order[1:])
+    steps = [message["step"] for message in received if message["type"] == "metrics" and "loss" in message["metrics"]]
+    assert steps == list(range(1, 31))
+    assert [message["type"] for message in received].count("completed") == 1
+    last = received[-1]
+    assert last["type"] == "completed"
+    assert last["output_dir"].endswith("/live")
+    assert last["final_metrics"]["final_loss"] > 0
+
+
+def test_messages_have_the_documents_keys_and_numbers_that_never_fall(watched: Any) -> None:
+    _, received, _ = watched
+    keys = {
+        "status_update": {"status", "progress", "current_step", "total_steps", "loss", "eval_loss", "learning_rate", "gpu_memory"},
+        "metrics": {"step", "metrics"},
+        "completed": {"output_dir", "final_metrics"},
+        "log": {"level", "message"},
+    }  # fmt: skip
+    for message in received:
+        assert set(message) == {"type", "job_id", "timestamp", "seq"} | keys[message["type"]], message
+        assert isinstance(message["timestamp"], float)
+    numbers = [message["seq"] for message in received]
+    assert numbers == sorted(numbers)
+    progress = [message["progress"] for message in received if message["type"] == "status_update"]
+    assert progress == sorted(progress)
+
+
+def test_an_ended_job_gives_its_snapshot_and_its_last_message(server: Server, watched: Any) -> None:
+    with open_socket(server, watched[0]) as socket:
+        received, code = messages(socket)
+    assert ([message["type"] for message in received], code) == (["status_update", "completed"], 1000)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 2.0])
+def test_a_reader_that_comes_back_misses_nothing_and_gets_nothing_twice(
+    server: Server, watched: Any, share: float
+) -> None:
+    job_id, before, _ = watched
+    lasting = [message for message in before if message["type"] in ("metrics", "log")]
+    after = int(before[-1]["seq"] * share)
+    with open_socket(server, job_id, f"?after={after}") as socket:
+        received, _ = messages(socket)
+    assert received[0]["type"] == "status_update"
+    assert received[1:-1] == [message for message in lasting if message["seq"] > after]
+    assert received[-1] == before[-1]
+
+
+def test_an_unknown_job_is_an_error_and_4404(server: Server) -> None:
+    with open_socket(server, "job_20000101_000000") as socket:
+        received, code = messages(socket)
+    assert code == 4404
+    assert [(message["type"], message["error"]) for message in received] == [("error", "Job not found")]
+
+
+def test_whatever_a_client_says_is_answered_by_a_heartbeat(server: Server, config: Config) -> None:
+    job_id = server.train(config(server, "heartbeat", max_steps=300))
+    with open_socket(server, job_id) as socket:
+        for said in ("ping", "{}", b"\x00"):
+            socket.send(said)
+        hearts = 0
+        while hearts < 3:
+            message = json.loads(socket.recv(timeout=30))
+            hearts += message == {"type": "heartbeat", "status": "ok"}
+    with server.client() as client, open_socket(server, job_id) as socket:
+        client.stop(job_id)
+        received, code = messages(socket)
+    assert (received[-1]["type"], received[-1]["status"], code) == ("status_update", "stopped", 1000)
+
+
+def test_a_failure_is_the_last_message(server: Server, config: Config) -> None:
+    job_id = server.train(config(server, "fails_live", target_modules=["nothing"]))
+    with open_socket(server, job_id) as socket:
+        received, _ = messages(socket)
+    assert received[-1]["type"] == "error"
+    assert "no layers named nothing" in received[-1]["error"]
+
+
+def test_a_reader_of_a_waiting_job_hears_of_its_cancellation(server: Server, config: Config) -> None:
+    first = server.train(config(server, "in_front", max_steps=400))
+    waiting = server.train(config(server, "behind"))
+    with server.client() as client, open_socket(server, waiting) as socket:
+        assert json.loads(socket.recv(timeout=10))["status"] == "queued"
+        client.stop(waiting)
+        received, code = messages(socket)
+        client.stop(first)
+    assert (received[-1]["status"], code) == ("cancelled", 1000)
+    server.until_ended(first)
+
+
+def test_connections_are_counted_while_they_last(server: Server, watched: Any) -> None:
+    from tests.harness import until
+
+    with server.client() as client:
+        until(lambda: client.stats().websockets.total_connections == 0, 10, "the readers' going")

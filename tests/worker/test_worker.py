@@ -1,0 +1,163 @@
+"""The worker process on a run folder, with no server near: its log, its model, its failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merlina.runs import RunFolder, RunOrder, read_events
+from merlina.schemas.training import TrainingConfig
+from tests.harness import pairs_file, training_config
+
+
+def run_worker(folder: Path, base_model: Path, dataset_file: Path, **changes: Any) -> RunFolder:
+    """Runs an order to its end, as the executor would start it."""
+    run = RunFolder(folder / "run")
+    run.path.mkdir(parents=True)
+    config = training_config(base_model, dataset_file, "tuned", **changes)
+    order = RunOrder(
+        job_id="job_1", attempt=1, config=TrainingConfig.model_validate(config), dataset_file=str(dataset_file),
+        output_dir=str(folder / "models" / "tuned"),
+    )  # fmt: skip
+    run.write_order(order)
+    with run.locked() as lock:
+        assert lock is not None
+        environment = {**os.environ, "HF_TOKEN": "hf_very_secret", "HF_HUB_OFFLINE": "1"}
+        command = [sys.executable, "-m", "merlina.worker", str(run.path), "--lock-fd", str(lock)]
+        with run.log_file.open("wb") as log:
+            subprocess.run(command, env=environment, pass_fds=(lock,), stdout=log, stderr=log, timeout=120, check=False)
+    return run
+
+
+def log_of(run: RunFolder) -> list[Any]:
+    events, offset = read_events(run.events_file)
+    assert offset == run.events_file.stat().st_size
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert [event.type for event in events].count("ended") == 1
+    assert events[0].type == "started"
+    assert events[-1].type == "ended"
+    return events
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A run in 4-bit with the default optimizer, which needs all of bitsandbytes."""
+    folder = tmp_path_factory.mktemp("finished")
+    dataset = pairs_file(folder / "pairs.jsonl")
+    return run_worker(folder, tiny_model, dataset, max_steps=4, use_4bit=True, optimizer_type="paged_adamw_8bit")
+
+
+def test_a_run_goes_through_its_states_and_completes_even_in_4_bit_on_a_cpu(finished: RunFolder) -> None:
+    events = log_of(finished)
+    assert [event.state for event in events if event.type == "state"] == [
+        "loading_model", "loading_dataset", "training", "saving",
+    ]  # fmt: skip
+    ended = events[-1]
+    assert (ended.state, ended.error) == ("completed", None), finished.log_file.read_text()
+    assert any("held as 4-bit NF4" in event.message for event in events if event.type == "log")
+    assert [event.step for event in events if event.type == "metrics" and "loss" in event.metrics] == [1, 2, 3, 4]
+    assert {"final_loss", "final_eval_loss", "initial_eval_loss", "initial_eval_reward_accuracy"} <= set(
+        ended.final_metrics
+    )
+
+
+def test_the_model_can_be_loaded_as_its_card_says(finished: RunFolder) -> None:
+    model = Path(finished.read_order().output_dir)
+    card = (model / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    loaded: dict[str, Any] = {}
+    exec(code, loaded)  # noqa: S102
+    assert loaded["tokenizer"].chat_template
+    assert type(loaded["model"]).__name__ == "PeftModelForCausalLM"
+    assert "| Evaluation loss |" in card
+    assert stat.S_IMODE((model / "README.md").stat().st_mode) == 0o644
+
+
+def test_the_configuration_beside_the_model_makes_it_again(finished: RunFolder) -> None:
+    order = finished.read_order()
+    kept = TrainingConfig.model_validate_json((Path(order.output_dir) / "merlina.json").read_bytes())
+    assert kept == order.config
+
+
+def test_no_token_is_written_anywhere(finished: RunFolder) -> None:
+    for path in finished.path.parent.rglob("*"):
+        assert not path.is_file() or b"hf_very_secret" not in path.read_bytes(), path
+
+
+def test_a_runs_files_are_its_owners_alone(finished: RunFolder) -> None:
+    for path in (finished.events_file, finished.order_file):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "reason"),
+    [
+        (
+            '{"prompt": "a", "chosen": "", "rejected": "b"}\n',
+            {},
+            "None of the data set's 1 rows can be used: row 1: chosen",
+        ),
+        (None, {"dtype": "float16"}, "float16 needs a GPU"),
+        (None, {"attn_implementation": "flash_attention_2"}, "needs a GPU and the package flash-attn"),
+    ],
+)
+def test_a_failure_is_one_last_event_with_a_reason(
+    tiny_model: Path, tmp_path: Path, rows: str | None, changes: dict[str, Any], reason: str
+) -> None:
+    dataset = pairs_file(tmp_path / "pairs.jsonl")
+    if rows is not None:
+        dataset.write_text(rows)
+    run = run_worker(tmp_path, tiny_model, dataset, **changes)
+    ended = log_of(run)[-1]
+    assert ended.state == "failed"
+    assert reason in ended.error
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_models_folder_that_cannot_be_written_is_named_and_nothing_half_made_is_left(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "models").write_text("a file where the folder should be")
+    run = run_worker(tmp_path, tiny_model, pairs_file(tmp_path / "pairs.jsonl"), max_steps=1)
+    ended = log_of(run)[-1]
+    assert ended.state == "failed"
+    assert "models" in ended.error
+    assert (run.checkpoints_dir / "checkpoint-1").exists()  # what was trained can still be resumed
+
+
+def test_the_tokenizers_own_template_and_long_pairs_are_trained_on_and_counted(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    dataset = pairs_file(tmp_path / "pairs.jsonl", rows=6)
+    row = {"prompt": "a " * 100, "chosen": "b " * 100, "rejected": "c"}
+    with dataset.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    config: dict[str, Any] = {"max_steps": 1, "max_length": 64, "max_prompt_length": 32}
+    config["dataset"] = {
+        "source": {"source_type": "local_file", "file_path": str(dataset)}, "test_size": 0,
+        "format": {"format_type": "tokenizer"},
+    }  # fmt: skip
+    events = log_of(run_worker(tmp_path, tiny_model, dataset, **config))
+    assert events[-1].state == "completed"
+    notes = [event.message for event in events if event.type == "log"]
+    assert any("1 of 7 training pairs are longer than max_length: 1 prompts lost" in note for note in notes), notes
+
+
+def test_a_tokenizer_without_template_is_given_that_of_the_training_format(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    bare = Path(shutil.copytree(tiny_model, tmp_path / "bare"))
+    (bare / "chat_template.jinja").unlink()
+    run = run_worker(tmp_path, bare, pairs_file(tmp_path / "pairs.jsonl"), max_steps=1)
+    assert log_of(run)[-1].state == "completed"
+    saved = AutoTokenizer.from_pretrained(run.read_order().output_dir)
+    text = saved.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
