@@ -24,8 +24,7 @@ def messages(socket: ClientConnection) -> tuple[list[dict[str, Any]], int]:
         try:
             received.append(json.loads(socket.recv(timeout=60)))
         except ConnectionClosed as closed:
-            assert closed.rcvd is not None
-            return received, closed.rcvd.code
+            return received, closed.rcvd.code if closed.rcvd else 0
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,9 @@ def test_a_reader_sees_every_state_every_step_and_one_end(watched: Any) -> None:
 def test_messages_have_the_documents_keys_and_numbers_that_never_fall(watched: Any) -> None:
     _, received, _ = watched
     keys = {
-        "status_update": {"status", "progress", "current_step", "total_steps", "loss", "eval_loss", "learning_rate", "gpu_memory"},
+        "status_update": {
+            "status", "progress", "current_step", "total_steps", "loss", "eval_loss", "learning_rate", "gpu_memory",
+        },
         "metrics": {"step", "metrics"},
         "completed": {"output_dir", "final_metrics"},
         "log": {"level", "message"},

@@ -1,4 +1,4 @@
-"""Settings reach the training: every optimizer and schedule steps, checkpointing changes no gradient, NaN ends a run."""
+"""Settings reach the training: optimizers and schedules step, recomputation changes nothing, NaN ends a run."""
 
 from __future__ import annotations
 

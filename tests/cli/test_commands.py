@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merlina.cli.config_file import _Loader, read_config_file
+from merlina.errors import InvalidRequestError, NotFoundError
+from tests.harness import Server, until
+
+Config = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: str, url: str = "http://127.0.0.1:9") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "merlina.cli.main", *arguments],
+        env={**os.environ, "MERLINA_URL": url}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@given(number=st.floats(1e-12, 1e12))
+def test_numbers_in_yaml_are_numbers_however_they_are_written(number: float) -> None:
+    for text in (repr(number), f"{number:e}", f"{number:.0e}"):
+        assert yaml.load(f"rate: {text}", _Loader) == {"rate": float(text)}
+
+
+def test_the_examples_are_valid_configurations() -> None:
+    for file in (ROOT / "examples").glob("*.yaml"):
+        assert read_config_file(file).training_mode == "orpo"
+
+
+def test_a_configuration_file_that_cannot_be_is_explained(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("base_model: m\noutput_name: o\nlerning_rate: 5e-6\n")
+    with pytest.raises(InvalidRequestError) as caught:
+        read_config_file(file)
+    assert caught.value.errors == (
+        "dataset: required, but missing",
+        "lerning_rate: unknown field; did you mean learning_rate?",
+    )
+    file.write_text("just text")
+    with pytest.raises(InvalidRequestError, match="one mapping of fields"):
+        read_config_file(file)
+    with pytest.raises(NotFoundError, match="No such file"):
+        read_config_file(tmp_path / "none.yaml")
+
+
+def test_errors_are_lines_and_exit_with_1(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text('{"base_model": 3}')
+    done = command("train", str(file))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "base_model: should be a valid string, not 3" in done.stderr
+    assert "Traceback" not in done.stderr
+    away = command("jobs")
+    assert away.returncode == 1
+    assert "`merlina serve` starts one" in away.stderr
+
+
+def test_settings_that_cannot_be_are_named() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "merlina.cli.main", "serve"],
+        env={**os.environ, "PORT": "99999", "LOG_LEVEL": "loud"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "PORT: should be less than or equal to 65535" in done.stderr
+    assert "LOG_LEVEL: should be 'DEBUG'" in done.stderr
+
+
+def test_train_shows_the_run_and_exits_as_it_ended(server: Server, config: Config, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(config(server, "by_command", max_steps=5)))
+    done = command("train", str(file), url=server.url)
+    assert done.returncode == 0, done.stderr
+    for expected in ("Training spell cast!", "40 rows read", "step 5/5", "completed: the model is in"):
+        assert expected in done.stdout
+    file.write_text(json.dumps(config(server, "by_command", target_modules=["none"])))
+    failed = command("train", str(file), url=server.url)
+    assert failed.returncode == 1
+    assert "no layers named none" in failed.stdout
+
+
+def test_ctrl_c_leaves_the_run_going_and_a_stop_ends_it(server: Server, config: Config, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(config(server, "left", max_steps=400)))
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "merlina.cli.main", "train", str(file), "--url", server.url],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with server.client() as client:
+        job_id = until(lambda: next((i for i, job in client.jobs().items() if job.status == "training"), None))
+    watching.send_signal(signal.SIGINT)
+    output, _ = watching.communicate(timeout=20)
+    assert watching.returncode == 130
+    assert f"merlina watch {job_id}" in output
+    assert f"merlina stop {job_id}" in output
+    assert json.loads(command("status", job_id, "--json", url=server.url).stdout)["status"] == "training"
+    assert "Stop request sent" in command("stop", job_id, url=server.url).stdout
+    watched = command("watch", job_id, url=server.url)
+    assert watched.returncode == 3
+    assert "stopped; what it had is in" in watched.stdout
+    listed = json.loads(command("jobs", "--json", "--status", "stopped", url=server.url).stdout)
+    assert job_id in [job["job_id"] for job in listed["jobs"]]
+    assert job_id in command("jobs", url=server.url).stdout
+
+
+def test_help_is_there_for_every_command() -> None:
+    shown = command("--help").stdout
+    for name in ("serve", "train", "watch", "resume", "status", "jobs", "stop", "demo"):
+        assert f" {name} " in shown
+    assert command("--version").stdout.startswith("merlina ")

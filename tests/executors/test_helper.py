@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merlina.errors import DataError, HelperError, ModelError
+from merlina.executors.helper import Helper
+from tests.harness import pairs_file, until
+
+
+@pytest.fixture
+def helper() -> Iterator[Helper]:
+    helper = Helper(idle_seconds=60)
+    yield helper
+    helper.close()
+
+
+def preview(helper: Helper, folder: Path, **changes: Any) -> Any:
+    file = pairs_file(folder / "pairs.jsonl")
+    config = {
+        "source": {"source_type": "local_file", "file_path": str(file)},
+        "format": {"format_type": "tokenizer"},
+        **changes,
+    }  # fmt: skip
+    return helper.call("preview_formatted", config=config, file=str(file), limit=2, token=None)
+
+
+def test_its_errors_come_back_as_what_they_are_and_it_lives_on(
+    helper: Helper, tmp_path: Path, tiny_model: Path
+) -> None:
+    with pytest.raises(DataError, match="model_name is needed"):
+        preview(helper, tmp_path)
+    first = helper.pid
+    with pytest.raises(ModelError, match="/nowhere"):
+        preview(helper, tmp_path, model_name="/nowhere")
+    assert preview(helper, tmp_path, model_name=str(tiny_model))["samples"][0]["chosen"].endswith("<|im_end|>")
+    assert helper.pid == first
+
+
+def test_answers_of_base_and_tuned_model(helper: Helper, tiny_model: Path) -> None:
+    ask: dict[str, Any] = {"base_model": str(tiny_model), "adapter": None, "max_new_tokens": 5}
+    answers = helper.call("generate", prompts=["<|im_start|>user\nHi", "a"], **ask)
+    assert len(answers) == 2
+    assert answers == helper.call("generate", prompts=["<|im_start|>user\nHi", "a"], **ask)
+
+
+def test_a_death_in_mid_call_is_told_and_the_next_call_gets_another(helper: Helper, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    first = helper.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    threading.Timer(0.2, os.kill, (first, signal.SIGKILL)).start()
+    with pytest.raises(HelperError, match="died"):
+        preview(helper, tmp_path)
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    assert helper.pid != first
+
+
+def test_a_call_that_takes_too_long_ends_the_helper(helper: Helper, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    pid = helper.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(HelperError, match="took too long"):
+        helper.call("preview_rows", timeout=0.2, config={}, file=None, limit=1, token=None)
+    assert helper.pid is None
+
+
+def test_an_idle_helper_is_let_go(tmp_path: Path) -> None:
+    helper = Helper(idle_seconds=0.1)
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    until(lambda: helper.pid is None, 10, "the helper's end")
