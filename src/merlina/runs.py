@@ -5,6 +5,7 @@ DATA_DIR/runs/<job_id>/            0700
     secrets.json     server, 0600  the run's tokens, and nothing else holds them
     lock             worker        held (flock) as long as a worker lives; inside: its pid and start time
     events.jsonl     worker        the numbered event log (see merlina.schemas.events)
+    reserve          worker        room for the last event, given up when the disk is full
     worker.log       worker        its standard output and error
     stop             server        present once a stop was asked for
     checkpoints/     worker        checkpoint-<step>/, each with a mark once it is whole
@@ -13,6 +14,7 @@ DATA_DIR/runs/<job_id>/            0700
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -81,6 +83,10 @@ class RunFolder:
         return self.path / "stop"
 
     @property
+    def reserve_file(self) -> Path:
+        return self.path / "reserve"
+
+    @property
     def checkpoints_dir(self) -> Path:
         return self.path / "checkpoints"
 
@@ -102,6 +108,7 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[int | None]:
         """The lock's file descriptor, or None where a living worker holds it."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -154,13 +161,17 @@ class EventLog:
     """The writing end of a run's event log. Exactly one process may hold it: the one that holds the run's lock."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self.seq = self._mend()
 
     def append(self, kind: str, *, durable: bool = False, **fields: Any) -> int:
         """Writes one event and returns its number; `durable` waits until it is on the disk."""
         line = event_line(self.seq + 1, time.time(), kind, fields)
-        os.write(self._descriptor, line)
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            os.ftruncate(self._descriptor, os.lseek(self._descriptor, -written, os.SEEK_CUR))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         if durable:
             os.fsync(self._descriptor)
         self.seq += 1

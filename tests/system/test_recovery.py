@@ -128,6 +128,24 @@ def test_a_running_job_is_deleted_after_it_saved_what_it_has(new_server: NewServ
     assert (server.root / "models" / "deleted" / "adapter_model.safetensors").exists()
 
 
+def test_a_run_that_failed_while_saving_is_resumed_without_another_step(new_server: NewServer, config: Config) -> None:
+    server = new_server()
+    blocked = server.root / "models" / "blocked"
+    body = config(server, "blocked", max_steps=10, eval_steps=5)
+    blocked.parent.mkdir(exist_ok=True)
+    in_the_way = blocked.with_name(f".{blocked.name}.{{}}.partial")
+    job = server.train(body)
+    in_the_way = Path(str(in_the_way).format(job))
+    in_the_way.write_text("a file where the model is to be written")
+    assert server.until_ended(job).status == "failed"
+    in_the_way.unlink()
+    with server.client() as client:
+        client.resume(job)
+    assert server.until_ended(job).status == "completed"
+    assert list(server.losses(job)) == list(range(1, 11))
+    assert "| Evaluation loss |" in (blocked / "README.md").read_text()
+
+
 def test_two_servers_never_share_a_data_folder(new_server: NewServer) -> None:
     first = new_server()
     second = Server(first.root)

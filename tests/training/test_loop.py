@@ -64,7 +64,7 @@ def train(config: TrainingConfig, folder: Path, recorder: Recorder, held_out: li
         model, config, training=PAIRS, held_out=held_out or [], pad_id=0, dtype=torch.float32,
         folder=folder / "checkpoints", reporter=recorder, resuming=False,
     )  # fmt: skip
-    trainer.train()
+    trainer.run(None)
     return model
 
 
@@ -148,7 +148,7 @@ def test_a_diverged_loss_ends_the_run_naming_the_step(tiny_model: Path, tmp_path
         folder=tmp_path, reporter=recorder, resuming=False,
     )  # fmt: skip
     with pytest.raises(TrainingError, match=r"nan at step 1: the training has diverged"):
-        trainer.train()
+        trainer.run(None)
 
 
 def test_layers_that_are_not_there_are_named_with_those_that_are(tiny_model: Path, tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ class Desk:
     def retry(self, job_id: str) -> JobRecord:
         """A new job with the configuration and tokens of an old one."""
         record = self.find(job_id)
+        if record.dataset_file and not Path(record.dataset_file).is_file():
+            raise InvalidRequestError(f"The data set's file {record.dataset_file} is gone; upload it again")
         config = TrainingConfig.model_validate({**record.config, **self.folder(job_id).read_secrets()})
         priority = next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
         return self.submit(config, priority, Path(record.dataset_file) if record.dataset_file else None)

@@ -96,11 +96,16 @@ class Supervisor:
         with self._database.read() as connection:
             running = jobs.running(connection)
         for record in running:
-            self._attend(record)
+            try:
+                self._attend(record)
+            except Exception:  # what is wrong with one run must not keep the others waiting
+                _log.exception("%s could not be attended to; trying again", record.job_id)
         self._finish_deletions()
         starts = self.look_at_queue().starts
         for start in starts:
-            self._start_job(start)
+            # A resumed run's last worker may still be on its way out; it is started when that one is gone.
+            if not self._executor.is_alive(self.folder(start.record.job_id)):
+                self._start_job(start)
         return bool(running or starts)
 
     def _run(self) -> None:
@@ -151,7 +156,7 @@ class Supervisor:
                 return f"The run did not stop within {self._grace:g} s and was killed; {_ways_on(record)}"
             return f"The worker ended before it had saved what it had; {_ways_on(record)}"
         where = f" at step {record.step} of {record.total_steps}" if record.step else f" while {record.state}"
-        return f"The worker process {self._executor.cause_of_death(folder)}{where}. {_ways_on(record).capitalize()}."
+        return f"The worker process {self._executor.cause_of_death(folder)}{where}; {_ways_on(record)}"
 
     def _start_job(self, start: Start) -> None:
         changes = {"state": "initializing", "gpus": start.gpus, "updated_at": self._clock()}
@@ -168,7 +173,6 @@ class Supervisor:
         try:
             self._executor.launch(folder, self._order(record), record.gpus)
         except OSError as error:
-            folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             record_end(folder, END_STATE[Cause.NOT_STARTED], f"The worker could not be started: {error}")
         self._alive_checked[record.job_id] = self._clock()
 

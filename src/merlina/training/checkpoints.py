@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -29,6 +30,12 @@ def latest(folder: Path) -> Path | None:
 def step_of(checkpoint: Path) -> int:
     """The optimizer step after which it was taken."""
     return int(checkpoint.name.removeprefix(_PREFIX))
+
+
+def is_final(checkpoint: Path) -> bool:
+    """Whether all optimizer steps of the run were taken when it was made."""
+    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+    return int(state["global_step"]) >= int(state["max_steps"])
 
 
 def path_of(folder: Path, step: int) -> Path:

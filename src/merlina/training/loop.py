@@ -93,6 +93,15 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
                 "warning", "This model's output head is unusual: training builds all its logits, which is slower"
             )
 
+    def run(self, checkpoint: Path | None) -> bool:
+        """Trains to the end or to a stop, from a checkpoint where one is given. Returns whether it was stopped."""
+        if checkpoint is not None and checkpoints.is_final(checkpoint):
+            # The Trainer would take one step more than there are.
+            self._load_from_checkpoint(str(checkpoint))
+            return False
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return bool(self.state.global_step < self.state.max_steps)
+
     def compute_loss(
         self, model: nn.Module, inputs: PairBatch, return_outputs: bool = False, num_items_in_batch: int | None = None
     ) -> Tensor:

@@ -6,7 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from merlina.runs import EventLog
+from merlina.runs import EventLog, read_events
+from merlina.schemas.events import Metrics
 from merlina.schemas.jobs import EndState, JobState
 from merlina.worker.stop import StopRequest
 
@@ -23,6 +24,17 @@ class EventReporter:
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
 
+    def recall(self, events_file: Path, until_step: int) -> None:
+        """Takes over the figures of earlier attempts up to a step, so that the first and the last are the run's."""
+        offset = 0
+        while True:
+            found, offset = read_events(events_file, offset)
+            if not found:
+                return
+            for event in found:
+                if isinstance(event, Metrics) and event.step <= until_step:
+                    self._keep({name: value for name, value in event.metrics.items() if value is not None})
+
     def state(self, state: JobState, output_dir: str | None = None) -> None:
         self._log.append("state", durable=True, state=state, output_dir=output_dir)
 
@@ -36,9 +48,7 @@ class EventReporter:
             self._log.append("progress", step=step, total_steps=total_steps)
 
     def metrics(self, step: int, figures: dict[str, float]) -> None:
-        for name, value in figures.items():
-            self._first.setdefault(name, value)
-        self._last |= figures
+        self._keep(figures)
         self._log.append("metrics", step=step, metrics=figures)
 
     def checkpoint(self, step: int, path: Path) -> None:
@@ -55,6 +65,10 @@ class EventReporter:
 
     def should_stop(self) -> bool:
         return self._stop.is_set()
+
+    def _keep(self, figures: dict[str, float]) -> None:
+        self._first = {**figures, **self._first}
+        self._last |= figures
 
     def final_metrics(self) -> dict[str, float]:
         """The last figure of each kind, and of evaluations the first as well."""

@@ -19,20 +19,24 @@ from merlina.worker.stages import Stages, StoppedEarly
 from merlina.worker.stop import StopRequest
 
 _FAILED = 1
+_RESERVE_BYTES = 64 * 1024
 
 
 def run(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) -> int:
     """Runs an order to its end and returns the process's exit code. The log's last line says how it went."""
     reporter = EventReporter(log, stop)
+    folder.reserve_file.write_bytes(bytes(_RESERVE_BYTES))
     try:
         _run_stages(Stages(folder, order, reporter))
     except StoppedEarly:
         reporter.note("info", "Stopped before training began; there is nothing to save")
         reporter.end("stopped")
     except Exception as error:
-        traceback.print_exc(file=sys.stderr)
+        folder.reserve_file.unlink(missing_ok=True)
         reporter.end("failed", error=_in_words(error, folder))
+        traceback.print_exc(file=sys.stderr)
         return _FAILED
+    folder.reserve_file.unlink(missing_ok=True)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from merlina.errors import DiskFullError
 from merlina.runs import RunOrder
 from merlina.worker.model_card import model_card
 from merlina.worker.reporting import EventReporter
@@ -38,9 +40,14 @@ def save_model(
         _write(beside, model, tokenizer, order, model_card(order, data, final_metrics))
         _sync_all(beside)
         _swap(beside, target, order.job_id, reporter)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(
+                f"The disk is full: no room to save the model in {target}. Free some space, then resume"
+            ) from error
         raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     reporter.note("info", f"The model is in {target}")
 
 

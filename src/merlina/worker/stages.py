@@ -90,6 +90,8 @@ class Stages:
         own_template = (
             TokenizerTemplate(tokenizer, config.base_model) if dataset.format.format_type == "tokenizer" else None
         )
+        if file is not None and not file.is_file():
+            raise DataError(f"The data set's file {file} is gone; upload it again and start a new run")
         loaded = load_pairs(dataset, file, self._token)
         self._say_what_was_skipped(loaded)
         training, held_out = split_pairs(loaded.pairs, dataset.test_size, config.seed)
@@ -120,8 +122,7 @@ class Stages:
                 reporter=reporter,
                 resuming=checkpoint is not None,
             )
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        self.was_stopped = trainer.state.global_step < trainer.state.max_steps
+            self.was_stopped = trainer.run(checkpoint)
         return loaded.model
 
     def _checkpoint_to_resume(self) -> Path | None:
@@ -130,6 +131,7 @@ class Stages:
         checkpoints.remove_torn(self.folder.checkpoints_dir)
         checkpoint = checkpoints.latest(self.folder.checkpoints_dir)
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
+        self.reporter.recall(self.folder.events_file, step)
         self.reporter.resumed(step)
         if checkpoint is None:
             self.reporter.note("warning", "There is no whole checkpoint to go on from: beginning anew")
