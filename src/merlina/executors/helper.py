@@ -70,6 +70,7 @@ class Helper:
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
+            self._end()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "merlina.worker.helper"],
                 stdin=subprocess.PIPE,
