@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from merlina import samples
 from merlina.data.columns import map_columns
-from merlina.data.dataset import load_pairs, split_pairs
+from merlina.data.dataset import load_pairs, read_pairs, split_pairs
 from merlina.data.pairs import Message, Pair
 from merlina.data.preview import preview_formatted, preview_rows
 from merlina.data.sources import resolve_file
@@ -32,7 +32,7 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def test_every_row_is_a_pair_or_named_with_its_reason(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [GOOD, {**GOOD, "bad": ""}, GOOD, {**GOOD, "good": 3}])
-    loaded = load_pairs(config(file, column_mapping=MAPPING), file, None)
+    loaded = load_pairs(read_pairs(config(file, column_mapping=MAPPING), file, None))
     assert len(loaded.pairs) == 2
     assert [(row.number, row.reason.split(" (")[0]) for row in loaded.skipped] == [
         (2, "rejected is empty"),
@@ -42,13 +42,13 @@ def test_every_row_is_a_pair_or_named_with_its_reason(tmp_path: Path) -> None:
 
 def test_max_samples_takes_the_first_rows_only(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [GOOD] * 5)
-    assert len(load_pairs(config(file, column_mapping=MAPPING, max_samples=3), file, None).pairs) == 3
+    assert len(load_pairs(read_pairs(config(file, column_mapping=MAPPING, max_samples=3), file, None)).pairs) == 3
 
 
 def test_nothing_usable_is_an_error_with_the_first_reasons(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [GOOD] * 4)
     with pytest.raises(DataError, match=r"None of the data set's 4 rows .* row 1: chosen is missing"):
-        load_pairs(config(file), file, None)
+        load_pairs(read_pairs(config(file), file, None))
 
 
 def test_a_mapping_of_a_column_that_is_not_there_names_those_that_are() -> None:

@@ -130,7 +130,7 @@ def test_a_resume_forgets_the_steps_it_takes_again(database: Database) -> None:
 @given(count=st.integers(0, 60), points=st.integers(1, 20))
 def test_a_thinned_chart_keeps_both_ends_and_its_order(database: Database, count: int, points: int) -> None:
     with database.write() as connection:
-        for job_id in jobs.all_ids(connection):
+        for job_id in jobs.summaries(connection):
             jobs.remove(connection, job_id)
     number = add(database, "a").number
     with database.write() as connection:

@@ -36,7 +36,8 @@ def serve(settings: Settings) -> None:
     )
     with listener, _sole_server(settings.data_dir):
         host, port = listener.getsockname()[:2]
-        _log.info("Merlina listens on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        _log.info("Merlina listens on %s%s", address, f", known as {settings.domain}" if settings.domain else "")
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import typer
@@ -44,6 +45,8 @@ def options(
 
 def app() -> None:
     """The entry of the installed command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # whoever reads through a pipe sees a run as it goes
     try:
         commands()
     except MerlinaError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -43,10 +43,10 @@ def read_pairs(config: DatasetConfig, file: Path | None, token: str | None) -> I
             yield SkippedRow(number, error.message)
 
 
-def load_pairs(config: DatasetConfig, file: Path | None, token: str | None) -> LoadedPairs:
-    """Raises DataError where the source can't be read or no row of it can be used."""
+def load_pairs(rows: Iterable[Pair | SkippedRow]) -> LoadedPairs:
+    """All of `read_pairs`. Raises DataError where no row can be used."""
     loaded = LoadedPairs()
-    for item in read_pairs(config, file, token):
+    for item in rows:
         if isinstance(item, SkippedRow):
             loaded.skipped.append(item)
         else:

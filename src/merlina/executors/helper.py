@@ -75,6 +75,7 @@ class Helper:
                 [sys.executable, "-m", "merlina.worker.helper"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
                 start_new_session=True,
             )
         return self._process

@@ -94,6 +94,8 @@ class LocalExecutor:
         hidden = {*_SERVER_ONLY, *_TOKEN_VARIABLES.values()}
         environment = {name: value for name, value in os.environ.items() if name.upper() not in hidden}
         environment |= {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        # Threads that spin while they wait bring a run to a halt as soon as anything else wants a core.
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         tokens = {**self.tokens, **folder.read_secrets()}
         environment |= {_TOKEN_VARIABLES[name]: token for name, token in tokens.items()}
         if gpus is not None:

@@ -45,7 +45,7 @@ class Preflight:
             raise
         except MerlinaError as error:
             return Finding(passed=False, errors=(f"dataset: {error.message}",))
-        return check_dataset(config.dataset, report.dataset_file)
+        return check_dataset(config.dataset, report.dataset_file, self._hub_token(config))
 
     def _check_wandb(self, config: TrainingConfig) -> Finding:
         if not config.use_wandb or config.wandb_key or self.settings.wandb_api_key:

@@ -10,15 +10,16 @@ from merlina.data.pairs import UnusableRowError, to_pair
 from merlina.data.sources import open_rows
 from merlina.errors import DataError
 from merlina.preflight.findings import Finding
+from merlina.preflight.hub import check_repo
 from merlina.schemas.datasets import DatasetConfig
 
 _ROWS_LOOKED_AT = 200
 
 
-def check_dataset(config: DatasetConfig, file: Path | None) -> Finding:
-    """`file` is the resolved source; a Hub data set has none and is looked at when the run loads it."""
+def check_dataset(config: DatasetConfig, file: Path | None, token: str | None) -> Finding:
+    """`file` is the resolved source; of a Hub data set, which has none, only the presence is checked."""
     if file is None:
-        return Finding()
+        return check_repo(str(config.source.repo_id), "dataset", "dataset.source.repo_id", token)
     reasons: list[str] = []
     usable = 0
     try:

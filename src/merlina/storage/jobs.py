@@ -123,10 +123,6 @@ def page(connection: Connection, state: JobState | None, limit: int, offset: int
     return [JobRecord(**row._mapping) for row in connection.execute(query)], total
 
 
-def all_ids(connection: Connection) -> list[str]:
-    return list(connection.execute(select(jobs.c.job_id)).scalars())
-
-
 def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
     return [record for record in _records(connection, jobs.c.deleting) if record.ended]
 

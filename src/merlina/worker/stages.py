@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import set_seed
 
-from merlina.data.dataset import LoadedPairs, load_pairs, split_pairs
+from merlina.data.dataset import LoadedPairs, load_pairs, read_pairs, split_pairs
 from merlina.data.formats import Formatter, formatter
 from merlina.data.pairs import Pair
 from merlina.errors import DataError, TrainingError
@@ -26,6 +27,8 @@ from merlina.worker.templates import TokenizerTemplate
 from merlina.worker.wandb_link import follow_with_wandb
 
 _SKIPPED_SHOWN = 10
+_ITEMS_BETWEEN_LOOKS = 1000
+_T = TypeVar("_T")
 
 
 class StoppedEarly(Exception):  # noqa: N818
@@ -92,7 +95,7 @@ class Stages:
         )
         if file is not None and not file.is_file():
             raise DataError(f"The data set's file {file} is gone; upload it again and start a new run")
-        loaded = load_pairs(dataset, file, self._token)
+        loaded = load_pairs(self._until_stopped(read_pairs(dataset, file, self._token)))
         self._say_what_was_skipped(loaded)
         training, held_out = split_pairs(loaded.pairs, dataset.test_size, config.seed)
         render = formatter(dataset.format, own_template)
@@ -141,7 +144,7 @@ class Stages:
         config = self.order.config
         encoded: list[TokenPair] = []
         cuts: list[Cut] = []
-        for pair in pairs:
+        for pair in self._until_stopped(pairs):
             text = render(pair)
             tokens, cut = encode_pair(
                 tokenizer,
@@ -157,6 +160,13 @@ class Stages:
             cuts += [cut] if cut else []
         self._say_what_was_cut(cuts, len(pairs), name)
         return encoded
+
+    def _until_stopped(self, items: Iterable[_T]) -> Iterator[_T]:
+        """The items; a stop is heard among them too, since there may be millions."""
+        for number, item in enumerate(items):
+            if number % _ITEMS_BETWEEN_LOOKS == 0:
+                self._leave_if_stopped()
+            yield item
 
     def _leave_if_stopped(self) -> None:
         if self.reporter.should_stop():
