@@ -163,6 +163,30 @@ def test_what_cannot_run_is_refused_with_every_reason_and_leaves_nothing(server:
     assert sorted((server.root / "data" / "runs").iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    "odd", ["~nobody/x", "a\0b", "/" + "a" * 4000, "a" * 4000, "../" * 30 + "etc", "ünï/cödé", " "]
+)
+def test_odd_names_are_refused_not_stumbled_over(server: Server, config: Config, odd: str) -> None:
+    with server.http() as http:
+        answer = http.post("/train", json={**config(server, "odd"), "base_model": odd})
+        assert answer.status_code == 400, answer.text
+        assert "base_model" in answer.json()["detail"]["errors"][0]
+        body = config(server, "odd")
+        body["dataset"]["source"]["file_path"] = odd
+        assert http.post("/train", json=body).status_code in (400, 403)
+        assert http.post("/dataset/preview", json=body["dataset"]).status_code in (400, 403, 404)
+
+
+def test_a_folder_that_no_job_was_accepted_for_is_swept_at_the_next_start(new_server: Callable[..., Server]) -> None:
+    server = new_server()
+    server.kill()
+    left = server.folder("job_20260101_000000")
+    left.path.mkdir()
+    left.write_secrets({"hf_token": "hf_x"})
+    server.start()
+    assert not left.path.exists()
+
+
 def test_an_ended_job_is_deleted_at_once_with_all_its_traces(server: Server, config: Config) -> None:
     job_id = server.train(config(server, "gone", max_steps=1))
     model = Path(server.until_ended(job_id).output_dir or "")

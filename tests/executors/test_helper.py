@@ -15,8 +15,8 @@ from tests.harness import pairs_file, until
 
 
 @pytest.fixture
-def helper() -> Iterator[Helper]:
-    helper = Helper(idle_seconds=60)
+def helper(tmp_path: Path) -> Iterator[Helper]:
+    helper = Helper(60, tmp_path / "helper.log")
     yield helper
     helper.close()
 
@@ -76,7 +76,7 @@ def test_a_call_that_takes_too_long_ends_the_helper(helper: Helper, tmp_path: Pa
 
 
 def test_an_idle_helper_is_let_go(tmp_path: Path) -> None:
-    helper = Helper(idle_seconds=0.1)
+    helper = Helper(0.1, tmp_path / "helper.log")
     with pytest.raises(DataError):
         preview(helper, tmp_path)
     until(lambda: helper.pid is None, 10, "the helper's end")

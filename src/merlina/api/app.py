@@ -85,7 +85,7 @@ def build_services(settings: Settings) -> Services:
         supervisor=supervisor,
         desk=Desk(database, hub, executor, settings.runs_dir, settings.models_dir, supervisor.wake),
         preflight=Preflight(settings, list_gpus),
-        helper=Helper(idle_seconds=settings.helper_idle_seconds),
+        helper=Helper(settings.helper_idle_seconds, settings.data_dir / "helper.log"),
     )
 
 

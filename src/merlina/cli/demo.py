@@ -108,7 +108,7 @@ def _show(server: DemoServer, settings: Settings, base_model: Path) -> Outcome:
             raise ModelError(f"The run did not complete: {last.get('error') or last.get('status')}")
         before, after = _evaluations(client, job_id)
         _compare_figures(before, after)
-        with_habit = _compare_answers(config, Path(last["output_dir"]))
+        with_habit = _compare_answers(config, Path(last["output_dir"]), settings.data_dir / "helper.log")
         output.print(f"The tuned model is in {last['output_dir']}; its README.md says how to load it.")
     return Outcome(True, before["eval_reward_accuracy"], after["eval_reward_accuracy"], with_habit)
 
@@ -149,10 +149,10 @@ def _compare_figures(before: dict[str, Any], after: dict[str, Any]) -> None:
     output.print(table)
 
 
-def _compare_answers(config: TrainingConfig, adapter: Path) -> int:
+def _compare_answers(config: TrainingConfig, adapter: Path, log_file: Path) -> int:
     """Shows base and tuned answers and returns how many of the tuned have the habit."""
     prompts = [_prompt(question, config.dataset.format) for question in samples.QUESTIONS]
-    helper = Helper(idle_seconds=60)
+    helper = Helper(60, log_file)
     try:
         ask: dict[str, Any] = {"base_model": config.base_model, "prompts": prompts, "max_new_tokens": _ANSWER_TOKENS}
         base = helper.call("generate", adapter=None, **ask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,10 +39,13 @@ def _uploaded_file(dataset_id: str, uploads_dir: Path) -> Path:
 
 
 def _local_file(file_path: str, allowed_roots: Sequence[Path]) -> Path:
-    path = Path(file_path).expanduser().resolve()
+    try:
+        path = Path(os.path.expanduser(file_path)).resolve()
+    except (OSError, ValueError) as error:
+        raise NotFoundError(f"file_path {file_path[:100]!r} is no path this machine can have: {error}") from error
     if not any(path.is_relative_to(root) for root in allowed_roots):
         roots = ", ".join(map(str, allowed_roots))
         raise ForbiddenError(f"file_path {file_path!r} lies outside the folders this server may read ({roots})")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise NotFoundError(f"There is no file {file_path!r} on the server's machine")
     return path

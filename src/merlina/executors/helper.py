@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from merlina import errors
@@ -21,9 +22,13 @@ _TIMEOUT_SECONDS = 180.0
 
 
 class Helper:
-    """A process of `python -m merlina.worker.helper`. Calls come from any thread and wait for each other."""
+    """A process of `python -m merlina.worker.helper`. Calls come from any thread and wait for each other.
 
-    def __init__(self, idle_seconds: float) -> None:
+    What its libraries print goes to `log_file`.
+    """
+
+    def __init__(self, idle_seconds: float, log_file: Path) -> None:
+        self._log_file = log_file
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,13 +76,15 @@ class Helper:
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
             self._end()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "merlina.worker.helper"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
-                start_new_session=True,
-            )
+            with self._log_file.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "merlina.worker.helper"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+                    start_new_session=True,
+                )
         return self._process
 
     def _read_line(self, process: subprocess.Popen[bytes], operation: str, deadline: float) -> bytes:

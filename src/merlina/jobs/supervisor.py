@@ -65,6 +65,7 @@ class Supervisor:
         self._forced: set[tuple[str, int]] = set()
 
     def start(self) -> None:
+        self._sweep_unaccepted()
         self._relaunch_unstarted()
         self._thread.start()
 
@@ -186,6 +187,14 @@ class Supervisor:
             output_dir=record.target_dir,
             trust_remote_code=self._trust_remote_code,
         )
+
+    def _sweep_unaccepted(self) -> None:
+        """Removes folders that a server was killed over, between making them and accepting their job."""
+        with self._database.read() as connection:
+            known = jobs.summaries(connection, with_deleting=True)
+        for path in self._runs_dir.iterdir():
+            if path.name not in known and not self.folder(path.name).events_file.exists():
+                shutil.rmtree(path, ignore_errors=True)
 
     def _relaunch_unstarted(self) -> None:
         """Starts jobs again that a server was killed over, between choosing them and starting their worker."""

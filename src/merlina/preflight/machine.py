@@ -12,6 +12,7 @@ from pathlib import Path
 from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory, free_disk
 from merlina.preflight.findings import Finding
+from merlina.preflight.models import local_path
 from merlina.schemas.training import TrainingConfig
 
 _MIN_FREE_DISK = 256 * 1024**2
@@ -36,7 +37,7 @@ def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
 
 def check_memory(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
     """Whether the weights alone fit; what activations and optimizer need comes on top."""
-    parameters = count_parameters(Path(config.base_model).expanduser())
+    parameters = count_parameters(local_path(config.base_model))
     if parameters is None:
         return Finding()
     needed = parameters * _bytes_per_parameter(config, on_gpu=bool(gpus))
@@ -69,7 +70,7 @@ def check_output(target: Path) -> Finding:
 
 def count_parameters(model: Path) -> int | None:
     """Parameters in a local folder's safetensors files, read from their headers; None where there are none."""
-    files = sorted(model.glob("*.safetensors")) if model.is_dir() else []
+    files = sorted(model.glob("*.safetensors")) if os.path.isdir(model) else []
     try:
         return sum(map(_parameters_in, files)) or None
     except (OSError, ValueError, struct.error):

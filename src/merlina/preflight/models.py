@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -15,8 +16,8 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 def check_model(base_model: str, token: str | None) -> Finding:
     """A local folder, a `.gguf` file or a Hub id."""
-    path = Path(base_model).expanduser()
-    if path.is_dir():
+    path = local_path(base_model)
+    if os.path.isdir(path):
         return _check_folder(path)
     if base_model.lower().endswith(".gguf"):
         return _check_gguf(path)
@@ -25,6 +26,11 @@ def check_model(base_model: str, token: str | None) -> Finding:
             f"base_model: there is no folder or .gguf file {base_model!r} here, and it is no Hub id (org/name) either"
         )
     return check_repo(base_model, "model", "base_model", token)
+
+
+def local_path(base_model: str) -> Path:
+    """The path that a base model may be. It is to be asked about by os.path, which takes any text for a path."""
+    return Path(os.path.expanduser(base_model))
 
 
 def _looks_like_path(base_model: str) -> bool:
@@ -45,7 +51,7 @@ def _check_folder(path: Path) -> Finding:
 
 
 def _check_gguf(path: Path) -> Finding:
-    if not path.is_file():
+    if not os.path.isfile(path):
         return _error(f"base_model: there is no file {str(path)!r} on this machine")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":

@@ -109,9 +109,11 @@ def counts(connection: Connection) -> tuple[int, int, int]:
     return total, waiting, active
 
 
-def summaries(connection: Connection) -> dict[str, tuple[JobState, float]]:
-    """(state, progress) of every job, newest first."""
-    query = select(jobs.c.job_id, jobs.c.state, jobs.c.progress).where(~jobs.c.deleting).order_by(jobs.c.number.desc())
+def summaries(connection: Connection, *, with_deleting: bool = False) -> dict[str, tuple[JobState, float]]:
+    """(state, progress) of every job, newest first; with those that are being deleted where asked for."""
+    query = select(jobs.c.job_id, jobs.c.state, jobs.c.progress).order_by(jobs.c.number.desc())
+    if not with_deleting:
+        query = query.where(~jobs.c.deleting)
     return {job_id: (state, progress) for job_id, state, progress in connection.execute(query)}
 
 
