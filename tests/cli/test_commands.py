@@ -96,7 +96,7 @@ def test_ctrl_c_leaves_the_run_going_and_a_stop_ends_it(server: Server, config: 
     file.write_text(json.dumps(config(server, "left", max_steps=400)))
     watching = subprocess.Popen(
         [sys.executable, "-m", "merlina.cli.main", "train", str(file), "--url", server.url],
-        stdout=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE, text=True, preexec_fn=_hear_ctrl_c,
     )  # fmt: skip
     with server.client() as client:
         job_id = until(lambda: next((i for i, job in client.jobs().items() if job.status == "training"), None))
@@ -113,6 +113,11 @@ def test_ctrl_c_leaves_the_run_going_and_a_stop_ends_it(server: Server, config: 
     listed = json.loads(command("jobs", "--json", "--status", "stopped", url=server.url).stdout)
     assert job_id in [job["job_id"] for job in listed["jobs"]]
     assert job_id in command("jobs", url=server.url).stdout
+
+
+def _hear_ctrl_c() -> None:
+    # A test runner in the background may have been told to ignore it, and children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_help_is_there_for_every_command() -> None:
