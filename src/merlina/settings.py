@@ -86,6 +86,10 @@ class Settings(BaseSettings):
         return self.data_dir / "uploads"
 
     @property
+    def configs_dir(self) -> Path:
+        return self.data_dir / "configs"
+
+    @property
     def allowed_roots(self) -> tuple[Path, ...]:
         roots = self.allowed_paths or [self.data_dir, Path.cwd()]
         return tuple(root.expanduser().resolve() for root in roots)

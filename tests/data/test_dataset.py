@@ -15,6 +15,7 @@ from merlina.data.pairs import Message, Pair
 from merlina.data.preview import preview_formatted, preview_rows
 from merlina.data.sources import resolve_file
 from merlina.errors import DataError, ForbiddenError, NotFoundError
+from merlina.paths import AllowedPaths
 from merlina.schemas.datasets import DatasetConfig
 
 GOOD = {"question": "Why?", "good": "So.", "bad": "No."}
@@ -85,13 +86,17 @@ def test_a_file_is_found_only_below_the_allowed_roots(tmp_path: Path) -> None:
     outside.mkdir()
     secret = jsonl(outside / "x.jsonl", [GOOD])
     (inside / "link.jsonl").symlink_to(secret)
+    allowed = AllowedPaths((inside.resolve(),), private=(inside.resolve() / "runs",))
+    for name in ("runs/job/secrets.json", ".env", ".ssh/id", "~no\0path"):
+        with pytest.raises((ForbiddenError, NotFoundError)):
+            resolve_file(config(inside / name).source, tmp_path, allowed)
     for path in (secret, inside / "link.jsonl", inside / ".." / "out" / "x.jsonl"):
         with pytest.raises(ForbiddenError):
-            resolve_file(config(path).source, tmp_path, [inside.resolve()])
+            resolve_file(config(path).source, tmp_path, allowed)
     with pytest.raises(NotFoundError):
-        resolve_file(config(inside / "none.jsonl").source, tmp_path, [inside.resolve()])
+        resolve_file(config(inside / "none.jsonl").source, tmp_path, allowed)
     own = jsonl(inside / "own.jsonl", [GOOD])
-    assert resolve_file(config(own).source, tmp_path, [inside.resolve()]) == own.resolve()
+    assert resolve_file(config(own).source, tmp_path, allowed) == own.resolve()
 
 
 def test_the_sample_pairs_all_show_the_habit_and_only_when_chosen() -> None:

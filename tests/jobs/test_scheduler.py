@@ -11,7 +11,7 @@ from tests.jobs.records import job
 
 
 def gpus(*free: int) -> list[Gpu]:
-    return [Gpu(index, "GPU", 24_000, memory) for index, memory in enumerate(free)]
+    return [Gpu(index, "GPU", 24_000, memory, 24_000 - memory) for index, memory in enumerate(free)]
 
 
 def planned(queued: list[Any], running: list[Any], cards: list[Gpu], slots: int = 4, share: bool = False) -> Plan:

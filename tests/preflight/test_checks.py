@@ -21,7 +21,7 @@ def test_no_gpu_is_a_warning_unless_one_is_asked_for() -> None:
     assert check_gpus(config(), []).errors == ()
     assert "trains on the CPU" in check_gpus(config(), []).warnings[0]
     assert "no CUDA GPU" in check_gpus(config(gpu_ids=[0]), []).errors[0]
-    cards = [Gpu(0, "a", 1, 1), Gpu(1, "b", 1, 1)]
+    cards = [Gpu(0, "a", 1, 1, 0), Gpu(1, "b", 1, 1, 0)]
     assert check_gpus(config(gpu_ids=[1]), cards).passed
     assert "there is no GPU 2; this machine has 0, 1" in check_gpus(config(gpu_ids=[2]), cards).errors[0]
 
@@ -31,7 +31,7 @@ def test_weights_that_cannot_fit_are_an_error_with_the_figures(tiny_model: Path)
     assert parameters is not None
     assert parameters > 10_000
     assert check_memory(config(str(tiny_model)), []).passed
-    full = check_memory(config(str(tiny_model), use_4bit=False), [Gpu(0, "a", 1, 0)])
+    full = check_memory(config(str(tiny_model), use_4bit=False), [Gpu(0, "a", 1, 0, 1)])
     assert "and 0.0 GiB of GPU are free; use_4bit needs" in full.errors[0]
 
 

@@ -22,8 +22,10 @@ from merlina.hardware.gpus import list_gpus
 from merlina.jobs.desk import Desk
 from merlina.jobs.hub import Hub
 from merlina.jobs.supervisor import Supervisor
+from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
 from merlina.settings import Settings
+from merlina.storage.configs import ConfigStore
 from merlina.storage.database import Database
 
 
@@ -65,6 +67,7 @@ def build_services(settings: Settings) -> Services:
     sweep_incoming(settings.uploads_dir)
     database = Database(settings.sqlalchemy_url)
     database.migrate()
+    allowed = AllowedPaths(settings.allowed_roots, private=(settings.runs_dir.resolve(),))
     hub = Hub()
     executor = LocalExecutor(tokens=_server_tokens(settings))
     supervisor = Supervisor(
@@ -80,12 +83,14 @@ def build_services(settings: Settings) -> Services:
     )
     return Services(
         settings=settings,
+        allowed=allowed,
         database=database,
         hub=hub,
         supervisor=supervisor,
         desk=Desk(database, hub, executor, settings.runs_dir, settings.models_dir, supervisor.wake),
-        preflight=Preflight(settings, list_gpus),
+        preflight=Preflight(settings, allowed, list_gpus),
         helper=Helper(settings.helper_idle_seconds, settings.data_dir / "helper.log"),
+        configs=ConfigStore(settings.configs_dir),
     )
 
 

@@ -13,8 +13,10 @@ from merlina.executors.helper import Helper
 from merlina.jobs.desk import Desk
 from merlina.jobs.hub import Hub
 from merlina.jobs.supervisor import Supervisor
+from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
 from merlina.settings import Settings
+from merlina.storage.configs import ConfigStore
 from merlina.storage.database import Database
 
 
@@ -23,12 +25,14 @@ class Services:
     """The parts of a running server."""
 
     settings: Settings
+    allowed: AllowedPaths
     database: Database
     hub: Hub
     supervisor: Supervisor
     desk: Desk
     preflight: Preflight
     helper: Helper
+    configs: ConfigStore
     started_at: float = field(default_factory=time.monotonic)
     websockets: int = 0
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from merlina.data.files import Row, detect_format, read_rows
 from merlina.data.hub import read_hub_rows
-from merlina.errors import ForbiddenError, NotFoundError
+from merlina.errors import NotFoundError
+from merlina.paths import AllowedPaths
 from merlina.schemas.datasets import DatasetSource
 
 
-def resolve_file(source: DatasetSource, uploads_dir: Path, allowed_roots: Sequence[Path]) -> Path | None:
+def resolve_file(source: DatasetSource, uploads_dir: Path, allowed: AllowedPaths) -> Path | None:
     """The file to read; None for the Hub.
 
-    Raises ForbiddenError for a path outside `allowed_roots` (symbolic links resolved), NotFoundError where nothing is.
+    Raises ForbiddenError for a path that is not `allowed`, NotFoundError where nothing is.
     """
     if source.source_type == "upload":
         return _uploaded_file(str(source.dataset_id), uploads_dir)
     if source.source_type == "local_file":
-        return _local_file(str(source.file_path), allowed_roots)
+        return _local_file(str(source.file_path), allowed)
     return None
 
 
@@ -38,14 +39,8 @@ def _uploaded_file(dataset_id: str, uploads_dir: Path) -> Path:
     return found[0]
 
 
-def _local_file(file_path: str, allowed_roots: Sequence[Path]) -> Path:
-    try:
-        path = Path(os.path.expanduser(file_path)).resolve()
-    except (OSError, ValueError) as error:
-        raise NotFoundError(f"file_path {file_path[:100]!r} is no path this machine can have: {error}") from error
-    if not any(path.is_relative_to(root) for root in allowed_roots):
-        roots = ", ".join(map(str, allowed_roots))
-        raise ForbiddenError(f"file_path {file_path!r} lies outside the folders this server may read ({roots})")
+def _local_file(file_path: str, allowed: AllowedPaths) -> Path:
+    path = allowed.resolve(file_path, "file_path")
     if not os.path.isfile(path):
         raise NotFoundError(f"There is no file {file_path!r} on the server's machine")
     return path

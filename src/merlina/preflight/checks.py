@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from merlina.data.sources import resolve_file
 from merlina.errors import ForbiddenError, MerlinaError
 from merlina.hardware.gpus import Gpu
+from merlina.paths import AllowedPaths
 from merlina.preflight.datasets import check_dataset
 from merlina.preflight.findings import Finding, Report
 from merlina.preflight.machine import check_disk, check_gpus, check_memory, check_output
@@ -21,6 +22,7 @@ class Preflight:
     """The checks with what they need to know of this server."""
 
     settings: Settings
+    allowed: AllowedPaths
     list_gpus: Callable[[], Sequence[Gpu]]
 
     def check(self, config: TrainingConfig) -> Report:
@@ -40,7 +42,7 @@ class Preflight:
     def _check_dataset(self, config: TrainingConfig, report: Report) -> Finding:
         settings = self.settings
         try:
-            report.dataset_file = resolve_file(config.dataset.source, settings.uploads_dir, settings.allowed_roots)
+            report.dataset_file = resolve_file(config.dataset.source, settings.uploads_dir, self.allowed)
         except ForbiddenError:
             raise
         except MerlinaError as error:

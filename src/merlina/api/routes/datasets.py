@@ -96,7 +96,7 @@ def preview_as_trained(config: DatasetConfig, services: Inject) -> PreviewRespon
 
 
 def _file(services: Services, config: DatasetConfig) -> Path | None:
-    return resolve_file(config.source, services.settings.uploads_dir, services.settings.allowed_roots)
+    return resolve_file(config.source, services.settings.uploads_dir, services.allowed)
 
 
 def _ask_helper(services: Services, operation: str, config: DatasetConfig, file: Path | None, limit: int) -> Any:

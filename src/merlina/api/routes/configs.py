@@ -1,0 +1,64 @@
+"""Saved configurations (API document, "Configuration Management")."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from merlina.api.services import Inject
+from merlina.schemas.configs import (
+    ConfigAnswer,
+    ConfigDeleted,
+    ConfigEntry,
+    ConfigList,
+    ConfigWritten,
+    ExportConfigRequest,
+    ImportConfigRequest,
+    SaveConfigRequest,
+)
+
+router = APIRouter(prefix="/configs", tags=["configs"])
+
+
+@router.post("/save")
+def save(request: SaveConfigRequest, services: Inject) -> ConfigWritten:
+    """Saves a configuration, or part of one, under a name."""
+    path = services.configs.save(request.name, request.config, request.description, request.tags)
+    return ConfigWritten(message=f"Configuration '{request.name}' saved successfully", filepath=str(path))
+
+
+@router.get("/list")
+def list_all(services: Inject, tag: str | None = None) -> ConfigList:
+    """All saved configurations, or those with a tag."""
+    found = [ConfigEntry(**saved.model_dump(exclude={"config"})) for saved in services.configs.all(tag)]
+    return ConfigList(configs=found, count=len(found))
+
+
+@router.get("/{name}")
+def get(name: str, services: Inject, include_metadata: bool = False) -> ConfigAnswer:
+    """One configuration, ready to be sent to /train where it is complete."""
+    saved = services.configs.get(name)
+    return ConfigAnswer(config=saved.model_dump() if include_metadata else saved.config)
+
+
+@router.delete("/{name}")
+def delete(name: str, services: Inject) -> ConfigDeleted:
+    """Deletes a configuration."""
+    services.configs.delete(name)
+    return ConfigDeleted(message=f"Configuration '{name}' deleted successfully")
+
+
+@router.post("/export")
+def export(request: ExportConfigRequest, services: Inject) -> ConfigWritten:
+    """Writes a configuration to a file under ALLOWED_PATHS."""
+    path = services.allowed.resolve(request.output_path, "output_path")
+    services.configs.export(request.name, path)
+    return ConfigWritten(message=f"Configuration exported to {path}", filepath=str(path))
+
+
+@router.post("/import")
+def import_(request: ImportConfigRequest, services: Inject) -> ConfigWritten:
+    """Saves a configuration that lies in a file under ALLOWED_PATHS."""
+    path = services.allowed.resolve(request.filepath, "filepath")
+    name, found = services.configs.read_file(path, request.name)
+    saved = services.configs.save(name, found.config, found.description, found.tags)
+    return ConfigWritten(message="Configuration imported successfully", filepath=str(saved))

@@ -1,0 +1,68 @@
+"""The machine's GPUs (API document, "GPU Management"). Without CUDA the lists are empty and single ones are 404."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from merlina.errors import NotFoundError
+from merlina.hardware.gpus import Gpu, list_gpus
+from merlina.schemas.hardware import AvailableGpus, GpuAnswer, GpuInfo, GpuList, RecommendedGpu
+
+router = APIRouter(prefix="/gpu", tags=["gpus"])
+
+_NO_CUDA = "CUDA is not available on this system"
+
+
+@router.get("/list")
+def list_all() -> GpuList:
+    """Every GPU with its memory, load and temperature."""
+    gpus = list_gpus()
+    if not gpus:
+        return GpuList(status="no_cuda", message=_NO_CUDA, gpus=[], count=0)
+    return GpuList(status="success", gpus=[_info(gpu) for gpu in gpus], count=len(gpus))
+
+
+@router.get("/available")
+def available(min_free_memory_mb: Annotated[int, Query(ge=0, le=2**31)] = 4000) -> AvailableGpus:
+    """The GPUs that have so much memory free, in MiB."""
+    gpus = list_gpus()
+    found = [gpu.index for gpu in gpus if gpu.memory_free_mb >= min_free_memory_mb]
+    return AvailableGpus(
+        status="success" if gpus else "no_cuda",
+        message=None if gpus else _NO_CUDA,
+        available_gpus=found,
+        count=len(found),
+        min_free_memory_mb=min_free_memory_mb,
+    )
+
+
+@router.get("/recommended")
+def recommended() -> RecommendedGpu:
+    """The GPU with the most free memory."""
+    best = max(_some_gpus(), key=lambda gpu: (gpu.memory_free_mb, -gpu.index))
+    return RecommendedGpu(recommended_index=best.index, gpu=_info(best))
+
+
+@router.get("/{index}")
+def one(index: int) -> GpuAnswer:
+    """One GPU by its index."""
+    gpus = _some_gpus()
+    found = next((gpu for gpu in gpus if gpu.index == index), None)
+    if found is None:
+        there = ", ".join(str(gpu.index) for gpu in gpus)
+        raise NotFoundError(f"GPU {index} not found; this machine has {there}")
+    return GpuAnswer(gpu=_info(found))
+
+
+def _some_gpus() -> list[Gpu]:
+    gpus = list_gpus()
+    if not gpus:
+        raise NotFoundError("CUDA is not available")
+    return gpus
+
+
+def _info(gpu: Gpu) -> GpuInfo:
+    return GpuInfo(**asdict(gpu))

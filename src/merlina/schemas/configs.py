@@ -1,0 +1,131 @@
+"""Saved configurations (API document, "Configuration Management")."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from merlina.schemas.base import Request, Response
+from merlina.schemas.problems import describe_one
+from merlina.schemas.training import SECRET_FIELDS, TrainingConfig
+
+CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+RESERVED_NAMES = ("list", "save", "import", "export")
+
+PartialConfig = dict[str, Any]
+Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
+
+
+def check_name(value: str) -> str:
+    """Raises ValueError where a configuration can't be called so."""
+    if not CONFIG_NAME.fullmatch(value):
+        raise ValueError(
+            f"{value[:100]!r} is no usable name: up to 100 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    if value in RESERVED_NAMES:
+        raise ValueError(f"{value!r} is a word of the API; choose another name")
+    return value
+
+
+def check_partial(config: PartialConfig) -> list[str]:
+    """What is wrong with the fields that are there, one line each; missing ones are no mistake."""
+    try:
+        TrainingConfig.model_validate(config)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=True)
+        return [describe_one(dict(problem), TrainingConfig) for problem in problems if problem["type"] != "missing"]
+    return []
+
+
+def without_tokens(config: PartialConfig) -> PartialConfig:
+    return {name: value for name, value in config.items() if name not in SECRET_FIELDS}
+
+
+class SaveConfigRequest(Request):
+    """`POST /configs/save`. Any part of a TrainingConfig may be saved; tokens never are."""
+
+    name: str = Field(description="letters, digits, '.', '_' and '-'; saving over one keeps its created_at")
+    config: PartialConfig = Field(description="a TrainingConfig, or part of one")
+    description: str | None = Field(None, max_length=10_000)
+    tags: list[Tag] | None = Field(None, max_length=100)
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_called_so(cls, value: str) -> str:
+        return check_name(value)
+
+
+class ExportConfigRequest(Request):
+    """`POST /configs/export`."""
+
+    name: str
+    output_path: str = Field(min_length=1, description="file to write, under ALLOWED_PATHS; ends in .json")
+
+
+class ImportConfigRequest(Request):
+    """`POST /configs/import`."""
+
+    filepath: str = Field(
+        min_length=1, description="file to read, under ALLOWED_PATHS: an export or a bare configuration"
+    )
+    name: str | None = Field(None, description="left out: the name in the file, else the file's own")
+
+    @field_validator("name")
+    @classmethod
+    def _can_be_called_so(cls, value: str | None) -> str | None:
+        return value if value is None else check_name(value)
+
+
+class SavedConfig(BaseModel):
+    """A configuration's file. Times are UTC, ISO 8601 with offset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    name: str
+    description: str = ""
+    tags: list[str] = Field(default_factory=list)
+    created_at: str
+    updated_at: str
+    config: PartialConfig
+
+
+class ConfigEntry(Response):
+    """One configuration in the list."""
+
+    name: str
+    description: str
+    tags: list[str]
+    created_at: str
+    updated_at: str
+
+
+class ConfigList(Response):
+    """All configurations, or those with a tag, by name."""
+
+    status: Literal["success"] = "success"
+    configs: list[ConfigEntry]
+    count: int
+
+
+class ConfigAnswer(Response):
+    """One configuration: its fields, or with `include_metadata` those under `config` beside name, tags and times."""
+
+    status: Literal["success"] = "success"
+    config: dict[str, Any]
+
+
+class ConfigWritten(Response):
+    """A configuration was written to a file."""
+
+    status: Literal["success"] = "success"
+    message: str
+    filepath: str
+
+
+class ConfigDeleted(Response):
+    """A configuration was deleted."""
+
+    status: Literal["success"] = "success"
+    message: str

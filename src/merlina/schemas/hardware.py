@@ -1,0 +1,59 @@
+"""GPUs as clients see them (API document, "GPU Management")."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from merlina.schemas.base import Response
+
+GpuStatus = Literal["success", "no_cuda"]
+
+
+class GpuInfo(Response):
+    """One GPU; null stands for what the card doesn't tell."""
+
+    index: int
+    name: str
+    memory_total_mb: int
+    memory_free_mb: int
+    memory_used_mb: int
+    utilization_percent: int | None
+    temperature_c: int | None
+    power_usage_w: float | None
+    compute_capability: str | None
+
+
+class GpuList(Response):
+    """All GPUs; `no_cuda` and none where there is no NVIDIA driver."""
+
+    status: GpuStatus
+    message: str | None = None
+    gpus: list[GpuInfo]
+    count: int
+
+
+class GpuAnswer(Response):
+    """One GPU."""
+
+    status: Literal["success"] = "success"
+    gpu: GpuInfo
+
+
+class AvailableGpus(Response):
+    """Indices of the GPUs with at least so much free memory."""
+
+    status: GpuStatus
+    message: str | None = None
+    available_gpus: list[int]
+    count: int
+    min_free_memory_mb: int = Field(description="MiB")
+
+
+class RecommendedGpu(Response):
+    """The GPU with the most free memory."""
+
+    status: Literal["success"] = "success"
+    recommended_index: int
+    gpu: GpuInfo

@@ -1,0 +1,141 @@
+"""Saved configurations: one JSON file each in DATA_DIR/configs, so that people can read, copy and keep them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from merlina.errors import InvalidRequestError, NotFoundError
+from merlina.runs import write_private
+from merlina.schemas.configs import PartialConfig, SavedConfig, check_name, check_partial, without_tokens
+
+_log = logging.getLogger(__name__)
+_LARGEST_FILE = 1024**2
+
+
+@dataclass(frozen=True)
+class ConfigStore:
+    """The configurations of one folder. Nothing it writes holds a token."""
+
+    folder: Path
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def save(self, name: str, config: PartialConfig, description: str | None, tags: list[str] | None) -> Path:
+        """Creates or replaces one, keeping `created_at`. Raises InvalidRequestError naming each field that can't be."""
+        problems = check_partial(config)
+        if problems:
+            raise InvalidRequestError("The configuration is not valid", [f"config.{problem}" for problem in problems])
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        with self._lock:
+            before = self._read(name)
+            saved = SavedConfig(
+                name=name,
+                description=description or "",
+                tags=tags or [],
+                created_at=before.created_at if before else now,
+                updated_at=now,
+                config=without_tokens(config),
+            )
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_private(self._path(name), _as_bytes(saved))
+        return self._path(name)
+
+    def get(self, name: str) -> SavedConfig:
+        """Raises NotFoundError."""
+        saved = self._read(name)
+        if saved is None:
+            raise _not_found(name)
+        return saved
+
+    def all(self, tag: str | None = None) -> list[SavedConfig]:
+        """By name; files that hold no configuration are passed over with a line in the log."""
+        found = [self._read_or_warn(path) for path in sorted(self.folder.glob("*.json"))]
+        return [saved for saved in found if saved is not None and (tag is None or tag in saved.tags)]
+
+    def delete(self, name: str) -> None:
+        """Raises NotFoundError."""
+        self.get(name)
+        self._path(name).unlink(missing_ok=True)
+
+    def export(self, name: str, target: Path) -> None:
+        """Writes one to a path outside. Raises InvalidRequestError where that would destroy something else."""
+        saved = self.get(name)
+        if target.suffix != ".json" or target.is_dir():
+            raise InvalidRequestError(f"output_path: {target} must name a file that ends in .json, such as {name}.json")
+        if target.exists() and _parse(target) is None:
+            raise InvalidRequestError(f"output_path: {target} exists and is no configuration; choose another name")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_private(target, _as_bytes(saved))
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise InvalidRequestError(f"output_path: {target} can't be written: {error.strerror}") from error
+
+    def read_file(self, source: Path, name: str | None) -> tuple[str, SavedConfig]:
+        """An exported or bare configuration and the name to save it by. Raises NotFoundError, InvalidRequestError."""
+        if not os.path.isfile(source):
+            raise NotFoundError(f"There is no file {str(source)!r} on the server's machine")
+        content = _read_json_object(source)
+        saved = _as_saved(content) or SavedConfig(name=source.stem, created_at="", updated_at="", config=content)
+        try:
+            return check_name(name or saved.name), saved
+        except ValueError as error:
+            raise InvalidRequestError(f"name: {error}") from error
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _read(self, name: str) -> SavedConfig | None:
+        try:
+            check_name(name)
+        except ValueError:
+            raise _not_found(name) from None
+        return _parse(self._path(name))
+
+    def _read_or_warn(self, path: Path) -> SavedConfig | None:
+        saved = _parse(path)
+        if saved is None:
+            _log.warning("%s holds no saved configuration; it is not listed", path)
+        return saved
+
+
+def _as_bytes(saved: SavedConfig) -> bytes:
+    return (json.dumps(saved.model_dump(), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+def _parse(path: Path) -> SavedConfig | None:
+    """None where there is no such file, or it is something else."""
+    try:
+        return _as_saved(json.loads(path.read_bytes())) if path.stat().st_size <= _LARGEST_FILE else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _as_saved(content: object) -> SavedConfig | None:
+    try:
+        saved = SavedConfig.model_validate(content)
+    except ValidationError:
+        return None
+    return saved.model_copy(update={"config": without_tokens(saved.config)})
+
+
+def _read_json_object(path: Path) -> PartialConfig:
+    if path.stat().st_size > _LARGEST_FILE:
+        raise InvalidRequestError(f"filepath: {path} is larger than a configuration can be ({_LARGEST_FILE:,} bytes)")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError, PermissionError) as error:
+        raise InvalidRequestError(f"filepath: {path} is not readable as JSON") from error
+    if not isinstance(content, dict):
+        raise InvalidRequestError(f"filepath: {path} holds no JSON object of fields")
+    return content
+
+
+def _not_found(name: str) -> NotFoundError:
+    return NotFoundError(f"Configuration {name[:100]!r} not found")
