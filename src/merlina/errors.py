@@ -49,6 +49,10 @@ class NotFoundError(MerlinaError):
     """No job, upload, configuration or file by that name."""
 
 
+class UnauthorizedError(MerlinaError):
+    """No valid API key."""
+
+
 class ForbiddenError(MerlinaError):
     """A path outside the allowed roots, or an origin that may not use this server."""
 

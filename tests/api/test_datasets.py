@@ -123,16 +123,16 @@ def test_an_upload_can_be_trained_on_and_is_kept_while_it_is_needed(server: Serv
     with server.http() as http:
         validation = http.post("/validate", json=body).json()
         assert validation["valid"]
-        assert "1 of its first 9 rows can't be used: row 9: prompt is empty" in " ".join(
-            validation["results"]["warnings"]
-        )
+        warnings = " ".join(validation["results"]["warnings"])
+        assert "1 of 9 rows lack a prompt or an answer and can't be used: row 9: prompt is empty" in warnings
+        assert "7 of 9 rows repeat an earlier one" in warnings
         job_id = http.post("/train", json=body).json()["job_id"]
         needed = http.delete(f"/dataset/uploads/{dataset_id}")
         assert needed.status_code == 400
         assert job_id in needed.json()["detail"]
         assert server.until_ended(job_id).status == "completed"
         log = [line["message"] for line in http.get(f"/jobs/{job_id}/logs").json()["logs"]]
-        assert "1 of 9 rows can't be used: row 9: prompt is empty" in log
+        assert "1 of 9 rows lack a prompt or an answer and can't be used: row 9: prompt is empty" in log
         assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 200
         assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 404
         assert http.post("/dataset/preview", json=source(dataset_id)).status_code == 404

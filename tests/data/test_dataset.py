@@ -12,7 +12,7 @@ from merlina import samples
 from merlina.data.columns import map_columns
 from merlina.data.dataset import load_pairs, read_pairs, split_pairs
 from merlina.data.pairs import Message, Pair
-from merlina.data.preview import preview_formatted, preview_rows
+from merlina.data.preview import preview_formatted, preview_rows, show_text
 from merlina.data.sources import resolve_file
 from merlina.errors import DataError, ForbiddenError, NotFoundError
 from merlina.paths import AllowedPaths
@@ -52,9 +52,17 @@ def test_nothing_usable_is_an_error_with_the_first_reasons(tmp_path: Path) -> No
         load_pairs(read_pairs(config(file), file, None))
 
 
-def test_a_mapping_of_a_column_that_is_not_there_names_those_that_are() -> None:
+def test_a_mapping_of_a_column_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "x.jsonl", [GOOD] * 3)
     with pytest.raises(DataError, match=r"'answer'; the columns are question, good, bad"):
-        map_columns(GOOD, {"answer": "chosen"})
+        list(read_pairs(config(file, column_mapping={"answer": "chosen"}), file, None))
+
+
+def test_a_row_that_lacks_a_mapped_column_is_named_and_the_others_are_used(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "x.jsonl", [{"question": "Why?", "good": "So."}, GOOD])
+    loaded = load_pairs(read_pairs(config(file, column_mapping=MAPPING), file, None))
+    assert [pair.number for pair in loaded.pairs] == [2]
+    assert loaded.skipped[0].reason.startswith("rejected is missing")
 
 
 def test_a_mapped_column_goes_before_one_of_that_name() -> None:
@@ -75,9 +83,9 @@ def test_previews_show_rows_as_they_are_and_as_they_are_trained_on(tmp_path: Pat
     file = jsonl(tmp_path / "x.jsonl", [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 20 + [{"broken": 1}])
     spec = config(file, column_mapping=MAPPING)
     assert preview_rows(spec, file, None, 10) == [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 10
-    rendered, skipped = preview_formatted(spec, file, None, None, 5)
-    assert [sample.chosen for sample in rendered] == ["So.<|im_end|>"] * 5
-    assert not skipped
+    shown = preview_formatted(spec, file, None, show_text(spec.format), 5)
+    assert [sample["chosen"] for sample in shown.samples] == ["So.<|im_end|>"] * 5
+    assert not shown.warnings
 
 
 def test_a_file_is_found_only_below_the_allowed_roots(tmp_path: Path) -> None:

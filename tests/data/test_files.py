@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merlina.data.files import count_rows, detect_format, known_rows, read_rows
+from merlina.data.files import count_rows, detect_format, known_rows, parse_all, read_rows
 from merlina.errors import DataError
 
 ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "ä\n1", "chosen": 'say "hi"', "rejected": "x, y"}]
@@ -132,14 +132,14 @@ def test_what_cannot_be_read_is_named_with_its_place(tmp_path: Path, name: str, 
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError, match=complaint):
-        count_rows(path, detect_format(path))
+        parse_all(path, detect_format(path))
 
 
 def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
     with pytest.raises(DataError, match="line 2 is not UTF-8"):
-        count_rows(path, "jsonl")
+        parse_all(path, "jsonl")
 
 
 def test_only_parquet_knows_its_rows_without_reading(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,12 @@ from typing import Any
 import pytest
 
 from merlina.hardware.gpus import Gpu
-from merlina.preflight.machine import check_disk, check_gpus, check_memory, count_parameters
+from merlina.preflight.machine import check_disk, check_gpus
+from merlina.preflight.memory import check_memory, estimate
 from merlina.preflight.models import check_model
+from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.training import TrainingConfig
+from merlina.settings import Settings
 
 
 def config(base_model: str = "org/model", **changes: Any) -> TrainingConfig:
@@ -26,19 +30,49 @@ def test_no_gpu_is_a_warning_unless_one_is_asked_for() -> None:
     assert "there is no GPU 2; this machine has 0, 1" in check_gpus(config(gpu_ids=[2]), cards).errors[0]
 
 
-def test_weights_that_cannot_fit_are_an_error_with_the_figures(tiny_model: Path) -> None:
-    parameters = count_parameters(tiny_model)
-    assert parameters is not None
-    assert parameters > 10_000
-    assert check_memory(config(str(tiny_model)), []).passed
-    full = check_memory(config(str(tiny_model), use_4bit=False), [Gpu(0, "a", 1, 0, 1)])
-    assert "and 0.0 GiB of GPU are free; use_4bit needs" in full.errors[0]
+FACTS = ModelFacts(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    parameters=8_000_000_000,
+    linear_parameters=7_000_000_000,
+    hidden_size=4096,
+    intermediate_size=14336,
+    attention_size=4096,
+    layers=32,
+    vocab_size=128_256,
+    max_positions=8192,
+    adapter_width={"q_proj": 32 * 8192},
+)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    assert check_disk([tmp_path / "new" / "deeper"]).passed
+def test_a_run_that_cannot_fit_names_its_largest_part_and_what_helps_most_first() -> None:
+    card = Gpu(0, "a", 24_000, 20_000, 4_000)
+    finding, memory = check_memory(config(use_4bit=False, batch_size=4), FACTS, None, [card])
+    assert memory is not None
+    assert memory.needed_mb > memory.free_mb == 20_000
+    assert list(memory.parts_mb.values()) == sorted(memory.parts_mb.values(), reverse=True)
+    largest = next(iter(memory.parts_mb))
+    assert f"Its largest part are the {largest}" in finding.errors[0]
+    helping = re.findall(r"\(([0-9.]+) GiB\)", finding.errors[0].split("What would help:")[1])
+    assert helping == sorted(helping, key=float)
+    smaller = config(batch_size=1, gradient_checkpointing=True, max_length=512, max_prompt_length=128)
+    assert check_memory(smaller, FACTS, None, [card])[0].passed
+
+
+def test_each_saving_makes_the_estimate_smaller() -> None:
+    whole = estimate(config(use_4bit=False, batch_size=4), FACTS, None, "cuda").total
+    for change in ({"use_4bit": True}, {"gradient_checkpointing": True}, {"batch_size": 1}, {"lora_r": 8}):
+        assert estimate(config(**{"use_4bit": False, "batch_size": 4, **change}), FACTS, None, "cuda").total < whole
+
+
+def test_a_folder_that_cannot_be_written_or_has_no_room_is_named(tmp_path: Path) -> None:
+    fresh = Settings(data_dir=tmp_path / "new" / "deeper", models_dir=tmp_path)
+    assert check_disk(config(), fresh, None).passed
+    huge = FACTS.model_copy(update={"parameters": 10**15})
+    assert "are needed" in check_disk(config(use_lora=False, use_4bit=False), fresh, huge).errors[0]
     (tmp_path / "file").touch()
-    assert "file can't be written to" in check_disk([tmp_path / "file" / "models"]).errors[0]
+    blocked = Settings(data_dir=tmp_path / "file" / "data", models_dir=tmp_path)
+    assert "file can't be written to" in check_disk(config(), blocked, None).errors[0]
 
 
 @pytest.mark.parametrize(

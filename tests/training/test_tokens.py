@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merlina.training.batches import NO_TARGET, PairCollator, pairs_in, tokens_in
-from merlina.training.tokens import Cut, TokenPair, encode_pair
+from merlina.training.tokens import Cut, PairTokenizer, TokenPair
 from tests.tiny import build_tiny_tokenizer
 
 PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
@@ -33,7 +33,7 @@ def tokenizer_with_bos(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def encode(
     tokenizer: Any, prompt: str, chosen: str, rejected: str, longest: int = 512, longest_prompt: int = 256
 ) -> Any:
-    return encode_pair(tokenizer, prompt, chosen, rejected, max_length=longest, max_prompt_length=longest_prompt)
+    return PairTokenizer(tokenizer, longest, longest_prompt).encode(prompt, chosen, rejected)
 
 
 def test_markers_are_special_tokens_and_answers_end_once(tokenizer: Any) -> None:

@@ -12,8 +12,10 @@ from fastapi.openapi.utils import get_openapi
 
 from merlina import __version__
 from merlina.api import errors
+from merlina.api.limits import BodyLimitMiddleware
+from merlina.api.origins import OwnNames, OwnNamesMiddleware
 from merlina.api.routes import ROUTERS
-from merlina.api.security import ApiKeyMiddleware
+from merlina.api.security import ApiKeyMiddleware, Sessions
 from merlina.api.services import Services
 from merlina.api.uploads import sweep_incoming
 from merlina.executors.helper import Helper
@@ -81,6 +83,7 @@ def build_services(settings: Settings) -> Services:
         trust_remote_code=settings.trust_remote_code,
         list_gpus=list_gpus,
     )
+    helper = Helper(settings.helper_idle_seconds, settings.data_dir / "helper.log")
     return Services(
         settings=settings,
         allowed=allowed,
@@ -88,8 +91,8 @@ def build_services(settings: Settings) -> Services:
         hub=hub,
         supervisor=supervisor,
         desk=Desk(database, hub, executor, settings.runs_dir, settings.models_dir, supervisor.wake),
-        preflight=Preflight(settings, allowed, list_gpus),
-        helper=Helper(settings.helper_idle_seconds, settings.data_dir / "helper.log"),
+        preflight=Preflight(settings, allowed, helper, list_gpus),
+        helper=helper,
         configs=ConfigStore(settings.configs_dir),
     )
 
@@ -100,8 +103,11 @@ def _server_tokens(settings: Settings) -> dict[str, str]:
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    """The last added meets a request first."""
+    app.add_middleware(BodyLimitMiddleware, streamed_path="/dataset/upload-file")
     if settings.api_key:
-        app.add_middleware(ApiKeyMiddleware, key=settings.api_key.get_secret_value())
+        app.add_middleware(ApiKeyMiddleware, sessions=Sessions(settings.api_key.get_secret_value().encode()))
+    app.add_middleware(OwnNamesMiddleware, names=OwnNames.of(settings))
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]

@@ -23,6 +23,7 @@ from merlina.errors import (
     ModelError,
     NotFoundError,
     TooLargeError,
+    UnauthorizedError,
 )
 from merlina.schemas.problems import describe_one
 
@@ -34,6 +35,7 @@ STATUS: dict[type[MerlinaError], int] = {
     DataError: 400,
     ModelError: 400,
     NotFoundError: 404,
+    UnauthorizedError: 401,
     ForbiddenError: 403,
     TooLargeError: 413,
     HelperError: 500,
@@ -59,10 +61,15 @@ def answer(
     status: int, message: str, errors: list[str] | None = None, warnings: list[str] | None = None
 ) -> JSONResponse:
     """`detail` is a string, or an object where there are single errors or warnings to list."""
-    detail: Any = message
+    detail: Any = _encodable(message)
     if errors or warnings:
-        detail = {"message": message, "errors": errors or [], "warnings": warnings or []}
+        lists = {"errors": errors or [], "warnings": warnings or []}
+        detail = {"message": detail, **{name: [_encodable(line) for line in lines] for name, lines in lists.items()}}
     return JSONResponse({"detail": detail}, status)
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
@@ -102,7 +109,7 @@ def _on_http_error(request: Request, error: Exception) -> JSONResponse:
         message = f"There is nothing at {request.url.path}; GET /api lists what there is"
     if error.status_code == 405:
         message = f"{request.method} is not allowed at {request.url.path}; GET /api lists what is"
-    return JSONResponse({"detail": message}, error.status_code, headers=error.headers)
+    return JSONResponse({"detail": _encodable(message)}, error.status_code, headers=error.headers)
 
 
 def _on_os_error(request: Request, error: Exception) -> JSONResponse:

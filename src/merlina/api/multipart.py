@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 _BUFFER_BYTES = 4 * 1024**2
+_LARGEST_FRAME = 64 * 1024  # boundaries and headers around the file
 _MISSING = "Send the data set as multipart form data, in a part named 'file' with a file name"
 
 
@@ -27,6 +28,9 @@ async def receive_file(request: Request, target: Path, max_bytes: int) -> str:
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data" or b"boundary" not in options:
         raise InvalidRequestError(_MISSING)
+    stated = request.headers.get("content-length", "")
+    if stated.isdigit() and int(stated) > max_bytes + _LARGEST_FRAME:
+        raise TooLargeError(_too_large(max_bytes))
     part = _FilePart()
     parser = MultipartParser(options[b"boundary"], part.callbacks())
     with target.open("wb") as file:

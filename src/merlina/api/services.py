@@ -35,6 +35,7 @@ class Services:
     configs: ConfigStore
     started_at: float = field(default_factory=time.monotonic)
     websockets: int = 0
+    preloaded: set[str] = field(default_factory=set)
 
 
 def _services(connection: HTTPConnection) -> Services:

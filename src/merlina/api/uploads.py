@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from merlina.api.multipart import receive_file
 from merlina.api.services import Services
-from merlina.data.files import count_rows, detect_format
+from merlina.data.files import detect_format, parse_all
 from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.storage import jobs, uploads
 from merlina.storage.uploads import UploadRecord
@@ -61,7 +61,7 @@ def _keep(services: Services, received: Path, dataset_id: str, filename: str, no
         filename=filename,
         file_format=file_format,
         size=received.stat().st_size,
-        total_rows=count_rows(received, file_format),
+        total_rows=parse_all(received, file_format),
         created_at=now,
     )
     folder = services.settings.uploads_dir / dataset_id

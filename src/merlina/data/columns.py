@@ -1,21 +1,49 @@
-"""Their column names to ours."""
+"""Their column names to ours: as the user maps them, or as we would guess."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from merlina.data.files import Row
 from merlina.errors import DataError
 from merlina.schemas.datasets import PairColumn
 
 
+def check_mapping(rows: Sequence[Row], mapping: Mapping[str, PairColumn] | None) -> None:
+    """Raises DataError where the mapping names a column that none of the rows has."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    missing = [name for name in mapping or () if name not in columns]
+    if rows and missing:
+        raise DataError(f"column_mapping names {', '.join(map(repr, missing))}; the columns are {', '.join(columns)}")
+
+
 def map_columns(row: Row, mapping: Mapping[str, PairColumn] | None) -> Row:
-    """The row with its columns renamed. Raises DataError where the mapping names a column it doesn't have."""
+    """The row with its columns renamed, as far as it has them."""
     if not mapping:
         return row
-    missing = [name for name in mapping if name not in row]
-    if missing:
-        raise DataError(f"column_mapping names {', '.join(map(repr, missing))}; the columns are {', '.join(row)}")
     targets = set(mapping.values())
     kept = {name: value for name, value in row.items() if name not in mapping and name not in targets}
-    return {**kept, **{target: row[name] for name, target in mapping.items()}}
+    return {**kept, **{target: row[name] for name, target in mapping.items() if name in row}}
+
+
+# What columns are called in the sets people publish, the likeliest name first.
+_USUAL_NAMES: dict[PairColumn, tuple[str, ...]] = {
+    "prompt": ("prompt", "question", "instruction", "query", "input", "user", "context"),
+    "chosen": ("chosen", "accepted", "preferred", "good", "chosen_response", "answer_chosen", "winner", "positive"),
+    "rejected": ("rejected", "dispreferred", "bad", "rejected_response", "answer_rejected", "loser", "negative"),
+    "system": ("system", "system_prompt", "system_message"),
+    "reasoning": ("reasoning", "thinking", "thought", "thoughts", "rationale"),
+}
+
+
+def guess_mapping(columns: Sequence[str]) -> dict[str, PairColumn]:
+    """The `column_mapping` these names suggest; columns that are called as ours need none."""
+    by_lower_case = {name.lower(): name for name in columns}
+    guessed: dict[str, PairColumn] = {}
+    for target, usual in _USUAL_NAMES.items():
+        if target in columns:
+            continue
+        found = next((by_lower_case[name] for name in usual if name in by_lower_case), None)
+        if found is not None and found not in guessed:
+            guessed[found] = target
+    return guessed

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 
-from merlina.data.columns import map_columns
-from merlina.data.pairs import Pair, UnusableRowError, to_pair
+from merlina.data.columns import check_mapping, map_columns
+from merlina.data.pairs import Pair, UnusableKind, UnusableRowError, to_pair
 from merlina.data.sources import open_rows
 from merlina.errors import DataError
 from merlina.schemas.datasets import DatasetConfig
 
 _REASONS_SHOWN = 3
+_ROWS_WITH_ALL_COLUMNS = 20
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class SkippedRow:
 
     number: int
     reason: str
+    kind: UnusableKind = "unusable"
 
 
 @dataclass
@@ -34,13 +36,18 @@ class LoadedPairs:
 
 
 def read_pairs(config: DatasetConfig, file: Path | None, token: str | None) -> Iterator[Pair | SkippedRow]:
-    """Each row as a pair, or as the reason why not; reads as it is asked. At most `max_samples` rows."""
+    """Each row as a pair, or as the reason why not; reads as it is asked. At most `max_samples` rows.
+
+    Raises DataError where `column_mapping` names a column that none of the first rows has.
+    """
     rows = islice(open_rows(config.source, file, token), config.max_samples)
-    for number, row in enumerate(rows, start=1):
+    first = list(islice(rows, _ROWS_WITH_ALL_COLUMNS if config.column_mapping else 0))
+    check_mapping(first, config.column_mapping)
+    for number, row in enumerate(chain(first, rows), start=1):
         try:
-            yield to_pair(map_columns(row, config.column_mapping))
+            yield replace(to_pair(map_columns(row, config.column_mapping)), number=number)
         except UnusableRowError as error:
-            yield SkippedRow(number, error.message)
+            yield SkippedRow(number, error.message, error.kind)
 
 
 def load_pairs(rows: Iterable[Pair | SkippedRow]) -> LoadedPairs:

@@ -131,3 +131,14 @@ FORMATS: dict[FormatType, _Renderer] = {
     "tokenizer": _tokenizer,
     "custom": _custom,
 }
+
+_CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
+# The text by which each format marks turns; a tokenizer made for it has each as one token.
+MARKERS: dict[FormatType, tuple[str, ...]] = {
+    "chatml": _CHATML_MARKERS,
+    "qwen3": _CHATML_MARKERS,
+    "llama3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "mistral": ("<s>", "</s>"),
+    "tokenizer": (),
+    "custom": (),
+}

@@ -26,3 +26,28 @@ def read_hub_rows(repo_id: str, split: str, token: str | None) -> Iterator[dict[
         raise DataError(f"The data set {repo_id!r} can't be read: {str(error).splitlines()[0]}") from error
     except (HfHubHTTPError, OSError) as error:
         raise DataError(f"The Hub can't be reached to read {repo_id!r} ({type(error).__name__})") from error
+
+
+def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
+    """Rows of one split, from the card or the Parquet files' own footers; None where only a download would tell."""
+    from datasets import load_dataset_builder
+
+    try:
+        builder = load_dataset_builder(repo_id, token=token or False)
+        stated = (builder.info.splits or {}).get(split)
+        if stated is not None and stated.num_examples:
+            return int(stated.num_examples)
+        files = list((builder.config.data_files or {}).get(split, ()))
+        if not files or not all(str(file).endswith(".parquet") for file in files):
+            return None
+        return sum(_rows_in_parquet(str(file), token) for file in files)
+    except (HfHubHTTPError, OSError, ValueError):
+        return None
+
+
+def _rows_in_parquet(address: str, token: str | None) -> int:
+    import pyarrow.parquet
+    from huggingface_hub import HfFileSystem
+
+    with HfFileSystem(token=token or False).open(address) as file:
+        return int(pyarrow.parquet.ParquetFile(file).metadata.num_rows)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from merlina.data.files import Row
 from merlina.errors import DataError
@@ -28,8 +28,18 @@ _CONVERSATION_COLUMNS = ("conversations", "conversation", "messages")
 _LIST_COLUMNS_SHOWN = 12
 
 
+UnusableKind = Literal["unusable", "empty_side", "differing_prompts"]
+
+
 class UnusableRowError(DataError):
     """A row that gives no pair; the message is the reason."""
+
+    def __init__(self, message: str, kind: UnusableKind = "unusable") -> None:
+        super().__init__(message.encode("utf-8", "replace").decode(), kind)
+
+    @property
+    def kind(self) -> UnusableKind:
+        return self.args[1]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class Pair:
     chosen: str
     rejected: str
     reasoning: str | None = None
+    number: int = field(default=0, compare=False)  # of the row it came from, from 1
 
 
 def to_pair(row: Row) -> Pair:
@@ -56,12 +67,23 @@ def to_pair(row: Row) -> Pair:
     rejected = _turns(row, "rejected", "assistant")
     shared = _shared_beginning(chosen, rejected)
     prompt = _prompt(row, shared)
-    return Pair(
+    pair = Pair(
         prompt=_with_system(prompt, row),
         chosen=_answer(chosen[len(shared) :], "chosen"),
         rejected=_answer(rejected[len(shared) :], "rejected"),
         reasoning=_optional_text(row, "reasoning"),
     )
+    _check_encodable(pair)
+    return pair
+
+
+def _check_encodable(pair: Pair) -> None:
+    texts = {"chosen": pair.chosen, "rejected": pair.rejected, "reasoning": pair.reasoning or ""}
+    for name, text in [*texts.items(), *(("prompt", turn.content) for turn in pair.prompt)]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UnusableRowError(f"{name} has half of a surrogate pair at character {error.start + 1}") from error
 
 
 def _turns(row: Row, column: str, role: str) -> list[Message]:
@@ -71,7 +93,7 @@ def _turns(row: Row, column: str, role: str) -> list[Message]:
         shown = ", ".join(list(row)[:_LIST_COLUMNS_SHOWN])
         raise UnusableRowError(f"{column} is missing (columns here: {shown}); column_mapping can name another")
     if _is_missing(value):
-        raise UnusableRowError(f"{column} is empty")
+        raise UnusableRowError(f"{column} is empty", "empty_side")
     if isinstance(value, str):
         return [Message(role, value)]
     if isinstance(value, dict):
@@ -112,12 +134,14 @@ def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) ->
 
 def _answer(turns: Sequence[Message], column: str) -> str:
     if len(turns) != 1:
-        raise UnusableRowError(f"{column} has {len(turns)} turns after what both answers begin with; one is needed")
+        raise UnusableRowError(
+            f"{column} has {len(turns)} turns after what both answers begin with; one is needed", "differing_prompts"
+        )
     turn = turns[0]
     if turn.role != "assistant":
         raise UnusableRowError(f"{column} ends with a turn of {turn.role}, not of the assistant")
     if not turn.content.strip():
-        raise UnusableRowError(f"{column} is empty")
+        raise UnusableRowError(f"{column} is empty", "empty_side")
     return turn.content
 
 
@@ -131,14 +155,14 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
         given = given + shared
     if not given:
         if "prompt" in row:
-            raise UnusableRowError("prompt is empty")
+            raise UnusableRowError("prompt is empty", "empty_side")
         _turns(row, "prompt", "user")
     while given and given[-1].role == "assistant" and column in _CONVERSATION_COLUMNS:
         given = given[:-1]  # some sets repeat the chosen answer at the end of the conversation
     if not given or given[-1].role != "user":
         raise UnusableRowError(f"{column or 'the prompt'} doesn't end with a turn of the user")
     if not given[-1].content.strip():
-        raise UnusableRowError("prompt is empty")
+        raise UnusableRowError("prompt is empty", "empty_side")
     return given
 
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import base64
 import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from merlina.data.dataset import SkippedRow, read_pairs
-from merlina.data.formats import ChatTemplate, Rendered, formatter
+from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
+from merlina.data.doctor import Doctor, Lengths
+from merlina.data.formats import MARKERS, formatter
+from merlina.data.pairs import Pair, UnusableRowError
 from merlina.data.sources import open_rows
 from merlina.errors import DataError
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat
 
-_ROWS_LOOKED_AT = 100
+_ROWS_LOOKED_AT = 500
+_SECONDS_LOOKED = 0.2
+_WARNINGS_SHOWN = 20
+_PREVIEW_SEED = 42  # a run's default
 
 
 def preview_rows(config: DatasetConfig, file: Path | None, token: str | None, limit: int) -> list[dict[str, Any]]:
@@ -25,23 +33,62 @@ def preview_rows(config: DatasetConfig, file: Path | None, token: str | None, li
     return [{str(name): _jsonable(value) for name, value in row.items()} for row in rows]
 
 
+def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All columns that any of the rows has, in order of appearance."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+@dataclass(frozen=True)
+class FormattedPreview:
+    """`samples` as they are trained on; `warnings` name the rows among them that can't be used."""
+
+    samples: list[dict[str, Any]]
+    warnings: list[str]
+    findings: list[DataFinding]
+    rows_examined: int
+
+
+Show = Callable[[Pair], tuple[dict[str, Any], Lengths | None]]
+"""A pair as a sample, with its lengths where it was turned into tokens. May raise UnusableRowError."""
+
+
 def preview_formatted(
-    config: DatasetConfig, file: Path | None, token: str | None, template: ChatTemplate | None, limit: int
-) -> tuple[list[Rendered], list[SkippedRow]]:
-    """Up to `limit` rendered pairs, and the rows before them that can't be used. Raises DataError."""
-    render = formatter(config.format, template)
-    rendered: list[Rendered] = []
-    skipped: list[SkippedRow] = []
+    config: DatasetConfig, file: Path | None, token: str | None, show: Show, limit: int
+) -> FormattedPreview:
+    """Up to `limit` samples, and what a doctor says of them and of as many rows behind them as take no time.
+
+    Raises DataError.
+    """
+    doctor = Doctor(MARKERS[config.format.format_type])
+    samples: list[dict[str, Any]] = []
+    warnings: list[str] = []
+    pairs: list[Pair] = []
+    give_up_at = time.monotonic() + _SECONDS_LOOKED
     for item in islice(read_pairs(config, file, token), _ROWS_LOOKED_AT):
-        if isinstance(item, SkippedRow):
-            skipped.append(item)
-            continue
-        rendered.append(render(item))
-        if len(rendered) == limit:
+        try:
+            if isinstance(item, SkippedRow):
+                raise UnusableRowError(item.reason, item.kind)
+            sample, lengths = show(item)
+        except UnusableRowError as error:
+            doctor.skip(SkippedRow(item.number, error.message, error.kind))
+            if len(samples) < limit:
+                warnings.append(f"row {item.number} can't be used: {error.message}")
+        else:
+            doctor.see(item, lengths)
+            pairs.append(item)
+            samples += [sample] if len(samples) < limit else []
+        if len(samples) == limit and time.monotonic() > give_up_at:
             break
-    if not rendered and not skipped:
+    if not doctor.rows:
         raise DataError("The data set has no rows")
-    return rendered, skipped
+    _, held_out = split_pairs(pairs, config.test_size, _PREVIEW_SEED)
+    return FormattedPreview(samples, warnings[:_WARNINGS_SHOWN], doctor.findings(held_out), doctor.rows)
+
+
+def show_text(spec: DatasetFormat) -> Show:
+    """Samples of text alone, for formats that need no tokenizer."""
+    render = formatter(spec, None)
+    return lambda pair: (asdict(render(pair)), None)
 
 
 def _jsonable(value: Any) -> Any:

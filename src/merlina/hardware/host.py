@@ -15,8 +15,12 @@ def available_memory() -> int:
 
 def free_disk(path: Path) -> int:
     """Free bytes on the disk that holds `path`, or would hold it."""
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    return shutil.disk_usage(existing).free
+    return shutil.disk_usage(existing_parent(path)).free
+
+
+def existing_parent(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that exists."""
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def oom_kills() -> int:

@@ -6,15 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from merlina.data.sources import resolve_file
-from merlina.errors import ForbiddenError, MerlinaError
+from merlina.errors import ForbiddenError, HelperError, MerlinaError
+from merlina.executors.helper import Helper
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
-from merlina.preflight.datasets import check_dataset
+from merlina.preflight.datasets import judge_dataset, look_without_tokens
 from merlina.preflight.findings import Finding, Report
-from merlina.preflight.machine import check_disk, check_gpus, check_memory, check_output
-from merlina.preflight.models import check_model
+from merlina.preflight.hub import check_repo
+from merlina.preflight.machine import check_disk, check_gpus, check_output
+from merlina.preflight.memory import check_memory
+from merlina.preflight.models import check_model, judge_model, judge_tokenizer
+from merlina.schemas.inspection import RunFacts
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
+
+_INSPECTION_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -23,31 +29,70 @@ class Preflight:
 
     settings: Settings
     allowed: AllowedPaths
+    helper: Helper
     list_gpus: Callable[[], Sequence[Gpu]]
 
     def check(self, config: TrainingConfig) -> Report:
-        """Runs every check. Raises ForbiddenError for a data set outside the allowed roots."""
-        settings, gpus = self.settings, self.list_gpus()
+        """Runs every check. Raises ForbiddenError for a data set outside the allowed folders."""
+        gpus = self.list_gpus()
         report = Report()
-        findings = report.findings
-        findings["gpu_available"] = check_gpus(config, gpus)
-        findings["vram_sufficient"] = check_memory(config, gpus)
-        findings["disk_space_ok"] = check_disk([settings.data_dir, settings.models_dir])
-        findings["model_accessible"] = check_model(config.base_model, self._hub_token(config))
-        findings["dataset_valid"] = self._check_dataset(config, report)
-        findings["output_free"] = check_output(settings.models_dir / config.output_name)
-        findings["wandb_ready"] = self._check_wandb(config)
+        report.findings["gpu_available"] = check_gpus(config, gpus)
+        report.findings["model_accessible"] = check_model(config.base_model, self._hub_token(config))
+        report.findings["dataset_valid"] = self._find_dataset(config, report)
+        facts = self._inspect(config, report)
+        if facts is not None:
+            report.findings["model_supported"] = judge_model(facts)
+            report.findings["tokenizer_ready"] = judge_tokenizer(facts, config.dataset.format.format_type)
+        self._judge_dataset(config, report, facts)
+        model = facts.model if facts else None
+        report.findings["vram_sufficient"], report.memory = check_memory(config, model, report.data, gpus)
+        report.findings["disk_space_ok"] = check_disk(config, self.settings, model)
+        report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
+        report.findings["wandb_ready"] = self._check_wandb(config)
         return report
 
-    def _check_dataset(self, config: TrainingConfig, report: Report) -> Finding:
-        settings = self.settings
+    def _find_dataset(self, config: TrainingConfig, report: Report) -> Finding:
+        settings, source = self.settings, config.dataset.source
         try:
-            report.dataset_file = resolve_file(config.dataset.source, settings.uploads_dir, self.allowed)
+            report.dataset_file = resolve_file(source, settings.uploads_dir, self.allowed)
         except ForbiddenError:
             raise
         except MerlinaError as error:
             return Finding(passed=False, errors=(f"dataset: {error.message}",))
-        return check_dataset(config.dataset, report.dataset_file, self._hub_token(config))
+        if report.dataset_file is None:
+            return check_repo(str(source.repo_id), "dataset", "dataset.source.repo_id", self._hub_token(config))
+        return Finding()
+
+    def _inspect(self, config: TrainingConfig, report: Report) -> RunFacts | None:
+        """The helper's look at model and data, where both are there."""
+        if not (report.findings["model_accessible"].passed and report.findings["dataset_valid"].passed):
+            return None
+        try:
+            found = self.helper.call(
+                "inspect_run",
+                timeout=_INSPECTION_SECONDS,
+                config=config.without_secrets().model_dump(mode="json"),
+                file=str(report.dataset_file) if report.dataset_file else None,
+                token=self._hub_token(config),
+                trust_remote_code=self.settings.trust_remote_code,
+            )
+        except HelperError as error:
+            message = f"Model and data could not be looked into before the run: {error.message}"
+            report.findings["inspected"] = Finding(passed=False, warnings=(message,))
+            return None
+        return RunFacts.model_validate(found)
+
+    def _judge_dataset(self, config: TrainingConfig, report: Report, facts: RunFacts | None) -> None:
+        if not report.findings["dataset_valid"].passed:
+            return
+        if facts is not None:
+            report.data, error = facts.data, facts.data_error
+        elif report.dataset_file is not None:
+            report.data, error = look_without_tokens(config, report.dataset_file)
+        else:
+            return
+        found, judged = report.findings["dataset_valid"], judge_dataset(report.data, error)
+        report.findings["dataset_valid"] = Finding(judged.passed, judged.errors, found.warnings + judged.warnings)
 
     def _check_wandb(self, config: TrainingConfig) -> Finding:
         if not config.use_wandb or config.wandb_key or self.settings.wandb_api_key:

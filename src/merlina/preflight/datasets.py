@@ -1,47 +1,54 @@
-"""Is the data set there, can it be read, and does it give pairs? Looks at its first rows only."""
+"""Is the data set there, can it be read, and what does it teach? Judged by its first rows."""
 
 from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
 
-from merlina.data.columns import map_columns
-from merlina.data.pairs import UnusableRowError, to_pair
-from merlina.data.sources import open_rows
-from merlina.errors import DataError
+from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
+from merlina.data.doctor import Doctor
+from merlina.data.formats import MARKERS
+from merlina.data.pairs import Pair
+from merlina.errors import MerlinaError
 from merlina.preflight.findings import Finding
-from merlina.preflight.hub import check_repo
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.inspection import DataFacts
+from merlina.schemas.training import TrainingConfig
 
-_ROWS_LOOKED_AT = 200
+_ROWS_LOOKED_AT = 500
 
 
-def check_dataset(config: DatasetConfig, file: Path | None, token: str | None) -> Finding:
-    """`file` is the resolved source; of a Hub data set, which has none, only the presence is checked."""
-    if file is None:
-        return check_repo(str(config.source.repo_id), "dataset", "dataset.source.repo_id", token)
-    reasons: list[str] = []
-    usable = 0
+def look_without_tokens(config: TrainingConfig, file: Path) -> tuple[DataFacts | None, str | None]:
+    """The first rows of a file as text, where no tokenizer can be had; or why they can't be read."""
+    doctor, pairs = Doctor(MARKERS[config.dataset.format.format_type]), list[Pair]()
     try:
-        for number, row in enumerate(islice(open_rows(config.source, file, None), _ROWS_LOOKED_AT), start=1):
-            try:
-                to_pair(map_columns(row, config.column_mapping))
-                usable += 1
-            except UnusableRowError as error:
-                reasons.append(f"row {number}: {error.message}")
-    except DataError as error:
-        return Finding(passed=False, errors=(f"dataset: {error.message}",))
-    return _judge(usable, reasons)
+        for item in islice(read_pairs(config.dataset, file, None), _ROWS_LOOKED_AT):
+            if isinstance(item, SkippedRow):
+                doctor.skip(item)
+            else:
+                doctor.see(item)
+                pairs.append(item)
+    except MerlinaError as error:
+        return None, error.message
+    _, held_out = split_pairs(pairs, config.dataset.test_size, config.seed)
+    facts = DataFacts(
+        rows=doctor.rows,
+        all_rows=doctor.rows < _ROWS_LOOKED_AT,
+        usable=doctor.usable,
+        longest=None,
+        most_tokens=None,
+        findings=doctor.findings(held_out),
+    )
+    return facts, None
 
 
-def _judge(usable: int, reasons: list[str]) -> Finding:
-    if usable == 0 and not reasons:
+def judge_dataset(facts: DataFacts | None, error: str | None) -> Finding:
+    """Errors where nothing can be trained on, warnings for what the doctor found."""
+    if facts is None:
+        return Finding(passed=error is None, errors=(f"dataset: {error}",) if error else ())
+    if facts.rows == 0:
         return Finding(passed=False, errors=("dataset: it has no rows",))
-    shown = "; ".join(reasons[:3])
-    if usable == 0:
-        return Finding(passed=False, errors=(f"dataset: none of its first {len(reasons)} rows can be used: {shown}",))
-    if reasons:
-        return Finding(
-            warnings=(f"dataset: {len(reasons)} of its first {usable + len(reasons)} rows can't be used: {shown}",)
-        )
-    return Finding()
+    looked_at = "" if facts.all_rows else f" (of the first {facts.rows:,} rows)"
+    messages = tuple(f"dataset: {finding.message}{looked_at}" for finding in facts.findings)
+    if facts.usable == 0:
+        return Finding(passed=False, errors=messages)
+    return Finding(warnings=messages)

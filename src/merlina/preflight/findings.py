@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merlina.schemas.validation import ValidationChecks, ValidationResponse, ValidationResults
+from merlina.schemas.inspection import DataFacts
+from merlina.schemas.validation import MemoryEstimate, ValidationChecks, ValidationResponse, ValidationResults
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,12 @@ class Finding:
 
 @dataclass
 class Report:
-    """All findings by the name of their check, and the resolved data set file."""
+    """All findings by the name of their check, and what was learnt on the way."""
 
     findings: dict[str, Finding] = field(default_factory=dict)
     dataset_file: Path | None = None
+    memory: MemoryEstimate | None = None
+    data: DataFacts | None = None
 
     @property
     def errors(self) -> list[str]:
@@ -34,5 +37,12 @@ class Report:
 
     def response(self) -> ValidationResponse:
         checks = ValidationChecks.model_validate({name: finding.passed for name, finding in self.findings.items()})
-        results = ValidationResults(errors=self.errors, warnings=self.warnings, checks=checks)
+        results = ValidationResults(
+            errors=self.errors,
+            warnings=self.warnings,
+            checks=checks,
+            memory=self.memory,
+            dataset_findings=self.data.findings if self.data else [],
+            rows_examined=self.data.rows if self.data else 0,
+        )
         return ValidationResponse(valid=not self.errors, results=results)

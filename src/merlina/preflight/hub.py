@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from huggingface_hub import HfApi, scan_cache_dir
+from huggingface_hub import CachedRepoInfo, HfApi, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from merlina.preflight.findings import Finding
@@ -12,6 +12,7 @@ from merlina.preflight.findings import Finding
 RepoKind = Literal["model", "dataset"]
 
 _TIMEOUT_SECONDS = 10
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None) -> Finding:
@@ -34,6 +35,19 @@ def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None) -> F
             f"({type(error).__name__}). Give a local one, or check the network",
         )
     return Finding()
+
+
+def cached_tokenizers() -> set[str]:
+    """Models of the Hub's cache on this machine whose tokenizer is there."""
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return set()
+    return {repo.repo_id for repo in repos if repo.repo_type == "model" and _has_tokenizer(repo)}
+
+
+def _has_tokenizer(repo: CachedRepoInfo) -> bool:
+    return any(file.file_name in _TOKENIZER_FILES for revision in repo.revisions for file in revision.files)
 
 
 def _is_cached(repo_id: str, kind: RepoKind) -> bool:

@@ -1,22 +1,20 @@
-"""Does the machine have what the run asks for: GPUs, memory for the weights, disk for the result?"""
+"""Does the machine have what the run asks for: GPUs, disk for checkpoints and result?"""
 
 from __future__ import annotations
 
-import json
 import os
-import struct
-from collections.abc import Iterable, Sequence
-from math import prod
+from collections.abc import Sequence
 from pathlib import Path
 
 from merlina.hardware.gpus import Gpu
-from merlina.hardware.host import available_memory, free_disk
+from merlina.hardware.host import existing_parent, free_disk
 from merlina.preflight.findings import Finding
-from merlina.preflight.models import local_path
-from merlina.schemas.training import TrainingConfig
+from merlina.preflight.memory import OPTIMIZER_BYTES, trained_weights
+from merlina.schemas.inspection import ModelFacts
+from merlina.schemas.training import KEPT_CHECKPOINTS, TrainingConfig
+from merlina.settings import Settings
 
 _MIN_FREE_DISK = 256 * 1024**2
-_GIB = 1024**3
 
 
 def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
@@ -35,29 +33,14 @@ def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
     return Finding()
 
 
-def check_memory(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
-    """Whether the weights alone fit; what activations and optimizer need comes on top."""
-    parameters = count_parameters(local_path(config.base_model))
-    if parameters is None:
-        return Finding()
-    needed = parameters * _bytes_per_parameter(config, on_gpu=bool(gpus))
-    chosen = [gpu for gpu in gpus if config.gpu_ids is None or gpu.index in config.gpu_ids]
-    place = "GPU" if chosen else "RAM"
-    free = max(gpu.memory_free_mb for gpu in chosen) * 1024**2 if chosen else available_memory()
-    if needed <= free:
-        return Finding()
-    hint = "" if config.use_4bit else "; use_4bit needs about a quarter"
-    left = f"and {free / _GIB:.1f} GiB of {place} are free{hint}"
-    return Finding(
-        passed=False,
-        errors=(f"base_model: its {parameters / 1e9:.1f} billion weights alone need {needed / _GIB:.1f} GiB, {left}",),
-    )
-
-
-def check_disk(folders: Iterable[Path]) -> Finding:
-    """Each folder can be written to, and its disk is not full."""
-    errors = [problem for folder in folders if (problem := _disk_problem(folder))]
-    return Finding(passed=not errors, errors=tuple(errors))
+def check_disk(config: TrainingConfig, settings: Settings, model: ModelFacts | None) -> Finding:
+    """Each folder can be written to, and its disk has room for what the run puts there."""
+    checkpoints, finished = _bytes_to_write(config, model)
+    needed = {settings.data_dir: checkpoints, settings.models_dir: finished}
+    if _disk_of(settings.data_dir) == _disk_of(settings.models_dir):
+        needed = dict.fromkeys(needed, checkpoints + finished)
+    problems = [problem for folder, size in needed.items() if (problem := _disk_problem(folder, size))]
+    return Finding(passed=not problems, errors=tuple(problems))
 
 
 def check_output(target: Path) -> Finding:
@@ -68,37 +51,28 @@ def check_output(target: Path) -> Finding:
     )
 
 
-def count_parameters(model: Path) -> int | None:
-    """Parameters in a local folder's safetensors files, read from their headers; None where there are none."""
-    files = sorted(model.glob("*.safetensors")) if os.path.isdir(model) else []
-    try:
-        return sum(map(_parameters_in, files)) or None
-    except (OSError, ValueError, struct.error):
-        return None
+def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None) -> tuple[float, float]:
+    """For checkpoints and for the finished model; 0 where the model's size isn't known."""
+    if model is None:
+        return 0, 0
+    trained = trained_weights(config, model)
+    a_checkpoint = trained * (4 + OPTIMIZER_BYTES[config.optimizer_type])
+    merged = model.parameters * 2 if config.push_to_hub and config.merge_lora_before_upload and config.use_lora else 0
+    converted = model.parameters * 2 if config.use_4bit and config.base_model.lower().endswith(".gguf") else 0
+    # One more than is kept: an old checkpoint goes only when the new one is whole.
+    return (KEPT_CHECKPOINTS + 1) * a_checkpoint + converted, trained * 4 + merged
 
 
-def _parameters_in(file: Path) -> int:
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(min(length, 100 * 1024**2)))
-    return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+def _disk_of(folder: Path) -> int:
+    return existing_parent(folder).stat().st_dev
 
 
-def _bytes_per_parameter(config: TrainingConfig, *, on_gpu: bool) -> float:
-    if config.use_4bit:
-        return 0.55
-    if config.dtype == "float32" or (config.dtype == "auto" and not on_gpu):
-        return 4.0
-    return 2.0
-
-
-def _disk_problem(folder: Path) -> str | None:
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+def _disk_problem(folder: Path, needed: float) -> str | None:
+    existing = existing_parent(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         return f"{existing} can't be written to; {folder} is needed for the run"
     free = free_disk(existing)
-    if free < _MIN_FREE_DISK:
-        return (
-            f"the disk of {folder} is full: {free / 1024**2:.0f} MiB are free, {_MIN_FREE_DISK // 1024**2} are needed"
-        )
+    if free < needed + _MIN_FREE_DISK:
+        wanted = (needed + _MIN_FREE_DISK) / 1024**2
+        return f"the disk of {folder} is full: {free / 1024**2:,.0f} MiB are free, {wanted:,.0f} are needed"
     return None

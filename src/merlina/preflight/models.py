@@ -1,4 +1,4 @@
-"""Is the base model there, and may we read it? Only its config is looked at, never its weights."""
+"""Is the base model there, can it be trained, does its tokenizer fit? Its config is looked at, never its weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 from merlina.preflight.findings import Finding
 from merlina.preflight.hub import check_repo
+from merlina.schemas.datasets import FormatType
+from merlina.schemas.inspection import RunFacts
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 
 
 def check_model(base_model: str, token: str | None) -> Finding:
@@ -26,6 +27,25 @@ def check_model(base_model: str, token: str | None) -> Finding:
             f"base_model: there is no folder or .gguf file {base_model!r} here, and it is no Hub id (org/name) either"
         )
     return check_repo(base_model, "model", "base_model", token)
+
+
+def judge_model(facts: RunFacts) -> Finding:
+    """Whether transformers knows the architecture."""
+    return Finding() if facts.model_error is None else _error(f"base_model: {facts.model_error}")
+
+
+def judge_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:
+    """Whether the tokenizer can be loaded and has the chat format's markers."""
+    if facts.tokenizer_error is not None:
+        return _error(f"base_model: {facts.tokenizer_error}")
+    if not facts.missing_markers:
+        return Finding()
+    markers = ", ".join(facts.missing_markers)
+    message = (
+        f"dataset.format: {markers} of the format {format_type!r} are no tokens of this model, which will read them as "
+        "plain text; format 'tokenizer' uses the model's own markers"
+    )
+    return Finding(passed=False, warnings=(message,))
 
 
 def local_path(base_model: str) -> Path:
@@ -45,9 +65,14 @@ def _check_folder(path: Path) -> Finding:
         json.loads(config.read_bytes())
     except ValueError as error:
         return _error(f"base_model: {config} is no valid JSON ({error})")
-    if not any(file for pattern in _WEIGHTS for file in path.glob(pattern)):
-        return _error(f"base_model: the folder {path} has no weights (*.safetensors)")
-    return Finding()
+    if any(path.glob("*.safetensors")):
+        return Finding()
+    if any(path.glob("*.bin")):
+        return _error(
+            f"base_model: the folder {path} has its weights as pickles (*.bin), which can run code when they are "
+            "loaded; save the model with save_pretrained to have them as safetensors"
+        )
+    return _error(f"base_model: the folder {path} has no weights (*.safetensors)")
 
 
 def _check_gguf(path: Path) -> Finding:

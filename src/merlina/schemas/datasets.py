@@ -14,6 +14,18 @@ FileFormat = Literal["json", "jsonl", "csv", "parquet"]
 FormatType = Literal["chatml", "llama3", "mistral", "qwen3", "tokenizer", "custom"]
 PairColumn = Literal["prompt", "chosen", "rejected", "system", "reasoning"]
 
+FindingKind = Literal[
+    "unusable",
+    "empty_side",
+    "differing_prompts",
+    "identical_answers",
+    "duplicates",
+    "evaluation_leak",
+    "markers_in_text",
+    "over_max_length",
+    "length_bias",
+]
+
 _NEEDED: dict[SourceType, str] = {"huggingface": "repo_id", "local_file": "file_path", "upload": "dataset_id"}
 
 
@@ -95,6 +107,15 @@ class DatasetConfig(Request):
         return value
 
 
+class DataFinding(Response):
+    """Something about the rows that one should know before training on them."""
+
+    kind: FindingKind
+    count: int = Field(description="rows it is true of, among those looked at")
+    rows: list[int] = Field(description="the numbers of a few of them, from 1")
+    message: str
+
+
 class PreviewResponse(Response):
     """Rows as they are in the file, or as the text that is trained on."""
 
@@ -103,6 +124,20 @@ class PreviewResponse(Response):
     num_samples: int = Field(description="how many samples came back")
     total_rows: int | None = Field(None, description="rows in the whole data set; null where counting means reading it")
     warnings: list[str] = Field(default_factory=list, description="rows left out of the samples, each with its reason")
+    findings: list[DataFinding] = Field(
+        default_factory=list, description="what the first rows_examined rows have about them that one should know"
+    )
+    rows_examined: int = 0
+
+
+class ColumnsResponse(Response):
+    """What columns a data set has, with its first rows, so that they can be mapped to ours."""
+
+    status: Literal["success"] = "success"
+    columns: list[str]
+    samples: list[dict[str, Any]]
+    total_rows: int | None = Field(description="rows in the whole data set; null where counting means a download")
+    suggested_mapping: dict[str, PairColumn] = Field(description="the column_mapping that the names suggest")
 
 
 class UploadResponse(Response):

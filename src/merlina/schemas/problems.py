@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import typing
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+
+# A value that was meant to be a token is never shown, whatever is wrong with it.
+_SECRET_NAME = re.compile(r"token|key|secret|password", re.IGNORECASE)
+_LONGEST_PATH = 200
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -19,13 +24,13 @@ def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
 def describe_one(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
     """One of pydantic's error dicts as `path: what is wrong`, naming the nearest field where one is unknown."""
     loc = [part for part in problem["loc"] if part != "[key]"]
-    path = ".".join(str(part) for part in loc)
+    path = ".".join(str(part) for part in loc)[:_LONGEST_PATH]
     if problem["type"] == "extra_forbidden":
         return f"{path}: unknown field{_nearest(str(loc[-1]), _fields_at(model, loc[:-1]))}"
     if problem["type"] == "missing":
         return f"{path}: required, but missing"
     text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    shown = _shown(problem.get("input"))
+    shown = "" if _SECRET_NAME.search(str(loc[-1]) if loc else "") else _shown(problem.get("input"))
     has_value = problem["type"] != "value_error" and shown
     line = f"{text}, not {shown}" if has_value else text
     return f"{path}: {line}" if path else line

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from merlina.schemas.base import Response
+from pydantic import Field, SecretStr
+
+from merlina.schemas.base import Request, Response
 from merlina.schemas.jobs import QueueStats
 
 
@@ -37,6 +39,19 @@ class WebSocketStats(Response):
     """The WebSocket in one number."""
 
     total_connections: int
+
+
+class LoginRequest(Request):
+    """`POST /login`."""
+
+    api_key: SecretStr = Field(max_length=10_000)
+
+
+class SessionState(Response):
+    """Whether this server asks for an API key, and whether the asker may go on."""
+
+    login_required: bool
+    logged_in: bool
 
 
 class Stats(Response):

@@ -28,6 +28,7 @@ AttentionImplementation = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 SECRET_FIELDS = ("hf_token", "wandb_key")
+KEPT_CHECKPOINTS = 2
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _DEFAULT_TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
 

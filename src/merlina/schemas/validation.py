@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field
 
 from merlina.schemas.base import Response
+from merlina.schemas.datasets import DataFinding
 
 
 class ValidationChecks(Response):
@@ -19,12 +20,24 @@ class ValidationChecks(Response):
     dataset_valid: bool
 
 
+class MemoryEstimate(Response):
+    """What the run will hold at its peak, in MiB."""
+
+    place: str = Field(description="RAM, or the GPU by its index")
+    needed_mb: int
+    free_mb: int
+    parts_mb: dict[str, int] = Field(description="what it is made of, the largest first")
+
+
 class ValidationResults(Response):
     """What the checks found, in words."""
 
     errors: list[str]
     warnings: list[str]
     checks: ValidationChecks
+    memory: MemoryEstimate | None = Field(None, description="null where the model's size can't be known")
+    dataset_findings: list[DataFinding] = Field(default_factory=list)
+    rows_examined: int = Field(0, description="rows of the data set that were looked at, from the first on")
 
 
 class ValidationResponse(Response):

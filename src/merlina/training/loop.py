@@ -19,14 +19,13 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from merlina.errors import TrainingError
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training import KEPT_CHECKPOINTS, TrainingConfig
 from merlina.training import checkpoints
 from merlina.training.batches import PairBatch, PairCollator, pairs_in, tokens_in
 from merlina.training.logprobs import fast_path_agrees, pair_logprobs
 from merlina.training.objectives import OBJECTIVES, PairLosses
 from merlina.training.tokens import TokenPair
 
-_KEPT_CHECKPOINTS = 2
 _GB = 1e9
 
 
@@ -195,7 +194,7 @@ def training_arguments(
         eval_on_start=evaluates and not resuming,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=_share_or_count(config.save_steps) if config.save_steps else 500,
-        save_total_limit=_KEPT_CHECKPOINTS,
+        save_total_limit=KEPT_CHECKPOINTS,
         logging_strategy="steps",
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,

@@ -51,8 +51,8 @@ def compute_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 def load_tokenizer(base_model: str, token: str | None, trust_remote_code: bool = False) -> Any:
     """transformers' tokenizer, with a pad token. Raises ModelError."""
-    with _readable_errors(base_model):
-        name, file = _split_gguf(base_model)
+    with readable_errors(base_model):
+        name, file = split_gguf(base_model)
         tokenizer = AutoTokenizer.from_pretrained(
             name, token=token, trust_remote_code=trust_remote_code, **({"gguf_file": file} if file else {})
         )
@@ -68,17 +68,17 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     device = training_device()
     dtype = compute_dtype(spec.dtype, device)
     base = spec.base_model
-    if spec.use_4bit and _split_gguf(base)[1]:
+    if spec.use_4bit and split_gguf(base)[1]:
         base = str(_convert_gguf(spec, dtype))
-    with _readable_errors(base):
-        name, file = _split_gguf(base)
+    with readable_errors(base):
+        name, file = split_gguf(base)
         model = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
             token=spec.token,
             trust_remote_code=spec.trust_remote_code,
             attn_implementation=_attention(spec.attn_implementation, device),
-            **({"gguf_file": file} if file else {}),
+            **({"gguf_file": file} if file else {"use_safetensors": True}),
             **({"quantization_config": _nf4(dtype), "device_map": {"": device}} if spec.use_4bit else {}),
         )
     if file:
@@ -89,7 +89,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     return model if spec.use_4bit else model.to(device)
 
 
-def _split_gguf(base_model: str) -> tuple[str, str | None]:
+def split_gguf(base_model: str) -> tuple[str, str | None]:
     """A `.gguf` path as folder and file name; anything else with no file."""
     path = Path(base_model).expanduser()
     if base_model.lower().endswith(".gguf"):
@@ -124,9 +124,9 @@ def _attention(wanted: AttentionImplementation, device: torch.device) -> str:
 
 def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
     """The GGUF's weights as a safetensors folder, which 4-bit loading needs."""
-    folder, file = _split_gguf(spec.base_model)
+    folder, file = split_gguf(spec.base_model)
     target = spec.scratch / "converted"
-    with _readable_errors(spec.base_model):
+    with readable_errors(spec.base_model):
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype)
         _forget_quantization(model)
         model.save_pretrained(target)
@@ -142,7 +142,7 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def _readable_errors(base_model: str) -> Iterator[None]:
+def readable_errors(base_model: str) -> Iterator[None]:
     """Turns what the libraries raise into one sentence about this model."""
     try:
         yield

@@ -35,41 +35,55 @@ class Cut:
         return bool(self.prompt or self.chosen or self.rejected)
 
 
-def encode_pair(
-    tokenizer: Any, prompt: str, chosen: str, rejected: str, *, max_length: int, max_prompt_length: int
-) -> tuple[TokenPair, Cut]:
-    """`tokenizer` is one of transformers'. The lengths are in tokens; `max_length` is that of prompt and answer."""
-    whole = TokenPair(
-        encode_prompt(tokenizer, prompt), _encode_answer(tokenizer, chosen), _encode_answer(tokenizer, rejected)
-    )
-    kept = _fit(whole, tokenizer.bos_token_id, max_length, max_prompt_length)
-    cut = Cut(
-        len(whole.prompt) - len(kept.prompt),
-        len(whole.chosen) - len(kept.chosen),
-        len(whole.rejected) - len(kept.rejected),
-    )
-    return kept, cut
+class PairTokenizer:
+    """`tokenizer` is one of transformers'. Lengths are in tokens; `max_length` is that of a prompt with its answer."""
+
+    def __init__(self, tokenizer: Any, max_length: int, max_prompt_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._max_prompt_length = max_prompt_length
+        self._bos = _bos_it_adds(tokenizer)
+        self._end: int | None = tokenizer.eos_token_id
+        self._special = frozenset(tokenizer.all_special_ids)
+
+    def encode(self, prompt: str, chosen: str, rejected: str) -> tuple[TokenPair, Cut]:
+        """The ids that are trained on, and how many tokens were left out to make them fit."""
+        whole = TokenPair(self._prompt(prompt), self._answer(chosen), self._answer(rejected))
+        kept = _fit(whole, self._tokenizer.bos_token_id, self._max_length, self._max_prompt_length)
+        cut = Cut(
+            len(whole.prompt) - len(kept.prompt),
+            len(whole.chosen) - len(kept.chosen),
+            len(whole.rejected) - len(kept.rejected),
+        )
+        return kept, cut
+
+    def _prompt(self, prompt: str) -> list[int]:
+        return _with_one_bos(list(self._tokenizer.encode(prompt, add_special_tokens=False)), self._bos)
+
+    def _answer(self, answer: str) -> list[int]:
+        ids = list(self._tokenizer.encode(answer, add_special_tokens=False))
+        ended = bool(ids) and (ids[-1] == self._end or ids[-1] in self._special)
+        return ids if ended or self._end is None else [*ids, self._end]
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """A prompt's ids, with one BOS where the tokenizer puts one before a text of its own."""
-    ids = list(tokenizer.encode(prompt, add_special_tokens=False))
-    bos = tokenizer.bos_token_id
-    if bos is None or not _adds_bos(tokenizer):
+    """A prompt's ids alone, as they stand before an answer in training."""
+    return _with_one_bos(list(tokenizer.encode(prompt, add_special_tokens=False)), _bos_it_adds(tokenizer))
+
+
+def _with_one_bos(ids: list[int], bos: int | None) -> list[int]:
+    """The ids beginning with exactly one `bos`; as they are where it is None."""
+    if bos is None:
         return ids
     while len(ids) > 1 and ids[0] == ids[1] == bos:
         ids = ids[1:]
     return ids if ids[:1] == [bos] else [bos, *ids]
 
 
-def _adds_bos(tokenizer: Any) -> bool:
-    return bool(tokenizer.encode("a", add_special_tokens=True)[:1] == [tokenizer.bos_token_id])
-
-
-def _encode_answer(tokenizer: Any, answer: str) -> list[int]:
-    ids = list(tokenizer.encode(answer, add_special_tokens=False))
-    ended = bool(ids) and (ids[-1] == tokenizer.eos_token_id or ids[-1] in tokenizer.all_special_ids)
-    return ids if ended or tokenizer.eos_token_id is None else [*ids, tokenizer.eos_token_id]
+def _bos_it_adds(tokenizer: Any) -> int | None:
+    """The BOS, where the tokenizer puts one before a text of its own."""
+    bos: int | None = tokenizer.bos_token_id
+    return bos if bos is not None and tokenizer.encode("a", add_special_tokens=True)[:1] == [bos] else None
 
 
 def _fit(pair: TokenPair, bos: int | None, max_length: int, max_prompt_length: int) -> TokenPair:

@@ -6,6 +6,7 @@ One JSON object a line comes in, {"id", "op", "args"}; one goes out, {"id", "res
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -37,29 +38,22 @@ def _answer(operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"error": {"kind": HelperError.__name__, "message": f"{type(error).__name__}: {first_line}"}}
 
 
-def _preview_rows(**arguments: Any) -> Any:
-    from merlina.worker.helper_previews import rows
+def _first_use(module: str, function: str) -> Callable[..., Any]:
+    """The function, whose module imports for seconds and so is taken in when it is first asked for."""
 
-    return rows(**arguments)
+    def call(**arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"merlina.worker.{module}"), function)(**arguments)
 
-
-def _preview_formatted(**arguments: Any) -> Any:
-    from merlina.worker.helper_previews import formatted
-
-    return formatted(**arguments)
+    return call
 
 
-def _generate(**arguments: Any) -> Any:
-    from merlina.worker.helper_generation import generate
-
-    return generate(**arguments)
-
-
-# The modules behind these import for seconds, so each is taken in at its first use.
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "preview_rows": _preview_rows,
-    "preview_formatted": _preview_formatted,
-    "generate": _generate,
+    "preview_rows": _first_use("helper_previews", "rows"),
+    "preview_formatted": _first_use("helper_previews", "formatted"),
+    "count_hub_rows": _first_use("helper_previews", "hub_rows"),
+    "tokenizer_facts": _first_use("helper_inspection", "tokenizer_facts"),
+    "inspect_run": _first_use("helper_inspection", "inspect_run"),
+    "generate": _first_use("helper_generation", "generate"),
 }
 
 

@@ -12,21 +12,21 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from merlina.data.dataset import LoadedPairs, load_pairs, read_pairs, split_pairs
-from merlina.data.formats import Formatter, formatter
-from merlina.data.pairs import Pair
+from merlina.data.dataset import load_pairs, read_pairs, split_pairs
+from merlina.data.doctor import Doctor
+from merlina.data.formats import MARKERS
+from merlina.data.pairs import Pair, UnusableRowError
 from merlina.errors import DataError, TrainingError
 from merlina.runs import RunFolder, RunOrder
 from merlina.training import checkpoints
 from merlina.training.adapters import make_trainable
 from merlina.training.loop import PreferenceTrainer
 from merlina.training.models import ModelSpec, compute_dtype, load_model, load_tokenizer, training_device
-from merlina.training.tokens import Cut, TokenPair, encode_pair
+from merlina.training.tokens import TokenPair
+from merlina.worker.encoding import PairEncoder
 from merlina.worker.reporting import EventReporter
-from merlina.worker.templates import TokenizerTemplate
 from merlina.worker.wandb_link import follow_with_wandb
 
-_SKIPPED_SHOWN = 10
 _ITEMS_BETWEEN_LOOKS = 1000
 _T = TypeVar("_T")
 
@@ -90,19 +90,18 @@ class Stages:
         config = self.order.config
         dataset = config.dataset
         file = Path(self.order.dataset_file) if self.order.dataset_file else None
-        own_template = (
-            TokenizerTemplate(tokenizer, config.base_model) if dataset.format.format_type == "tokenizer" else None
-        )
         if file is not None and not file.is_file():
             raise DataError(f"The data set's file {file} is gone; upload it again and start a new run")
+        encoder = PairEncoder(tokenizer, config.base_model, dataset.format, config.max_length, config.max_prompt_length)
+        doctor = Doctor(MARKERS[dataset.format.format_type])
         loaded = load_pairs(self._until_stopped(read_pairs(dataset, file, self._token)))
-        self._say_what_was_skipped(loaded)
+        for row in loaded.skipped:
+            doctor.skip(row)
         training, held_out = split_pairs(loaded.pairs, dataset.test_size, config.seed)
-        render = formatter(dataset.format, own_template)
         data = TrainingData(
-            training=self._encode(training, render, tokenizer, "training"),
-            held_out=self._encode(held_out, render, tokenizer, "held-out"),
+            training=self._encode(training, encoder, doctor), held_out=self._encode(held_out, encoder, doctor)
         )
+        self._say_what_was_found(doctor, held_out)
         self.reporter.note(
             "info", f"{len(data.training)} pairs to train on, {len(data.held_out)} held out for evaluation"
         )
@@ -140,25 +139,15 @@ class Stages:
             self.reporter.note("warning", "There is no whole checkpoint to go on from: beginning anew")
         return checkpoint
 
-    def _encode(self, pairs: list[Pair], render: Formatter, tokenizer: Any, name: str) -> list[TokenPair]:
-        config = self.order.config
+    def _encode(self, pairs: list[Pair], encoder: PairEncoder, doctor: Doctor) -> list[TokenPair]:
         encoded: list[TokenPair] = []
-        cuts: list[Cut] = []
         for pair in self._until_stopped(pairs):
-            text = render(pair)
-            tokens, cut = encode_pair(
-                tokenizer,
-                text.prompt,
-                text.chosen,
-                text.rejected,
-                max_length=config.max_length,
-                max_prompt_length=config.max_prompt_length,
-            )
-            if not tokens.prompt:
-                raise DataError("A prompt has no tokens at all in this format; choose another format")
-            encoded.append(tokens)
-            cuts += [cut] if cut else []
-        self._say_what_was_cut(cuts, len(pairs), name)
+            try:
+                made = encoder.encode(pair)
+            except UnusableRowError as error:
+                raise DataError(f"row {pair.number}: {error.message}; choose another format") from error
+            doctor.see(pair, made.lengths)
+            encoded.append(made.tokens)
         return encoded
 
     def _until_stopped(self, items: Iterable[_T]) -> Iterator[_T]:
@@ -180,23 +169,8 @@ class Stages:
         place = training_device().type.upper()
         self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
 
-    def _say_what_was_skipped(self, loaded: LoadedPairs) -> None:
-        rows = len(loaded.pairs) + len(loaded.skipped)
-        if not loaded.skipped:
-            self.reporter.note("info", f"{rows} rows read, all of them usable")
-            return
-        shown = "; ".join(f"row {row.number}: {row.reason}" for row in loaded.skipped[:_SKIPPED_SHOWN])
-        more = len(loaded.skipped) - _SKIPPED_SHOWN
-        rest = f"; and {more} more" if more > 0 else ""
-        self.reporter.note("warning", f"{len(loaded.skipped)} of {rows} rows can't be used: {shown}{rest}")
-
-    def _say_what_was_cut(self, cuts: list[Cut], pairs: int, name: str) -> None:
-        if not cuts:
-            return
-        prompts = [cut.prompt for cut in cuts if cut.prompt]
-        answers = [length for cut in cuts for length in (cut.chosen, cut.rejected) if length]
-        self.reporter.note(
-            "warning",
-            f"{len(cuts)} of {pairs} {name} pairs are longer than max_length: {len(prompts)} prompts lost "
-            f"{sum(prompts):,} tokens at their beginning, {len(answers)} answers {sum(answers):,} at their end",
-        )
+    def _say_what_was_found(self, doctor: Doctor, held_out: list[Pair]) -> None:
+        if doctor.usable == doctor.rows:
+            self.reporter.note("info", f"{doctor.rows} rows read, all of them usable")
+        for finding in doctor.findings(held_out):
+            self.reporter.note("warning", finding.message)

@@ -1,13 +1,15 @@
 """One module a section of the contract."""
 
-from merlina.api.routes import configs, datasets, general, gpus, jobs, live, queue
+from merlina.api.routes import configs, datasets, general, gpus, jobs, live, models, queue, session
 
 ROUTERS = (
     general.router,
+    session.router,
     jobs.router,
     queue.router,
     gpus.router,
     datasets.router,
     configs.router,
+    models.router,
     live.router,
 )

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from merlina.api.services import Inject, Services
 from merlina.api.uploads import accept_upload, delete_upload
 from merlina.api.views import upload_entry
-from merlina.data.files import detect_format, known_rows
-from merlina.data.preview import preview_formatted, preview_rows
+from merlina.data.columns import guess_mapping
+from merlina.data.files import count_rows, detect_format, known_rows
+from merlina.data.preview import column_names, preview_formatted, preview_rows, show_text
 from merlina.data.sources import resolve_file
-from merlina.schemas.datasets import DatasetConfig, PreviewResponse, UploadDeleted, UploadList, UploadResponse
+from merlina.errors import DataError, InvalidRequestError
+from merlina.schemas.datasets import (
+    ColumnsResponse,
+    DatasetConfig,
+    PreviewResponse,
+    UploadDeleted,
+    UploadList,
+    UploadResponse,
+)
 from merlina.storage import uploads
 
 router = APIRouter(prefix="/dataset", tags=["datasets"])
@@ -69,49 +77,79 @@ def remove_upload(dataset_id: str, services: Inject) -> UploadDeleted:
 def preview(config: DatasetConfig, services: Inject) -> PreviewResponse:
     """The first rows as they are in the file."""
     file = _file(services, config)
-    if file is None:
-        samples = _ask_helper(services, "preview_rows", config, None, _RAW_SAMPLES)
-    else:
-        samples = preview_rows(config, file, None, _RAW_SAMPLES)
-    return PreviewResponse(samples=samples, num_samples=len(samples), total_rows=_total_rows(services, config, file))
+    samples = _first_rows(services, config, file)
+    return PreviewResponse(samples=samples, num_samples=len(samples), total_rows=_known_rows(services, config, file))
 
 
 @router.post("/preview-formatted")
-def preview_as_trained(config: DatasetConfig, services: Inject) -> PreviewResponse:
-    """The first pairs as the text that is trained on."""
+def preview_as_trained(
+    config: DatasetConfig,
+    services: Inject,
+    max_length: Annotated[int, Query(ge=16, le=1_048_576)] = 2048,
+    max_prompt_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
+) -> PreviewResponse:
+    """The first pairs as the text that is trained on, and with `model_name` as tokens; what to know of the rows."""
+    if max_prompt_length >= max_length:
+        raise InvalidRequestError(
+            "The request is not valid",
+            [f"max_prompt_length: {max_prompt_length} must be below max_length {max_length}"],
+        )
     file = _file(services, config)
-    if file is None or config.format.format_type == "tokenizer":
-        found = _ask_helper(services, "preview_formatted", config, file, _FORMATTED_SAMPLES)
-        samples, skipped = found["samples"], [(row["number"], row["reason"]) for row in found["skipped"]]
+    if config.format.format_type == "tokenizer" and config.model_name is None:
+        raise DataError("model_name is needed to preview the format 'tokenizer': it says whose chat template to use")
+    if file is None or config.model_name is not None:
+        found = _ask_helper(
+            services,
+            "preview_formatted",
+            config,
+            file=str(file) if file else None,
+            limit=_FORMATTED_SAMPLES,
+            max_length=max_length,
+            max_prompt_length=max_prompt_length,
+            trust_remote_code=services.settings.trust_remote_code,
+        )
     else:
-        rendered, left_out = preview_formatted(config, file, None, None, _FORMATTED_SAMPLES)
-        samples = [asdict(sample) for sample in rendered]
-        skipped = [(row.number, row.reason) for row in left_out]
-    return PreviewResponse(
-        samples=samples,
-        num_samples=len(samples),
-        total_rows=_total_rows(services, config, file),
-        warnings=[f"row {number} can't be used: {reason}" for number, reason in skipped],
-    )
+        found = vars(preview_formatted(config, file, None, show_text(config.format), _FORMATTED_SAMPLES))
+    return PreviewResponse(num_samples=len(found["samples"]), total_rows=_known_rows(services, config, file), **found)
+
+
+@router.post("/columns")
+def columns(config: DatasetConfig, services: Inject) -> ColumnsResponse:
+    """Column names with the first rows and the number of all, for mapping them to ours."""
+    file = _file(services, config)
+    samples = _first_rows(services, config, file)
+    names = column_names(samples)
+    total = _known_rows(services, config, file)
+    if total is None and file is None:
+        total = _ask_helper(services, "count_hub_rows", config)
+    elif total is None and file is not None:
+        total = count_rows(file, config.source.file_format or detect_format(file))
+    return ColumnsResponse(columns=names, samples=samples, total_rows=total, suggested_mapping=guess_mapping(names))
 
 
 def _file(services: Services, config: DatasetConfig) -> Path | None:
     return resolve_file(config.source, services.settings.uploads_dir, services.allowed)
 
 
-def _ask_helper(services: Services, operation: str, config: DatasetConfig, file: Path | None, limit: int) -> Any:
+def _first_rows(services: Services, config: DatasetConfig, file: Path | None) -> list[dict[str, Any]]:
+    if file is not None:
+        return preview_rows(config, file, None, _RAW_SAMPLES)
+    found: list[dict[str, Any]] = _ask_helper(services, "preview_rows", config, file=None, limit=_RAW_SAMPLES)
+    return found
+
+
+def _ask_helper(services: Services, operation: str, config: DatasetConfig, **arguments: Any) -> Any:
     """Has the helper process do what needs the Hub's client or a tokenizer."""
     token = services.settings.hf_token
     return services.helper.call(
         operation,
         config=config.model_dump(mode="json"),
-        file=str(file) if file else None,
-        limit=limit,
         token=token.get_secret_value() if token else None,
+        **arguments,
     )
 
 
-def _total_rows(services: Services, config: DatasetConfig, file: Path | None) -> int | None:
+def _known_rows(services: Services, config: DatasetConfig, file: Path | None) -> int | None:
     """The whole count where it is known without reading the file."""
     if config.source.dataset_id is not None:
         with services.database.read() as connection:

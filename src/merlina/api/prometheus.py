@@ -1,0 +1,65 @@
+"""The server and its runs as Prometheus metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from merlina.api.services import Services
+from merlina.hardware.gpus import list_gpus
+from merlina.storage import jobs
+
+_MB = 1024**2
+
+
+def render(services: Services) -> bytes:
+    """Everything in Prometheus' text format."""
+    registry = CollectorRegistry(auto_describe=False)
+    ProcessCollector(registry=registry)
+    registry.register(_Collector(services))
+    return generate_latest(registry)
+
+
+class _Collector(Collector):
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    def collect(self) -> Iterator[Metric]:
+        services = self._services
+        with services.database.read() as connection:
+            by_state, running = jobs.counts_by_state(connection), jobs.running(connection)
+        yield _gauge("merlina_jobs", "Jobs by state", ["state"], {(state,): n for state, n in by_state.items()})
+        yield _gauge("merlina_job_slots", "Jobs that may run at once", [], {(): services.settings.max_concurrent_jobs})
+        yield _gauge("merlina_websockets", "Open WebSockets", [], {(): services.websockets})
+        uptime = time.monotonic() - services.started_at
+        yield _gauge("merlina_uptime_seconds", "Seconds since the server started", [], {(): uptime})
+        yield _gauge("merlina_database_bytes", "Size of the database", [], {(): services.database.size_bytes()})
+        progress = {(job.job_id,): job.progress for job in running}
+        yield _gauge("merlina_job_progress_ratio", "Share of a running job's steps done", ["job_id"], progress)
+        losses = {(job.job_id,): job.loss for job in running if job.loss is not None}
+        yield _gauge("merlina_job_loss", "Last loss of a running job", ["job_id"], losses)
+        yield from _gpu_metrics()
+
+
+def _gpu_metrics() -> Iterator[Metric]:
+    gpus = list_gpus()
+    used = {(str(gpu.index), gpu.name): gpu.memory_used_mb * _MB for gpu in gpus}
+    total = {(str(gpu.index), gpu.name): gpu.memory_total_mb * _MB for gpu in gpus}
+    busy = {
+        (str(gpu.index), gpu.name): gpu.utilization_percent / 100 for gpu in gpus if gpu.utilization_percent is not None
+    }
+    labels = ["index", "name"]
+    yield _gauge("merlina_gpu_memory_used_bytes", "GPU memory in use", labels, used)
+    yield _gauge("merlina_gpu_memory_total_bytes", "GPU memory there is", labels, total)
+    yield _gauge("merlina_gpu_utilization_ratio", "Share of time the GPU was busy", labels, busy)
+
+
+def _gauge(name: str, help_text: str, labels: list[str], values: dict[tuple[str, ...], float]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(name, help_text, labels=labels)
+    for label_values, value in values.items():
+        family.add_metric(list(label_values), value)
+    return family

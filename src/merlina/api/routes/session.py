@@ -1,0 +1,52 @@
+"""Logging in, for pages and WebSockets, which can't send a header of their own."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from merlina.api.security import SESSION_COOKIE, SESSION_SECONDS, Sessions
+from merlina.api.services import Inject, Services
+from merlina.errors import UnauthorizedError
+from merlina.schemas.system import LoginRequest, SessionState
+
+router = APIRouter(tags=["session"])
+
+
+@router.post("/login")
+def login(credentials: LoginRequest, request: Request, response: Response, services: Inject) -> SessionState:
+    """Exchanges the API key for a cookie that lasts 30 days."""
+    sessions = _sessions(services)
+    if sessions is None:
+        return SessionState(login_required=False, logged_in=True)
+    if not sessions.is_key(credentials.api_key.get_secret_value()):
+        raise UnauthorizedError("That is not this server's API key")
+    response.set_cookie(
+        SESSION_COOKIE,
+        sessions.new(),
+        max_age=SESSION_SECONDS,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https" or services.settings.domain.startswith("https:"),
+    )
+    return SessionState(login_required=True, logged_in=True)
+
+
+@router.post("/logout")
+def logout(response: Response, services: Inject) -> SessionState:
+    """Takes the cookie back."""
+    response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+    required = services.settings.api_key is not None
+    return SessionState(login_required=required, logged_in=not required)
+
+
+@router.get("/session")
+def session(request: Request, services: Inject) -> SessionState:
+    """Whether this server asks for a key, and whether the asker has one."""
+    sessions = _sessions(services)
+    admitted = sessions is None or sessions.admits(request.headers)
+    return SessionState(login_required=sessions is not None, logged_in=admitted)
+
+
+def _sessions(services: Services) -> Sessions | None:
+    key = services.settings.api_key
+    return Sessions(key.get_secret_value().encode()) if key else None

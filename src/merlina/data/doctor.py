@@ -1,0 +1,191 @@
+"""What is wrong with a preference set: counted as its rows go by, with the numbers of a few rows as examples.
+
+A finding stops nothing. It says what the training will learn that was not meant, or will not learn that was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from merlina.data.dataset import SkippedRow
+from merlina.data.pairs import Pair
+from merlina.schemas.datasets import DataFinding, FindingKind
+
+_EXAMPLES = 5
+_ONE_SIDED_SHARE = 0.8
+_LOPSIDED_RATIO = 1.5
+_FEW_PAIRS = 20
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a pair as it is trained on: of the prompt with its longer answer, and of all three parts together.
+
+    And how many were cut off to make it fit.
+    """
+
+    longest: int
+    all_parts: int
+    cut_prompt: int = 0
+    cut_answers: int = 0
+
+
+@dataclass
+class _Count:
+    rows: int = 0
+    examples: list[int] = field(default_factory=list)
+
+    def add(self, number: int) -> None:
+        self.rows += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(number)
+
+
+@dataclass
+class Doctor:
+    """Sees each row once; `findings` may be asked for at any time. `markers` are the chat format's own.
+
+    `longest` and `most_tokens` are the largest Lengths seen, 0 where no pair was turned into tokens.
+    """
+
+    markers: Sequence[str] = ()
+    rows: int = 0
+    longest: int = 0
+    most_tokens: int = 0
+    _counts: dict[FindingKind, _Count] = field(default_factory=dict)
+    _reasons: list[str] = field(default_factory=list)
+    _seen: set[bytes] = field(default_factory=set)
+    _prompts: list[tuple[int, bytes]] = field(default_factory=list)
+    _chosen_longer: int = 0
+    _characters: tuple[int, int] = (0, 0)
+    _cut_tokens: tuple[int, int] = (0, 0)
+
+    @property
+    def usable(self) -> int:
+        return len(self._prompts)
+
+    def skip(self, row: SkippedRow) -> None:
+        """A row that gives no pair."""
+        self.rows += 1
+        kind: FindingKind = row.kind
+        self._count(kind).add(row.number)
+        if len(self._reasons) < _EXAMPLES:
+            self._reasons.append(f"row {row.number}: {row.reason}")
+
+    def see(self, pair: Pair, lengths: Lengths | None = None) -> None:
+        """A pair; `lengths` where it was turned into tokens."""
+        self.rows += 1
+        if pair.chosen.strip() == pair.rejected.strip():
+            self._count("identical_answers").add(pair.number)
+        self._look_for_duplicates(pair)
+        self._look_at_answer_lengths(pair)
+        if self.markers and _holds_a_marker(pair, self.markers):
+            self._count("markers_in_text").add(pair.number)
+        if lengths is not None:
+            self._look_at_tokens(pair, lengths)
+
+    def findings(self, held_out: Iterable[Pair]) -> list[DataFinding]:
+        """All that was found, the gravest first; `held_out` are those of the pairs seen that are not trained on."""
+        counts = dict(self._counts)
+        if (leaked := self._leaked({pair.number for pair in held_out})).rows:
+            counts["evaluation_leak"] = leaked
+        found = [self._finding(kind, counts[kind]) for kind in _MESSAGES if kind in counts]
+        bias = self._length_bias()
+        return [*found, bias] if bias else found
+
+    def _count(self, kind: FindingKind) -> _Count:
+        return self._counts.setdefault(kind, _Count())
+
+    def _look_for_duplicates(self, pair: Pair) -> None:
+        prompt = _digest([part for turn in pair.prompt for part in (turn.role, turn.content.strip())])
+        whole = _digest([prompt.hex(), pair.chosen.strip(), pair.rejected.strip()])
+        if whole in self._seen:
+            self._count("duplicates").add(pair.number)
+        self._seen.add(whole)
+        self._prompts.append((pair.number, prompt))
+
+    def _look_at_answer_lengths(self, pair: Pair) -> None:
+        chosen, rejected = len(pair.chosen), len(pair.rejected)
+        self._chosen_longer += chosen > rejected
+        self._characters = (self._characters[0] + chosen, self._characters[1] + rejected)
+
+    def _look_at_tokens(self, pair: Pair, lengths: Lengths) -> None:
+        self.longest = max(self.longest, lengths.longest)
+        self.most_tokens = max(self.most_tokens, lengths.all_parts)
+        if lengths.cut_prompt or lengths.cut_answers:
+            self._count("over_max_length").add(pair.number)
+            prompts, answers = self._cut_tokens
+            self._cut_tokens = (prompts + lengths.cut_prompt, answers + lengths.cut_answers)
+
+    def _leaked(self, held_out: set[int]) -> _Count:
+        """Held-out pairs whose prompt is trained on as well."""
+        trained = {prompt for number, prompt in self._prompts if number not in held_out}
+        leaked = _Count()
+        for number, prompt in self._prompts:
+            if number in held_out and prompt in trained:
+                leaked.add(number)
+        return leaked
+
+    def _length_bias(self) -> DataFinding | None:
+        pairs = self.usable
+        if pairs < _FEW_PAIRS:
+            return None
+        chosen, rejected = (total / pairs for total in self._characters)
+        longer_share = self._chosen_longer / pairs
+        ratio = chosen / max(rejected, 1)
+        one_sided = longer_share >= _ONE_SIDED_SHARE or longer_share <= 1 - _ONE_SIDED_SHARE
+        if not one_sided or 1 / _LOPSIDED_RATIO < ratio < _LOPSIDED_RATIO:
+            return None
+        message = (
+            f"the chosen answer is the longer one in {longer_share:.0%} of the pairs ({chosen:,.0f} characters against "
+            f"{rejected:,.0f} on average): the model may learn the length rather than the quality"
+        )
+        count = self._chosen_longer if longer_share >= _ONE_SIDED_SHARE else pairs - self._chosen_longer
+        return DataFinding(kind="length_bias", count=count, rows=[], message=message)
+
+    def _finding(self, kind: FindingKind, count: _Count) -> DataFinding:
+        prompts, answers = self._cut_tokens
+        message = _MESSAGES[kind].format(
+            count=f"{count.rows:,}",
+            of=f"{self.rows:,}",
+            reasons="; ".join(self._reasons),
+            prompts=f"{prompts:,}",
+            answers=f"{answers:,}",
+        )
+        return DataFinding(kind=kind, count=count.rows, rows=count.examples, message=message)
+
+
+_MESSAGES: dict[FindingKind, str] = {
+    "unusable": "{count} of {of} rows can't be used: {reasons}",
+    "empty_side": "{count} of {of} rows lack a prompt or an answer and can't be used: {reasons}",
+    "differing_prompts": (
+        "{count} of {of} rows have answers to different prompts, so that they can't be compared: {reasons}"
+    ),
+    "identical_answers": "{count} of {of} rows have the same text as chosen and rejected: they teach no preference",
+    "duplicates": "{count} of {of} rows repeat an earlier one: they count twice in training",
+    "evaluation_leak": (
+        "{count} held-out pairs have a prompt that is trained on as well: the evaluation will look better than it is"
+    ),
+    "markers_in_text": (
+        "{count} of {of} rows contain the chat format's own markers in their text: they would end a turn early"
+    ),
+    "over_max_length": (
+        "{count} of {of} rows are longer than max_length: {prompts} tokens are cut from prompts, at their beginning, "
+        "and {answers} from answers, at their end"
+    ),
+}
+
+
+def _digest(parts: Sequence[str]) -> bytes:
+    digest = blake2b(digest_size=12)
+    for part in parts:
+        digest.update(part.encode("utf-8", "surrogatepass"))
+        digest.update(b"\0")
+    return digest.digest()
+
+
+def _holds_a_marker(pair: Pair, markers: Sequence[str]) -> bool:
+    texts = (pair.chosen, pair.rejected, *(turn.content for turn in pair.prompt))
+    return any(marker in text for text in texts for marker in markers)

@@ -1,0 +1,89 @@
+"""Rows out of Parquet, which is compressed: what it says it unpacks to is held against what it may."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from merlina.data.json_files import first_line
+from merlina.errors import DataError
+
+_BATCH_ROWS = 64
+_BUFFER_BYTES = 1024**2
+# Text shrinks some ten times; what claims to grow this much, and to much, is made to fill the memory.
+_LARGEST_GROWTH = 200
+_ALWAYS_ALLOWED = 256 * 1024**2
+_LARGEST_BATCH = 1024**3
+
+
+def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """Raises DataError with the row after which it can't be read."""
+    for batch in _batches(path):
+        for row in batch.to_pylist():
+            yield {name: _finite(value) for name, value in row.items()}
+
+
+def count_parquet(path: Path) -> int:
+    with _opened(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def parse_parquet(path: Path) -> int:
+    """Unpacks everything once and counts the rows."""
+    return sum(batch.num_rows for batch in _batches(path))
+
+
+def _batches(path: Path) -> Iterator[Any]:
+    import pyarrow
+
+    number, unpacked = 0, 0
+    may_unpack = max(_ALWAYS_ALLOWED, path.stat().st_size * _LARGEST_GROWTH)
+    with _opened(path) as file:
+        _check_claims(file.metadata)
+        try:
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+                unpacked += batch.nbytes
+                if unpacked > may_unpack or batch.nbytes > _LARGEST_BATCH:
+                    raise DataError(_unpacks_to_too_much(number, unpacked))
+                yield batch
+                number += batch.num_rows
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"the Parquet file can't be read after row {number}: {first_line(error)}") from error
+
+
+def _check_claims(metadata: Any) -> None:
+    """Looks at the sizes the file states for itself, before anything is unpacked."""
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        columns = [group.column(number) for number in range(group.num_columns)]
+        packed = sum(column.total_compressed_size for column in columns)
+        unpacked = sum(column.total_uncompressed_size for column in columns)
+        if unpacked > max(_ALWAYS_ALLOWED, packed * _LARGEST_GROWTH):
+            raise DataError(_unpacks_to_too_much(0, unpacked))
+
+
+def _unpacks_to_too_much(row: int, unpacked: int) -> str:
+    return (
+        f"The Parquet file unpacks to far more than it holds ({unpacked / 1024**2:,.0f} MB and more by row {row}, "
+        f"{_LARGEST_GROWTH} times its size): it is not read further. Write it with less repetition, or as JSONL"
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"The file is not readable as Parquet: {first_line(error)}") from error
+    with file:
+        yield file
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,162 @@
+"""How much memory a run will hold at its peak, from the model's own sizes, and what would help most to need less.
+
+Legend: B pairs in a batch, T tokens of the longest prompt with answer, N tokens with a target, V vocabulary.
+`benchmarks/memory_estimate.py` holds the estimate against measured peaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from merlina.hardware.gpus import Gpu
+from merlina.hardware.host import available_memory
+from merlina.preflight.findings import Finding
+from merlina.schemas.inspection import DataFacts, ModelFacts
+from merlina.schemas.training import TrainingConfig
+from merlina.schemas.validation import MemoryEstimate
+
+_MB = 1024**2
+_GB = 1024**3
+
+# Bytes for each trained weight that the optimizer keeps beside it.
+OPTIMIZER_BYTES = {
+    "adamw_torch": 8.0,
+    "adamw_torch_fused": 8.0,
+    "adamw_8bit": 2.0,
+    "paged_adamw_8bit": 2.0,
+    "paged_adamw_32bit": 8.0,
+    "lion_8bit": 1.0,
+    "paged_lion_8bit": 1.0,
+    "adafactor": 0.1,
+    "sgd": 0.0,
+}
+# NF4 with doubly quantized scales: 4 bits and a little for each weight.
+_NF4_BYTES = 0.53
+# The interpreter with torch and transformers; on a GPU the CUDA context instead.
+_PROCESS_BYTES = {"cpu": 0.75 * _GB, "cuda": 0.6 * _GB}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes by part."""
+
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+def estimate(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str) -> Estimate:
+    """The peak of a run on `device`, cpu or cuda. Without tokenized rows a pair may be `max_length` long."""
+    longest = min(data.longest if data and data.longest else config.max_length, config.max_length)
+    targets = min(data.most_tokens if data and data.most_tokens else 2 * config.max_length, 2 * longest)
+    width = _compute_bytes(config, device)
+    trained = trained_weights(config, model)
+    return Estimate(
+        {
+            "weights": _weight_bytes(config, model, width),
+            "adapter and gradients" if config.use_lora else "gradients": trained * (8 if config.use_lora else width),
+            "optimizer": trained * OPTIMIZER_BYTES[config.optimizer_type],
+            "activations": _activation_bytes(config, model, 2 * config.batch_size * longest, width),
+            "log-probabilities": config.batch_size * targets * model.vocab_size * _logit_bytes(width),
+            "libraries": _PROCESS_BYTES[device],
+        }
+    )
+
+
+def check_memory(
+    config: TrainingConfig, model: ModelFacts | None, data: DataFacts | None, gpus: Sequence[Gpu]
+) -> tuple[Finding, MemoryEstimate | None]:
+    """Whether the run fits into the memory that is free now."""
+    if model is None:
+        return Finding(), None
+    chosen = [gpu for gpu in gpus if config.gpu_ids is None or gpu.index in config.gpu_ids]
+    best = max(chosen, key=lambda gpu: gpu.memory_free_mb, default=None)
+    device, place = ("cuda", f"GPU {best.index}") if best else ("cpu", "RAM")
+    free = best.memory_free_mb * _MB if best else available_memory()
+    needed = estimate(config, model, data, device)
+    parts = sorted(needed.parts.items(), key=lambda part: -part[1])
+    shown = MemoryEstimate(
+        place=place,
+        needed_mb=round(needed.total / _MB),
+        free_mb=round(free / _MB),
+        parts_mb={name: round(size / _MB) for name, size in parts},
+    )
+    if needed.total <= free:
+        return Finding(), shown
+    largest, size = parts[0]
+    message = (
+        f"memory: the run needs about {needed.total / _GB:.1f} GiB of {place} and {free / _GB:.1f} GiB are free. "
+        f"Its largest part are the {largest} ({size / _GB:.1f} GiB). {_what_helps(config, model, data, device)}"
+    )
+    return Finding(passed=False, errors=(message,)), shown
+
+
+def _what_helps(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str) -> str:
+    """The changes that would save most, with what each leaves."""
+    now = estimate(config, model, data, device).total
+    left = [
+        (estimate(config.model_copy(update=changes), model, data, device).total, name)
+        for name, changes, applies in _SAVINGS
+        if applies(config)
+    ]
+    helping = sorted((total, name) for total, name in left if total < 0.98 * now)
+    if not helping:
+        return "Only a smaller base model would need less"
+    return "What would help: " + ", ".join(f"{name} ({total / _GB:.1f} GiB)" for total, name in helping[:4])
+
+
+_Applies = Callable[[TrainingConfig], bool]
+_SAVINGS: tuple[tuple[str, dict[str, Any], _Applies], ...] = (
+    ("use_4bit", {"use_4bit": True}, lambda config: config.use_lora and not config.use_4bit),
+    ("use_lora", {"use_lora": True}, lambda config: not config.use_lora),
+    ("gradient_checkpointing", {"gradient_checkpointing": True}, lambda config: not config.gradient_checkpointing),
+    ("batch_size 1", {"batch_size": 1}, lambda config: config.batch_size > 1),
+    ("dtype bfloat16", {"dtype": "bfloat16"}, lambda config: config.dtype == "float32"),
+    ("optimizer_type adamw_8bit", {"optimizer_type": "adamw_8bit"}, lambda config: "8bit" not in config.optimizer_type),
+    ("max_length 512", {"max_length": 512, "max_prompt_length": 256}, lambda config: config.max_length > 512),
+)
+
+
+def _compute_bytes(config: TrainingConfig, device: str) -> int:
+    if config.dtype == "float32" or (config.dtype == "auto" and device == "cpu"):
+        return 4
+    return 2
+
+
+def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int) -> float:
+    if config.use_4bit:
+        # What isn't held in 4 bits, embeddings and norms, is held in float32.
+        return model.linear_parameters * _NF4_BYTES + (model.parameters - model.linear_parameters) * 4
+    return model.parameters * width
+
+
+def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
+    """How many weights the run changes."""
+    if not config.use_lora:
+        return model.parameters
+    return config.lora_r * sum(model.adapter_width.get(name, 0) for name in config.target_modules)
+
+
+def _activation_bytes(config: TrainingConfig, model: ModelFacts, tokens: int, width: int) -> float:
+    """What the forward pass keeps for the backward pass of `tokens` = 2BT tokens."""
+    hidden, inner, heads = model.hidden_size, model.intermediate_size, model.attention_size
+    # Norms keep their input twice, the residual stream once; queries, keys, values and their product are kept;
+    # the gated feed-forward keeps gate, its activation and the other half.
+    kept = float(6 * hidden + 4 * heads + 3 * inner)
+    if config.use_lora:
+        inputs = {"q": hidden, "k": hidden, "v": hidden, "o": heads, "gate": hidden, "up": hidden, "down": inner}
+        adapted = sum(size for name, size in inputs.items() if f"{name}_proj" in config.target_modules)
+        kept += adapted * (1.25 if config.lora_dropout else 1)
+    a_layer = tokens * kept * width
+    if config.gradient_checkpointing:
+        return model.layers * tokens * hidden * width + a_layer
+    return model.layers * a_layer
+
+
+def _logit_bytes(width: int) -> int:
+    """Bytes for each of N x V: the logits, their float32 copy, and the gradient of both at the worst moment."""
+    return 12 if width == 4 else 14

@@ -1,0 +1,63 @@
+"""What the helper process finds out about a run before it starts, for the checks and the answers made of it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from merlina.schemas.datasets import DataFinding
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class ModelFacts(_Facts):
+    """What a model's configuration says of its size; every number counts weights or widths, none bytes."""
+
+    model_type: str
+    architecture: str
+    parameters: int
+    linear_parameters: int = Field(description="weights of linear layers other than the output head; 4-bit holds these")
+    hidden_size: int
+    intermediate_size: int
+    attention_size: int = Field(description="width of all attention heads together")
+    layers: int
+    vocab_size: int
+    max_positions: int | None
+    adapter_width: dict[str, int] = Field(
+        description="for each layer name, inputs plus outputs over all layers called so: its adapter's weights per rank"
+    )
+
+
+class TokenizerFacts(_Facts):
+    """What a preview and a format need to know of a tokenizer."""
+
+    vocab_size: int
+    model_max_length: int | None = Field(description="in tokens; null where the tokenizer sets no limit")
+    has_chat_template: bool
+    chat_template_preview: str | None
+    pad_token: str | None
+    eos_token: str | None
+    bos_token: str | None
+
+
+class DataFacts(_Facts):
+    """The first rows of a data set as a run would read them."""
+
+    rows: int = Field(description="rows looked at")
+    all_rows: bool = Field(description="whether those are all there are")
+    usable: int
+    longest: int | None = Field(description="tokens of the longest prompt with answer; null without tokenizer")
+    most_tokens: int | None = Field(description="the most tokens a pair's prompt and two answers have together")
+    findings: list[DataFinding]
+
+
+class RunFacts(_Facts):
+    """Model, tokenizer and data of a run; what could not be read is null beside its error in words."""
+
+    model: ModelFacts | None
+    model_error: str | None
+    missing_markers: list[str] = Field(description="the chat format's markers that are no token of the tokenizer")
+    tokenizer_error: str | None
+    data: DataFacts | None
+    data_error: str | None

@@ -1,0 +1,31 @@
+"""Base models and their tokenizers (API document, "Model Management")."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, SecretStr
+
+from merlina.schemas.base import Request, Response
+from merlina.schemas.inspection import TokenizerFacts
+
+
+class PreloadRequest(Request):
+    """`POST /model/preload`."""
+
+    model_name: str = Field(min_length=1, max_length=4096, description="Hub id, local folder, or `.gguf` file")
+    hf_token: SecretStr | None = Field(None, description="for private and gated models; not stored")
+
+
+class PreloadResponse(Response, TokenizerFacts):
+    """A tokenizer that was loaded."""
+
+    status: Literal["success"] = "success"
+    model_name: str
+
+
+class CachedModels(Response):
+    """Models whose tokenizer is on this machine."""
+
+    cached_models: list[str]
+    count: int

@@ -1,0 +1,52 @@
+"""The one way from a pair to what is trained on: its text and its token ids. Runs, checks and previews all take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from merlina.data.doctor import Lengths
+from merlina.data.formats import Rendered, formatter
+from merlina.data.pairs import Pair, UnusableRowError
+from merlina.schemas.datasets import DatasetFormat
+from merlina.training.tokens import Cut, PairTokenizer, TokenPair
+from merlina.worker.templates import TokenizerTemplate
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """`text` is the whole pair; `tokens` is what of it is trained on, `cut` what was left out."""
+
+    text: Rendered
+    tokens: TokenPair
+    cut: Cut
+
+    @property
+    def lengths(self) -> Lengths:
+        prompt, chosen, rejected = len(self.tokens.prompt), len(self.tokens.chosen), len(self.tokens.rejected)
+        return Lengths(
+            longest=prompt + max(chosen, rejected),
+            all_parts=prompt + chosen + rejected,
+            cut_prompt=self.cut.prompt,
+            cut_answers=self.cut.chosen + self.cut.rejected,
+        )
+
+
+class PairEncoder:
+    """`tokenizer_name` is whose tokenizer it is, for errors. Raises ModelError where the format needs a template
+    that the tokenizer doesn't have."""
+
+    def __init__(
+        self, tokenizer: Any, tokenizer_name: str, spec: DatasetFormat, max_length: int, max_prompt_length: int
+    ) -> None:
+        own = TokenizerTemplate(tokenizer, tokenizer_name) if spec.format_type == "tokenizer" else None
+        self._render = formatter(spec, own)
+        self._tokens = PairTokenizer(tokenizer, max_length, max_prompt_length)
+
+    def encode(self, pair: Pair) -> EncodedPair:
+        """Raises UnusableRowError where nothing would stand before the answer."""
+        text = self._render(pair)
+        tokens, cut = self._tokens.encode(text.prompt, text.chosen, text.rejected)
+        if not tokens.prompt:
+            raise UnusableRowError("its prompt has no tokens at all in this format")
+        return EncodedPair(text, tokens, cut)

@@ -1,0 +1,173 @@
+"""What only transformers can tell of a run before it starts: the model's size, its tokenizer, its pairs as tokens."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
+from merlina.data.doctor import Doctor
+from merlina.data.formats import MARKERS
+from merlina.data.pairs import Pair, UnusableRowError
+from merlina.errors import MerlinaError
+from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts, TokenizerFacts
+from merlina.schemas.training import TrainingConfig
+from merlina.training.models import load_tokenizer, readable_errors, split_gguf
+from merlina.worker.encoding import PairEncoder
+
+_TEMPLATE_SHOWN = 200
+_NO_LIMIT = 10**9
+_MOST_ROWS = 2000
+_MOST_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class _Access:
+    token: str | None
+    trust_remote_code: bool
+
+
+def tokenizer_facts(model_name: str, token: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """A TokenizerFacts. Raises ModelError."""
+    tokenizer = cached_tokenizer(model_name, token, trust_remote_code)
+    template = tokenizer.chat_template
+    longest = tokenizer.model_max_length
+    return TokenizerFacts(
+        vocab_size=len(tokenizer),
+        model_max_length=longest if longest < _NO_LIMIT else None,
+        has_chat_template=bool(template),
+        chat_template_preview=str(template)[:_TEMPLATE_SHOWN] if template else None,
+        pad_token=tokenizer.pad_token,
+        eos_token=tokenizer.eos_token,
+        bos_token=tokenizer.bos_token,
+    ).model_dump()
+
+
+def inspect_run(config: dict[str, Any], file: str | None, token: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """A RunFacts: where something can't be read, its error stands in its place."""
+    training = TrainingConfig.model_validate(config)
+    access = _Access(token, trust_remote_code)
+    model, model_error = _or_error(lambda: _model_facts(training.base_model, access))
+    tokenizer, tokenizer_error = _or_error(lambda: cached_tokenizer(training.base_model, token, trust_remote_code))
+    data, data_error = _or_error(lambda: _look_at_data(training, Path(file) if file else None, access, tokenizer))
+    markers = MARKERS[training.dataset.format.format_type] if tokenizer else ()
+    return RunFacts(
+        model=model,
+        model_error=model_error,
+        missing_markers=[marker for marker in markers if not _is_one_token(tokenizer, marker)],
+        tokenizer_error=tokenizer_error,
+        data=data,
+        data_error=data_error,
+    ).model_dump()
+
+
+@lru_cache(maxsize=4)
+def cached_tokenizer(name: str, token: str | None, trust_remote_code: bool = False) -> Any:
+    """Raises ModelError; what was loaded is kept for the next question."""
+    return load_tokenizer(name, token, trust_remote_code)
+
+
+def _or_error(ask: Any) -> tuple[Any, str | None]:
+    try:
+        return ask(), None
+    except MerlinaError as error:
+        return None, error.message
+
+
+@lru_cache(maxsize=8)
+def _model_facts(base_model: str, access: _Access) -> ModelFacts:
+    """Builds the model without its weights. Raises ModelError."""
+    with readable_errors(base_model):
+        name, gguf = split_gguf(base_model)
+        config = AutoConfig.from_pretrained(
+            name,
+            token=access.token,
+            trust_remote_code=access.trust_remote_code,
+            **({"gguf_file": gguf} if gguf else {}),
+        )
+        if gguf and hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=access.trust_remote_code)
+    return _measure(model)
+
+
+def _measure(model: Any) -> ModelFacts:
+    text = model.config.get_text_config()
+    head = model.get_output_embeddings()
+    linear = [(name, module) for name, module in model.named_modules() if _is_linear(module) and module is not head]
+    width: dict[str, int] = {}
+    for name, module in linear:
+        last = name.rsplit(".", 1)[-1]
+        width[last] = width.get(last, 0) + sum(module.weight.shape)
+    heads = text.num_attention_heads
+    return ModelFacts(
+        model_type=text.model_type,
+        architecture=type(model).__name__,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        linear_parameters=sum(module.weight.numel() for _, module in linear),
+        hidden_size=text.hidden_size,
+        intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        attention_size=heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
+        layers=text.num_hidden_layers,
+        vocab_size=text.vocab_size,
+        max_positions=getattr(text, "max_position_embeddings", None),
+        adapter_width=width,
+    )
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # GPT-2 and its kin have their linear layers under this name.
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _is_one_token(tokenizer: Any, marker: str) -> bool:
+    return len(tokenizer.encode(marker, add_special_tokens=False)) == 1
+
+
+def _look_at_data(training: TrainingConfig, file: Path | None, access: _Access, tokenizer: Any) -> DataFacts:
+    """The doctor's view of the first rows. Raises DataError."""
+    dataset = training.dataset
+    encoder = None
+    if tokenizer is not None:
+        encoder = PairEncoder(
+            tokenizer, training.base_model, dataset.format, training.max_length, training.max_prompt_length
+        )
+    doctor = Doctor(MARKERS[dataset.format.format_type])
+    pairs: list[Pair] = []
+    give_up_at = time.monotonic() + _MOST_SECONDS
+    ended = True
+    for item in read_pairs(dataset, file, access.token):
+        if doctor.rows >= _MOST_ROWS or time.monotonic() > give_up_at:
+            ended = False
+            break
+        _show(doctor, item, encoder, pairs)
+    _, held_out = split_pairs(pairs, dataset.test_size, training.seed)
+    return DataFacts(
+        rows=doctor.rows,
+        all_rows=ended,
+        usable=doctor.usable,
+        longest=doctor.longest or None,
+        most_tokens=doctor.most_tokens or None,
+        findings=doctor.findings(held_out),
+    )
+
+
+def _show(doctor: Doctor, item: Pair | SkippedRow, encoder: PairEncoder | None, pairs: list[Pair]) -> None:
+    if isinstance(item, SkippedRow):
+        doctor.skip(item)
+        return
+    try:
+        lengths = encoder.encode(item).lengths if encoder else None
+    except UnusableRowError as error:
+        doctor.skip(SkippedRow(item.number, error.message, error.kind))
+        return
+    doctor.see(item, lengths)
+    pairs.append(item)
