@@ -27,9 +27,7 @@ class BodyLimitMiddleware:
             return
         body = await _read(receive, Headers(scope=scope))
         if body is None:
-            detail = (
-                f"The body is larger than {_LARGEST_BODY // 1024**2} MiB; POST {self._streamed_path} takes large files"
-            )
+            detail = f"The body is larger than {_LARGEST_BODY // 1024**2} MiB; files go to {self._streamed_path}"
             await JSONResponse({"detail": detail}, 413, headers={"Connection": "close"})(scope, receive, send)
         elif (problem := _problem(body)) is not None:
             await JSONResponse({"detail": problem}, 400)(scope, receive, send)

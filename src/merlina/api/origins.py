@@ -47,7 +47,7 @@ class OwnNames:
 
     def is_own_origin(self, origin: str, host: str) -> bool:
         origin = origin.lower()
-        return "*" in self.origins or origin in self.origins or urlsplit(origin).netloc == host.lower()
+        return "*" in self.origins or origin in self.origins or origin.partition("://")[2] == host.lower() != ""
 
 
 class OwnNamesMiddleware:

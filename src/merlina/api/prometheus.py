@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -58,7 +59,8 @@ def _gpu_metrics() -> Iterator[Metric]:
     yield _gauge("merlina_gpu_utilization_ratio", "Share of time the GPU was busy", labels, busy)
 
 
-def _gauge(name: str, help_text: str, labels: list[str], values: dict[tuple[str, ...], float]) -> GaugeMetricFamily:
+def _gauge(name: str, help_text: str, labels: list[str], values: Mapping[Any, float]) -> GaugeMetricFamily:
+    """`values` are by the tuple of their label values."""
     family = GaugeMetricFamily(name, help_text, labels=labels)
     for label_values, value in values.items():
         family.add_metric(list(label_values), value)

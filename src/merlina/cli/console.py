@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
 from merlina.client import DEFAULT_URL, Client
@@ -18,4 +19,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 
 
 def client(url: str = DEFAULT_URL, api_key: str | None = None) -> Client:
-    return Client(url, api_key)
+    """Without retries: who types a command sees at once that nobody answers."""
+    return Client(url, api_key, retries=0)
+
+
+def print_json(answer: BaseModel) -> None:
+    typer.echo(answer.model_dump_json(indent=2))

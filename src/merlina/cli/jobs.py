@@ -1,4 +1,4 @@
-"""`merlina jobs`, `status` and `stop`: what runs, waits and ran."""
+"""`merlina jobs`, `status`, `logs` and `stop`: what runs, waits and ran."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from merlina.cli.console import ApiKey, AsJson, Url, client, output
+from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json
 from merlina.client import DEFAULT_URL
 from merlina.schemas.jobs import JobState
 
@@ -26,7 +26,7 @@ def list_jobs(
     with client(url, api_key) as server:
         history = server.history(status, limit)
     if as_json:
-        typer.echo(history.model_dump_json(indent=2))
+        print_json(history)
         return
     table = Table(box=None, pad_edge=False)
     for title in ("job", "state", "progress", "model", "created"):
@@ -49,7 +49,7 @@ def status(
     with client(url, api_key) as server:
         job = server.status(job_id)
     if as_json:
-        typer.echo(job.model_dump_json(indent=2))
+        print_json(job)
         return
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in job.model_dump(exclude_none=True, exclude={"seq"}).items():
@@ -57,6 +57,24 @@ def status(
             f"[dim]{name.replace('_', ' ')}[/]", escape(f"{value:.6g}" if isinstance(value, float) else str(value))
         )
     output.print(table)
+
+
+def logs(
+    job_id: Annotated[str, typer.Argument(help="The job whose log to show.")],
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many of its last lines.")] = 100,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Show what a run had to say."""
+    with client(url, api_key) as server:
+        answer = server.logs(job_id, limit)
+    if as_json:
+        print_json(answer)
+        return
+    for line in answer.logs:
+        style = {"warning": "yellow", "error": "red"}.get(line.level, "dim")
+        output.print(f"[dim]{line.timestamp}[/] [{style}]{escape(line.message)}[/]")
 
 
 def stop(

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from merlina import __version__
-from merlina.cli import demo, jobs, serve, train
+from merlina.cli import check, configs, datasets, demo, gpus, jobs, serve, train
 from merlina.cli.console import errors
 from merlina.errors import InvalidRequestError, MerlinaError
 
@@ -21,12 +21,18 @@ commands = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 commands.command()(serve.serve)
+commands.command()(check.validate)
+commands.command()(check.preview)
 commands.command()(train.train)
 commands.command()(train.watch)
 commands.command()(train.resume)
 commands.command()(jobs.status)
 commands.command("jobs")(jobs.list_jobs)
+commands.command()(jobs.logs)
 commands.command()(jobs.stop)
+commands.command()(gpus.gpus)
+commands.add_typer(datasets.commands, name="datasets", help="Upload, list and delete data sets.")
+commands.add_typer(configs.commands, name="configs", help="Save, list, show, move and delete configurations.")
 commands.command()(demo.demo)
 
 

@@ -10,6 +10,20 @@ from merlina.schemas.base import Request, Response
 from merlina.schemas.jobs import QueueStats
 
 
+class ErrorDetails(Response):
+    """Several things that are wrong with one request."""
+
+    message: str
+    errors: list[str]
+    warnings: list[str]
+
+
+class ErrorAnswer(Response):
+    """Every answer of 400 or more."""
+
+    detail: str | ErrorDetails
+
+
 class ApiInfo(Response):
     """`GET /api`."""
 

@@ -109,6 +109,12 @@ def counts(connection: Connection) -> tuple[int, int, int]:
     return total, waiting, active
 
 
+def counts_by_state(connection: Connection) -> dict[JobState, int]:
+    """How many jobs are in each state that any is in."""
+    query = select(jobs.c.state, func.count()).where(~jobs.c.deleting).group_by(jobs.c.state)
+    return {state: number for state, number in connection.execute(query).tuples()}  # noqa: C416
+
+
 def summaries(connection: Connection, *, with_deleting: bool = False) -> dict[str, tuple[JobState, float]]:
     """(state, progress) of every job, newest first; with those that are being deleted where asked for."""
     query = select(jobs.c.job_id, jobs.c.state, jobs.c.progress).order_by(jobs.c.number.desc())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 
 from fastapi import APIRouter, Request
-from fastapi.responses import RedirectResponse
+from fastapi.responses import PlainTextResponse, RedirectResponse, Response
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from merlina import __version__
+from merlina.api import prometheus
 from merlina.api.services import Inject
 from merlina.schemas.jobs import QueueStats
 from merlina.schemas.system import ApiInfo, DatabaseStats, Health, Stats, WebSocketStats
@@ -43,6 +45,12 @@ async def api_info(request: Request) -> ApiInfo:
 async def health(services: Inject) -> Health:
     """Whether the server answers; touches neither disk nor GPU."""
     return Health(version=__version__, uptime_seconds=round(time.monotonic() - services.started_at, 3))
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def prometheus_metrics(services: Inject) -> Response:
+    """The server and its runs as Prometheus text."""
+    return Response(prometheus.render(services), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @router.get("/stats")

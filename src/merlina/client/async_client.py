@@ -1,0 +1,127 @@
+"""The asynchronous client: the blocking one in threads, for what is asked and answered; its own WebSocket to watch."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from typing_extensions import Self
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from merlina.client.client import DEFAULT_URL, Client
+from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end
+from merlina.errors import ServerError
+from merlina.schemas.jobs import JobStatus
+
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
+
+
+def _in_thread(
+    method: Callable[Concatenate[Client, _Arguments], _Answer],
+) -> Callable[Concatenate[AsyncClient, _Arguments], Coroutine[Any, Any, _Answer]]:
+    """The same method, to be awaited."""
+
+    async def awaited(self: AsyncClient, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
+        return await asyncio.to_thread(method, self.blocking, *args, **kwargs)
+
+    awaited.__name__, awaited.__doc__ = method.__name__, method.__doc__
+    return awaited
+
+
+class AsyncClient:
+    """As `Client`, with every method awaited. `blocking` is the client that does the asking."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout: float = 200.0, retries: int = 2
+    ) -> None:
+        self.blocking = Client(url, api_key, timeout=timeout, retries=retries)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    close = _in_thread(Client.close)
+    info = _in_thread(Client.info)
+    health = _in_thread(Client.health)
+    stats = _in_thread(Client.stats)
+    validate = _in_thread(Client.validate)
+    train = _in_thread(Client.train)
+    status = _in_thread(Client.status)
+    jobs = _in_thread(Client.jobs)
+    history = _in_thread(Client.history)
+    metrics = _in_thread(Client.metrics)
+    config = _in_thread(Client.config)
+    logs = _in_thread(Client.logs)
+    stop = _in_thread(Client.stop)
+    resume = _in_thread(Client.resume)
+    retry = _in_thread(Client.retry)
+    delete = _in_thread(Client.delete)
+    clear = _in_thread(Client.clear)
+    queue_status = _in_thread(Client.queue_status)
+    queue_jobs = _in_thread(Client.queue_jobs)
+    upload = _in_thread(Client.upload)
+    uploads = _in_thread(Client.uploads)
+    delete_upload = _in_thread(Client.delete_upload)
+    preview = _in_thread(Client.preview)
+    preview_formatted = _in_thread(Client.preview_formatted)
+    columns = _in_thread(Client.columns)
+    gpus = _in_thread(Client.gpus)
+    gpu = _in_thread(Client.gpu)
+    available_gpus = _in_thread(Client.available_gpus)
+    recommended_gpu = _in_thread(Client.recommended_gpu)
+    save_config = _in_thread(Client.save_config)
+    saved_configs = _in_thread(Client.saved_configs)
+    saved_config = _in_thread(Client.saved_config)
+    delete_config = _in_thread(Client.delete_config)
+    export_config = _in_thread(Client.export_config)
+    import_config = _in_thread(Client.import_config)
+    preload_model = _in_thread(Client.preload_model)
+    cached_models = _in_thread(Client.cached_models)
+
+    async def watch(self, job_id: str, after: int | None = None) -> AsyncIterator[Message]:
+        """A job's messages until its last one, over cut connections and restarts of the server, each message once.
+
+        `after` replays from that event on. Raises ServerError where the server stays away for about a minute.
+        """
+        failures = 0
+        while True:
+            try:
+                async for message in self._messages(job_id, after):
+                    failures = 0
+                    after = message.get("seq", after)
+                    yield message
+                return
+            except CUT as error:
+                if failures == len(RECONNECT_SECONDS):
+                    reason = type(error).__name__
+                    raise ServerError(f"No Merlina server answers at {self.blocking.url} ({reason})") from error
+                await asyncio.sleep(RECONNECT_SECONDS[failures])
+                failures += 1
+
+    async def wait(self, job_id: str, on_message: Callable[[Message], object] | None = None) -> JobStatus:
+        """Returns where the job stands when it has ended; `on_message` is called with each message until then."""
+        async for message in self.watch(job_id):
+            if on_message is not None:
+                on_message(message)
+        return await self.status(job_id)
+
+    async def _messages(self, job_id: str, after: int | None) -> AsyncIterator[Message]:
+        """One connection's messages. Returns only after the last one; a cut raises ConnectionClosed."""
+        headers = self.blocking.headers
+        where = address(self.blocking.url, job_id, after)
+        async with connect(where, additional_headers=headers, max_size=None) as websocket:
+            while True:
+                try:
+                    yield json.loads(await websocket.recv())
+                except ConnectionClosed as closed:
+                    check_end(closed, job_id)
+                    return

@@ -1,0 +1,282 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+from typing_extensions import Self
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from merlina.client.answers import Model, error_of, parse, sendable
+from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end
+from merlina.errors import ServerError
+from merlina.schemas.configs import (
+    ConfigAnswer,
+    ConfigDeleted,
+    ConfigList,
+    ConfigWritten,
+    SavedConfig,
+)
+from merlina.schemas.datasets import (
+    ColumnsResponse,
+    DatasetConfig,
+    PreviewResponse,
+    UploadDeleted,
+    UploadList,
+    UploadResponse,
+)
+from merlina.schemas.hardware import AvailableGpus, GpuAnswer, GpuList, RecommendedGpu
+from merlina.schemas.jobs import (
+    JobAction,
+    JobCreated,
+    JobHistory,
+    JobLogs,
+    JobMetrics,
+    JobsCleared,
+    JobStatus,
+    JobSummary,
+    Priority,
+    QueueJobs,
+    QueueStatus,
+    StopAnswer,
+)
+from merlina.schemas.models import CachedModels, PreloadResponse
+from merlina.schemas.system import ApiInfo, Health, Stats
+from merlina.schemas.training import TrainingConfig
+from merlina.schemas.validation import ValidationResponse
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+_RETRY_SECONDS = (0.3, 1.0, 2.0, 4.0)
+_UPLOAD_SECONDS = 3600.0
+
+
+class Client:
+    """Speaks to the server at `url`. Every method raises an error of `merlina.errors` when it can't be done.
+
+    `timeout` is in seconds and for one answer; an upload may take an hour. Questions that change nothing are asked up
+    to `retries` times more where the connection fails; what changes something is sent once.
+    """
+
+    def __init__(
+        self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout: float = 200.0, retries: int = 2
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.headers = {"X-API-Key": api_key} if api_key else {}
+        self._retries = retries
+        self._http = httpx.Client(base_url=self.url, headers=self.headers, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def info(self) -> ApiInfo:
+        return self._get("/api", ApiInfo)
+
+    def health(self) -> Health:
+        return self._get("/health", Health)
+
+    def stats(self) -> Stats:
+        return self._get("/stats", Stats)
+
+    def validate(self, config: TrainingConfig) -> ValidationResponse:
+        return parse(self._send("POST", "/validate", json=sendable(config)), ValidationResponse)
+
+    def train(self, config: TrainingConfig, priority: Priority = "normal") -> JobCreated:
+        response = self._send("POST", "/train", json=sendable(config), params={"priority": priority})
+        return parse(response, JobCreated)
+
+    def status(self, job_id: str) -> JobStatus:
+        return self._get(f"/status/{job_id}", JobStatus)
+
+    def jobs(self) -> dict[str, JobSummary]:
+        answer = self._send("GET", "/jobs").json()
+        return {job_id: JobSummary.model_validate(summary) for job_id, summary in answer.items()}
+
+    def history(self, status: str | None = None, limit: int = 50, offset: int = 0) -> JobHistory:
+        return self._get("/jobs/history", JobHistory, status=status, limit=limit, offset=offset)
+
+    def metrics(
+        self, job_id: str, since_step: int | None = None, limit: int | None = None, max_points: int | None = None
+    ) -> JobMetrics:
+        path = f"/jobs/{job_id}/metrics"
+        return self._get(path, JobMetrics, since_step=since_step, limit=limit, max_points=max_points)
+
+    def config(self, job_id: str) -> dict[str, Any]:
+        answer: dict[str, Any] = self._send("GET", f"/jobs/{job_id}/config").json()
+        return answer
+
+    def logs(self, job_id: str, limit: int = 1000) -> JobLogs:
+        return self._get(f"/jobs/{job_id}/logs", JobLogs, limit=limit)
+
+    def stop(self, job_id: str) -> StopAnswer:
+        return parse(self._send("POST", f"/jobs/{job_id}/stop"), StopAnswer)
+
+    def resume(self, job_id: str) -> JobCreated:
+        return parse(self._send("POST", f"/jobs/{job_id}/resume"), JobCreated)
+
+    def retry(self, job_id: str) -> JobCreated:
+        return parse(self._send("POST", f"/jobs/{job_id}/retry"), JobCreated)
+
+    def delete(self, job_id: str) -> JobAction:
+        return parse(self._send("DELETE", f"/jobs/{job_id}"), JobAction)
+
+    def clear(self) -> JobsCleared:
+        return parse(self._send("DELETE", "/jobs"), JobsCleared)
+
+    def queue_status(self) -> QueueStatus:
+        return self._get("/queue/status", QueueStatus)
+
+    def queue_jobs(self) -> QueueJobs:
+        return self._get("/queue/jobs", QueueJobs)
+
+    def upload(self, path: Path) -> UploadResponse:
+        """Sends a data set file, reading it as it goes."""
+        with path.open("rb") as file:
+            files = {"file": (path.name, file)}
+            return parse(
+                self._send("POST", "/dataset/upload-file", files=files, timeout=_UPLOAD_SECONDS), UploadResponse
+            )
+
+    def uploads(self) -> UploadList:
+        return self._get("/dataset/uploads", UploadList)
+
+    def delete_upload(self, dataset_id: str) -> UploadDeleted:
+        return parse(self._send("DELETE", f"/dataset/uploads/{dataset_id}"), UploadDeleted)
+
+    def preview(self, config: DatasetConfig) -> PreviewResponse:
+        """The first rows as they are."""
+        return parse(self._send("POST", "/dataset/preview", json=sendable(config)), PreviewResponse)
+
+    def preview_formatted(
+        self, config: DatasetConfig, max_length: int | None = None, max_prompt_length: int | None = None
+    ) -> PreviewResponse:
+        """The first pairs as they are trained on; with `model_name`, as tokens of these lengths."""
+        lengths = _given(max_length=max_length, max_prompt_length=max_prompt_length)
+        response = self._send("POST", "/dataset/preview-formatted", json=sendable(config), params=lengths)
+        return parse(response, PreviewResponse)
+
+    def columns(self, config: DatasetConfig) -> ColumnsResponse:
+        return parse(self._send("POST", "/dataset/columns", json=sendable(config)), ColumnsResponse)
+
+    def gpus(self) -> GpuList:
+        return self._get("/gpu/list", GpuList)
+
+    def gpu(self, index: int) -> GpuAnswer:
+        return self._get(f"/gpu/{index}", GpuAnswer)
+
+    def available_gpus(self, min_free_memory_mb: int = 4000) -> AvailableGpus:
+        return self._get("/gpu/available", AvailableGpus, min_free_memory_mb=min_free_memory_mb)
+
+    def recommended_gpu(self) -> RecommendedGpu:
+        return self._get("/gpu/recommended", RecommendedGpu)
+
+    def save_config(
+        self, name: str, config: dict[str, Any], description: str | None = None, tags: list[str] | None = None
+    ) -> ConfigWritten:
+        """Saves a configuration or part of one; tokens are left out."""
+        request = {"name": name, "config": config, "description": description, "tags": tags}
+        return parse(self._send("POST", "/configs/save", json=request), ConfigWritten)
+
+    def saved_configs(self, tag: str | None = None) -> ConfigList:
+        return self._get("/configs/list", ConfigList, tag=tag)
+
+    def saved_config(self, name: str) -> SavedConfig:
+        answer = self._get(f"/configs/{name}", ConfigAnswer, include_metadata=True)
+        return SavedConfig.model_validate(answer.config)
+
+    def delete_config(self, name: str) -> ConfigDeleted:
+        return parse(self._send("DELETE", f"/configs/{name}"), ConfigDeleted)
+
+    def export_config(self, name: str, output_path: str) -> ConfigWritten:
+        """Writes a saved configuration to a file on the server's machine."""
+        request = {"name": name, "output_path": output_path}
+        return parse(self._send("POST", "/configs/export", json=request), ConfigWritten)
+
+    def import_config(self, filepath: str, name: str | None = None) -> ConfigWritten:
+        """Saves a configuration from a file on the server's machine."""
+        request = _given(filepath=filepath, name=name)
+        return parse(self._send("POST", "/configs/import", json=request), ConfigWritten)
+
+    def preload_model(self, model_name: str, hf_token: str | None = None) -> PreloadResponse:
+        request = _given(model_name=model_name, hf_token=hf_token)
+        return parse(self._send("POST", "/model/preload", json=request), PreloadResponse)
+
+    def cached_models(self) -> CachedModels:
+        return self._get("/model/cached", CachedModels)
+
+    def watch(self, job_id: str, after: int | None = None) -> Iterator[Message]:
+        """A job's messages until its last one, over cut connections and restarts of the server, each message once.
+
+        `after` replays from that event on. Raises ServerError where the server stays away for about a minute.
+        """
+        failures = 0
+        while True:
+            try:
+                for message in self._messages(job_id, after):
+                    failures = 0
+                    after = message.get("seq", after)
+                    yield message
+                return
+            except CUT as error:
+                if failures == len(RECONNECT_SECONDS):
+                    raise self._unreachable(error) from error
+                time.sleep(RECONNECT_SECONDS[failures])
+                failures += 1
+
+    def wait(self, job_id: str, on_message: Callable[[Message], object] | None = None) -> JobStatus:
+        """Returns where the job stands when it has ended; `on_message` is called with each message until then."""
+        for message in self.watch(job_id):
+            if on_message is not None:
+                on_message(message)
+        return self.status(job_id)
+
+    def _messages(self, job_id: str, after: int | None) -> Iterator[Message]:
+        """One connection's messages. Returns only after the last one; a cut raises ConnectionClosed."""
+        with connect(address(self.url, job_id, after), additional_headers=self.headers, max_size=None) as websocket:
+            while True:
+                try:
+                    yield json.loads(websocket.recv())
+                except ConnectionClosed as closed:
+                    check_end(closed, job_id)
+                    return
+
+    def _get(self, path: str, model: type[Model], **params: Any) -> Model:
+        return parse(self._send("GET", path, params=_given(**params)), model)
+
+    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        retries = self._retries if method == "GET" else 0
+        for wait in [*_RETRY_SECONDS[:retries], None]:
+            try:
+                response = self._http.request(method, path, **options)
+                break
+            except httpx.TransportError as error:
+                if wait is None:
+                    raise self._unreachable(error) from error
+                time.sleep(wait)
+        if response.is_error:
+            raise error_of(response)
+        return response
+
+    def _unreachable(self, error: Exception) -> ServerError:
+        reason = type(error).__name__
+        return ServerError(f"No Merlina server answers at {self.url} ({reason}); `merlina serve` starts one")
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that aren't None."""
+    return {name: value for name, value in values.items() if value is not None}

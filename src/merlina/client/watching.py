@@ -1,0 +1,37 @@
+"""A job's messages over the WebSocket: where to connect, when it is over, how long to wait before trying again."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from merlina.errors import NotFoundError
+
+Message = dict[str, Any]
+
+# About a minute in all; then the server is taken to be gone.
+RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+CUT = (ConnectionClosed, OSError, InvalidHandshake, EOFError)
+_NORMAL_END = 1000
+_UNKNOWN_JOB = 4404
+
+
+def address(url: str, job_id: str, after: int | None) -> str:
+    """The WebSocket's address; `after` replays from that event on."""
+    scheme, host, path, *_ = urlsplit(url)
+    query = "" if after is None else f"after={after}"
+    return urlunsplit(("wss" if scheme == "https" else "ws", host, f"{path}/ws/{job_id}", query, ""))
+
+
+def check_end(closed: ConnectionClosed, job_id: str) -> None:
+    """Returns where the connection ended because the job did.
+
+    Raises NotFoundError where there is no such job, and `closed` where it was cut.
+    """
+    code = closed.rcvd.code if closed.rcvd else None
+    if code == _UNKNOWN_JOB:
+        raise NotFoundError(f"There is no job {job_id!r}") from closed
+    if code != _NORMAL_END:
+        raise closed
