@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from merlina.errors import (
     DataError,
@@ -108,8 +109,17 @@ def _on_http_error(request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 404:
         message = f"There is nothing at {request.url.path}; GET /api lists what there is"
     if error.status_code == 405:
-        message = f"{request.method} is not allowed at {request.url.path}; GET /api lists what is"
+        allowed = ", ".join(_methods_at(request))
+        message = f"{request.method} is not allowed at {request.url.path}, but {allowed}"
+        return JSONResponse({"detail": _encodable(message)}, 405, headers={"Allow": allowed})
     return JSONResponse({"detail": _encodable(message)}, error.status_code, headers=error.headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """The methods of the endpoint at the request's path."""
+    paths, asked = request.app.openapi()["paths"], request.url.path
+    found = paths.get(asked) or next((paths[path] for path in paths if compile_path(path)[0].match(asked)), {})
+    return sorted(method.upper() for method in found) or ["GET"]
 
 
 def _on_os_error(request: Request, error: Exception) -> JSONResponse:

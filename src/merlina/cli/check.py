@@ -63,9 +63,8 @@ def _show_results(results: ValidationResults) -> None:
 
 
 def _memory_table(memory: MemoryEstimate) -> Table:
-    table = Table(
-        title=f"{memory.place}: {memory.needed_mb:,} MiB of {memory.free_mb:,} free", box=None, pad_edge=False
-    )
+    title = f"{memory.place}: about {memory.needed_mb:,} MiB needed, {memory.free_mb:,} free"
+    table = Table(title=title, box=None, pad_edge=False)
     table.add_column("part")
     table.add_column("MiB", justify="right")
     for part, size in memory.parts_mb.items():

@@ -46,7 +46,10 @@ def without_tokens(config: PartialConfig) -> PartialConfig:
 class SaveConfigRequest(Request):
     """`POST /configs/save`. Any part of a TrainingConfig may be saved; tokens never are."""
 
-    name: str = Field(description="letters, digits, '.', '_' and '-'; saving over one keeps its created_at")
+    name: str = Field(
+        description="letters, digits, '.', '_' and '-'; saving over one keeps its created_at",
+        json_schema_extra={"pattern": f"^{CONFIG_NAME.pattern}$"},
+    )
     config: PartialConfig = Field(description="a TrainingConfig, or part of one")
     description: str | None = Field(None, max_length=10_000)
     tags: list[Tag] | None = Field(None, max_length=100)
@@ -70,7 +73,11 @@ class ImportConfigRequest(Request):
     filepath: str = Field(
         min_length=1, description="file to read, under ALLOWED_PATHS: an export or a bare configuration"
     )
-    name: str | None = Field(None, description="left out: the name in the file, else the file's own")
+    name: str | None = Field(
+        None,
+        description="left out: the name in the file, else the file's own",
+        json_schema_extra={"pattern": f"^{CONFIG_NAME.pattern}$"},
+    )
 
     @field_validator("name")
     @classmethod

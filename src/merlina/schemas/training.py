@@ -38,7 +38,8 @@ class TrainingConfig(Request):
 
     base_model: str = Field(min_length=1, max_length=4096, description="Hub id, local folder, or `.gguf` file")
     output_name: str = Field(
-        description="folder of the finished model below MODELS_DIR; `org/name` only with push_to_hub"
+        description="folder of the finished model below MODELS_DIR; `org/name` only with push_to_hub",
+        json_schema_extra={"pattern": f"^{OUTPUT_NAME.pattern}$"},
     )
     dataset: DatasetConfig
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from merlina.errors import NotFoundError
 from merlina.hardware.gpus import Gpu, list_gpus
 from merlina.schemas.hardware import AvailableGpus, GpuAnswer, GpuInfo, GpuList, RecommendedGpu
+from merlina.schemas.system import ErrorAnswer
 
 router = APIRouter(prefix="/gpu", tags=["gpus"])
 
@@ -39,7 +40,7 @@ def available(min_free_memory_mb: Annotated[int, Query(ge=0, le=2**31)] = 4000) 
     )
 
 
-@router.get("/recommended")
+@router.get("/recommended", responses={404: {"model": ErrorAnswer, "description": "No GPU is here"}})
 def recommended() -> RecommendedGpu:
     """The GPU with the most free memory."""
     best = max(_some_gpus(), key=lambda gpu: (gpu.memory_free_mb, -gpu.index))
