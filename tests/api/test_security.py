@@ -1,32 +1,294 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.harness import Server
+from tests.harness import Server, training_config, until
+
+KEY = "open sesame"
+JSON = {"Content-Type": "application/json"}
 
 
-def test_where_a_key_is_set_every_request_must_carry_it(new_server: Callable[..., Server]) -> None:
-    server = new_server(API_KEY="open sesame")
-    with server.http() as http:
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that asks for a key, known by a public name."""
+    root = tmp_path_factory.mktemp("locked")
+    server = Server(root, {"API_KEY": KEY, "DOMAIN": "https://merlina.example.com"}).start()
+    yield server
+    server.stop()
+
+
+def websocket_status(server: Server, headers: dict[str, str]) -> int:
+    """101 where the WebSocket is let in, else the answer's status."""
+    try:
+        with connect(f"ws://127.0.0.1:{server.port}/ws/none", additional_headers=headers):
+            return 101
+    except InvalidStatus as refused:
+        return refused.response.status_code
+
+
+def test_where_a_key_is_set_every_request_must_carry_it(locked: Server) -> None:
+    with locked.http() as http:
         assert http.get("/health").status_code == 200
-        for headers in (
-            {},
-            {"X-API-Key": "wrong"},
-            {"Authorization": "Bearer wrong"},
-            {"Authorization": "open sesame"},
-        ):
+        wrong = [{}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}]
+        for headers in [*wrong, {"Cookie": "merlina_session=9999999999.0"}, {"X-API-Key": "ключ".encode()}]:
             answer = http.get("/jobs", headers=headers)
             assert answer.status_code == 401, headers
             assert "X-API-Key" in answer.json()["detail"]
-        for headers in ({"X-API-Key": "open sesame"}, {"Authorization": "Bearer open sesame"}):
+        for headers in ({"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}):
             assert http.get("/jobs", headers=headers).status_code == 200, headers
-    with pytest.raises(InvalidStatus), connect(f"ws://127.0.0.1:{server.port}/ws/x"):
-        pass
-    key = {"X-API-Key": "open sesame"}
-    with connect(f"ws://127.0.0.1:{server.port}/ws/x", additional_headers=key) as socket:
-        assert "Job not found" in str(socket.recv(timeout=10))
-    assert "open sesame" not in (server.root / "server.log").read_text()
+    assert websocket_status(locked, {}) == 403
+    assert websocket_status(locked, {"X-API-Key": KEY}) == 101
+    assert KEY not in (locked.root / "server.log").read_text()
+
+
+def test_a_login_gives_a_cookie_for_pages_and_websockets(locked: Server) -> None:
+    with locked.http() as http:
+        assert http.get("/session").json() == {"login_required": True, "logged_in": False}
+        refused = http.post("/login", json={"api_key": "wrong"})
+        assert (refused.status_code, "set-cookie" in refused.headers) == (401, False)
+        cookie = http.post("/login", json={"api_key": KEY}).headers["set-cookie"]
+        for word in ("HttpOnly", "SameSite=strict", "Secure", "Max-Age=2592000"):
+            assert word in cookie
+        assert KEY not in cookie
+        session = cookie.split(";")[0]
+        assert http.get("/jobs", headers={"Cookie": session}).status_code == 200
+        assert http.get("/session", headers={"Cookie": session}).json()["logged_in"]
+        assert websocket_status(locked, {"Cookie": session}) == 101
+        assert http.get("/jobs", headers={"Cookie": session[:-1] + "x"}).status_code == 401
+        expires, signature = session.removeprefix("merlina_session=").split(".")
+        for forged in (f"{int(expires) + 1}.{signature}", f"1.{signature}", "..", ""):
+            assert http.get("/jobs", headers={"Cookie": f"merlina_session={forged}"}).status_code == 401
+        assert 'merlina_session=""' in http.post("/logout", headers={"Cookie": session}).headers["set-cookie"]
+
+
+def test_without_a_key_nobody_need_log_in(server: Server) -> None:
+    with server.http() as http:
+        assert http.get("/session").json() == {"login_required": False, "logged_in": True}
+        assert "set-cookie" not in http.post("/login", json={"api_key": "any"}).headers
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[evil"])
+def test_a_name_that_was_led_here_is_refused(server: Server, host: str) -> None:
+    with server.http() as http:
+        for method, path in (("GET", "/jobs"), ("POST", "/jobs/x/stop"), ("GET", "/health")):
+            answer = http.request(method, path, headers={"Host": host})
+            assert answer.status_code == 403
+            assert "set DOMAIN" in answer.json()["detail"]
+    upgrade = {"Host": host, "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    refused = httpx.get(f"{server.url}/ws/none", headers={**upgrade, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
+    assert refused.status_code == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9", "[::1]:8000", "192.168.7.7", "merlina.localhost"])
+def test_names_that_only_this_machine_can_have_are_let_in(server: Server, host: str) -> None:
+    with server.http() as http:
+        assert http.get("/jobs", headers={"Host": host}).status_code == 200
+
+
+def test_pages_elsewhere_cannot_change_anything(server: Server) -> None:
+    foreign = ["http://evil.example", "null", "http://127.0.0.1:1", f"http://127.0.0.1:{server.port}.evil.example"]
+    with server.http() as http:
+        for origin in foreign:
+            for method, path in (("POST", "/train"), ("DELETE", "/jobs"), ("POST", "/dataset/upload-file")):
+                answer = http.request(method, path, headers={"Origin": origin})
+                assert answer.status_code == 403, (origin, path)
+            assert websocket_status(server, {"Origin": origin}) == 403
+            assert "access-control-allow-origin" not in http.get("/jobs", headers={"Origin": origin}).headers
+        assert http.post("/jobs/none/stop", headers={"Origin": server.url}).status_code == 404
+    assert websocket_status(server, {"Origin": server.url}) == 101
+
+
+def test_its_public_name_and_named_origins_are_let_in(locked: Server, new_server: Callable[..., Server]) -> None:
+    key = {"X-API-Key": KEY}
+    own = {**key, "Host": "merlina.example.com", "Origin": "https://merlina.example.com"}
+    with locked.http() as http:
+        assert http.post("/jobs/none/stop", headers=own).status_code == 404
+        assert http.post("/jobs/none/stop", headers={**own, "Origin": "https://other.example.com"}).status_code == 403
+    friendly = new_server(CORS_ORIGINS="https://lab.example, http://localhost:5173")
+    with friendly.http() as http:
+        origin = {"Origin": "https://lab.example"}
+        answer = http.post("/jobs/none/stop", headers=origin)
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (404, "https://lab.example")
+        asked = http.options("/train", headers={**origin, "Access-Control-Request-Method": "POST"})
+        assert asked.status_code == 200
+        assert http.post("/jobs/none/stop", headers={"Origin": "https://evil.example"}).status_code == 403
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Server) -> None:
+    began = time.monotonic()
+    with server.http() as http:
+        answer = http.post("/train", content=b" " * 100_000_000, headers=JSON)
+        assert answer.status_code == 413
+        chunked = http.post("/train", content=(b" " * 65536 for _ in range(1600)), headers=JSON)
+        assert chunked.status_code == 413
+        assert http.get("/health").status_code == 200
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (b"[" * 500_000, "nested deeper than 64"),
+        (b'{"base_model": ' * 1000 + b"1" + b"}" * 1000, "nested deeper than 64"),
+        (b'{"base_model": "\\ud83d"}', "half of a surrogate pair"),
+        (b'{"base_model": NaN}', "base_model"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", ""),
+        (b"\xff\xfe{}", ""),
+    ],
+)
+def test_bodies_made_to_break_parsers_are_400(server: Server, body: bytes, complaint: str) -> None:
+    with server.http() as http:
+        answer = http.post("/validate", content=body, headers=JSON)
+    assert answer.status_code == 400
+    assert complaint in answer.text
+
+
+def test_brackets_in_texts_are_no_nesting(server: Server) -> None:
+    with server.http() as http:
+        answer = http.post("/configs/save", json={"name": "deep", "config": {}, "description": '\\"[{' * 200})
+    assert answer.status_code == 200
+
+
+TRAVERSALS = [
+    "../../etc/passwd",
+    "..%2f..%2fetc%2fpasswd",
+    "%2e%2e/%2e%2e/etc/passwd",
+    "/etc/passwd",
+    "%00",
+    "a" * 5000,
+]
+
+
+@pytest.mark.parametrize("name", TRAVERSALS)
+def test_no_path_parameter_leads_to_a_file(server: Server, name: str) -> None:
+    paths = ["/configs/{}", "/status/{}", "/jobs/{}/logs", "/jobs/{}/config", "/jobs/{}/metrics", "/gpu/{}"]
+    with server.http() as http:
+        for path in paths:
+            answer = http.get(path.format(name))
+            assert answer.status_code in (400, 404, 405), path
+            assert "root:" not in answer.text
+        for path in ("/dataset/uploads/{}", "/configs/{}", "/jobs/{}"):
+            assert http.delete(path.format(name)).status_code in (400, 404, 405), path
+
+
+@pytest.mark.parametrize("output_name", ["../x", "/tmp/x", "a/../../x", "..", "x/", "a\0b", "~x", "a\\..\\b"])
+def test_an_output_name_that_leads_elsewhere_is_refused(server: Server, tiny_model: Path, output_name: str) -> None:
+    with server.http() as http:
+        answer = http.post("/train", json=training_config(tiny_model, server.root / "p.jsonl", output_name))
+    assert answer.status_code == 400
+    assert answer.json()["detail"]["errors"][0].startswith("output_name: ")
+
+
+def test_a_data_set_is_reached_only_below_the_allowed_folders(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "secret.jsonl").write_text('{"prompt": "secret", "chosen": "a", "rejected": "b"}\n')
+    link = server.root / "innocent.jsonl"
+    link.symlink_to(tmp_path / "secret.jsonl")
+    hidden = server.root / ".netrc"
+    hidden.write_text("machine secret\n")
+    run = server.root / "data" / "runs" / "any" / "secrets.json"
+    outside = [tmp_path / "secret.jsonl", link, server.root / "x" / ".." / ".." / "etc", "/proc/self/environ"]
+    bodies = [
+        {"source": {"source_type": "local_file", "file_path": str(path), "file_format": "jsonl"}}
+        for path in [*outside, hidden, run]
+    ]
+    with server.http() as http:
+        for body in bodies:
+            for path in ("/dataset/preview", "/dataset/preview-formatted", "/dataset/columns"):
+                answer = http.post(path, json=body)
+                assert answer.status_code == 403, (path, body)
+                assert "machine secret" not in answer.text
+
+
+def test_templates_are_text_and_reach_nothing(server: Server) -> None:
+    attacks = ["{0.__class__.__mro__}", "{{ ''.__class__ }}", "%(x)s", "${HOME}", "{prompt.__init__.__globals__}"]
+    content = b'{"prompt": "p {0.__class__}", "chosen": "c", "rejected": "r"}\n'
+    with server.http() as http:
+        upload = http.post("/dataset/upload-file", files={"file": ("x.jsonl", content)}).json()
+        for attack in attacks:
+            templates = {"user_prefix": attack, "assistant_suffix": "!"}
+            body = {
+                "source": {"source_type": "upload", "dataset_id": upload["dataset_id"]},
+                "format": {"format_type": "custom", "custom_templates": templates},
+            }
+            shown = http.post("/dataset/preview-formatted", json=body).json()["samples"]
+            assert shown[0] == {"prompt": f"{attack}p {{0.__class__}}", "chosen": "c!", "rejected": "r!"}
+
+
+def test_a_models_template_is_kept_in_its_sandbox(server: Server, tiny_model: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, server.root / "hostile"))
+    (model / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    content = b'{"prompt": "p", "chosen": "c", "rejected": "r"}\n'
+    with server.http() as http:
+        upload = http.post("/dataset/upload-file", files={"file": ("x.jsonl", content)}).json()
+        source = {"source_type": "upload", "dataset_id": upload["dataset_id"]}
+        body = {"source": source, "format": {"format_type": "tokenizer"}, "model_name": str(model)}
+        answer = http.post("/dataset/preview-formatted", json=body)
+    assert answer.json()["samples"] == []
+    assert "the model's chat template can't render it: access to attribute '__class__'" in answer.json()["warnings"][0]
+    assert "Popen" not in answer.text
+
+
+def test_a_parquet_bomb_is_refused_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb.parquet"
+    column = pa.array(["x" * 1000]).dictionary_encode().indices
+    rows = pa.DictionaryArray.from_arrays(pa.repeat(column[0], 20_000_000), pa.array(["x" * 1000]))
+    pq.write_table(pa.table({"prompt": rows}), bomb, compression="zstd")
+    assert bomb.stat().st_size < 5_000_000
+    before = sorted((server.root / "data" / "uploads").iterdir())
+    began = time.monotonic()
+    with server.http() as http, bomb.open("rb") as file:
+        answer = http.post("/dataset/upload-file", files={"file": ("bomb.parquet", file)})
+    assert answer.status_code == 400
+    assert "unpacks to far more than it holds" in answer.json()["detail"]
+    assert time.monotonic() - began < 20
+    assert sorted((server.root / "data" / "uploads").iterdir()) == before
+
+
+def test_no_token_is_found_anywhere_after_runs_that_used_some(
+    new_server: Callable[..., Server], config: Callable[..., dict[str, Any]]
+) -> None:
+    server = new_server(HF_TOKEN="hf_of_the_server")
+    tokens = {"hf_token": "hf_of_the_job", "wandb_key": "wb_of_the_job"}
+    body = config(server, "with_tokens", max_steps=2, **tokens)
+    with server.http() as http:
+        answers = [http.post("/validate", json=body), http.post("/train", json={**body, "lora_r": "x"})]
+        answers.append(http.post("/configs/save", json={"name": "kept", "config": body}))
+        answers.append(http.post("/model/preload", json={"model_name": "/none", "hf_token": tokens["hf_token"]}))
+        job_id = server.train(body)
+        command_line = worker_command_line(server, job_id)
+        assert server.until_ended(job_id).status == "completed"
+        failed = server.train({**body, "target_modules": ["none"]})
+        assert server.until_ended(failed).status == "failed"
+        answers += [http.get(f"/jobs/{job_id}/{part}") for part in ("config", "logs", "metrics")]
+        answers += [http.get(path) for path in ("/configs/kept", f"/status/{failed}", "/jobs/history", "/metrics")]
+    words = ["hf_of_the_server", *tokens.values()]
+    for answer in answers:
+        assert not any(word in answer.text for word in words), answer.request.url
+    assert not any(word.encode() in command_line for word in words)
+    for path in server.root.rglob("*"):
+        if path.is_file() and path.name != "secrets.json":
+            content = path.read_bytes()
+            assert not any(word.encode() in content for word in words), path
+    secrets = server.folder(failed).secrets_file
+    assert json.loads(secrets.read_bytes()) == tokens
+    assert not server.folder(job_id).secrets_file.exists()
+    for path in server.folder(failed).path.rglob("*"):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
+def worker_command_line(server: Server, job_id: str) -> bytes:
+    """What `ps` shows of a job's worker, once it has named itself."""
+    worker = until(server.folder(job_id).worker, what="the worker's name")
+    return Path(f"/proc/{worker.pid}/cmdline").read_bytes()

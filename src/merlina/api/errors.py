@@ -118,8 +118,8 @@ def _on_http_error(request: Request, error: Exception) -> JSONResponse:
 def _methods_at(request: Request) -> list[str]:
     """The methods of the endpoint at the request's path."""
     paths, asked = request.app.openapi()["paths"], request.url.path
-    found = paths.get(asked) or next((paths[path] for path in paths if compile_path(path)[0].match(asked)), {})
-    return sorted(method.upper() for method in found) or ["GET"]
+    path = asked if asked in paths else next((path for path in paths if compile_path(path)[0].match(asked)), None)
+    return sorted(method.upper() for method in paths[path]) if path else ["GET"]
 
 
 def _on_os_error(request: Request, error: Exception) -> JSONResponse:

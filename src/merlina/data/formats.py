@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from merlina.data.pairs import Message, Pair
+from merlina.data.pairs import Message, Pair, UnusableRowError
 from merlina.errors import DataError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
 
@@ -98,7 +98,7 @@ def _template_answer(pair: Pair, text: str, prompt: str, spec: DatasetFormat, te
     bare = template.render(pair.prompt, add_generation_prompt=False, enable_thinking=spec.enable_thinking)
     begins = whole.find(text, len(bare)) if whole.startswith(bare) else -1
     if begins < 0:
-        raise DataError("The model's chat template changes the prompt once an answer follows; choose another format")
+        raise UnusableRowError("the model's chat template changes the prompt once an answer follows")
     return whole[begins:]
 
 

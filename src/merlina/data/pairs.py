@@ -66,11 +66,11 @@ def to_pair(row: Row) -> Pair:
     chosen = _turns(row, "chosen", "assistant")
     rejected = _turns(row, "rejected", "assistant")
     shared = _shared_beginning(chosen, rejected)
-    prompt = _prompt(row, shared)
+    answers = _answer(chosen[len(shared) :], "chosen"), _answer(rejected[len(shared) :], "rejected")
     pair = Pair(
-        prompt=_with_system(prompt, row),
-        chosen=_answer(chosen[len(shared) :], "chosen"),
-        rejected=_answer(rejected[len(shared) :], "rejected"),
+        prompt=_with_system(_prompt(row, shared), row),
+        chosen=answers[0],
+        rejected=answers[1],
         reasoning=_optional_text(row, "reasoning"),
     )
     _check_encodable(pair)

@@ -45,13 +45,22 @@ def _batches(path: Path) -> Iterator[Any]:
         _check_claims(file.metadata)
         try:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                unpacked += batch.nbytes
-                if unpacked > may_unpack or batch.nbytes > _LARGEST_BATCH:
+                size = _unpacked_size(batch)
+                unpacked += size
+                if unpacked > may_unpack or size > _LARGEST_BATCH:
                     raise DataError(_unpacks_to_too_much(number, unpacked))
                 yield batch
                 number += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"the Parquet file can't be read after row {number}: {first_line(error)}") from error
+
+
+def _unpacked_size(batch: Any) -> int:
+    """Bytes of a batch when each row has its own values, not references to shared ones."""
+    import pyarrow
+
+    shared = [column for column in batch.columns if isinstance(column, pyarrow.DictionaryArray)]
+    return int(batch.nbytes + sum(column.dictionary_decode().nbytes for column in shared))
 
 
 def _check_claims(metadata: Any) -> None:

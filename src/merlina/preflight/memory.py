@@ -34,8 +34,24 @@ OPTIMIZER_BYTES = {
 }
 # NF4 with doubly quantized scales: 4 bits and a little for each weight.
 _NF4_BYTES = 0.53
-# The interpreter with torch and transformers; on a GPU the CUDA context instead.
-_PROCESS_BYTES = {"cpu": 0.75 * _GB, "cuda": 0.6 * _GB}
+
+
+@dataclass(frozen=True)
+class _Device:
+    """What a kind of device needs beside what the arithmetic says; those of the CPU are fitted to measured peaks."""
+
+    process: float  # bytes of interpreter and libraries, or of the CUDA context
+    slack: float  # what the allocator holds for each byte of activations in use
+    dropout_bytes: int  # for each element that passes a dropout
+    layers_alive: int  # with checkpointing, how many layers' activations are held at the worst moment
+    logit_bytes: dict[int, int]  # for each target and word, by bytes of the compute dtype
+    keeps_unpacked: bool  # whether the backward pass keeps 4-bit weights unpacked
+
+
+_DEVICES = {
+    "cpu": _Device(0.6 * _GB, 1.15, 4, 8, {4: 20, 2: 9}, keeps_unpacked=True),
+    "cuda": _Device(0.6 * _GB, 1.1, 1, 1, {4: 20, 2: 14}, keeps_unpacked=False),
+}
 
 
 @dataclass(frozen=True)
@@ -53,16 +69,20 @@ def estimate(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, 
     """The peak of a run on `device`, cpu or cuda. Without tokenized rows a pair may be `max_length` long."""
     longest = min(data.longest if data and data.longest else config.max_length, config.max_length)
     targets = min(data.most_tokens if data and data.most_tokens else 2 * config.max_length, 2 * longest)
-    width = _compute_bytes(config, device)
+    facts, width = _DEVICES[device], _compute_bytes(config, device)
     trained = trained_weights(config, model)
+    activations = _activation_bytes(config, model, 2 * config.batch_size * longest, width, facts)
+    logits = config.batch_size * targets * model.vocab_size * facts.logit_bytes[width]
+    # Gradients grow as activations are let go, so that only what is above those adds to the peak.
+    gradients = max(0.0, trained * (4 if config.use_lora else width) - activations - logits)
     return Estimate(
         {
-            "weights": _weight_bytes(config, model, width),
-            "adapter and gradients" if config.use_lora else "gradients": trained * (8 if config.use_lora else width),
-            "optimizer": trained * OPTIMIZER_BYTES[config.optimizer_type],
-            "activations": _activation_bytes(config, model, 2 * config.batch_size * longest, width),
-            "log-probabilities": config.batch_size * targets * model.vocab_size * _logit_bytes(width),
-            "libraries": _PROCESS_BYTES[device],
+            "weights": _weight_bytes(config, model, width, facts) + (trained * 4 if config.use_lora else 0),
+            "gradients": gradients,
+            "optimizer state": trained * OPTIMIZER_BYTES[config.optimizer_type],
+            "activations": activations,
+            "log-probabilities": logits,
+            "libraries": facts.process,
         }
     )
 
@@ -127,11 +147,15 @@ def _compute_bytes(config: TrainingConfig, device: str) -> int:
     return 2
 
 
-def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int) -> float:
-    if config.use_4bit:
-        # What isn't held in 4 bits, embeddings and norms, is held in float32.
-        return model.linear_parameters * _NF4_BYTES + (model.parameters - model.linear_parameters) * 4
-    return model.parameters * width
+def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int, facts: _Device) -> float:
+    if not config.use_4bit:
+        return model.parameters * width
+    # What isn't held in 4 bits, embeddings and norms, is held in float32.
+    held = model.linear_parameters * _NF4_BYTES + (model.parameters - model.linear_parameters) * 4
+    if facts.keeps_unpacked:
+        held += model.linear_parameters * width
+    # A GGUF is unpacked in full before it is packed again.
+    return held + (model.parameters * width if config.base_model.lower().endswith(".gguf") else 0)
 
 
 def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
@@ -141,22 +165,18 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
     return config.lora_r * sum(model.adapter_width.get(name, 0) for name in config.target_modules)
 
 
-def _activation_bytes(config: TrainingConfig, model: ModelFacts, tokens: int, width: int) -> float:
+def _activation_bytes(config: TrainingConfig, model: ModelFacts, tokens: int, width: int, facts: _Device) -> float:
     """What the forward pass keeps for the backward pass of `tokens` = 2BT tokens."""
     hidden, inner, heads = model.hidden_size, model.intermediate_size, model.attention_size
     # Norms keep their input twice, the residual stream once; queries, keys, values and their product are kept;
     # the gated feed-forward keeps gate, its activation and the other half.
-    kept = float(6 * hidden + 4 * heads + 3 * inner)
+    kept = (6 * hidden + 4 * heads + 3 * inner) * width
     if config.use_lora:
+        # Adapters are float32: each keeps its input as that, and its dropout's mask.
         inputs = {"q": hidden, "k": hidden, "v": hidden, "o": heads, "gate": hidden, "up": hidden, "down": inner}
         adapted = sum(size for name, size in inputs.items() if f"{name}_proj" in config.target_modules)
-        kept += adapted * (1.25 if config.lora_dropout else 1)
-    a_layer = tokens * kept * width
+        kept += adapted * (4 + (facts.dropout_bytes if config.lora_dropout else 0))
+    a_layer = tokens * kept * facts.slack
     if config.gradient_checkpointing:
-        return model.layers * tokens * hidden * width + a_layer
+        return model.layers * tokens * hidden * width + min(facts.layers_alive, model.layers) * a_layer
     return model.layers * a_layer
-
-
-def _logit_bytes(width: int) -> int:
-    """Bytes for each of N x V: the logits, their float32 copy, and the gradient of both at the worst moment."""
-    return 12 if width == 4 else 14

@@ -44,7 +44,7 @@ class PairEncoder:
         self._tokens = PairTokenizer(tokenizer, max_length, max_prompt_length)
 
     def encode(self, pair: Pair) -> EncodedPair:
-        """Raises UnusableRowError where nothing would stand before the answer."""
+        """Raises UnusableRowError where the format can't hold it, or nothing would stand before the answer."""
         text = self._render(pair)
         tokens, cut = self._tokens.encode(text.prompt, text.chosen, text.rejected)
         if not tokens.prompt:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from merlina.data.dataset import load_pairs, read_pairs, split_pairs
+from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
 from merlina.data.doctor import Doctor
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair, UnusableRowError
@@ -102,6 +102,8 @@ class Stages:
             training=self._encode(training, encoder, doctor), held_out=self._encode(held_out, encoder, doctor)
         )
         self._say_what_was_found(doctor, held_out)
+        if not data.training:
+            raise DataError("No row can be used in this chat format; choose another, such as chatml")
         self.reporter.note(
             "info", f"{len(data.training)} pairs to train on, {len(data.held_out)} held out for evaluation"
         )
@@ -145,7 +147,8 @@ class Stages:
             try:
                 made = encoder.encode(pair)
             except UnusableRowError as error:
-                raise DataError(f"row {pair.number}: {error.message}; choose another format") from error
+                doctor.skip(SkippedRow(pair.number, error.message, error.kind))
+                continue
             doctor.see(pair, made.lengths)
             encoded.append(made.tokens)
         return encoded

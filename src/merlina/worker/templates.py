@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merlina.data.pairs import Message
+from jinja2 import TemplateError
+
+from merlina.data.pairs import Message, UnusableRowError
 from merlina.errors import ModelError
 from merlina.schemas.datasets import FormatType
 
@@ -45,7 +47,10 @@ class TokenizerTemplate:
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, enable_thinking: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        text = self.tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking
-        )
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking
+            )
+        except TemplateError as error:
+            raise UnusableRowError(f"the model's chat template can't render it: {error}") from error
         return str(text)

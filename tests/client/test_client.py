@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+import merlina
+from merlina.client import AsyncClient, Client
+from merlina.errors import InvalidRequestError, NotFoundError, ServerError, UnauthorizedError
+from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.training import TrainingConfig
+from tests.harness import Server, pairs_file, until
+
+Config = Callable[..., dict[str, Any]]
+
+
+def test_the_package_offers_both_clients() -> None:
+    assert (merlina.Client, merlina.AsyncClient) == (Client, AsyncClient)
+    with pytest.raises(AttributeError):
+        _ = merlina.Clint  # type: ignore[attr-defined]
+
+
+def test_the_asynchronous_one_has_every_method_of_the_other() -> None:
+    methods = {name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")}
+    assert methods == {name for name, _ in inspect.getmembers(AsyncClient, inspect.isfunction) if name[0] != "_"}
+
+
+def test_every_endpoint_has_a_method(server: Server) -> None:
+    source = inspect.getsource(Client)
+    with server.client() as client:
+        endpoints = client.info().endpoints
+    for endpoint in endpoints:
+        path = endpoint.split(" ")[1]
+        if path not in ("/login", "/logout", "/session", "/metrics"):  # for pages and for Prometheus
+            fixed = [part for part in path.split("/") if part and not part.startswith("{")]
+            assert all(part in source for part in fixed), endpoint
+
+
+def test_a_run_from_upload_to_its_end_with_progress(server: Server, config: Config, tmp_path: Path) -> None:
+    seen: list[str] = []
+    with server.client() as client:
+        upload = client.upload(pairs_file(tmp_path / "pairs.jsonl"))
+        source = {"source_type": "upload", "dataset_id": upload.dataset_id}
+        dataset = DatasetConfig.model_validate({"source": source})
+        assert client.columns(dataset).total_rows == upload.total_rows == 40
+        assert client.preview(dataset).num_samples == 10
+        body = config(server, "by_client", max_steps=3)
+        training = TrainingConfig.model_validate({**body, "dataset": {"source": source}})
+        shown = client.preview_formatted(dataset.model_copy(update={"model_name": body["base_model"]}), 40, 16)
+        assert shown.samples[0]["cut"]["prompt"] == 7
+        assert client.validate(training).valid
+        created = client.train(training, "high")
+        ended = client.wait(created.job_id, on_message=lambda message: seen.append(message["type"]))
+        assert (ended.status, ended.current_step) == ("completed", 3)
+        assert seen[0] == "status_update"
+        assert seen.count("metrics") >= 3
+        assert seen[-1] == "completed"
+        assert client.delete(created.job_id).status == "success"
+        with pytest.raises(NotFoundError, match="Job not found"):
+            client.status(created.job_id)
+
+
+def test_configurations_are_saved_and_come_back(server: Server, tmp_path: Path) -> None:
+    with server.client() as client:
+        client.save_config("by-client", {"lora_r": 8}, "small", ["client"])
+        saved = client.saved_config("by-client")
+        assert (saved.config, saved.description, saved.tags) == ({"lora_r": 8}, "small", ["client"])
+        assert [entry.name for entry in client.saved_configs("client").configs] == ["by-client"]
+        target = server.root / "by-client.json"
+        client.export_config("by-client", str(target))
+        client.import_config(str(target), "again")
+        assert client.saved_config("again").config == {"lora_r": 8}
+        client.delete_config("again")
+        with pytest.raises(InvalidRequestError) as caught:
+            client.save_config("no name", {})
+        assert caught.value.errors[0].startswith("name: ")
+
+
+def test_it_can_be_awaited(server: Server, config: Config) -> None:
+    async def work() -> list[str]:
+        async with AsyncClient(server.url) as client:
+            body = TrainingConfig.model_validate(config(server, "awaited", max_steps=2))
+            job, gpus, stats = await asyncio.gather(client.train(body), client.gpus(), client.stats())
+            assert (gpus.status, stats.queue.max_concurrent) == ("no_cuda", 1)
+            seen: list[str] = []
+            ended = await client.wait(job.job_id, on_message=lambda message: seen.append(message["type"]))
+            assert ended.status == "completed"
+            with pytest.raises(NotFoundError):
+                async for _ in client.watch("job_none"):
+                    pass
+            return seen
+
+    assert asyncio.run(work())[-1] == "completed"
+
+
+def test_questions_are_asked_again_and_orders_are_not(new_server: Callable[..., Server]) -> None:
+    server = new_server()
+    with Client(server.url, retries=3) as client:
+        server.kill()
+        with pytest.raises(ServerError, match="No Merlina server answers"):
+            client.clear()
+        server.start()
+        server.kill()
+        starting = Thread(target=server.start)
+        starting.start()
+        assert client.jobs() == {}
+        starting.join()
+
+
+def test_a_missing_key_is_an_error_of_its_own(new_server: Callable[..., Server]) -> None:
+    server = new_server(API_KEY="k")
+    with Client(server.url) as client, pytest.raises(UnauthorizedError):
+        client.jobs()
+    with Client(server.url, "k") as client:
+        assert client.jobs() == {}
+
+
+def test_watching_goes_on_over_a_restart_without_a_gap(new_server: Callable[..., Server], config: Config) -> None:
+    server = new_server()
+    job_id = server.train(config(server, "watched", max_steps=40))
+    server.until_step(job_id, 3)
+
+    async def watch() -> list[dict[str, Any]]:
+        async with AsyncClient(server.url) as client:
+            messages = []
+            async for message in client.watch(job_id, after=0):
+                messages.append(message)
+                if message["type"] == "metrics" and message["step"] == 5:
+                    server.kill()
+                    await asyncio.to_thread(server.start)
+            return messages
+
+    messages = asyncio.run(watch())
+    steps = [message["step"] for message in messages if message["type"] == "metrics" and "loss" in message["metrics"]]
+    assert steps == list(range(1, 41))
+    assert messages[-1]["type"] == "completed"
+    until(lambda: server.status(job_id).status == "completed")

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from merlina.data.dataset import SkippedRow, split_pairs
+from merlina.data.doctor import Doctor, Lengths
+from merlina.data.pairs import UnusableRowError, to_pair
+from merlina.schemas.datasets import DataFinding
+
+
+def examine(rows: list[dict[str, Any]], test_size: float = 0.0, **doctor: Any) -> dict[str, DataFinding]:
+    """What a doctor finds in rows, by kind."""
+    seen, pairs = Doctor(**doctor), []
+    for number, row in enumerate(rows, start=1):
+        try:
+            pairs.append(replace(to_pair(row), number=number))
+        except UnusableRowError as error:
+            seen.skip(SkippedRow(number, error.message, error.kind))
+        else:
+            seen.see(pairs[-1])
+    _, held_out = split_pairs(pairs, test_size, 42)
+    return {finding.kind: finding for finding in seen.findings(held_out)}
+
+
+def pair(prompt: str, chosen: str = "yes", rejected: str = "no!") -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def test_a_healthy_set_has_no_findings() -> None:
+    assert examine([pair(f"Question {number}?") for number in range(40)], test_size=0.2) == {}
+
+
+def test_identical_answers_are_counted_with_their_rows() -> None:
+    found = examine([pair("a"), pair("b", "same", "same "), pair("c", "same", "same")])
+    assert set(found) == {"identical_answers"}
+    assert (found["identical_answers"].count, found["identical_answers"].rows) == (2, [2, 3])
+    assert "2 of 3 rows have the same text" in found["identical_answers"].message
+
+
+def test_rows_that_lack_a_side_are_named_with_the_reason() -> None:
+    found = examine([pair("a"), pair(""), pair("c", chosen=" "), {"prompt": "d", "chosen": 3, "rejected": "x"}])
+    assert (found["empty_side"].count, found["empty_side"].rows) == (2, [2, 3])
+    assert "row 2: prompt is empty" in found["empty_side"].message
+    assert (found["unusable"].count, found["unusable"].rows) == (1, [4])
+
+
+def test_repeated_rows_are_counted_after_the_first() -> None:
+    found = examine([pair("a"), pair("a"), pair("a", chosen="other"), pair(" a ")])
+    assert (found["duplicates"].count, found["duplicates"].rows) == (2, [2, 4])
+
+
+def test_a_prompt_on_both_sides_of_the_split_is_a_leak() -> None:
+    rows = [pair("Always the same?", chosen=f"answer {number}") for number in range(20)]
+    leak = examine(rows, test_size=0.2)["evaluation_leak"]
+    assert leak.count == 4
+    assert "evaluation_leak" not in examine(rows, test_size=0)
+
+
+def test_answers_to_different_prompts_are_named() -> None:
+    def said(*texts: str) -> list[dict[str, str]]:
+        roles = ["user", "assistant"] * len(texts)
+        return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+    found = examine([{"chosen": said("Why?", "So."), "rejected": said("What?", "No.")}])
+    assert (found["differing_prompts"].count, found["differing_prompts"].rows) == (1, [1])
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [("long " * 40, "short"), ("short", "long " * 40)])
+def test_one_sided_lengths_are_said_with_their_figures(chosen: str, rejected: str) -> None:
+    found = examine([pair(f"q{number}", chosen, rejected) for number in range(30)])
+    share = "100%" if len(chosen) > len(rejected) else "0%"
+    assert f"the longer one in {share} of the pairs" in found["length_bias"].message
+    assert found["length_bias"].count == 30
+    assert examine([pair(f"q{number}", chosen, rejected) for number in range(5)]) == {}
+
+
+def test_markers_of_the_format_in_the_text_are_found() -> None:
+    found = examine([pair("a"), pair("b", "well<|im_end|>")], markers=("<|im_start|>", "<|im_end|>"))
+    assert (found["markers_in_text"].count, found["markers_in_text"].rows) == (1, [2])
+
+
+def test_rows_over_the_length_are_counted_with_what_is_cut_on_each_side() -> None:
+    doctor = Doctor()
+    doctor.see(to_pair(pair("a")), Lengths(longest=10, all_parts=15))
+    doctor.see(to_pair(pair("b")), Lengths(longest=16, all_parts=30, cut_prompt=3, cut_answers=40))
+    (finding,) = doctor.findings([])
+    assert (finding.kind, finding.count) == ("over_max_length", 1)
+    assert "3 tokens are cut from prompts, at their beginning, and 40 from answers" in finding.message
+    assert (doctor.longest, doctor.most_tokens) == (16, 30)
+
+
+def test_at_most_five_rows_are_named() -> None:
+    found = examine([pair("same") for _ in range(50)])
+    assert found["duplicates"].count == 49
+    assert found["duplicates"].rows == [2, 3, 4, 5, 6]
