@@ -87,7 +87,7 @@ def _opened(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES)
+        file = pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"The file is not readable as Parquet: {first_line(error)}") from error
     with file:

@@ -1,0 +1,163 @@
+"""How long a look into a large file takes, and how much memory: preview, formatted preview and columns of each format.
+
+    python benchmarks/previews.py [--size-mb 2048]
+
+Prints a row for each: seconds of the first call and of a second one, and by how many MB the server grew at most while
+it answered. `columns` counts all rows on its first call, the others never do. The last row is an upload of the same file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+URL = "http://127.0.0.1:8767"
+PATHS = ("/dataset/preview", "/dataset/preview-formatted", "/dataset/columns")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size-mb", type=int, default=2048)
+    size = parser.parse_args().size_mb * 1024**2
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        print(f"{'file':10} {'work':28} {'first s':>8} {'again s':>8} {'MB more':>8}")
+        for name, write in WRITERS.items():
+            file = root / f"large.{name}"
+            write(file, size)
+            measure_file(root, file)
+            file.unlink()
+
+
+def rows(size: int) -> Iterator[dict[str, str]]:
+    """Rows of about 2 KB, no two of them alike, `size` bytes in all."""
+    for number in range(size // 2048):
+        yield {
+            "prompt": f"{number}: " + f"Why {number * 7919 % 10007}? " * 40,
+            "chosen": f"Because {number * 104729 % 10007}. " * 45,
+            "rejected": f"Who knows {number * 1299709 % 10007}, ever. " * 30,
+        }
+
+
+def write_jsonl(path: Path, size: int) -> None:
+    with path.open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows(size))
+
+
+def write_json(path: Path, size: int) -> None:
+    with path.open("w") as file:
+        for number, row in enumerate(rows(size)):
+            file.write(("," if number else "[") + json.dumps(row))
+        file.write("]")
+
+
+def write_csv(path: Path, size: int) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "chosen", "rejected"])
+        writer.writeheader()
+        writer.writerows(rows(size))
+
+
+def write_parquet(path: Path, size: int) -> None:
+    """Uncompressed, in row groups of 100,000 rows, so that the file is as large as the others."""
+    schema = pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected")])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        waiting: list[dict[str, str]] = []
+        for row in rows(size):
+            waiting.append(row)
+            if len(waiting) == 100_000:
+                writer.write_table(pa.Table.from_pylist(waiting, schema))
+                waiting = []
+        writer.write_table(pa.Table.from_pylist(waiting, schema))
+
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {
+    "jsonl": write_jsonl,
+    "csv": write_csv,
+    "json": write_json,
+    "parquet": write_parquet,
+}
+
+
+def measure_file(root: Path, file: Path) -> None:
+    """Each kind of work by a fresh server, so that none profits from what another left."""
+    body = {"source": {"source_type": "local_file", "file_path": str(file)}}
+    for path in PATHS:
+        with Server(root, file.stat().st_size) as server:
+            seconds, grown = server.watched(lambda path=path: post(path, body))
+            again, _ = server.watched(lambda path=path: post(path, body))
+        print(f"{file.suffix[1:]:10} {path:28} {seconds:8.2f} {again:8.2f} {grown:8.0f}", flush=True)
+    with Server(root, file.stat().st_size) as server:
+        command = ["curl", "-sf", "-o", os.devnull, "-F", f"file=@{file}", f"{URL}/dataset/upload-file"]
+        seconds, grown = server.watched(lambda: subprocess.run(command, check=True))
+    print(f"{file.suffix[1:]:10} {'upload':28} {seconds:8.2f} {'':8} {grown:8.0f}", flush=True)
+
+
+class Server:
+    """A server of its own, asked for its memory every few milliseconds."""
+
+    def __init__(self, root: Path, largest_upload: int) -> None:
+        self._environment = {
+            **os.environ, "DATA_DIR": str(root / "data"), "MODELS_DIR": str(root / "models"),
+            "ALLOWED_PATHS": str(root), "MAX_UPLOAD_SIZE_MB": str(2 * largest_upload // 1024**2),
+        }  # fmt: skip
+
+    def __enter__(self) -> Server:
+        command = [sys.executable, "-m", "merlina.cli.main", "serve", "--port", URL.rsplit(":", 1)[1]]
+        self._process = subprocess.Popen(
+            command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for _ in range(500):
+            try:
+                httpx.get(f"{URL}/health").raise_for_status()
+                return self
+            except httpx.TransportError:
+                time.sleep(0.02)
+        raise SystemExit("the server did not start")
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    def watched(self, work: Callable[[], object]) -> tuple[float, float]:
+        """Seconds the work took, and by how many MB the server's memory rose meanwhile."""
+        before, peak, done = self._memory(), [0.0], threading.Event()
+
+        def watch() -> None:
+            while not done.is_set():
+                peak[0] = max(peak[0], self._memory())
+                time.sleep(0.005)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        began = time.monotonic()
+        work()
+        seconds = time.monotonic() - began
+        done.set()
+        watching.join()
+        return seconds, max(0.0, peak[0] - before)
+
+    def _memory(self) -> float:
+        return psutil.Process(self._process.pid).memory_info().rss / 1e6
+
+
+def post(path: str, body: object) -> None:
+    httpx.post(f"{URL}{path}", json=body, timeout=300).raise_for_status()
+
+
+if __name__ == "__main__":
+    main()
