@@ -12,6 +12,7 @@ from fastapi.openapi.utils import get_openapi
 
 from merlina import __version__
 from merlina.api import errors
+from merlina.api.repeats import RepeatMiddleware
 from merlina.api.routes import ROUTERS
 from merlina.api.security import ApiKeyMiddleware
 from merlina.api.services import Services
@@ -95,6 +96,8 @@ def _server_tokens(settings: Settings) -> dict[str, str]:
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
+    # The last one added stands outermost: whoever may not ask is turned away before anything is repeated.
+    app.add_middleware(RepeatMiddleware, revision=lambda: app.state.services.database.revision)
     if settings.api_key:
         app.add_middleware(ApiKeyMiddleware, key=settings.api_key.get_secret_value())
     if settings.cors_origins:
