@@ -3,9 +3,9 @@
     python benchmarks/polling.py [--rate 200] [--pairs 6] [--steps 30] [--hidden 256] [--jobs 20]
 
 Trains the same small model over and over, in pairs of runs: one alone, one while both endpoints are asked in turn at a
-constant rate (requests leave when they are due, whatever became of earlier ones; latency counts from then). Prints a row
-for each pair: latency in ms, seconds a step alone and under load, their ratio, and the share of one core that the server
-and this load generator took under load. Both runs of a pair compute the same; which one goes first alternates.
+constant rate (requests leave when they are due, whatever became of earlier ones; latency counts from then). Prints a
+row for each pair: latency in ms, seconds a step alone and under load, their ratio, and shares of one core: the server
+alone and under load, and this load generator. Both runs of a pair compute the same; which one goes first alternates.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure_all(server: Server, options: argparse.Namespace) -> None:
         save_steps=0, batch_size=4,
     )  # fmt: skip
     fill(server, config, options.jobs)
-    print("pair   p50   p99   max  requests  s/step alone  under load  ratio  server CPU  generator CPU")
+    print("pair   p50   p99   max  requests  s/step alone  under load  ratio  server alone  under load  generator")
     pairs = []
     for number in range(1, options.pairs + 1):
         rates = (0, options.rate) if number % 2 else (options.rate, 0)
@@ -68,11 +68,12 @@ def measure_all(server: Server, options: argparse.Namespace) -> None:
 
 
 def fill(server: Server, config: dict[str, Any], count: int) -> None:
-    """Jobs that ended at once, so that /jobs has something to list."""
+    """Jobs that ended already, so that /jobs has something to list: cancelled behind a first one."""
     with server.client() as client:
-        for _ in range(count):
-            job_id = server.train({**config, "target_modules": ["nothing"]})
+        job_ids = [server.train(config) for _ in range(count)]
+        for job_id in reversed(job_ids):
             client.stop(job_id)
+        for job_id in job_ids:
             server.until_ended(job_id)
 
 
@@ -207,7 +208,7 @@ def print_pair(name: str, alone: Run, loaded: Run) -> None:
     ratio = loaded.step_seconds / alone.step_seconds
     print(
         f"{name:>4}{latency_columns(loaded.latencies)}{alone.step_seconds:>14.4f}{loaded.step_seconds:>12.4f}"
-        f"{ratio:>7.3f}{loaded.server_share:>12.1%}{loaded.generator_share:>15.1%}",
+        f"{ratio:>7.3f}{alone.server_share:>14.1%}{loaded.server_share:>12.1%}{loaded.generator_share:>11.1%}",
         flush=True,
     )
 

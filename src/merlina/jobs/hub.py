@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from merlina.schemas.events import Event
 from merlina.storage.jobs import JobRecord
@@ -74,7 +75,9 @@ class Hub:
             channel = self._channels.get(job_id)
             if channel is None or not channel.recent or channel.recent[0].seq > after + 1:
                 return None
-            return [event for event in channel.recent if event.seq > after]
+            # From the newest on: those who keep up want the last few of many.
+            newest_first = takewhile(lambda event: event.seq > after, reversed(channel.recent))
+            return list(newest_first)[::-1]
 
     def _note_end(self, job_id: str) -> None:
         """Lets the channels of jobs go that ended long ago."""
