@@ -3,7 +3,7 @@
     python benchmarks/readers.py [--readers 500] [--never 10] [--pausing 10] [--steps 1000] [--rate 20] [--plain]
 
 Writes the event log of a run itself, a metrics event for each step and a progress event for every other one, at a
-constant rate. `--never` readers shake hands and then read no byte; `--pausing` ones stop reading for the middle third of
+constant rate. `--never` readers shake hands and then read no byte; `--pausing` ones read none in the middle third of
 the steps. Prints how many of the others got each step's metrics once, in order, and the last message; when, after the
 last event, the last of them was through; the server's resident memory in MB; and its share of one core meanwhile. The
 readers accept compression, as browsers do, unless `--plain` is given.
@@ -125,10 +125,10 @@ def take_frame(unread: bytearray) -> tuple[int, bool, bytes] | None:
     if len(unread) < 2:
         return None
     length, begin = unread[1], 2
+    assert length != 127, "a frame of more than 64 KiB"
     if length == 126:
         begin = 4
         length = struct.unpack_from("!H", unread, 2)[0] if len(unread) >= 4 else 1 << 20
-    assert length != 127, "a frame of more than 64 KiB"
     if len(unread) < begin + length:
         return None
     frame = unread[0] & 0x0F, bool(unread[0] & 0x40), bytes(unread[begin : begin + length])
