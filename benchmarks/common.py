@@ -10,11 +10,13 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.harness import Server, pairs_file, training_config, until
+from tests.harness import Server, add_running_job, pairs_file, training_config, until
 from tests.tiny import build_tiny_model
 
-__all__ = ["Server", "build_tiny_model", "cpu_seconds", "megabytes", "pairs_file", "percentile", "process_of",
-           "training_config", "until"]  # fmt: skip
+__all__ = [
+    "Server", "add_running_job", "build_tiny_model", "cpu_seconds", "megabytes", "pairs_file", "percentile",
+    "process_of", "training_config", "until",
+]  # fmt: skip
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -26,11 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from common import Server, cpu_seconds, megabytes, percentile, process_of
+from common import Server, add_running_job, cpu_seconds, megabytes, percentile, process_of
 
-from merlina.runs import EventLog, RunFolder
-from merlina.storage import jobs
-from merlina.storage.database import Database
+from merlina.runs import EventLog
 
 _JOB = "job_20250101_000000"
 _FIGURES = {f"figure_{number}": 1.23456789 / (number + 1) for number in range(16)}
@@ -49,28 +47,13 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        add_job(root)
-        run = RunFolder(root / "data" / "runs" / _JOB)
-        # Who holds the lock counts as the run's worker.
+        run = add_running_job(root, _JOB)
         with run.locked():
             server = Server(root).start()
             try:
                 Trial(server, EventLog(run.events_file), options).run()
             finally:
                 server.stop()
-
-
-def add_job(root: Path) -> None:
-    (root / "data").mkdir()
-    database = Database(f"sqlite:///{root / 'data' / 'merlina.db'}")
-    database.migrate()
-    values = {
-        "job_id": _JOB, "state": "training", "priority": 3, "config": {}, "base_model": "m", "output_name": "o",
-        "target_dir": "o", "attempt_seen": 1, "created_at": time.time(), "updated_at": time.time(),
-    }  # fmt: skip
-    with database.write() as connection:
-        jobs.add(connection, values)
-    database.close()
 
 
 @dataclass
@@ -138,7 +121,10 @@ def take_frame(unread: bytearray) -> tuple[int, bool, bytes] | None:
 
 def connect(port: int, plain: bool) -> Reader:
     """Shakes hands; what comes after that is still unread."""
-    connection = socket.create_connection(("127.0.0.1", port))
+    connection = socket.socket()
+    # Little room in the kernel, so that who doesn't read is soon felt by the server.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", port))
     key = base64.b64encode(os.urandom(16)).decode()
     lines = [
         f"GET /ws/{_JOB} HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade",

@@ -49,13 +49,13 @@ class Database:
             finally:
                 self.revision += 1
 
-    def migrate(self) -> None:
-        """Brings the tables to the newest version."""
+    def migrate(self, version: str = "head") -> None:
+        """Brings the tables to a version, the newest if none is named."""
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self._write_lock, self._writer() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, version)
 
     def _writer(self) -> Connection:
         return self.engine.connect().execution_options(**{_WRITES: True})
