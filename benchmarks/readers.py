@@ -31,7 +31,7 @@ from common import Server, add_running_job, cpu_seconds, megabytes, percentile, 
 from merlina.runs import EventLog
 
 _JOB = "job_20250101_000000"
-_FIGURES = {f"figure_{number}": 1.23456789 / (number + 1) for number in range(16)}
+_FIGURES = {f"figure_{number}": 1.23456789 / (number + 1) for number in range(64)}
 _GIVE_UP_SECONDS = 120
 _TEXT, _CLOSE, _PING, _PONG = 1, 8, 9, 10
 
