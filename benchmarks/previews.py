@@ -3,7 +3,7 @@
     python benchmarks/previews.py [--size-mb 2048]
 
 Prints a row for each: seconds of the first call and of a second one, and by how many MB the server grew at most while
-it answered. `columns` counts all rows on its first call, the others never do. The last row is an upload of the same file.
+it answered. `columns` counts all rows on its first call, the others never do. The last row is an upload of it.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ import httpx
 from merlina.client import Client
 from merlina.runs import RunFolder
 from merlina.schemas.jobs import JobStatus
+from merlina.storage import jobs
+from merlina.storage.database import Database
 
 ENDED = ("completed", "failed", "stopped", "cancelled")
 
@@ -53,6 +55,21 @@ def training_config(base_model: Path, dataset_file: Path, output_name: str, **ch
         "lora_r": 8,
         **changes,
     }
+
+
+def add_running_job(root: Path, job_id: str) -> RunFolder:
+    """A job that trains, as a server started over `root` later will see it: whoever holds its lock is its worker."""
+    (root / "data").mkdir(parents=True, exist_ok=True)
+    database = Database(f"sqlite:///{root / 'data' / 'merlina.db'}")
+    database.migrate()
+    values = {
+        "job_id": job_id, "state": "training", "priority": 3, "config": {}, "base_model": "m", "output_name": "o",
+        "target_dir": "o", "attempt_seen": 1, "created_at": time.time(), "updated_at": time.time(),
+    }  # fmt: skip
+    with database.write() as connection:
+        jobs.add(connection, values)
+    database.close()
+    return RunFolder(root / "data" / "runs" / job_id)
 
 
 def until(condition: Callable[[], Any], seconds: float = 60, what: str = "the condition") -> Any:

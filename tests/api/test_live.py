@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from tests.harness import Server
+from merlina.runs import EventLog
+from tests.harness import Server, add_running_job, until
 
 Config = Callable[..., dict[str, Any]]
 
@@ -136,7 +140,44 @@ def test_a_reader_of_a_waiting_job_hears_of_its_cancellation(server: Server, con
 
 
 def test_connections_are_counted_while_they_last(server: Server, watched: Any) -> None:
-    from tests.harness import until
-
     with server.client() as client:
         until(lambda: client.stats().websockets.total_connections == 0, 10, "the readers' going")
+
+
+def narrow_socket(server: Server, job_id: str) -> ClientConnection:
+    """A reader that the kernel keeps little for, so that the server soon feels it when nothing is read."""
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.connect(("127.0.0.1", server.port))
+    return connect(f"ws://127.0.0.1:{server.port}/ws/{job_id}", sock=connection)
+
+
+def test_readers_that_do_not_read_harm_nobody_and_who_reads_on_has_missed_no_figure(
+    new_server: Any, tmp_path: Any
+) -> None:
+    job_id, steps = "job_20250101_000000", 600
+    folder = add_running_job(tmp_path, job_id)
+    with folder.locked(), ExitStack() as open_sockets, ThreadPoolExecutor(30) as pool:
+        server = new_server()
+        log = EventLog(folder.events_file)
+        never = [open_sockets.enter_context(narrow_socket(server, job_id)) for _ in range(3)]
+        late = open_sockets.enter_context(narrow_socket(server, job_id))
+        quick = [open_sockets.enter_context(open_socket(server, job_id)) for _ in range(26)]
+        read = [pool.submit(messages, connection) for connection in quick]
+        figures = {f"figure_{number}": number / 7 for number in range(300)}
+        for step in range(1, steps + 1):
+            log.append("metrics", step=step, metrics=figures)
+            if step % 30 == 0:
+                log.append("progress", step=step, total_steps=steps)
+                until(lambda step=step: server.status(job_id).current_step == step, 20, "the step")
+        log.append("ended", state="completed", output_dir="o", final_metrics={})
+        log.close()
+        everyone = [future.result() for future in read]
+        everyone.append(messages(late))
+        for received, code in everyone:
+            found = [message["step"] for message in received if message["type"] == "metrics"]
+            assert (found, received[-1]["type"], code) == (list(range(1, steps + 1)), "completed", 1000)
+        updates = [sum(message["type"] == "status_update" for message in received) for received, _ in everyone]
+        assert updates[-1] < min(updates[:-1])
+        for connection in never:
+            connection.socket.close()

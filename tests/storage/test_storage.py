@@ -143,6 +143,59 @@ def test_a_thinned_chart_keeps_both_ends_and_its_order(database: Database, count
         assert points == 1 or steps[0] == 0
 
 
+def test_a_thinned_chart_of_few_steps_far_apart_keeps_both_ends(database: Database) -> None:
+    number = add(database, "a").number
+    steps = [0, 3, *range(100, 200), 1_000_000]
+    with database.write() as connection:
+        metrics.record(connection, number, [MetricRecord(step, 1.0, {}) for step in steps])
+        found = [row.step for row in metrics.rows(connection, number, max_points=50)]
+        assert [row.step for row in metrics.rows(connection, number, max_points=1)] == [1_000_000]
+        assert len(metrics.rows(connection, number, max_points=len(steps))) == len(steps)
+    assert len(found) <= 50
+    assert found == sorted(set(found) & set(steps))
+    assert (found[0], found[-1]) == (0, 1_000_000)
+
+
+def test_metric_rows_are_counted_through_joins_resumes_and_deletions(database: Database) -> None:
+    first, second = add(database, "a").number, add(database, "b").number
+    with database.write() as connection:
+        for number in (first, second):
+            metrics.record(connection, number, [MetricRecord(step, 1.0, {"loss": 1.0}) for step in range(10)])
+        metrics.record(connection, first, [MetricRecord(step, 2.0, {"eval_loss": 1.0}) for step in (9, 10, 11)])
+        assert metrics.count(connection) == 22
+        metrics.forget_after(connection, first, 4)
+        assert metrics.count(connection) == 15
+        jobs.remove(connection, "b")
+        assert metrics.count(connection) == 5
+
+
+def test_rows_from_before_they_were_counted_are_counted_by_the_migration(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'merlina.db'}")
+    database.migrate("0001")
+    with database.write() as connection:
+        for number, rows in ((1, 3), (2, 0), (3, 4)):
+            connection.exec_driver_sql(
+                "INSERT INTO jobs (number, job_id, state, priority, config, base_model, output_name, target_dir, "
+                f"created_at, updated_at) VALUES ({number}, 'j{number}', 'failed', 3, '{{}}', 'm', 'o', 't', 1, 1)"
+            )
+            for step in range(rows):
+                connection.exec_driver_sql(f"INSERT INTO metrics VALUES ({number}, {step}, 1.0, '{{}}')")
+    database.migrate()
+    with database.read() as connection:
+        assert metrics.count(connection) == 7
+        assert len(metrics.rows(connection, 3)) == 4
+    database.close()
+
+
+def test_the_revision_changes_with_each_write_and_with_no_read(database: Database) -> None:
+    before = database.revision
+    with database.read() as connection:
+        jobs.summaries(connection)
+    assert database.revision == before
+    add(database, "a")
+    assert database.revision != before
+
+
 def test_metrics_from_a_step_on_and_no_more_than_asked_for(database: Database) -> None:
     number = add(database, "a").number
     with database.write() as connection:

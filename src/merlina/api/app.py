@@ -12,6 +12,7 @@ from merlina import __version__
 from merlina.api import errors, openapi
 from merlina.api.limits import BodyLimitMiddleware
 from merlina.api.origins import OwnNames, OwnNamesMiddleware
+from merlina.api.repeats import RepeatMiddleware
 from merlina.api.routes import ROUTERS
 from merlina.api.security import ApiKeyMiddleware, Sessions
 from merlina.api.services import Services
@@ -101,7 +102,8 @@ def _server_tokens(settings: Settings) -> dict[str, str]:
 
 
 def _add_middleware(app: FastAPI, settings: Settings) -> None:
-    """The last added meets a request first."""
+    """The last one added meets a request first: whoever may not ask is turned away before anything is repeated."""
+    app.add_middleware(RepeatMiddleware, revision=lambda: app.state.services.database.revision)
     app.add_middleware(BodyLimitMiddleware, streamed_path="/dataset/upload-file")
     if settings.api_key:
         app.add_middleware(ApiKeyMiddleware, sessions=Sessions(settings.api_key.get_secret_value().encode()))

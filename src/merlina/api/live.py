@@ -1,12 +1,13 @@
 """Jobs over the WebSocket (API document, "WebSocket API"): a snapshot, then every event in order, then the end.
 
 Each reader keeps only its place in the run's events. A slow one falls behind alone: it takes the metrics it missed from
-the run's log, and of the status updates only the newest.
+the run's log, and of the status updates only the newest. What readers get alike is folded and encoded once for all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -15,6 +16,7 @@ from merlina.api.messages import HEARTBEAT, Message, last_message, lasting_messa
 from merlina.api.services import Services
 from merlina.jobs.cursor import EventCursor
 from merlina.jobs.fold import fold
+from merlina.schemas.events import Event
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
 
@@ -81,34 +83,51 @@ class _Reader:
         """Sends metrics and log lines up to the snapshot, which stands for all else that happened."""
         async for batch in cursor.until(record.last_seq):
             for event in batch:
-                if (message := lasting_message(self._job_id, event)) is not None:
-                    await self._send(message)
+                if (text := _lasting_text(record, event)) is not None:
+                    await self._send_text(text)
 
     async def _send_news(self, cursor: EventCursor, shown: JobRecord, latest: JobRecord) -> None:
+        shared = self._services.shared
         async for batch in cursor.until(latest.last_seq):
             for event in batch:
-                before, shown = shown.state, fold(shown, event)
+                before, shown = shown.state, shared.work(fold, shown, event)
                 if shown.state != before and not shown.ended:
                     await self._send_status(shown, event.seq)
-                if (message := lasting_message(self._job_id, event)) is not None:
-                    await self._send(message)
+                if (text := shared.work(_lasting_text, shown, event)) is not None:
+                    await self._send_text(text)
         if not latest.ended:
             await asyncio.sleep(max(0.0, self._next_status_at - time.monotonic()))
             await self._send_status(latest, cursor.seq)
 
     async def _send_status(self, record: JobRecord, seq: int) -> None:
         self._next_status_at = time.monotonic() + _STATUS_SECONDS
-        await self._send(status_update(record, seq, record.updated_at))
+        await self._send_text(self._services.shared.work(_status_text, record, seq))
 
     async def _say_unknown(self) -> int:
         await self._send(unknown_job(self._job_id, time.time()))
         return _UNKNOWN_JOB
 
     async def _send(self, message: Message) -> None:
+        await self._send_text(_encode(message))
+
+    async def _send_text(self, text: str) -> None:
         async with self._sends:
-            await self._websocket.send_json(message)
+            await self._websocket.send_text(text)
 
     def _load(self) -> JobRecord | None:
         with self._services.database.read() as connection:
             record = jobs.get(connection, self._job_id)
         return None if record is None or record.deleting else record
+
+
+def _status_text(record: JobRecord, seq: int) -> str:
+    return _encode(status_update(record, seq, record.updated_at))
+
+
+def _lasting_text(record: JobRecord, event: Event) -> str | None:
+    message = lasting_message(record.job_id, event)
+    return None if message is None else _encode(message)
+
+
+def _encode(message: Message) -> str:
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False)

@@ -33,6 +33,8 @@ def serve(settings: Settings) -> None:
         access_log=settings.log_level == "DEBUG",
         log_config=None,
         timeout_graceful_shutdown=_GOODBYE_SECONDS,
+        # Live messages are short; compressing each for each reader takes more from the training than it saves.
+        ws_per_message_deflate=False,
     )
     with listener, _sole_server(settings.data_dir):
         host, port = listener.getsockname()[:2]

@@ -12,6 +12,7 @@ from fastapi.requests import HTTPConnection
 from merlina.executors.helper import Helper
 from merlina.jobs.desk import Desk
 from merlina.jobs.hub import Hub
+from merlina.jobs.shared import Shared
 from merlina.jobs.supervisor import Supervisor
 from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
@@ -36,6 +37,7 @@ class Services:
     started_at: float = field(default_factory=time.monotonic)
     websockets: int = 0
     preloaded: set[str] = field(default_factory=set)
+    shared: Shared = field(default_factory=Shared)
 
 
 def _services(connection: HTTPConnection) -> Services:

@@ -10,6 +10,10 @@ from merlina.jobs.hub import Hub
 from merlina.runs import read_events
 from merlina.schemas.events import Event
 
+# What a reader holds while it takes nothing more: this many events, however far it is behind.
+_BATCH_EVENTS = 256
+_BATCH_BYTES = 64 * 1024
+
 
 class EventCursor:
     """`seq` is the number of the last event handed out."""
@@ -26,7 +30,7 @@ class EventCursor:
         while self.seq < last:
             recent = self._hub.recent(self._job_id, self.seq)
             found = recent if recent is not None else await asyncio.to_thread(self._from_log)
-            batch = [event for event in found if event.seq <= last]
+            batch = [event for event in found[:_BATCH_EVENTS] if event.seq <= last]
             if not batch:
                 return
             self.seq = batch[-1].seq
@@ -34,7 +38,7 @@ class EventCursor:
 
     def _from_log(self) -> list[Event]:
         while True:
-            found, offset = read_events(self._events_file, self._offset)
+            found, offset = read_events(self._events_file, self._offset, _BATCH_BYTES)
             fresh = [event for event in found if event.seq > self.seq]
             if fresh or not found:
                 return fresh

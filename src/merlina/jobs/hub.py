@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from merlina.schemas.events import Event
 from merlina.storage.jobs import JobRecord
@@ -46,15 +47,13 @@ class Hub:
             waiters, channel.waiters = channel.waiters, set()
             if record.ended:
                 self._note_end(record.job_id)
-        for waiter in waiters:
-            _wake(waiter)
+        _wake(waiters)
 
     def forget(self, job_id: str) -> None:
         """Drops what is kept of a job that is gone; whoever waits is woken."""
         with self._lock:
             channel = self._channels.pop(job_id, None)
-        for waiter in channel.waiters if channel else ():
-            _wake(waiter)
+        _wake(channel.waiters if channel else ())
 
     def version(self, job_id: str) -> int:
         """A number that changes with each publication; read it before reading what was published."""
@@ -74,7 +73,9 @@ class Hub:
             channel = self._channels.get(job_id)
             if channel is None or not channel.recent or channel.recent[0].seq > after + 1:
                 return None
-            return [event for event in channel.recent if event.seq > after]
+            # From the newest on: those who keep up want the last few of many.
+            newest_first = takewhile(lambda event: event.seq > after, reversed(channel.recent))
+            return list(newest_first)[::-1]
 
     def _note_end(self, job_id: str) -> None:
         """Lets the channels of jobs go that ended long ago."""
@@ -100,11 +101,18 @@ class Hub:
                 channel.waiters.discard(waiter)
 
 
-def _wake(waiter: asyncio.Future[None]) -> None:
-    def finish() -> None:
+def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
+    """Wakes all of a loop by one call, since each call into another thread's loop costs a system call."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
+    for waiter in waiters:
+        by_loop.setdefault(waiter.get_loop(), []).append(waiter)
+    for loop, group in by_loop.items():
+        # A loop that is closed has no reader left to tell.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(_finish, group)
+
+
+def _finish(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
         if not waiter.done():
             waiter.set_result(None)
-
-    # A loop that is closed has no reader left to tell.
-    with contextlib.suppress(RuntimeError):
-        waiter.get_loop().call_soon_threadsafe(finish)

@@ -19,11 +19,13 @@ class Database:
     """An engine with its two doors, `read` and `write`; both are short transactions.
 
     SQLite has one writer: `write` holds a lock of this process and takes the database's write lock at its beginning,
-    so that what it reads inside stays true until it commits.
+    so that what it reads inside stays true until it commits. `revision` changes with the end of each write: while it
+    stays the same, so does what was read after looking at it.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.revision = 0
         self._write_lock = threading.Lock()
         self.engine = create_engine(url, pool_size=16, max_overflow=48)
         if self.is_sqlite:
@@ -40,16 +42,20 @@ class Database:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
-        with self._write_lock, self._writer() as connection, connection.begin():
-            yield connection
+        with self._write_lock:
+            try:
+                with self._writer() as connection, connection.begin():
+                    yield connection
+            finally:
+                self.revision += 1
 
-    def migrate(self) -> None:
-        """Brings the tables to the newest version."""
+    def migrate(self, version: str = "head") -> None:
+        """Brings the tables to a version, the newest if none is named."""
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self._write_lock, self._writer() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, version)
 
     def _writer(self) -> Connection:
         return self.engine.connect().execution_options(**{_WRITES: True})

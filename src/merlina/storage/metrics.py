@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import BigInteger, ColumnElement, Connection, Select, delete, func, literal, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from merlina.storage.tables import metrics
+from merlina.storage.tables import jobs, metrics
 
 Figures = dict[str, float | None]
 
@@ -24,13 +24,15 @@ class MetricRecord:
 
 def record(connection: Connection, job_number: int, rows: Iterable[MetricRecord]) -> None:
     """Adds rows; figures of a step that is there already are joined to it."""
+    fresh = list(rows)
+    if not fresh:
+        return
+    there = _between(connection, job_number, min(row.step for row in fresh), max(row.step for row in fresh))
     merged: dict[int, MetricRecord] = {}
-    for row in rows:
-        before = merged.get(row.step) or _one(connection, job_number, row.step)
+    for row in fresh:
+        before = merged.get(row.step) or there.get(row.step)
         figures = {**before.figures, **row.figures} if before else row.figures
         merged[row.step] = MetricRecord(row.step, row.timestamp, figures)
-    if not merged:
-        return
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     query = dialect.insert(metrics)
     query = query.on_conflict_do_update(
@@ -44,11 +46,13 @@ def record(connection: Connection, job_number: int, rows: Iterable[MetricRecord]
             for row in merged.values()
         ],
     )
+    _count_in(connection, job_number, len(merged.keys() - there.keys()))
 
 
 def forget_after(connection: Connection, job_number: int, step: int) -> None:
     """Drops the rows of steps that a resumed run takes again."""
-    connection.execute(delete(metrics).where(metrics.c.job_number == job_number, metrics.c.step > step))
+    dropped = connection.execute(delete(metrics).where(metrics.c.job_number == job_number, metrics.c.step > step))
+    _count_in(connection, job_number, -dropped.rowcount)
 
 
 def rows(
@@ -59,47 +63,54 @@ def rows(
     limit: int | None = None,
     max_points: int | None = None,
 ) -> list[MetricRecord]:
-    """Rows in step order; from `since_step` on, the first `limit`, or `max_points` spread evenly over all."""
+    """Rows in step order; from `since_step` on, the first `limit`, or at most `max_points` spread evenly over all."""
     matches = metrics.c.job_number == job_number
     if since_step is not None:
         matches &= metrics.c.step >= since_step
     query = select(metrics.c.step, metrics.c.timestamp, metrics.c.figures).where(matches).order_by(metrics.c.step)
-    if max_points is not None:
-        keys = list(connection.execute(select(metrics.c.step).where(matches).order_by(metrics.c.step)).scalars())
-        if len(keys) > max_points:
-            return _at_steps(connection, job_number, _spread(keys, max_points))[:limit]
+    if max_points is not None and _are_more(connection, matches, max_points):
+        query = query.where(metrics.c.step.in_(_spread(connection, job_number, matches, max_points)))
     if limit is not None:
         query = query.limit(limit)
     return [MetricRecord(*row) for row in connection.execute(query)]
 
 
 def count(connection: Connection) -> int:
-    return connection.execute(select(func.count()).select_from(metrics)).scalar_one()
+    """How many rows all jobs have."""
+    return int(connection.execute(select(func.coalesce(func.sum(jobs.c.metric_rows), 0))).scalar_one())
 
 
-def _spread(keys: list[int], points: int) -> list[int]:
+def _are_more(connection: Connection, matches: ColumnElement[bool], than: int) -> bool:
+    some = select(metrics.c.step).where(matches).limit(than + 1).subquery()
+    return connection.execute(select(func.count()).select_from(some)).scalar_one() > than
+
+
+def _spread(connection: Connection, job_number: int, matches: ColumnElement[bool], points: int) -> Select[tuple[int]]:
+    """Steps at even distances from the first to the last, each the next one that has a row.
+
+    Each is looked up by itself, so that the time goes with the points and not with the rows.
+    """
+    ends = (func.min(metrics.c.step), func.max(metrics.c.step))
+    first, last = (connection.execute(select(end).where(matches)).scalar_one() for end in ends)
     if points == 1:
-        return keys[-1:]
-    last = len(keys) - 1
-    return [keys[round(index * last / (points - 1))] for index in range(points)]
+        return select(literal(last))
+    place = select(literal(0, BigInteger).label("number")).cte(recursive=True)
+    place = place.union_all(select(place.c.number + 1).where(place.c.number < points - 1))
+    # (2ab + c) // 2c is ab / c, rounded to a whole step.
+    wanted = first + (2 * place.c.number * (last - first) + points - 1) // (2 * (points - 1))
+    row = metrics.alias()
+    found = select(func.min(row.c.step)).where(row.c.job_number == job_number, row.c.step >= wanted)
+    return select(found.correlate(place).scalar_subquery()).select_from(place)
 
 
-def _at_steps(connection: Connection, job_number: int, steps: list[int]) -> list[MetricRecord]:
-    # SQLite takes at most 32,766 bound values in one statement.
-    found: list[MetricRecord] = []
-    for begin in range(0, len(steps), 10_000):
-        query = (
-            select(metrics.c.step, metrics.c.timestamp, metrics.c.figures)
-            .where(metrics.c.job_number == job_number, metrics.c.step.in_(steps[begin : begin + 10_000]))
-            .order_by(metrics.c.step)
-        )
-        found += [MetricRecord(*row) for row in connection.execute(query)]
-    return found
-
-
-def _one(connection: Connection, job_number: int, step: int) -> MetricRecord | None:
+def _between(connection: Connection, job_number: int, first: int, last: int) -> dict[int, MetricRecord]:
+    """Rows by step."""
     query = select(metrics.c.step, metrics.c.timestamp, metrics.c.figures).where(
-        metrics.c.job_number == job_number, metrics.c.step == step
+        metrics.c.job_number == job_number, metrics.c.step.between(first, last)
     )
-    row = connection.execute(query).one_or_none()
-    return MetricRecord(*row) if row else None
+    return {row.step: MetricRecord(*row) for row in connection.execute(query)}
+
+
+def _count_in(connection: Connection, job_number: int, rows: int) -> None:
+    changed = {"metric_rows": jobs.c.metric_rows + rows}
+    connection.execute(update(jobs).where(jobs.c.number == job_number).values(changed))

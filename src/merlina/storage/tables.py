@@ -62,6 +62,8 @@ jobs = Table(
     Column("deleting", Boolean, nullable=False, server_default=false()),
     Column("last_seq", Integer, nullable=False, server_default="0"),
     Column("log_offset", Integer, nullable=False, server_default="0"),
+    # How many rows of `metrics` are the job's, kept beside them: to count a million takes too long.
+    Column("metric_rows", Integer, nullable=False, server_default="0"),
     Index(None, "state", "priority", "number"),
     sqlite_autoincrement=True,
 )
