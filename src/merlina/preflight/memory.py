@@ -49,7 +49,7 @@ class _Device:
 
 
 _DEVICES = {
-    "cpu": _Device(0.6 * _GB, 1.15, 4, 8, {4: 20, 2: 9}, keeps_unpacked=True),
+    "cpu": _Device(0.6 * _GB, 1.15, 4, 11, {4: 20, 2: 9}, keeps_unpacked=True),
     "cuda": _Device(0.6 * _GB, 1.1, 1, 1, {4: 20, 2: 14}, keeps_unpacked=False),
 }
 
