@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -16,19 +20,36 @@ Repos = dict[str, dict[str, bytes]]
 """`datasets/org/name` or `models/org/name` -> its files."""
 
 
+@dataclass
+class FakeHub:
+    """What the server holds and was sent: `repos` gains what is uploaded. `trouble` names what it does wrong:
+
+    `refuse creation`, `fail commit`, or `cut <file>`, which breaks off in the middle of that file, once.
+    """
+
+    repos: Repos
+    token: str | None = None
+    trouble: set[str] = field(default_factory=set)
+    private: dict[str, bool] = field(default_factory=dict)
+    large: dict[str, bytes] = field(default_factory=dict)
+    cuts: int = 0
+    endpoint: str = ""
+
+
 @contextmanager
-def fake_hub(repos: Repos, token: str | None = None) -> Iterator[str]:
-    """Serves the repositories; with a token, only to who sends it. Yields the address for HF_ENDPOINT."""
+def fake_hub(repos: Repos, token: str | None = None, trouble: Iterable[str] = ()) -> Iterator[FakeHub]:
+    """Serves the repositories; with a token, only to who sends it. Its `endpoint` is for HF_ENDPOINT."""
+    hub = FakeHub(repos, token, set(trouble))
 
     class Handler(_Handler):
-        files = repos
-        needed_token = token
+        state = hub
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield hub
     finally:
         server.shutdown()
         server.server_close()
@@ -36,8 +57,7 @@ def fake_hub(repos: Repos, token: str | None = None) -> Iterator[str]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    files: Repos
-    needed_token: str | None
+    state: FakeHub
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -47,28 +67,41 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length", 0))
-        self._answer(self.rfile.read(length))
+        self._answer(self._body())
+
+    def do_PUT(self) -> None:
+        """A large file, to the address that `_large_files` gave out."""
+        self.state.large[self.path.rsplit("/", 1)[1]] = self._body()
+        self._send(200, b"", {})
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def log_message(self, *_: object) -> None:
         return
 
     def _answer(self, body: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
-        if self.needed_token and self.headers.get("Authorization") != f"Bearer {self.needed_token}":
+        if self.state.token and self.headers.get("Authorization") != f"Bearer {self.state.token}":
             self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
             return
-        if path.startswith("api/"):
+        if path == "api/repos/create":
+            self._create(json.loads(body))
+        elif path == "api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path.endswith("/info/lfs/objects/batch"):
+            self._large_files(json.loads(body))
+        elif path.startswith("api/"):
             self._api(path.removeprefix("api/"), body)
         else:
             self._file(path)
 
     def _api(self, path: str, body: bytes) -> None:
-        repo = next((name for name in self.files if path == name or path.startswith(f"{name}/")), None)
+        repo = next((name for name in self.state.repos if path == name or path.startswith(f"{name}/")), None)
         if repo is None:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
             return
-        files, rest = self.files[repo], path.removeprefix(repo).strip("/")
+        files, rest = self.state.repos[repo], path.removeprefix(repo).strip("/")
         entries = [{"type": "file", "path": name, "size": len(data), "oid": _oid(data)} for name, data in files.items()]
         if rest.startswith("tree/"):
             self._json(entries)
@@ -78,11 +111,43 @@ class _Handler(BaseHTTPRequestHandler):
         elif not rest or rest.startswith("revision/"):
             siblings = [{"rfilename": name} for name in files]
             self._json({"id": repo.split("/", 1)[1], "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+        elif rest.startswith("preupload/"):
+            self._json({"files": [_upload_mode(file["path"]) for file in json.loads(body)["files"]]})
+        elif rest.startswith("commit/"):
+            self._commit(repo, [json.loads(line) for line in body.splitlines()])
         else:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
 
+    def _create(self, wanted: dict[str, Any]) -> None:
+        if "refuse creation" in self.state.trouble:
+            self._send(403, b'{"error": "You don\'t have the rights to create a model here"}', {})
+            return
+        name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+        self.state.repos.setdefault(f"models/{name}", {})
+        self.state.private[name] = wanted["visibility"] == "private"
+        self._json({"url": f"{self.state.endpoint}/{name}", "id": name})
+
+    def _large_files(self, wanted: dict[str, Any]) -> None:
+        def upload(item: dict[str, Any]) -> dict[str, Any]:
+            return {**item, "actions": {"upload": {"href": f"{self.state.endpoint}/large/{item['oid']}"}}}
+
+        self._json({"transfer": "basic", "objects": [upload(item) for item in wanted["objects"]]})
+
+    def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
+        if "fail commit" in self.state.trouble:
+            self._send(500, b'{"error": "The Hub is unwell"}', {})
+            return
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                self.state.repos[repo][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.state.repos[repo][value["path"]] = self.state.large[value["oid"]]
+        address = f"{self.state.endpoint}/{repo.removeprefix('models/')}/commit/{COMMIT}"
+        self._json({"commitUrl": address, "commitOid": COMMIT, "success": True})
+
     def _file(self, path: str) -> None:
-        for repo, files in self.files.items():
+        for repo, files in self.state.repos.items():
             address = repo.removeprefix("models/")
             if path.startswith(f"{address}/resolve/"):
                 data = files.get(path.removeprefix(f"{address}/resolve/").split("/", 1)[1])
@@ -108,8 +173,22 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        if self.command == "HEAD":
+            return
+        cut = f"cut {self.path.rsplit('/', 1)[1]}"
+        if cut in self.state.trouble and status in (200, 206):
+            self.state.trouble.discard(cut)
+            self.state.cuts += 1
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.wfile.write(data)
+
+
+def _upload_mode(path: str) -> dict[str, Any]:
+    mode = "lfs" if path.endswith(".safetensors") else "regular"
+    return {"path": path, "uploadMode": mode, "shouldIgnore": False}
 
 
 def _oid(data: bytes) -> str:

@@ -39,8 +39,8 @@ def test_a_private_models_tokenizer_needs_its_token(
     new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path
 ) -> None:
     files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
-    with fake_hub({"models/org/tiny": files}, token="hf_right") as endpoint:
-        server = new_server(HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
+    with fake_hub({"models/org/tiny": files}, token="hf_right") as hub:
+        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
         with server.http() as http:
             for body in ({}, {"hf_token": "hf_wrong"}):
                 refused = http.post("/model/preload", json={"model_name": "org/tiny", **body})

@@ -37,17 +37,17 @@ def look(endpoint: str, cache: Path, repo: str, split: str = "train", token: str
 
 
 def test_rows_come_from_the_hub_in_order(tmp_path: Path) -> None:
-    with fake_hub(REPOS) as endpoint:
-        assert look(endpoint, tmp_path, "org/pairs") == ROWS
-        assert "Bad split: test. Available splits: ['train']" in look(endpoint, tmp_path, "org/pairs", split="test")
-        assert "There is no data set 'org/none'" in look(endpoint, tmp_path, "org/none")
+    with fake_hub(REPOS) as hub:
+        assert look(hub.endpoint, tmp_path, "org/pairs") == ROWS
+        assert "Bad split: test. Available splits: ['train']" in look(hub.endpoint, tmp_path, "org/pairs", split="test")
+        assert "There is no data set 'org/none'" in look(hub.endpoint, tmp_path, "org/none")
 
 
 def test_a_private_data_set_needs_its_token(tmp_path: Path) -> None:
-    with fake_hub(REPOS, token="hf_right") as endpoint:
-        assert look(endpoint, tmp_path, "org/pairs", token="hf_right", count=2) == ROWS[:2]
-        assert "give a hf_token" in look(endpoint, tmp_path, "org/pairs")
-        refused = look(endpoint, tmp_path, "org/pairs", token="hf_wrong")
+    with fake_hub(REPOS, token="hf_right") as hub:
+        assert look(hub.endpoint, tmp_path, "org/pairs", token="hf_right", count=2) == ROWS[:2]
+        assert "give a hf_token" in look(hub.endpoint, tmp_path, "org/pairs")
+        refused = look(hub.endpoint, tmp_path, "org/pairs", token="hf_wrong")
         assert "can't see it" in refused
         assert "hf_wrong" not in refused
 

@@ -28,7 +28,10 @@ def preview(helper: Helper, folder: Path, **changes: Any) -> Any:
         "format": {"format_type": "tokenizer"},
         **changes,
     }  # fmt: skip
-    return helper.call("preview_formatted", config=config, file=str(file), limit=2, token=None)
+    limits = {"limit": 2, "max_length": 512, "max_prompt_length": 256}
+    return helper.call(
+        "preview_formatted", config=config, file=str(file), token=None, trust_remote_code=False, **limits
+    )
 
 
 def test_its_errors_come_back_as_what_they_are_and_it_lives_on(

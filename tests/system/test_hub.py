@@ -12,6 +12,9 @@ from tests.data.test_hub import REPOS
 from tests.harness import Server, training_config
 from tests.hub import fake_hub
 
+# Large files go the plain way, which the loopback server speaks.
+ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
 
 @pytest.fixture
 def body(tiny_model: Path) -> dict[str, Any]:
@@ -24,8 +27,8 @@ def test_a_private_model_is_trained_on_private_data(
     new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
 ) -> None:
     model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
-    with fake_hub({**REPOS, "models/org/tiny": model}, token="hf_right") as endpoint:
-        server = new_server(HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
+    with fake_hub({**REPOS, "models/org/tiny": model}, token="hf_right") as hub:
+        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
         with server.http() as http:
             refused = http.post("/train", json={**body, "hf_token": "hf_wrong"})
             assert refused.status_code == 400
@@ -36,8 +39,7 @@ def test_a_private_model_is_trained_on_private_data(
             assert http.post("/validate", json=body).json()["valid"]
         ended = server.until_ended(server.train(body))
         assert (ended.status, ended.error) == ("completed", None)
-        with server.client() as client:
-            assert "30 rows read, all of them usable" in [line.message for line in client.logs(ended.job_id).logs]
+        assert "30 rows read, all of them usable" in server.log_lines(ended.job_id)
     for path in server.root.rglob("*"):
         assert not path.is_file() or b"hf_right" not in path.read_bytes(), path
 
@@ -45,9 +47,83 @@ def test_a_private_model_is_trained_on_private_data(
 def test_what_is_not_on_the_hub_is_named(
     new_server: Callable[..., Server], tmp_path: Path, body: dict[str, Any]
 ) -> None:
-    with fake_hub({}) as endpoint:
-        server = new_server(HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
+    with fake_hub({}) as hub:
+        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
         with server.http() as http:
             errors = http.post("/validate", json={**body, "hf_token": None}).json()["results"]["errors"]
     assert "there is no model 'org/tiny' on the Hub" in errors[0]
     assert "there is no dataset 'org/pairs' on the Hub" in errors[1]
+
+
+def test_a_finished_model_is_uploaded_as_adapter_and_as_whole(
+    new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    with fake_hub({}, token="hf_right") as hub:
+        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), **ONLINE)
+        common = {"push_to_hub": True, "hf_token": "hf_right", "max_steps": 2}
+        adapter = config(server, "org/adapter", merge_lora_before_upload=False, **common)
+        whole = config(server, "org/whole", hf_hub_private=False, **common)
+        ended = [server.until_ended(job_id) for job_id in (server.train(adapter), server.train(whole))]
+        logs = [server.log_lines(job.job_id) for job in ended]
+    assert [job.status for job in ended] == ["completed", "completed"]
+    for lines in logs:
+        assert any(line.startswith("Uploaded to http") for line in lines), lines
+    assert hub.private == {"org/adapter": True, "org/whole": False}
+    uploaded = hub.repos["models/org/adapter"]
+    saved = server.root / "models" / "org" / "adapter"
+    changed = {"README.md", "merlina.json", "adapter_config.json"}
+    assert set(uploaded) == {path.name for path in saved.iterdir()}
+    assert all(uploaded[name] == (saved / name).read_bytes() for name in set(uploaded) - changed)
+    merged = hub.repos["models/org/whole"]
+    assert "model.safetensors" in merged
+    assert not any(name.startswith("adapter") for name in merged)
+    assert "AutoModelForCausalLM.from_pretrained('org/whole')" in merged["README.md"].decode()
+    assert "PeftModel.from_pretrained(base, 'org/adapter')" in uploaded["README.md"].decode()
+    for name, content in [*uploaded.items(), *merged.items()]:
+        assert str(tmp_path).encode() not in content, name
+        assert b"hf_right" not in content, name
+
+
+@pytest.mark.parametrize("trouble", ["refuse creation", "fail commit"])
+def test_a_failed_upload_leaves_the_job_completed_and_the_model_safe(
+    new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tmp_path: Path, trouble: str
+) -> None:
+    with fake_hub({}, trouble=[trouble]) as hub:
+        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), **ONLINE)
+        body = config(server, "org/unlucky", push_to_hub=True, hf_token="hf_right", max_steps=2)
+        ended = server.until_ended(server.train(body))
+        lines = server.log_lines(ended.job_id)
+    assert (ended.status, ended.error) == ("completed", None)
+    (warning,) = [line for line in lines if line.startswith("The upload to the Hub failed")]
+    assert "the model is safe in" in warning
+    assert "hf upload org/unlucky" in warning
+    folder = server.root / "models" / "org"
+    assert [path.name for path in folder.iterdir()] == ["unlucky"]
+    assert (folder / "unlucky" / "adapter_model.safetensors").is_file()
+
+
+def test_a_connection_that_is_cut_in_mid_file_is_taken_up_again(
+    new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
+) -> None:
+    model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+    repos = {**REPOS, "models/org/tiny": model}
+    with fake_hub(repos, trouble=["cut model.safetensors", "cut train.jsonl"]) as hub:
+        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), **ONLINE)
+        ended = server.until_ended(server.train({**body, "hf_token": None}))
+        assert (ended.status, ended.error) == ("completed", None)
+        assert hub.cuts == 2
+        assert "30 rows read, all of them usable" in server.log_lines(ended.job_id)
+
+
+def test_what_was_read_from_the_hub_once_is_there_without_it(
+    new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
+) -> None:
+    model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+    with fake_hub({**REPOS, "models/org/tiny": model}) as hub:
+        home = {"HF_HOME": str(tmp_path / "hf")}
+        server = new_server(HF_ENDPOINT=hub.endpoint, **home, **ONLINE)
+        assert server.until_ended(server.train({**body, "hf_token": None})).status == "completed"
+        server.stop()
+    offline = new_server(HF_HUB_OFFLINE="1", **home)
+    ended = offline.until_ended(offline.train({**body, "hf_token": None, "output_name": "offline"}))
+    assert (ended.status, ended.error) == ("completed", None)

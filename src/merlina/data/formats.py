@@ -38,7 +38,7 @@ _Renderer = Callable[[Pair, DatasetFormat, ChatTemplate | None], Rendered]
 def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
     """The function that renders pairs. Raises DataError where the format needs a template and there is none."""
     if spec.format_type == "tokenizer" and template is None:
-        raise DataError("The format 'tokenizer' needs a model whose tokenizer has a chat template")
+        raise DataError("model_name is needed for the format 'tokenizer': it says whose chat template to use")
     render = FORMATS[spec.format_type]
     return lambda pair: render(pair, spec, template)
 

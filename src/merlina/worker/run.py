@@ -57,7 +57,7 @@ def _run_stages(stages: Stages) -> None:
         return
     if order.config.push_to_hub:
         reporter.state("uploading", output_dir=str(output_dir))
-        publish(trained, loaded.tokenizer, output_dir, order.config, reporter)
+        publish(trained, loaded.tokenizer, order, data, final_metrics, reporter)
     shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
     reporter.end("completed", output_dir=str(output_dir), final_metrics=final_metrics)
 
