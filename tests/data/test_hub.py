@@ -22,7 +22,7 @@ from merlina.data.hub import read_hub_rows
 from merlina.errors import DataError
 repo, split, token, count = json.loads(sys.argv[1])
 try:
-    print(json.dumps(list(islice(read_hub_rows(repo, split, token), count))))
+    print(json.dumps(list(islice(read_hub_rows(repo, split, token, keep=False), count))))
 except DataError as error:
     print(json.dumps(error.message))
 """

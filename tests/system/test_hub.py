@@ -84,46 +84,38 @@ def test_a_finished_model_is_uploaded_as_adapter_and_as_whole(
         assert b"hf_right" not in content, name
 
 
-@pytest.mark.parametrize("trouble", ["refuse creation", "fail commit"])
 def test_a_failed_upload_leaves_the_job_completed_and_the_model_safe(
-    new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tmp_path: Path, trouble: str
+    new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    with fake_hub({}, trouble=[trouble]) as hub:
+    with fake_hub({}) as hub:
         server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), **ONLINE)
-        body = config(server, "org/unlucky", push_to_hub=True, hf_token="hf_right", max_steps=2)
-        ended = server.until_ended(server.train(body))
-        lines = server.log_lines(ended.job_id)
-    assert (ended.status, ended.error) == ("completed", None)
-    (warning,) = [line for line in lines if line.startswith("The upload to the Hub failed")]
-    assert "the model is safe in" in warning
-    assert "hf upload org/unlucky" in warning
-    folder = server.root / "models" / "org"
-    assert [path.name for path in folder.iterdir()] == ["unlucky"]
-    assert (folder / "unlucky" / "adapter_model.safetensors").is_file()
+        for name, trouble in (("refused", "refuse creation"), ("broken", "fail commit")):
+            hub.trouble = {trouble}
+            body = config(server, f"org/{name}", push_to_hub=True, hf_token="hf_right", max_steps=1)
+            ended = server.until_ended(server.train(body))
+            assert (ended.status, ended.error) == ("completed", None)
+            lines = server.log_lines(ended.job_id)
+            (warning,) = [line for line in lines if line.startswith("The upload to the Hub failed")]
+            assert "the model is safe in" in warning
+            assert f"hf upload org/{name}" in warning
+            assert (server.root / "models" / "org" / name / "adapter_model.safetensors").is_file()
+    assert {path.name for path in (server.root / "models" / "org").iterdir()} == {"refused", "broken"}
 
 
-def test_a_connection_that_is_cut_in_mid_file_is_taken_up_again(
+def test_a_cut_connection_is_taken_up_again_and_what_was_read_is_there_offline(
     new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
 ) -> None:
     model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+    body = {**body, "hf_token": None}
     repos = {**REPOS, "models/org/tiny": model}
     with fake_hub(repos, trouble=["cut model.safetensors", "cut train.jsonl"]) as hub:
         server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), **ONLINE)
-        ended = server.until_ended(server.train({**body, "hf_token": None}))
+        ended = server.until_ended(server.train(body))
         assert (ended.status, ended.error) == ("completed", None)
         assert hub.cuts == 2
         assert "30 rows read, all of them usable" in server.log_lines(ended.job_id)
-
-
-def test_what_was_read_from_the_hub_once_is_there_without_it(
-    new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
-) -> None:
-    model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
-    with fake_hub({**REPOS, "models/org/tiny": model}) as hub:
-        home = {"HF_HOME": str(tmp_path / "hf")}
-        server = new_server(HF_ENDPOINT=hub.endpoint, **home, **ONLINE)
-        assert server.until_ended(server.train({**body, "hf_token": None})).status == "completed"
         server.stop()
-    offline = new_server(HF_HUB_OFFLINE="1", **home)
-    ended = offline.until_ended(offline.train({**body, "hf_token": None, "output_name": "offline"}))
+    offline = new_server(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
+    ended = offline.until_ended(offline.train({**body, "output_name": "offline"}))
     assert (ended.status, ended.error) == ("completed", None)
+    assert "30 rows read, all of them usable" in offline.log_lines(ended.job_id)

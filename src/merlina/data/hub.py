@@ -1,22 +1,28 @@
-"""Rows of a data set on the Hugging Face Hub, streamed by its own client."""
+"""Rows of a data set on the Hugging Face Hub, by its own client: streamed, or kept for the next time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_OFFLINE
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
 from merlina.errors import DataError
 
 
-def read_hub_rows(repo_id: str, split: str, token: str | None) -> Iterator[dict[str, Any]]:
-    """Rows of one split in order. Raises DataError where it isn't there, may not be read or can't be reached."""
+def read_hub_rows(repo_id: str, split: str, token: str | None, *, keep: bool) -> Iterator[dict[str, Any]]:
+    """Rows of one split in order; with `keep`, all of it is downloaded first, and is there offline from then on.
+
+    Raises DataError where it isn't there, may not be read or can't be reached.
+    """
     from datasets import load_dataset
     from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
     try:
-        yield from load_dataset(repo_id, split=split, streaming=True, token=token or False)
+        # Only what was kept can be read offline; a stream leaves nothing behind.
+        streaming = not keep and not HF_HUB_OFFLINE
+        yield from load_dataset(repo_id, split=split, streaming=streaming, token=token or False)
     except (DatasetNotFoundError, RepositoryNotFoundError, GatedRepoError) as error:
         hint = "the hf_token given can't see it" if token else "if it is private or gated, give a hf_token"
         raise DataError(f"There is no data set {repo_id!r} on the Hub: {hint}") from error
