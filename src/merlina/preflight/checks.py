@@ -15,7 +15,7 @@ from merlina.preflight.findings import Finding, Report
 from merlina.preflight.hub import check_repo
 from merlina.preflight.machine import check_disk, check_gpus, check_output
 from merlina.preflight.memory import check_memory
-from merlina.preflight.models import check_model, judge_model, judge_tokenizer
+from merlina.preflight.models import check_model, judge_model, judge_targets, judge_tokenizer
 from merlina.schemas.inspection import RunFacts
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
@@ -42,6 +42,7 @@ class Preflight:
         facts = self._inspect(config, report)
         if facts is not None:
             report.findings["model_supported"] = judge_model(facts)
+            report.findings["layers_found"] = judge_targets(config, facts.model) if facts.model else Finding()
             report.findings["tokenizer_ready"] = judge_tokenizer(facts, config.dataset.format.format_type)
         self._judge_dataset(config, report, facts)
         model = facts.model if facts else None

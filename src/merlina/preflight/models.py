@@ -10,7 +10,8 @@ from pathlib import Path
 from merlina.preflight.findings import Finding
 from merlina.preflight.hub import check_repo
 from merlina.schemas.datasets import FormatType
-from merlina.schemas.inspection import RunFacts
+from merlina.schemas.inspection import ModelFacts, RunFacts
+from merlina.schemas.training import TrainingConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
@@ -32,6 +33,17 @@ def check_model(base_model: str, token: str | None) -> Finding:
 def judge_model(facts: RunFacts) -> Finding:
     """Whether transformers knows the architecture."""
     return Finding() if facts.model_error is None else _error(f"base_model: {facts.model_error}")
+
+
+def judge_targets(config: TrainingConfig, model: ModelFacts) -> Finding:
+    """Whether the model has the layers that are to get adapters."""
+    if not config.use_lora:
+        return Finding()
+    missing = [name for name in config.target_modules if name.rsplit(".", 1)[-1] not in model.adapter_width]
+    named = f"target_modules: the model has no layers named {', '.join(missing)}"
+    if len(missing) == len(config.target_modules):
+        return _error(f"{named}; it has {', '.join(sorted(model.adapter_width))}")
+    return Finding(warnings=(f"{named}; the others are trained",)) if missing else Finding()
 
 
 def judge_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:

@@ -107,7 +107,7 @@ def _measure(model: Any) -> ModelFacts:
     for name, module in linear:
         last = name.rsplit(".", 1)[-1]
         width[last] = width.get(last, 0) + sum(module.weight.shape)
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None) or 1  # state-space models have none
     return ModelFacts(
         model_type=text.model_type,
         architecture=type(model).__name__,
