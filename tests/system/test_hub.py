@@ -23,36 +23,56 @@ def body(tiny_model: Path) -> dict[str, Any]:
     return {**config, "base_model": "org/tiny", "dataset": {"source": source, "test_size": 0.1}}
 
 
+def assert_nowhere(folder: Path, *secrets: bytes) -> None:
+    """No file below the folder holds any of the secrets."""
+    for path in folder.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert not any(secret in content for secret in secrets), path
+
+
 def test_a_private_model_is_trained_on_private_data(
     new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
 ) -> None:
     model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
-    with fake_hub({**REPOS, "models/org/tiny": model}, token="hf_right") as hub:
+    train = REPOS["datasets/org/pairs"]["train.jsonl"]
+    pairs = {"train.jsonl": train, "validation.jsonl": b"".join(train.splitlines(keepends=True)[:12])}
+    body["dataset"]["source"]["split"] = "validation"
+    with fake_hub({"datasets/org/pairs": pairs, "models/org/tiny": model}, token="hf_right") as hub:
         server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
         with server.http() as http:
-            refused = http.post("/train", json={**body, "hf_token": "hf_wrong"})
-            assert refused.status_code == 400
-            errors = refused.json()["detail"]["errors"]
-            assert [error.split(":")[0] for error in errors] == ["base_model", "dataset.source.repo_id"]
-            assert all("the hf_token given can't see it" in error for error in errors)
-            assert "hf_wrong" not in refused.text
+            for token, complaint in (
+                ("hf_wrong", "The Hub doesn't accept the hf_token given"),
+                ("hf_stranger", "the hf_token given can't see it"),
+            ):
+                refused = http.post("/train", json={**body, "hf_token": token})
+                assert refused.status_code == 400
+                errors = refused.json()["detail"]["errors"]
+                assert [error.split(":")[0] for error in errors] == ["base_model", "dataset.source.repo_id"]
+                assert all(complaint in error for error in errors)
+                assert token not in refused.text
             assert http.post("/validate", json=body).json()["valid"]
         ended = server.until_ended(server.train(body))
         assert (ended.status, ended.error) == ("completed", None)
-        assert "30 rows read, all of them usable" in server.log_lines(ended.job_id)
-    for path in server.root.rglob("*"):
-        assert not path.is_file() or b"hf_right" not in path.read_bytes(), path
+        assert "12 rows read, all of them usable" in server.log_lines(ended.job_id)
+    assert_nowhere(server.root, b"hf_right", b"hf_wrong", b"hf_stranger")
 
 
-def test_what_is_not_on_the_hub_is_named(
+def test_what_is_not_on_the_hub_or_gated_there_is_named(
     new_server: Callable[..., Server], tmp_path: Path, body: dict[str, Any]
 ) -> None:
-    with fake_hub({}) as hub:
+    gated = {"models/org/gated": {"config.json": b"{}"}, "datasets/org/gated": REPOS["datasets/org/pairs"]}
+    with fake_hub(gated) as hub:
+        hub.gated.update(gated)
         server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
         with server.http() as http:
-            errors = http.post("/validate", json={**body, "hf_token": None}).json()["results"]["errors"]
-    assert "there is no model 'org/tiny' on the Hub" in errors[0]
-    assert "there is no dataset 'org/pairs' on the Hub" in errors[1]
+            missing = http.post("/validate", json={**body, "hf_token": None}).json()["results"]["errors"]
+            body = {**body, "base_model": "org/gated"}
+            body["dataset"]["source"]["repo_id"] = "org/gated"
+            closed = http.post("/validate", json=body).json()["results"]["errors"]
+    assert "There is no model 'org/tiny' on the Hub" in missing[0]
+    assert "There is no data set 'org/pairs' on the Hub" in missing[1]
+    assert "The model 'org/gated' is gated: accept its terms" in closed[0]
+    assert "The data set 'org/gated' is gated: accept its terms" in closed[1]
 
 
 def test_a_finished_model_is_uploaded_as_adapter_and_as_whole(
@@ -69,6 +89,7 @@ def test_a_finished_model_is_uploaded_as_adapter_and_as_whole(
     for lines in logs:
         assert any(line.startswith("Uploaded to http") for line in lines), lines
     assert hub.private == {"org/adapter": True, "org/whole": False}
+    assert hub.commits == [("models/org/adapter", "Bearer hf_right"), ("models/org/whole", "Bearer hf_right")]
     uploaded = hub.repos["models/org/adapter"]
     saved = server.root / "models" / "org" / "adapter"
     changed = {"README.md", "merlina.json", "adapter_config.json"}
@@ -87,19 +108,29 @@ def test_a_finished_model_is_uploaded_as_adapter_and_as_whole(
 def test_a_failed_upload_leaves_the_job_completed_and_the_model_safe(
     new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    with fake_hub({}) as hub:
+    with fake_hub({"models/org/readonly": {}, "models/org/public": {}}) as hub:
+        hub.private = {"org/readonly": True}
         server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), **ONLINE)
-        for name, trouble in (("refused", "refuse creation"), ("broken", "fail commit")):
+        for name, trouble, complaint in (
+            ("refused", "refuse creation", "may not write to org/refused; give one with write access"),
+            ("readonly", "refuse writing", "may not write to org/readonly; give one with write access"),
+            ("broken", "fail commit", "The Hub can't answer about the model 'org/broken' (status 500)"),
+            ("public", "", "is there already and public, which hf_hub_private forbids"),
+        ):
             hub.trouble = {trouble}
             body = config(server, f"org/{name}", push_to_hub=True, hf_token="hf_right", max_steps=1)
             ended = server.until_ended(server.train(body))
             assert (ended.status, ended.error) == ("completed", None)
             lines = server.log_lines(ended.job_id)
             (warning,) = [line for line in lines if line.startswith("The upload to the Hub failed")]
-            assert "the model is safe in" in warning
-            assert f"hf upload org/{name}" in warning
-            assert (server.root / "models" / "org" / name / "adapter_model.safetensors").is_file()
-    assert {path.name for path in (server.root / "models" / "org").iterdir()} == {"refused", "broken"}
+            assert complaint in warning
+            folder = server.root / "models" / "org" / name
+            assert f"the model is safe in {folder}" in warning
+            assert f"`hf upload org/{name} {folder} --private`" in warning
+            assert (folder / "adapter_model.safetensors").is_file()
+    assert {path.name for path in folder.parent.iterdir()} == {"refused", "readonly", "broken", "public"}
+    assert not any(hub.repos.values())
+    assert_nowhere(server.root, b"hf_right")
 
 
 def test_a_cut_connection_is_taken_up_again_and_what_was_read_is_there_offline(
@@ -108,8 +139,13 @@ def test_a_cut_connection_is_taken_up_again_and_what_was_read_is_there_offline(
     model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
     body = {**body, "hf_token": None}
     repos = {**REPOS, "models/org/tiny": model}
-    with fake_hub(repos, trouble=["cut model.safetensors", "cut train.jsonl"]) as hub:
+    with fake_hub(repos, trouble=["always cut model.safetensors"]) as hub:
         server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), **ONLINE)
+        failed = server.until_ended(server.train(body))
+        assert failed.status == "failed"
+        assert failed.error
+        assert "broke off again and again over the model 'org/tiny'; try again later" in failed.error
+        hub.trouble, hub.cuts = {"cut model.safetensors", "cut train.jsonl"}, 0
         ended = server.until_ended(server.train(body))
         assert (ended.status, ended.error) == ("completed", None)
         assert hub.cuts == 2

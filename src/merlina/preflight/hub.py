@@ -1,32 +1,26 @@
-"""Is a repository there on the Hub, and may we read it? Only its description is asked for."""
+"""Is a repository there on the Hub, and may we read it? Nothing of it is downloaded."""
 
 from __future__ import annotations
 
-from typing import Literal
+from huggingface_hub import CachedRepoInfo, scan_cache_dir
+from huggingface_hub.errors import CacheNotFound, HFValidationError
 
-from huggingface_hub import CachedRepoInfo, HfApi, scan_cache_dir
-from huggingface_hub.errors import CacheNotFound, GatedRepoError, HFValidationError, RepositoryNotFoundError
-
+from merlina.hub import RepoKind, ask_access, in_words, is_refusal
 from merlina.preflight.findings import Finding
 
-RepoKind = Literal["model", "dataset"]
-
-_TIMEOUT_SECONDS = 10
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None) -> Finding:
     """`field` is the one of the configuration that names the repository. A cached one will do without the network."""
     try:
-        HfApi(token=token).repo_info(repo_id, repo_type=kind, timeout=_TIMEOUT_SECONDS)
-    except GatedRepoError:
-        return _error(field, f"{repo_id!r} is gated; accept its terms on the Hub and give a hf_token of that account")
-    except RepositoryNotFoundError:
-        hint = "the hf_token given can't see it" if token else "if it is private, give a hf_token"
-        return _error(field, f"there is no {kind} {repo_id!r} on the Hub, nor on this machine; {hint}")
+        ask_access(repo_id, kind, token)
     except HFValidationError as error:
         return _error(field, f"{repo_id!r} is no Hub id: {error}")
     except Exception as error:  # the Hub client lets errors of its HTTP library through, whichever that is
+        words = in_words(error, repo_id, kind, token_given=token is not None) or type(error).__name__
+        if is_refusal(error):
+            return _error(field, words)
         if _is_cached(repo_id, kind):
             return Finding(warnings=(f"The Hub can't be reached; using {repo_id!r} from this machine's cache",))
         return _error(
