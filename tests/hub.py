@@ -24,9 +24,10 @@ Repos = dict[str, dict[str, bytes]]
 class FakeHub:
     """What the server holds and was sent: `repos` gains what is uploaded. `trouble` names what it does wrong:
 
-    `refuse creation`, `refuse writing`, `fail commit`, `cut <file>`, which breaks off in the middle of that file, once,
-    or `always cut <file>`. With a `token` all is private to it; `strangers` are tokens of accounts that may see nothing
-    of that, and no token but these is known at all. The files of `gated` repositories are for nobody.
+    `refuse creation <org/name>`, `refuse writing <org/name>` (creation too), `fail commit <org/name>`, `cut <file>`,
+    which breaks off in the middle of that file, once, or `always cut <file>`. With a `token` all is private to it;
+    `strangers` are tokens of accounts that may see nothing of that, and no token but these is known at all. The files
+    of `gated` repositories are for nobody.
     """
 
     repos: Repos
@@ -130,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(self._description(repo))
         elif rest == "auth-check" and repo in self.state.gated:
             self._send(403, b"", {"X-Error-Code": "GatedRepo"})
-        elif rest.split("/")[0] in ("preupload", "commit") and "refuse writing" in self.state.trouble:
+        elif rest.split("/")[0] in ("preupload", "commit") and self._is_in_trouble("refuse writing", repo):
             self._send(403, b'{"error": "Forbidden: pass a token that may write"}', {})
         elif rest.startswith("preupload/"):
             self._json({"files": [_upload_mode(file["path"]) for file in json.loads(body)["files"]]})
@@ -138,6 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._commit(repo, [json.loads(line) for line in body.splitlines()])
         else:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+
+    def _is_in_trouble(self, what: str, repo: str) -> bool:
+        return f"{what} {repo.removeprefix('models/')}" in self.state.trouble
 
     def _description(self, repo: str) -> dict[str, Any]:
         name = repo.split("/", 1)[1]
@@ -147,10 +151,10 @@ class _Handler(BaseHTTPRequestHandler):
         return {"id": name, "sha": COMMIT, "siblings": siblings, "private": private, "gated": gated, "tags": []}
 
     def _create(self, wanted: dict[str, Any]) -> None:
-        if {"refuse creation", "refuse writing"} & self.state.trouble:
+        name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+        if self._is_in_trouble("refuse creation", name) or self._is_in_trouble("refuse writing", name):
             self._send(403, b'{"error": "You don\'t have the rights to create a model here"}', {})
             return
-        name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
         address = {"url": f"{self.state.endpoint}/{name}", "id": name}
         if f"models/{name}" in self.state.repos:
             self._json({**address, "error": "You already created this model repo"}, 409)
@@ -167,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
         self.state.commits.append((repo, self.headers.get("Authorization")))
-        if "fail commit" in self.state.trouble:
+        if self._is_in_trouble("fail commit", repo):
             self._send(500, b'{"error": "The Hub is unwell"}', {})
             return
         for line in lines:

@@ -23,7 +23,7 @@ from merlina.hub import in_words
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models import split_gguf
-from merlina.worker.model_card import Placement, model_card
+from merlina.worker.model_card import Placement, is_on_hub, model_card
 from merlina.worker.reporting import EventReporter
 from merlina.worker.saving import CONFIG_FILE
 from merlina.worker.stages import TrainingData
@@ -82,7 +82,9 @@ def _stage(
     else:
         shutil.copytree(order.output_dir, folder)
     public = order.model_copy(update={"config": _for_others(order.config)})
-    placement = Placement(repo_id, is_adapter=order.config.use_lora and not merged)
+    base_on_hub = is_on_hub(order.config.base_model)
+    base = public.config.base_model if base_on_hub else f"path/to/{public.config.base_model}"
+    placement = Placement(repo_id, order.config.use_lora and not merged, base, base_on_hub)
     (folder / "README.md").write_text(model_card(public, data, final_metrics, placement))
     (folder / CONFIG_FILE).write_text(public.config.model_dump_json(indent=2) + "\n")
     if placement.is_adapter:
@@ -138,7 +140,7 @@ def _for_others(config: TrainingConfig) -> TrainingConfig:
     if source.file_path is not None:
         source = source.model_copy(update={"file_path": Path(source.file_path).name})
     base_model = config.base_model
-    if Path(base_model).expanduser().exists():
+    if not is_on_hub(base_model):
         base_model = Path(base_model).name
     changes = {"base_model": base_model, "dataset": config.dataset.model_copy(update={"source": source})}
     return config.without_secrets().model_copy(update=changes)
