@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from merlina.data.sources import resolve_file
-from merlina.errors import ForbiddenError, HelperError, MerlinaError
+from merlina.errors import BusyError, ForbiddenError, HelperError, MerlinaError
 from merlina.executors.helper import Helper
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
@@ -76,7 +76,7 @@ class Preflight:
                 token=self._hub_token(config),
                 trust_remote_code=self.settings.trust_remote_code,
             )
-        except HelperError as error:
+        except (BusyError, HelperError) as error:
             message = f"Model and data could not be looked into before the run: {error.message}"
             report.findings["inspected"] = Finding(passed=False, warnings=(message,))
             return None
