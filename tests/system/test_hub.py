@@ -65,7 +65,10 @@ def test_what_is_not_on_the_hub_or_gated_there_is_named(
         hub.gated.update(gated)
         server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
         with server.http() as http:
-            missing = http.post("/validate", json={**body, "hf_token": None}).json()["results"]["errors"]
+            results = http.post("/validate", json={**body, "hf_token": None, "push_to_hub": True}).json()["results"]
+            missing = results["errors"]
+            assert "push_to_hub: there is no hf_token; the model will not be uploaded" in results["warnings"]
+            assert not results["checks"]["upload_ready"]
             body = {**body, "base_model": "org/gated"}
             body["dataset"]["source"]["repo_id"] = "org/gated"
             closed = http.post("/validate", json=body).json()["results"]["errors"]
