@@ -24,10 +24,10 @@ Repos = dict[str, dict[str, bytes]]
 class FakeHub:
     """What the server holds and was sent: `repos` gains what is uploaded. `trouble` names what it does wrong:
 
-    `refuse creation <org/name>`, `refuse writing <org/name>` (creation too), `fail commit <org/name>`, `cut <file>`,
-    which breaks off in the middle of that file, once, or `always cut <file>`. With a `token` all is private to it;
-    `strangers` are tokens of accounts that may see nothing of that, and no token but these is known at all. The files
-    of `gated` repositories are for nobody.
+    `refuse creation <org/name>`, `refuse writing <org/name>` (creation too), `fail commit <org/name>`,
+    `cut <repository>/<file>`, which breaks off in the middle of that file, once, or `always cut <repository>/<file>`.
+    With a `token` all is private to it; `strangers` are tokens of accounts that may see nothing of that, and no token
+    but these is known at all. The files of `gated` repositories are for nobody.
     """
 
     repos: Repos
@@ -215,7 +215,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        cut = f"cut {self.path.rsplit('/', 1)[1]}"
+        repo, _, file = self.path.strip("/").partition("/resolve/")
+        cut = f"cut {repo}/{file.rpartition('/')[2]}"
         if {cut, f"always {cut}"} & self.state.trouble and status in (200, 206):
             self.state.trouble.discard(cut)
             self.state.cuts += 1
