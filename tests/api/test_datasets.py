@@ -208,6 +208,29 @@ def test_findings_are_part_of_preview_and_validation_alike(
     assert any("have the same text as chosen and rejected" in warning for warning in results["warnings"])
 
 
+def test_a_folder_is_no_data_set_on_the_hub(server: Server, tmp_path: Path) -> None:
+    write_rows(tmp_path / "secret.jsonl", [{"prompt": "SECRET", "chosen": "a", "rejected": "b"}])
+    (server.root / "org" / "pairs").mkdir(parents=True)
+    write_rows(server.root / "org" / "pairs" / "x.jsonl", [{"prompt": "SECRET", "chosen": "a", "rejected": "b"}])
+    with server.http() as http:
+        for repo_id in (str(tmp_path), "..", ".", "~/x", "../x", "a/b/c", "org/pairs"):
+            body = {"source": {"source_type": "huggingface", "repo_id": repo_id}}
+            for path in ("/dataset/preview", "/dataset/columns", "/dataset/preview-formatted"):
+                answer = http.post(path, json=body)
+                assert answer.status_code == 400, repo_id
+                assert "SECRET" not in answer.text
+
+
+def test_nested_and_half_written_values_are_shown_as_far_as_json_goes(server: Server) -> None:
+    file = server.root / "odd.jsonl"
+    file.write_text('{"deep": ' + "[" * 400 + "1" + "]" * 400 + ', "half \\ud83d": "\\ud83d"}\n')
+    body = {"source": {"source_type": "local_file", "file_path": str(file)}}
+    with server.http() as http:
+        for path in ("/dataset/preview", "/dataset/columns", "/dataset/preview-formatted"):
+            assert http.post(path, json=body).status_code == 200, path
+        assert "half ?" in http.post("/dataset/columns", json=body).json()["columns"]
+
+
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     """In the format of the path's ending."""
     if path.suffix == ".parquet":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ def read_hub_rows(repo_id: str, split: str, token: str | None, *, keep: bool) ->
     """
     from datasets import load_dataset
 
+    _check_is_no_folder(repo_id)
     try:
         _stop_where_refused(repo_id, token)
         # Only what was kept can be read offline; a stream leaves nothing behind.
@@ -70,6 +72,7 @@ def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
     """Rows of one split, from the card or the Parquet files' own footers; None where only a download would tell."""
     from datasets import load_dataset_builder
 
+    _check_is_no_folder(repo_id)
     try:
         builder = load_dataset_builder(repo_id, token=token or False)
         stated = (builder.info.splits or {}).get(split)
@@ -81,6 +84,12 @@ def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
         return sum(_rows_in_parquet(str(file), token) for file in files)
     except (HfHubHTTPError, OSError, ValueError):
         return None
+
+
+def _check_is_no_folder(repo_id: str) -> None:
+    """The Hub's client takes a folder for a data set, wherever it lies."""
+    if os.path.exists(repo_id):
+        raise DataError(f"{repo_id!r} is a folder on the server's machine, not a data set on the Hub; use local_file")
 
 
 def _rows_in_parquet(address: str, token: str | None) -> int:

@@ -50,7 +50,7 @@ def judge_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:
 
 def local_path(base_model: str) -> Path:
     """The path that a base model may be. It is to be asked about by os.path, which takes any text for a path."""
-    return Path(os.path.expanduser(base_model))
+    return Path(base_model if "\0" in base_model else os.path.expanduser(base_model))
 
 
 def _looks_like_path(base_model: str) -> bool:

@@ -13,7 +13,7 @@ import torch
 from merlina.errors import MerlinaError
 from merlina.runs import EventLog, RunFolder, RunOrder
 from merlina.worker.publishing import publish
-from merlina.worker.reporting import EventReporter
+from merlina.worker.reporting import EventReporter, without_tokens
 from merlina.worker.saving import save_model
 from merlina.worker.stages import Stages, StoppedEarly
 from merlina.worker.stop import StopRequest
@@ -34,7 +34,7 @@ def run(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) ->
     except Exception as error:
         folder.reserve_file.unlink(missing_ok=True)
         reporter.end("failed", error=_in_words(error, folder))
-        traceback.print_exc(file=sys.stderr)
+        sys.stderr.write(without_tokens(traceback.format_exc()))
         return _FAILED
     folder.reserve_file.unlink(missing_ok=True)
     return 0
