@@ -24,13 +24,20 @@ Repos = dict[str, dict[str, bytes]]
 class FakeHub:
     """What the server holds and was sent: `repos` gains what is uploaded. `trouble` names what it does wrong:
 
-    `refuse creation`, `fail commit`, or `cut <file>`, which breaks off in the middle of that file, once.
+    `refuse creation <org/name>`, `refuse writing <org/name>` (creation too), `fail commit <org/name>`,
+    `cut <repository>/<file>`, which breaks off in the middle of that file, once, or `always cut <repository>/<file>`.
+    With a `token` all is private to it; `strangers` are tokens of accounts that may see nothing of that, and no token
+    but these is known at all. The files of `gated` repositories are for nobody.
     """
 
     repos: Repos
     token: str | None = None
     trouble: set[str] = field(default_factory=set)
+    strangers: tuple[str, ...] = ("hf_stranger",)
+    gated: set[str] = field(default_factory=set)
     private: dict[str, bool] = field(default_factory=dict)
+    commits: list[tuple[str, str | None]] = field(default_factory=list)
+    """Each commit's repository and Authorization."""
     large: dict[str, bytes] = field(default_factory=dict)
     cuts: int = 0
     endpoint: str = ""
@@ -82,8 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
-        if self.state.token and self.headers.get("Authorization") != f"Bearer {self.state.token}":
-            self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
+        if self._refuse():
             return
         if path == "api/repos/create":
             self._create(json.loads(body))
@@ -95,6 +101,19 @@ class _Handler(BaseHTTPRequestHandler):
             self._api(path.removeprefix("api/"), body)
         else:
             self._file(path)
+
+    def _refuse(self) -> bool:
+        """Who sends no token, one that is none, or one of another account, each in the Hub's own way."""
+        sent = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not self.state.token or sent == self.state.token:
+            return False
+        if sent in self.state.strangers:
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        elif sent:
+            self._send(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        else:
+            self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
+        return True
 
     def _api(self, path: str, body: bytes) -> None:
         repo = next((name for name in self.state.repos if path == name or path.startswith(f"{name}/")), None)
@@ -109,8 +128,11 @@ class _Handler(BaseHTTPRequestHandler):
             wanted = json.loads(body)["paths"] if body.startswith(b"{") else []
             self._json([entry for entry in entries if entry["path"] in wanted])
         elif not rest or rest.startswith("revision/"):
-            siblings = [{"rfilename": name} for name in files]
-            self._json({"id": repo.split("/", 1)[1], "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+            self._json(self._description(repo))
+        elif rest == "auth-check" and repo in self.state.gated:
+            self._send(403, b"", {"X-Error-Code": "GatedRepo"})
+        elif rest.split("/")[0] in ("preupload", "commit") and self._is_in_trouble("refuse writing", repo):
+            self._send(403, b'{"error": "Forbidden: pass a token that may write"}', {})
         elif rest.startswith("preupload/"):
             self._json({"files": [_upload_mode(file["path"]) for file in json.loads(body)["files"]]})
         elif rest.startswith("commit/"):
@@ -118,14 +140,28 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
 
+    def _is_in_trouble(self, what: str, repo: str) -> bool:
+        return f"{what} {repo.removeprefix('models/')}" in self.state.trouble
+
+    def _description(self, repo: str) -> dict[str, Any]:
+        name = repo.split("/", 1)[1]
+        siblings = [{"rfilename": file} for file in self.state.repos[repo]]
+        gated = "manual" if repo in self.state.gated else False
+        private = self.state.private.get(name, False)
+        return {"id": name, "sha": COMMIT, "siblings": siblings, "private": private, "gated": gated, "tags": []}
+
     def _create(self, wanted: dict[str, Any]) -> None:
-        if "refuse creation" in self.state.trouble:
+        name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+        if self._is_in_trouble("refuse creation", name) or self._is_in_trouble("refuse writing", name):
             self._send(403, b'{"error": "You don\'t have the rights to create a model here"}', {})
             return
-        name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
-        self.state.repos.setdefault(f"models/{name}", {})
+        address = {"url": f"{self.state.endpoint}/{name}", "id": name}
+        if f"models/{name}" in self.state.repos:
+            self._json({**address, "error": "You already created this model repo"}, 409)
+            return
+        self.state.repos[f"models/{name}"] = {}
         self.state.private[name] = wanted["visibility"] == "private"
-        self._json({"url": f"{self.state.endpoint}/{name}", "id": name})
+        self._json(address)
 
     def _large_files(self, wanted: dict[str, Any]) -> None:
         def upload(item: dict[str, Any]) -> dict[str, Any]:
@@ -134,7 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"transfer": "basic", "objects": [upload(item) for item in wanted["objects"]]})
 
     def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
-        if "fail commit" in self.state.trouble:
+        self.state.commits.append((repo, self.headers.get("Authorization")))
+        if self._is_in_trouble("fail commit", repo):
             self._send(500, b'{"error": "The Hub is unwell"}', {})
             return
         for line in lines:
@@ -150,6 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
         for repo, files in self.state.repos.items():
             address = repo.removeprefix("models/")
             if path.startswith(f"{address}/resolve/"):
+                if repo in self.state.gated:
+                    self._send(403, b"", {"X-Error-Code": "GatedRepo", "X-Repo-Commit": COMMIT})
+                    return
                 data = files.get(path.removeprefix(f"{address}/resolve/").split("/", 1)[1])
                 if data is None:
                     self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
@@ -158,8 +198,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
-    def _json(self, content: object) -> None:
-        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    def _json(self, content: object, status: int = 200) -> None:
+        self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         wanted = self.headers.get("Range")
@@ -175,8 +215,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        cut = f"cut {self.path.rsplit('/', 1)[1]}"
-        if cut in self.state.trouble and status in (200, 206):
+        repo, _, file = self.path.strip("/").partition("/resolve/")
+        cut = f"cut {repo}/{file.rpartition('/')[2]}"
+        if {cut, f"always {cut}"} & self.state.trouble and status in (200, 206):
             self.state.trouble.discard(cut)
             self.state.cuts += 1
             self.wfile.write(data[: len(data) // 2])

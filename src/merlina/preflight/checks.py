@@ -12,7 +12,7 @@ from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
 from merlina.preflight.datasets import judge_dataset, look_without_tokens
 from merlina.preflight.findings import Finding, Report
-from merlina.preflight.hub import check_repo
+from merlina.preflight.hub import check_repo, check_upload
 from merlina.preflight.machine import check_disk, check_gpus, check_output
 from merlina.preflight.memory import check_memory
 from merlina.preflight.models import check_model, judge_model, judge_targets, judge_tokenizer
@@ -49,6 +49,7 @@ class Preflight:
         report.findings["vram_sufficient"], report.memory = check_memory(config, model, report.data, gpus)
         report.findings["disk_space_ok"] = check_disk(config, self.settings, model)
         report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
+        report.findings["upload_ready"] = check_upload(config.push_to_hub, self._hub_token(config))
         report.findings["wandb_ready"] = self._check_wandb(config)
         return report
 

@@ -84,7 +84,7 @@ def _or_error(ask: Any) -> tuple[Any, str | None]:
 @lru_cache(maxsize=8)
 def _model_facts(base_model: str, access: _Access) -> ModelFacts:
     """Builds the model without its weights. Raises ModelError."""
-    with readable_errors(base_model):
+    with readable_errors(base_model, access.token):
         name, gguf = split_gguf(base_model)
         config = AutoConfig.from_pretrained(
             name,

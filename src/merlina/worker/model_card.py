@@ -38,10 +38,20 @@ _LIBRARIES = ("torch", "transformers", "peft")
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model is loaded from, a folder or a Hub id, and whether it is an adapter beside its base model."""
+    """Where a model is loaded from, a folder or a Hub id, and whether it is an adapter beside its base model.
+
+    `base` is where its readers find the base model; a Hub id where `base_on_hub`.
+    """
 
     address: str
     is_adapter: bool
+    base: str
+    base_on_hub: bool
+
+
+def is_on_hub(base_model: str) -> bool:
+    """Whether a base model that a run could load is a Hub id, not something on this machine."""
+    return not Path(base_model).expanduser().exists()
 
 
 def model_card(order: RunOrder, data: TrainingData, final_metrics: dict[str, float], placement: Placement) -> str:
@@ -62,7 +72,7 @@ def model_card(order: RunOrder, data: TrainingData, final_metrics: dict[str, flo
 ## Load it
 
 ```python
-{_how_to_load(config, placement)}
+{_how_to_load(placement)}
 ```
 
 Chat format: `{config.dataset.format.format_type}`.
@@ -81,14 +91,14 @@ All settings are in `merlina.json`. Made with Merlina {__version__}, {libraries}
 
 def _metadata(config: TrainingConfig, placement: Placement) -> dict[str, Any]:
     metadata: dict[str, Any] = {"tags": ["merlina", config.training_mode]}
-    if not Path(config.base_model).expanduser().exists():
-        metadata["base_model"] = config.base_model
+    if placement.base_on_hub:
+        metadata["base_model"] = placement.base
     if config.dataset.source.repo_id:
         metadata["datasets"] = [config.dataset.source.repo_id]
     return metadata | {"library_name": "peft" if placement.is_adapter else "transformers"}
 
 
-def _how_to_load(config: TrainingConfig, placement: Placement) -> str:
+def _how_to_load(placement: Placement) -> str:
     address = placement.address
     if not placement.is_adapter:
         return (
@@ -96,9 +106,9 @@ def _how_to_load(config: TrainingConfig, placement: Placement) -> str:
             f"model = AutoModelForCausalLM.from_pretrained({address!r})\n"
             f"tokenizer = AutoTokenizer.from_pretrained({address!r})"
         )
-    path = Path(config.base_model).expanduser()
-    base = repr(config.base_model)
-    if config.base_model.lower().endswith(".gguf"):
+    path = Path(placement.base).expanduser()
+    base = repr(placement.base)
+    if placement.base.lower().endswith(".gguf"):
         base = f"{str(path.parent)!r}, gguf_file={path.name!r}"
     return (
         "from peft import PeftModel\n"
