@@ -1,0 +1,60 @@
+"""The documentation against the code: nothing is missing from it, and nothing it names is gone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from merlina.schemas.datasets import FindingKind, FormatType
+from merlina.schemas.jobs import JobState
+from tests.docs.pages import FOLDER, PAGES, REPOSITORY, anchors, inline_code, links
+from tests.docs.tables import TABLES, with_table
+from tests.harness import Server
+
+_FOLDERS = ("src", "tests", "docs", "examples", "benchmarks")
+_IN_REPOSITORY = re.compile(rf"({'|'.join(_FOLDERS)})/[\w./-]+|[A-Z]+\.md|\.env\.example|Makefile|pyproject\.toml")
+
+
+@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *PAGES], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_named_are_there(page: Path) -> None:
+    for text in inline_code(page):
+        if _IN_REPOSITORY.fullmatch(text):
+            assert (REPOSITORY / text).exists(), text
+
+
+@pytest.mark.parametrize("page", TABLES, ids=lambda page: page.stem)
+def test_tables_say_what_the_code_says(page: Path) -> None:
+    assert page.read_text() == with_table(page), "run: python -m tests.docs.tables"
+
+
+def test_every_endpoint_is_described(server: Server) -> None:
+    text = (FOLDER / "api.md").read_text()
+    with server.client() as client:
+        endpoints = client.info().endpoints
+    assert not [endpoint for endpoint in endpoints if f"`{endpoint}`" not in text]
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("api.md", get_args(JobState)), ("datasets.md", get_args(FindingKind)), ("datasets.md", get_args(FormatType))],
+)
+def test_every_name_is_explained(page: str, names: tuple[str, ...]) -> None:
+    assert not set(names) - set(inline_code(FOLDER / page))
+
+
+def test_the_index_names_every_page() -> None:
+    assert {FOLDER / target for target in links(FOLDER / "README.md") if "/" not in target} >= {
+        page for page in PAGES if page.name != "README.md"
+    }
