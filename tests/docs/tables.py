@@ -59,9 +59,12 @@ def _fields(schema: dict[str, Any], known: dict[str, Any], above: str = "") -> I
     for name, field in schema["properties"].items():
         inner = _inner(field, known)
         if inner is None:
-            yield above + name, {**_defaults(name), **field}, name in schema.get("required", ())
-        else:
-            yield from _fields(inner, known, f"{above}{name}.")
+            meaning = {"description": schema["description"].split("\n")[0]} if above else {}
+            yield above + name, {**meaning, **_defaults(name), **field}, name in schema.get("required", ())
+            continue
+        if "anyOf" in field:
+            yield above + name, {**field, "anyOf": [{"type": "object"}]}, False
+        yield from _fields(inner, known, f"{above}{name}.")
 
 
 def _inner(field: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
@@ -89,7 +92,7 @@ def _range(option: dict[str, Any]) -> str:
     if "const" in option:
         return f"`{option['const']}`"
     if option.get("type") == "array":
-        return f"list of {_range(option['items']) or 'texts'}" if "items" in option else "list"
+        return f"list of {_range(option['items'])}s"
     if option.get("type") == "object":
         return "object"
     if option.get("type") == "boolean":
@@ -117,7 +120,7 @@ def _number(value: float) -> str:
 
 
 def _code(value: Any) -> str:
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    return f"`{value if isinstance(value, str) and value else json.dumps(value)}`"
 
 
 def _escaped(text: str) -> str:

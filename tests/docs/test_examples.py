@@ -1,7 +1,7 @@
 """Every example of the documentation, run against one server: what a page shows is what happens.
 
-A page's names stand for what the test has: the address for its server's, SmolLM2 for the tiny model, `/srv/merlina` for the
-folder the server was started in, and the example ids for the newest job and the newest upload. Marks behind a fence:
+A page's names stand for what the test has: the address for its server's, SmolLM2 for the tiny model, `/srv/merlina` for
+the folder the server was started in, the example ids for the newest job and the newest upload. Marks behind a fence:
 
 - `bash error`: the command is meant to fail
 - `json answer`: what the `bash` block before it prints has these keys and kinds of values
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from merlina.cli.config_file import read_mapping
 from merlina.schemas.configs import check_partial
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.training import TrainingConfig
@@ -56,10 +56,15 @@ class Reader:
         elif block.language == "python":
             self._execute(text, where, block.line)
         elif block.language in ("json", "yaml"):
-            content = json.loads(text) if block.language == "json" else yaml.safe_load(text)
-            self._check(content, block.marks, where)
+            self._check(self._read(text, block.language), block.marks, where)
         else:
             pytest.fail(f"{where}: {block.language!r} is no language that is run; {', '.join(NOT_RUN)} are not")
+
+    def _read(self, text: str, language: str) -> Any:
+        """As the commands read a file of a user's."""
+        file = self.server.root / f"shown.{language}"
+        file.write_text(text)
+        return json.loads(text) if language == "json" else read_mapping(file)
 
     def rewritten(self, text: str) -> str:
         for name, here in self._names().items():
@@ -110,14 +115,15 @@ class Reader:
 
 
 def _compare(shown: Any, real: Any, where: str) -> None:
-    """Keys that are shown are there, with values of the same kind; `detail`, what errors say, is there word for word."""
+    """Keys that are shown are there, with values of the same kind; `detail`, what an error says, word for word."""
     if isinstance(shown, dict):
         assert isinstance(real, dict), (where, shown, real)
         assert shown.keys() <= real.keys(), (where, shown.keys() - real.keys(), real)
         for name, value in shown.items():
             if name == "detail":
                 assert value == real[name], where
-            _compare(value, real[name], f"{where} {name}")
+            else:
+                _compare(value, real[name], f"{where} {name}")
     elif isinstance(shown, list):
         assert isinstance(real, list), (where, shown, real)
         if shown:
@@ -136,7 +142,7 @@ def docs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """With two GPUs as far as its driver says; torch finds none of them, so that runs train on the CPU."""
     root = tmp_path_factory.mktemp("docs")
     python_path = os.pathsep.join(filter(None, [str(NVML), os.environ.get("PYTHONPATH")]))
-    server = Server(root, {"PYTHONPATH": python_path, "MAX_CONCURRENT_JOBS": "2"}).start()
+    server = Server(root, {"PYTHONPATH": python_path}).start()
     pairs_file(root / "pairs.jsonl")
     _write_command(root / "bin" / "merlina", f'exec {sys.executable} -m merlina.cli.main "$@"')
     # An example whose request is refused fails, unless the page means it to.

@@ -8,7 +8,9 @@ from typing import get_args
 
 import pytest
 
-from merlina.schemas.datasets import FindingKind, FormatType
+from merlina.data.formats import formatter
+from merlina.data.pairs import Message, Pair
+from merlina.schemas.datasets import DatasetFormat, FindingKind, FormatType
 from merlina.schemas.jobs import JobState
 from tests.docs.pages import FOLDER, PAGES, REPOSITORY, anchors, inline_code, links
 from tests.docs.tables import TABLES, with_table
@@ -52,6 +54,23 @@ def test_every_endpoint_is_described(server: Server) -> None:
 )
 def test_every_name_is_explained(page: str, names: tuple[str, ...]) -> None:
     assert not set(names) - set(inline_code(FOLDER / page))
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
+def test_a_chat_format_is_shown_as_it_is(name: FormatType) -> None:
+    pair = Pair((Message("system", "{s}"), Message("user", "{p}")), "{c}", "")
+    made = formatter(DatasetFormat(format_type=name), None)(pair)
+    prompt, answer = (text.replace("\n", "⏎").replace("|", r"\|") for text in (made.prompt, made.chosen))
+    assert f"| `{name}` | `{prompt}` | `{answer}` |" in (FOLDER / "datasets.md").read_text()
+
+
+def test_errors_are_quoted_as_they_are() -> None:
+    # A text over several lines of code is one text; what is filled in, numbers and names, is left out on both sides.
+    code = re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text() for path in (REPOSITORY / "src").rglob("*.py")))
+    quotes = re.findall(r'^\| "([^|]+)" ?[^|]*\|', (FOLDER / "troubleshooting.md").read_text(), re.MULTILINE)
+    parts = [part for quote in quotes for part in re.split(r"…|\d[\d.:]*", quote) if len(part.strip()) > 3]
+    assert len(parts) > 20
+    assert not [part for part in parts if part.strip() not in code]
 
 
 def test_the_index_names_every_page() -> None:
