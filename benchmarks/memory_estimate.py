@@ -11,19 +11,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from common import Server
+
 from merlina.client import Client
 from merlina.runs import RunFolder
 from merlina.schemas.training import TrainingConfig
 
-PORT = 8766
 ENDED = ("completed", "failed", "stopped", "cancelled")
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "float32, 512": {"max_length": 512},
@@ -46,16 +45,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         pairs = write_long_pairs(root / "long.jsonl")
-        server = start(root)
+        server = Server(root, {"OMP_NUM_THREADS": str(os.cpu_count())}).start()
         try:
-            with Client(f"http://127.0.0.1:{PORT}") as client:
-                wait_for(client)
+            with server.client() as client:
                 print(f"{'configuration':32} {'estimate':>9} {'peak':>9} {'ratio':>6}   largest parts, MiB")
                 for name, changes in CONFIGURATIONS.items():
-                    measure(client, root, name, configuration(model, pairs, changes))
+                    measure(client, server, name, configuration(model, pairs, changes))
         finally:
-            server.terminate()
-            server.wait()
+            server.stop()
 
 
 def demo_model() -> Path:
@@ -90,30 +87,11 @@ def configuration(model: Path, pairs: Path, changes: dict[str, Any]) -> Training
     )
 
 
-def start(root: Path) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ, "DATA_DIR": str(root / "data"), "MODELS_DIR": str(root / "models"), "ALLOWED_PATHS": str(root),
-    }  # fmt: skip
-    command = [sys.executable, "-m", "merlina.cli.main", "serve", "--port", str(PORT)]
-    with (root / "server.log").open("wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-
-
-def wait_for(client: Client) -> None:
-    for _ in range(200):
-        try:
-            client.health()
-            return
-        except Exception:
-            time.sleep(0.1)
-    raise SystemExit("the server did not start")
-
-
-def measure(client: Client, root: Path, name: str, config: TrainingConfig) -> None:
+def measure(client: Client, server: Server, name: str, config: TrainingConfig) -> None:
     memory = client.validate(config).results.memory
     assert memory is not None
     job_id = client.train(config).job_id
-    folder = RunFolder(root / "data" / "runs" / job_id)
+    folder = server.folder(job_id)
     peak = 0
     while (status := client.status(job_id)).status not in ENDED:
         peak = max(peak, high_water_mark(folder))

@@ -13,19 +13,18 @@ import csv
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
+from common import Server, megabytes, process_of
 
-URL = "http://127.0.0.1:8767"
 PATHS = ("/dataset/preview", "/dataset/preview-formatted", "/dataset/columns")
 
 
@@ -97,66 +96,48 @@ def measure_file(root: Path, file: Path) -> None:
     """Each kind of work by a fresh server, so that none profits from what another left."""
     body = {"source": {"source_type": "local_file", "file_path": str(file)}}
     for path in PATHS:
-        with Server(root, file.stat().st_size) as server:
-            seconds, grown = server.watched(lambda path=path: post(path, body))
-            again, _ = server.watched(lambda path=path: post(path, body))
+        with fresh_server(root, file) as server:
+            seconds, grown = watched(server, lambda path=path, server=server: post(server, path, body))
+            again, _ = watched(server, lambda path=path, server=server: post(server, path, body))
         print(f"{file.suffix[1:]:10} {path:28} {seconds:8.2f} {again:8.2f} {grown:8.0f}", flush=True)
-    with Server(root, file.stat().st_size) as server:
-        command = ["curl", "-sf", "-o", os.devnull, "-F", f"file=@{file}", f"{URL}/dataset/upload-file"]
-        seconds, grown = server.watched(lambda: subprocess.run(command, check=True))
+    with fresh_server(root, file) as server:
+        command = ["curl", "-sf", "-o", os.devnull, "-F", f"file=@{file}", f"{server.url}/dataset/upload-file"]
+        seconds, grown = watched(server, lambda: subprocess.run(command, check=True))
     print(f"{file.suffix[1:]:10} {'upload':28} {seconds:8.2f} {'':8} {grown:8.0f}", flush=True)
 
 
-class Server:
-    """A server of its own, asked for its memory every few milliseconds."""
-
-    def __init__(self, root: Path, largest_upload: int) -> None:
-        self._environment = {
-            **os.environ, "DATA_DIR": str(root / "data"), "MODELS_DIR": str(root / "models"),
-            "ALLOWED_PATHS": str(root), "MAX_UPLOAD_SIZE_MB": str(2 * largest_upload // 1024**2),
-        }  # fmt: skip
-
-    def __enter__(self) -> Server:
-        command = [sys.executable, "-m", "merlina.cli.main", "serve", "--port", URL.rsplit(":", 1)[1]]
-        self._process = subprocess.Popen(
-            command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        for _ in range(500):
-            try:
-                httpx.get(f"{URL}/health").raise_for_status()
-                return self
-            except httpx.TransportError:
-                time.sleep(0.02)
-        raise SystemExit("the server did not start")
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait()
-
-    def watched(self, work: Callable[[], object]) -> tuple[float, float]:
-        """Seconds the work took, and by how many MB the server's memory rose meanwhile."""
-        before, peak, done = self._memory(), [0.0], threading.Event()
-
-        def watch() -> None:
-            while not done.is_set():
-                peak[0] = max(peak[0], self._memory())
-                time.sleep(0.005)
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        began = time.monotonic()
-        work()
-        seconds = time.monotonic() - began
-        done.set()
-        watching.join()
-        return seconds, max(0.0, peak[0] - before)
-
-    def _memory(self) -> float:
-        return psutil.Process(self._process.pid).memory_info().rss / 1e6
+@contextmanager
+def fresh_server(root: Path, file: Path) -> Iterator[Server]:
+    server = Server(root, {"MAX_UPLOAD_SIZE_MB": str(2 * file.stat().st_size // 1024**2)}).start()
+    try:
+        yield server
+    finally:
+        server.stop()
 
 
-def post(path: str, body: object) -> None:
-    httpx.post(f"{URL}{path}", json=body, timeout=300).raise_for_status()
+def watched(server: Server, work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds the work took, and by how many MB the server's memory rose meanwhile, looked at every 5 ms."""
+    process, done = process_of(server), threading.Event()
+    before = peak = megabytes(process)
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.is_set():
+            peak = max(peak, megabytes(process))
+            time.sleep(0.005)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    began = time.monotonic()
+    work()
+    seconds = time.monotonic() - began
+    done.set()
+    watching.join()
+    return seconds, peak - before
+
+
+def post(server: Server, path: str, body: object) -> None:
+    httpx.post(f"{server.url}{path}", json=body, timeout=300).raise_for_status()
 
 
 if __name__ == "__main__":

@@ -186,6 +186,11 @@ class Server:
         assert steps == sorted(set(steps)), steps
         return {row.step: row.loss for row in rows if row.loss is not None}
 
+    def log_lines(self, job_id: str) -> list[str]:
+        """What the run had to say."""
+        with self.client() as client:
+            return [line.message for line in client.logs(job_id).logs]
+
     def _answers(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, (self.root / "server.log").read_text()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -16,19 +20,43 @@ Repos = dict[str, dict[str, bytes]]
 """`datasets/org/name` or `models/org/name` -> its files."""
 
 
+@dataclass
+class FakeHub:
+    """What the server holds and was sent: `repos` gains what is uploaded. `trouble` names what it does wrong:
+
+    `refuse creation <org/name>`, `refuse writing <org/name>` (creation too), `fail commit <org/name>`,
+    `cut <repository>/<file>`, which breaks off in the middle of that file, once, or `always cut <repository>/<file>`.
+    With a `token` all is private to it; `strangers` are tokens of accounts that may see nothing of that, and no token
+    but these is known at all. The files of `gated` repositories are for nobody.
+    """
+
+    repos: Repos
+    token: str | None = None
+    trouble: set[str] = field(default_factory=set)
+    strangers: tuple[str, ...] = ("hf_stranger",)
+    gated: set[str] = field(default_factory=set)
+    private: dict[str, bool] = field(default_factory=dict)
+    commits: list[tuple[str, str | None]] = field(default_factory=list)
+    """Each commit's repository and Authorization."""
+    large: dict[str, bytes] = field(default_factory=dict)
+    cuts: int = 0
+    endpoint: str = ""
+
+
 @contextmanager
-def fake_hub(repos: Repos, token: str | None = None) -> Iterator[str]:
-    """Serves the repositories; with a token, only to who sends it. Yields the address for HF_ENDPOINT."""
+def fake_hub(repos: Repos, token: str | None = None, trouble: Iterable[str] = ()) -> Iterator[FakeHub]:
+    """Serves the repositories; with a token, only to who sends it. Its `endpoint` is for HF_ENDPOINT."""
+    hub = FakeHub(repos, token, set(trouble))
 
     class Handler(_Handler):
-        files = repos
-        needed_token = token
+        state = hub
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield hub
     finally:
         server.shutdown()
         server.server_close()
@@ -36,8 +64,7 @@ def fake_hub(repos: Repos, token: str | None = None) -> Iterator[str]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    files: Repos
-    needed_token: str | None
+    state: FakeHub
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
@@ -47,28 +74,53 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length", 0))
-        self._answer(self.rfile.read(length))
+        self._answer(self._body())
+
+    def do_PUT(self) -> None:
+        """A large file, to the address that `_large_files` gave out."""
+        self.state.large[self.path.rsplit("/", 1)[1]] = self._body()
+        self._send(200, b"", {})
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def log_message(self, *_: object) -> None:
         return
 
     def _answer(self, body: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
-        if self.needed_token and self.headers.get("Authorization") != f"Bearer {self.needed_token}":
-            self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
+        if self._refuse():
             return
-        if path.startswith("api/"):
+        if path == "api/repos/create":
+            self._create(json.loads(body))
+        elif path == "api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif path.endswith("/info/lfs/objects/batch"):
+            self._large_files(json.loads(body))
+        elif path.startswith("api/"):
             self._api(path.removeprefix("api/"), body)
         else:
             self._file(path)
 
+    def _refuse(self) -> bool:
+        """Who sends no token, one that is none, or one of another account, each in the Hub's own way."""
+        sent = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not self.state.token or sent == self.state.token:
+            return False
+        if sent in self.state.strangers:
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        elif sent:
+            self._send(401, b"", {"X-Error-Message": "Invalid credentials in Authorization header"})
+        else:
+            self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
+        return True
+
     def _api(self, path: str, body: bytes) -> None:
-        repo = next((name for name in self.files if path == name or path.startswith(f"{name}/")), None)
+        repo = next((name for name in self.state.repos if path == name or path.startswith(f"{name}/")), None)
         if repo is None:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
             return
-        files, rest = self.files[repo], path.removeprefix(repo).strip("/")
+        files, rest = self.state.repos[repo], path.removeprefix(repo).strip("/")
         entries = [{"type": "file", "path": name, "size": len(data), "oid": _oid(data)} for name, data in files.items()]
         if rest.startswith("tree/"):
             self._json(entries)
@@ -76,15 +128,68 @@ class _Handler(BaseHTTPRequestHandler):
             wanted = json.loads(body)["paths"] if body.startswith(b"{") else []
             self._json([entry for entry in entries if entry["path"] in wanted])
         elif not rest or rest.startswith("revision/"):
-            siblings = [{"rfilename": name} for name in files]
-            self._json({"id": repo.split("/", 1)[1], "sha": COMMIT, "siblings": siblings, "private": False, "tags": []})
+            self._json(self._description(repo))
+        elif rest == "auth-check" and repo in self.state.gated:
+            self._send(403, b"", {"X-Error-Code": "GatedRepo"})
+        elif rest.split("/")[0] in ("preupload", "commit") and self._is_in_trouble("refuse writing", repo):
+            self._send(403, b'{"error": "Forbidden: pass a token that may write"}', {})
+        elif rest.startswith("preupload/"):
+            self._json({"files": [_upload_mode(file["path"]) for file in json.loads(body)["files"]]})
+        elif rest.startswith("commit/"):
+            self._commit(repo, [json.loads(line) for line in body.splitlines()])
         else:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
 
+    def _is_in_trouble(self, what: str, repo: str) -> bool:
+        return f"{what} {repo.removeprefix('models/')}" in self.state.trouble
+
+    def _description(self, repo: str) -> dict[str, Any]:
+        name = repo.split("/", 1)[1]
+        siblings = [{"rfilename": file} for file in self.state.repos[repo]]
+        gated = "manual" if repo in self.state.gated else False
+        private = self.state.private.get(name, False)
+        return {"id": name, "sha": COMMIT, "siblings": siblings, "private": private, "gated": gated, "tags": []}
+
+    def _create(self, wanted: dict[str, Any]) -> None:
+        name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+        if self._is_in_trouble("refuse creation", name) or self._is_in_trouble("refuse writing", name):
+            self._send(403, b'{"error": "You don\'t have the rights to create a model here"}', {})
+            return
+        address = {"url": f"{self.state.endpoint}/{name}", "id": name}
+        if f"models/{name}" in self.state.repos:
+            self._json({**address, "error": "You already created this model repo"}, 409)
+            return
+        self.state.repos[f"models/{name}"] = {}
+        self.state.private[name] = wanted["visibility"] == "private"
+        self._json(address)
+
+    def _large_files(self, wanted: dict[str, Any]) -> None:
+        def upload(item: dict[str, Any]) -> dict[str, Any]:
+            return {**item, "actions": {"upload": {"href": f"{self.state.endpoint}/large/{item['oid']}"}}}
+
+        self._json({"transfer": "basic", "objects": [upload(item) for item in wanted["objects"]]})
+
+    def _commit(self, repo: str, lines: list[dict[str, Any]]) -> None:
+        self.state.commits.append((repo, self.headers.get("Authorization")))
+        if self._is_in_trouble("fail commit", repo):
+            self._send(500, b'{"error": "The Hub is unwell"}', {})
+            return
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                self.state.repos[repo][value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                self.state.repos[repo][value["path"]] = self.state.large[value["oid"]]
+        address = f"{self.state.endpoint}/{repo.removeprefix('models/')}/commit/{COMMIT}"
+        self._json({"commitUrl": address, "commitOid": COMMIT, "success": True})
+
     def _file(self, path: str) -> None:
-        for repo, files in self.files.items():
+        for repo, files in self.state.repos.items():
             address = repo.removeprefix("models/")
             if path.startswith(f"{address}/resolve/"):
+                if repo in self.state.gated:
+                    self._send(403, b"", {"X-Error-Code": "GatedRepo", "X-Repo-Commit": COMMIT})
+                    return
                 data = files.get(path.removeprefix(f"{address}/resolve/").split("/", 1)[1])
                 if data is None:
                     self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
@@ -93,8 +198,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
-    def _json(self, content: object) -> None:
-        self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
+    def _json(self, content: object, status: int = 200) -> None:
+        self._send(status, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         wanted = self.headers.get("Range")
@@ -108,8 +213,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
+        if self.command == "HEAD":
+            return
+        repo, _, file = self.path.strip("/").partition("/resolve/")
+        cut = f"cut {repo}/{file.rpartition('/')[2]}"
+        if {cut, f"always {cut}"} & self.state.trouble and status in (200, 206):
+            self.state.trouble.discard(cut)
+            self.state.cuts += 1
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.wfile.write(data)
+
+
+def _upload_mode(path: str) -> dict[str, Any]:
+    mode = "lfs" if path.endswith(".safetensors") else "regular"
+    return {"path": path, "uploadMode": mode, "shouldIgnore": False}
 
 
 def _oid(data: bytes) -> str:

@@ -92,3 +92,14 @@ def test_a_lock_lives_and_dies_with_the_process_it_was_passed_to(tmp_path: Path)
         assert lock is not None
     assert holder.stdin is not None
     holder.stdin.close()
+
+
+def test_lines_of_another_version_keep_their_number_and_rubbish_is_passed_over(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append("progress", step=1, total_steps=3)
+    log.close()
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write('{"seq": 2, "time": 1.0, "type": "from_tomorrow", "more": [1]}\nnot json\n')
+        file.write('{"seq": 3, "time": 1.0, "type": "progress", "step": 2, "total_steps": 3}\n')
+    events, _ = read_events(tmp_path / "events.jsonl")
+    assert [(event.seq, event.type) for event in events] == [(1, "progress"), (2, "from_tomorrow"), (3, "progress")]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merlina.client import AsyncClient, Client
+    from merlina.schemas.datasets import DatasetConfig
+    from merlina.schemas.training import TrainingConfig
 
 __version__ = "0.1.0"
-__all__ = ["AsyncClient", "Client", "__version__"]
+__all__ = ["AsyncClient", "Client", "DatasetConfig", "TrainingConfig", "__version__"]
+
+_HOMES = {
+    "AsyncClient": "merlina.client",
+    "Client": "merlina.client",
+    "DatasetConfig": "merlina.schemas.datasets",
+    "TrainingConfig": "merlina.schemas.training",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The clients are imported when they are asked for: a worker has no use for them."""
-    if name in ("AsyncClient", "Client"):
-        from merlina import client
-
-        return getattr(client, name)
+    """What users need is imported when they ask for it: a worker has no use for the clients."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -69,5 +69,9 @@ class HelperError(MerlinaError):
     """The helper process, which holds what needs transformers, failed or took too long."""
 
 
+class BusyError(MerlinaError):
+    """Too much is asked at the same time; asking again later may go well."""
+
+
 class ServerError(MerlinaError):
     """A running Merlina server can't be reached, or answered with something unexpected."""

@@ -17,6 +17,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from merlina.schemas.events import EVENT, Event, event_line
+from merlina.schemas.events import Event, event_line, parse_event
 from merlina.schemas.training import TrainingConfig
 
 
@@ -42,6 +43,9 @@ class RunOrder(BaseModel):
     dataset_file: str | None = None
     output_dir: str
     trust_remote_code: bool = False
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,10 @@ def read_events(path: Path, offset: int = 0, limit_bytes: int = 1 << 20) -> tupl
     except FileNotFoundError:
         return [], offset
     whole = chunk[: chunk.rfind(b"\n") + 1]
-    return [EVENT.validate_json(line) for line in whole.splitlines() if line], offset + len(whole)
+    parsed = [parse_event(line) for line in whole.splitlines() if line]
+    if None in parsed:
+        _log.error("%s has %d lines that are no events; going on without them", path, parsed.count(None))
+    return [event for event in parsed if event is not None], offset + len(whole)
 
 
 class EventLog:

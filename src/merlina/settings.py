@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     @field_validator("api_key", "hf_token", "wandb_api_key", mode="before")
     @classmethod
     def _blank_is_none(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and not value.strip() else value
+        return (value.strip() or None) if isinstance(value, str) else value
 
     @field_validator("data_dir", "models_dir", mode="after")
     @classmethod

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.harness import Server, pairs_file, training_config
@@ -143,3 +146,102 @@ def test_a_path_outside_the_allowed_folders_is_403(server: Server) -> None:
     with server.http() as http:
         for path in ("/dataset/preview", "/dataset/preview-formatted"):
             assert http.post(path, json=body).status_code == 403
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.json", "x.parquet"])
+def test_columns_come_with_samples_all_rows_and_a_guess(server: Server, name: str) -> None:
+    rows = [{"Question": f"Why {n}?", "accepted": "So.", "rejected": "No.", "note": "x"} for n in range(37)]
+    file = write_rows(server.root / name, rows)
+    body = {"source": {"source_type": "local_file", "file_path": str(file)}}
+    with server.http() as http:
+        answer = http.post("/dataset/columns", json=body).json()
+    assert set(answer) == {"status", "columns", "samples", "total_rows", "suggested_mapping"}
+    assert answer["columns"] == ["Question", "accepted", "rejected", "note"]
+    assert answer["samples"] == rows[:10]
+    assert answer["total_rows"] == 37
+    assert answer["suggested_mapping"] == {"Question": "prompt", "accepted": "chosen"}
+
+
+def test_the_count_follows_a_file_that_changes(server: Server) -> None:
+    file = write_rows(server.root / "grows.jsonl", [{"a": 1}] * 3)
+    body = {"source": {"source_type": "local_file", "file_path": str(file)}}
+    with server.http() as http:
+        assert http.post("/dataset/columns", json=body).json()["total_rows"] == 3
+        write_rows(file, [{"a": 1}] * 5)
+        assert http.post("/dataset/columns", json=body).json()["total_rows"] == 5
+
+
+def test_a_preview_with_a_model_shows_the_tokens_that_are_trained_on(
+    server: Server, uploaded: dict[str, Any], tiny_model: Path
+) -> None:
+    spec = source(uploaded["dataset_id"], model_name=str(tiny_model))
+    lengths = {"max_length": 40, "max_prompt_length": 16}
+    with server.http() as http:
+        shown = http.post("/dataset/preview-formatted", json=spec, params=lengths).json()
+        wrong = http.post("/dataset/preview-formatted", json=spec, params={"max_length": 64})
+    first = shown["samples"][0]
+    tokens = first["tokens"]
+    assert [len(tokens[part]["ids"]) for part in ("prompt", "chosen", "rejected")] == [16, 21, 24]
+    assert first["cut"] == {"prompt": 7, "chosen": 0, "rejected": 11}
+    assert tokens["chosen"]["pieces"][-1] == "<|im_end|>"
+    assert tokens["chosen"]["special"] == [20]
+    assert "".join(tokens["chosen"]["pieces"]) == first["chosen"]
+    (finding,) = [finding for finding in shown["findings"] if finding["kind"] == "over_max_length"]
+    assert finding["count"] == shown["rows_examined"] == 40
+    assert wrong.status_code == 400
+    assert "max_prompt_length: 1024 must be below max_length 64" in wrong.json()["detail"]["errors"]
+
+
+def test_findings_are_part_of_preview_and_validation_alike(
+    server: Server, tiny_model: Path, uploaded: dict[str, Any]
+) -> None:
+    rows = [{"prompt": "Same?", "chosen": "a", "rejected": "a"}] * 3 + [{"prompt": "", "chosen": "a", "rejected": "b"}]
+    file = write_rows(server.root / "sick.jsonl", rows)
+    body = training_config(tiny_model, file, "sick")
+    with server.http() as http:
+        preview = http.post("/dataset/preview-formatted", json=body["dataset"]).json()
+        results = http.post("/validate", json=body).json()["results"]
+    kinds = {finding["kind"]: finding["count"] for finding in preview["findings"]}
+    assert kinds == {"empty_side": 1, "identical_answers": 3, "duplicates": 2, "evaluation_leak": 1}
+    assert {finding["kind"]: finding["count"] for finding in results["dataset_findings"]} == kinds
+    assert results["rows_examined"] == preview["rows_examined"] == 4
+    assert any("have the same text as chosen and rejected" in warning for warning in results["warnings"])
+
+
+def test_a_folder_is_no_data_set_on_the_hub(server: Server, tmp_path: Path) -> None:
+    write_rows(tmp_path / "secret.jsonl", [{"prompt": "SECRET", "chosen": "a", "rejected": "b"}])
+    (server.root / "org" / "pairs").mkdir(parents=True)
+    write_rows(server.root / "org" / "pairs" / "x.jsonl", [{"prompt": "SECRET", "chosen": "a", "rejected": "b"}])
+    with server.http() as http:
+        for repo_id in (str(tmp_path), "..", ".", "~/x", "../x", "a/b/c", "org/pairs"):
+            body = {"source": {"source_type": "huggingface", "repo_id": repo_id}}
+            for path in ("/dataset/preview", "/dataset/columns", "/dataset/preview-formatted"):
+                answer = http.post(path, json=body)
+                assert answer.status_code == 400, repo_id
+                assert "SECRET" not in answer.text
+
+
+def test_nested_and_half_written_values_are_shown_as_far_as_json_goes(server: Server) -> None:
+    file = server.root / "odd.jsonl"
+    file.write_text('{"deep": ' + "[" * 400 + "1" + "]" * 400 + ', "half \\ud83d": "\\ud83d"}\n')
+    body = {"source": {"source_type": "local_file", "file_path": str(file)}}
+    with server.http() as http:
+        for path in ("/dataset/preview", "/dataset/columns", "/dataset/preview-formatted"):
+            assert http.post(path, json=body).status_code == 200, path
+        assert "half ?" in http.post("/dataset/columns", json=body).json()["columns"]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """In the format of the path's ending."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from merlina.cli.config_file import _Loader, read_config_file
 from merlina.errors import InvalidRequestError, NotFoundError
-from tests.harness import Server, until
+from tests.harness import Server, pairs_file, until
 
 Config = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
@@ -85,10 +85,10 @@ def test_train_shows_the_run_and_exits_as_it_ended(server: Server, config: Confi
     assert done.returncode == 0, done.stderr
     for expected in ("Training spell cast!", "40 rows read", "step 5/5", "completed: the model is in"):
         assert expected in done.stdout
-    file.write_text(json.dumps(config(server, "by_command", target_modules=["none"])))
+    file.write_text(json.dumps(config(server, "by_command", dtype="float16")))
     failed = command("train", str(file), url=server.url)
     assert failed.returncode == 1
-    assert "no layers named none" in failed.stdout
+    assert "float16 needs a GPU" in failed.stdout
 
 
 def test_ctrl_c_leaves_the_run_going_and_a_stop_ends_it(server: Server, config: Config, tmp_path: Path) -> None:
@@ -113,6 +113,7 @@ def test_ctrl_c_leaves_the_run_going_and_a_stop_ends_it(server: Server, config: 
     listed = json.loads(command("jobs", "--json", "--status", "stopped", url=server.url).stdout)
     assert job_id in [job["job_id"] for job in listed["jobs"]]
     assert job_id in command("jobs", url=server.url).stdout
+    assert "The model is in" in command("logs", job_id, url=server.url).stdout
 
 
 def _hear_ctrl_c() -> None:
@@ -120,8 +121,52 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def test_a_configuration_is_checked_and_its_data_shown(server: Server, config: Config, tmp_path: Path) -> None:
+    body = config(server, "checked")
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(body))
+    valid = command("validate", str(file), url=server.url)
+    assert (valid.returncode, valid.stderr) == (0, "")
+    for expected in ("valid: it can be run", "MiB needed", "libraries", "trains on the CPU"):
+        assert expected in valid.stdout
+    shown = command("preview", str(file), url=server.url)
+    assert "prompt (23 tokens): <|im_start|>user\nWhat is 0 plus 0?<|im_end|>" in shown.stdout
+    raw = json.loads(command("preview", str(file), "--raw", "--json", url=server.url).stdout)
+    assert raw["samples"][0]["prompt"] == "What is 0 plus 0?"
+    file.write_text(json.dumps({**body, "gpu_ids": [3]}))
+    refused = command("validate", str(file), "--json", url=server.url)
+    assert refused.returncode == 1
+    assert "there is no GPU 3" in json.loads(refused.stdout)["results"]["errors"][0]
+
+
+def test_data_sets_configurations_and_gpus_by_command(server: Server, tmp_path: Path) -> None:
+    file = pairs_file(tmp_path / "mine.jsonl", rows=12)
+    dataset_id = json.loads(command("datasets", "upload", str(file), "--json", url=server.url).stdout)["dataset_id"]
+    assert "mine.jsonl" in command("datasets", "list", url=server.url).stdout
+    assert "12 rows" in command("datasets", "columns", dataset_id, url=server.url).stdout
+    assert "deleted successfully" in command("datasets", "delete", dataset_id, url=server.url).stdout
+    assert command("datasets", "delete", dataset_id, url=server.url).returncode == 1
+    part = tmp_path / "part.yaml"
+    part.write_text("lora_r: 8\nlearning_rate: 5e-6\n")
+    saved = command("configs", "save", "by-command", str(part), "--tag", "cli", url=server.url)
+    assert "saved successfully" in saved.stdout, saved.stderr
+    listed = json.loads(command("configs", "list", "--tag", "cli", "--json", url=server.url).stdout)
+    assert [entry["name"] for entry in listed["configs"]] == ["by-command"]
+    assert json.loads(command("configs", "show", "by-command", url=server.url).stdout) == {
+        "lora_r": 8, "learning_rate": 5e-6,
+    }  # fmt: skip
+    target = str(server.root / "by-command.json")
+    assert "exported" in command("configs", "export", "by-command", target, url=server.url).stdout
+    assert "imported" in command("configs", "import", target, "--name", "back", url=server.url).stdout
+    assert "deleted" in command("configs", "delete", "back", url=server.url).stdout
+    assert "runs train on the CPU" in command("gpus", url=server.url).stdout
+
+
 def test_help_is_there_for_every_command() -> None:
     shown = command("--help").stdout
-    for name in ("serve", "train", "watch", "resume", "status", "jobs", "stop", "demo"):
+    for name in (
+        "serve", "validate", "preview", "train", "watch", "resume", "status", "jobs", "logs", "stop", "gpus",
+        "datasets", "configs", "demo",
+    ):  # fmt: skip
         assert f" {name} " in shown
     assert command("--version").stdout.startswith("merlina ")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -98,18 +99,33 @@ def test_it_can_be_awaited(server: Server, config: Config) -> None:
     assert asyncio.run(work())[-1] == "completed"
 
 
-def test_questions_are_asked_again_and_orders_are_not(new_server: Callable[..., Server]) -> None:
-    server = new_server()
-    with Client(server.url, retries=3) as client:
-        server.kill()
-        with pytest.raises(ServerError, match="No Merlina server answers"):
-            client.clear()
-        server.start()
-        server.kill()
-        starting = Thread(target=server.start)
-        starting.start()
-        assert client.jobs() == {}
-        starting.join()
+def test_questions_are_asked_again_and_orders_are_not() -> None:
+    asked: list[str] = []
+
+    class Unsteady(BaseHTTPRequestHandler):
+        """Hangs up on whoever asks, but for a third time."""
+
+        def do_GET(self) -> None:
+            asked.append(self.command)
+            if len(asked) % 3 == 0:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+        do_DELETE = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    with HTTPServer(("127.0.0.1", 0), Unsteady) as unsteady:
+        Thread(target=unsteady.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{unsteady.server_port}", retries=2) as client:
+            assert client.jobs() == {}
+            assert asked == ["GET"] * 3
+            with pytest.raises(ServerError, match="No Merlina server answers"):
+                client.clear()
+            assert asked == ["GET"] * 3 + ["DELETE"]
+        unsteady.shutdown()
 
 
 def test_a_missing_key_is_an_error_of_its_own(new_server: Callable[..., Server]) -> None:

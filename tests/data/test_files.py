@@ -151,3 +151,28 @@ def test_reading_goes_no_further_than_asked(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' + "broken\n")
     assert next(read_rows(path, "jsonl")) == {"a": 1}
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_csv_is_found_by_content_and_by_its_separator(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "data.txt"
+    path.write_text(f"a{separator}b\r\n1{separator}2\r\n\r\n3{separator}4")
+    assert detect_format(path) == "csv"
+    assert list(read_rows(path, "csv")) == [{"a": "1", "b": "2"}, {"a": "3", "b": "4"}]
+    assert count_rows(path, "csv") == 2
+
+
+def test_json_lines_in_a_file_named_json_are_read_as_lines(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1}\n{"a": 2}\n')
+    assert detect_format(path) == "jsonl"
+
+
+def test_parquet_text_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    broken = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe"))
+    pq.write_table(pa.table({"a": broken}), path)
+    with pytest.raises(DataError, match="can't be read after row 0"):
+        list(read_rows(path, "parquet"))
+    with pytest.raises(DataError, match="can't be read after row 0"):
+        parse_all(path, "parquet")

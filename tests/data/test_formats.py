@@ -97,3 +97,18 @@ def test_a_models_own_template_gives_prompt_and_answer_up_to_its_end_marker() ->
 def test_the_format_tokenizer_needs_a_template() -> None:
     with pytest.raises(DataError, match="chat template"):
         formatter(DatasetFormat(format_type="tokenizer"), None)
+
+
+@pytest.mark.parametrize("answer", ["Blue.", "Blue.\n", "Blue.\n\n", "a\nb"])
+def test_an_answers_own_newlines_stay_and_the_templates_last_one_goes(answer: str) -> None:
+    rendered = formatter(DatasetFormat(format_type="tokenizer"), ChatMl())(Pair(TURN, answer, "R"))
+    assert rendered.chosen == f"{answer}<|im_end|>"
+    assert rendered.rejected == "R<|im_end|>"
+
+
+class ChatMl:
+    """ChatML as models' templates have it: a newline after every turn."""
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, enable_thinking: bool) -> str:
+        turns = "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in messages)
+        return turns + ("<|im_start|>assistant\n" if add_generation_prompt else "")

@@ -127,3 +127,10 @@ def test_no_content_is_lost_or_changed(turns: list[str], chosen: str, rejected: 
     pair = to_pair(row)
     assert [message.content for message in pair.prompt] == turns
     assert (pair.chosen, pair.rejected) == (chosen, rejected)
+
+
+@pytest.mark.parametrize("role", [None, 3, ["user"], {"a": 1}, "narrator"])
+def test_a_role_that_is_none_is_the_rows_fault_alone(role: object) -> None:
+    row = {"prompt": "p", "chosen": [{"role": role, "content": "c"}], "rejected": "r"}
+    with pytest.raises(UnusableRowError, match="has a message of role"):
+        to_pair(row)

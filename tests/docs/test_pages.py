@@ -20,7 +20,7 @@ _FOLDERS = ("src", "tests", "docs", "examples", "benchmarks")
 _IN_REPOSITORY = re.compile(rf"({'|'.join(_FOLDERS)})/[\w./-]+|[A-Z]+\.md|\.env\.example|Makefile|pyproject\.toml")
 
 
-@pytest.mark.parametrize("page", [REPOSITORY / "README.md", *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*sorted(REPOSITORY.glob("*.md")), *PAGES], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in links(page):
         path, _, anchor = target.partition("#")

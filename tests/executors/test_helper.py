@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from merlina.errors import DataError, HelperError, ModelError
+from merlina.errors import BusyError, DataError, HelperError, MerlinaError, ModelError
 from merlina.executors.helper import Helper
 from tests.harness import pairs_file, until
 
@@ -28,7 +28,10 @@ def preview(helper: Helper, folder: Path, **changes: Any) -> Any:
         "format": {"format_type": "tokenizer"},
         **changes,
     }  # fmt: skip
-    return helper.call("preview_formatted", config=config, file=str(file), limit=2, token=None)
+    limits = {"limit": 2, "max_length": 512, "max_prompt_length": 256}
+    return helper.call(
+        "preview_formatted", config=config, file=str(file), token=None, trust_remote_code=False, **limits
+    )
 
 
 def test_its_errors_come_back_as_what_they_are_and_it_lives_on(
@@ -73,6 +76,30 @@ def test_a_call_that_takes_too_long_ends_the_helper(helper: Helper, tmp_path: Pa
     with pytest.raises(HelperError, match="took too long"):
         helper.call("preview_rows", timeout=0.2, config={}, file=None, limit=1, token=None)
     assert helper.pid is None
+
+
+def test_those_who_would_wait_too_long_are_sent_away_at_once(helper: Helper, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    pid = helper.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    answers: list[type[BaseException]] = []
+
+    def ask() -> None:
+        try:
+            preview(helper, tmp_path)
+        except MerlinaError as error:
+            answers.append(type(error))
+
+    asking = [threading.Thread(target=ask) for _ in range(20)]
+    for thread in asking:
+        thread.start()
+    until(lambda: answers.count(BusyError) == 4, 10, "four of twenty being sent away")
+    os.kill(pid, signal.SIGCONT)
+    for thread in asking:
+        thread.join(60)
+    assert answers.count(DataError) == 16
 
 
 def test_an_idle_helper_is_let_go(tmp_path: Path) -> None:

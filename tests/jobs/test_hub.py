@@ -69,3 +69,18 @@ def test_what_is_kept_of_ended_jobs_is_bounded() -> None:
     for number in range(500):
         hub.publish(job(job_id=f"job_{number}", state="completed"), [progress(1)])
     assert sum(hub.latest(f"job_{number}") is not None for number in range(500)) <= 64
+
+
+def test_an_older_record_that_comes_late_takes_nothing_back() -> None:
+    hub = Hub()
+    hub.publish(job(state="completed", attempt=1, last_seq=9))
+    hub.publish(job(state="training", attempt=1, last_seq=7, stop_requested_at=1.0))
+    latest = hub.latest("job_1")
+    assert latest is not None
+    assert latest.state == "completed"
+    hub.publish(job(state="queued", attempt=2, last_seq=9))
+    hub.publish(job(state="initializing", attempt=2, last_seq=9))
+    hub.publish(job(state="queued", attempt=2, last_seq=9))
+    latest = hub.latest("job_1")
+    assert latest is not None
+    assert latest.state == "initializing"

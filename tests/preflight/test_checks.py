@@ -10,7 +10,7 @@ import pytest
 from merlina.hardware.gpus import Gpu
 from merlina.preflight.machine import check_disk, check_gpus
 from merlina.preflight.memory import check_memory, estimate
-from merlina.preflight.models import check_model
+from merlina.preflight.models import check_model, judge_targets
 from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
@@ -57,6 +57,15 @@ def test_a_run_that_cannot_fit_names_its_largest_part_and_what_helps_most_first(
     assert helping == sorted(helping, key=float)
     smaller = config(batch_size=1, gradient_checkpointing=True, max_length=512, max_prompt_length=128)
     assert check_memory(smaller, FACTS, None, [card])[0].passed
+
+
+def test_layers_that_are_not_there_are_named_with_those_that_are() -> None:
+    assert judge_targets(config(target_modules=["q_proj", "model.layers.0.self_attn.q_proj"]), FACTS).passed
+    some = judge_targets(config(target_modules=["q_proj", "wq"]), FACTS)
+    assert some.warnings == ("target_modules: the model has no layers named wq; the others are trained",)
+    none = judge_targets(config(target_modules=["wq", "wk"]), FACTS)
+    assert none.errors == ("target_modules: the model has no layers named wq, wk; it has q_proj",)
+    assert judge_targets(config(target_modules=["wq"], use_lora=False, use_4bit=False), FACTS).passed
 
 
 def test_each_saving_makes_the_estimate_smaller() -> None:

@@ -106,3 +106,12 @@ def test_the_documents_own_configuration_is_accepted() -> None:
 def test_every_field_says_what_it_is() -> None:
     undescribed = [name for name, field in TrainingConfig.model_fields.items() if not field.description]
     assert undescribed == ["dataset"]
+
+
+def test_a_token_loses_the_white_space_of_pasting_and_nothing_else_is_let_into_a_header() -> None:
+    pasted = TrainingConfig.model_validate({**NEEDED, "hf_token": " hf_abc\n"})
+    assert pasted.secrets() == {"hf_token": "hf_abc"}
+    for token in ("hf_a\nb", "hf_a b", "hf_\0", "hf_ü"):
+        (line,) = problems(hf_token=token)
+        assert line == "hf_token: holds characters that no token has"
+    assert TrainingConfig.model_validate({**NEEDED, "hf_token": " "}).secrets() == {}

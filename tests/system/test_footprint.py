@@ -20,7 +20,7 @@ from merlina.api.app import create_app
 from merlina.settings import Settings
 root = Path(sys.argv[1])
 app = create_app(Settings(data_dir=root / "data", models_dir=root / "models", allowed_paths=[root]))
-with TestClient(app) as client:
+with TestClient(app, base_url="http://localhost") as client:
     assert client.get("/health").status_code == 200
     source = {"source": {"source_type": "local_file", "file_path": str(root / "pairs.jsonl")}}
     assert client.post("/dataset/preview-formatted", json=source).status_code == 200

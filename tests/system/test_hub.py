@@ -10,7 +10,10 @@ import pytest
 
 from tests.data.test_hub import REPOS
 from tests.harness import Server, training_config
-from tests.hub import fake_hub
+from tests.hub import FakeHub, fake_hub
+
+# Large files go the plain way, which the loopback server speaks.
+ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
 
 @pytest.fixture
@@ -20,34 +23,137 @@ def body(tiny_model: Path) -> dict[str, Any]:
     return {**config, "base_model": "org/tiny", "dataset": {"source": source, "test_size": 0.1}}
 
 
+def assert_nowhere(folder: Path, *secrets: bytes) -> None:
+    """No file below the folder holds any of the secrets."""
+    for path in folder.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        assert not any(secret in content for secret in secrets), path
+
+
 def test_a_private_model_is_trained_on_private_data(
     new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
 ) -> None:
     model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
-    with fake_hub({**REPOS, "models/org/tiny": model}, token="hf_right") as endpoint:
-        server = new_server(HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
+    train = REPOS["datasets/org/pairs"]["train.jsonl"]
+    pairs = {"train.jsonl": train, "validation.jsonl": b"".join(train.splitlines(keepends=True)[:12])}
+    body["dataset"]["source"]["split"] = "validation"
+    with fake_hub({"datasets/org/pairs": pairs, "models/org/tiny": model}, token="hf_right") as hub:
+        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
         with server.http() as http:
-            refused = http.post("/train", json={**body, "hf_token": "hf_wrong"})
-            assert refused.status_code == 400
-            errors = refused.json()["detail"]["errors"]
-            assert [error.split(":")[0] for error in errors] == ["base_model", "dataset.source.repo_id"]
-            assert all("the hf_token given can't see it" in error for error in errors)
-            assert "hf_wrong" not in refused.text
+            for token, complaint in (
+                ("hf_wrong", "The Hub doesn't accept the hf_token given"),
+                ("hf_stranger", "the hf_token given can't see it"),
+            ):
+                refused = http.post("/train", json={**body, "hf_token": token})
+                assert refused.status_code == 400
+                errors = refused.json()["detail"]["errors"]
+                assert [error.split(":")[0] for error in errors] == ["base_model", "dataset.source.repo_id"]
+                assert all(complaint in error for error in errors)
+                assert token not in refused.text
             assert http.post("/validate", json=body).json()["valid"]
         ended = server.until_ended(server.train(body))
         assert (ended.status, ended.error) == ("completed", None)
-        with server.client() as client:
-            assert "30 rows read, all of them usable" in [line.message for line in client.logs(ended.job_id).logs]
-    for path in server.root.rglob("*"):
-        assert not path.is_file() or b"hf_right" not in path.read_bytes(), path
+        assert "12 rows read, all of them usable" in server.log_lines(ended.job_id)
+    assert_nowhere(server.root, b"hf_right", b"hf_wrong", b"hf_stranger")
 
 
-def test_what_is_not_on_the_hub_is_named(
+def test_what_is_not_on_the_hub_or_gated_there_is_named(
     new_server: Callable[..., Server], tmp_path: Path, body: dict[str, Any]
 ) -> None:
-    with fake_hub({}) as endpoint:
-        server = new_server(HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
+    gated = {"models/org/gated": {"config.json": b"{}"}, "datasets/org/gated": REPOS["datasets/org/pairs"]}
+    with fake_hub(gated) as hub:
+        hub.gated.update(gated)
+        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
         with server.http() as http:
-            errors = http.post("/validate", json={**body, "hf_token": None}).json()["results"]["errors"]
-    assert "there is no model 'org/tiny' on the Hub" in errors[0]
-    assert "there is no dataset 'org/pairs' on the Hub" in errors[1]
+            results = http.post("/validate", json={**body, "hf_token": None, "push_to_hub": True}).json()["results"]
+            missing = results["errors"]
+            assert "push_to_hub: there is no hf_token; the model will not be uploaded" in results["warnings"]
+            assert not results["checks"]["upload_ready"]
+            body = {**body, "base_model": "org/gated"}
+            body["dataset"]["source"]["repo_id"] = "org/gated"
+            closed = http.post("/validate", json=body).json()["results"]["errors"]
+    assert "There is no model 'org/tiny' on the Hub" in missing[0]
+    assert "There is no data set 'org/pairs' on the Hub" in missing[1]
+    assert "The model 'org/gated' is gated: accept its terms" in closed[0]
+    assert "The data set 'org/gated' is gated: accept its terms" in closed[1]
+
+
+def test_finished_models_are_uploaded_and_a_failed_upload_costs_nothing(
+    new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    with fake_hub({}, token="hf_right", trouble=["fail commit org/broken"]) as hub:
+        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), MAX_CONCURRENT_JOBS="2", **ONLINE)
+        common = {"push_to_hub": True, "hf_token": "hf_right", "max_steps": 1}
+        wanted = [
+            config(server, "org/adapter", merge_lora_before_upload=False, **common),
+            config(server, "org/whole", hf_hub_private=False, **common),
+            config(server, "org/broken", **common),
+        ]
+        ended = [server.until_ended(job_id) for job_id in [server.train(body) for body in wanted]]
+        logs = [server.log_lines(job.job_id) for job in ended]
+    assert [(job.status, job.error) for job in ended] == [("completed", None)] * 3
+    for lines in logs[:2]:
+        assert any(line.startswith("Uploaded to http") for line in lines), lines
+    assert hub.private == {"org/adapter": True, "org/whole": False, "org/broken": True}
+    assert dict(hub.commits) == dict.fromkeys(hub.repos, "Bearer hf_right")
+    assert {path.name for path in (server.root / "models" / "org").iterdir()} == {"adapter", "whole", "broken"}
+    assert_uploaded(hub, server.root / "models" / "org", str(tmp_path).encode())
+    assert_safe(hub, server.root / "models" / "org" / "broken", logs[2])
+    assert_nowhere(server.root, b"hf_right")
+
+
+def assert_uploaded(hub: FakeHub, saved: Path, machine: bytes) -> None:
+    """The adapter as it is on the disk and the merged model, each with a card and configuration for others."""
+    uploaded, merged = hub.repos["models/org/adapter"], hub.repos["models/org/whole"]
+    changed = {"README.md", "merlina.json", "adapter_config.json"}
+    assert set(uploaded) == {path.name for path in (saved / "adapter").iterdir()}
+    assert all(uploaded[name] == (saved / "adapter" / name).read_bytes() for name in set(uploaded) - changed)
+    assert "model.safetensors" in merged
+    assert not any(name.startswith("adapter") for name in merged)
+    assert "AutoModelForCausalLM.from_pretrained('org/whole')" in merged["README.md"].decode()
+    assert "PeftModel.from_pretrained(base, 'org/adapter')" in uploaded["README.md"].decode()
+    # What lies on this machine only is no model of the Hub's, whatever it is called.
+    assert "AutoModelForCausalLM.from_pretrained('path/to/tiny')" in uploaded["README.md"].decode()
+    assert not any("base_model:" in files["README.md"].decode() for files in (uploaded, merged))
+    for name, content in [*uploaded.items(), *merged.items()]:
+        assert machine not in content, name
+        assert b"hf_right" not in content, name
+
+
+def assert_safe(hub: FakeHub, folder: Path, lines: list[str]) -> None:
+    """The Hub broke down after the weights were sent, before they were committed."""
+    (warning,) = [line for line in lines if line.startswith("The upload to the Hub failed")]
+    assert "The Hub can't answer about the model 'org/broken' (status 500); try again later" in warning
+    assert f"the model is safe in {folder}" in warning
+    assert f"`hf upload org/broken {folder} --private`" in warning
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert hub.repos["models/org/broken"] == {}
+
+
+def test_a_cut_connection_is_taken_up_again_and_what_was_read_is_there_offline(
+    new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
+) -> None:
+    model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+    body = {**body, "hf_token": None}
+    repos = {**REPOS, "models/org/tiny": model, "models/org/hopeless": model}
+    trouble = [
+        "cut org/tiny/model.safetensors",
+        "cut datasets/org/pairs/train.jsonl",
+        "always cut org/hopeless/model.safetensors",
+    ]
+    with fake_hub(repos, trouble=trouble) as hub:
+        settings = {"HF_ENDPOINT": hub.endpoint, "MAX_CONCURRENT_JOBS": "2", **ONLINE}
+        server = new_server(HF_HOME=str(tmp_path / "hf"), **settings)
+        hopeless = server.train({**body, "base_model": "org/hopeless", "output_name": "hopeless"})
+        ended, failed = server.until_ended(server.train(body)), server.until_ended(hopeless)
+        assert (ended.status, ended.error) == ("completed", None)
+        assert hub.trouble == {"always cut org/hopeless/model.safetensors"}
+        assert "30 rows read, all of them usable" in server.log_lines(ended.job_id)
+        assert failed.status == "failed"
+        assert failed.error
+        assert "broke off again and again over the model 'org/hopeless'; try again later" in failed.error
+        server.stop()
+    offline = new_server(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
+    ended = offline.until_ended(offline.train({**body, "output_name": "offline"}))
+    assert (ended.status, ended.error) == ("completed", None)
+    assert "30 rows read, all of them usable" in offline.log_lines(ended.job_id)

@@ -162,8 +162,8 @@ def test_layers_that_are_not_there_are_named_with_those_that_are(tiny_model: Pat
 
 def test_all_weights_train_without_adapters(tiny_model: Path, tmp_path: Path) -> None:
     recorder = Recorder()
-    model = train(configure(tiny_model, use_lora=False, max_steps=4), tmp_path, recorder)
-    assert all(weight.requires_grad for weight in model.parameters())
+    model = train(configure(tiny_model, use_lora=False, max_steps=4, dtype="bfloat16"), tmp_path, recorder)
+    assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in model.parameters())
     assert recorder.rows[-1][1]["loss"] < recorder.rows[0][1]["loss"]
 
 

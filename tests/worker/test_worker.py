@@ -148,7 +148,7 @@ def test_the_tokenizers_own_template_and_long_pairs_are_trained_on_and_counted(
     events = log_of(run_worker(tmp_path, tiny_model, dataset, **config))
     assert events[-1].state == "completed"
     notes = [event.message for event in events if event.type == "log"]
-    assert any("1 of 7 training pairs are longer than max_length: 1 prompts lost" in note for note in notes), notes
+    assert any("1 of 7 rows are longer than max_length: " in note for note in notes), notes
 
 
 def test_a_tokenizer_without_template_is_given_that_of_the_training_format(tiny_model: Path, tmp_path: Path) -> None:

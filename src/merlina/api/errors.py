@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from merlina.errors import (
+    BusyError,
     DataError,
     DiskFullError,
     ForbiddenError,
@@ -40,6 +41,7 @@ STATUS: dict[type[MerlinaError], int] = {
     ForbiddenError: 403,
     TooLargeError: 413,
     HelperError: 500,
+    BusyError: 503,
     DiskFullError: 507,
     MerlinaError: 500,
 }

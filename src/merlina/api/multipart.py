@@ -32,9 +32,9 @@ async def receive_file(request: Request, target: Path, max_bytes: int) -> str:
     if stated.isdigit() and int(stated) > max_bytes + _LARGEST_FRAME:
         raise TooLargeError(_too_large(max_bytes))
     part = _FilePart()
-    parser = MultipartParser(options[b"boundary"], part.callbacks())
     with target.open("wb") as file:
         try:
+            parser = MultipartParser(options[b"boundary"], part.callbacks())
             async for chunk in request.stream():
                 parser.write(chunk)
                 if part.size > max_bytes:

@@ -14,7 +14,11 @@ _EVERYWHERE = {
     "403": "A foreign Host or Origin, or a path outside the allowed folders",
 }
 _WITH_INPUT = {"400": "The request is not valid", "404": "What it names is not there"}
-_WITH_BODY = {"413": "The body is over its limit", "507": "The disk is full"}
+_WITH_BODY = {
+    "413": "The body is over its limit",
+    "503": "Too much is asked at the same time",
+    "507": "The disk is full",
+}
 _SCHEMA_NAME = "ErrorAnswer"
 
 

@@ -8,6 +8,7 @@ import httpx
 from pydantic import BaseModel
 
 from merlina.errors import (
+    BusyError,
     DiskFullError,
     ForbiddenError,
     InvalidRequestError,
@@ -27,6 +28,7 @@ _ERRORS: dict[int, type[MerlinaError]] = {
     403: ForbiddenError,
     404: NotFoundError,
     413: TooLargeError,
+    503: BusyError,
     507: DiskFullError,
 }
 

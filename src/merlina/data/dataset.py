@@ -35,12 +35,16 @@ class LoadedPairs:
     skipped: list[SkippedRow] = field(default_factory=list)
 
 
-def read_pairs(config: DatasetConfig, file: Path | None, token: str | None) -> Iterator[Pair | SkippedRow]:
+def read_pairs(
+    config: DatasetConfig, file: Path | None, token: str | None, *, keep: bool = False
+) -> Iterator[Pair | SkippedRow]:
     """Each row as a pair, or as the reason why not; reads as it is asked. At most `max_samples` rows.
+
+    With `keep`, a Hub data set is downloaded as a whole, to be there the next time.
 
     Raises DataError where `column_mapping` names a column that none of the first rows has.
     """
-    rows = islice(open_rows(config.source, file, token), config.max_samples)
+    rows = islice(open_rows(config.source, file, token, keep=keep), config.max_samples)
     first = list(islice(rows, _ROWS_WITH_ALL_COLUMNS if config.column_mapping else 0))
     check_mapping(first, config.column_mapping)
     for number, row in enumerate(chain(first, rows), start=1):

@@ -91,10 +91,16 @@ def _by_content(head: bytes) -> FileFormat | None:
     if text.startswith(b"["):
         return "json"
     if not text.startswith(b"{"):
-        return None
+        return "csv" if _looks_like_csv(text) else None
     first, _, rest = text.partition(b"\n")
     # One object and nothing more is one of columns; a line that is whole, with others below it, is a row.
     return "jsonl" if rest.lstrip().startswith(b"{") and _is_json(first) else "json"
+
+
+def _looks_like_csv(text: bytes) -> bool:
+    """Whether there is a header of several columns with lines below it."""
+    header, newline, _ = text.partition(b"\n")
+    return bool(newline) and header.isascii() and b"\0" not in text and any(sign in header for sign in b",;\t|")
 
 
 def _is_json(text: bytes) -> bool:

@@ -38,7 +38,7 @@ _Renderer = Callable[[Pair, DatasetFormat, ChatTemplate | None], Rendered]
 def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
     """The function that renders pairs. Raises DataError where the format needs a template and there is none."""
     if spec.format_type == "tokenizer" and template is None:
-        raise DataError("The format 'tokenizer' needs a model whose tokenizer has a chat template")
+        raise DataError("model_name is needed for the format 'tokenizer': it says whose chat template to use")
     render = FORMATS[spec.format_type]
     return lambda pair: render(pair, spec, template)
 
@@ -90,8 +90,9 @@ def _template_answer(pair: Pair, text: str, prompt: str, spec: DatasetFormat, te
     """What the template adds when the answer follows the prompt, up to the marker that ends it."""
     turns = (*pair.prompt, Message("assistant", text))
     whole = template.render(turns, add_generation_prompt=False, enable_thinking=spec.enable_thinking)
-    if not text.endswith("\n"):
-        whole = whole.rstrip("\n")  # what stands after the end marker is not the model's to write
+    # What stands after the end marker is not the model's to write; newlines of the answer itself are.
+    answer_ends = whole.rfind(text) + len(text) if text in whole else 0
+    whole = whole[:answer_ends] + whole[answer_ends:].rstrip("\n")
     if whole.startswith(prompt):
         return whole[len(prompt) :]
     # Templates that open a thought in the generation prompt don't show it in a finished turn.

@@ -1,37 +1,78 @@
-"""Rows of a data set on the Hugging Face Hub, streamed by its own client."""
+"""Rows of a data set on the Hugging Face Hub, by its own client: streamed, or kept for the next time."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub.errors import HfHubHTTPError
 
 from merlina.errors import DataError
+from merlina.hub import ask_access, in_words, is_refusal
 
 
-def read_hub_rows(repo_id: str, split: str, token: str | None) -> Iterator[dict[str, Any]]:
-    """Rows of one split in order. Raises DataError where it isn't there, may not be read or can't be reached."""
+def read_hub_rows(repo_id: str, split: str, token: str | None, *, keep: bool) -> Iterator[dict[str, Any]]:
+    """Rows of one split in order; with `keep`, all of it is downloaded first, and is there offline from then on.
+
+    Raises DataError where it isn't there, may not be read or can't be reached.
+    """
     from datasets import load_dataset
-    from datasets.exceptions import DataFilesNotFoundError, DatasetNotFoundError
 
+    _check_is_no_folder(repo_id)
     try:
-        yield from load_dataset(repo_id, split=split, streaming=True, token=token or False)
-    except (DatasetNotFoundError, RepositoryNotFoundError, GatedRepoError) as error:
-        hint = "the hf_token given can't see it" if token else "if it is private or gated, give a hf_token"
-        raise DataError(f"There is no data set {repo_id!r} on the Hub: {hint}") from error
-    except DataFilesNotFoundError as error:
-        raise DataError(f"The data set {repo_id!r} has no files that can be read as rows") from error
-    except ValueError as error:
-        raise DataError(f"The data set {repo_id!r} can't be read: {str(error).splitlines()[0]}") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise DataError(f"The Hub can't be reached to read {repo_id!r} ({type(error).__name__})") from error
+        _stop_where_refused(repo_id, token)
+        # Only what was kept can be read offline; a stream leaves nothing behind.
+        streaming = not keep and not HF_HUB_OFFLINE
+        yield from load_dataset(repo_id, split=split, streaming=streaming, token=token or False)
+    except Exception as error:  # the clients let errors of their HTTP libraries through, whichever those are
+        words = _in_words(error, repo_id, token)
+        if words is None:
+            raise
+        raise DataError(words) from error
+
+
+def _stop_where_refused(repo_id: str, token: str | None) -> None:
+    """Raises where the Hub says no; `datasets` would go on to rows that someone else's run left in the cache."""
+    try:
+        ask_access(repo_id, "dataset", token or False)
+    except Exception as error:
+        if is_refusal(error):
+            raise
+
+
+def _in_words(error: Exception, repo_id: str, token: str | None) -> str | None:
+    """None for errors that are not about this data set, such as a full disk."""
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError
+
+    if words := in_words(error, repo_id, "dataset", token_given=token is not None):
+        return words
+    if isinstance(error, DataFilesNotFoundError):
+        return f"The data set {repo_id!r} has no files that can be read as rows"
+    if isinstance(error, DatasetGenerationError):
+        cause = error.__cause__ or error
+        return None if _is_of_this_machine(cause) else f"The data set {repo_id!r} can't be read: {_first_line(cause)}"
+    if isinstance(error, ValueError):
+        return f"The data set {repo_id!r} can't be read: {_first_line(error)}"
+    if isinstance(error, OSError) and not _is_of_this_machine(error):
+        return f"The Hub can't be reached to read {repo_id!r} ({type(error).__name__})"
+    return None
+
+
+def _is_of_this_machine(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
     """Rows of one split, from the card or the Parquet files' own footers; None where only a download would tell."""
     from datasets import load_dataset_builder
 
+    _check_is_no_folder(repo_id)
     try:
         builder = load_dataset_builder(repo_id, token=token or False)
         stated = (builder.info.splits or {}).get(split)
@@ -43,6 +84,12 @@ def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
         return sum(_rows_in_parquet(str(file), token) for file in files)
     except (HfHubHTTPError, OSError, ValueError):
         return None
+
+
+def _check_is_no_folder(repo_id: str) -> None:
+    """The Hub's client takes a folder for a data set, wherever it lies."""
+    if os.path.exists(repo_id):
+        raise DataError(f"{repo_id!r} is a folder on the server's machine, not a data set on the Hub; use local_file")
 
 
 def _rows_in_parquet(address: str, token: str | None) -> int:

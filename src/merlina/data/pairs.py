@@ -108,7 +108,7 @@ def _message(item: Any, column: str) -> Message:
         raise UnusableRowError(f"{column} holds {type(item).__name__}s where messages should be")
     role = item.get("role", item.get("from"))
     content = item.get("content", item.get("value"))
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise UnusableRowError(f"{column} has a message of role {role!r}; known are {', '.join(_ROLES)}")
     if isinstance(content, list):
         content = _joined_parts(content, column)

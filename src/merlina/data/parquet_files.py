@@ -21,8 +21,14 @@ _LARGEST_BATCH = 1024**3
 
 def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
     """Raises DataError with the row after which it can't be read."""
+    number = 0
     for batch in _batches(path):
-        for row in batch.to_pylist():
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError) as error:  # text that is no UTF-8, times that Python can't hold
+            raise DataError(f"the Parquet file can't be read after row {number}: {first_line(error)}") from error
+        number += len(rows)
+        for row in rows:
             yield {name: _finite(value) for name, value in row.items()}
 
 
@@ -32,11 +38,11 @@ def count_parquet(path: Path) -> int:
 
 
 def parse_parquet(path: Path) -> int:
-    """Unpacks everything once and counts the rows."""
-    return sum(batch.num_rows for batch in _batches(path))
+    """Unpacks everything once, checks that text is text, and counts the rows."""
+    return sum(batch.num_rows for batch in _batches(path, checked=True))
 
 
-def _batches(path: Path) -> Iterator[Any]:
+def _batches(path: Path, *, checked: bool = False) -> Iterator[Any]:
     import pyarrow
 
     number, unpacked = 0, 0
@@ -49,6 +55,8 @@ def _batches(path: Path) -> Iterator[Any]:
                 unpacked += size
                 if unpacked > may_unpack or size > _LARGEST_BATCH:
                     raise DataError(_unpacks_to_too_much(number, unpacked))
+                if checked:
+                    batch.validate(full=True)
                 yield batch
                 number += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:

@@ -22,6 +22,7 @@ from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat
 _ROWS_LOOKED_AT = 500
 _SECONDS_LOOKED = 0.2
 _WARNINGS_SHOWN = 20
+_DEEPEST_SHOWN = 50
 _PREVIEW_SEED = 42  # a run's default
 
 
@@ -30,7 +31,7 @@ def preview_rows(config: DatasetConfig, file: Path | None, token: str | None, li
     rows = list(islice(open_rows(config.source, file, token), limit))
     if not rows:
         raise DataError("The data set has no rows")
-    return [{str(name): _jsonable(value) for name, value in row.items()} for row in rows]
+    return [{_encodable(name): _jsonable(value) for name, value in row.items()} for row in rows]
 
 
 def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -91,16 +92,22 @@ def show_text(spec: DatasetFormat) -> Show:
     return lambda pair: (asdict(render(pair)), None)
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, (dict, list, tuple)) and depth == _DEEPEST_SHOWN:
+        return "…"
     if isinstance(value, dict):
-        return {str(name): _jsonable(inner) for name, inner in value.items()}
+        return {_encodable(name): _jsonable(inner, depth + 1) for name, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(inner) for inner in value]
+        return [_jsonable(inner, depth + 1) for inner in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if value is None or isinstance(value, (int, bool)):
         return value
-    # Half a surrogate pair is legal in JSON text, but no UTF-8 can carry it.
+    return _encodable(value)
+
+
+def _encodable(value: Any) -> str:
+    """Half a surrogate pair is legal in JSON text, but no UTF-8 can carry it."""
     return str(value).encode("utf-8", "replace").decode()

@@ -25,10 +25,10 @@ def resolve_file(source: DatasetSource, uploads_dir: Path, allowed: AllowedPaths
     return None
 
 
-def open_rows(source: DatasetSource, file: Path | None, token: str | None) -> Iterator[Row]:
-    """Rows of the resolved source."""
+def open_rows(source: DatasetSource, file: Path | None, token: str | None, *, keep: bool = False) -> Iterator[Row]:
+    """Rows of the resolved source; `keep` has a Hub data set downloaded as a whole rather than streamed."""
     if file is None:
-        return read_hub_rows(str(source.repo_id), source.split, token)
+        return read_hub_rows(str(source.repo_id), source.split, token, keep=keep)
     return read_rows(file, source.file_format or detect_format(file))
 
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from merlina import errors
-from merlina.errors import HelperError, MerlinaError
+from merlina.errors import BusyError, HelperError, MerlinaError
 
 _TIMEOUT_SECONDS = 180.0
+# Each waiting call holds one of the server's 40 request threads.
+_MOST_WAITING = 16
 
 
 class Helper:
@@ -31,6 +33,7 @@ class Helper:
         self._log_file = log_file
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
+        self._places = threading.BoundedSemaphore(_MOST_WAITING)
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         self._idle_timer: threading.Timer | None = None
@@ -39,13 +42,19 @@ class Helper:
         """The operation's result. What went wrong there is raised here, as the same error of our tree.
 
         Raises HelperError where the helper dies or takes longer than `timeout` seconds; the next call starts another.
+        Raises BusyError where so many others wait that this one would keep a thread from the rest of the server.
         """
-        with self._lock:
-            self._cancel_timer()
-            try:
-                return self._ask(operation, arguments, time.monotonic() + timeout)
-            finally:
-                self._start_timer()
+        if not self._places.acquire(blocking=False):
+            raise BusyError(f"{_MOST_WAITING} others wait for the helper process already; try again in a moment")
+        try:
+            with self._lock:
+                self._cancel_timer()
+                try:
+                    return self._ask(operation, arguments, time.monotonic() + timeout)
+                finally:
+                    self._start_timer()
+        finally:
+            self._places.release()
 
     def close(self) -> None:
         """Ends the process, if there is one."""

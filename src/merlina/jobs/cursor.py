@@ -29,7 +29,8 @@ class EventCursor:
         """Events after `seq` up to number `last`, in batches, oldest first."""
         while self.seq < last:
             recent = self._hub.recent(self._job_id, self.seq)
-            found = recent if recent is not None else await asyncio.to_thread(self._from_log)
+            # The database may be ahead of the hub for a moment; then the log has what the hub will soon hear of.
+            found = recent if recent else await asyncio.to_thread(self._from_log)
             batch = [event for event in found[:_BATCH_EVENTS] if event.seq <= last]
             if not batch:
                 return

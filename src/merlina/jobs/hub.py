@@ -42,7 +42,8 @@ class Hub:
         with self._lock:
             channel = self._channels.setdefault(record.job_id, _Channel())
             channel.version += 1
-            channel.record = record
+            if channel.record is None or _moment(record) >= _moment(channel.record):
+                channel.record = record
             channel.recent.extend(events)
             waiters, channel.waiters = channel.waiters, set()
             if record.ended:
@@ -99,6 +100,11 @@ class Hub:
         finally:
             with self._lock:
                 channel.waiters.discard(waiter)
+
+
+def _moment(record: JobRecord) -> tuple[int, int, bool]:
+    """How far a job has come: two threads may publish in another order than they wrote."""
+    return record.attempt, record.last_seq, record.state != "queued"
 
 
 def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:

@@ -123,10 +123,7 @@ class Supervisor:
         folder = self.folder(record.job_id)
         record = follow(self._database, self._hub, record, folder)
         if record.ended:
-            self._alive_checked.pop(record.job_id, None)
-            if record.state == "completed":
-                folder.secrets_file.unlink(missing_ok=True)
-            _log.info("%s %s", record.job_id, record.state)
+            self._note_end(record)
             return
         if record.stop_requested_at is not None and self._clock() > record.stop_requested_at + self._grace:
             self._force_stop(record, folder)
@@ -134,6 +131,12 @@ class Supervisor:
             self._alive_checked[record.job_id] = self._clock()
             if not self._executor.is_alive(folder):
                 self._bury(record, folder)
+
+    def _note_end(self, record: JobRecord) -> None:
+        self._alive_checked.pop(record.job_id, None)
+        if record.state == "completed":
+            self.folder(record.job_id).secrets_file.unlink(missing_ok=True)
+        _log.info("%s %s", record.job_id, record.state)
 
     def _force_stop(self, record: JobRecord, folder: RunFolder) -> None:
         if (record.job_id, record.attempt) not in self._forced:
@@ -173,7 +176,7 @@ class Supervisor:
         _log.info("starting %s (attempt %d)", record.job_id, record.attempt)
         try:
             self._executor.launch(folder, self._order(record), record.gpus)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             record_end(folder, END_STATE[Cause.NOT_STARTED], f"The worker could not be started: {error}")
         self._alive_checked[record.job_id] = self._clock()
 
@@ -201,10 +204,14 @@ class Supervisor:
         with self._database.read() as connection:
             running = jobs.running(connection)
         for record in running:
-            folder = self.folder(record.job_id)
-            record = follow(self._database, self._hub, record, folder)
-            if record.state == "initializing" and record.attempt_seen < record.attempt:
-                self._launch(record)
+            try:
+                record = follow(self._database, self._hub, record, self.folder(record.job_id))
+                if record.ended:
+                    self._note_end(record)
+                elif record.state == "initializing" and record.attempt_seen < record.attempt:
+                    self._launch(record)
+            except Exception:  # what is wrong with one run must not keep the server from starting
+                _log.exception("%s could not be taken up again; trying again later", record.job_id)
 
     def _finish_deletions(self) -> None:
         with self._database.read() as connection:

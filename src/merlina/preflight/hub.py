@@ -1,40 +1,35 @@
-"""Is a repository there on the Hub, and may we read it? Only its description is asked for."""
+"""Is a repository there on the Hub, and may we read it? Nothing of it is downloaded."""
 
 from __future__ import annotations
 
-from typing import Literal
+from huggingface_hub import CachedRepoInfo, get_token, scan_cache_dir
+from huggingface_hub.errors import CacheNotFound, HFValidationError
 
-from huggingface_hub import CachedRepoInfo, HfApi, scan_cache_dir
-from huggingface_hub.errors import CacheNotFound, GatedRepoError, HFValidationError, RepositoryNotFoundError
-
+from merlina.hub import RepoKind, ask_access, in_words, is_refusal
 from merlina.preflight.findings import Finding
 
-RepoKind = Literal["model", "dataset"]
-
-_TIMEOUT_SECONDS = 10
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
 def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None) -> Finding:
     """`field` is the one of the configuration that names the repository. A cached one will do without the network."""
     try:
-        HfApi(token=token).repo_info(repo_id, repo_type=kind, timeout=_TIMEOUT_SECONDS)
-    except GatedRepoError:
-        return _error(field, f"{repo_id!r} is gated; accept its terms on the Hub and give a hf_token of that account")
-    except RepositoryNotFoundError:
-        hint = "the hf_token given can't see it" if token else "if it is private, give a hf_token"
-        return _error(field, f"there is no {kind} {repo_id!r} on the Hub, nor on this machine; {hint}")
+        ask_access(repo_id, kind, token)
     except HFValidationError as error:
         return _error(field, f"{repo_id!r} is no Hub id: {error}")
     except Exception as error:  # the Hub client lets errors of its HTTP library through, whichever that is
-        if _is_cached(repo_id, kind):
+        if not is_refusal(error) and _is_cached(repo_id, kind):
             return Finding(warnings=(f"The Hub can't be reached; using {repo_id!r} from this machine's cache",))
-        return _error(
-            field,
-            f"{repo_id!r} is not in this machine's cache, and the Hub can't be reached to look it up "
-            f"({type(error).__name__}). Give a local one, or check the network",
-        )
+        words = in_words(error, repo_id, kind, token_given=token is not None)
+        return _error(field, words or f"{repo_id!r} can't be looked up on the Hub ({type(error).__name__}); try again")
     return Finding()
+
+
+def check_upload(push_to_hub: bool, token: str | None) -> Finding:
+    """Whether there is a token to upload with, the run's, the server's or the machine's; not what it may do."""
+    if not push_to_hub or token or get_token():
+        return Finding()
+    return Finding(passed=False, warnings=("push_to_hub: there is no hf_token; the model will not be uploaded",))
 
 
 def cached_tokenizers() -> set[str]:

@@ -49,7 +49,7 @@ class _Device:
 
 
 _DEVICES = {
-    "cpu": _Device(0.6 * _GB, 1.15, 4, 8, {4: 20, 2: 9}, keeps_unpacked=True),
+    "cpu": _Device(0.6 * _GB, 1.15, 4, 11, {4: 20, 2: 9}, keeps_unpacked=True),
     "cuda": _Device(0.6 * _GB, 1.1, 1, 1, {4: 20, 2: 14}, keeps_unpacked=False),
 }
 
@@ -74,7 +74,7 @@ def estimate(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, 
     activations = _activation_bytes(config, model, 2 * config.batch_size * longest, width, facts)
     logits = config.batch_size * targets * model.vocab_size * facts.logit_bytes[width]
     # Gradients grow as activations are let go, so that only what is above those adds to the peak.
-    gradients = max(0.0, trained * (4 if config.use_lora else width) - activations - logits)
+    gradients = max(0.0, trained * 4 - activations - logits)
     return Estimate(
         {
             "weights": _weight_bytes(config, model, width, facts) + (trained * 4 if config.use_lora else 0),
@@ -148,6 +148,8 @@ def _compute_bytes(config: TrainingConfig, device: str) -> int:
 
 
 def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int, facts: _Device) -> float:
+    if not config.use_lora:
+        return model.parameters * 4
     if not config.use_4bit:
         return model.parameters * width
     # What isn't held in 4 bits, embeddings and norms, is held in float32.

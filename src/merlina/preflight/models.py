@@ -10,7 +10,8 @@ from pathlib import Path
 from merlina.preflight.findings import Finding
 from merlina.preflight.hub import check_repo
 from merlina.schemas.datasets import FormatType
-from merlina.schemas.inspection import RunFacts
+from merlina.schemas.inspection import ModelFacts, RunFacts
+from merlina.schemas.training import TrainingConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
@@ -34,6 +35,17 @@ def judge_model(facts: RunFacts) -> Finding:
     return Finding() if facts.model_error is None else _error(f"base_model: {facts.model_error}")
 
 
+def judge_targets(config: TrainingConfig, model: ModelFacts) -> Finding:
+    """Whether the model has the layers that are to get adapters."""
+    if not config.use_lora:
+        return Finding()
+    missing = [name for name in config.target_modules if name.rsplit(".", 1)[-1] not in model.adapter_width]
+    named = f"target_modules: the model has no layers named {', '.join(missing)}"
+    if len(missing) == len(config.target_modules):
+        return _error(f"{named}; it has {', '.join(sorted(model.adapter_width))}")
+    return Finding(warnings=(f"{named}; the others are trained",)) if missing else Finding()
+
+
 def judge_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:
     """Whether the tokenizer can be loaded and has the chat format's markers."""
     if facts.tokenizer_error is not None:
@@ -50,7 +62,7 @@ def judge_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:
 
 def local_path(base_model: str) -> Path:
     """The path that a base model may be. It is to be asked about by os.path, which takes any text for a path."""
-    return Path(os.path.expanduser(base_model))
+    return Path(base_model if "\0" in base_model else os.path.expanduser(base_model))
 
 
 def _looks_like_path(base_model: str) -> bool:

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr
+
+
+def _clean_token(value: SecretStr) -> SecretStr:
+    """Without the white space that pasting brings. Raises ValueError where no header could carry it."""
+    text = value.get_secret_value().strip()
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("holds characters that no token has")
+    return SecretStr(text)
+
+
+Token = Annotated[SecretStr, AfterValidator(_clean_token)]
 
 
 class Request(BaseModel):

@@ -33,7 +33,12 @@ class DatasetSource(Request):
     """Where the rows are. `source_type` says which of the other fields must be given."""
 
     source_type: SourceType = Field(description="huggingface (the Hub), local_file (on the server) or upload")
-    repo_id: str | None = Field(None, min_length=1, description="huggingface: the data set's id, `org/name`")
+    repo_id: str | None = Field(
+        None,
+        max_length=200,
+        pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$",
+        description="huggingface: the data set's id, `org/name`",
+    )
     split: str = Field("train", min_length=1, description="huggingface: the split to read")
     file_path: str | None = Field(None, min_length=1, description="local_file: path on the server's machine")
     file_format: FileFormat | None = Field(None, description="left out: found from the name, else from the content")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from merlina.schemas.jobs import EndState, JobState
 
@@ -95,11 +95,30 @@ class Ended(BaseEvent):
     final_metrics: dict[str, float | None] = Field(default_factory=dict)
 
 
-Event = Annotated[
+class Unknown(BaseEvent):
+    """A line of another version's worker: it has its number and changes nothing."""
+
+    type: str
+
+
+KnownEvent = Annotated[
     Started | Resumed | StateChanged | Progress | Metrics | Checkpointed | Logged | Linked | Ended,
     Field(discriminator="type"),
 ]
-EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+Event = KnownEvent | Unknown
+EVENT: TypeAdapter[KnownEvent] = TypeAdapter(KnownEvent)
+
+
+def parse_event(line: bytes) -> Event | None:
+    """None where the line is no event at all."""
+    try:
+        return EVENT.validate_json(line)
+    except ValidationError:
+        pass
+    try:
+        return Unknown.model_validate_json(line)
+    except ValidationError:
+        return None
 
 
 def event_line(seq: int, time: float, kind: str, fields: dict[str, Any]) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field
 
-from merlina.schemas.base import Request, Response
+from merlina.schemas.base import Request, Response, Token
 from merlina.schemas.inspection import TokenizerFacts
 
 
@@ -14,7 +14,7 @@ class PreloadRequest(Request):
     """`POST /model/preload`."""
 
     model_name: str = Field(min_length=1, max_length=4096, description="Hub id, local folder, or `.gguf` file")
-    hf_token: SecretStr | None = Field(None, description="for private and gated models; not stored")
+    hf_token: Token | None = Field(None, description="for private and gated models; not stored")
 
 
 class PreloadResponse(Response, TokenizerFacts):

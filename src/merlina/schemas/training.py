@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from merlina.schemas.base import Request
+from merlina.schemas.base import Request, Token
 from merlina.schemas.datasets import DatasetConfig
 
 TrainingMode = Literal["orpo"]
@@ -98,12 +98,10 @@ class TrainingConfig(Request):
     push_to_hub: bool = Field(False, description="upload the finished model to the Hugging Face Hub")
     merge_lora_before_upload: bool = Field(True, description="upload whole weights rather than the adapter")
     hf_hub_private: bool = Field(True, description="make the uploaded repository private")
-    hf_token: SecretStr | None = Field(None, description="Hugging Face token; never stored with the job, never shown")
+    hf_token: Token | None = Field(None, description="Hugging Face token; never stored with the job, never shown")
 
     use_wandb: bool = Field(False, description="send metrics to Weights & Biases")
-    wandb_key: SecretStr | None = Field(
-        None, description="Weights & Biases key; never stored with the job, never shown"
-    )
+    wandb_key: Token | None = Field(None, description="Weights & Biases key; never stored with the job, never shown")
     wandb_project: str | None = Field(None, max_length=128, description="project to log to")
     wandb_run_name: str | None = Field(None, max_length=256, description="the run's name there")
     wandb_tags: list[str] | None = Field(None, max_length=64, description="the run's tags there")

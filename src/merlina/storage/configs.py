@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -67,14 +68,16 @@ class ConfigStore:
     def export(self, name: str, target: Path) -> None:
         """Writes one to a path outside. Raises InvalidRequestError where that would destroy something else."""
         saved = self.get(name)
-        if target.suffix != ".json" or target.is_dir():
+        if target.suffix != ".json" or os.path.isdir(target):
             raise InvalidRequestError(f"output_path: {target} must name a file that ends in .json, such as {name}.json")
-        if target.exists() and _parse(target) is None:
+        if os.path.exists(target) and _parse(target) is None:
             raise InvalidRequestError(f"output_path: {target} exists and is no configuration; choose another name")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_private(target, _as_bytes(saved))
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise InvalidRequestError(f"output_path: {target} can't be written: {error.strerror}") from error
 
     def read_file(self, source: Path, name: str | None) -> tuple[str, SavedConfig]:

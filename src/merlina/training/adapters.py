@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import PreTrainedModel
@@ -29,7 +28,8 @@ def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if not config.use_lora:
-        return Trainable(model.float() if model.dtype == torch.float16 else model)
+        # At usual learning rates a step is smaller than what 16 bits can tell apart; the loop computes in them anyway.
+        return Trainable(model.float())
     present, missing = _match_targets(model, config.target_modules)
     adapted: Any = get_peft_model(model, _lora(config, present))
     return Trainable(adapted, missing)

@@ -112,10 +112,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return losses.loss.sum() / (num_items_in_batch or pairs_in(inputs))
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Means over the held-out pairs, each pair weighing the same."""
+        """Means over the held-out pairs, each pair weighing the same; none where a stop is asked for meanwhile."""
         means = _Means()
         self.model.eval()
         for inputs in self.get_eval_dataloader():
+            if self._reporter.should_stop():
+                self.model.train()
+                return {}
             batch = self._prepare_inputs(inputs)
             with torch.no_grad():
                 losses = self._pair_losses(self.model, batch)
@@ -255,6 +258,7 @@ class _Flow(TrainerCallback):  # type: ignore[misc]
         self._reporter.progress(state.global_step, state.max_steps)
         if state.global_step >= state.max_steps:
             control.should_evaluate = self._evaluates
+            control.should_log = True
         elif self._reporter.should_stop():
             control.should_training_stop = True
             control.should_save = True

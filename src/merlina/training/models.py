@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from merlina.errors import ModelError
+from merlina.hub import in_words
 from merlina.schemas.training import AttentionImplementation, Dtype
 
 
@@ -51,7 +51,7 @@ def compute_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 def load_tokenizer(base_model: str, token: str | None, trust_remote_code: bool = False) -> Any:
     """transformers' tokenizer, with a pad token. Raises ModelError."""
-    with readable_errors(base_model):
+    with readable_errors(base_model, token):
         name, file = split_gguf(base_model)
         tokenizer = AutoTokenizer.from_pretrained(
             name, token=token, trust_remote_code=trust_remote_code, **({"gguf_file": file} if file else {})
@@ -70,7 +70,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     base = spec.base_model
     if spec.use_4bit and split_gguf(base)[1]:
         base = str(_convert_gguf(spec, dtype))
-    with readable_errors(base):
+    with readable_errors(base, spec.token):
         name, file = split_gguf(base)
         model = AutoModelForCausalLM.from_pretrained(
             name,
@@ -142,19 +142,26 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 
 
 @contextlib.contextmanager
-def readable_errors(base_model: str) -> Iterator[None]:
+def readable_errors(base_model: str, token: str | None = None) -> Iterator[None]:
     """Turns what the libraries raise into one sentence about this model."""
     try:
         yield
-    except GatedRepoError as error:
-        raise ModelError(
-            f"{base_model!r} is gated: accept its terms on the Hub and give that account's hf_token"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"There is no model {base_model!r} on the Hub; if it is private, give a hf_token") from error
     except torch.OutOfMemoryError:
         raise
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(f"The files of {base_model!r} are damaged: {error}") from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(f"{base_model!r} can't be loaded: {str(error).strip().splitlines()[0]}") from error
+    except Exception as error:
+        words = _in_words(error, base_model, token_given=token is not None)
+        if words is None:
+            raise
+        raise ModelError(words) from error
+
+
+def _in_words(error: Exception, base_model: str, *, token_given: bool) -> str | None:
+    hub = in_words(error, base_model, "model", token_given=token_given)
+    if hub is not None:
+        return hub
+    if isinstance(error, (SafetensorError, json.JSONDecodeError)):
+        return f"The files of {base_model!r} are damaged: {error}"
+    if isinstance(error, (OSError, ValueError, KeyError, ImportError, RuntimeError)):
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"{base_model!r} can't be loaded: {first_line}"
+    return None

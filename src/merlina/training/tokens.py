@@ -44,7 +44,9 @@ class PairTokenizer:
         self._max_prompt_length = max_prompt_length
         self._bos = _bos_it_adds(tokenizer)
         self._end: int | None = tokenizer.eos_token_id
-        self._special = frozenset(tokenizer.all_special_ids)
+        # Some end markers, as Llama 3's, are special without being among those the tokenizer has a name for.
+        added = (token for token, facts in tokenizer.added_tokens_decoder.items() if facts.special)
+        self._special = frozenset([*tokenizer.all_special_ids, *added])
 
     def encode(self, prompt: str, chosen: str, rejected: str) -> tuple[TokenPair, Cut]:
         """The ids that are trained on, and how many tokens were left out to make them fit."""

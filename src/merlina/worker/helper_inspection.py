@@ -84,7 +84,7 @@ def _or_error(ask: Any) -> tuple[Any, str | None]:
 @lru_cache(maxsize=8)
 def _model_facts(base_model: str, access: _Access) -> ModelFacts:
     """Builds the model without its weights. Raises ModelError."""
-    with readable_errors(base_model):
+    with readable_errors(base_model, access.token):
         name, gguf = split_gguf(base_model)
         config = AutoConfig.from_pretrained(
             name,
@@ -107,7 +107,7 @@ def _measure(model: Any) -> ModelFacts:
     for name, module in linear:
         last = name.rsplit(".", 1)[-1]
         width[last] = width.get(last, 0) + sum(module.weight.shape)
-    heads = text.num_attention_heads
+    heads = getattr(text, "num_attention_heads", None) or 1  # state-space models have none
     return ModelFacts(
         model_type=text.model_type,
         architecture=type(model).__name__,

@@ -11,7 +11,6 @@ from merlina.data.pairs import Pair
 from merlina.data.preview import Show, preview_formatted, preview_rows, show_text
 from merlina.schemas.datasets import DatasetConfig
 from merlina.worker.encoding import PairEncoder
-from merlina.worker.helper_inspection import cached_tokenizer
 
 
 def rows(config: dict[str, Any], file: str | None, limit: int, token: str | None) -> list[dict[str, Any]]:
@@ -38,6 +37,9 @@ def formatted(
     if dataset.model_name is None:
         show = show_text(dataset.format)
     else:
+        # Takes seconds to import, and a preview of text alone has no need of it.
+        from merlina.worker.helper_inspection import cached_tokenizer
+
         tokenizer = cached_tokenizer(dataset.model_name, token, trust_remote_code)
         encoder = PairEncoder(tokenizer, dataset.model_name, dataset.format, max_length, max_prompt_length)
         show = _show_tokens(encoder, tokenizer)

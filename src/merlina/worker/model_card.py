@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,14 +36,32 @@ _SHOWN_FIGURES = (
 _LIBRARIES = ("torch", "transformers", "peft")
 
 
-def model_card(order: RunOrder, data: TrainingData, final_metrics: dict[str, float]) -> str:
+@dataclass(frozen=True)
+class Placement:
+    """Where a model is loaded from, a folder or a Hub id, and whether it is an adapter beside its base model.
+
+    `base` is where its readers find the base model; a Hub id where `base_on_hub`.
+    """
+
+    address: str
+    is_adapter: bool
+    base: str
+    base_on_hub: bool
+
+
+def is_on_hub(base_model: str) -> bool:
+    """Whether a base model that a run could load is a Hub id, not something on this machine."""
+    return not Path(base_model).expanduser().exists()
+
+
+def model_card(order: RunOrder, data: TrainingData, final_metrics: dict[str, float], placement: Placement) -> str:
     """Markdown with the metadata the Hub reads."""
     config = order.config
     name = config.output_name.rsplit("/", 1)[-1]
     settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in _SHOWN_SETTINGS)
     libraries = ", ".join(f"{library} {version(library)}" for library in _LIBRARIES)
     return f"""---
-{yaml.safe_dump(_metadata(config), sort_keys=False).strip()}
+{yaml.safe_dump(_metadata(config, placement), sort_keys=False).strip()}
 ---
 
 # {name}
@@ -53,7 +72,7 @@ def model_card(order: RunOrder, data: TrainingData, final_metrics: dict[str, flo
 ## Load it
 
 ```python
-{_how_to_load(config, order.output_dir)}
+{_how_to_load(placement)}
 ```
 
 Chat format: `{config.dataset.format.format_type}`.
@@ -70,32 +89,33 @@ All settings are in `merlina.json`. Made with Merlina {__version__}, {libraries}
 """
 
 
-def _metadata(config: TrainingConfig) -> dict[str, Any]:
+def _metadata(config: TrainingConfig, placement: Placement) -> dict[str, Any]:
     metadata: dict[str, Any] = {"tags": ["merlina", config.training_mode]}
-    if not Path(config.base_model).expanduser().exists():
-        metadata["base_model"] = config.base_model
+    if placement.base_on_hub:
+        metadata["base_model"] = placement.base
     if config.dataset.source.repo_id:
         metadata["datasets"] = [config.dataset.source.repo_id]
-    return metadata | {"library_name": "peft" if config.use_lora else "transformers"}
+    return metadata | {"library_name": "peft" if placement.is_adapter else "transformers"}
 
 
-def _how_to_load(config: TrainingConfig, output_dir: str) -> str:
-    if not config.use_lora:
+def _how_to_load(placement: Placement) -> str:
+    address = placement.address
+    if not placement.is_adapter:
         return (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"model = AutoModelForCausalLM.from_pretrained({output_dir!r})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({output_dir!r})"
+            f"model = AutoModelForCausalLM.from_pretrained({address!r})\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({address!r})"
         )
-    path = Path(config.base_model).expanduser()
-    base = repr(config.base_model)
-    if config.base_model.lower().endswith(".gguf"):
+    path = Path(placement.base).expanduser()
+    base = repr(placement.base)
+    if placement.base.lower().endswith(".gguf"):
         base = f"{str(path.parent)!r}, gguf_file={path.name!r}"
     return (
         "from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f"base = AutoModelForCausalLM.from_pretrained({base})\n"
-        f"model = PeftModel.from_pretrained(base, {output_dir!r})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({output_dir!r})"
+        f"model = PeftModel.from_pretrained(base, {address!r})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({address!r})"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,16 @@ from merlina.schemas.jobs import EndState, JobState
 from merlina.worker.stop import StopRequest
 
 _PROGRESS_SECONDS = 0.1
+
+
+_TOKEN_VARIABLES = ("HF_TOKEN", "WANDB_API_KEY")
+
+
+def without_tokens(text: str) -> str:
+    """Other people's words with this run's tokens taken out, wherever a library may have put them."""
+    for token in filter(None, map(os.environ.get, _TOKEN_VARIABLES)):
+        text = text.replace(token, "[token]")
+    return text
 
 
 class EventReporter:
@@ -55,13 +66,13 @@ class EventReporter:
         self._log.append("checkpoint", durable=True, step=step, path=str(path))
 
     def note(self, level: str, message: str) -> None:
-        self._log.append("log", level=level, message=message)
+        self._log.append("log", level=level, message=without_tokens(message))
 
     def link(self, wandb_url: str) -> None:
         self._log.append("link", wandb_url=wandb_url)
 
-    def end(self, state: EndState, **fields: Any) -> None:
-        self._log.append("ended", durable=True, state=state, **fields)
+    def end(self, state: EndState, error: str | None = None, **fields: Any) -> None:
+        self._log.append("ended", durable=True, state=state, error=without_tokens(error) if error else None, **fields)
 
     def should_stop(self) -> bool:
         return self._stop.is_set()

@@ -13,7 +13,7 @@ import torch
 from merlina.errors import MerlinaError
 from merlina.runs import EventLog, RunFolder, RunOrder
 from merlina.worker.publishing import publish
-from merlina.worker.reporting import EventReporter
+from merlina.worker.reporting import EventReporter, without_tokens
 from merlina.worker.saving import save_model
 from merlina.worker.stages import Stages, StoppedEarly
 from merlina.worker.stop import StopRequest
@@ -34,7 +34,7 @@ def run(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) ->
     except Exception as error:
         folder.reserve_file.unlink(missing_ok=True)
         reporter.end("failed", error=_in_words(error, folder))
-        traceback.print_exc(file=sys.stderr)
+        sys.stderr.write(without_tokens(traceback.format_exc()))
         return _FAILED
     folder.reserve_file.unlink(missing_ok=True)
     return 0
@@ -57,7 +57,7 @@ def _run_stages(stages: Stages) -> None:
         return
     if order.config.push_to_hub:
         reporter.state("uploading", output_dir=str(output_dir))
-        publish(trained, loaded.tokenizer, output_dir, order.config, reporter)
+        publish(trained, loaded.tokenizer, order, data, final_metrics, reporter)
     shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
     reporter.end("completed", output_dir=str(output_dir), final_metrics=final_metrics)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from merlina.errors import DiskFullError
 from merlina.runs import RunOrder
-from merlina.worker.model_card import model_card
+from merlina.worker.model_card import Placement, is_on_hub, model_card
 from merlina.worker.reporting import EventReporter
 from merlina.worker.stages import TrainingData
 from merlina.worker.templates import TEMPLATES
@@ -37,7 +37,9 @@ def save_model(
     beside = target.with_name(f".{target.name}.{order.job_id}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        _write(beside, model, tokenizer, order, model_card(order, data, final_metrics))
+        base = order.config.base_model
+        placement = Placement(order.output_dir, order.config.use_lora, base, base_on_hub=is_on_hub(base))
+        _write(beside, model, tokenizer, order, model_card(order, data, final_metrics, placement))
         _sync_all(beside)
         _swap(beside, target, order.job_id, reporter)
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,17 @@ def follow_with_wandb(config: TrainingConfig, job_id: str, reporter: EventReport
         yield reporter if run is None else _Both(reporter, run)
     finally:
         if run is not None:
-            run.finish()
+            _attempt(run.finish, reporter)
+
+
+def _attempt(call: Callable[[], object], reporter: EventReporter) -> bool:
+    """Whether it went well; where not, a warning says so and the run goes on."""
+    try:
+        call()
+    except Exception as error:
+        reporter.note("warning", f"use_wandb: {type(error).__name__} while sending; the run goes on without it")
+        return False
+    return True
 
 
 def _start(config: TrainingConfig, job_id: str, reporter: EventReporter) -> Any:
@@ -59,10 +69,11 @@ class _Both:
     def __init__(self, reporter: EventReporter, run: Any) -> None:
         self._reporter = reporter
         self._run = run
+        self._reachable = True
 
     def metrics(self, step: int, figures: dict[str, float]) -> None:
         self._reporter.metrics(step, figures)
-        self._run.log(figures, step=step)
+        self._reachable = self._reachable and _attempt(lambda: self._run.log(figures, step=step), self._reporter)
 
     def progress(self, step: int, total_steps: int) -> None:
         self._reporter.progress(step, total_steps)

@@ -14,7 +14,7 @@ from merlina.data.columns import guess_mapping
 from merlina.data.files import count_rows, detect_format, known_rows
 from merlina.data.preview import column_names, preview_formatted, preview_rows, show_text
 from merlina.data.sources import resolve_file
-from merlina.errors import DataError, InvalidRequestError
+from merlina.errors import InvalidRequestError
 from merlina.schemas.datasets import (
     ColumnsResponse,
     DatasetConfig,
@@ -95,8 +95,6 @@ def preview_as_trained(
             [f"max_prompt_length: {max_prompt_length} must be below max_length {max_length}"],
         )
     file = _file(services, config)
-    if config.format.format_type == "tokenizer" and config.model_name is None:
-        raise DataError("model_name is needed to preview the format 'tokenizer': it says whose chat template to use")
     if file is None or config.model_name is not None:
         found = _ask_helper(
             services,

@@ -1,0 +1,83 @@
+"""What becomes of an upload, against a loopback Hub that refuses or fails in its ways."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from merlina.runs import read_events
+from tests.harness import training_config
+from tests.hub import FakeHub, fake_hub
+
+# The client reads its endpoint once, when it is imported: so the uploads are made in a process of their own.
+PUBLISH = """
+import json, os, sys
+from pathlib import Path
+from merlina.runs import EventLog, RunOrder
+from merlina.schemas.training import TrainingConfig
+from merlina.worker.publishing import publish
+from merlina.worker.reporting import EventReporter
+from merlina.worker.stages import TrainingData
+from merlina.worker.stop import StopRequest
+folder = Path(sys.argv[1])
+reporter = EventReporter(EventLog(folder / "events.jsonl"), StopRequest(folder / "stop"))
+for config, token in json.loads(sys.argv[2]):
+    os.environ["HF_TOKEN"] = token
+    config = TrainingConfig.model_validate(config)
+    order = RunOrder(job_id="job", attempt=1, config=config, output_dir=str(folder / "m"))
+    publish(None, None, order, TrainingData([], []), {}, reporter)
+"""
+
+
+def upload_each(hub: FakeHub, folder: Path, uploads: list[tuple[str, str]]) -> list[str]:
+    """The last word about each upload, which is an output_name and a token."""
+    (folder / "m").mkdir()
+    (folder / "m" / "model.safetensors").write_bytes(b"weights")
+    changes = {"use_lora": False, "push_to_hub": True}
+    configs = [training_config(folder / "base", folder / "pairs.jsonl", name, **changes) for name, _ in uploads]
+    arguments = json.dumps([[config, token] for config, (_, token) in zip(configs, uploads, strict=True)])
+    offline_no_more = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment = {**os.environ, **offline_no_more, "HF_HOME": str(folder / "hf")}
+    command = [sys.executable, "-c", PUBLISH, str(folder), arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "hf_right" not in done.stderr + (folder / "events.jsonl").read_text()
+    return [event.message for event in read_events(folder / "events.jsonl")[0] if event.type == "log"]
+
+
+def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> None:
+    expected = {
+        "refused": "may not write to org/refused; give one with write access (the Hub says: You don't have the rights",
+        "readonly": "may not write to org/readonly; give one with write access",
+        "broken": "The Hub can't answer about the model 'org/broken' (status 500); try again later",
+        "public": "org/public is there already and public, which hf_hub_private forbids; make it private",
+    }
+    trouble = ["refuse creation org/refused", "refuse writing org/readonly", "fail commit org/broken"]
+    with fake_hub({"models/org/readonly": {}, "models/org/public": {}}, "hf_right", trouble) as hub:
+        hub.private["org/readonly"] = True
+        uploads = [(f"org/{name}", "hf_right") for name in expected]
+        uploads += [("org/x", "hf_wrong"), ("org/x", ""), ("alone", "hf_right")]
+        *told, unknown, none, made = upload_each(hub, tmp_path, uploads)
+    for words, (name, complaint) in zip(told, expected.items(), strict=True):
+        assert words.startswith("The upload to the Hub failed: ")
+        assert complaint in words
+        assert words.endswith(f"`hf upload org/{name} {tmp_path / 'm'} --private` uploads it as it is there")
+    assert "The Hub doesn't accept the hf_token given" in unknown
+    assert "there is no hf_token; give one that may write" in none
+    assert made == f"Uploaded to {hub.endpoint}/user/alone"
+    assert [repo for repo, files in hub.repos.items() if files] == ["models/user/alone"]
+    assert [path.name for path in (tmp_path / "m").iterdir()] == ["model.safetensors"]
+    assert not list(tmp_path.glob(".m.*"))
+    look_at_whole_model(hub.repos["models/user/alone"])
+    assert hub.private["user/alone"]
+
+
+def look_at_whole_model(files: dict[str, bytes]) -> None:
+    """A name without a namespace went to the account's own, and the card loads it from there."""
+    assert set(files) == {"model.safetensors", "README.md", "merlina.json"}
+    assert files["model.safetensors"] == b"weights"
+    assert "AutoModelForCausalLM.from_pretrained('user/alone')" in files["README.md"].decode()
+    assert json.loads(files["merlina.json"])["dataset"]["source"]["file_path"] == "pairs.jsonl"
