@@ -1,74 +1,132 @@
-"""The tables of settings and fields in the documentation, made of the code they describe.
+"""The documentation's tables of fields and settings, made from the code.
 
-python -m tests.docs.tables        writes them into the pages
+`python -m tests.docs.tables` writes them into the pages; a test fails where a page has another.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
-from pydantic.fields import FieldInfo
-
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
+from tests.docs.pages import FOLDER
 
-DOCS = Path(__file__).parents[2] / "docs"
+_MARKED = "<!-- {name}: written by tests/docs/tables.py -->\n{table}\n<!-- end of {name} -->"
 
 
 def fields_table() -> str:
-    """Every field of a TrainingConfig."""
-    rows = ["| field | default | what it is |", "| --- | --- | --- |"]
-    for name, info in TrainingConfig.model_fields.items():
-        rows.append(f"| `{name}` | {_default(info)} | {_range(info)}{info.description or 'see data sets'} |")
-    return "\n".join(rows)
+    """Every field of a TrainingConfig, those of its data set by their dotted path."""
+    schema = TrainingConfig.model_json_schema()
+    lines = ["| Field | Default | Allowed | Meaning |", "| --- | --- | --- | --- |"]
+    for path, field, required in _fields(schema, schema["$defs"]):
+        default = "required" if required else _code(field.get("default", "…"))
+        lines.append(f"| `{path}` | {default} | {_allowed(field)} | {_escaped(field.get('description', ''))} |")
+    return "\n".join(lines)
 
 
 def settings_table() -> str:
-    """Every setting of the server."""
-    rows = ["| setting | default | what it is |", "| --- | --- | --- |"]
-    for name, info in Settings.model_fields.items():
-        rows.append(f"| `{name.upper()}` | {_default(info)} | {info.description} |")
-    return "\n".join(rows)
+    """Every setting of the server by its environment variable."""
+    properties = Settings.model_json_schema()["properties"]
+    lines = ["| Variable | Default | Allowed | Meaning |", "| --- | --- | --- | --- |"]
+    for name, field in properties.items():
+        default = field.get("default", [])
+        shown = "" if default in ("", None, []) else _code(default)
+        lines.append(f"| `{name.upper()}` | {shown} | {_allowed(field)} | {_escaped(field['description'])} |")
+    return "\n".join(lines)
 
 
-TABLES = {"choosing-settings.md": ("fields", fields_table), "server.md": ("settings", settings_table)}
+TABLES = {
+    FOLDER / "settings-of-a-run.md": ("fields", fields_table),
+    FOLDER / "server.md": ("settings", settings_table),
+}
 
 
-def with_table(text: str, name: str, table: str) -> str:
-    """The page with what stands between the marks of that name replaced."""
-    marks = re.compile(rf"<!-- {name} -->.*?<!-- /{name} -->", re.DOTALL)
-    return marks.sub(lambda _: f"<!-- {name} -->\n{table}\n<!-- /{name} -->", text)
+def with_table(page: Path) -> str:
+    """The page's text as it should be."""
+    name, make = TABLES[page]
+    block = _MARKED.format(name=name, table=make())
+    pattern = re.escape(f"<!-- {name}:") + r".*?" + re.escape(f"<!-- end of {name} -->")
+    text, count = re.subn(pattern, lambda _: block, page.read_text(), flags=re.DOTALL)
+    assert count == 1, f"{page} has {count} places for the table {name}"
+    return text
 
 
-def _default(info: FieldInfo) -> str:
-    if info.is_required():
-        return "needed"
-    value: Any = info.get_default(call_default_factory=True, validated_data={})
-    if value is None or value in ("", []) or isinstance(value, SecretStr):
-        return ""
-    return f"`{value}`" if isinstance(value, (str, Path)) else f"`{json.dumps(value)}`"
+def _fields(schema: dict[str, Any], known: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any, bool]]:
+    for name, field in schema["properties"].items():
+        inner = _inner(field, known)
+        if inner is None:
+            meaning = {"description": schema["description"].split("\n")[0]} if above else {}
+            yield above + name, {**meaning, **_defaults(name), **field}, name in schema.get("required", ())
+            continue
+        if "anyOf" in field:
+            yield above + name, {**field, "anyOf": [{"type": "object"}]}, False
+        yield from _fields(inner, known, f"{above}{name}.")
 
 
-def _range(info: FieldInfo) -> str:
-    bounds = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    said = [
-        f"{sign} {getattr(rule, name):g}"
-        for rule in info.metadata
-        for name, sign in bounds.items()
-        if hasattr(rule, name)
-    ]
-    return f"{', '.join(said)}; " if said else ""
+def _inner(field: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
+    """The model that a field holds, where it holds one."""
+    options = [field, *field.get("anyOf", ()), *field.get("allOf", ())]
+    found = next((option["$ref"] for option in options if "$ref" in option), None)
+    return known[found.rsplit("/", 1)[-1]] if found else None
 
 
-def main() -> None:
-    for page, (name, table) in TABLES.items():
-        path = DOCS / page
-        path.write_text(with_table(path.read_text(), name, table()))
+def _defaults(name: str) -> dict[str, Any]:
+    """A default that is made by a function, which the schema doesn't show."""
+    field = TrainingConfig.model_fields.get(name)
+    return {"default": field.default_factory()} if field and field.default_factory else {}  # type: ignore[call-arg]
+
+
+def _allowed(field: dict[str, Any]) -> str:
+    options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    parts = [part for option in options if (part := _range(option))]
+    return ", ".join(dict.fromkeys(parts))
+
+
+def _range(option: dict[str, Any]) -> str:
+    if "enum" in option:
+        return ", ".join(f"`{value}`" for value in option["enum"])
+    if "const" in option:
+        return f"`{option['const']}`"
+    if option.get("type") == "array":
+        return f"list of {_range(option['items'])}s"
+    if option.get("type") == "object":
+        return "object"
+    if option.get("type") == "boolean":
+        return "`true`, `false`"
+    if option.get("type") in ("integer", "number"):
+        kind = "whole number" if option["type"] == "integer" else "number"
+        bounds = _bounds(option)
+        return f"{kind} {bounds}".strip()
+    return _text(option) if option.get("type") == "string" else ""
+
+
+def _bounds(option: dict[str, Any]) -> str:
+    words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "below"}
+    return " ".join(f"{word} {_number(option[key])}" for key, word in words.items() if key in option)
+
+
+def _text(option: dict[str, Any]) -> str:
+    if option.get("maxLength"):
+        return f"text, up to {option['maxLength']:,} characters"
+    return "path" if option.get("format") == "path" else "text"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if value < 1e6 else f"{value:,.0f}"
+
+
+def _code(value: Any) -> str:
+    return f"`{value if isinstance(value, str) and value else json.dumps(value)}`"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 if __name__ == "__main__":
-    main()
+    for path in TABLES:
+        path.write_text(with_table(path))

@@ -1,88 +1,79 @@
-"""Every example of the documentation is run, its tables are those of the code, and what it names is there."""
+"""The documentation against the code: nothing is missing from it, and nothing it names is gone."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
-from merlina.schemas.datasets import FindingKind
-from tests.docs.tables import DOCS, TABLES, with_table
-from tests.harness import Server, pairs_file
+from merlina.data.formats import formatter
+from merlina.data.pairs import Message, Pair
+from merlina.schemas.datasets import DatasetFormat, FindingKind, FormatType
+from merlina.schemas.jobs import JobState
+from tests.docs.pages import FOLDER, PAGES, REPOSITORY, anchors, inline_code, links
+from tests.docs.tables import TABLES, with_table
+from tests.harness import Server
 
-PAGES = sorted(DOCS.glob("*.md"))
-ROOT = DOCS.parent
-MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-
-
-@pytest.fixture(scope="module")
-def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server as someone who follows the pages would have it, started in the folder they work in."""
-    folder = tmp_path_factory.mktemp("reader")
-    server = Server(folder, {"MAX_CONCURRENT_JOBS": "2"}).start()
-    pairs_file(folder / "pairs.jsonl")
-    yield server
-    server.kill()
-    server.end_workers()
+_FOLDERS = ("src", "tests", "docs", "examples", "benchmarks")
+_IN_REPOSITORY = re.compile(rf"({'|'.join(_FOLDERS)})/[\w./-]+|[A-Z]+\.md|\.env\.example|Makefile|pyproject\.toml")
 
 
-def blocks(page: Path) -> list[tuple[str, str]]:
-    return FENCE.findall(page.read_text())
-
-
-@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_every_example_runs(page: Path, reader: Server, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(reader.root)
-    namespace: dict[str, Any] = {"__name__": "example"}
-    for language, text in blocks(page):
-        code = text.replace("localhost:8000", f"127.0.0.1:{reader.port}").replace(MODEL, str(tiny_model))
-        if language == "python":
-            exec(compile(code, f"{page.name}: {text[:60]!r}", "exec"), namespace)
-        elif language == "bash":
-            run_bash(code, reader)
-        elif language == "json":
-            json.loads(code)
-        else:
-            assert language in ("text", "ini", "nginx"), language
-
-
-def run_bash(code: str, server: Server) -> None:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "MERLINA_URL": server.url}
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", code],
-        env=environment, cwd=server.root, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr
-    assert '"Internal error' not in done.stdout
-
-
-@pytest.mark.parametrize("page", TABLES)
-def test_tables_are_those_of_the_code(page: str) -> None:
-    name, table = TABLES[page]
-    text = (DOCS / page).read_text()
-    assert text == with_table(text, name, table()), "python -m tests.docs.tables writes the tables anew"
-
-
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", [*sorted(REPOSITORY.glob("*.md")), *PAGES], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", page.read_text()):
-        assert target.startswith("http") or (page.parent / target).exists(), target
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
 
 
-def test_every_endpoint_finding_and_command_is_told_of(reader: Server) -> None:
-    api = (DOCS / "api.md").read_text()
-    with reader.client() as client:
-        for endpoint in client.info().endpoints:
-            assert endpoint in api, endpoint
-    findings = (DOCS / "datasets.md").read_text()
-    assert all(f"`{kind}`" in findings for kind in get_args(FindingKind))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_named_are_there(page: Path) -> None:
+    for text in inline_code(page):
+        if _IN_REPOSITORY.fullmatch(text):
+            assert (REPOSITORY / text).exists(), text
+
+
+@pytest.mark.parametrize("page", TABLES, ids=lambda page: page.stem)
+def test_tables_say_what_the_code_says(page: Path) -> None:
+    assert page.read_text() == with_table(page), "run: python -m tests.docs.tables"
+
+
+def test_every_endpoint_is_described(server: Server) -> None:
+    text = (FOLDER / "api.md").read_text()
+    with server.client() as client:
+        endpoints = client.info().endpoints
+    assert not [endpoint for endpoint in endpoints if f"`{endpoint}`" not in text]
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("api.md", get_args(JobState)), ("datasets.md", get_args(FindingKind)), ("datasets.md", get_args(FormatType))],
+)
+def test_every_name_is_explained(page: str, names: tuple[str, ...]) -> None:
+    assert not set(names) - set(inline_code(FOLDER / page))
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
+def test_a_chat_format_is_shown_as_it_is(name: FormatType) -> None:
+    pair = Pair((Message("system", "{s}"), Message("user", "{p}")), "{c}", "")
+    made = formatter(DatasetFormat(format_type=name), None)(pair)
+    prompt, answer = (text.replace("\n", "⏎").replace("|", r"\|") for text in (made.prompt, made.chosen))
+    assert f"| `{name}` | `{prompt}` | `{answer}` |" in (FOLDER / "datasets.md").read_text()
+
+
+def test_errors_are_quoted_as_they_are() -> None:
+    # A text over several lines of code is one text; what is filled in, numbers and names, is left out on both sides.
+    code = re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text() for path in (REPOSITORY / "src").rglob("*.py")))
+    quotes = re.findall(r'^\| "([^|]+)" ?[^|]*\|', (FOLDER / "troubleshooting.md").read_text(), re.MULTILINE)
+    parts = [part for quote in quotes for part in re.split(r"…|\d[\d.:]*", quote) if len(part.strip()) > 3]
+    assert len(parts) > 20
+    assert not [part for part in parts if part.strip() not in code]
+
+
+def test_the_index_names_every_page() -> None:
+    assert {FOLDER / target for target in links(FOLDER / "README.md") if "/" not in target} >= {
+        page for page in PAGES if page.name != "README.md"
+    }
