@@ -141,7 +141,7 @@ class Load:
     def __init__(self, port: int, rate: int, paths: list[str]) -> None:
         self._address = ("127.0.0.1", port)
         self._gap = 1 / rate
-        self._requests = [f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode() for path in paths]
+        self._requests = [f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in paths]
         self._poller = select.epoll()
         self._all: dict[int, _Connection] = {}
         self._idle: list[_Connection] = []

@@ -217,6 +217,13 @@ def test_only_a_run_with_a_checkpoint_can_be_resumed(server: Server, done: str) 
     assert "is completed; only a failed or stopped job" in answer.json()["detail"]
 
 
+def test_what_contradicts_itself_is_said_without_blaming_the_body(server: Server, config: Config) -> None:
+    with server.http() as http:
+        answer = http.post("/validate", json=config(server, "contradicts", max_length=64, max_prompt_length=64))
+    (error,) = answer.json()["detail"]["errors"]
+    assert error.startswith("max_prompt_length (64) must be below max_length (64)")
+
+
 def test_a_run_that_fails_says_why(server: Server, config: Config, tmp_path: Path) -> None:
     broken = config(server, "fails", dtype="float16")
     failed = server.until_ended(server.train(broken))

@@ -71,8 +71,8 @@ def test_answers_to_different_prompts_are_named() -> None:
 @pytest.mark.parametrize(("chosen", "rejected"), [("long " * 40, "short"), ("short", "long " * 40)])
 def test_one_sided_lengths_are_said_with_their_figures(chosen: str, rejected: str) -> None:
     found = examine([pair(f"q{number}", chosen, rejected) for number in range(30)])
-    share = "100%" if len(chosen) > len(rejected) else "0%"
-    assert f"the longer one in {share} of the pairs" in found["length_bias"].message
+    side = "longer" if len(chosen) > len(rejected) else "shorter"
+    assert f"the chosen answer is the {side} one in 100% of the pairs" in found["length_bias"].message
     assert found["length_bias"].count == 30
     assert examine([pair(f"q{number}", chosen, rejected) for number in range(5)]) == {}
 

@@ -52,7 +52,7 @@ def test_a_run_that_cannot_fit_names_its_largest_part_and_what_helps_most_first(
     assert memory.needed_mb > memory.free_mb == 20_000
     assert list(memory.parts_mb.values()) == sorted(memory.parts_mb.values(), reverse=True)
     largest = next(iter(memory.parts_mb))
-    assert f"Its largest part are the {largest}" in finding.errors[0]
+    assert f"Most of it: {largest} (" in finding.errors[0]
     helping = re.findall(r"\(([0-9.]+) GiB\)", finding.errors[0].split("What would help:")[1])
     assert helping == sorted(helping, key=float)
     smaller = config(batch_size=1, gradient_checkpointing=True, max_length=512, max_prompt_length=128)

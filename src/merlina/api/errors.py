@@ -93,9 +93,11 @@ def _describe(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
     where, *loc = problem["loc"]
     if problem["type"] == "json_invalid":
         return f"body: not valid JSON ({problem.get('ctx', {}).get('error', problem['msg'])})"
-    if where == "body" and not loc:
+    if where == "body" and not loc and problem["type"] != "value_error":
         return f"body: a JSON object is needed ({problem['msg']})"
-    return describe_one({**problem, "loc": loc or [where]}, model if where == "body" else None)
+    if where == "body":
+        return describe_one({**problem, "loc": loc}, model)
+    return describe_one({**problem, "loc": loc or [where]}, None)
 
 
 def _body_model(request: Request) -> type[BaseModel] | None:
@@ -112,7 +114,7 @@ def _on_http_error(request: Request, error: Exception) -> JSONResponse:
         message = f"There is nothing at {request.url.path}; GET /api lists what there is"
     if error.status_code == 405:
         allowed = ", ".join(_methods_at(request))
-        message = f"{request.method} is not allowed at {request.url.path}, but {allowed}"
+        message = f"{request.method} is not allowed at {request.url.path}, which takes {allowed}"
         return JSONResponse({"detail": _encodable(message)}, 405, headers={"Allow": allowed})
     return JSONResponse({"detail": _encodable(message)}, error.status_code, headers=error.headers)
 

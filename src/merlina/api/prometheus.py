@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from merlina.api.services import Services
 from merlina.hardware.gpus import list_gpus
+from merlina.schemas.jobs import JobState
 from merlina.storage import jobs
 
 _MB = 1024**2
@@ -33,7 +34,12 @@ class _Collector(Collector):
         services = self._services
         with services.database.read() as connection:
             by_state, running = jobs.counts_by_state(connection), jobs.running(connection)
-        yield _gauge("merlina_jobs", "Jobs by state", ["state"], {(state,): n for state, n in by_state.items()})
+        yield _gauge(
+            "merlina_jobs",
+            "Jobs by state",
+            ["state"],
+            {(state,): by_state.get(state, 0) for state in get_args(JobState)},
+        )
         yield _gauge("merlina_job_slots", "Jobs that may run at once", [], {(): services.settings.max_concurrent_jobs})
         yield _gauge("merlina_websockets", "Open WebSockets", [], {(): services.websockets})
         uptime = time.monotonic() - services.started_at

@@ -44,7 +44,7 @@ class _View:
         elif message["type"] == "status_update":
             self._known |= {name: value for name, value in message.items() if value is not None}
             self._clock.note(message.get("current_step"))
-            if message["status"] != self._status:
+            if message["status"] != self._status and message["status"] not in ("stopped", "cancelled"):
                 self._status = message["status"]
                 self._console.print(f"[bold]{self._status.replace('_', ' ')}[/]")
         self.refresh()

@@ -138,11 +138,12 @@ class Doctor:
         one_sided = longer_share >= _ONE_SIDED_SHARE or longer_share <= 1 - _ONE_SIDED_SHARE
         if not one_sided or 1 / _LOPSIDED_RATIO < ratio < _LOPSIDED_RATIO:
             return None
-        message = (
-            f"the chosen answer is the longer one in {longer_share:.0%} of the pairs ({chosen:,.0f} characters against "
-            f"{rejected:,.0f} on average): the model may learn the length rather than the quality"
-        )
         count = self._chosen_longer if longer_share >= _ONE_SIDED_SHARE else pairs - self._chosen_longer
+        message = (
+            f"the chosen answer is the {'longer' if chosen > rejected else 'shorter'} one in {count / pairs:.0%} of the "
+            f"pairs ({chosen:,.0f} characters against {rejected:,.0f} on average): the model may learn the length rather "
+            "than the quality"
+        )
         return DataFinding(kind="length_bias", count=count, rows=[], message=message)
 
     def _finding(self, kind: FindingKind, count: _Count) -> DataFinding:

@@ -63,7 +63,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _json_object(line: bytes, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line, parse_constant=_no_number)
+        value = json.loads(line.rstrip(), parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise DataError(f"line {number} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:

@@ -76,5 +76,6 @@ def _(event: events.Ended, record: JobRecord) -> dict[str, Any]:
         "output_dir": event.output_dir or record.output_dir,
         "final_metrics": event.final_metrics,
         "progress": 1.0 if event.state == "completed" else record.progress,
+        "last_checkpoint": None if event.state == "completed" else record.last_checkpoint,
         "ended_at": event.time,
     }

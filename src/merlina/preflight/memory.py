@@ -110,7 +110,7 @@ def check_memory(
     largest, size = parts[0]
     message = (
         f"memory: the run needs about {needed.total / _GB:.1f} GiB of {place} and {free / _GB:.1f} GiB are free. "
-        f"Its largest part are the {largest} ({size / _GB:.1f} GiB). {_what_helps(config, model, data, device)}"
+        f"Most of it: {largest} ({size / _GB:.1f} GiB). {_what_helps(config, model, data, device)}"
     )
     return Finding(passed=False, errors=(message,)), shown
 

@@ -62,7 +62,7 @@ def _write(folder: Path, model: Any, tokenizer: Any, order: RunOrder, card: str)
     (folder / CONFIG_FILE).write_text(order.config.without_secrets().model_dump_json(indent=2) + "\n")
     (folder / "README.md").write_text(card)
     # A run works with files for its owner only; a finished model is for whoever may read the models folder.
-    for path in folder.rglob("*"):
+    for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 

@@ -171,7 +171,7 @@ class Stages:
         if trained == 0:
             raise TrainingError("No weight of the model would be trained; check target_modules and use_lora")
         held = "4-bit NF4" if self.order.config.use_4bit else str(dtype).removeprefix("torch.")
-        place = training_device().type.upper()
+        place = "GPU" if training_device().type == "cuda" else "CPU"
         self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
 
     def _say_what_was_found(self, doctor: Doctor, held_out: list[Pair]) -> None:
