@@ -139,10 +139,10 @@ class Doctor:
         if not one_sided or 1 / _LOPSIDED_RATIO < ratio < _LOPSIDED_RATIO:
             return None
         count = self._chosen_longer if longer_share >= _ONE_SIDED_SHARE else pairs - self._chosen_longer
+        side = "longer" if chosen > rejected else "shorter"
         message = (
-            f"the chosen answer is the {'longer' if chosen > rejected else 'shorter'} one in {count / pairs:.0%} of the "
-            f"pairs ({chosen:,.0f} characters against {rejected:,.0f} on average): the model may learn the length rather "
-            "than the quality"
+            f"the chosen answer is the {side} one in {count / pairs:.0%} of the pairs ({chosen:,.0f} characters "
+            f"against {rejected:,.0f} on average): the model may learn the length rather than the quality"
         )
         return DataFinding(kind="length_bias", count=count, rows=[], message=message)
 
