@@ -61,6 +61,6 @@ def config(tiny_model: Path) -> Callable[..., dict[str, Any]]:
         dataset = server.root / "pairs.jsonl"
         if not dataset.exists():
             pairs_file(dataset)
-        return training_config(tiny_model, dataset, output_name, **changes)
+        return {**training_config(tiny_model, dataset, output_name), **changes}
 
     return build

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,6 +56,13 @@ def training_config(base_model: Path, dataset_file: Path, output_name: str, **ch
         "lora_r": 8,
         **changes,
     }
+
+
+def damaged_model(model: Path, folder: Path) -> Path:
+    """A copy of a model with weights that can't be read, which only a run finds out: "are damaged"."""
+    shutil.copytree(model, folder)
+    (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0rubbish")
+    return folder
 
 
 def add_running_job(root: Path, job_id: str) -> RunFolder:

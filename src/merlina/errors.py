@@ -24,6 +24,13 @@ class InvalidRequestError(MerlinaError):
     def __init__(self, message: str, errors: Sequence[str] = (), warnings: Sequence[str] = ()) -> None:
         super().__init__(message, tuple(errors), tuple(warnings))
 
+    def __str__(self) -> str:
+        return "; ".join([self.message, *self.errors])
+
+    @property
+    def message(self) -> str:
+        return str(self.args[0])
+
     @property
     def errors(self) -> tuple[str, ...]:
         return self.args[1]  # type: ignore[no-any-return]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_DATABASE_FILE = "merlina.db"
 
 
 def split_list(value: Any) -> Any:
@@ -68,6 +71,22 @@ class Settings(BaseSettings):
     def _blank_is_none(cls, value: Any) -> Any:
         return (value.strip() or None) if isinstance(value, str) else value
 
+    @field_validator("api_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
+            raise ValueError("must be plain ASCII: no request could carry anything else")
+        return value
+
+    @field_validator("domain")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        try:
+            urlsplit(value if "//" in value else f"//{value}")
+        except ValueError as error:
+            raise ValueError(f"is no address: {error}") from error
+        return value
+
     @field_validator("data_dir", "models_dir", mode="after")
     @classmethod
     def _absolute(cls, value: Path) -> Path:
@@ -75,7 +94,22 @@ class Settings(BaseSettings):
 
     @property
     def sqlalchemy_url(self) -> str:
-        return self.database_url or f"sqlite:///{self.data_dir / 'merlina.db'}"
+        return self.database_url or f"sqlite:///{self.data_dir / _DATABASE_FILE}"
+
+    @property
+    def helper_log(self) -> Path:
+        return self.data_dir / "helper.log"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held by the one server that uses the data folder."""
+        return self.data_dir / "server.lock"
+
+    @property
+    def private_paths(self) -> tuple[Path, ...]:
+        """What is the server's own, though it lies in the data folder."""
+        database = [self.data_dir / f"{_DATABASE_FILE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")]
+        return tuple(path.resolve() for path in (self.runs_dir, self.helper_log, self.lock_file, *database))
 
     @property
     def runs_dir(self) -> Path:

@@ -245,3 +245,20 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     else:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_a_cell_with_a_book_in_it_is_shown_in_part(server: Server) -> None:
+    file = server.root / "book.jsonl"
+    file.write_text(json.dumps({"prompt": "x" * 3_000_000, "chosen": "a", "rejected": "b"}) + "\n")
+    source = {"source_type": "local_file", "file_path": str(file)}
+    with server.http() as http:
+        shown = http.post("/dataset/preview", json={"source": source}).json()["samples"][0]["prompt"]
+    assert len(shown) < 101_000
+    assert shown.endswith("x… (2,900,000 more characters)")
+
+
+def test_json_under_another_name_is_told_so(server: Server) -> None:
+    with server.http() as http:
+        answer = http.post("/dataset/preview", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert answer.status_code == 400
+    assert "the Content-Type is text/plain; send application/json" in answer.json()["detail"]["errors"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Server, pairs_file, until
+from merlina.errors import InvalidRequestError
+from tests.harness import Server, damaged_model, pairs_file, until
 
 Config = Callable[..., dict[str, Any]]
 
@@ -224,10 +226,38 @@ def test_what_contradicts_itself_is_said_without_blaming_the_body(server: Server
     assert error.startswith("max_prompt_length (64) must be below max_length (64)")
 
 
-def test_a_run_that_fails_says_why(server: Server, config: Config, tmp_path: Path) -> None:
-    broken = config(server, "fails", dtype="float16")
-    failed = server.until_ended(server.train(broken))
+def test_a_run_that_fails_says_why(server: Server, config: Config, tiny_model: Path, tmp_path: Path) -> None:
+    damaged = damaged_model(tiny_model, tmp_path / "damaged")
+    failed = server.until_ended(server.train(config(server, "fails", base_model=str(damaged))))
     assert failed.status == "failed"
     assert failed.error is not None
-    assert "float16 needs a GPU; use float32 or bfloat16" in failed.error
+    assert f"The files of {str(damaged)!r} are damaged" in failed.error
     assert not (server.root / "models" / "fails").exists()
+
+
+def test_a_job_whose_data_is_gone_is_neither_resumed_nor_tried_again(
+    server: Server, config: Config, tmp_path: Path
+) -> None:
+    dataset = pairs_file(server.root / "goes.jsonl")
+    body = config(server, "data_goes", max_steps=400)
+    body["dataset"]["source"]["file_path"] = str(dataset)
+    job_id = server.train(body)
+    with server.client() as client:
+        server.until_step(job_id, 2)
+        client.stop(job_id)
+        stopped = server.until_ended(job_id)
+        dataset.unlink()
+        for ask in (client.resume, client.retry):
+            with pytest.raises(InvalidRequestError, match=r"goes\.jsonl is gone; upload it again"):
+                ask(job_id)
+        last = client.metrics(job_id).metrics[-1].step
+    assert stopped.current_step == last
+
+
+def test_another_try_is_checked_as_the_first_was(server: Server, config: Config, tiny_model: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, server.root / "goes"))
+    job_id = server.train(config(server, "again", base_model=str(model), max_steps=1))
+    server.until_ended(job_id)
+    shutil.rmtree(model)
+    with server.client() as client, pytest.raises(InvalidRequestError, match="base_model"):
+        client.retry(job_id)

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from merlina.runs import EventLog
-from tests.harness import Server, add_running_job, until
+from tests.harness import Server, add_running_job, damaged_model, until
 
 Config = Callable[..., dict[str, Any]]
 
@@ -119,12 +120,13 @@ def test_whatever_a_client_says_is_answered_by_a_heartbeat(server: Server, confi
     assert (received[-1]["type"], received[-1]["status"], code) == ("status_update", "stopped", 1000)
 
 
-def test_a_failure_is_the_last_message(server: Server, config: Config) -> None:
-    job_id = server.train(config(server, "fails_live", dtype="float16"))
+def test_a_failure_is_the_last_message(server: Server, config: Config, tiny_model: Path, tmp_path: Path) -> None:
+    damaged = damaged_model(tiny_model, tmp_path / "damaged")
+    job_id = server.train(config(server, "fails_live", base_model=str(damaged)))
     with open_socket(server, job_id) as socket:
         received, _ = messages(socket)
     assert received[-1]["type"] == "error"
-    assert "float16 needs a GPU" in received[-1]["error"]
+    assert "damaged" in received[-1]["error"]
 
 
 def test_a_reader_of_a_waiting_job_hears_of_its_cancellation(server: Server, config: Config) -> None:

@@ -14,7 +14,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.harness import Server, training_config, until
+from merlina.errors import InvalidRequestError, NotFoundError
+from tests.harness import Server, damaged_model, training_config, until
 
 KEY = "open sesame"
 JSON = {"Content-Type": "application/json"}
@@ -257,7 +258,7 @@ def test_a_parquet_bomb_is_refused_and_leaves_nothing(server: Server, tmp_path: 
 
 
 def test_no_token_is_found_anywhere_after_runs_that_used_some(
-    new_server: Callable[..., Server], config: Callable[..., dict[str, Any]]
+    new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tiny_model: Path, tmp_path: Path
 ) -> None:
     server = new_server(HF_TOKEN="hf_of_the_server")
     tokens = {"hf_token": "hf_of_the_job", "wandb_key": "wb_of_the_job"}
@@ -269,7 +270,7 @@ def test_no_token_is_found_anywhere_after_runs_that_used_some(
         job_id = server.train(body)
         command_line = worker_command_line(server, job_id)
         assert server.until_ended(job_id).status == "completed"
-        failed = server.train({**body, "dtype": "float16"})
+        failed = server.train({**body, "base_model": str(damaged_model(tiny_model, tmp_path / "damaged"))})
         assert server.until_ended(failed).status == "failed"
         answers += [http.get(f"/jobs/{job_id}/{part}") for part in ("config", "logs", "metrics")]
         answers += [http.get(path) for path in ("/configs/kept", f"/status/{failed}", "/jobs/history", "/metrics")]
@@ -292,3 +293,21 @@ def worker_command_line(server: Server, job_id: str) -> bytes:
     """What `ps` shows of a job's worker, once it has named itself."""
     worker = until(server.folder(job_id).worker, what="the worker's name")
     return Path(f"/proc/{worker.pid}/cmdline").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["merlina.db", "merlina.db-wal", "helper.log", "server.lock", "runs"])
+def test_the_servers_own_files_are_out_of_reach(server: Server, name: str) -> None:
+    source = {"source_type": "local_file", "file_path": str(server.root / "data" / name), "file_format": "csv"}
+    with server.http() as http:
+        answer = http.post("/dataset/preview", json={"source": source})
+    assert answer.status_code == 403
+    assert "the server's own" in answer.json()["detail"]
+
+
+def test_a_job_without_a_name_is_not_all_jobs(server: Server) -> None:
+    with server.http() as http:
+        assert http.delete("/jobs/", follow_redirects=True).status_code == 404
+    with server.client() as client:
+        for name in ("", "..", "../jobs"):
+            with pytest.raises((InvalidRequestError, NotFoundError)):
+                client.delete(name)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from merlina.cli.config_file import _Loader, read_config_file
 from merlina.errors import InvalidRequestError, NotFoundError
-from tests.harness import Server, pairs_file, until
+from tests.harness import Server, damaged_model, pairs_file, until
 
 Config = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
@@ -33,6 +33,12 @@ def command(*arguments: str, url: str = "http://127.0.0.1:9") -> subprocess.Comp
 def test_numbers_in_yaml_are_numbers_however_they_are_written(number: float) -> None:
     for text in (repr(number), f"{number:e}", f"{number:.0e}"):
         assert yaml.load(f"rate: {text}", _Loader) == {"rate": float(text)}
+
+
+def test_an_id_that_is_none_is_named() -> None:
+    done = command("datasets", "columns", "nope")
+    assert done.returncode == 1
+    assert "'nope' is no data set's id" in done.stderr
 
 
 def test_the_examples_are_valid_configurations() -> None:
@@ -78,17 +84,40 @@ def test_settings_that_cannot_be_are_named() -> None:
     assert "LOG_LEVEL: should be 'DEBUG'" in done.stderr
 
 
-def test_train_shows_the_run_and_exits_as_it_ended(server: Server, config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "value", "complaint"),
+    [
+        ("DATA_DIR", "/etc/passwd/x", "can't be made: Not a directory"),
+        ("DATABASE_URL", "nonsense", "The database of DATABASE_URL can't be opened"),
+        ("DOMAIN", "https://[bad", "DOMAIN: is no address"),
+        ("API_KEY", "schlüssel", "API_KEY: must be plain ASCII"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line(tmp_path: Path, setting: str, value: str, complaint: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "merlina", "serve", "--port", "0"],
+        env={**os.environ, "DATA_DIR": str(tmp_path / "data"), "MODELS_DIR": str(tmp_path / "models"), setting: value},
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_train_shows_the_run_and_exits_as_it_ended(
+    server: Server, config: Config, tiny_model: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "run.json"
     file.write_text(json.dumps(config(server, "by_command", max_steps=5)))
     done = command("train", str(file), url=server.url)
     assert done.returncode == 0, done.stderr
     for expected in ("Training spell cast!", "40 rows read", "step 5/5", "completed: the model is in"):
         assert expected in done.stdout
-    file.write_text(json.dumps(config(server, "by_command", dtype="float16")))
+    damaged = damaged_model(tiny_model, tmp_path / "damaged")
+    file.write_text(json.dumps(config(server, "by_command", base_model=str(damaged))))
     failed = command("train", str(file), url=server.url)
     assert failed.returncode == 1
-    assert "float16 needs a GPU" in failed.stdout
+    assert "damaged" in failed.stdout
 
 
 def test_ctrl_c_leaves_the_run_going_and_a_stop_ends_it(server: Server, config: Config, tmp_path: Path) -> None:

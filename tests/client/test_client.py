@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import merlina
 from merlina.client import AsyncClient, Client
-from merlina.errors import InvalidRequestError, NotFoundError, ServerError, UnauthorizedError
+from merlina.errors import ForbiddenError, InvalidRequestError, NotFoundError, ServerError, UnauthorizedError
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.training import TrainingConfig
 from tests.harness import Server, pairs_file, until
@@ -156,3 +157,40 @@ def test_watching_goes_on_over_a_restart_without_a_gap(new_server: Callable[...,
     assert steps == list(range(1, 41))
     assert messages[-1]["type"] == "completed"
     until(lambda: server.status(job_id).status == "completed")
+
+
+def test_a_wrong_key_is_told_at_once_to_who_watches(new_server: Callable[..., Server]) -> None:
+    server = new_server(API_KEY="right")
+    began = time.monotonic()
+    with Client(server.url, api_key="wrong") as client, pytest.raises((UnauthorizedError, ForbiddenError)):
+        client.wait("job_20250101_000000")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(("url", "key"), [("127.0.0.1:8000", None), ("http://127.0.0.1:8000", "schlüssel")])
+def test_an_address_or_key_that_no_request_can_carry_is_refused(url: str, key: str | None) -> None:
+    with pytest.raises(InvalidRequestError):
+        Client(url, api_key=key)
+
+
+def test_what_is_no_merlina_server_is_named_so(tmp_path: Path) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path != "/health" else 400)
+            self.end_headers()
+            self.wfile.write(b'{"detail": {"foreign": 1}}' if self.path == "/health" else b"<html>")
+
+        def log_message(self, *_: object) -> None: ...
+
+    other = HTTPServer(("127.0.0.1", 0), Other)
+    Thread(target=other.serve_forever, daemon=True).start()
+    with Client(f"http://127.0.0.1:{other.server_port}") as client:
+        for ask in (client.jobs, lambda: client.config("x"), client.info):
+            with pytest.raises(ServerError, match="no Merlina server"):
+                ask()
+        with pytest.raises(InvalidRequestError, match="foreign"):
+            client.health()
+        with pytest.raises(NotFoundError, match="nope"):
+            client.upload(tmp_path / "nope.jsonl")
+    other.shutdown()
+    other.server_close()

@@ -7,7 +7,7 @@ import pytest
 
 from merlina.data.dataset import SkippedRow, split_pairs
 from merlina.data.doctor import Doctor, Lengths
-from merlina.data.pairs import UnusableRowError, to_pair
+from merlina.data.pairs import Message, Pair, UnusableRowError, to_pair
 from merlina.schemas.datasets import DataFinding
 
 
@@ -75,6 +75,17 @@ def test_one_sided_lengths_are_said_with_their_figures(chosen: str, rejected: st
     assert f"the chosen answer is the {side} one in 100% of the pairs" in found["length_bias"].message
     assert found["length_bias"].count == 30
     assert examine([pair(f"q{number}", chosen, rejected) for number in range(5)]) == {}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [[("x" * 10, "x" * 5)] * 17 + [("x" * 10, "x" * 1000)] * 3, [("same", "size")] * 18 + [("x" * 900, "y")] * 2],
+)
+def test_lengths_that_only_a_few_rows_make_one_sided_are_no_finding(answers: list[tuple[str, str]]) -> None:
+    doctor = Doctor()
+    for number, (chosen, rejected) in enumerate(answers, start=1):
+        doctor.see(Pair((Message("user", f"q{number}"),), chosen, rejected, number=number))
+    assert "length_bias" not in [finding.kind for finding in doctor.findings([])]
 
 
 def test_markers_of_the_format_in_the_text_are_found() -> None:

@@ -176,3 +176,46 @@ def test_parquet_text_that_is_none_is_named(tmp_path: Path) -> None:
         list(read_rows(path, "parquet"))
     with pytest.raises(DataError, match="can't be read after row 0"):
         parse_all(path, "parquet")
+
+
+def test_an_array_nested_too_deeply_is_refused_without_filling_memory(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text('[{"a":' + "[" * 100_000 + "]" * 100_000 + "}]")
+    with pytest.raises(DataError, match="row 1 is nested too deeply"):
+        list(read_rows(path, "json"))
+
+
+def test_long_values_without_a_space_are_read_in_time_that_grows_with_them(tmp_path: Path) -> None:
+    row = {"prompt": "a" * 20_000_000, "chosen": "b", "rejected": "c"}
+    path = write(tmp_path / "long.json", "json", [row, row])
+    assert list(read_rows(path, "json")) == [row, row]
+
+
+def test_numbers_larger_than_64_bits_cost_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.json"
+    path.write_text('[{"id": 12345678901234567890, "x": 1e999, "y": NaN, "z": [-Infinity, "NaN"]}]')
+    assert list(read_rows(path, "json")) == [{"id": 12345678901234567890, "x": math.inf, "y": None, "z": [None, "NaN"]}]
+
+
+@per_file
+@given(content=rows, block=st.integers(1, 40))
+def test_an_array_is_read_alike_wherever_its_blocks_end(
+    tmp_path: Path, content: list[dict[str, Any]], block: int
+) -> None:
+    path = write(tmp_path / "rows.json", "json", content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("merlina.data.json_files._Window._BLOCK", block)
+        assert list(read_rows(path, "json")) == content
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"a,b\n" + b"x,y\n" * 3000 + b"caf\xe9,z\n", "line 3002 is not UTF-8 text"),
+        ("a,b\nx,y\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+    ],
+)
+def test_csv_in_another_encoding_is_refused_with_its_line(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "latin.csv").write_bytes(content)
+    with pytest.raises(DataError, match=reason):
+        list(read_rows(tmp_path / "latin.csv", "csv"))

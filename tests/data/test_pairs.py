@@ -134,3 +134,27 @@ def test_a_role_that_is_none_is_the_rows_fault_alone(role: object) -> None:
     row = {"prompt": "p", "chosen": [{"role": role, "content": "c"}], "rejected": "r"}
     with pytest.raises(UnusableRowError, match="has a message of role"):
         to_pair(row)
+
+
+Q1, A1, Q2 = (
+    {"role": "user", "content": "Q1"},
+    {"role": "assistant", "content": "A1"},
+    {"role": "user", "content": "Q2"},
+)
+SYSTEM = {"role": "system", "content": "S"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shared", "whole"),
+    [
+        ("Q1", [Q1, A1, Q2], ["Q1", "A1", "Q2"]),
+        ("Q2", [Q1, A1, Q2], ["Q1", "A1", "Q2"]),
+        ([SYSTEM, Q1], [Q1], ["S", "Q1"]),
+        ([SYSTEM, Q1, A1], [Q1, A1, Q2], ["S", "Q1", "A1", "Q2"]),
+        ([Q1, A1], [Q2], ["Q1", "A1", "Q2"]),
+    ],
+)
+def test_a_prompt_that_the_answers_repeat_stands_once(prompt: Any, shared: list[Any], whole: list[str]) -> None:
+    answers = {name: [*shared, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    pair = to_pair({"prompt": prompt, **answers})
+    assert [turn.content for turn in pair.prompt] == whole

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,16 @@ def test_an_idle_helper_is_let_go(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         preview(helper, tmp_path)
     until(lambda: helper.pid is None, 10, "the helper's end")
+
+
+def test_an_end_does_not_wait_for_a_call_under_way(helper: Helper, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    assert helper.pid is not None
+    os.kill(helper.pid, signal.SIGSTOP)
+    threading.Timer(0.3, helper.close).start()
+    began = time.monotonic()
+    with pytest.raises(BusyError, match="about to end"):
+        preview(helper, tmp_path)
+    assert time.monotonic() - began < 10
+    assert helper.pid is None

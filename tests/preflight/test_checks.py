@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from merlina.hardware.gpus import Gpu
-from merlina.preflight.machine import check_disk, check_gpus
-from merlina.preflight.memory import check_memory, estimate
-from merlina.preflight.models import check_model, judge_targets
-from merlina.schemas.inspection import ModelFacts
+from merlina.preflight.findings import Finding
+from merlina.preflight.machine import check_disk, check_gpus, check_precision
+from merlina.preflight.memory import check_memory, estimate, trained_weights
+from merlina.preflight.models import check_model, judge_lengths, judge_targets
+from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
 
@@ -41,6 +42,7 @@ FACTS = ModelFacts(
     layers=32,
     vocab_size=128_256,
     max_positions=8192,
+    learned_positions=False,
     adapter_width={"q_proj": 32 * 8192},
 )
 
@@ -107,3 +109,31 @@ def test_a_gguf_file_must_be_there_and_be_one(tmp_path: Path) -> None:
     assert "is not a GGUF file" in check_model(str(file), None).errors[0]
     file.write_bytes(b"GGUF\x03\0\0\0")
     assert check_model(str(file), None).passed
+
+
+def test_precision_and_kernel_that_are_not_to_be_had_here_are_named() -> None:
+    assert check_precision(config(dtype="float16"), []).errors == (
+        "dtype: float16 needs a GPU; use float32 or bfloat16 on this machine",
+    )
+    flash = check_precision(config(attn_implementation="flash_attention_2"), [])
+    assert flash.errors == ()
+    assert flash.warnings == ("attn_implementation: no flash_attention_2 here (it needs a GPU); the run uses auto",)
+    assert check_precision(config(dtype="float16"), [Gpu(0, "a", 1, 1, 0)]).passed
+
+
+DATA = DataFacts(rows=9, all_rows=True, usable=9, longest=9000, highest_id=1000, most_tokens=9100, findings=[])
+
+
+def test_rows_that_the_model_has_no_place_for_are_named() -> None:
+    long = config(max_length=16_384)
+    assert "never trained on longer texts" in judge_lengths(long, FACTS, DATA).warnings[0]
+    learned = FACTS.model_copy(update={"learned_positions": True})
+    assert "has 8,192 positions; set max_length" in judge_lengths(long, learned, DATA).errors[0]
+    assert judge_lengths(config(max_length=4096), learned, DATA) == Finding()
+    strange = DATA.model_copy(update={"highest_id": 128_256})
+    assert "belongs to another model" in judge_lengths(config(), FACTS, strange).errors[0]
+
+
+def test_layers_named_with_their_parents_count_in_the_adapters_size() -> None:
+    named = trained_weights(config(target_modules=["self_attn.q_proj"]), FACTS)
+    assert named == trained_weights(config(target_modules=["q_proj"]), FACTS) > 0

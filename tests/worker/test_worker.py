@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -106,7 +105,6 @@ def test_a_runs_files_are_its_owners_alone(finished: RunFolder) -> None:
             "None of the data set's 1 rows can be used: row 1: chosen",
         ),
         (None, {"dtype": "float16"}, "float16 needs a GPU"),
-        (None, {"attn_implementation": "flash_attention_2"}, "needs a GPU and the package flash-attn"),
     ],
 )
 def test_a_failure_is_one_last_event_with_a_reason(
@@ -151,13 +149,15 @@ def test_the_tokenizers_own_template_and_long_pairs_are_trained_on_and_counted(
     assert any("1 of 7 rows are longer than max_length: " in note for note in notes), notes
 
 
-def test_a_tokenizer_without_template_is_given_that_of_the_training_format(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_finished_model_is_spoken_to_as_it_was_trained(tiny_model: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    bare = Path(shutil.copytree(tiny_model, tmp_path / "bare"))
-    (bare / "chat_template.jinja").unlink()
-    run = run_worker(tmp_path, bare, pairs_file(tmp_path / "pairs.jsonl"), max_steps=1)
+    dataset = {
+        "source": {"source_type": "local_file", "file_path": str(pairs_file(tmp_path / "pairs.jsonl"))},
+        "format": {"format_type": "custom", "custom_templates": {"user_prefix": "Q: {{ ", "assistant_prefix": " A: "}},
+    }
+    run = run_worker(tmp_path, tiny_model, tmp_path / "pairs.jsonl", max_steps=1, dataset=dataset)
     assert log_of(run)[-1].state == "completed"
     saved = AutoTokenizer.from_pretrained(run.read_order().output_dir)
     text = saved.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
-    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert text == "Q: {{ Hi A: "

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from sqlalchemy.exc import SQLAlchemyError
 
 from merlina import __version__
 from merlina.api import errors, openapi
@@ -17,6 +18,7 @@ from merlina.api.routes import ROUTERS
 from merlina.api.security import ApiKeyMiddleware, Sessions
 from merlina.api.services import Services
 from merlina.api.uploads import sweep_incoming
+from merlina.errors import ServerError
 from merlina.executors.helper import Helper
 from merlina.executors.local import LocalExecutor
 from merlina.hardware.gpus import list_gpus
@@ -31,11 +33,14 @@ from merlina.storage.database import Database
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The server for these settings. Its lifespan opens the database and starts the supervisor."""
+    """The server for these settings. Its lifespan starts the supervisor and closes all at the end.
+
+    Raises ServerError where its folders or its database can't be opened.
+    """
+    services = build_services(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = build_services(settings)
         app.state.services = services
         services.supervisor.start()
         yield
@@ -51,6 +56,8 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url="/api/redoc",
         openapi_url="/api/openapi.json",
         lifespan=lifespan,
+        # A request for a job without a name must not end up at the one for all jobs.
+        redirect_slashes=False,
     )
     for router in ROUTERS:
         app.include_router(router)
@@ -62,13 +69,9 @@ def create_app(settings: Settings) -> FastAPI:
 
 def build_services(settings: Settings) -> Services:
     """Opens the database and builds every part; nothing runs yet."""
-    for folder in (settings.data_dir, settings.runs_dir, settings.uploads_dir, settings.models_dir):
-        folder.mkdir(parents=True, exist_ok=True)
-    settings.runs_dir.chmod(0o700)
-    sweep_incoming(settings.uploads_dir)
-    database = Database(settings.sqlalchemy_url)
-    database.migrate()
-    allowed = AllowedPaths(settings.allowed_roots, private=(settings.runs_dir.resolve(),))
+    _make_folders(settings)
+    database = _open_database(settings)
+    allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
     hub = Hub()
     executor = LocalExecutor(tokens=_server_tokens(settings))
     supervisor = Supervisor(
@@ -82,7 +85,7 @@ def build_services(settings: Settings) -> Services:
         trust_remote_code=settings.trust_remote_code,
         list_gpus=list_gpus,
     )
-    helper = Helper(settings.helper_idle_seconds, settings.data_dir / "helper.log")
+    helper = Helper(settings.helper_idle_seconds, settings.helper_log)
     return Services(
         settings=settings,
         allowed=allowed,
@@ -94,6 +97,30 @@ def build_services(settings: Settings) -> Services:
         helper=helper,
         configs=ConfigStore(settings.configs_dir),
     )
+
+
+def _make_folders(settings: Settings) -> None:
+    """Raises ServerError."""
+    try:
+        for folder in (settings.data_dir, settings.runs_dir, settings.uploads_dir):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings.models_dir.mkdir(parents=True, exist_ok=True)
+        settings.runs_dir.chmod(0o700)
+        sweep_incoming(settings.uploads_dir)
+    except OSError as error:
+        raise ServerError(f"DATA_DIR and MODELS_DIR: {error.filename}: {error.strerror}") from error
+
+
+def _open_database(settings: Settings) -> Database:
+    """Raises ServerError where there can be none by that address."""
+    try:
+        database = Database(settings.sqlalchemy_url)
+        database.migrate()
+    except (SQLAlchemyError, ModuleNotFoundError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        where = "DATABASE_URL" if settings.database_url else f"{settings.data_dir}"
+        raise ServerError(f"The database of {where} can't be opened: {reason}") from error
+    return database
 
 
 def _server_tokens(settings: Settings) -> dict[str, str]:

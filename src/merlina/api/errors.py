@@ -86,6 +86,9 @@ def _on_bad_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     model = _body_model(request)
     problems = [_describe(dict(problem), model) for problem in error.errors()]
+    kind = request.headers.get("content-type", "none")
+    if model is not None and "json" not in kind:
+        problems.append(f"the Content-Type is {kind[:100]}; send application/json")
     return answer(400, "The request is not valid", problems)
 
 

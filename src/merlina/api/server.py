@@ -21,22 +21,25 @@ _GOODBYE_SECONDS = 5
 
 
 def serve(settings: Settings) -> None:
-    """Serves until SIGINT or SIGTERM. Raises ServerError where the address is taken or the data folder in use."""
+    """Serves until SIGINT or SIGTERM.
+
+    Raises ServerError where the address is taken, or the data folder is in use or can't be used.
+    """
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if settings.host not in _LOOPBACK and settings.api_key is None:
         _log.warning("listening on %s without API_KEY: whoever reaches this address may use it", settings.host)
     listener = _listen(settings.host, settings.port)
-    config = uvicorn.Config(
-        create_app(settings),
-        log_level=settings.log_level.lower(),
-        access_log=settings.log_level == "DEBUG",
-        log_config=None,
-        timeout_graceful_shutdown=_GOODBYE_SECONDS,
-        # Live messages are short; compressing each for each reader takes more from the training than it saves.
-        ws_per_message_deflate=False,
-    )
-    with listener, _sole_server(settings.data_dir):
+    with listener, _sole_server(settings.lock_file):
+        config = uvicorn.Config(
+            create_app(settings),
+            log_level=settings.log_level.lower(),
+            access_log=settings.log_level == "DEBUG",
+            log_config=None,
+            timeout_graceful_shutdown=_GOODBYE_SECONDS,
+            # Live messages are short; compressing each for each reader takes more from the training than it saves.
+            ws_per_message_deflate=False,
+        )
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         _log.info("Merlina listens on %s%s", address, f", known as {settings.domain}" if settings.domain else "")
@@ -57,12 +60,17 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def _sole_server(data_dir: Path) -> Iterator[None]:
+def _sole_server(lock_file: Path) -> Iterator[None]:
     """Holds the data folder's lock, so that two servers never move the same jobs. Raises ServerError."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / "server.lock").open("w") as lock:
+    try:
+        lock_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise ServerError(f"DATA_DIR: {lock_file.parent} can't be made: {error.strerror}") from error
+    with lock_file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ServerError(f"Another Merlina server uses {data_dir}; stop it or take another DATA_DIR") from error
+            raise ServerError(
+                f"Another Merlina server uses {lock_file.parent}; stop it or take another DATA_DIR"
+            ) from error
         yield

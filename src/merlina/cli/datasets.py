@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json
 from merlina.client import DEFAULT_URL
-from merlina.errors import NotFoundError
+from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.problems import describe
 
 commands = typer.Typer(no_args_is_help=True)
 DatasetId = Annotated[str, typer.Argument(help="The id that the upload was answered with.")]
@@ -57,9 +59,12 @@ def upload(
 @commands.command()
 def columns(dataset_id: DatasetId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Show the columns of an uploaded data set, and what column_mapping they suggest."""
-    source = {"source_type": "upload", "dataset_id": dataset_id}
+    try:
+        dataset = DatasetConfig.model_validate({"source": {"source_type": "upload", "dataset_id": dataset_id}})
+    except ValidationError as error:
+        raise InvalidRequestError(f"{dataset_id!r} is no data set's id", describe(error, DatasetConfig)) from error
     with client(url, api_key) as server:
-        answer = server.columns(DatasetConfig.model_validate({"source": source}))
+        answer = server.columns(dataset)
     if as_json:
         print_json(answer)
         return

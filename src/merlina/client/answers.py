@@ -48,9 +48,9 @@ def error_of(response: httpx.Response) -> MerlinaError:
         detail = response.json()["detail"]
     except (ValueError, KeyError, TypeError):
         return ServerError(f"The server answered {response.status_code}: {response.text[:200]}")
-    if isinstance(detail, dict):
+    if isinstance(detail, dict) and {"message", "errors", "warnings"} <= detail.keys():
         return InvalidRequestError(detail["message"], detail["errors"], detail["warnings"])
-    return _ERRORS.get(response.status_code, ServerError)(detail)
+    return _ERRORS.get(response.status_code, ServerError)(detail if isinstance(detail, str) else str(detail)[:200])
 
 
 def sendable(config: BaseModel) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from merlina.client.client import DEFAULT_URL, Client
-from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end
+from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
 from merlina.errors import ServerError
 from merlina.schemas.jobs import JobStatus
 
@@ -101,6 +101,8 @@ class AsyncClient:
                     yield message
                 return
             except CUT as error:
+                if (refused := refusal(error)) is not None:
+                    raise refused from error
                 if failures == len(RECONNECT_SECONDS):
                     reason = type(error).__name__
                     raise ServerError(f"No Merlina server answers at {self.blocking.url} ({reason})") from error

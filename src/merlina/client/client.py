@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain, islice, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import httpx
+from pydantic import RootModel
 from typing_extensions import Self
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from merlina.client.answers import Model, error_of, parse, sendable
-from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end
-from merlina.errors import ServerError
+from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
+from merlina.errors import InvalidRequestError, NotFoundError, ServerError
 from merlina.schemas.configs import (
     ConfigAnswer,
     ConfigDeleted,
@@ -52,6 +55,9 @@ from merlina.schemas.system import ApiInfo, Health, Stats
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import ValidationResponse
 
+_Jobs = RootModel[dict[str, JobSummary]]
+_AnyObject = RootModel[dict[str, Any]]
+
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 _RETRY_SECONDS = (0.3, 1.0, 2.0, 4.0)
@@ -68,6 +74,7 @@ class Client:
     def __init__(
         self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout: float = 200.0, retries: int = 2
     ) -> None:
+        _check_address(url, api_key)
         self.url = url.rstrip("/")
         self.headers = {"X-API-Key": api_key} if api_key else {}
         self._retries = retries
@@ -101,11 +108,10 @@ class Client:
         return parse(response, JobCreated)
 
     def status(self, job_id: str) -> JobStatus:
-        return self._get(f"/status/{job_id}", JobStatus)
+        return self._get(f"/status/{_segment(job_id)}", JobStatus)
 
     def jobs(self) -> dict[str, JobSummary]:
-        answer = self._send("GET", "/jobs").json()
-        return {job_id: JobSummary.model_validate(summary) for job_id, summary in answer.items()}
+        return parse(self._send("GET", "/jobs"), _Jobs).root
 
     def history(self, status: str | None = None, limit: int = 50, offset: int = 0) -> JobHistory:
         return self._get("/jobs/history", JobHistory, status=status, limit=limit, offset=offset)
@@ -113,27 +119,26 @@ class Client:
     def metrics(
         self, job_id: str, since_step: int | None = None, limit: int | None = None, max_points: int | None = None
     ) -> JobMetrics:
-        path = f"/jobs/{job_id}/metrics"
+        path = f"/jobs/{_segment(job_id)}/metrics"
         return self._get(path, JobMetrics, since_step=since_step, limit=limit, max_points=max_points)
 
     def config(self, job_id: str) -> dict[str, Any]:
-        answer: dict[str, Any] = self._send("GET", f"/jobs/{job_id}/config").json()
-        return answer
+        return parse(self._send("GET", f"/jobs/{_segment(job_id)}/config"), _AnyObject).root
 
     def logs(self, job_id: str, limit: int = 1000) -> JobLogs:
-        return self._get(f"/jobs/{job_id}/logs", JobLogs, limit=limit)
+        return self._get(f"/jobs/{_segment(job_id)}/logs", JobLogs, limit=limit)
 
     def stop(self, job_id: str) -> StopAnswer:
-        return parse(self._send("POST", f"/jobs/{job_id}/stop"), StopAnswer)
+        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/stop"), StopAnswer)
 
     def resume(self, job_id: str) -> JobCreated:
-        return parse(self._send("POST", f"/jobs/{job_id}/resume"), JobCreated)
+        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/resume"), JobCreated)
 
     def retry(self, job_id: str) -> JobCreated:
-        return parse(self._send("POST", f"/jobs/{job_id}/retry"), JobCreated)
+        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/retry"), JobCreated)
 
     def delete(self, job_id: str) -> JobAction:
-        return parse(self._send("DELETE", f"/jobs/{job_id}"), JobAction)
+        return parse(self._send("DELETE", f"/jobs/{_segment(job_id)}"), JobAction)
 
     def clear(self) -> JobsCleared:
         return parse(self._send("DELETE", "/jobs"), JobsCleared)
@@ -145,7 +150,9 @@ class Client:
         return self._get("/queue/jobs", QueueJobs)
 
     def upload(self, path: Path) -> UploadResponse:
-        """Sends a data set file, reading it as it goes."""
+        """Sends a data set file, reading it as it goes. Raises NotFoundError where there is none."""
+        if not path.is_file():
+            raise NotFoundError(f"There is no file {str(path)!r}")
         with path.open("rb") as file:
             files = {"file": (path.name, file)}
             return parse(
@@ -156,7 +163,7 @@ class Client:
         return self._get("/dataset/uploads", UploadList)
 
     def delete_upload(self, dataset_id: str) -> UploadDeleted:
-        return parse(self._send("DELETE", f"/dataset/uploads/{dataset_id}"), UploadDeleted)
+        return parse(self._send("DELETE", f"/dataset/uploads/{_segment(dataset_id)}"), UploadDeleted)
 
     def preview(self, config: DatasetConfig) -> PreviewResponse:
         """The first rows as they are."""
@@ -196,11 +203,11 @@ class Client:
         return self._get("/configs/list", ConfigList, tag=tag)
 
     def saved_config(self, name: str) -> SavedConfig:
-        answer = self._get(f"/configs/{name}", ConfigAnswer, include_metadata=True)
+        answer = self._get(f"/configs/{_segment(name)}", ConfigAnswer, include_metadata=True)
         return SavedConfig.model_validate(answer.config)
 
     def delete_config(self, name: str) -> ConfigDeleted:
-        return parse(self._send("DELETE", f"/configs/{name}"), ConfigDeleted)
+        return parse(self._send("DELETE", f"/configs/{_segment(name)}"), ConfigDeleted)
 
     def export_config(self, name: str, output_path: str) -> ConfigWritten:
         """Writes a saved configuration to a file on the server's machine."""
@@ -220,7 +227,9 @@ class Client:
         return self._get("/model/cached", CachedModels)
 
     def watch(self, job_id: str, after: int | None = None) -> Iterator[Message]:
-        """A job's messages until its last one, over cut connections and restarts of the server, each message once.
+        """A job's messages until its last one, over cut connections and restarts of the server.
+
+        Each `metrics` message comes once; the snapshot that a connection begins with may come again.
 
         `after` replays from that event on. Raises ServerError where the server stays away for about a minute.
         """
@@ -233,6 +242,8 @@ class Client:
                     yield message
                 return
             except CUT as error:
+                if (refused := refusal(error)) is not None:
+                    raise refused from error
                 if failures == len(RECONNECT_SECONDS):
                     raise self._unreachable(error) from error
                 time.sleep(RECONNECT_SECONDS[failures])
@@ -260,10 +271,12 @@ class Client:
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         retries = self._retries if method == "GET" else 0
-        for wait in [*_RETRY_SECONDS[:retries], None]:
+        for wait in [*islice(chain(_RETRY_SECONDS, repeat(_RETRY_SECONDS[-1])), max(0, retries)), None]:
             try:
                 response = self._http.request(method, path, **options)
                 break
+            except ValueError as error:  # NaN, which JSON doesn't have
+                raise InvalidRequestError(f"What was to be sent is no JSON: {error}") from error
             except httpx.TransportError as error:
                 if wait is None:
                     raise self._unreachable(error) from error
@@ -275,6 +288,21 @@ class Client:
     def _unreachable(self, error: Exception) -> ServerError:
         reason = type(error).__name__
         return ServerError(f"No Merlina server answers at {self.url} ({reason}); `merlina serve` starts one")
+
+
+def _segment(name: str) -> str:
+    """A name as one segment of a path, so that it can't lead to another endpoint. Raises InvalidRequestError."""
+    if name in ("", ".", ".."):
+        raise InvalidRequestError(f"{name!r} is no name of a job, data set or configuration")
+    return quote(name, safe="")
+
+
+def _check_address(url: str, api_key: str | None) -> None:
+    """Raises InvalidRequestError."""
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise InvalidRequestError(f"{url!r} is no address of a server; it begins with http:// or https://")
+    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+        raise InvalidRequestError("The API key must be plain ASCII")
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from merlina.errors import NotFoundError
+from merlina.errors import ForbiddenError, MerlinaError, NotFoundError, UnauthorizedError
 
 Message = dict[str, Any]
 
@@ -16,13 +16,14 @@ RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 CUT = (ConnectionClosed, OSError, InvalidHandshake, EOFError)
 _NORMAL_END = 1000
 _UNKNOWN_JOB = 4404
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND = 401, 403, 404
 
 
 def address(url: str, job_id: str, after: int | None) -> str:
     """The WebSocket's address; `after` replays from that event on."""
     scheme, host, path, *_ = urlsplit(url)
     query = "" if after is None else f"after={after}"
-    return urlunsplit(("wss" if scheme == "https" else "ws", host, f"{path}/ws/{job_id}", query, ""))
+    return urlunsplit(("wss" if scheme == "https" else "ws", host, f"{path}/ws/{quote(job_id, safe='')}", query, ""))
 
 
 def check_end(closed: ConnectionClosed, job_id: str) -> None:
@@ -35,3 +36,15 @@ def check_end(closed: ConnectionClosed, job_id: str) -> None:
         raise NotFoundError(f"There is no job {job_id!r}") from closed
     if code != _NORMAL_END:
         raise closed
+
+
+def refusal(error: Exception) -> MerlinaError | None:
+    """What a server that answers, but lets nobody connect like this, means; None where trying again may help."""
+    if not isinstance(error, InvalidStatus):
+        return None
+    status = error.response.status_code
+    if status == _UNAUTHORIZED:
+        return UnauthorizedError("The server wants a valid API key")
+    if status == _FORBIDDEN:
+        return ForbiddenError("The server refuses this connection: it is not known by this name, or the key is wrong")
+    return NotFoundError("What answers here is no Merlina server") if status == _NOT_FOUND else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +67,21 @@ def _lines_of_cells(path: Path) -> Iterator[_Lines]:
         except csv.Error as error:
             raise DataError(f"line {lines.number} is not valid CSV: {error}") from error
         except UnicodeDecodeError as error:
-            raise DataError(f"the file is not UTF-8 text ({error.reason} at byte {error.start} of a block)") from error
+            raise DataError(_where_it_is_no_text(path)) from error
+
+
+def _where_it_is_no_text(path: Path) -> str:
+    """The line that can't be decoded, which the reader, reading ahead, doesn't know."""
+    with path.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            return "the file is UTF-16 text; save it as UTF-8"
+        file.seek(0)
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_CELL), b""), start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                return f"line {number} is not UTF-8 text ({error.reason} at byte {error.start + 1} of it)"
+    return "the file is not UTF-8 text"
 
 
 def _separator(header: str) -> str:

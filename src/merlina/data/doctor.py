@@ -23,11 +23,12 @@ _FEW_PAIRS = 20
 class Lengths:
     """Tokens of a pair as it is trained on: of the prompt with its longer answer, and of all three parts together.
 
-    And how many were cut off to make it fit.
+    And the highest token id among them, and how many tokens were cut off to make it fit.
     """
 
     longest: int
     all_parts: int
+    highest_id: int = 0
     cut_prompt: int = 0
     cut_answers: int = 0
 
@@ -47,18 +48,20 @@ class _Count:
 class Doctor:
     """Sees each row once; `findings` may be asked for at any time. `markers` are the chat format's own.
 
-    `longest` and `most_tokens` are the largest Lengths seen, 0 where no pair was turned into tokens.
+    `longest`, `most_tokens` and `highest_id` are the largest of the Lengths seen, 0 without any.
     """
 
     markers: Sequence[str] = ()
     rows: int = 0
     longest: int = 0
     most_tokens: int = 0
+    highest_id: int = 0
     _counts: dict[FindingKind, _Count] = field(default_factory=dict)
     _reasons: list[str] = field(default_factory=list)
     _seen: set[bytes] = field(default_factory=set)
     _prompts: list[tuple[int, bytes]] = field(default_factory=list)
     _chosen_longer: int = 0
+    _chosen_shorter: int = 0
     _characters: tuple[int, int] = (0, 0)
     _cut_tokens: tuple[int, int] = (0, 0)
 
@@ -109,11 +112,13 @@ class Doctor:
     def _look_at_answer_lengths(self, pair: Pair) -> None:
         chosen, rejected = len(pair.chosen), len(pair.rejected)
         self._chosen_longer += chosen > rejected
+        self._chosen_shorter += chosen < rejected
         self._characters = (self._characters[0] + chosen, self._characters[1] + rejected)
 
     def _look_at_tokens(self, pair: Pair, lengths: Lengths) -> None:
         self.longest = max(self.longest, lengths.longest)
         self.most_tokens = max(self.most_tokens, lengths.all_parts)
+        self.highest_id = max(self.highest_id, lengths.highest_id)
         if lengths.cut_prompt or lengths.cut_answers:
             self._count("over_max_length").add(pair.number)
             prompts, answers = self._cut_tokens
@@ -133,13 +138,12 @@ class Doctor:
         if pairs < _FEW_PAIRS:
             return None
         chosen, rejected = (total / pairs for total in self._characters)
-        longer_share = self._chosen_longer / pairs
         ratio = chosen / max(rejected, 1)
-        one_sided = longer_share >= _ONE_SIDED_SHARE or longer_share <= 1 - _ONE_SIDED_SHARE
-        if not one_sided or 1 / _LOPSIDED_RATIO < ratio < _LOPSIDED_RATIO:
+        longer = self._chosen_longer / pairs >= _ONE_SIDED_SHARE
+        shorter = self._chosen_shorter / pairs >= _ONE_SIDED_SHARE
+        if not (longer and ratio >= _LOPSIDED_RATIO) and not (shorter and ratio <= 1 / _LOPSIDED_RATIO):
             return None
-        count = self._chosen_longer if longer_share >= _ONE_SIDED_SHARE else pairs - self._chosen_longer
-        side = "longer" if chosen > rejected else "shorter"
+        side, count = ("longer", self._chosen_longer) if longer else ("shorter", self._chosen_shorter)
         message = (
             f"the chosen answer is the {side} one in {count / pairs:.0%} of the pairs ({chosen:,.0f} characters "
             f"against {rejected:,.0f} on average): the model may learn the length rather than the quality"

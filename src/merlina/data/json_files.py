@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
-
-import ijson
 
 from merlina.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_LINE = 64 * 1024**2
 _LARGEST_COLUMNS = 64 * 1024**2
+# Where a text was cut, an error lies no further from its end than the longest word or escape of JSON.
+_LONGEST_WORD = 16
+_WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -98,19 +101,85 @@ def _skip_to_json(file: BinaryIO) -> bytes:
 
 
 def _read_array(file: BinaryIO) -> Iterator[dict[str, Any]]:
-    items = ijson.items(_NanAsNull(file), "item", use_float=True)
-    number = 0
+    """Row by row, holding little more than the row that is read."""
+    window = _Window(file)
+    window.skip("[")
+    if window.next_character() == "]":
+        return
+    number = 1
     while True:
-        number += 1
         try:
-            value = next(items)
-        except StopIteration:
-            return
-        except (ijson.JSONError, UnicodeDecodeError, ValueError) as error:
-            raise DataError(f"row {number} is not valid JSON: {first_line(error)}") from error
-        if not isinstance(value, dict):
-            raise DataError(f"row {number} is a JSON {_kind(value)}, not an object with columns")
-        yield value
+            value = window.value()
+            if not isinstance(value, dict):
+                raise DataError(f"row {number} is a JSON {_kind(value)}, not an object with columns")
+            yield value
+            if window.next_character() != ",":
+                break
+            window.skip(",")
+        except RecursionError as error:
+            raise DataError(f"row {number} is nested too deeply") from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"row {number} is not UTF-8 text ({error.reason})") from error
+        except json.JSONDecodeError as error:
+            raise DataError(f"row {number} is not valid JSON: {error.msg}") from error
+        except ValueError as error:  # a number with more digits than Python turns into one
+            raise DataError(f"row {number} can't be read: {first_line(error)}") from error
+        number += 1
+    if window.next_character() != "]":
+        raise DataError(f"row {number + 1} is not valid JSON: neither a comma nor the array's end stands before it")
+    window.skip("]")
+    if window.next_character():
+        raise DataError(f"there is more text after the array's end, which is row {number}")
+
+
+class _Window:
+    """The part of a JSON text that is looked at, moved on value by value."""
+
+    _BLOCK = 256 * 1024
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._decode = codecs.getincrementaldecoder("utf-8")().decode
+        self._parse = json.JSONDecoder(parse_constant=_no_number).raw_decode
+        self._text = ""
+        self._at = 0
+        self._ended = False
+
+    def next_character(self) -> str:
+        """Moves to the first character that isn't white space and returns it; empty at the end."""
+        while True:
+            self._at = _WHITE_SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
+            if self._at < len(self._text) or self._ended:
+                return self._text[self._at : self._at + 1]
+            self._grow()
+
+    def skip(self, character: str) -> None:
+        assert self.next_character() == character
+        self._at += 1
+
+    def value(self) -> Any:
+        """The value that comes next. Raises ValueError where it is none."""
+        self.next_character()
+        while True:
+            try:
+                value, end = self._parse(self._text, self._at)
+            except json.JSONDecodeError as error:
+                cut = error.pos > len(self._text) - _LONGEST_WORD or error.msg.startswith("Unterminated string")
+                if self._ended or not cut:
+                    raise
+                if len(self._text) - self._at > _LONGEST_LINE:
+                    raise DataError(f"a row is longer than {_LONGEST_LINE // 1024**2} MB") from error
+                self._grow()
+            else:
+                self._at = end
+                return value
+
+    def _grow(self) -> None:
+        """Doubles what is held, so that a long value is not looked at again and again."""
+        held = self._text[self._at :]
+        more = self._file.read(max(self._BLOCK, len(held)))
+        self._ended = not more
+        self._text, self._at = held + self._decode(more, final=self._ended), 0
 
 
 def _read_columns(file: BinaryIO, size: int) -> Iterator[dict[str, Any]]:
@@ -132,37 +201,3 @@ def _read_columns(file: BinaryIO, size: int) -> Iterator[dict[str, Any]]:
     names = list(columns)
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(names, values, strict=True))
-
-
-class _NanAsNull:
-    """A file whose NaN and Infinity, which JSON doesn't know, are read as null, outside of strings only."""
-
-    _WORDS = ((b"-Infinity", b"null     "), (b"Infinity", b"null    "), (b"NaN", b"null"))
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._in_string = False
-
-    def read(self, size: int = -1) -> bytes:
-        chunk = self._file.read(size)
-        while chunk and chunk[-1:] not in b"\"',:[]{}\n ":
-            more = self._file.read(1)
-            if not more:
-                break
-            chunk += more
-        if b"NaN" not in chunk and b"Infinity" not in chunk and b"\\" not in chunk:
-            self._in_string ^= chunk.count(b'"') % 2 == 1
-            return chunk
-        return self._replace(chunk)
-
-    def _replace(self, chunk: bytes) -> bytes:
-        # A backslash at a chunk's end can't split an escape: a chunk ends in a character that ends a word,
-        # and of these only a quote can be escaped, whose backslash then stands in the same chunk.
-        pieces = chunk.replace(b"\\\\", b"\0\0").replace(b'\\"', b"\0\1").split(b'"')
-        for index, piece in enumerate(pieces):
-            if self._in_string == (index % 2 == 1):
-                for word, null in self._WORDS:
-                    piece = piece.replace(word, null)
-                pieces[index] = piece
-        self._in_string ^= len(pieces) % 2 == 0
-        return b'"'.join(pieces).replace(b"\0\1", b'\\"').replace(b"\0\0", b"\\\\")

@@ -149,10 +149,7 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
     """The turns before the answer: from the prompt column, a conversation column, or what the answers share."""
     column = next((name for name in ("prompt", *_CONVERSATION_COLUMNS) if not _is_missing(row.get(name))), None)
     given = _turns(row, column, "user") if column else []
-    if shared and (not given or _says_the_same(given, shared)):
-        given = shared
-    elif shared:
-        given = given + shared
+    given = _joined(given, shared)
     if not given:
         if "prompt" in row:
             raise UnusableRowError("prompt is empty", "empty_side")
@@ -166,9 +163,19 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
     return given
 
 
-def _says_the_same(given: Sequence[Message], shared: Sequence[Message]) -> bool:
-    """Whether the prompt column repeats what the answers begin with, be it only its last turn."""
-    return [turn.content.strip() for turn in given] == [turn.content.strip() for turn in shared[-len(given) :]]
+def _joined(given: list[Message], shared: list[Message]) -> list[Message]:
+    """The prompt column's turns and those that both answers begin with, what they have in common once.
+
+    Sets repeat the prompt within the answers in every way: all of it, its last turn, or what stands before.
+    """
+    said = [turn.content.strip() for turn in given]
+    repeated = [turn.content.strip() for turn in shared]
+    if said in (repeated[: len(said)], repeated[len(repeated) - len(said) :]):
+        return shared
+    overlap = next(
+        size for size in range(min(len(said), len(repeated)), -1, -1) if said[len(said) - size :] == repeated[:size]
+    )
+    return given + shared[overlap:]
 
 
 def _with_system(prompt: list[Message], row: Row) -> tuple[Message, ...]:

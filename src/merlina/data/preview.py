@@ -23,6 +23,7 @@ _ROWS_LOOKED_AT = 500
 _SECONDS_LOOKED = 0.2
 _WARNINGS_SHOWN = 20
 _DEEPEST_SHOWN = 50
+_LONGEST_SHOWN = 100_000
 _PREVIEW_SEED = 42  # a run's default
 
 
@@ -109,5 +110,8 @@ def _jsonable(value: Any, depth: int = 0) -> Any:
 
 
 def _encodable(value: Any) -> str:
-    """Half a surrogate pair is legal in JSON text, but no UTF-8 can carry it."""
-    return str(value).encode("utf-8", "replace").decode()
+    """Half a surrogate pair is legal in JSON text, but no UTF-8 can carry it; and nobody reads a book in a cell."""
+    text = str(value)
+    shown = text[:_LONGEST_SHOWN].encode("utf-8", "replace").decode()
+    left_out = len(text) - _LONGEST_SHOWN
+    return shown if left_out <= 0 else f"{shown}… ({left_out:,} more characters)"

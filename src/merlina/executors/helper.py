@@ -37,6 +37,7 @@ class Helper:
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         self._idle_timer: threading.Timer | None = None
+        self._closed = False
 
     def call(self, operation: str, *, timeout: float = _TIMEOUT_SECONDS, **arguments: Any) -> Any:
         """The operation's result. What went wrong there is raised here, as the same error of our tree.
@@ -49,6 +50,7 @@ class Helper:
         try:
             with self._lock:
                 self._cancel_timer()
+                self._refuse_when_closed()
                 try:
                     return self._ask(operation, arguments, time.monotonic() + timeout)
                 finally:
@@ -57,9 +59,18 @@ class Helper:
             self._places.release()
 
     def close(self) -> None:
-        """Ends the process, if there is one."""
+        """Ends the process, if there is one; a call that is under way raises BusyError, as does every later one."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            _kill(process)
         with self._lock:
             self._cancel_timer()
+            self._end()
+
+    def _let_go(self) -> None:
+        """Ends the process when it was idle for long enough."""
+        with self._lock:
             self._end()
 
     @property
@@ -81,6 +92,10 @@ class Helper:
         if "error" in answer:
             raise _as_error(answer["error"])
         return answer["result"]
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise BusyError("The server is about to end; ask again when it is back")
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
@@ -108,6 +123,7 @@ class Helper:
                 chunk = os.read(process.stdout.fileno(), 1 << 16)
                 if not chunk:
                     code = process.wait()
+                    self._refuse_when_closed()
                     raise HelperError(f"The helper process died (exit code {code}) during {operation}; try again")
                 line += chunk
         return line
@@ -116,8 +132,7 @@ class Helper:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill(process)
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
@@ -125,7 +140,7 @@ class Helper:
                     pipe.close()
 
     def _start_timer(self) -> None:
-        self._idle_timer = threading.Timer(self._idle_seconds, self.close)
+        self._idle_timer = threading.Timer(self._idle_seconds, self._let_go)
         self._idle_timer.daemon = True
         self._idle_timer.start()
 
@@ -133,6 +148,11 @@ class Helper:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _as_error(error: dict[str, str]) -> MerlinaError:

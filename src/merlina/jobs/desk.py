@@ -85,6 +85,7 @@ class Desk:
             raise InvalidRequestError(f"Job {job_id} is {record.state}; only a failed or stopped job can be resumed")
         if record.last_checkpoint is None:
             raise InvalidRequestError(f"Job {job_id} has no checkpoint yet; POST /jobs/{job_id}/retry begins it anew")
+        _check_data_is_there(record)
         self.folder(job_id).stop_file.unlink(missing_ok=True)
         values = {
             "state": "queued",
@@ -101,14 +102,12 @@ class Desk:
         self._tell(resumed)
         return resumed
 
-    def retry(self, job_id: str) -> JobRecord:
-        """A new job with the configuration and tokens of an old one."""
+    def again(self, job_id: str) -> tuple[TrainingConfig, Priority]:
+        """What a job was told, for a new one. Its tokens are there only until it has completed."""
         record = self.find(job_id)
-        if record.dataset_file and not Path(record.dataset_file).is_file():
-            raise InvalidRequestError(f"The data set's file {record.dataset_file} is gone; upload it again")
+        _check_data_is_there(record)
         config = TrainingConfig.model_validate({**record.config, **self.folder(job_id).read_secrets()})
-        priority = next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
-        return self.submit(config, priority, Path(record.dataset_file) if record.dataset_file else None)
+        return config, next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
 
     def folder(self, job_id: str) -> RunFolder:
         return RunFolder(self.runs_dir / job_id)
@@ -172,3 +171,9 @@ class Desk:
     def _tell(self, record: JobRecord) -> None:
         self.hub.publish(record)
         self.wake()
+
+
+def _check_data_is_there(record: JobRecord) -> None:
+    """Raises InvalidRequestError where the job's data set is a file that is gone."""
+    if record.dataset_file and not Path(record.dataset_file).is_file():
+        raise InvalidRequestError(f"The data set's file {record.dataset_file} is gone; upload it again")

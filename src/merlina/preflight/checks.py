@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from merlina.data.sources import resolve_file
-from merlina.errors import BusyError, ForbiddenError, HelperError, MerlinaError
+from merlina.errors import ForbiddenError, HelperError, MerlinaError
 from merlina.executors.helper import Helper
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
 from merlina.preflight.datasets import judge_dataset, look_without_tokens
 from merlina.preflight.findings import Finding, Report
 from merlina.preflight.hub import check_repo, check_upload
-from merlina.preflight.machine import check_disk, check_gpus, check_output
+from merlina.preflight.machine import check_disk, check_gpus, check_output, check_precision
 from merlina.preflight.memory import check_memory
-from merlina.preflight.models import check_model, judge_model, judge_targets, judge_tokenizer
+from merlina.preflight.models import check_model, judge_lengths, judge_model, judge_targets, judge_tokenizer
 from merlina.schemas.inspection import RunFacts
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
@@ -33,7 +33,10 @@ class Preflight:
     list_gpus: Callable[[], Sequence[Gpu]]
 
     def check(self, config: TrainingConfig) -> Report:
-        """Runs every check. Raises ForbiddenError for a data set outside the allowed folders."""
+        """Runs every check.
+
+        Raises ForbiddenError for a data set outside the allowed folders, BusyError where too many wait to be checked.
+        """
         gpus = self.list_gpus()
         report = Report()
         report.findings["gpu_available"] = check_gpus(config, gpus)
@@ -46,6 +49,9 @@ class Preflight:
             report.findings["tokenizer_ready"] = judge_tokenizer(facts, config.dataset.format.format_type)
         self._judge_dataset(config, report, facts)
         model = facts.model if facts else None
+        if model is not None and report.data is not None:
+            report.findings["lengths_fit"] = judge_lengths(config, model, report.data)
+        report.findings["precision_available"] = check_precision(config, gpus)
         report.findings["vram_sufficient"], report.memory = check_memory(config, model, report.data, gpus)
         report.findings["disk_space_ok"] = check_disk(config, self.settings, model)
         report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
@@ -78,7 +84,7 @@ class Preflight:
                 token=self._hub_token(config),
                 trust_remote_code=self.settings.trust_remote_code,
             )
-        except (BusyError, HelperError) as error:
+        except HelperError as error:
             message = f"Model and data could not be looked into before the run: {error.message}"
             report.findings["inspected"] = Finding(passed=False, warnings=(message,))
             return None

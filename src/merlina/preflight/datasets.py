@@ -35,6 +35,7 @@ def look_without_tokens(config: TrainingConfig, file: Path) -> tuple[DataFacts |
         all_rows=doctor.rows < _ROWS_LOOKED_AT,
         usable=doctor.usable,
         longest=None,
+        highest_id=None,
         most_tokens=None,
         findings=doctor.findings(held_out),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from merlina.hardware.gpus import Gpu
@@ -29,6 +30,18 @@ def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
     if not there:
         return Finding(
             passed=False, warnings=("No CUDA GPU here: the run trains on the CPU, which suits small models",)
+        )
+    return Finding()
+
+
+def check_precision(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
+    """Whether dtype and attention kernel are to be had here."""
+    if config.dtype == "float16" and not gpus:
+        return Finding(passed=False, errors=("dtype: float16 needs a GPU; use float32 or bfloat16 on this machine",))
+    if config.attn_implementation == "flash_attention_2" and not (gpus and find_spec("flash_attn")):
+        missing = "the package flash-attn is not installed" if gpus else "it needs a GPU"
+        return Finding(
+            passed=False, warnings=(f"attn_implementation: no flash_attention_2 here ({missing}); the run uses auto",)
         )
     return Finding()
 

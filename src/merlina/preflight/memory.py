@@ -92,7 +92,7 @@ def check_memory(
 ) -> tuple[Finding, MemoryEstimate | None]:
     """Whether the run fits into the memory that is free now."""
     if model is None:
-        return Finding(), None
+        return Finding(passed=False), None
     chosen = [gpu for gpu in gpus if config.gpu_ids is None or gpu.index in config.gpu_ids]
     best = max(chosen, key=lambda gpu: gpu.memory_free_mb, default=None)
     device, place = ("cuda", f"GPU {best.index}") if best else ("cpu", "RAM")
@@ -164,7 +164,9 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
     """How many weights the run changes."""
     if not config.use_lora:
         return model.parameters
-    return config.lora_r * sum(model.adapter_width.get(name, 0) for name in config.target_modules)
+    return config.lora_r * sum(
+        model.adapter_width.get(name, 0) for name in {name.rsplit(".", 1)[-1] for name in config.target_modules}
+    )
 
 
 def _activation_bytes(config: TrainingConfig, model: ModelFacts, tokens: int, width: int, facts: _Device) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from merlina.preflight.findings import Finding
 from merlina.preflight.hub import check_repo
 from merlina.schemas.datasets import FormatType
-from merlina.schemas.inspection import ModelFacts, RunFacts
+from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.training import TrainingConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -58,6 +58,22 @@ def judge_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:
         "plain text; format 'tokenizer' uses the model's own markers"
     )
     return Finding(passed=False, warnings=(message,))
+
+
+def judge_lengths(config: TrainingConfig, model: ModelFacts, data: DataFacts) -> Finding:
+    """Whether the model has a place for every token of the rows looked at, and for as many as there are."""
+    if data.highest_id is not None and data.highest_id >= model.vocab_size:
+        return _error(
+            f"base_model: its tokenizer makes ids up to {data.highest_id} of these rows, but the model knows "
+            f"{model.vocab_size:,}; the tokenizer in this folder belongs to another model"
+        )
+    longest = min(data.longest or 0, config.max_length)
+    if model.max_positions is None or longest <= model.max_positions:
+        return Finding()
+    message = f"max_length: rows have up to {longest:,} tokens, but the model has {model.max_positions:,} positions"
+    if model.learned_positions:
+        return _error(f"{message}; set max_length to at most that")
+    return Finding(warnings=(f"{message}: it was never trained on longer texts",))
 
 
 def local_path(base_model: str) -> Path:

@@ -24,6 +24,7 @@ class ModelFacts(_Facts):
     layers: int
     vocab_size: int
     max_positions: int | None
+    learned_positions: bool = Field(description="whether each position has weights, so that there are no more of them")
     adapter_width: dict[str, int] = Field(
         description="for each layer name, inputs plus outputs over all layers called so: its adapter's weights per rank"
     )
@@ -48,6 +49,7 @@ class DataFacts(_Facts):
     all_rows: bool = Field(description="whether those are all there are")
     usable: int
     longest: int | None = Field(description="tokens of the longest prompt with answer; null without tokenizer")
+    highest_id: int | None = Field(description="the highest token id among them; null without tokenizer")
     most_tokens: int | None = Field(description="the most tokens a pair's prompt and two answers have together")
     findings: list[DataFinding]
 

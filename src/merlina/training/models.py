@@ -115,9 +115,7 @@ def _keep_weights_as_they_are(model: PreTrainedModel) -> None:
 
 def _attention(wanted: AttentionImplementation, device: torch.device) -> str:
     flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    if wanted == "flash_attention_2" and not flash:
-        raise ModelError("attn_implementation: flash_attention_2 needs a GPU and the package flash-attn; use auto")
-    if wanted == "auto":
+    if wanted == "auto" or (wanted == "flash_attention_2" and not flash):
         return "flash_attention_2" if flash else "sdpa"
     return wanted
 

@@ -27,6 +27,7 @@ class EncodedPair:
         return Lengths(
             longest=prompt + max(chosen, rejected),
             all_parts=prompt + chosen + rejected,
+            highest_id=max(map(max, filter(None, (self.tokens.prompt, self.tokens.chosen, self.tokens.rejected)))),
             cut_prompt=self.cut.prompt,
             cut_answers=self.cut.chosen + self.cut.rejected,
         )

@@ -26,6 +26,7 @@ _TEMPLATE_SHOWN = 200
 _NO_LIMIT = 10**9
 _MOST_ROWS = 2000
 _MOST_SECONDS = 3.0
+_POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def _measure(model: Any) -> ModelFacts:
         layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
         max_positions=getattr(text, "max_position_embeddings", None),
+        learned_positions=any(_is_position_table(name, module) for name, module in model.named_modules()),
         adapter_width=width,
     )
 
@@ -126,6 +128,14 @@ def _measure(model: Any) -> ModelFacts:
 def _is_linear(module: nn.Module) -> bool:
     # GPT-2 and its kin have their linear layers under this name.
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _is_position_table(name: str, module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in (
+        "wpe",
+        "embed_positions",
+        "position_embeddings",
+    )
 
 
 def _is_one_token(tokenizer: Any, marker: str) -> bool:
@@ -155,6 +165,7 @@ def _look_at_data(training: TrainingConfig, file: Path | None, access: _Access, 
         all_rows=ended,
         usable=doctor.usable,
         longest=doctor.longest or None,
+        highest_id=doctor.highest_id or None,
         most_tokens=doctor.most_tokens or None,
         findings=doctor.findings(held_out),
     )

@@ -32,6 +32,7 @@ class EventReporter:
         self._log = log
         self._stop = stop
         self._progress_at = 0.0
+        self._untold_progress: tuple[int, int] | None = None
         self._first: dict[str, float] = {}
         self._last: dict[str, float] = {}
 
@@ -47,6 +48,7 @@ class EventReporter:
                     self._keep({name: value for name, value in event.metrics.items() if value is not None})
 
     def state(self, state: JobState, output_dir: str | None = None) -> None:
+        self._tell_progress()
         self._log.append("state", durable=True, state=state, output_dir=output_dir)
 
     def resumed(self, step: int) -> None:
@@ -56,13 +58,17 @@ class EventReporter:
         now = time.monotonic()
         if now - self._progress_at >= _PROGRESS_SECONDS or step in (0, total_steps):
             self._progress_at = now
+            self._untold_progress = None
             self._log.append("progress", step=step, total_steps=total_steps)
+        else:
+            self._untold_progress = step, total_steps
 
     def metrics(self, step: int, figures: dict[str, float]) -> None:
         self._keep(figures)
         self._log.append("metrics", step=step, metrics=figures)
 
     def checkpoint(self, step: int, path: Path) -> None:
+        self._tell_progress()
         self._log.append("checkpoint", durable=True, step=step, path=str(path))
 
     def note(self, level: str, message: str) -> None:
@@ -72,10 +78,18 @@ class EventReporter:
         self._log.append("link", wandb_url=wandb_url)
 
     def end(self, state: EndState, error: str | None = None, **fields: Any) -> None:
+        self._tell_progress()
         self._log.append("ended", durable=True, state=state, error=without_tokens(error) if error else None, **fields)
 
     def should_stop(self) -> bool:
         return self._stop.is_set()
+
+    def _tell_progress(self) -> None:
+        """The last progress, where it came too soon after another to be told at once."""
+        if self._untold_progress is not None:
+            step, total_steps = self._untold_progress
+            self._untold_progress = None
+            self._log.append("progress", step=step, total_steps=total_steps)
 
     def _keep(self, figures: dict[str, float]) -> None:
         self._first = {**figures, **self._first}

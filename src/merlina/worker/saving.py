@@ -15,7 +15,7 @@ from merlina.runs import RunOrder
 from merlina.worker.model_card import Placement, is_on_hub, model_card
 from merlina.worker.reporting import EventReporter
 from merlina.worker.stages import TrainingData
-from merlina.worker.templates import TEMPLATES
+from merlina.worker.templates import chat_template
 
 CONFIG_FILE = "merlina.json"
 
@@ -56,8 +56,7 @@ def save_model(
 def _write(folder: Path, model: Any, tokenizer: Any, order: RunOrder, card: str) -> None:
     folder.mkdir(mode=0o755)
     model.save_pretrained(folder)
-    if not tokenizer.chat_template:
-        tokenizer.chat_template = TEMPLATES.get(order.config.dataset.format.format_type)
+    tokenizer.chat_template = chat_template(order.config.dataset.format) or tokenizer.chat_template
     tokenizer.save_pretrained(folder)
     (folder / CONFIG_FILE).write_text(order.config.without_secrets().model_dump_json(indent=2) + "\n")
     (folder / "README.md").write_text(card)

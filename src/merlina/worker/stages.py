@@ -75,7 +75,14 @@ class Stages:
             token=self._token,
             trust_remote_code=self.order.trust_remote_code,
         )
-        trainable = make_trainable(load_model(spec), config)
+        model = load_model(spec)
+        if config.attn_implementation not in ("auto", model.config._attn_implementation):
+            self.reporter.note(
+                "warning",
+                f"attn_implementation: no {config.attn_implementation} here; "
+                f"the run uses {model.config._attn_implementation}",
+            )
+        trainable = make_trainable(model, config)
         if trainable.missing_targets:
             missing = ", ".join(trainable.missing_targets)
             self.reporter.note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ from jinja2 import TemplateError
 
 from merlina.data.pairs import Message, UnusableRowError
 from merlina.errors import ModelError
-from merlina.schemas.datasets import FormatType
+from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
 
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -27,8 +28,35 @@ _MISTRAL = (
     "{% elif message['role'] == 'user' %}[INST] {{ ns.system + message['content'] }} [/INST]{% set ns.system = '' %}"
     "{% else %} {{ message['content'] }}</s>{% endif %}{% endfor %}"
 )
-# What a model trained in one of our formats should be spoken to with.
-TEMPLATES: dict[FormatType, str] = {"chatml": _CHATML, "qwen3": _CHATML, "llama3": _LLAMA3, "mistral": _MISTRAL}
+_QWEN3_WITHOUT_THOUGHTS = _CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
+_TEMPLATES: dict[FormatType, str] = {"chatml": _CHATML, "qwen3": _CHATML, "llama3": _LLAMA3, "mistral": _MISTRAL}
+
+
+def chat_template(spec: DatasetFormat) -> str | None:
+    """What a model trained in this format is to be spoken to with; None where that is its own template."""
+    if spec.format_type == "custom":
+        assert spec.custom_templates is not None
+        return _custom(spec.custom_templates)
+    if spec.format_type == "qwen3" and not spec.enable_thinking:
+        return _QWEN3_WITHOUT_THOUGHTS
+    return _TEMPLATES.get(spec.format_type)
+
+
+def _custom(parts: CustomTemplates) -> str:
+    def turn(prefix: str, suffix: str) -> str:
+        # As Jinja strings, so that braces in the user's text stay text.
+        return f"{{{{ {json.dumps(prefix)} + message['content'] + {json.dumps(suffix)} }}}}"
+
+    return (
+        "{% for message in messages %}{% if message['role'] == 'system' %}"
+        f"{turn(parts.system_prefix, parts.system_suffix)}"
+        "{% elif message['role'] == 'user' %}"
+        f"{turn(parts.user_prefix, parts.user_suffix)}"
+        "{% else %}"
+        f"{turn(parts.assistant_prefix, parts.assistant_suffix)}"
+        "{% endif %}{% endfor %}"
+        f"{{% if add_generation_prompt %}}{{{{ {json.dumps(parts.assistant_prefix)} }}}}{{% endif %}}"
+    )
 
 
 @dataclass(frozen=True)

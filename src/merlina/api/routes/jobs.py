@@ -35,11 +35,7 @@ router = APIRouter(tags=["jobs"])
 @router.post("/train")
 def train(config: TrainingConfig, services: Inject, priority: Priority = "normal") -> JobCreated:
     """Checks a configuration and puts a job into the queue."""
-    report = services.preflight.check(config)
-    if report.errors:
-        raise InvalidRequestError("Training configuration validation failed", report.errors, report.warnings)
-    record = services.desk.submit(config, priority, report.dataset_file)
-    return _queued(services, record, "Training spell cast!", report.warnings)
+    return _submit(services, config, priority, "Training spell cast!")
 
 
 @router.get("/status/{job_id}")
@@ -122,8 +118,12 @@ def resume(job_id: str, services: Inject) -> JobCreated:
 
 @router.post("/jobs/{job_id}/retry")
 def retry(job_id: str, services: Inject) -> JobCreated:
-    """Queues a new job with the configuration of this one."""
-    return _queued(services, services.desk.retry(job_id), f"Once more, like {job_id}.", [])
+    """Checks the configuration of this job once more and queues a new one with it.
+
+    A job that has completed gave up its tokens: what needs one is then told by the checks.
+    """
+    config, priority = services.desk.again(job_id)
+    return _submit(services, config, priority, f"Once more, like {job_id}.")
 
 
 @router.delete("/jobs/{job_id}")
@@ -138,6 +138,14 @@ def clear(services: Inject) -> JobsCleared:
     """Deletes every job, as DELETE of one does."""
     deleted = services.desk.clear()
     return JobsCleared(message=f"Cleared all jobs ({deleted} jobs deleted)", deleted_count=deleted)
+
+
+def _submit(services: Services, config: TrainingConfig, priority: Priority, greeting: str) -> JobCreated:
+    report = services.preflight.check(config)
+    if report.errors:
+        raise InvalidRequestError("Training configuration validation failed", report.errors, report.warnings)
+    record = services.desk.submit(config, priority, report.dataset_file)
+    return _queued(services, record, greeting, report.warnings)
 
 
 def _queued(services: Services, record: JobRecord, greeting: str, warnings: list[str]) -> JobCreated:

@@ -1,0 +1,5 @@
+"""`python -m merlina`: the same as the command `merlina`."""
+
+from merlina.cli.main import app
+
+app()
