@@ -33,7 +33,8 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "4-bit, 512": {"max_length": 512, "use_4bit": True},
     "4-bit, 512, checkpointing": {"max_length": 512, "use_4bit": True, "gradient_checkpointing": True},
     "4-bit, 1024": {"max_length": 1024, "use_4bit": True},
-    "float32, 512, batch 2": {"max_length": 512, "batch_size": 2},
+    "8-bit, 512": {"max_length": 512, "use_8bit": True},
+    "bfloat16, 512, no dropout": {"max_length": 512, "dtype": "bfloat16", "lora_dropout": 0.0},
     "float32, 512, every weight": {"max_length": 512, "use_lora": False, "optimizer_type": "adamw_torch"},
 }
 
@@ -75,9 +76,9 @@ def configuration(model: Path, pairs: Path, changes: dict[str, Any]) -> Training
             "base_model": str(model),
             "output_name": "measured",
             "dataset": {"source": {"source_type": "local_file", "file_path": str(pairs)}, "test_size": 0},
-            "use_4bit": False,
+            "use_4bit": changes.get("use_4bit", False),
             "batch_size": 1,
-            "gradient_accumulation_steps": 1,
+            "gradient_accumulation_steps": 2,
             "max_steps": 2,
             "save_steps": 0,
             "max_prompt_length": changes["max_length"] // 2,

@@ -49,7 +49,7 @@ FACTS = ModelFacts(
 
 def test_a_run_that_cannot_fit_names_its_largest_part_and_what_helps_most_first() -> None:
     card = Gpu(0, "a", 24_000, 20_000, 4_000)
-    finding, memory = check_memory(config(use_4bit=False, batch_size=4), FACTS, None, [card])
+    finding, memory = check_memory(config(use_4bit=False, max_length=8192), FACTS, None, [card])
     assert memory is not None
     assert memory.needed_mb > memory.free_mb == 20_000
     assert list(memory.parts_mb.values()) == sorted(memory.parts_mb.values(), reverse=True)
@@ -57,7 +57,7 @@ def test_a_run_that_cannot_fit_names_its_largest_part_and_what_helps_most_first(
     assert f"Most of it: {largest} (" in finding.errors[0]
     helping = re.findall(r"\(([0-9.]+) GiB\)", finding.errors[0].split("What would help:")[1])
     assert helping == sorted(helping, key=float)
-    smaller = config(batch_size=1, gradient_checkpointing=True, max_length=512, max_prompt_length=128)
+    smaller = config(gradient_checkpointing=True, max_length=512, max_prompt_length=128)
     assert check_memory(smaller, FACTS, None, [card])[0].passed
 
 
@@ -71,9 +71,15 @@ def test_layers_that_are_not_there_are_named_with_those_that_are() -> None:
 
 
 def test_each_saving_makes_the_estimate_smaller() -> None:
-    whole = estimate(config(use_4bit=False, batch_size=4), FACTS, None, "cuda").total
-    for change in ({"use_4bit": True}, {"gradient_checkpointing": True}, {"batch_size": 1}, {"lora_r": 8}):
-        assert estimate(config(**{"use_4bit": False, "batch_size": 4, **change}), FACTS, None, "cuda").total < whole
+    whole = estimate(config(use_4bit=False), FACTS, None, "cuda").total
+    for change in (
+        {"use_4bit": True},
+        {"gradient_checkpointing": True},
+        {"use_8bit": True},
+        {"max_length": 1025},
+        {"lora_r": 8},
+    ):
+        assert estimate(config(**{"use_4bit": False, **change}), FACTS, None, "cuda").total < whole
 
 
 def test_a_folder_that_cannot_be_written_or_has_no_room_is_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from merlina.training.loop import PreferenceTrainer
 from merlina.training.models import ModelSpec, load_model
 from merlina.training.tokens import TokenPair
 
-PAIRS = [TokenPair([5, 6, 7, n], [8, 9, 10, 2], [11, 12, 2]) for n in range(20, 26)]
+PAIRS = [TokenPair([5, 6, 7, n], [8, 9, 10, 2], [11, 12, 2], row=n - 19) for n in range(20, 26)]
 
 
 class Recorder:
@@ -27,6 +27,7 @@ class Recorder:
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.saved: list[int] = []
         self.notes: list[str] = []
+        self.kept_step: int | None = None
         self._stop_after = stop_after
 
     def progress(self, step: int, total_steps: int) -> None:
@@ -38,6 +39,9 @@ class Recorder:
     def checkpoint(self, step: int, path: Path) -> None:
         assert checkpoints.latest(path.parent) == path
         self.saved.append(step)
+
+    def kept(self, step: int) -> None:
+        self.kept_step = step
 
     def note(self, level: str, message: str) -> None:
         self.notes.append(message)
@@ -58,7 +62,7 @@ def configure(model: Path, **changes: Any) -> TrainingConfig:
 
 def train(config: TrainingConfig, folder: Path, recorder: Recorder, held_out: list[TokenPair] | None = None) -> Any:
     torch.manual_seed(0)
-    spec = ModelSpec(config.base_model, config.dtype, config.use_4bit, config.attn_implementation, folder)
+    spec = ModelSpec(config.base_model, config.dtype, config.weight_bits, config.attn_implementation, folder)
     model = make_trainable(load_model(spec), config).model
     trainer = PreferenceTrainer(
         model, config, training=PAIRS, held_out=held_out or [], pad_id=0, dtype=torch.float32,
@@ -140,20 +144,22 @@ def test_a_diverged_loss_ends_the_run_naming_the_step(tiny_model: Path, tmp_path
     config = configure(tiny_model, optimizer_type="sgd", learning_rate=1.0, max_grad_norm=0, max_steps=50, beta=10.0)
     recorder = Recorder()
     torch.manual_seed(0)
-    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", False, "auto", tmp_path)), config).model
+    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path)), config).model
     with torch.no_grad():
         next(weight for weight in model.parameters() if weight.requires_grad).fill_(float("inf"))
     trainer = PreferenceTrainer(
         model, config, training=PAIRS, held_out=[], pad_id=0, dtype=torch.float32,
         folder=tmp_path, reporter=recorder, resuming=False,
     )  # fmt: skip
-    with pytest.raises(TrainingError, match=r"nan at step 1: the training has diverged"):
+    with pytest.raises(
+        TrainingError, match=r"nan in step 1, from 2 of the 2 pairs, among them rows \d, \d: the training has diverged"
+    ):
         trainer.run(None)
 
 
 def test_layers_that_are_not_there_are_named_with_those_that_are(tiny_model: Path, tmp_path: Path) -> None:
     config = configure(tiny_model, target_modules=["query", "key"])
-    model = load_model(ModelSpec(config.base_model, "auto", False, "auto", tmp_path))
+    model = load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path))
     with pytest.raises(ModelError, match=r"no layers named query, key; it has down_proj, gate_proj"):
         make_trainable(model, config)
     some = configure(tiny_model, target_modules=["q_proj", "wqkv"])
@@ -173,7 +179,7 @@ def test_all_weights_train_without_adapters(tiny_model: Path, tmp_path: Path) ->
 )
 def test_a_model_that_is_not_there_is_named(tmp_path: Path, base_model: str, complaint: str) -> None:
     with pytest.raises(ModelError, match=complaint):
-        load_model(ModelSpec(base_model, "auto", False, "auto", tmp_path))
+        load_model(ModelSpec(base_model, "auto", None, "auto", tmp_path))
 
 
 def test_a_damaged_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
@@ -182,4 +188,51 @@ def test_a_damaged_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
     broken = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0rubbish")
     with pytest.raises(ModelError, match="broken"):
-        load_model(ModelSpec(str(broken), "auto", False, "auto", tmp_path))
+        load_model(ModelSpec(str(broken), "auto", None, "auto", tmp_path))
+
+
+SWAPPED = [TokenPair(pair.prompt, pair.rejected, pair.chosen) for pair in PAIRS]
+_EVERY_STEP = {"eval_steps": 1, "learning_rate": 3e-2, "max_steps": 12, "save_steps": 0}
+
+
+def weights_of(model: Any) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in model.parameters() if weight.requires_grad]
+
+
+def test_the_best_evaluated_model_is_the_one_that_is_kept(tiny_model: Path, tmp_path: Path) -> None:
+    """Held out are the training pairs the other way round, so that every step makes the evaluation worse."""
+    recorder = Recorder()
+    config = configure(tiny_model, load_best_at_end="eval_reward_margin", **_EVERY_STEP)
+    kept = train(config, tmp_path / "a", recorder, held_out=SWAPPED)
+    margins = {step: row["eval_reward_margin"] for step, row in recorder.rows if "eval_reward_margin" in row and step}
+    best = max(margins, key=lambda step: margins[step])
+    assert best < 12
+    assert recorder.kept_step == best
+    assert any(f"that of step {best}, the best by eval_reward_margin" in note for note in recorder.notes)
+    shorter = {**_EVERY_STEP, "lr_scheduler_type": "constant"}
+    whole = configure(tiny_model, load_best_at_end="eval_reward_margin", **shorter)
+    again = train(whole.model_copy(update={"max_steps": best}), tmp_path / "b", Recorder(), held_out=SWAPPED)
+    long = train(whole, tmp_path / "c", Recorder(), held_out=SWAPPED)
+    assert all(map(torch.equal, weights_of(again), weights_of(long)))
+    assert not all(
+        map(torch.equal, weights_of(kept), weights_of(train(configure(tiny_model), tmp_path / "d", Recorder())))
+    )
+
+
+def test_a_run_that_gets_no_better_ends_early_and_is_no_stopped_one(tiny_model: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    torch.manual_seed(0)
+    config = configure(tiny_model, early_stopping_patience=2, **_EVERY_STEP)
+    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path)), config).model
+    trainer = PreferenceTrainer(
+        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
+        folder=tmp_path / "checkpoints", reporter=recorder, resuming=False,
+    )  # fmt: skip
+    assert trainer.run(None) is False
+    losses = [row["eval_loss"] for step, row in recorder.rows if "eval_loss" in row and step]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 3 < 12
+    assert any(
+        note.startswith(f"Ended at step {best + 3} of 12: eval_loss was best at step {best + 1}")
+        for note in recorder.notes
+    )

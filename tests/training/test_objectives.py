@@ -1,9 +1,8 @@
-"""ORPO against its equations in float64, and against TRL: the same loss, the same gradient of every adapter weight."""
+"""Each objective against its equations in float64, and what must hold for all of them."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -11,157 +10,86 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.schemas.training import TrainingMode
-from merlina.training.batches import PairCollator
-from merlina.training.logprobs import PairLogprobs, fast_path_agrees, pair_logprobs
-from merlina.training.objectives import OBJECTIVES, orpo
-from merlina.training.tokens import TokenPair
+from merlina.schemas.training import TrainingConfig, TrainingMode
+from merlina.training.logprobs import Logprobs
+from merlina.training.objectives import OBJECTIVES, Evidence
 
-# Shapes that differ: short and long prompts, either answer the longer one, a one-token answer.
-PAIRS = [
-    TokenPair([5, 6, 7], [8, 9, 10, 2], [11, 2]),
-    TokenPair([20, 21, 22, 23, 24, 25, 26, 27], [30, 2], [31, 32, 33, 34, 35, 2]),
-    TokenPair([40], [41, 42, 43, 2], [44, 45, 46, 2]),
-    TokenPair([50, 51], [2], [52, 53, 54, 55, 56, 57, 58, 2]),
-]
 logprob = st.floats(-30, -1e-4)
+three_counts = st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
+count = st.integers(1, 50)
+
+
+def config(mode: str = "orpo", **changes: Any) -> TrainingConfig:
+    dataset = {"source": {"source_type": "local_file", "file_path": "x"}}
+    content = {"base_model": "x", "output_name": "x", "dataset": dataset, "training_mode": mode}
+    return TrainingConfig.model_validate({**content, **changes})
+
+
+def logprobs(sums: list[float], tokens: list[int]) -> Logprobs:
+    return Logprobs(
+        torch.tensor([sums], dtype=torch.float64, requires_grad=True), torch.tensor([tokens], dtype=torch.float64)
+    )
+
+
+def log_sigmoid(x: float) -> float:
+    return -math.log1p(math.exp(-x)) if x > -700 else x
 
 
 def test_every_training_mode_has_an_objective() -> None:
     assert set(OBJECTIVES) == set(get_args(TrainingMode))
 
 
-@given(chosen=logprob, rejected=logprob, nll=st.floats(0, 30), beta=st.floats(0.01, 10))
-def test_orpo_is_its_equations(chosen: float, rejected: float, nll: float, beta: float) -> None:
-    figures = PairLogprobs(*(torch.tensor([value], dtype=torch.float64) for value in (chosen, rejected, nll)))
+@given(chosen=logprob, rejected=logprob, prompt=logprob, tokens=three_counts, beta=st.floats(0.01, 10))
+def test_objectives_without_reference_are_their_equations(
+    chosen: float, rejected: float, prompt: float, tokens: tuple[int, int, int], beta: float
+) -> None:
+    sums = [prompt * tokens[0], chosen * tokens[1], rejected * tokens[2]]
+    evidence = Evidence(logprobs(sums, list(tokens)))
     odds = [math.exp(value) / -math.expm1(value) for value in (chosen, rejected)]
-    log_ratio = math.log(odds[0]) - math.log(odds[1])
-    log_sigmoid = -math.log1p(math.exp(-log_ratio)) if log_ratio > -700 else log_ratio
-    assert orpo(figures, beta).loss.item() == pytest.approx(nll - beta * log_sigmoid, rel=1e-9, abs=1e-9)
+    nll = -(sums[0] + sums[1]) / (tokens[0] + tokens[1])
+    gamma = 0.7
+    expected = {
+        "orpo": nll - beta * log_sigmoid(math.log(odds[0]) - math.log(odds[1])),
+        "simpo": -log_sigmoid(beta * chosen - beta * rejected - gamma),
+        "cpo": -log_sigmoid(beta * (sums[1] - sums[2])) - chosen,
+        "sft": -chosen,
+    }
+    for mode, value in expected.items():
+        settings = config(mode, beta=beta, simpo_gamma=gamma)
+        assert OBJECTIVES[mode].loss(evidence, settings).loss.item() == pytest.approx(value, rel=1e-9, abs=1e-9)
+
+
+@given(
+    policy=st.tuples(logprob, logprob),
+    reference=st.tuples(logprob, logprob),
+    tokens=st.tuples(count, count),
+    beta=st.floats(0.01, 10),
+    divergence=st.floats(-3, 3),
+)
+def test_objectives_with_a_reference_are_their_equations(
+    policy: tuple[float, float], reference: tuple[float, float], tokens: tuple[int, int], beta: float, divergence: float
+) -> None:
+    evidence = Evidence(
+        logprobs([0, *policy], [0, *tokens]),
+        logprobs([0, *reference], [0, *tokens]),
+        torch.tensor(divergence, dtype=torch.float64),
+    )
+    chosen, rejected = policy[0] - reference[0], policy[1] - reference[1]
+    z = max(divergence, 0)
+    expected = {
+        "dpo": -log_sigmoid(beta * (chosen - rejected)),
+        "ipo": (chosen / tokens[0] - rejected / tokens[1] - 1 / (2 * beta)) ** 2,
+        "kto": (2 - 1 / (1 + math.exp(-beta * (chosen - z))) - 1 / (1 + math.exp(-beta * (z - rejected)))) / 2,
+    }
+    for mode, value in expected.items():
+        losses = OBJECTIVES[mode].loss(evidence, config(mode, beta=beta))
+        assert losses.loss.item() == pytest.approx(value, rel=1e-9, abs=1e-9)
+        assert losses.figures["reward_accuracy"].item() == (losses.figures["reward_margin"].item() > 0)
 
 
 def test_orpo_stays_finite_where_the_model_is_certain() -> None:
-    certain = torch.zeros(1, requires_grad=True)
-    losses = orpo(PairLogprobs(certain, torch.tensor([-2.0]), -certain), 0.1)
+    certain = logprobs([0.0, 0.0, -4.0], [3, 2, 2])
+    losses = OBJECTIVES["orpo"].loss(Evidence(certain), config())
     losses.loss.sum().backward()
     assert torch.isfinite(losses.loss).all()
-    assert torch.isfinite(certain.grad).all()
-
-
-@pytest.fixture(scope="module")
-def adapted(tiny_model: Path) -> Any:
-    """The tiny model in float32 with random adapters, nothing dropped."""
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-    torch.manual_seed(1)
-    targets = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
-    adapted = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.0, target_modules=targets, init_lora_weights=False
-        ),
-    )
-    return adapted.train()
-
-
-@pytest.mark.parametrize("pair", PAIRS)
-def test_loss_and_adapter_gradients_equal_trls(adapted: Any, pair: TokenPair, tmp_path: Path) -> None:
-    ours, our_gradients = _ours(adapted, [pair])
-    theirs, their_gradients = _trls(adapted, pair, tmp_path)
-    assert ours == pytest.approx(theirs, rel=1e-4)
-    assert our_gradients.keys() == their_gradients.keys()
-    for name, gradient in our_gradients.items():
-        scale = their_gradients[name].abs().max()
-        assert scale > 0, name
-        assert (gradient - their_gradients[name]).abs().max() <= 1e-4 * scale, name
-
-
-@pytest.mark.parametrize("cut", [[4], [2, 2], [1, 3], [1, 1, 1, 1]])
-def test_how_pairs_are_cut_into_batches_changes_no_gradient(adapted: Any, cut: list[int]) -> None:
-    single = [_ours(adapted, [pair]) for pair in PAIRS]
-    mean_loss = sum(loss for loss, _ in single) / len(PAIRS)
-    adapted.zero_grad()
-    loss, begin = 0.0, 0
-    for size in cut:
-        batch = PairCollator(pad_id=0)(PAIRS[begin : begin + size])
-        share = orpo(pair_logprobs(adapted, batch), 0.1).loss.sum() / len(PAIRS)
-        share.backward()
-        loss, begin = loss + share.item(), begin + size
-    assert loss == pytest.approx(mean_loss, rel=1e-5)
-    for name, weight in adapted.named_parameters():
-        if weight.requires_grad:
-            mean = sum(gradients[name] for _, gradients in single) / len(PAIRS)
-            assert torch.allclose(weight.grad, mean, rtol=1e-4, atol=1e-6), name
-
-
-def test_hidden_states_and_head_give_what_the_models_own_logits_give(adapted: Any) -> None:
-    batch = PairCollator(pad_id=0)(PAIRS)
-    fast, own = pair_logprobs(adapted, batch), pair_logprobs(adapted, batch, plain=True)
-    for name in ("chosen", "rejected", "chosen_nll"):
-        assert torch.allclose(getattr(fast, name), getattr(own, name), rtol=1e-5, atol=1e-6)
-    assert fast_path_agrees(adapted, batch)
-
-
-@pytest.mark.parametrize("family", ["Gemma2", "Granite", "Cohere"])
-def test_models_that_change_their_logits_are_read_right(family: str) -> None:
-    import transformers
-
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    if family == "Granite":
-        config.logits_scaling = 3.0
-    torch.manual_seed(0)
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
-    assert fast_path_agrees(model, PairCollator(pad_id=0)(PAIRS))
-
-
-def _ours(model: Any, pairs: list[TokenPair]) -> tuple[float, dict[str, torch.Tensor]]:
-    model.zero_grad()
-    loss = orpo(pair_logprobs(model, PairCollator(pad_id=0)(pairs)), 0.1).loss.mean()
-    loss.backward()
-    return loss.item(), _gradients(model)
-
-
-def _trls(model: Any, pair: TokenPair, folder: Path) -> tuple[float, dict[str, torch.Tensor]]:
-    """The loss TRL's trainer computes for the same ids, by its own code on a batch as its collator makes them."""
-    from trl.experimental.orpo import ORPOTrainer
-
-    trainer = ORPOTrainer.__new__(ORPOTrainer)
-    trainer.beta, trainer.is_encoder_decoder, trainer.aux_loss_enabled, trainer.padding_value = 0.1, False, False, 0
-    trainer.accelerator = _accelerator()
-    model.zero_grad()
-    loss, _ = trainer.get_batch_loss_metrics(model, _trl_batch(pair))
-    loss.backward()
-    return loss.item(), _gradients(model)
-
-
-def _accelerator() -> Any:
-    from accelerate import Accelerator
-
-    return Accelerator(cpu=True)
-
-
-def _trl_batch(pair: TokenPair) -> dict[str, torch.Tensor]:
-    batch = {}
-    for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-        ids = torch.tensor([pair.prompt + answer])
-        batch[f"{name}_input_ids"] = ids
-        batch[f"{name}_attention_mask"] = torch.ones_like(ids)
-        batch[f"{name}_labels"] = torch.tensor([[-100] * len(pair.prompt) + answer])
-    return batch
-
-
-def _gradients(model: Any) -> dict[str, torch.Tensor]:
-    return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    assert torch.isfinite(certain.sums.grad).all()

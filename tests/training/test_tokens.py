@@ -6,8 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merlina.training.batches import NO_TARGET, PairCollator, pairs_in, tokens_in
-from merlina.training.tokens import Cut, PairTokenizer, TokenPair
+from merlina.training.tokens import Cut, PairTokenizer
 from tests.tiny import build_tiny_tokenizer
 
 PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
@@ -95,19 +94,3 @@ def test_a_pair_that_is_too_long_keeps_its_prompts_end_and_its_answers_beginning
         assert pair == whole
     else:
         assert len(pair.prompt) <= longest_prompt
-
-
-def test_a_batch_has_each_token_once_and_targets_where_they_count() -> None:
-    pairs = [TokenPair([1, 2, 3], [4, 5], [6]), TokenPair([7], [8, 9], [10, 11, 12])]
-    batch = PairCollator(pad_id=0)(pairs)
-    assert batch["input_ids"].tolist() == [
-        [1, 2, 3, 4, 5], [7, 8, 9, 0, 0], [1, 2, 3, 6, 0], [7, 10, 11, 12, 0],
-    ]  # fmt: skip
-    none = NO_TARGET
-    assert batch["targets"].tolist() == [
-        [2, 3, 4, 5, none], [8, 9, none, none, none], [none, none, 6, none, none], [10, 11, 12, none, none],
-    ]  # fmt: skip
-    answers = [[0, 0, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [1, 1, 1, 0, 0]]
-    assert batch["is_answer"].int().tolist() == answers
-    assert pairs_in(batch) == 2
-    assert tokens_in(batch) == 5 + 3 + 4 + 4

@@ -71,7 +71,7 @@ def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None) -> tuple[f
     trained = trained_weights(config, model)
     a_checkpoint = trained * (4 + OPTIMIZER_BYTES[config.optimizer_type])
     merged = model.parameters * 2 if config.push_to_hub and config.merge_lora_before_upload and config.use_lora else 0
-    converted = model.parameters * 2 if config.use_4bit and config.base_model.lower().endswith(".gguf") else 0
+    converted = model.parameters * 2 if config.weight_bits and config.base_model.lower().endswith(".gguf") else 0
     # One more than is kept: an old checkpoint goes only when the new one is whole.
     return (KEPT_CHECKPOINTS + 1) * a_checkpoint + converted, trained * 4 + merged
 

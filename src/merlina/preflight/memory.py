@@ -1,6 +1,5 @@
 """How much memory a run will hold at its peak, from the model's own sizes, and what would help most to need less.
 
-Legend: B pairs in a batch, T tokens of the longest prompt with answer, N tokens with a target, V vocabulary.
 `benchmarks/memory_estimate.py` holds the estimate against measured peaks.
 """
 
@@ -14,7 +13,7 @@ from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory
 from merlina.preflight.findings import Finding
 from merlina.schemas.inspection import DataFacts, ModelFacts
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training import PACK_POSITIONS, TrainingConfig
 from merlina.schemas.validation import MemoryEstimate
 
 _MB = 1024**2
@@ -32,8 +31,10 @@ OPTIMIZER_BYTES = {
     "adafactor": 0.1,
     "sgd": 0.0,
 }
-# NF4 with doubly quantized scales: 4 bits and a little for each weight.
-_NF4_BYTES = 0.53
+# By bits of a weight: NF4 with doubly quantized scales takes a little more than its 4 bits.
+_HELD_BYTES = {4: 0.53, 8: 1.01}
+# Of one chunk of logits (training/output_head), and what is made of it.
+_LOGIT_BYTES = {4: 0.4 * _GB, 2: 0.2 * _GB}
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,13 @@ class _Device:
     """What a kind of device needs beside what the arithmetic says; those of the CPU are fitted to measured peaks."""
 
     process: float  # bytes of interpreter and libraries, or of the CUDA context
-    slack: float  # what the allocator holds for each byte of activations in use
-    dropout_bytes: int  # for each element that passes a dropout
+    slack: dict[int, float]  # what the allocator holds for each byte of activations in use, by bytes of the dtype
     layers_alive: int  # with checkpointing, how many layers' activations are held at the worst moment
-    logit_bytes: dict[int, int]  # for each target and word, by bytes of the compute dtype
-    keeps_unpacked: bool  # whether the backward pass keeps 4-bit weights unpacked
 
 
 _DEVICES = {
-    "cpu": _Device(0.6 * _GB, 1.15, 4, 11, {4: 20, 2: 9}, keeps_unpacked=True),
-    "cuda": _Device(0.6 * _GB, 1.1, 1, 1, {4: 20, 2: 14}, keeps_unpacked=False),
+    "cpu": _Device(0.75 * _GB, {4: 1.65, 2: 1.3}, 9),
+    "cuda": _Device(0.6 * _GB, {4: 1.1, 2: 1.1}, 1),
 }
 
 
@@ -67,17 +65,16 @@ class Estimate:
 
 def estimate(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str) -> Estimate:
     """The peak of a run on `device`, cpu or cuda. Without tokenized rows a pair may be `max_length` long."""
-    longest = min(data.longest if data and data.longest else config.max_length, config.max_length)
-    targets = min(data.most_tokens if data and data.most_tokens else 2 * config.max_length, 2 * longest)
     facts, width = _DEVICES[device], _compute_bytes(config, device)
     trained = trained_weights(config, model)
-    activations = _activation_bytes(config, model, 2 * config.batch_size * longest, width, facts)
-    logits = config.batch_size * targets * model.vocab_size * facts.logit_bytes[width]
+    positions = _positions(config, data, device)
+    activations = _activation_bytes(config, model, positions, width, facts)
+    logits = _LOGIT_BYTES[width] + 2 * positions * model.hidden_size * width
     # Gradients grow as activations are let go, so that only what is above those adds to the peak.
     gradients = max(0.0, trained * 4 - activations - logits)
     return Estimate(
         {
-            "weights": _weight_bytes(config, model, width, facts) + (trained * 4 if config.use_lora else 0),
+            "weights": _weight_bytes(config, model, width) + (trained * 4 if config.use_lora else 0),
             "gradients": gradients,
             "optimizer state": trained * OPTIMIZER_BYTES[config.optimizer_type],
             "activations": activations,
@@ -131,10 +128,9 @@ def _what_helps(config: TrainingConfig, model: ModelFacts, data: DataFacts | Non
 
 _Applies = Callable[[TrainingConfig], bool]
 _SAVINGS: tuple[tuple[str, dict[str, Any], _Applies], ...] = (
-    ("use_4bit", {"use_4bit": True}, lambda config: config.use_lora and not config.use_4bit),
+    ("use_4bit", {"use_4bit": True}, lambda config: config.use_lora and config.weight_bits is None),
     ("use_lora", {"use_lora": True}, lambda config: not config.use_lora),
     ("gradient_checkpointing", {"gradient_checkpointing": True}, lambda config: not config.gradient_checkpointing),
-    ("batch_size 1", {"batch_size": 1}, lambda config: config.batch_size > 1),
     ("dtype bfloat16", {"dtype": "bfloat16"}, lambda config: config.dtype == "float32"),
     ("optimizer_type adamw_8bit", {"optimizer_type": "adamw_8bit"}, lambda config: "8bit" not in config.optimizer_type),
     ("max_length 512", {"max_length": 512, "max_prompt_length": 256}, lambda config: config.max_length > 512),
@@ -147,17 +143,25 @@ def _compute_bytes(config: TrainingConfig, device: str) -> int:
     return 2
 
 
-def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int, facts: _Device) -> float:
+def _positions(config: TrainingConfig, data: DataFacts | None, device: str) -> int:
+    """Of the largest pack: full, or one pair that is longer than that, or all there are for a step.
+
+    On a GPU packs are cut to what is free, so that the longest pair is all that must fit.
+    """
+    a_pair = min(data.most_tokens if data and data.most_tokens else 2 * config.max_length, 2 * config.max_length)
+    pairs = 1 if device == "cuda" else min(config.pairs_per_step, max(1, PACK_POSITIONS[device] // a_pair))
+    return pairs * a_pair
+
+
+def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int) -> float:
     if not config.use_lora:
         return model.parameters * 4
-    if not config.use_4bit:
+    if config.weight_bits is None:
         return model.parameters * width
-    # What isn't held in 4 bits, embeddings and norms, is held in float32.
-    held = model.linear_parameters * _NF4_BYTES + (model.parameters - model.linear_parameters) * 4
-    if facts.keeps_unpacked:
-        held += model.linear_parameters * width
+    held = model.linear_parameters * _HELD_BYTES[config.weight_bits]
     # A GGUF is unpacked in full before it is packed again.
-    return held + (model.parameters * width if config.base_model.lower().endswith(".gguf") else 0)
+    unpacked = model.parameters * width if config.base_model.lower().endswith(".gguf") else 0
+    return held + (model.parameters - model.linear_parameters) * width + unpacked
 
 
 def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
@@ -169,18 +173,18 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
     )
 
 
-def _activation_bytes(config: TrainingConfig, model: ModelFacts, tokens: int, width: int, facts: _Device) -> float:
-    """What the forward pass keeps for the backward pass of `tokens` = 2BT tokens."""
+def _activation_bytes(config: TrainingConfig, model: ModelFacts, positions: int, width: int, facts: _Device) -> float:
+    """What the forward pass of a pack keeps for its backward pass."""
     hidden, inner, heads = model.hidden_size, model.intermediate_size, model.attention_size
-    # Norms keep their input twice, the residual stream once; queries, keys, values and their product are kept;
-    # the gated feed-forward keeps gate, its activation and the other half.
-    kept = (6 * hidden + 4 * heads + 3 * inner) * width
+    inputs = {"q": hidden, "k": hidden, "v": hidden, "o": heads, "gate": hidden, "up": hidden, "down": inner}
+    adapted = sum(size for name, size in inputs.items() if f"{name}_proj" in config.target_modules)
     if config.use_lora:
-        # Adapters are float32: each keeps its input as that, and its dropout's mask.
-        inputs = {"q": hidden, "k": hidden, "v": hidden, "o": heads, "gate": hidden, "up": hidden, "down": inner}
-        adapted = sum(size for name, size in inputs.items() if f"{name}_proj" in config.target_modules)
-        kept += adapted * (4 + (facts.dropout_bytes if config.lora_dropout else 0))
-    a_layer = tokens * kept * facts.slack
+        # Both norms' inputs and outputs; queries, keys, values and what attention makes of them; gate and up.
+        kept = (4 * hidden + 4 * heads + 2 * inner) * width + (adapted if config.lora_dropout else 0)
+    else:
+        # Autograd's own way: norms keep their input twice, feed-forwards their activation as well.
+        kept = (6 * hidden + 4 * heads + 3 * inner) * width
+    a_layer = positions * kept * facts.slack[width]
     if config.gradient_checkpointing:
-        return model.layers * tokens * hidden * width + min(facts.layers_alive, model.layers) * a_layer
+        return model.layers * positions * hidden * width + min(facts.layers_alive, model.layers) * a_layer
     return model.layers * a_layer

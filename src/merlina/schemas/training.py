@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
@@ -11,7 +11,7 @@ from typing_extensions import Self
 from merlina.schemas.base import Request, Token
 from merlina.schemas.datasets import DatasetConfig
 
-TrainingMode = Literal["orpo"]
+TrainingMode = Literal["orpo", "dpo", "simpo", "cpo", "ipo", "kto", "sft"]
 OptimizerType = Literal[
     "adamw_torch",
     "adamw_torch_fused",
@@ -26,9 +26,12 @@ OptimizerType = Literal[
 SchedulerType = Literal["cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial"]
 AttentionImplementation = Literal["auto", "eager", "sdpa", "flash_attention_2"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+WeightBits = Literal[4, 8]
 
 SECRET_FIELDS = ("hf_token", "wandb_key")
 KEPT_CHECKPOINTS = 2
+# Positions of one forward pass: enough for products to run at the device's full rate, and no more memory than that.
+PACK_POSITIONS = {"cpu": 1024, "cuda": 8192}
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _DEFAULT_TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
 
@@ -43,8 +46,13 @@ class TrainingConfig(Request):
     )
     dataset: DatasetConfig
 
-    training_mode: TrainingMode = Field("orpo", description="the objective (ORPO: arXiv 2403.07691)")
-    beta: float = Field(0.1, gt=0, le=10, description="weight of the odds-ratio term (lambda in the paper)")
+    training_mode: TrainingMode = Field(
+        "orpo", description="the objective; dpo, ipo and kto hold the model against what it was at the beginning"
+    )
+    beta: float = Field(
+        0.1, gt=0, le=10, description="orpo: weight of the odds ratio (lambda in the paper); else the scale of rewards"
+    )
+    simpo_gamma: float = Field(0.5, ge=0, le=10, description="simpo: by how much the chosen answer's reward is to lead")
 
     use_lora: bool = Field(True, description="train low-rank adapters on a frozen model; false trains every weight")
     lora_r: int = Field(64, ge=1, le=1024, description="rank of the adapters")
@@ -61,8 +69,12 @@ class TrainingConfig(Request):
     max_steps: int | None = Field(
         None, ge=1, description="stop after so many optimizer steps, whatever num_epochs says"
     )
-    batch_size: int = Field(1, ge=1, le=1024, description="preference pairs in one forward pass")
-    gradient_accumulation_steps: int = Field(16, ge=1, le=4096, description="forward passes in one optimizer step")
+    batch_size: int = Field(
+        1, ge=1, le=1024, description="preference pairs; times gradient_accumulation_steps, those of an optimizer step"
+    )
+    gradient_accumulation_steps: int = Field(
+        16, ge=1, le=4096, description="see batch_size; how a step is cut into forward passes is found by itself"
+    )
     max_length: int = Field(2048, ge=16, le=1_048_576, description="longest prompt with answer, in tokens")
     max_prompt_length: int = Field(1024, ge=8, le=1_048_576, description="longest prompt, in tokens; below max_length")
 
@@ -73,6 +85,12 @@ class TrainingConfig(Request):
     warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate climbs")
     eval_steps: float = Field(
         0.2, ge=0, le=1e9, description="evaluate: 0 never, below 1 every such share of the steps, from 1 every so many"
+    )
+    early_stopping_patience: int | None = Field(
+        None, ge=1, le=1000, description="end the run after so many evaluations without a better one; null: never"
+    )
+    load_best_at_end: Literal["eval_loss", "eval_reward_margin"] | None = Field(
+        None, description="save the model of the best evaluation by this figure, not the last one; null: the last"
     )
     save_steps: float = Field(
         0.1, ge=0, le=1e9, description="checkpoint: 0 only on a stop, below 1 every such share, from 1 every so many"
@@ -89,6 +107,9 @@ class TrainingConfig(Request):
     adam_epsilon: float = Field(1e-8, gt=0, le=1, description="added to the denominator for stability")
 
     use_4bit: bool = Field(True, description="hold the frozen weights as 4-bit NF4 (bitsandbytes)")
+    use_8bit: bool = Field(
+        False, description="hold them as 8-bit integers instead (bitsandbytes); use_4bit is then false unless given"
+    )
     dtype: Dtype = Field("auto", description="precision of the model: auto is bfloat16 on a GPU, float32 on a CPU")
     attn_implementation: AttentionImplementation = Field(
         "auto", description="attention kernel; auto takes the best here"
@@ -132,6 +153,13 @@ class TrainingConfig(Request):
             raise ValueError(f"{value} must be one or more different indices from 0 on, or null")
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _prefers_what_is_said(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("use_8bit") is True and "use_4bit" not in given:
+            return {**given, "use_4bit": False}
+        return given
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.max_prompt_length >= self.max_length:
@@ -139,11 +167,27 @@ class TrainingConfig(Request):
                 f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
                 "so that there is room for an answer"
             )
+        wishes = {name: getattr(self, name) for name in ("early_stopping_patience", "load_best_at_end")}
+        for name, wish in wishes.items():
+            if wish is not None and (self.eval_steps == 0 or self.dataset.test_size == 0):
+                raise ValueError(f"{name} needs evaluations: eval_steps and dataset.test_size must be above 0")
+        if self.training_mode == "sft" and self.load_best_at_end == "eval_reward_margin":
+            raise ValueError("load_best_at_end: sft has no eval_reward_margin; use eval_loss")
         if "/" in self.output_name and not self.push_to_hub:
             raise ValueError(f"output_name {self.output_name!r}: a name with '/' needs push_to_hub")
-        if self.use_4bit and not self.use_lora:
-            raise ValueError("use_lora false trains every weight, which 4-bit weights can't: set use_4bit to false too")
+        if self.use_4bit and self.use_8bit:
+            raise ValueError("use_4bit and use_8bit can't both be true: weights are held one way")
+        if self.weight_bits and not self.use_lora:
+            bits = self.weight_bits
+            raise ValueError(
+                f"use_lora false trains every weight, which {bits}-bit weights can't: set use_{bits}bit to false too"
+            )
         return self
+
+    @property
+    def weight_bits(self) -> WeightBits | None:
+        """Of the frozen weights, where they are held in fewer than the dtype has."""
+        return 4 if self.use_4bit else 8 if self.use_8bit else None
 
     @property
     def pairs_per_step(self) -> int:

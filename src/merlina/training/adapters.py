@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -23,8 +23,6 @@ class Trainable:
 
 def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     """Raises ModelError where none of `target_modules` is there."""
-    if config.use_4bit:
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if not config.use_lora:

@@ -1,93 +1,124 @@
-"""Log-probabilities of a batch's targets, from hidden states, with logits only where a target is.
+"""Log-probabilities of answers: of packs, the fast way, or of padded batches, the way of the model itself.
 
-Legend: B pairs, T positions, N targets, H hidden, V vocabulary.
+Legend: U units in a pack, A answers of each, N positions, M targets, R sequences, T positions of the longest one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from merlina.training.batches import NO_TARGET, PairBatch, pairs_in
+from merlina.schemas.training import AttentionImplementation
+from merlina.training.attention import PackedAttention, use_packed_attention
+from merlina.training.output_head import OutputHead
+from merlina.training.packing import Pack
 
-_CLOSE_ENOUGH = 1e-2
+_NO_TARGET = -100
 
 
 @dataclass(frozen=True)
-class PairLogprobs:
-    """What every objective is a function of; all float32, shape [B]."""
+class Logprobs:
+    """Sums of log-probabilities over the tokens of each part, and how many those are; float32.
 
-    chosen: Tensor  # mean log-probability of the chosen answer's tokens
-    rejected: Tensor  # the same of the rejected answer's
-    chosen_nll: Tensor  # mean negative log-probability of prompt and chosen answer
+    Part 0 is the prompt, part a the a-th answer. A prompt whose tokens are no targets has none.
+    """
+
+    sums: Tensor  # [U, 1 + A]
+    tokens: Tensor  # [U, 1 + A]
+
+    def total(self, answer: int) -> Tensor:
+        """-> [U], log-probability of the answer"""
+        return self.sums[:, answer]
+
+    def mean(self, answer: int) -> Tensor:
+        """-> [U], mean log-probability of the answer's tokens"""
+        return self.sums[:, answer] / self.tokens[:, answer]
+
+    def with_prompt(self, answer: int) -> Tensor:
+        """-> [U], mean log-probability of the tokens of prompt and answer"""
+        return (self.sums[:, 0] + self.sums[:, answer]) / (self.tokens[:, 0] + self.tokens[:, answer])
 
 
-def pair_logprobs(model: nn.Module, batch: PairBatch, *, plain: bool = False) -> PairLogprobs:
-    """Runs the model on a batch. `plain` builds all logits [2B, T, V] the model's own way."""
-    has_target = batch["targets"] != NO_TARGET  # [2B, T]
-    targets = batch["targets"][has_target]  # [N]
-    logits = _all_logits(model, batch)[has_target] if plain else _target_logits(model, batch, has_target)
-    token_logprobs = torch.zeros(has_target.shape, dtype=torch.float32, device=logits.device)
-    token_logprobs[has_target] = -F.cross_entropy(logits.float(), targets, reduction="none")
-    pairs = pairs_in(batch)
-    answers = _mean(token_logprobs, batch["is_answer"])
-    return PairLogprobs(
-        chosen=answers[:pairs],
-        rejected=answers[pairs:],
-        chosen_nll=-_mean(token_logprobs[:pairs], has_target[:pairs]),
+class LogprobModel(Protocol):
+    """Runs a model on a pack."""
+
+    def __call__(self, pack: Pack) -> Logprobs: ...
+
+
+class PackedModel:
+    """Every prompt once, no padding, no logits. `model` may be wrapped by peft."""
+
+    def __init__(self, model: nn.Module, implementation: AttentionImplementation) -> None:
+        causal_lm = unwrapped(model)
+        use_packed_attention(causal_lm)
+        self._decoder = causal_lm.get_decoder()
+        self._head = OutputHead(causal_lm)
+        self._implementation = implementation
+
+    def __call__(self, pack: Pack) -> Logprobs:
+        output = self._decoder(
+            input_ids=pack.input_ids,
+            position_ids=pack.position_ids,
+            use_cache=False,
+            packed=PackedAttention(pack, self._implementation),
+        )
+        hidden = output.last_hidden_state[0]  # [N, H]
+        return _summed(pack, self._head.logprobs(hidden[pack.sources], pack.targets))
+
+
+class PaddedModel:
+    """Each answer with its own copy of the prompt, padded, and all logits: what any causal language model can do."""
+
+    def __init__(self, model: nn.Module, pad_id: int) -> None:
+        self._model = model
+        self._pad_id = pad_id
+
+    def __call__(self, pack: Pack) -> Logprobs:
+        rows = [unit.prompt + answer for unit in pack.units for answer in unit.answers]
+        device = pack.input_ids.device
+        ids = torch.full((len(rows), max(map(len, rows))), self._pad_id)  # [R, T]
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+        ids = ids.to(device)
+        logits = self._model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits  # [R, T, V]
+        next_ids = ids[:, 1:].masked_fill(~mask[:, 1:], _NO_TARGET)
+        losses = F.cross_entropy(
+            logits[:, :-1].float().transpose(1, 2), next_ids, ignore_index=_NO_TARGET, reduction="none"
+        )
+        return _summed(pack, -losses[mask[:, 1:]][_targets_of(pack).to(device)])
+
+
+def unwrapped(model: Any) -> Any:
+    """The causal language model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _summed(pack: Pack, logprobs: Tensor) -> Logprobs:
+    """logprobs[M] -> sums by part"""
+    shape = (len(pack.units), 1 + pack.answers)
+    zeros = logprobs.new_zeros(shape[0] * shape[1])
+    return Logprobs(
+        zeros.index_add(0, pack.parts, logprobs).view(shape),
+        zeros.index_add(0, pack.parts, torch.ones_like(logprobs)).view(shape),
     )
 
 
-@torch.no_grad()
-def fast_path_agrees(model: nn.Module, batch: PairBatch) -> bool:
-    """Whether hidden states and output head give the log-probabilities that the model's own logits give."""
-    was_training = model.training
-    model.eval()
-    try:
-        fast, own = pair_logprobs(model, batch), pair_logprobs(model, batch, plain=True)
-    except (AttributeError, TypeError, NotImplementedError):
-        return False
-    finally:
-        model.train(was_training)
-    return bool(torch.allclose(fast.chosen_nll, own.chosen_nll, rtol=_CLOSE_ENOUGH, atol=_CLOSE_ENOUGH))
-
-
-def _all_logits(model: nn.Module, batch: PairBatch) -> Tensor:
-    """-> [2B, T, V]"""
-    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    logits: Tensor = output.logits
-    return logits
-
-
-def _target_logits(model: nn.Module, batch: PairBatch, has_target: Tensor) -> Tensor:
-    """-> [N, V]"""
-    wrapped: Any = model
-    causal_lm = wrapped.get_base_model() if hasattr(wrapped, "get_base_model") else wrapped
-    output = causal_lm.get_decoder()(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    )
-    hidden = output.last_hidden_state[has_target]  # [N, H]
-    head: Any = causal_lm.get_output_embeddings()
-    if head.weight.is_floating_point():
-        hidden = hidden.to(head.weight.dtype)
-    return _adjusted(head(hidden), causal_lm.config)
-
-
-def _adjusted(logits: Tensor, config: Any) -> Tensor:
-    """What some models do to their logits: Granite divides, Cohere multiplies, Gemma 2 caps them."""
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / divisor
-    if (factor := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * factor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
-    return logits
-
-
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
-    """values[R, T], mask[R, T] -> [R], the mean where the mask is set."""
-    return (values * mask).sum(-1) / mask.sum(-1)
+def _targets_of(pack: Pack) -> Tensor:
+    """[M], where among all predicted tokens of the padded rows, one row after the other, each target of the pack is."""
+    with_prompt = bool((pack.parts == 0).any())
+    order: list[int] = []
+    begin = 0
+    for unit in pack.units:
+        prompt = len(unit.prompt) - 1
+        if with_prompt:
+            order += range(begin, begin + prompt)
+        for answer in unit.answers:
+            order += range(begin + prompt, begin + prompt + len(answer))
+            begin += prompt + len(answer)
+    return torch.tensor(order)

@@ -1,6 +1,7 @@
-"""The loop: transformers' Trainer with our batches, log-probabilities and objectives, reporting to a Reporter.
+"""The loop: transformers' Trainer with our packs, log-probabilities and objectives, reporting to a Reporter.
 
-The loss of an optimizer step is the mean over its pairs, whichever batches they came in.
+A batch of the Trainer is all pairs of one optimizer step. The step's loss is the mean over its pairs, however they are
+cut into packs.
 """
 
 from __future__ import annotations
@@ -19,14 +20,22 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from merlina.errors import TrainingError
-from merlina.schemas.training import KEPT_CHECKPOINTS, TrainingConfig
+from merlina.schemas.training import KEPT_CHECKPOINTS, PACK_POSITIONS, TrainingConfig
 from merlina.training import checkpoints
-from merlina.training.batches import PairBatch, PairCollator, pairs_in, tokens_in
-from merlina.training.logprobs import fast_path_agrees, pair_logprobs
-from merlina.training.objectives import OBJECTIVES, PairLosses
+from merlina.training.alarms import Alarms, check_losses
+from merlina.training.endings import Endings
+from merlina.training.fast_path import fast_path
+from merlina.training.host_memory import keep_freed_memory
+from merlina.training.logprobs import Logprobs
+from merlina.training.objectives import OBJECTIVES, Evidence, PairLosses
+from merlina.training.packing import Pack, SharedPrompt, cut, lay_out
+from merlina.training.probe import fitting_budget, largest_pack
+from merlina.training.reference import Example, reference_logprobs, unrelated_units
 from merlina.training.tokens import TokenPair
 
 _GB = 1e9
+# Enough to tell one text's tokens from another's; all logits of whole pairs could be the run's largest array.
+_TRIAL_PAIRS, _TRIAL_TOKENS = 2, 48
 
 
 class Reporter(Protocol):
@@ -40,6 +49,9 @@ class Reporter(Protocol):
 
     def checkpoint(self, step: int, path: Path) -> None:
         """A checkpoint is whole."""
+
+    def kept(self, step: int) -> None:
+        """The model of this earlier step is the one that is saved."""
 
     def note(self, level: str, message: str) -> None:
         """Something people should know; `level` is info or warning."""
@@ -68,28 +80,40 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._reporter = reporter
         self._objective = OBJECTIVES[config.training_mode]
         self._dtype = dtype
+        self._resuming = resuming
         self._figures = _Means()
         self._tokens = 0
         self._logged_at = time.monotonic()
         evaluates = bool(held_out) and config.eval_steps > 0
+        self._alarms = Alarms(reporter.note, has_evaluations=evaluates)
+        self._endings = Endings(config, folder, reporter.note)
         super().__init__(
             model=model,
             args=training_arguments(config, folder, evaluates=evaluates, resuming=resuming, dtype=dtype),
-            data_collator=PairCollator(pad_id),
+            data_collator=list,
             train_dataset=training,
             eval_dataset=held_out if evaluates else None,
-            callbacks=[_Flow(reporter, folder, evaluates=evaluates)],
+            callbacks=[_Flow(reporter, folder, evaluates=evaluates), self._endings],
         )
-        # Our compute_loss divides by the pairs of the whole step, so the Trainer must not divide again.
+        # Our training_step divides by the pairs of the whole step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
-        self._plain = not fast_path_agrees(model, self._prepare_inputs(self.data_collator([training[0]])))
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
+        self._budget = PACK_POSITIONS.get(self.args.device.type, PACK_POSITIONS["cuda"])
+        trial = self._pack([_beginning(self._unit(pair)) for pair in training[:_TRIAL_PAIRS]])
+        self._logprobs, reason = fast_path(model, trial, pad_id, config.attn_implementation, self._precision())
+        self._probe([self._unit(pair) for pair in (*training, *held_out)])
+        self.train_dataset = self._examples("training", training)
+        self.eval_dataset = self._examples("held-out", held_out) if evaluates else None
         if config.optimizer_type.startswith("paged") and not torch.cuda.is_available():
             reporter.note(
                 "info", f"{config.optimizer_type}: without a GPU there is nothing to page to; its state stays in RAM"
             )
-        if self._plain:
+        if reason is not None:
             reporter.note(
-                "warning", "This model's output head is unusual: training builds all its logits, which is slower"
+                "warning",
+                f"This model {reason}: each prompt is computed once for each answer and all logits are built, which "
+                "is slower and takes more memory",
             )
 
     def run(self, checkpoint: Path | None) -> bool:
@@ -97,57 +121,162 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if checkpoint is not None and checkpoints.is_final(checkpoint):
             # The Trainer would take one step more than there are.
             self._load_from_checkpoint(str(checkpoint))
+            self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            self._take_best()
             return False
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return bool(self.state.global_step < self.state.max_steps)
+        self._take_best()
+        return bool(self.state.global_step < self.state.max_steps) and not self._endings.ended_early
 
-    def compute_loss(
-        self, model: nn.Module, inputs: PairBatch, return_outputs: bool = False, num_items_in_batch: int | None = None
+    def _take_best(self) -> None:
+        """Where the best evaluated model is wanted, takes it, also when the run was stopped."""
+        best, step = self.state.best_model_checkpoint, self.state.best_global_step
+        if self._config.load_best_at_end is None or best is None or step == self.state.global_step:
+            return
+        self._load_from_checkpoint(best)
+        self._reporter.kept(step)
+        self._reporter.note(
+            "info",
+            f"The saved model is that of step {step}, the best by {self._config.load_best_at_end} "
+            f"({self.state.best_metric:.4f}), not that of step {self.state.global_step}",
+        )
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: list[Example],
+        num_items_in_batch: int | None = None,  # noqa: ARG002
     ) -> Tensor:
-        """-> the batch's share of the step's mean loss."""
-        assert not return_outputs
-        losses = self._pair_losses(model, inputs)
-        self._figures.add(losses.figures, pairs_in(inputs))
-        self._tokens += tokens_in(inputs)
-        return losses.loss.sum() / (num_items_in_batch or pairs_in(inputs))
+        """Forward and backward passes of one optimizer step, pack by pack. -> its mean loss"""
+        model.train()
+        divergence = self._divergence(inputs)
+        each = torch.zeros(len(inputs), device=self.args.device)
+        means = _Means()
+        for indices in cut([example.unit for example in inputs], self._budget):
+            examples = [inputs[index] for index in indices]
+            losses = self._pair_losses(examples, divergence)
+            self.accelerator.backward(losses.loss.sum() / len(inputs))
+            each[indices] = losses.loss.detach().float()
+            self._figures.add(losses.figures, len(examples))
+            means.add(losses.figures, len(examples))
+            self._tokens += sum(example.unit.tokens for example in examples)
+        step = self.state.global_step + 1
+        check_losses(step, [example.row for example in inputs], each.tolist())
+        loss = each.mean()
+        self._alarms.step(step, loss.item(), means.take())
+        return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Raises TrainingError before an optimizer step would write gradients that are no numbers into the weights."""
+        norm = super()._clip_grad_norm(model)
+        # In float16 a step that overflows is skipped and taken again at another scale.
+        if self._dtype != torch.float16 and not math.isfinite(norm):
+            raise TrainingError(
+                f"The gradients became {float(norm)} in step {self.state.global_step + 1}, though the loss is a "
+                "number. Try a lower learning_rate or a dtype of float32"
+            )
+        return norm
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Means over the held-out pairs, each pair weighing the same; none where a stop is asked for meanwhile."""
         means = _Means()
         self.model.eval()
         for inputs in self.get_eval_dataloader():
-            if self._reporter.should_stop():
-                self.model.train()
-                return {}
-            batch = self._prepare_inputs(inputs)
-            with torch.no_grad():
-                losses = self._pair_losses(self.model, batch)
-            means.add({"loss": losses.loss, **losses.figures}, pairs_in(batch))
+            divergence = self._divergence(inputs)
+            for indices in cut([example.unit for example in inputs], self._budget):
+                if self._reporter.should_stop():
+                    self.model.train()
+                    return {}
+                examples = [inputs[index] for index in indices]
+                with torch.no_grad():
+                    losses = self._pair_losses(examples, divergence)
+                means.add({"loss": losses.loss, **losses.figures}, len(examples))
         self.model.train()
         figures = {f"eval_{name}": value for name, value in means.take().items()}
         self._reporter.metrics(self.state.global_step, figures)
+        self._alarms.evaluation(self.state.global_step, figures)
         self._logged_at = time.monotonic()
         self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
         return figures
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """Reports a step's figures. Raises TrainingError where the loss is no number any more."""
+        """Reports the figures of the steps since the last report."""
         if "loss" not in logs:
             return
-        loss, step = logs["loss"], self.state.global_step
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"The loss became {loss} at step {step}: the training has diverged. "
-                "Try a lower learning_rate, or a dtype of float32"
-            )
-        figures = {"loss": loss, **self._figures.take(), **self._speed(), **memory(), "epoch": self.state.epoch or 0.0}
+        figures = {
+            "loss": logs["loss"],
+            **self._figures.take(),
+            **self._speed(),
+            **memory(),
+            "epoch": self.state.epoch or 0.0,
+        }
         figures |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
-        self._reporter.metrics(step, figures)
+        self._reporter.metrics(self.state.global_step, figures)
 
-    def _pair_losses(self, model: nn.Module, batch: PairBatch) -> PairLosses:
+    def _probe(self, units: Sequence[SharedPrompt]) -> None:
+        """Forward and backward of the largest pack; neither gradients nor random numbers of it are left."""
+
+        def run(pack: Sequence[SharedPrompt]) -> None:
+            with self._precision():
+                logprobs = self._logprobs(self._pack(pack))
+            logprobs.sums.sum().backward()
+            self.model.zero_grad()
+
+        self.model.train()
+        devices = [self.args.device] if self.args.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            self._budget = fitting_budget(units, self._budget, run, self._reporter.note)
+        positions = sum(unit.positions for unit in largest_pack(units, self._budget))
+        held = ", ".join(f"{name} {size:.2f}" for name, size in memory().items())
+        self._reporter.note("info", f"{positions:,} tokens in its largest forward pass; held after it: {held}")
+
+    def _pair_losses(self, examples: Sequence[Example], divergence: Tensor | None) -> PairLosses:
+        pack = self._pack([example.unit for example in examples])
         with self._precision():
-            logprobs = pair_logprobs(model, batch, plain=self._plain)
-        return self._objective(logprobs, self._config.beta)
+            policy = self._logprobs(pack)
+        return self._objective.loss(Evidence(policy, _reference(examples, policy), divergence), self._config)
+
+    def _pack(self, units: Sequence[SharedPrompt]) -> Pack:
+        return lay_out(units, with_prompt_targets=self._objective.prompt_targets).to(self.args.device)
+
+    def _unit(self, pair: TokenPair) -> SharedPrompt:
+        answers = (pair.chosen, pair.rejected) if self._objective.rejected else (pair.chosen,)
+        return SharedPrompt(pair.prompt, answers)
+
+    def _examples(self, name: str, pairs: Sequence[TokenPair]) -> list[Example]:
+        """With what the objective needs of the reference."""
+        units = [self._unit(pair) for pair in pairs]
+        rows = [pair.row for pair in pairs]
+        if not self._objective.reference:
+            return [Example(unit, row) for unit, row in zip(units, rows, strict=True)]
+        known = self._reference_logprobs(name, units)
+        if not self._objective.divergence:
+            return [Example(*column) for column in zip(units, rows, known, strict=True)]
+        unrelated = unrelated_units(units, self._config.max_length)
+        of_unrelated = self._reference_logprobs(f"{name}-unrelated", unrelated)
+        columns = zip(units, rows, known, unrelated, of_unrelated[:, 0], strict=True)
+        return [Example(*column) for column in columns]
+
+    def _reference_logprobs(self, name: str, units: Sequence[SharedPrompt]) -> Tensor:
+        folder = Path(self.args.output_dir)
+        return reference_logprobs(name, units, self._answer_logprobs, self.model, folder, resuming=self._resuming)
+
+    @torch.no_grad()
+    def _answer_logprobs(self, units: Sequence[SharedPrompt]) -> Tensor:
+        """-> [U, A]"""
+        found = torch.zeros(len(units), len(units[0].answers), device=self.args.device)
+        for indices in cut(units, self._budget):
+            with self._precision():
+                found[indices] = self._logprobs(self._pack([units[index] for index in indices])).sums[:, 1:]
+        return found
+
+    def _divergence(self, examples: Sequence[Example]) -> Tensor | None:
+        """Mean log ratio of model and reference on answers that belong to other prompts."""
+        units = [example.unrelated for example in examples if example.unrelated is not None]
+        if not units:
+            return None
+        known = [example.unrelated_reference for example in examples if example.unrelated_reference is not None]
+        return (self._answer_logprobs(units)[:, 0] - torch.stack(known).to(self.args.device)).mean()
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:
@@ -159,10 +288,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         speed = self._tokens / max(now - self._logged_at, 1e-9)
         self._tokens, self._logged_at = 0, now
         return {"tokens_per_second": speed}
-
-    def _get_num_items_in_batch(self, batch_samples: list[PairBatch], device: torch.device) -> int:  # noqa: ARG002
-        """The pairs of one optimizer step."""
-        return sum(map(pairs_in, batch_samples))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         if not self._config.shuffle_dataset:
@@ -178,9 +303,9 @@ def training_arguments(
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # The pairs of a whole step: how they are cut into passes is not the Trainer's business.
+        per_device_train_batch_size=config.pairs_per_step,
+        per_device_eval_batch_size=config.pairs_per_step,
         num_train_epochs=config.num_epochs,
         max_steps=config.max_steps or -1,
         learning_rate=config.learning_rate,
@@ -197,7 +322,8 @@ def training_arguments(
         eval_on_start=evaluates and not resuming,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=_share_or_count(config.save_steps) if config.save_steps else 500,
-        save_total_limit=KEPT_CHECKPOINTS,
+        # The best one is kept beside the newest.
+        save_total_limit=KEPT_CHECKPOINTS + (config.load_best_at_end is not None),
         logging_strategy="steps",
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,
@@ -218,6 +344,20 @@ def memory() -> dict[str, float]:
     if torch.cuda.is_available():
         held["gpu_memory"] = torch.cuda.max_memory_reserved() / _GB
     return held
+
+
+def _reference(examples: Sequence[Example], policy: Logprobs) -> Logprobs | None:
+    """In the policy's shape; the prompt's column is nobody's business."""
+    known = [example.reference for example in examples if example.reference is not None]
+    if not known:
+        return None
+    sums = torch.zeros_like(policy.sums)
+    sums[:, 1:] = torch.stack(known)
+    return Logprobs(sums, policy.tokens)
+
+
+def _beginning(unit: SharedPrompt) -> SharedPrompt:
+    return SharedPrompt(unit.prompt[:_TRIAL_TOKENS], tuple(answer[:_TRIAL_TOKENS] for answer in unit.answers))
 
 
 def _share_or_count(value: float) -> float:

@@ -16,16 +16,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from merlina.errors import ModelError
 from merlina.hub import in_words
-from merlina.schemas.training import AttentionImplementation, Dtype
+from merlina.schemas.training import AttentionImplementation, Dtype, WeightBits
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model, and how it is held. `scratch` is a folder for what must be converted first."""
+    """Which model, and how it is held: in `dtype` or in fewer bits. `scratch` is for what must be converted."""
 
     base_model: str
     dtype: Dtype
-    use_4bit: bool
+    weight_bits: WeightBits | None
     attn_implementation: AttentionImplementation
     scratch: Path
     token: str | None = None
@@ -64,11 +64,11 @@ def load_tokenizer(base_model: str, token: str | None, trust_remote_code: bool =
 
 
 def load_model(spec: ModelSpec) -> PreTrainedModel:
-    """The model on its device, its weights in the dtype asked for or as 4-bit NF4. Raises ModelError."""
+    """The model on its device, held as 4-bit NF4, as 8-bit integers, or in the dtype asked for. Raises ModelError."""
     device = training_device()
     dtype = compute_dtype(spec.dtype, device)
     base = spec.base_model
-    if spec.use_4bit and split_gguf(base)[1]:
+    if spec.weight_bits and split_gguf(base)[1]:
         base = str(_convert_gguf(spec, dtype))
     with readable_errors(base, spec.token):
         name, file = split_gguf(base)
@@ -79,14 +79,14 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
             trust_remote_code=spec.trust_remote_code,
             attn_implementation=_attention(spec.attn_implementation, device),
             **({"gguf_file": file} if file else {"use_safetensors": True}),
-            **({"quantization_config": _nf4(dtype), "device_map": {"": device}} if spec.use_4bit else {}),
+            **(_quantized(spec.weight_bits, dtype, device) if spec.weight_bits else {}),
         )
     if file:
         _forget_quantization(model)
-    if spec.use_4bit:
+    if spec.weight_bits == 4:
         _keep_weights_as_they_are(model)
     model.config.use_cache = False
-    return model if spec.use_4bit else model.to(device)
+    return model if spec.weight_bits else model.to(device)
 
 
 def split_gguf(base_model: str) -> tuple[str, str | None]:
@@ -97,13 +97,15 @@ def split_gguf(base_model: str) -> tuple[str, str | None]:
     return (str(path) if path.is_dir() else base_model), None
 
 
-def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
+def _quantized(bits: WeightBits, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    how = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+    return {"quantization_config": how, "device_map": {"": device}}
 
 
 def _keep_weights_as_they_are(model: PreTrainedModel) -> None:
@@ -121,7 +123,7 @@ def _attention(wanted: AttentionImplementation, device: torch.device) -> str:
 
 
 def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
-    """The GGUF's weights as a safetensors folder, which 4-bit loading needs."""
+    """The GGUF's weights as a safetensors folder, which loading in 4 or 8 bits needs."""
     folder, file = split_gguf(spec.base_model)
     target = spec.scratch / "converted"
     with readable_errors(spec.base_model):

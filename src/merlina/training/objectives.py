@@ -1,7 +1,9 @@
 """What is minimised: pure functions of log-probabilities, each with its paper and equation.
 
-Each pair's loss stands for itself, so how pairs are cut into batches changes no gradient. To add an objective: its
+Each pair's loss stands for itself, so how pairs are cut into packs changes no gradient. To add an objective: its
 function here with an entry in OBJECTIVES, and its name in `merlina.schemas.training.TrainingMode`.
+
+Legend: U pairs. pi is the model that is trained, ref the one it began as, y_w and y_l the chosen and rejected answers.
 """
 
 from __future__ import annotations
@@ -13,36 +15,130 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from merlina.schemas.training import TrainingMode
-from merlina.training.logprobs import PairLogprobs
+from merlina.schemas.training import TrainingConfig, TrainingMode
+from merlina.training.logprobs import Logprobs
+
+CHOSEN, REJECTED = 1, 2
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an objective may look at."""
+
+    policy: Logprobs  # [U, 3], or [U, 2] where rejected answers are not looked at
+    reference: Logprobs | None = None  # the same of the reference
+    divergence: Tensor | None = None  # [], how far pi is from ref on answers that don't belong to their prompts
 
 
 @dataclass(frozen=True)
 class PairLosses:
-    """`loss[B]`, with its graph; `figures`, name -> [B], without."""
+    """`loss[U]`, with its graph; `figures`, name -> [U], without."""
 
     loss: Tensor
     figures: dict[str, Tensor]
 
 
-def orpo(logprobs: PairLogprobs, beta: float) -> PairLosses:
+@dataclass(frozen=True)
+class Objective:
+    """A loss and what it needs to be computed."""
+
+    loss: Callable[[Evidence, TrainingConfig], PairLosses]
+    prompt_targets: bool = False
+    rejected: bool = True
+    reference: bool = False
+    divergence: bool = False
+
+
+def orpo(evidence: Evidence, config: TrainingConfig) -> PairLosses:
     """Odds ratio preference optimization (arXiv 2403.07691, equations 4, 6 and 7).
 
-    loss = NLL(prompt, chosen) - beta * log sigmoid(log odds(chosen) - log odds(rejected)), where
-    odds(y) = p / (1 - p) and p = exp(mean log-probability of y's tokens).
+    loss = NLL(x, y_w) - beta * log sigmoid(log odds(y_w) - log odds(y_l)), where odds(y) = p / (1 - p) and
+    p = exp(mean log-probability of y's tokens).
     """
-    log_odds = _log_odds(logprobs.chosen) - _log_odds(logprobs.rejected)
+    policy = evidence.policy
+    chosen, rejected = policy.mean(CHOSEN), policy.mean(REJECTED)
+    nll = -policy.with_prompt(CHOSEN)
+    log_odds = _log_odds(chosen) - _log_odds(rejected)
     log_odds_ratio = F.logsigmoid(log_odds)
-    figures = {
-        "nll_loss": logprobs.chosen_nll,
-        "log_odds": log_odds,
-        "log_odds_ratio": log_odds_ratio,
-        **_reward_figures(logprobs, beta),
-    }
-    return PairLosses(
-        loss=logprobs.chosen_nll - beta * log_odds_ratio,
-        figures={name: figure.detach() for name, figure in figures.items()},
+    figures = {"nll_loss": nll, "log_odds": log_odds, "log_odds_ratio": log_odds_ratio}
+    return _losses(nll - config.beta * log_odds_ratio, config.beta * chosen, config.beta * rejected, policy, figures)
+
+
+def dpo(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+    """Direct preference optimization (arXiv 2305.18290, equation 7).
+
+    loss = -log sigmoid(beta * (log pi(y_w|x)/ref(y_w|x) - log pi(y_l|x)/ref(y_l|x)))
+    """
+    chosen, rejected = _log_ratio(evidence, CHOSEN), _log_ratio(evidence, REJECTED)
+    loss = -F.logsigmoid(config.beta * (chosen - rejected))
+    return _losses(loss, config.beta * chosen, config.beta * rejected, evidence.policy)
+
+
+def ipo(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+    """Identity preference optimization (arXiv 2310.12036, equation 17), tau being beta.
+
+    loss = (h - 1 / (2 beta))^2 with h = log pi(y_w|x)/ref(y_w|x) - log pi(y_l|x)/ref(y_l|x), each ratio as a mean over
+    its answer's tokens, so that long answers don't outweigh the target.
+    """
+    tokens = evidence.policy.tokens
+    chosen = _log_ratio(evidence, CHOSEN) / tokens[:, CHOSEN]
+    rejected = _log_ratio(evidence, REJECTED) / tokens[:, REJECTED]
+    loss = (chosen - rejected - 1 / (2 * config.beta)) ** 2
+    return _losses(loss, config.beta * chosen, config.beta * rejected, evidence.policy)
+
+
+def simpo(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+    """Simple preference optimization (arXiv 2405.14734, equation 6).
+
+    loss = -log sigmoid(beta * mean log pi(y_w|x) - beta * mean log pi(y_l|x) - gamma)
+    """
+    chosen, rejected = config.beta * evidence.policy.mean(CHOSEN), config.beta * evidence.policy.mean(REJECTED)
+    return _losses(-F.logsigmoid(chosen - rejected - config.simpo_gamma), chosen, rejected, evidence.policy)
+
+
+def cpo(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+    """Contrastive preference optimization (arXiv 2401.08417, equations 3 to 5).
+
+    loss = -log sigmoid(beta * log pi(y_w|x) - beta * log pi(y_l|x)) - mean log pi(y_w|x)
+    """
+    policy = evidence.policy
+    chosen, rejected = config.beta * policy.total(CHOSEN), config.beta * policy.total(REJECTED)
+    nll = -policy.mean(CHOSEN)
+    return _losses(nll - F.logsigmoid(chosen - rejected), chosen, rejected, policy, {"nll_loss": nll})
+
+
+def kto(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+    """Kahneman-Tversky optimization (arXiv 2402.01306, equations 7 and 8), both weights 1.
+
+    loss = mean of 1 - sigmoid(beta * (r(y_w) - z)) and 1 - sigmoid(beta * (z - r(y_l))), r(y) = log pi(y|x)/ref(y|x),
+    and z the divergence of pi from ref, which has no gradient.
+    """
+    assert evidence.divergence is not None
+    chosen, rejected = _log_ratio(evidence, CHOSEN), _log_ratio(evidence, REJECTED)
+    divergence = evidence.divergence.clamp(min=0)
+    desirable = 1 - torch.sigmoid(config.beta * (chosen - divergence))
+    undesirable = 1 - torch.sigmoid(config.beta * (divergence - rejected))
+    figures = {"divergence": divergence.expand_as(chosen)}
+    return _losses(
+        (desirable + undesirable) / 2, config.beta * chosen, config.beta * rejected, evidence.policy, figures
     )
+
+
+def sft(evidence: Evidence, config: TrainingConfig) -> PairLosses:  # noqa: ARG001
+    """Supervised fine-tuning: the mean negative log-probability of the chosen answer's tokens."""
+    chosen = evidence.policy.mean(CHOSEN)
+    return PairLosses(loss=-chosen, figures={"nll_loss": -chosen.detach(), "logps_chosen": chosen.detach()})
+
+
+OBJECTIVES: dict[TrainingMode, Objective] = {
+    "orpo": Objective(orpo, prompt_targets=True),
+    "dpo": Objective(dpo, reference=True),
+    "simpo": Objective(simpo),
+    "cpo": Objective(cpo),
+    "ipo": Objective(ipo, reference=True),
+    "kto": Objective(kto, reference=True, divergence=True),
+    "sft": Objective(sft, rejected=False),
+}
 
 
 def _log_odds(logprob: Tensor) -> Tensor:
@@ -52,18 +148,23 @@ def _log_odds(logprob: Tensor) -> Tensor:
     return logprob - torch.log(-torch.expm1(logprob))
 
 
-def _reward_figures(logprobs: PairLogprobs, beta: float) -> dict[str, Tensor]:
-    chosen, rejected = beta * logprobs.chosen, beta * logprobs.rejected
-    return {
+def _log_ratio(evidence: Evidence, answer: int) -> Tensor:
+    """log pi(y|x) / ref(y|x)"""
+    assert evidence.reference is not None
+    return evidence.policy.total(answer) - evidence.reference.total(answer)
+
+
+def _losses(
+    loss: Tensor, chosen: Tensor, rejected: Tensor, policy: Logprobs, figures: dict[str, Tensor] | None = None
+) -> PairLosses:
+    """`chosen` and `rejected` are the rewards."""
+    figures = {
+        **(figures or {}),
         "rewards_chosen": chosen,
         "rewards_rejected": rejected,
         "reward_accuracy": (chosen > rejected).float(),
         "reward_margin": chosen - rejected,
-        "logps_chosen": logprobs.chosen,
-        "logps_rejected": logprobs.rejected,
+        "logps_chosen": policy.mean(CHOSEN),
+        "logps_rejected": policy.mean(REJECTED),
     }
-
-
-Objective = Callable[[PairLogprobs, float], PairLosses]
-
-OBJECTIVES: dict[TrainingMode, Objective] = {"orpo": orpo}
+    return PairLosses(loss=loss, figures={name: figure.detach() for name, figure in figures.items()})

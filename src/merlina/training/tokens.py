@@ -16,11 +16,12 @@ _SHORTEST_ANSWER = 2
 
 @dataclass(frozen=True)
 class TokenPair:
-    """Token ids of the prompt and of the two answers that follow it."""
+    """Token ids of the prompt and of the two answers that follow it; `row` is its number in the data set."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
+    row: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from merlina.data.doctor import Lengths
@@ -50,4 +50,4 @@ class PairEncoder:
         tokens, cut = self._tokens.encode(text.prompt, text.chosen, text.rejected)
         if not tokens.prompt:
             raise UnusableRowError("its prompt has no tokens at all in this format")
-        return EncodedPair(text, tokens, cut)
+        return EncodedPair(text, replace(tokens, row=pair.number), cut)

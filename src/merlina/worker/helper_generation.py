@@ -29,7 +29,7 @@ def generate(base_model: str, adapter: str | None, prompts: list[str], max_new_t
 @lru_cache(maxsize=1)
 def _loaded(base_model: str) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as scratch:
-        spec = ModelSpec(base_model, "auto", use_4bit=False, attn_implementation="auto", scratch=Path(scratch))
+        spec = ModelSpec(base_model, "auto", weight_bits=None, attn_implementation="auto", scratch=Path(scratch))
         return load_model(spec).eval(), load_tokenizer(base_model, None)
 
 

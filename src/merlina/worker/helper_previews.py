@@ -52,7 +52,8 @@ def _show_tokens(encoder: PairEncoder, tokenizer: Any) -> Show:
 
     def show(pair: Pair) -> tuple[dict[str, Any], Any]:
         made = encoder.encode(pair)
-        tokens = {name: _tokens(ids, tokenizer, special) for name, ids in asdict(made.tokens).items()}
+        ids = {"prompt": made.tokens.prompt, "chosen": made.tokens.chosen, "rejected": made.tokens.rejected}
+        tokens = {name: _tokens(part, tokenizer, special) for name, part in ids.items()}
         return {**asdict(made.text), "tokens": tokens, "cut": asdict(made.cut)}, made.lengths
 
     return show

@@ -81,6 +81,9 @@ class _Both:
     def checkpoint(self, step: int, path: Path) -> None:
         self._reporter.checkpoint(step, path)
 
+    def kept(self, step: int) -> None:
+        self._reporter.kept(step)
+
     def note(self, level: str, message: str) -> None:
         self._reporter.note(level, message)
 

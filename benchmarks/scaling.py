@@ -1,0 +1,90 @@
+"""How throughput and memory go with the length of pairs, the prompt's share of them, and the vocabulary, against TRL.
+
+    python benchmarks/scaling.py [--of length|prompt|vocabulary|longest]
+
+Both train a small Llama with random weights on pairs of random tokens, as `train.py` does, one after the other in
+processes of their own: 16 pairs, 8 an optimizer step, the first step not counted. `longest` is 4 pairs of 8,192 tokens
+with a vocabulary of 128,256 words, without TRL, whose logits for one such pair alone would take 17 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import train
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+_HIDDEN, _LAYERS = 256, 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """Pairs whose prompt with one answer has `length` tokens, `share` of them the prompt's."""
+
+    length: int = 512
+    share: float = 0.5
+    vocabulary: int = 49_152
+    pairs: int = 16
+    against_trl: bool = True
+
+
+CASES = {
+    "length": [Case(length=length) for length in (128, 256, 512, 1024, 2048)],
+    "prompt": [Case(share=share) for share in (0.2, 0.5, 0.8)],
+    "vocabulary": [Case(vocabulary=size) for size in (8_192, 49_152, 128_256)],
+    "longest": [Case(length=8192, vocabulary=128_256, pairs=16, against_trl=False)],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--of", choices=list(CASES), help="only this; all of them otherwise")
+    chosen = parser.parse_args().of
+    print(f"{'':10} {'length':>6} {'prompt':>6} {'words':>7} {'tokens/s':>9} {'GB':>6} {'TRL':>6} {'GB':>6}  ratios")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in [chosen] if chosen else list(CASES):
+            for case in CASES[name]:
+                _compare(name, case, Path(folder))
+
+
+def _compare(name: str, case: Case, folder: Path) -> None:
+    model, ids = _model(case, folder), folder / "ids.json"
+    ids.write_text(json.dumps(list(_pairs(case))))
+    ours = train.run("merlina", model, ids)
+    told = f"{name:10} {case.length:6} {case.share:6.0%} {case.vocabulary:7}"
+    told += f" {ours['tokens_per_second']:9.0f} {ours['peak_gb']:6.2f}"
+    if case.against_trl:
+        theirs = train.run("trl", model, ids)
+        speed, memory = (ours[key] / theirs[key] for key in ("tokens_per_second", "peak_gb"))
+        told += f" {theirs['tokens_per_second']:6.0f} {theirs['peak_gb']:6.2f}  ×{speed:.2f} ×{memory:.2f}"
+    print(told, flush=True)
+
+
+def _model(case: Case, folder: Path) -> Path:
+    target = folder / f"model-{case.vocabulary}"
+    if not target.exists():
+        config = LlamaConfig(
+            vocab_size=case.vocabulary, hidden_size=_HIDDEN, intermediate_size=3 * _HIDDEN, num_hidden_layers=_LAYERS,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16_384, tie_word_embeddings=True,
+        )  # fmt: skip
+        LlamaForCausalLM(config).bfloat16().save_pretrained(target)
+        AutoTokenizer.from_pretrained(train.demo_model_folder(folder)).save_pretrained(target)
+    return target
+
+
+def _pairs(case: Case) -> Iterator[list[list[int]]]:
+    draw = random.Random(0)  # noqa: S311
+    prompt = round(case.length * case.share)
+    for _ in range(case.pairs):
+        lengths = (prompt, case.length - prompt, case.length - prompt)
+        yield [[draw.randrange(3, min(case.vocabulary, 8_192)) for _ in range(length)] for length in lengths]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Which of a run's models is kept, and whether it ends before its last step: by what its evaluations say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from merlina.schemas.training import TrainingConfig
+from merlina.training import checkpoints
+from merlina.training.alarms import Say
+
+_HIGHER_IS_BETTER = {"eval_reward_margin"}
+
+
+class Endings(TrainerCallback):  # type: ignore[misc]
+    """Has the best evaluated model written as a checkpoint, and ends a run that gets no better.
+
+    The best so far is part of the Trainer's state, which protects its checkpoint and comes back with a resume; how many
+    evaluations went by without a better one is counted anew then.
+    """
+
+    def __init__(self, config: TrainingConfig, folder: Path, say: Say) -> None:
+        self._measure = config.load_best_at_end or "eval_loss"
+        self._keeps_best = config.load_best_at_end is not None
+        self._patience = config.early_stopping_patience
+        self._folder = folder
+        self._say = say
+        self._without = 0
+        self.ended_early = False
+
+    def on_evaluate(
+        self, _args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
+    ) -> TrainerControl:
+        if state.global_step == 0 or self._measure not in metrics:
+            return control
+        if self._is_better(metrics[self._measure], state.best_metric):
+            self._without = 0
+            state.best_metric, state.best_global_step = metrics[self._measure], state.global_step
+            if self._keeps_best:
+                state.best_model_checkpoint = str(checkpoints.path_of(self._folder, state.global_step))
+                control.should_save = True
+            return control
+        self._without += 1
+        if self._patience is not None and self._without >= self._patience and state.global_step < state.max_steps:
+            self.ended_early = True
+            control.should_training_stop = True
+            self._say(
+                "info",
+                f"Ended at step {state.global_step} of {state.max_steps}: {self._measure} was best at step "
+                f"{state.best_global_step} ({state.best_metric:.4f}) and no better in {self._without} evaluations "
+                f"since (now {metrics[self._measure]:.4f}; early_stopping_patience {self._patience})",
+            )
+        return control
+
+    def _is_better(self, value: float, best: float | None) -> bool:
+        if best is None:
+            return True
+        return value > best if self._measure in _HIGHER_IS_BETTER else value < best

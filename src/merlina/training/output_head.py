@@ -1,0 +1,115 @@
+"""Log-probabilities of target tokens from hidden states, without ever holding targets x vocabulary.
+
+Legend: M targets, H hidden size, V vocabulary.
+
+Targets are taken chunk by chunk. Where the head isn't trained, the gradient of each log-probability by its hidden
+state, W[y] - softmax(h W^T) W, is taken in the forward pass and only scaled in the backward pass. Where it is trained,
+the backward pass computes each chunk's logits again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# Of one chunk of logits: large enough for products to run at the full rate.
+_CHUNK_BYTES = 64 * 2**20
+# On a processor the softmax goes row by few rows, in float32 that stays in its cache.
+_CACHE_BYTES = 3 * 2**20
+_SMALLEST_CHUNK = 16
+
+
+class OutputHead:
+    """The last step of a causal language model: from hidden states to the log-probability of a token each."""
+
+    def __init__(self, causal_lm: Any) -> None:
+        self._head: nn.Module = causal_lm.get_output_embeddings()
+        self._factor, self._cap = _adjustments(causal_lm.config)
+        vocabulary = self._head.weight.shape[0] if not hasattr(self._head, "out_features") else self._head.out_features
+        self._chunk = max(_SMALLEST_CHUNK, _CHUNK_BYTES // (2 * int(vocabulary)))
+
+    def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """hidden[M, H], targets[M] -> [M] float32"""
+        if type(self._head) is nn.Linear and self._head.bias is None and self._cap is None:
+            weight = self._head.weight
+            # Autocast casts a weight to what it computes in; so does this.
+            dtype = torch.get_autocast_dtype(hidden.device.type) if _autocasts(hidden) else weight.dtype
+            result: Tensor = _Logprobs.apply(hidden.to(dtype), weight, targets, self._factor, self._chunk)
+            return result
+        chunks = zip(hidden.split(self._chunk), targets.split(self._chunk), strict=True)
+        return torch.cat([checkpoint(self._one_chunk, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _one_chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        weight: Any = self._head.weight
+        logits = self._head(hidden.to(weight.dtype) if weight.is_floating_point() else hidden).float() * self._factor
+        if self._cap is not None:
+            logits = torch.tanh(logits / self._cap) * self._cap
+        return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+
+
+class _Logprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, factor: float, chunk: int) -> Tensor:
+        cast = weight.to(hidden.dtype)
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        result = hidden.new_empty(len(targets), dtype=torch.float32)
+        gradient = torch.empty_like(hidden) if wants_hidden and not wants_weight else None
+        for begin in range(0, len(targets), chunk):
+            part = slice(begin, begin + chunk)
+            logits = hidden[part] @ cast.t()
+            result[part] = _to_probabilities(logits, targets[part], factor)
+            if gradient is not None:
+                gradient[part] = (cast[targets[part]] - logits @ cast) * factor
+        if wants_weight:
+            ctx.save_for_backward(hidden, weight, targets)
+        elif wants_hidden:
+            ctx.save_for_backward(gradient)
+        ctx.factor, ctx.chunk = factor, chunk
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        outer: Tensor = gradients[0]  # [M]
+        if len(ctx.saved_tensors) == 1:
+            (gradient,) = ctx.saved_tensors
+            return gradient * outer[:, None].to(gradient.dtype), None, None, None, None
+        hidden, weight, targets = ctx.saved_tensors
+        cast = weight.to(hidden.dtype)
+        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for begin in range(0, len(targets), ctx.chunk):
+            part = slice(begin, begin + ctx.chunk)
+            d_logits = hidden[part] @ cast.t()
+            _to_probabilities(d_logits, targets[part], ctx.factor)
+            d_logits.neg_().scatter_add_(1, targets[part, None], torch.ones_like(d_logits[:, :1]))
+            d_logits.mul_((outer[part, None] * ctx.factor).to(cast.dtype))
+            d_hidden[part] = d_logits @ cast
+            d_weight += d_logits.t() @ hidden[part]
+        return d_hidden, d_weight, None, None, None
+
+
+def _to_probabilities(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
+    """logits[m, V] become softmax(factor * logits) in place; -> log-probabilities of the targets [m] float32"""
+    result = logits.new_empty(len(targets), dtype=torch.float32)
+    rows = max(1, _CACHE_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(targets)
+    for begin in range(0, len(targets), rows):
+        part = slice(begin, begin + rows)
+        full = logits[part].float() * factor
+        largest = full.amax(-1, keepdim=True)
+        of_targets = full.gather(1, targets[part, None])
+        total = full.sub_(largest).exp_().sum(-1, keepdim=True)
+        result[part] = (of_targets - largest - total.log())[:, 0]
+        logits[part] = full.div_(total)
+    return result
+
+
+def _autocasts(hidden: Tensor) -> bool:
+    return torch.is_autocast_enabled(hidden.device.type)
+
+
+def _adjustments(config: Any) -> tuple[float, float | None]:
+    """What some models do to their logits: Granite divides, Cohere multiplies, Gemma 2 caps them."""
+    factor = 1 / (getattr(config, "logits_scaling", None) or 1) * (getattr(config, "logit_scale", None) or 1)
+    return factor, getattr(config, "final_logit_softcapping", None)

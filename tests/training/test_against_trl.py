@@ -1,0 +1,240 @@
+"""The same loss, gradient of every adapter weight and course of training as TRL, objective by objective."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merlina.schemas.training import TrainingMode
+from merlina.training.fast_path import fast_path
+from merlina.training.loop import PreferenceTrainer
+from merlina.training.objectives import OBJECTIVES, Evidence
+from merlina.training.packing import SharedPrompt, lay_out
+from merlina.training.tokens import TokenPair
+from tests.training.models import PAIRS, adapted, assert_same_gradients, gradients, random_model
+from tests.training.test_objectives import config
+
+Found = tuple[float, dict[str, torch.Tensor]]
+# TRL's KTO takes the divergence from the batch itself: each prompt with the answer before it.
+UNRELATED = [SharedPrompt(pair.prompt, (PAIRS[index - 1].chosen,)) for index, pair in enumerate(PAIRS)]
+
+
+# The last one has the same answer twice, which gives most objectives no gradient at all.
+@pytest.mark.parametrize("pair", PAIRS[:-1])
+@pytest.mark.parametrize("mode", ["orpo", "cpo", "simpo", "dpo", "ipo", "sft"])
+def test_loss_and_adapter_gradients_of_a_pair(mode: TrainingMode, pair: TokenPair, tmp_path: Path) -> None:
+    model = adapted(random_model())
+    theirs = _trls(mode, copy.deepcopy(model), [pair], tmp_path)
+    _assert_same(_ours(mode, model, [pair]), theirs)
+
+
+def test_loss_and_adapter_gradients_of_a_batch_with_a_divergence(tmp_path: Path) -> None:
+    model = adapted(random_model())
+    theirs = _trls("kto", copy.deepcopy(model), PAIRS, tmp_path)
+    _assert_same(_ours("kto", model, PAIRS), theirs)
+
+
+def test_ten_steps_of_training_have_the_same_losses(tmp_path: Path) -> None:
+    ours = _our_course(tmp_path / "ours")
+    theirs = _trls_course(tmp_path / "theirs")
+    assert len(ours) == len(theirs) == 10
+    assert ours[0] > ours[-1]
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine == pytest.approx(other, rel=1e-3)
+
+
+def _assert_same(ours: Found, theirs: Found) -> None:
+    assert ours[0] == pytest.approx(theirs[0], rel=1e-4)
+    assert_same_gradients(ours[1], theirs[1], 1e-4)
+
+
+def _ours(mode: TrainingMode, model: Any, pairs: list[TokenPair]) -> Found:
+    objective, settings = OBJECTIVES[mode], config(mode)
+    answers = [(pair.chosen, pair.rejected) if objective.rejected else (pair.chosen,) for pair in pairs]
+    units = [SharedPrompt(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
+    pack = lay_out(units, with_prompt_targets=objective.prompt_targets)
+    run, reason = fast_path(model, pack, 0, "auto", nullcontext())
+    assert reason is None
+    unrelated = lay_out(UNRELATED, with_prompt_targets=False)
+    with torch.no_grad():
+        far = run(unrelated).total(1)
+        with model.disable_adapter():
+            reference, near = run(pack), run(unrelated).total(1)
+    model.zero_grad()
+    loss = objective.loss(Evidence(run(pack), reference, (far - near).mean()), settings).loss.mean()
+    loss.backward()
+    return loss.item(), gradients(model)
+
+
+def _trls(mode: TrainingMode, model: Any, pairs: list[TokenPair], folder: Path) -> Found:
+    """What TRL's own code makes of the same ids, in batches as its collators make them."""
+    model.zero_grad()
+    loss = {
+        "orpo": _trls_orpo, "cpo": _trls_cpo, "simpo": _trls_cpo, "dpo": _trls_dpo, "ipo": _trls_dpo,
+        "kto": _trls_kto, "sft": _trls_sft,
+    }[mode](mode, model, pairs, folder)  # fmt: skip
+    loss.backward()
+    return loss.item(), gradients(model)
+
+
+def _trls_orpo(_mode: str, model: Any, pairs: list[TokenPair], _folder: Path) -> torch.Tensor:
+    from trl.experimental.orpo import ORPOTrainer
+
+    trainer = _bare(ORPOTrainer)
+    return trainer.get_batch_loss_metrics(model, _paired_batch(pairs[0]))[0]
+
+
+def _trls_cpo(mode: str, model: Any, pairs: list[TokenPair], _folder: Path) -> torch.Tensor:
+    from trl.experimental.cpo import CPOTrainer
+
+    trainer = _bare(CPOTrainer)
+    trainer.loss_type, trainer.cpo_alpha = ("sigmoid", 1.0) if mode == "cpo" else ("simpo", 0.0)
+    trainer.label_smoothing, trainer.alpha, trainer.simpo_gamma = 0.0, 0.0, config().simpo_gamma
+    return trainer.get_batch_loss_metrics(model, _paired_batch(pairs[0]))[0]
+
+
+def _bare(kind: Any) -> Any:
+    """A trainer with what its loss needs and nothing else."""
+    from accelerate import Accelerator
+
+    trainer = kind.__new__(kind)
+    trainer.beta, trainer.is_encoder_decoder, trainer.aux_loss_enabled = config().beta, False, False
+    trainer.padding_value = trainer.pad_token_id = 0
+    trainer.accelerator = Accelerator(cpu=True)
+    return trainer
+
+
+def _trls_dpo(mode: str, model: Any, pairs: list[TokenPair], folder: Path) -> torch.Tensor:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    loss_type = "ipo" if mode == "ipo" else "sigmoid"
+    settings = DPOConfig(str(folder), loss_type=loss_type, beta=config().beta, **_TRL_ARGUMENTS)
+    rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    trainer = DPOTrainer(model, args=settings, train_dataset=rows, processing_class=_tokenizer(folder))
+    # It would hold the model against the adapter it was given; a run here begins with one that does nothing.
+    trainer.model.delete_adapter("ref")
+    rows_of_ids = [pair.prompt + answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    return trainer.compute_loss(trainer.model, _masked_batch(rows_of_ids, [len(p.prompt) for p in pairs for _ in "ab"]))
+
+
+def _trls_kto(_mode: str, model: Any, pairs: list[TokenPair], folder: Path) -> torch.Tensor:
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    settings = KTOConfig(
+        str(folder),
+        beta=config().beta,
+        per_device_train_batch_size=2,
+        train_sampling_strategy="sequential",
+        **_TRL_ARGUMENTS,
+    )
+    rows = Dataset.from_list([{"prompt": p, "completion": "b", "label": p == "a"} for p in ("a", "c")])
+    trainer = KTOTrainer(model, args=settings, train_dataset=rows, processing_class=_tokenizer(folder))
+    trainer.model.delete_adapter("ref")
+    prompts = [len(pair.prompt) for pair in pairs]
+    batch = _masked_batch(
+        [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs], prompts * 2
+    )
+    mismatched = _masked_batch([unit.prompt + unit.answers[0] for unit in UNRELATED] * 2, prompts * 2)
+    batch |= {f"KL_{name}": values for name, values in mismatched.items()}
+    batch["label"] = torch.tensor([True] * len(pairs) + [False] * len(pairs))
+    return trainer.compute_loss(trainer.model, batch)
+
+
+def _trls_sft(_mode: str, model: Any, pairs: list[TokenPair], _folder: Path) -> torch.Tensor:
+    """TRL leaves this loss to the model."""
+    (pair,) = pairs
+    labels = torch.tensor([[-100] * len(pair.prompt) + pair.chosen])
+    return model(input_ids=torch.tensor([pair.prompt + pair.chosen]), labels=labels).loss
+
+
+_TRL_ARGUMENTS: dict[str, Any] = {
+    "use_cpu": True, "bf16": False, "report_to": "none", "disable_tqdm": True, "activation_checkpointing": False,
+    "disable_dropout": True, "save_strategy": "no",
+}  # fmt: skip
+
+
+def _tokenizer(folder: Path) -> Any:
+    from tests.tiny import build_tiny_tokenizer
+
+    return build_tiny_tokenizer(folder / "tokenizer")
+
+
+def _masked_batch(rows: list[list[int]], prompts: list[int]) -> dict[str, torch.Tensor]:
+    length = max(map(len, rows))
+    return {
+        "input_ids": torch.tensor([row + [0] * (length - len(row)) for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
+        "completion_mask": torch.tensor(
+            [
+                [0] * prompt + [1] * (len(row) - prompt) + [0] * (length - len(row))
+                for row, prompt in zip(rows, prompts, strict=True)
+            ]
+        ),
+    }
+
+
+def _paired_batch(pair: TokenPair) -> dict[str, torch.Tensor]:
+    batch = {}
+    for name, row in _paired_row(pair).items():
+        batch[name] = torch.tensor([row])
+    return batch
+
+
+def _paired_row(pair: TokenPair) -> dict[str, list[int]]:
+    row = {}
+    for name, answer in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+        row[f"{name}_input_ids"] = pair.prompt + answer
+        row[f"{name}_attention_mask"] = [1] * len(pair.prompt + answer)
+        row[f"{name}_labels"] = [-100] * len(pair.prompt) + answer
+    return row
+
+
+_COURSE: dict[str, Any] = {
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "cosine",
+    "weight_decay": 0.01,
+    "max_grad_norm": 0.3,
+}
+
+
+def _our_course(folder: Path) -> list[float]:
+    from tests.training.test_loop import Recorder
+
+    recorder = Recorder()
+    settings = config(
+        batch_size=5, gradient_accumulation_steps=1, max_steps=10, optimizer_type="adamw_torch", warmup_ratio=0.0,
+        shuffle_dataset=False, eval_steps=0, save_steps=0, use_4bit=False, **_COURSE,
+    )  # fmt: skip
+    trainer = PreferenceTrainer(
+        adapted(random_model()), settings, training=PAIRS, held_out=[], pad_id=0, dtype=torch.float32,
+        folder=folder, reporter=recorder, resuming=False,
+    )  # fmt: skip
+    trainer.run(None)
+    return [figures["loss"] for _, figures in recorder.rows]
+
+
+def _trls_course(folder: Path) -> list[float]:
+    from datasets import Dataset
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    class InOrder(ORPOTrainer):
+        def _get_train_sampler(self, *_: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    settings = ORPOConfig(
+        str(folder), per_device_train_batch_size=1, gradient_accumulation_steps=5, max_steps=10, logging_steps=1,
+        beta=config().beta, warmup_steps=0, optim="adamw_torch", **_COURSE, **_TRL_ARGUMENTS,
+    )  # fmt: skip
+    rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    model = adapted(random_model())
+    trainer = InOrder(model, args=settings, train_dataset=rows, processing_class=_tokenizer(folder))
+    trainer.train_dataset = Dataset.from_list([_paired_row(pair) for pair in PAIRS])
+    trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]

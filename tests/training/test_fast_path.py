@@ -1,0 +1,139 @@
+"""Packs give what the model itself gives on padded rows: the same log-probabilities and gradients, in every family."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+
+from merlina.training.fast_path import fast_path
+from merlina.training.logprobs import LogprobModel, PaddedModel
+from merlina.training.packing import Pack, lay_out
+from tests.training.models import FAMILIES, TARGETS, UNITS, adapted, assert_same_gradients, gradients, random_model
+
+PACK = lay_out(UNITS, with_prompt_targets=True)
+
+
+def loss_and_gradients(model: Any, run: LogprobModel, packs: list[Pack]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Of a loss in which every part of every unit has a weight of its own."""
+    model.zero_grad()
+    total = 0.0
+    for pack in packs:
+        logprobs = run(pack)
+        weights = torch.tensor([0.3, 1.0, -0.7]) * (1 + torch.tensor([len(u.prompt) for u in pack.units]))[:, None]
+        loss = (logprobs.sums / logprobs.tokens.clamp(min=1) * weights).sum()
+        loss.backward()
+        total += loss.item()
+    return total, gradients(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_gives_the_same_log_probabilities_and_gradients(family: str) -> None:
+    model = random_model(family)
+    names = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
+    targets = [name for name in [*TARGETS, "qkv_proj", "gate_up_proj", "dense", "fc1", "fc2"] if name in names]
+    model = adapted(model, targets=targets)
+    expected = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
+    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    assert reason is None
+    found = loss_and_gradients(model, run, [PACK])
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
+    assert_same_gradients(found[1], expected[1], 1e-4)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_kernels_and_recomputation_change_nothing(implementation: Any, checkpointing: bool) -> None:
+    model = adapted(random_model("Mistral"))
+    expected = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
+    if checkpointing:
+        model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
+    run, reason = fast_path(model, PACK, 0, implementation, nullcontext())
+    assert reason is None
+    found = loss_and_gradients(model, run, [PACK])
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
+    assert_same_gradients(found[1], expected[1], 1e-4)
+
+
+@pytest.mark.parametrize("cut", [[5], [2, 3], [1, 3, 1], [1, 1, 1, 1, 1]])
+def test_how_units_are_cut_into_packs_changes_no_gradient(cut: list[int]) -> None:
+    model = adapted(random_model())
+    run, _ = fast_path(model, PACK, 0, "auto", nullcontext())
+    whole = loss_and_gradients(model, run, [PACK])
+    begins = [sum(cut[:number]) for number in range(len(cut))]
+    packs = [lay_out(UNITS[at : at + size], with_prompt_targets=True) for at, size in zip(begins, cut, strict=True)]
+    parts = loss_and_gradients(model, run, packs)
+    assert parts[0] == pytest.approx(whole[0], rel=1e-5)
+    assert_same_gradients(parts[1], whole[1], 1e-5)
+
+
+def test_all_weights_get_their_gradients_where_all_are_trained() -> None:
+    model = random_model()
+    expected = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
+    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    assert reason is None
+    found = loss_and_gradients(model, run, [PACK])
+    assert found[0] == pytest.approx(expected[0], rel=1e-4)
+    assert_same_gradients(found[1], expected[1], 1e-4)
+
+
+def test_dropout_falls_on_the_share_it_is_told_and_keeps_the_mean() -> None:
+    model = adapted(random_model(), dropout=0.25)
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    x = torch.ones(400, 32)
+    layer.eval()
+    without = layer(x)
+    base = layer.base_layer(x)
+    fast_path(model, PACK, 0, "auto", nullcontext())
+    layer.train()
+    torch.manual_seed(0)
+    runs = torch.stack([layer(x) for _ in range(50)])
+    assert not torch.equal(runs[0], runs[1])
+    assert torch.allclose((runs - base).mean((0, 1)), (without - base)[0], atol=0.01)
+
+
+def test_an_adapter_that_is_off_leaves_the_model_as_it_was() -> None:
+    model = adapted(random_model())
+    run, _ = fast_path(model, PACK, 0, "auto", nullcontext())
+    with torch.no_grad(), model.disable_adapter():
+        found = run(PACK)
+    plain = random_model()
+    with torch.no_grad():
+        expected = PaddedModel(plain, 0)(PACK)
+    assert torch.allclose(found.sums, expected.sums, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_carries_a_state_on_is_run_its_own_way() -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
+    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    assert reason is not None
+    assert isinstance(run, PaddedModel)
+    assert torch.isfinite(run(PACK).sums).all()
+
+
+def test_a_model_whose_packs_come_out_otherwise_gets_its_own_layers_back() -> None:
+    from transformers import LlamaForCausalLM
+
+    class Sharper(LlamaForCausalLM):
+        """Does something to its logits that no configuration tells."""
+
+        def forward(self, *arguments: Any, **others: Any) -> Any:
+            output = super().forward(*arguments, **others)
+            output.logits = output.logits * 1.5
+            return output
+
+    plain = random_model()
+    model = adapted(Sharper(plain.config))
+    expected = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
+    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    assert reason is not None
+    assert reason.startswith("gives other log-probabilities that way")
+    assert model.get_base_model().config._attn_implementation == "sdpa"
+    found = loss_and_gradients(model, run, [PACK])
+    assert found[0] == expected[0]
+    assert_same_gradients(found[1], expected[1], 0)
