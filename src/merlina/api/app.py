@@ -19,6 +19,7 @@ from merlina.api.security import ApiKeyMiddleware, Sessions
 from merlina.api.services import Services
 from merlina.api.uploads import sweep_incoming
 from merlina.errors import ServerError
+from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper import Helper
 from merlina.executors.local import LocalExecutor
 from merlina.hardware.gpus import list_gpus
@@ -46,6 +47,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         services.supervisor.close()
         services.helper.close()
+        services.fork_server.close()
         services.database.close()
 
     app = FastAPI(
@@ -73,7 +75,8 @@ def build_services(settings: Settings) -> Services:
     database = _open_database(settings)
     allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
     hub = Hub()
-    executor = LocalExecutor(tokens=_server_tokens(settings))
+    fork_server = ForkServer(settings.helper_idle_seconds, settings.helper_log)
+    executor = LocalExecutor(_server_tokens(settings), fork_server)
     supervisor = Supervisor(
         database,
         hub,
@@ -85,7 +88,7 @@ def build_services(settings: Settings) -> Services:
         trust_remote_code=settings.trust_remote_code,
         list_gpus=list_gpus,
     )
-    helper = Helper(settings.helper_idle_seconds, settings.helper_log)
+    helper = Helper(settings.helper_idle_seconds, settings.helper_log, fork_server)
     return Services(
         settings=settings,
         allowed=allowed,
@@ -95,6 +98,7 @@ def build_services(settings: Settings) -> Services:
         desk=Desk(database, hub, executor, settings.runs_dir, settings.models_dir, supervisor.wake),
         preflight=Preflight(settings, allowed, helper, list_gpus),
         helper=helper,
+        fork_server=fork_server,
         configs=ConfigStore(settings.configs_dir),
     )
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
+from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper import Helper
 from merlina.jobs.desk import Desk
 from merlina.jobs.hub import Hub
@@ -33,6 +34,7 @@ class Services:
     desk: Desk
     preflight: Preflight
     helper: Helper
+    fork_server: ForkServer
     configs: ConfigStore
     started_at: float = field(default_factory=time.monotonic)
     websockets: int = 0

@@ -12,29 +12,41 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from merlina import errors
 from merlina.errors import BusyError, HelperError, MerlinaError
+from merlina.executors.fork_server import Forked, ForkServer, NoForkServerError, child_environment
 
 _TIMEOUT_SECONDS = 180.0
+_IMPORT_SECONDS = 60.0
 # Each waiting call holds one of the server's 40 request threads.
 _MOST_WAITING = 16
 
 
-class Helper:
-    """A process of `python -m merlina.worker.helper`. Calls come from any thread and wait for each other.
+@dataclass(frozen=True)
+class _Process:
+    handle: subprocess.Popen[bytes] | Forked
+    stdin: BinaryIO
+    stdout: BinaryIO
 
+
+class Helper:
+    """A process of `merlina.worker.helper`, forked where there is a fork server.
+
+    Calls come from any thread and wait for each other.
     What its libraries print goes to `log_file`.
     """
 
-    def __init__(self, idle_seconds: float, log_file: Path) -> None:
+    def __init__(self, idle_seconds: float, log_file: Path, fork_server: ForkServer | None = None) -> None:
         self._log_file = log_file
+        self._fork_server = fork_server
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(_MOST_WAITING)
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: _Process | None = None
         self._numbers = itertools.count(1)
         self._idle_timer: threading.Timer | None = None
         self._closed = False
@@ -77,13 +89,12 @@ class Helper:
     def pid(self) -> int | None:
         """The helper's process, while there is one."""
         process = self._process
-        return process.pid if process and process.poll() is None else None
+        return process.handle.pid if process and process.handle.poll() is None else None
 
     def _ask(self, operation: str, arguments: dict[str, Any], deadline: float) -> Any:
         process = self._running()
         number = next(self._numbers)
         request = json.dumps({"id": number, "op": operation, "args": arguments}) + "\n"
-        assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(request.encode())
             process.stdin.flush()
@@ -97,22 +108,35 @@ class Helper:
         if self._closed:
             raise BusyError("The server is about to end; ask again when it is back")
 
-    def _running(self) -> subprocess.Popen[bytes]:
-        if self._process is None or self._process.poll() is not None:
+    def _running(self) -> _Process:
+        if self._process is None or self._process.handle.poll() is not None:
             self._end()
-            with self._log_file.open("ab") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "merlina.worker.helper"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
-                    start_new_session=True,
-                )
+            self._process = self._start()
         return self._process
 
-    def _read_line(self, process: subprocess.Popen[bytes], operation: str, deadline: float) -> bytes:
-        assert process.stdout is not None
+    def _start(self) -> _Process:
+        environment = child_environment()
+        if "HF_TOKEN" in os.environ:
+            environment["HF_TOKEN"] = os.environ["HF_TOKEN"]
+        requests, answers = os.pipe(), os.pipe()
+        with self._log_file.open("ab") as log:
+            files = [requests[0], answers[1], log.fileno()]
+            handle: subprocess.Popen[bytes] | Forked
+            try:
+                if self._fork_server is None:
+                    raise NoForkServerError
+                handle = self._fork_server.fork("helper", [], environment, files, patience=_IMPORT_SECONDS)
+            except NoForkServerError:
+                command = [sys.executable, "-m", "merlina.worker.helper"]
+                handle = subprocess.Popen(
+                    command, stdin=files[0], stdout=files[1], stderr=log, env=environment, start_new_session=True
+                )
+            finally:
+                os.close(requests[0])
+                os.close(answers[1])
+        return _Process(handle, os.fdopen(requests[1], "wb"), os.fdopen(answers[0], "rb"))
+
+    def _read_line(self, process: _Process, operation: str, deadline: float) -> bytes:
         line = b""
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
@@ -122,7 +146,7 @@ class Helper:
                     raise HelperError(f"{operation} took too long, so the helper process was ended; try again")
                 chunk = os.read(process.stdout.fileno(), 1 << 16)
                 if not chunk:
-                    code = process.wait()
+                    code = process.handle.wait()
                     self._refuse_when_closed()
                     raise HelperError(f"The helper process died (exit code {code}) during {operation}; try again")
                 line += chunk
@@ -133,11 +157,10 @@ class Helper:
         if process is None:
             return
         _kill(process)
-        process.wait()
+        process.handle.wait()
         for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    pipe.close()
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
     def _start_timer(self) -> None:
         self._idle_timer = threading.Timer(self._idle_seconds, self._let_go)
@@ -150,9 +173,9 @@ class Helper:
             self._idle_timer = None
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def _kill(process: _Process) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.handle.pid, signal.SIGKILL)
 
 
 def _as_error(error: dict[str, str]) -> MerlinaError:

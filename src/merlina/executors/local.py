@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -14,27 +15,29 @@ from pathlib import Path
 
 import psutil
 
+from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment
 from merlina.hardware.host import oom_kills
-from merlina.runs import RunFolder, RunOrder
+from merlina.runs import RunFolder, RunOrder, write_private
 
 _TOKEN_VARIABLES = {"hf_token": "HF_TOKEN", "wandb_key": "WANDB_API_KEY"}
-_SERVER_ONLY = ("API_KEY", "MERLINA_API_KEY", "DATABASE_URL")
+_log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Child:
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     oom_kills_before: int
 
 
 @dataclass
 class LocalExecutor:
-    """Runs `python -m merlina.worker` for each job.
+    """Runs `python -m merlina.worker` for each job, forked where a fork server is at hand.
 
     `tokens` are used by runs that bring none of their own, by the same names as in the run's secret file.
     """
 
     tokens: Mapping[str, str]
+    fork_server: ForkServer
     _children: dict[Path, _Child] = field(default_factory=dict)
 
     def launch(self, folder: RunFolder, order: RunOrder, gpus: Sequence[int] | None) -> None:
@@ -45,8 +48,6 @@ class LocalExecutor:
             folder.write_order(order)
             process = self._spawn(folder, lock, gpus)
             self._children[folder.path] = _Child(process, oom_kills())
-            # Someone must wait for the process, or it stays in the process table after its end.
-            threading.Thread(target=process.wait, name=f"reaper of {process.pid}", daemon=True).start()
 
     def is_alive(self, folder: RunFolder) -> bool:
         with folder.locked() as lock:
@@ -54,6 +55,13 @@ class LocalExecutor:
 
     def request_stop(self, folder: RunFolder) -> None:
         folder.stop_file.touch(mode=0o600)
+        self._signal(folder)
+
+    def request_pause(self, folder: RunFolder, reason: str) -> None:
+        write_private(folder.pause_file, reason.encode())
+        self._signal(folder)
+
+    def _signal(self, folder: RunFolder) -> None:
         # The worker names itself in the lock file once its signal handler is set; before that the file above is enough.
         with contextlib.suppress(psutil.NoSuchProcess):
             if (process := _worker(folder)) is not None:
@@ -72,30 +80,36 @@ class LocalExecutor:
         code = child.process.poll() if child else None
         if child is None or code is None:
             return f"died while the server was away; its output is in {folder.log_file}"
+        if code == UNSEEN:
+            return f"died while nobody watched; its output is in {folder.log_file}"
         if code < 0:
             return _killed_by(-code, oom_kills() > child.oom_kills_before)
         return f"ended with exit code {code} without a word; its output is in {folder.log_file}"
 
-    def _spawn(self, folder: RunFolder, lock: int, gpus: Sequence[int] | None) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "merlina.worker", str(folder.path), "--lock-fd", str(lock)]
-        with folder.log_file.open("ab") as log:
+    def _spawn(self, folder: RunFolder, lock: int, gpus: Sequence[int] | None) -> subprocess.Popen[bytes] | Forked:
+        environment = self._environment(folder, gpus)
+        with folder.log_file.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             folder.log_file.chmod(0o600)
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
+            files = [nothing.fileno(), log.fileno(), log.fileno(), lock]
+            try:
+                return self.fork_server.fork("worker", [str(folder.path)], environment, files)
+            except NoForkServerError as error:
+                _log.info("%s: the worker of %s begins with its imports", error, folder.path.name)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "merlina.worker", str(folder.path), "--lock-fd", str(lock)],
+                stdin=nothing,
                 stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(folder, gpus),
+                stderr=log,
+                env=environment,
                 pass_fds=(lock,),
                 start_new_session=True,
             )
+            # Someone must wait for the process, or it stays in the process table after its end.
+            threading.Thread(target=process.wait, name=f"reaper of {process.pid}", daemon=True).start()
+            return process
 
     def _environment(self, folder: RunFolder, gpus: Sequence[int] | None) -> dict[str, str]:
-        hidden = {*_SERVER_ONLY, *_TOKEN_VARIABLES.values()}
-        environment = {name: value for name, value in os.environ.items() if name.upper() not in hidden}
-        environment |= {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        # Threads that spin while they wait bring a run to a halt as soon as anything else wants a core.
-        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        environment = child_environment()
         tokens = {**self.tokens, **folder.read_secrets()}
         environment |= {_TOKEN_VARIABLES[name]: token for name, token in tokens.items()}
         if gpus is not None:
@@ -123,6 +137,6 @@ def _killed_by(number: int, out_of_memory: bool) -> str:
     if out_of_memory:
         return (
             "was killed by the system because memory ran out (signal 9, SIGKILL). "
-            "A smaller batch_size or max_length, gradient_checkpointing or use_4bit need less"
+            "A smaller max_length, gradient_checkpointing or use_4bit need less"
         )
     return "was killed from outside (signal 9, SIGKILL), not by running out of memory as far as the system tells"

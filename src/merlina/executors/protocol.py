@@ -20,6 +20,9 @@ class Executor(Protocol):
     def request_stop(self, folder: RunFolder) -> None:
         """Asks the worker to end after its optimizer step."""
 
+    def request_pause(self, folder: RunFolder, reason: str) -> None:
+        """Asks the worker to write a checkpoint after its optimizer step and end, to be gone on with later."""
+
     def kill(self, folder: RunFolder) -> None:
         """Ends the worker and all its children at once."""
 

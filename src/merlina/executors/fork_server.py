@@ -1,0 +1,263 @@
+"""The caller of the fork server: processes that have their imports behind them when they begin."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+_log = logging.getLogger(__name__)
+_ANSWER_SECONDS = 10.0
+_SERVER_ONLY = {"API_KEY", "MERLINA_API_KEY", "DATABASE_URL", "HF_TOKEN", "WANDB_API_KEY"}
+_ALWAYS = {
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # Neither library is to start a thread, nor torch to open the GPU, by being imported: see worker/fork_server.
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+Role = Literal["worker", "helper"]
+# No process can end with this exit code: that of one whose fork server died before it did.
+UNSEEN = 256
+
+
+class NoForkServerError(OSError):
+    """There is none to fork from now; a process of one's own does the same, later."""
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment without what only the server may know, for any process that it starts."""
+    environment = {name: value for name, value in os.environ.items() if name.upper() not in _SERVER_ONLY} | _ALWAYS
+    # Threads that spin while they wait bring a run to a halt as soon as anything else wants a core.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return environment
+
+
+@dataclass
+class _Process:
+    process: subprocess.Popen[bytes]
+    connection: socket.socket
+    ready: threading.Event = field(default_factory=threading.Event)
+
+    def ask(self, request: Mapping[str, Any], files: Sequence[int] = ()) -> dict[str, Any]:
+        """Raises OSError where no answer comes."""
+        line = json.dumps(request).encode() + b"\n"
+        sent = socket.send_fds(self.connection, [line], files)
+        self.connection.sendall(line[sent:])
+        return self.read()
+
+    def read(self) -> dict[str, Any]:
+        line = b""
+        while not line.endswith(b"\n"):
+            chunk = self.connection.recv(1 << 16)
+            if not chunk:
+                raise OSError("the fork server is gone")
+            line += chunk
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def end(self) -> None:
+        self.connection.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class ForkServer:
+    """Started on first need, let go when nothing was forked from it for `idle_seconds` and none of its children lives.
+
+    Calls come from any thread. What its imports print goes to `log_file`.
+    """
+
+    def __init__(self, idle_seconds: float, log_file: Path) -> None:
+        self._idle_seconds = idle_seconds
+        self._log_file = log_file
+        self._lock = threading.Lock()
+        self._current: _Process | None = None
+        self._children: list[Forked] = []
+        self._idle_timer: threading.Timer | None = None
+        self._closed = False
+        self._hopeless = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process to fork from, while there is one."""
+        current = self._current
+        return current.process.pid if current and current.process.poll() is None else None
+
+    def warm_up(self) -> None:
+        """Starts it, where there is none, and returns at once."""
+        with self._lock:
+            self._running()
+
+    def fork(
+        self,
+        role: Role,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        files: Sequence[int],
+        *,
+        patience: float = 0.0,
+    ) -> Forked:
+        """A new process in a session of its own; `files` are its standard ones and then what its role takes.
+
+        Waits up to `patience` seconds for a fork server that is still importing. Raises NoForkServerError.
+        """
+        with self._lock:
+            current = self._running()
+        if current is None or not current.ready.wait(patience) or self._hopeless:
+            raise NoForkServerError("no fork server is ready")
+        request = {"run": role, "arguments": list(arguments), "environment": dict(environment)}
+        with self._lock:
+            try:
+                child = Forked(int(current.ask(request, files)["pid"]), self, current)
+            except (OSError, ValueError) as error:
+                self._drop(current)
+                raise NoForkServerError(f"the fork server doesn't answer: {error}") from error
+            self._children.append(child)
+            self._start_timer()
+        return child
+
+    def exit_code(self, child: Forked) -> int | None:
+        """As subprocess has it; None where it lives, or died unseen."""
+        with self._lock:
+            if child.parent is not self._current:
+                return None
+            try:
+                code = child.parent.ask({"exit_code": child.pid})["exit_code"]
+            except (OSError, ValueError):
+                self._drop(child.parent)
+                return None
+        return None if code is None else int(code)
+
+    def close(self) -> None:
+        """Ends it; what was forked from it goes on."""
+        with self._lock:
+            self._closed = True
+            self._cancel_timer()
+            if self._current is not None:
+                self._drop(self._current)
+
+    def _running(self) -> _Process | None:
+        if self._current is not None and self._current.process.poll() is not None:
+            _log.warning(
+                "the fork server ended with exit code %d; see %s", self._current.process.poll(), self._log_file
+            )
+            self._drop(self._current)
+        if self._current is None and not self._closed and not self._hopeless:
+            try:
+                self._current = self._start()
+            except OSError as error:
+                _log.warning("no fork server can be started: %s", error)
+        return self._current
+
+    def _start(self) -> _Process:
+        ours, theirs = socket.socketpair()
+        with theirs, self._log_file.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "merlina.worker.fork_server"],
+                stdin=theirs.fileno(),
+                stdout=log,
+                stderr=log,
+                env=child_environment(),
+                start_new_session=True,
+            )
+        started = _Process(process, ours)
+        threading.Thread(target=self._await_ready, args=(started,), name="fork server's start", daemon=True).start()
+        return started
+
+    def _await_ready(self, started: _Process) -> None:
+        try:
+            started.read()
+            started.connection.settimeout(_ANSWER_SECONDS)
+        except (OSError, ValueError):
+            with self._lock:
+                # One that couldn't even begin won't the next time either.
+                self._hopeless = started is self._current
+            if self._hopeless:
+                _log.warning("no process can be forked here, so each begins with its imports; see %s", self._log_file)
+        started.ready.set()
+        with self._lock:
+            if not self._closed:
+                self._start_timer()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._children = [child for child in self._children if child.is_alive()]
+            if self._current is None or self._closed:
+                return
+            if self._children:
+                self._start_timer()
+            else:
+                self._drop(self._current)
+
+    def _drop(self, process: _Process) -> None:
+        if process is self._current:
+            self._current = None
+        process.end()
+
+    def _start_timer(self) -> None:
+        self._cancel_timer()
+        self._idle_timer = threading.Timer(self._idle_seconds, self._let_go)
+        self._idle_timer.daemon = True
+        self._idle_timer.start()
+
+    def _cancel_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+
+@dataclass(eq=False)
+class Forked:
+    """A process forked from a fork server: what of subprocess.Popen its callers need."""
+
+    pid: int
+    server: ForkServer
+    parent: _Process
+
+    def __post_init__(self) -> None:
+        self._start_time = _start_time(self.pid)
+
+    def poll(self) -> int | None:
+        """Its exit code as subprocess has it, None where it lives, UNSEEN where nobody can tell any more."""
+        code = self.server.exit_code(self)
+        if code is not None or self.is_alive():
+            return code
+        code = self.server.exit_code(self)
+        return UNSEEN if code is None else code
+
+    def is_alive(self) -> bool:
+        started = _start_time(self.pid)
+        return started is not None and started == self._start_time
+
+    def wait(self, seconds: float = 5.0) -> int | None:
+        """Its exit code, once it has ended."""
+        until = time.monotonic() + seconds
+        while self.is_alive() and time.monotonic() < until:
+            time.sleep(0.01)
+        return self.poll()
+
+
+def _start_time(pid: int) -> float | None:
+    """None where no process lives by that number."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return float(process.create_time())
+    return None

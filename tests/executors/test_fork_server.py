@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment
+from merlina.executors.helper import Helper
+from tests.harness import until
+
+_PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("API_KEY", "the server's own")
+        patch.setenv("HF_TOKEN", "hf_secret")
+        server = ForkServer(60, tmp_path_factory.mktemp("forks") / "log")
+        yield server
+        server.close()
+
+
+def fork_helper(server: ForkServer, **environment: str) -> tuple[Forked, int, int]:
+    """With where it is asked and where it answers."""
+    requests, answers = os.pipe(), os.pipe()
+    files = [requests[0], answers[1], os.open(os.devnull, os.O_WRONLY)]
+    child = server.fork("helper", [], child_environment() | environment, files, patience=_PATIENCE)
+    for file in files:
+        os.close(file)
+    return child, requests[1], answers[0]
+
+
+def environment_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/environ").read_text()
+
+
+def test_a_child_has_its_own_session_environment_and_files_and_tells_its_exit_code(fork_server: ForkServer) -> None:
+    child, asked, answers = fork_helper(fork_server)
+    os.write(asked, json.dumps({"id": 1, "op": "no such thing", "args": {}}).encode() + b"\n")
+    assert json.loads(os.read(answers, 1 << 16))["id"] == 1
+    assert os.getsid(child.pid) == child.pid != os.getsid(0)
+    assert psutil.Process(child.pid).ppid() == fork_server.pid
+    assert child.poll() is None
+    os.close(asked)
+    assert child.wait() == 0
+
+
+def test_what_only_the_server_may_know_is_in_no_child(fork_server: ForkServer) -> None:
+    child, _, _ = fork_helper(fork_server, WANDB_API_KEY="its own")
+    assert fork_server.pid is not None
+    for pid in (child.pid, fork_server.pid):
+        told = environment_of(pid)
+        assert "the server's own" not in told
+        assert "hf_secret" not in told
+        assert "its own" not in told
+
+
+def test_a_signal_is_told_as_such_and_nothing_is_left_in_the_process_table(fork_server: ForkServer) -> None:
+    child, _, _ = fork_helper(fork_server)
+    os.killpg(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    assert not psutil.pid_exists(child.pid)
+
+
+def test_it_forks_with_one_thread_and_no_file_of_a_child_left_open(fork_server: ForkServer) -> None:
+    fork_helper(fork_server)
+    assert fork_server.pid is not None
+    process = psutil.Process(fork_server.pid)
+    assert process.num_threads() == 1
+    before = process.num_fds()
+    fork_helper(fork_server)
+    assert process.num_fds() == before
+
+
+def test_children_outlive_it_and_the_next_fork_gets_another(fork_server: ForkServer) -> None:
+    child, asked, answers = fork_helper(fork_server)
+    first = fork_server.pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    os.write(asked, json.dumps({"id": 7, "op": "no such thing", "args": {}}).encode() + b"\n")
+    assert json.loads(os.read(answers, 1 << 16))["id"] == 7
+    until(lambda: not psutil.pid_exists(first) or fork_server.pid is None, what="the fork server's death")
+    second, _, _ = fork_helper(fork_server)
+    assert psutil.Process(second.pid).ppid() == fork_server.pid != first
+    os.close(asked)
+    until(lambda: child.poll() == UNSEEN, what="the child's end")
+
+
+def test_it_is_let_go_when_idle_but_not_while_a_child_lives(tmp_path: Path) -> None:
+    server = ForkServer(0.3, tmp_path / "log")
+    try:
+        with pytest.raises(NoForkServerError):
+            server.fork("helper", [], {}, [])
+        child, asked, _ = fork_helper(server)
+        pid = server.pid
+        assert pid is not None
+        assert child.wait(1.0) is None
+        assert server.pid == pid
+        os.close(asked)
+        until(lambda: server.pid is None and not psutil.pid_exists(pid), what="the fork server to be let go")
+    finally:
+        server.close()
+
+
+def test_a_helper_is_forked_where_there_is_one(fork_server: ForkServer, tmp_path: Path) -> None:
+    helper = Helper(60, tmp_path / "log", fork_server)
+    try:
+        with pytest.raises(Exception, match="no such thing"):
+            helper.call("no such thing")
+        assert helper.pid is not None
+        assert psutil.Process(helper.pid).ppid() == fork_server.pid
+    finally:
+        helper.close()
