@@ -8,6 +8,7 @@ DATA_DIR/runs/<job_id>/            0700
     reserve          worker        room for the last event, given up when the disk is full
     worker.log       worker        its standard output and error
     stop             server        present once a stop was asked for
+    pause            server        present once a pause was asked for; inside: why
     checkpoints/     worker        checkpoint-<step>/, each with a mark once it is whole
 """
 
@@ -85,6 +86,10 @@ class RunFolder:
     @property
     def stop_file(self) -> Path:
         return self.path / "stop"
+
+    @property
+    def pause_file(self) -> Path:
+        return self.path / "pause"
 
     @property
     def reserve_file(self) -> Path:

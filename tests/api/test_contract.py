@@ -14,9 +14,10 @@ from websockets.sync.client import connect
 
 from tests.harness import Server, pairs_file, training_config
 
+# The document's, and `paused`, which is ours.
 STATES = {
     "queued", "initializing", "loading_model", "loading_dataset", "training", "saving", "uploading", "completed",
-    "failed", "stopped", "cancelled",
+    "paused", "failed", "stopped", "cancelled",
 }  # fmt: skip
 GPU_KEYS = ("status", "message", "gpus")
 STATS_KEYS = ("queued_count", "running_count", "max_concurrent", "available_slots")
@@ -134,6 +135,8 @@ CASES = [
     Case("GET /jobs/{completed}/logs", ("job_id", "count", "logs.0.message", "logs.0.timestamp", "logs.0.level")),
     Case("POST /jobs/{completed}/stop", ("status", "message", "job_id")),
     Case("POST /jobs/job_none/stop", ("detail",), 404),
+    Case("POST /jobs/{completed}/pause", ("status", "message", "job_id")),
+    Case("POST /jobs/job_none/pause", ("detail",), 404),
     Case("POST /jobs/{completed}/resume", ("detail",), 400),
     Case("POST /jobs/{completed}/retry", ("job_id", "status", "message")),
     Case("GET /queue/status", (*(f"stats.{key}" for key in STATS_KEYS), "queued_jobs", "running_jobs")),

@@ -12,7 +12,8 @@ _BLANK: dict[str, Any] = {
     "progress": 0.0, "step": None, "total_steps": None, "loss": None, "eval_loss": None, "learning_rate": None,
     "gpu_memory": None, "last_checkpoint": None, "error": None, "output_dir": None, "final_metrics": None,
     "wandb_url": None, "created_at": 0.0, "updated_at": 0.0, "started_at": None, "ended_at": None,
-    "stop_requested_at": None, "deleting": False, "last_seq": 0, "log_offset": 0,
+    "stop_requested_at": None, "pause_requested_at": None,
+    "preempted_by": None, "preemptible": False, "deleting": False, "last_seq": 0, "log_offset": 0,
 }  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.jobs.lifecycle import END_STATE, MOVES, Cause, may_move
+from merlina.jobs.lifecycle import END_STATE, MOVES, PAUSABLE_STATES, Cause, may_move
 from merlina.schemas.jobs import EndState, JobState
 
 ORDER = get_args(JobState)
@@ -21,13 +21,19 @@ def test_every_state_has_its_moves_and_every_cause_its_end() -> None:
 def test_a_job_moves_forward_only_and_only_a_resume_leads_back(current: JobState, new: JobState) -> None:
     if not may_move(current, new):
         return
-    resumed = current in ("failed", "stopped") and new == "queued"
+    resumed = current in ("failed", "stopped", "cancelled", "paused") and new == "queued"
     assert resumed or ORDER.index(new) > ORDER.index(current)
 
 
 @given(current=st.sampled_from(get_args(EndState)))
 def test_an_ended_job_is_never_given_another_end(current: JobState) -> None:
     assert not any(may_move(current, end) for end in get_args(EndState))
+
+
+def test_a_pause_is_possible_until_the_model_is_being_saved_and_is_no_end() -> None:
+    pausable = {state for state in ORDER if may_move(state, "paused")}
+    assert pausable == {"queued", *PAUSABLE_STATES} == {"queued", *ORDER[1:5]}
+    assert {state for state in ORDER if may_move("paused", state)} == {"queued", "stopped", "cancelled"}
 
 
 def test_a_job_completes_only_after_saving() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,3 +62,58 @@ def test_no_plan_gives_a_gpu_twice_or_more_jobs_than_slots(wanted: list[Any], sl
     assert len(given_out) == len(set(given_out))
     assert len(result.starts) <= slots
     assert {start.record.job_id for start in result.starts} | set(result.waiting) == {r.job_id for r in waiting}
+
+
+def low(job_id: str, number: int, **changes: Any) -> Any:
+    given = {"state": "training", "priority": 1, "preemptible": True, "number": number, **changes}
+    return job(job_id=job_id, **given)
+
+
+def preempted(result: Plan) -> list[tuple[str, str]]:
+    return [(record.job_id, by) for record, by in result.preempted]
+
+
+def high(job_id: str = "h", **config: Any) -> Any:
+    return job(job_id=job_id, priority=5, config=config)
+
+
+@pytest.mark.parametrize(
+    ("running", "queued", "cards", "slots", "expected"),
+    [
+        pytest.param([low("a", 1), low("b", 2)], [high()], (), 2, [("b", "h")], id="the youngest"),
+        pytest.param([low("a", 1)], [high()], (), 2, [], id="none where there is room"),
+        pytest.param([low("a", 1)], [job(job_id="n")], (), 1, [], id="not for normal priority"),
+        pytest.param([low("a", 1, preemptible=False)], [high()], (), 1, [], id="not one that may not be"),
+        pytest.param([low("a", 1, priority=3)], [high()], (), 1, [], id="not one of normal priority"),
+        pytest.param([low("a", 1, state="saving")], [high()], (), 1, [], id="not one that saves"),
+        pytest.param([low("a", 1, stop_requested_at=1.0)], [high()], (), 1, [], id="not one that stops"),
+        pytest.param([low("a", 1, pause_requested_at=1.0)], [high()], (), 1, [], id="not twice"),
+        pytest.param(
+            [low("a", 1, gpus=[0]), low("b", 2, gpus=[1])], [high(gpu_ids=[0])], (9, 9), 4, [("a", "h")], id="whose GPU"
+        ),
+        pytest.param(
+            [low("a", 1, gpus=[0]), low("b", 2, gpus=[1], preemptible=False)],
+            [high(gpu_ids=[0, 1])], (9, 9), 4, [], id="not for one that would wait on",
+        ),
+        pytest.param(
+            [low("a", 1, gpus=[0]), low("b", 2, gpus=[1])],
+            [high(gpu_ids=[0, 1])], (9, 9), 4, [("b", "h"), ("a", "h")], id="as many as it takes",
+        ),
+        pytest.param(
+            [low("a", 1, gpus=[0]), low("b", 2, gpus=[1])],
+            [high("h"), high("i")], (9, 9), 4, [("b", "h"), ("a", "i")], id="each for one",
+        ),
+        pytest.param([low("a", 1), low("b", 2)], [high("h")], (), 1, [("b", "h")], id="one slot is enough"),
+    ],
+)  # fmt: skip
+def test_who_makes_way(
+    running: list[Any], queued: list[Any], cards: tuple[int, ...], slots: int, expected: list[tuple[str, str]]
+) -> None:
+    assert preempted(planned(queued, running, gpus(*cards), slots=slots)) == expected
+
+
+def test_one_that_is_making_way_already_is_waited_for() -> None:
+    running = [low("a", 1), low("b", 2, pause_requested_at=1.0, preempted_by="h")]
+    result = planned([high()], running, [], slots=2)
+    assert preempted(result) == []
+    assert result.waiting == {"h": "b to make way"}

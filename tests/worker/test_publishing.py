@@ -23,7 +23,7 @@ from merlina.worker.reporting import EventReporter
 from merlina.worker.stages import TrainingData
 from merlina.worker.stop import StopRequest
 folder = Path(sys.argv[1])
-reporter = EventReporter(EventLog(folder / "events.jsonl"), StopRequest(folder / "stop"))
+reporter = EventReporter(EventLog(folder / "events.jsonl"), StopRequest(folder / "stop", folder / "pause"))
 for config, token in json.loads(sys.argv[2]):
     os.environ["HF_TOKEN"] = token
     config = TrainingConfig.model_validate(config)

@@ -47,6 +47,7 @@ def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:
         base_model=record.base_model,
         output_name=record.output_name,
         priority=_PRIORITY_NAME[record.priority],
+        preemptible=record.preemptible,
         created_at=iso(record.created_at),
         started_at=iso(record.started_at) if record.started_at else None,
         ended_at=iso(record.ended_at) if record.ended_at else None,

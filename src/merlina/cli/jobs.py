@@ -1,4 +1,4 @@
-"""`merlina jobs`, `status`, `logs` and `stop`: what runs, waits and ran."""
+"""`merlina jobs`, `status`, `logs`, `stop` and `pause`: what runs, waits and ran."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json
 from merlina.client import DEFAULT_URL
 from merlina.schemas.jobs import JobState
 
-_STYLE = {"completed": "green", "failed": "red", "stopped": "yellow", "cancelled": "yellow", "queued": "dim"}
+_STYLE = {
+    "completed": "green",
+    "failed": "red",
+    "stopped": "yellow",
+    "cancelled": "yellow",
+    "queued": "dim",
+    "paused": "dim",
+}
 
 
 def list_jobs(
@@ -85,3 +92,13 @@ def stop(
     """Stop a running job, saving what it has, or cancel a waiting one."""
     with client(url, api_key) as server:
         output.print(escape(server.stop(job_id).message))
+
+
+def pause(
+    job_id: Annotated[str, typer.Argument(help="The job to pause.")],
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Let a running job write a checkpoint and give up its GPU, or hold a waiting one back; `resume` goes on."""
+    with client(url, api_key) as server:
+        output.print(escape(server.pause(job_id).message))

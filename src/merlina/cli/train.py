@@ -23,6 +23,9 @@ EXIT_DETACHED = 130
 def train(
     file: Annotated[Path, typer.Argument(help="A TrainingConfig as JSON or YAML.")],
     priority: Annotated[Priority, typer.Option(help="Place in the queue.")] = "normal",
+    preemptible: Annotated[
+        bool, typer.Option(help="With low priority: make way while a run of high priority waits for the place.")
+    ] = False,
     detach: Annotated[bool, typer.Option(help="Submit only; don't watch.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -30,7 +33,7 @@ def train(
     """Submit a run and watch it. Ctrl-C leaves the run going."""
     config = read_config_file(file)
     with client(url, api_key) as server:
-        created = server.train(config, priority)
+        created = server.train(config, priority, preemptible=preemptible)
         output.print(escape(created.message))
         for warning in created.warnings:
             output.print(f"  [yellow]{escape(warning)}[/]")
@@ -50,7 +53,7 @@ def watch(
 
 
 def resume(
-    job_id: Annotated[str, typer.Argument(help="A failed or stopped run.")],
+    job_id: Annotated[str, typer.Argument(help="A failed, stopped or paused run.")],
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:

@@ -62,6 +62,7 @@ class AsyncClient:
     config = _in_thread(Client.config)
     logs = _in_thread(Client.logs)
     stop = _in_thread(Client.stop)
+    pause = _in_thread(Client.pause)
     resume = _in_thread(Client.resume)
     retry = _in_thread(Client.retry)
     delete = _in_thread(Client.delete)

@@ -103,8 +103,9 @@ class Client:
     def validate(self, config: TrainingConfig) -> ValidationResponse:
         return parse(self._send("POST", "/validate", json=sendable(config)), ValidationResponse)
 
-    def train(self, config: TrainingConfig, priority: Priority = "normal") -> JobCreated:
-        response = self._send("POST", "/train", json=sendable(config), params={"priority": priority})
+    def train(self, config: TrainingConfig, priority: Priority = "normal", *, preemptible: bool = False) -> JobCreated:
+        params = {"priority": priority, "preemptible": preemptible}
+        response = self._send("POST", "/train", json=sendable(config), params=params)
         return parse(response, JobCreated)
 
     def status(self, job_id: str) -> JobStatus:
@@ -130,6 +131,9 @@ class Client:
 
     def stop(self, job_id: str) -> StopAnswer:
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/stop"), StopAnswer)
+
+    def pause(self, job_id: str) -> JobAction:
+        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/pause"), JobAction)
 
     def resume(self, job_id: str) -> JobCreated:
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/resume"), JobCreated)

@@ -1,4 +1,4 @@
-"""What people ask of jobs: take one in, stop, delete, resume or retry it. Each answers once the database holds it."""
+"""What people ask of jobs, from taking one in to deleting it. Each answers once the database holds it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
 from merlina.jobs.hub import Hub
 from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, RUNNING_STATES, Cause
+from merlina.jobs.pauses import ask_to_pause, requeue
 from merlina.runs import RunFolder
 from merlina.schemas.jobs import PRIORITY_NUMBER, Priority
 from merlina.schemas.training import TrainingConfig
@@ -42,24 +43,44 @@ class Desk:
             raise NotFoundError("Job not found")
         return record
 
-    def submit(self, config: TrainingConfig, priority: Priority, dataset_file: Path | None) -> JobRecord:
+    def submit(
+        self, config: TrainingConfig, priority: Priority, dataset_file: Path | None, *, preemptible: bool
+    ) -> JobRecord:
         """Puts a job into the queue. Its folder with the tokens is on disk before the row that makes it a job."""
         folder = self._new_folder()
         try:
             folder.write_secrets(config.secrets())
-            return self._add(folder, config.without_secrets(), priority, dataset_file)
+            return self._add(folder, config.without_secrets(), priority, dataset_file, preemptible)
         except BaseException:
             shutil.rmtree(folder.path, ignore_errors=True)
             raise
 
     def stop(self, job_id: str) -> tuple[JobRecord, bool]:
-        """Cancels a waiting job (True) or asks a running one to end (False); an ended one is left as it is."""
+        """Cancels a waiting job (True) or asks a running one to end (False); an ended one is left as it is.
+
+        A paused one ends at once, with what its checkpoint holds.
+        """
         self.find(job_id)
         cancelled = self._cancel(job_id)
         if cancelled is not None:
             return cancelled, True
+        ended = self._end_paused(job_id)
+        if ended is not None:
+            return ended, False
         asked = self._ask_to_stop(job_id, {})
         return asked or self.find(job_id), False
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Holds a waiting job back, or asks a running one for a checkpoint and its end; any other is left as it is."""
+        record, now = self.find(job_id), self.clock()
+        with self.database.write() as connection:
+            held = jobs.change(connection, job_id, {"state": "paused", "updated_at": now}, while_in=["queued"])
+        if held is None:
+            folder = self.folder(job_id)
+            asked = ask_to_pause(self.database, self.hub, self.executor, folder, record, now)
+            return asked or self.find(job_id)
+        self._tell(held)
+        return held
 
     def delete(self, job_id: str) -> None:
         """Removes a job at once; a running one is hidden, stopped, and removed when it has saved what it has."""
@@ -67,7 +88,7 @@ class Desk:
         self._cancel(job_id)
         if self._ask_to_stop(job_id, {"deleting": True}) is None:
             with self.database.write() as connection:
-                jobs.change(connection, job_id, {"deleting": True}, while_in=END_STATES)
+                jobs.change(connection, job_id, {"deleting": True}, while_in=[*END_STATES, "paused"])
             self.wake()
 
     def clear(self) -> int:
@@ -79,35 +100,26 @@ class Desk:
         return len(job_ids)
 
     def resume(self, job_id: str) -> JobRecord:
-        """Queues a failed or stopped job to go on from its last checkpoint."""
+        """Queues a failed, stopped or paused job to go on from its last checkpoint."""
         record = self.find(job_id)
         if record.state not in RESUMABLE_STATES:
-            raise InvalidRequestError(f"Job {job_id} is {record.state}; only a failed or stopped job can be resumed")
-        if record.last_checkpoint is None:
+            raise InvalidRequestError(
+                f"Job {job_id} is {record.state}; only a failed, stopped or paused job can be resumed"
+            )
+        if record.last_checkpoint is None and record.state != "paused":
             raise InvalidRequestError(f"Job {job_id} has no checkpoint yet; POST /jobs/{job_id}/retry begins it anew")
         _check_data_is_there(record)
-        self.folder(job_id).stop_file.unlink(missing_ok=True)
-        values = {
-            "state": "queued",
-            "attempt": record.attempt + 1,
-            "error": None,
-            "ended_at": None,
-            "stop_requested_at": None,
-            "updated_at": self.clock(),
-        }
-        with self.database.write() as connection:
-            resumed = jobs.change(connection, job_id, values, while_in=[record.state])
-        if resumed is None:
-            return self.find(job_id)
-        self._tell(resumed)
-        return resumed
+        queued = requeue(self.database, self.hub, self.folder(job_id), record, self.clock())
+        self.wake()
+        return queued or self.find(job_id)
 
-    def again(self, job_id: str) -> tuple[TrainingConfig, Priority]:
+    def again(self, job_id: str) -> tuple[TrainingConfig, Priority, bool]:
         """What a job was told, for a new one. Its tokens are there only until it has completed."""
         record = self.find(job_id)
         _check_data_is_there(record)
         config = TrainingConfig.model_validate({**record.config, **self.folder(job_id).read_secrets()})
-        return config, next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
+        priority = next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
+        return config, priority, record.preemptible
 
     def folder(self, job_id: str) -> RunFolder:
         return RunFolder(self.runs_dir / job_id)
@@ -126,7 +138,12 @@ class Desk:
         raise AssertionError
 
     def _add(
-        self, folder: RunFolder, config: TrainingConfig, priority: Priority, dataset_file: Path | None
+        self,
+        folder: RunFolder,
+        config: TrainingConfig,
+        priority: Priority,
+        dataset_file: Path | None,
+        preemptible: bool,
     ) -> JobRecord:
         now = self.clock()
         values = {
@@ -138,6 +155,7 @@ class Desk:
             "output_name": config.output_name,
             "target_dir": str(self.models_dir / config.output_name),
             "dataset_file": str(dataset_file) if dataset_file else None,
+            "preemptible": preemptible,
             "created_at": now,
             "updated_at": now,
         }
@@ -152,9 +170,25 @@ class Desk:
         with self.database.write() as connection:
             record = jobs.change(connection, job_id, values, while_in=["queued"])
         if record is not None:
-            self.folder(job_id).secrets_file.unlink(missing_ok=True)
+            self._forget_tokens(record)
             self._tell(record)
         return record
+
+    def _end_paused(self, job_id: str) -> JobRecord | None:
+        now, record = self.clock(), self.find(job_id)
+        state = END_STATE[Cause.STOP_WAS_ASKED if record.attempt_seen else Cause.CANCELLED_IN_QUEUE]
+        with self.database.write() as connection:
+            values = {"state": state, "ended_at": now, "updated_at": now, "preempted_by": None}
+            ended = jobs.change(connection, job_id, values, while_in=["paused"])
+        if ended is not None:
+            self._forget_tokens(ended)
+            self._tell(ended)
+        return ended
+
+    def _forget_tokens(self, record: JobRecord) -> None:
+        """Where nothing is left that a resume could go on from."""
+        if record.last_checkpoint is None:
+            self.folder(record.job_id).secrets_file.unlink(missing_ok=True)
 
     def _ask_to_stop(self, job_id: str, values: dict[str, object]) -> JobRecord | None:
         now = self.clock()

@@ -66,6 +66,11 @@ def _(event: events.Linked, _record: JobRecord) -> dict[str, Any]:
 
 
 @_changes.register
+def _(_event: events.Paused, record: JobRecord) -> dict[str, Any]:
+    return {"state": "paused", "gpus": None} if may_move(record.state, "paused") else {}
+
+
+@_changes.register
 def _(event: events.Ended, record: JobRecord) -> dict[str, Any]:
     if record.ended:
         _log.warning("%s: event %d ends a job that is %s already; ignored", record.job_id, event.seq, record.state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, fields
+from typing import Any
 
 from merlina.jobs.fold import fold
 from merlina.jobs.hub import Hub
@@ -16,7 +17,10 @@ from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
 
 _log = logging.getLogger(__name__)
-_FIXED = {"number", "job_id", "config", "created_at", "deleting", "stop_requested_at"}
+_FIXED = {
+    "number", "job_id", "config", "created_at", "deleting", "preemptible", "stop_requested_at", "pause_requested_at",
+    "preempted_by",
+}  # fmt: skip
 _FOLDED = [field.name for field in fields(JobRecord) if field.name not in _FIXED]
 
 
@@ -36,12 +40,21 @@ def follow(database: Database, hub: Hub, record: JobRecord, folder: RunFolder) -
 
 def record_end(folder: RunFolder, state: EndState, error: str | None) -> bool:
     """Writes the last event of a worker that died without one. False while it lives, or where it wrote one itself."""
+    return _append(folder, "ended", state=state, error=error)
+
+
+def record_pause(folder: RunFolder, reason: str) -> bool:
+    """The same for a worker that died while it was asked to pause."""
+    return _append(folder, "paused", reason=reason)
+
+
+def _append(folder: RunFolder, kind: str, **fields: Any) -> bool:
     with folder.locked() as lock:
         if lock is None:
             return False
         log = EventLog(folder.events_file)
         try:
-            log.append("ended", durable=True, state=state, error=error)
+            log.append(kind, durable=True, **fields)
         finally:
             log.close()
         return True

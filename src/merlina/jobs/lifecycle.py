@@ -1,7 +1,8 @@
 """Legal moves of a job, as data; and the end state each cause leads to.
 
 A job moves forward through the states of its run and ends once. The one way back is a resume: a failed or stopped
-job goes into the queue again as its next attempt.
+job, or a cancelled one that has a checkpoint, goes into the queue again as its next attempt. A pause is no end: a job
+waits in it until it is resumed, or goes back to the queue by itself where it made way for another.
 """
 
 from __future__ import annotations
@@ -19,18 +20,23 @@ _RUN: tuple[JobState, ...] = (
     "uploading",
 )
 RUNNING_STATES: tuple[JobState, ...] = _RUN
-RESUMABLE_STATES: tuple[JobState, ...] = ("failed", "stopped")
+RESUMABLE_STATES: tuple[JobState, ...] = ("failed", "stopped", "cancelled", "paused")
+# Later there is little left to do, and a model half saved.
+PAUSABLE_STATES: tuple[JobState, ...] = _RUN[:4]
 
 MOVES: dict[JobState, frozenset[JobState]] = {
-    "queued": frozenset({"initializing", "cancelled"}),
+    "queued": frozenset({"initializing", "paused", "cancelled"}),
     **{
-        state: frozenset({*_RUN[index + 1 :], "failed", "stopped", *(("completed",) if state in _RUN[4:] else ())})
+        state: frozenset(
+            {*_RUN[index + 1 :], "failed", "stopped", "completed" if state in _RUN[4:] else "paused"},
+        )
         for index, state in enumerate(_RUN)
     },
+    "paused": frozenset({"queued", "stopped", "cancelled"}),
     "completed": frozenset(),
     "failed": frozenset({"queued"}),
     "stopped": frozenset({"queued"}),
-    "cancelled": frozenset(),
+    "cancelled": frozenset({"queued"}),
 }
 
 

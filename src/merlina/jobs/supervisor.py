@@ -15,9 +15,10 @@ from pathlib import Path
 
 from merlina.executors.protocol import Executor
 from merlina.hardware.gpus import Gpu
-from merlina.jobs.follower import follow, record_end
+from merlina.jobs.follower import follow, record_end, record_pause
 from merlina.jobs.hub import Hub
 from merlina.jobs.lifecycle import END_STATE, Cause
+from merlina.jobs.pauses import ask_to_pause, requeue
 from merlina.jobs.scheduler import Plan, Start, plan
 from merlina.runs import RunFolder, RunOrder
 from merlina.schemas.training import TrainingConfig
@@ -102,12 +103,14 @@ class Supervisor:
             except Exception:  # what is wrong with one run must not keep the others waiting
                 _log.exception("%s could not be attended to; trying again", record.job_id)
         self._finish_deletions()
-        starts = self.look_at_queue().starts
-        for start in starts:
+        self._requeue_those_that_made_way()
+        plan = self.look_at_queue()
+        self._preempt(plan)
+        for start in plan.starts:
             # A resumed run's last worker may still be on its way out; it is started when that one is gone.
             if not self._executor.is_alive(self.folder(start.record.job_id)):
                 self._start_job(start)
-        return bool(running or starts)
+        return bool(running or plan.starts)
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -122,15 +125,28 @@ class Supervisor:
     def _attend(self, record: JobRecord) -> None:
         folder = self.folder(record.job_id)
         record = follow(self._database, self._hub, record, folder)
-        if record.ended:
+        if record.state == "paused" and record.stop_requested_at is not None:
+            record = self._stop_paused(record)
+        if not record.running:
             self._note_end(record)
             return
-        if record.stop_requested_at is not None and self._clock() > record.stop_requested_at + self._grace:
+        asked_at = record.stop_requested_at or record.pause_requested_at
+        if asked_at is not None and self._clock() > asked_at + self._grace:
             self._force_stop(record, folder)
         if self._clock() - self._alive_checked.get(record.job_id, 0.0) >= _LIVENESS_SECONDS:
             self._alive_checked[record.job_id] = self._clock()
             if not self._executor.is_alive(folder):
                 self._bury(record, folder)
+
+    def _stop_paused(self, record: JobRecord) -> JobRecord:
+        """A stop that was asked for while the worker was about to pause."""
+        now = self._clock()
+        values = {"state": END_STATE[Cause.STOP_WAS_ASKED], "ended_at": now, "updated_at": now, "preempted_by": None}
+        with self._database.write() as connection:
+            stopped = jobs.change(connection, record.job_id, values, while_in=["paused"])
+        if stopped is not None:
+            self._hub.publish(stopped)
+        return stopped or record
 
     def _note_end(self, record: JobRecord) -> None:
         self._alive_checked.pop(record.job_id, None)
@@ -147,7 +163,11 @@ class Supervisor:
     def _bury(self, record: JobRecord, folder: RunFolder) -> None:
         """Writes the last event of a dead worker, unless it managed to write one between our two looks."""
         record = follow(self._database, self._hub, record, folder)
-        if record.ended:
+        if not record.running:
+            return
+        if record.pause_requested_at is not None and record.stop_requested_at is None:
+            if record_pause(folder, f"{self._executor.cause_of_death(folder)} while it was asked to pause"):
+                follow(self._database, self._hub, record, folder)
             return
         cause = Cause.STOP_WAS_ASKED if record.stop_requested_at is not None else Cause.WORKER_DIED
         error = self._obituary(record, folder, cause)
@@ -161,6 +181,21 @@ class Supervisor:
             return f"The worker ended before it had saved what it had; {_ways_on(record)}"
         where = f" at step {record.step} of {record.total_steps}" if record.step else f" while {record.state}"
         return f"The worker process {self._executor.cause_of_death(folder)}{where}; {_ways_on(record)}"
+
+    def _preempt(self, plan: Plan) -> None:
+        for record, high in plan.preempted:
+            folder = self.folder(record.job_id)
+            asked = ask_to_pause(
+                self._database, self._hub, self._executor, folder, record, self._clock(), made_way_for=high
+            )
+            if asked is not None:
+                _log.info("%s makes way for %s", record.job_id, high)
+
+    def _requeue_those_that_made_way(self) -> None:
+        with self._database.read() as connection:
+            found = jobs.that_made_way(connection)
+        for record in found:
+            requeue(self._database, self._hub, self.folder(record.job_id), record, self._clock())
 
     def _start_job(self, start: Start) -> None:
         changes = {"state": "initializing", "gpus": start.gpus, "updated_at": self._clock()}
@@ -206,7 +241,7 @@ class Supervisor:
         for record in running:
             try:
                 record = follow(self._database, self._hub, record, self.folder(record.job_id))
-                if record.ended:
+                if not record.running:
                     self._note_end(record)
                 elif record.state == "initializing" and record.attempt_seen < record.attempt:
                     self._launch(record)

@@ -85,6 +85,13 @@ class Linked(BaseEvent):
     wandb_url: str
 
 
+class Paused(BaseEvent):
+    """Last line of an attempt that is to be gone on with: nothing was saved but its checkpoint."""
+
+    type: Literal["paused"] = "paused"
+    reason: str
+
+
 class Ended(BaseEvent):
     """Last line of an attempt."""
 
@@ -102,7 +109,7 @@ class Unknown(BaseEvent):
 
 
 KnownEvent = Annotated[
-    Started | Resumed | StateChanged | Progress | Metrics | Checkpointed | Logged | Linked | Ended,
+    Started | Resumed | StateChanged | Progress | Metrics | Checkpointed | Logged | Linked | Paused | Ended,
     Field(discriminator="type"),
 ]
 Event = KnownEvent | Unknown

@@ -16,6 +16,7 @@ JobState = Literal[
     "training",
     "saving",
     "uploading",
+    "paused",
     "completed",
     "failed",
     "stopped",
@@ -57,6 +58,7 @@ class JobStatus(Response):
     base_model: str
     output_name: str
     priority: Priority
+    preemptible: bool = Field(description="whether it makes way where a job of high priority waits for its place")
     created_at: str
     started_at: str | None = None
     ended_at: str | None = None

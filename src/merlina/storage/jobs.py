@@ -12,6 +12,7 @@ from merlina.schemas.jobs import JobState
 from merlina.storage.tables import jobs
 
 END_STATES: tuple[JobState, ...] = ("completed", "failed", "stopped", "cancelled")
+_AT_REST: tuple[JobState, ...] = ("queued", "paused")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,9 @@ class JobRecord:
     started_at: float | None
     ended_at: float | None
     stop_requested_at: float | None
+    pause_requested_at: float | None
+    preempted_by: str | None
+    preemptible: bool
     deleting: bool
     last_seq: int
     log_offset: int
@@ -57,12 +61,17 @@ class JobRecord:
 
     @property
     def running(self) -> bool:
-        return not self.ended and self.state != "queued"
+        return not self.ended and self.state not in _AT_REST
+
+    @property
+    def begun(self) -> bool:
+        """Whether its present attempt has begun, so that the next one is another."""
+        return self.attempt_seen >= self.attempt
 
 
 _FIELDS = [field.name for field in fields(JobRecord)]
 _COLUMNS = [jobs.c[name] for name in _FIELDS]
-_RUNNING = jobs.c.state.not_in(("queued", *END_STATES))
+_RUNNING = jobs.c.state.not_in((*_AT_REST, *END_STATES))
 _QUEUE_ORDER = (jobs.c.priority.desc(), jobs.c.number)
 
 
@@ -132,7 +141,12 @@ def page(connection: Connection, state: JobState | None, limit: int, offset: int
 
 
 def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
-    return [record for record in _records(connection, jobs.c.deleting) if record.ended]
+    return [record for record in _records(connection, jobs.c.deleting) if not record.running]
+
+
+def that_made_way(connection: Connection) -> list[JobRecord]:
+    """Paused jobs that go back to the queue by themselves."""
+    return _records(connection, (jobs.c.state == "paused") & jobs.c.preempted_by.is_not(None))
 
 
 def change(

@@ -59,6 +59,10 @@ jobs = Table(
     Column("started_at", Float),
     Column("ended_at", Float),
     Column("stop_requested_at", Float),
+    Column("pause_requested_at", Float),
+    # The job it makes way for: it goes back to the queue by itself.
+    Column("preempted_by", String(64)),
+    Column("preemptible", Boolean, nullable=False, server_default=false()),
     Column("deleting", Boolean, nullable=False, server_default=false()),
     Column("last_seq", Integer, nullable=False, server_default="0"),
     Column("log_offset", Integer, nullable=False, server_default="0"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,14 +22,14 @@ from merlina.worker.stop import StopRequest
 _NAMED_VERSIONS = ("merlina", "torch", "transformers", "peft")
 
 
-def main() -> int:
-    arguments = _arguments()
+def main(given: Sequence[str] | None = None) -> int:
+    arguments = _arguments(given)
     os.umask(0o077)
     os.set_inheritable(arguments.lock_fd, False)
     folder = RunFolder(arguments.folder)
     order = folder.read_order()
     setproctitle(f"merlina worker {order.job_id} {folder.path}")
-    stop = StopRequest(folder.stop_file)
+    stop = StopRequest(folder.stop_file, folder.pause_file)
     _name_myself(arguments.lock_fd)
     log = EventLog(folder.events_file)
     versions = {name: version(name) for name in _NAMED_VERSIONS}
@@ -39,11 +40,11 @@ def main() -> int:
     return run(folder, order, log, stop)
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m merlina.worker")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--lock-fd", type=int, required=True)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 def _name_myself(lock: int) -> None:

@@ -114,8 +114,8 @@ def _why(error: Exception, config: TrainingConfig) -> str:
 
 
 def _save_merged(model: Any, tokenizer: Any, order: RunOrder, folder: Path) -> None:
-    """Whole weights with the adapter in them: where the run held them in 4 bits, the original ones."""
-    if order.config.use_4bit:
+    """Whole weights with the adapter in them: where the run held them in few bits, the original ones."""
+    if order.config.weight_bits:
         name, gguf = split_gguf(order.config.base_model)
         base = AutoModelForCausalLM.from_pretrained(
             name,

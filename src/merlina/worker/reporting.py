@@ -34,6 +34,7 @@ class EventReporter:
         self._progress_at = 0.0
         self._untold_progress: tuple[int, int] | None = None
         self._first: dict[str, float] = {}
+        self._kept_step: int | None = None
         self._last: dict[str, float] = {}
 
     def recall(self, events_file: Path, until_step: int) -> None:
@@ -71,6 +72,9 @@ class EventReporter:
         self._tell_progress()
         self._log.append("checkpoint", durable=True, step=step, path=str(path))
 
+    def kept(self, step: int) -> None:
+        self._kept_step = step
+
     def note(self, level: str, message: str) -> None:
         self._log.append("log", level=level, message=without_tokens(message))
 
@@ -80,6 +84,13 @@ class EventReporter:
     def end(self, state: EndState, error: str | None = None, **fields: Any) -> None:
         self._tell_progress()
         self._log.append("ended", durable=True, state=state, error=without_tokens(error) if error else None, **fields)
+
+    def paused(self, reason: str) -> None:
+        self._tell_progress()
+        self._log.append("paused", durable=True, reason=reason)
+
+    def reason_to_pause(self) -> str | None:
+        return self._stop.reason_to_pause()
 
     def should_stop(self) -> bool:
         return self._stop.is_set()
@@ -99,4 +110,5 @@ class EventReporter:
         """The last figure of each kind, and of evaluations the first as well."""
         final = {f"final_{name}": value for name, value in self._last.items() if name != "epoch"}
         initial = {f"initial_{name}": value for name, value in self._first.items() if name.startswith("eval_")}
-        return {**initial, **final}
+        kept = {} if self._kept_step is None else {"kept_step": float(self._kept_step)}
+        return {**initial, **final, **kept}

@@ -29,8 +29,12 @@ def run(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) ->
     try:
         _run_stages(Stages(folder, order, reporter))
     except StoppedEarly:
-        reporter.note("info", "Stopped before training began; there is nothing to save")
-        reporter.end("stopped")
+        reason = reporter.reason_to_pause()
+        if reason is not None:
+            reporter.paused(reason)
+        else:
+            reporter.note("info", "Stopped before training began; there is nothing to save")
+            reporter.end("stopped")
     except Exception as error:
         folder.reserve_file.unlink(missing_ok=True)
         reporter.end("failed", error=_in_words(error, folder))
@@ -48,6 +52,10 @@ def _run_stages(stages: Stages) -> None:
     data = stages.load_data(loaded.tokenizer)
     reporter.state("training")
     trained = stages.train(loaded, data)
+    if stages.was_stopped and (reason := reporter.reason_to_pause()) is not None:
+        reporter.note("info", f"Paused: {reason}. The checkpoint holds all there is; a resume goes on from it")
+        reporter.paused(reason)
+        return
     reporter.state("saving")
     final_metrics = reporter.final_metrics()
     output_dir = Path(order.output_dir)
@@ -70,7 +78,7 @@ def _in_words(error: Exception, folder: RunFolder) -> str:
         place = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
         return (
             f"The run needs more {place} than there is. In order of effect: use_4bit, gradient_checkpointing, "
-            "a smaller batch_size (with more gradient_accumulation_steps), a smaller max_length, a smaller lora_r"
+            "a smaller max_length, an 8bit optimizer_type, a smaller lora_r"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (

@@ -28,6 +28,7 @@ from merlina.worker.reporting import EventReporter
 from merlina.worker.wandb_link import follow_with_wandb
 
 _ITEMS_BETWEEN_LOOKS = 1000
+_HELD_AS = {4: "4-bit NF4", 8: "8-bit integers", None: ""}
 _T = TypeVar("_T")
 
 
@@ -69,7 +70,7 @@ class Stages:
         spec = ModelSpec(
             base_model=config.base_model,
             dtype=config.dtype,
-            use_4bit=config.use_4bit,
+            weight_bits=config.weight_bits,
             attn_implementation=config.attn_implementation,
             scratch=self.folder.path,
             token=self._token,
@@ -177,7 +178,7 @@ class Stages:
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         if trained == 0:
             raise TrainingError("No weight of the model would be trained; check target_modules and use_lora")
-        held = "4-bit NF4" if self.order.config.use_4bit else str(dtype).removeprefix("torch.")
+        held = _HELD_AS[self.order.config.weight_bits] or str(dtype).removeprefix("torch.")
         place = "GPU" if training_device().type == "cuda" else "CPU"
         self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
 

@@ -33,9 +33,14 @@ router = APIRouter(tags=["jobs"])
 
 
 @router.post("/train")
-def train(config: TrainingConfig, services: Inject, priority: Priority = "normal") -> JobCreated:
-    """Checks a configuration and puts a job into the queue."""
-    return _submit(services, config, priority, "Training spell cast!")
+def train(
+    config: TrainingConfig, services: Inject, priority: Priority = "normal", preemptible: bool = False
+) -> JobCreated:
+    """Checks a configuration and puts a job into the queue.
+
+    A preemptible job of low priority makes way where one of high priority waits for its place, and comes back after it.
+    """
+    return _submit(services, config, priority, "Training spell cast!", preemptible=preemptible)
 
 
 @router.get("/status/{job_id}")
@@ -98,10 +103,15 @@ def job_logs(job_id: str, services: Inject, limit: Annotated[int, Query(ge=1, le
 @router.post("/jobs/{job_id}/stop")
 def stop(job_id: str, services: Inject) -> StopAnswer:
     """Cancels a waiting job, or lets a running one end after its optimizer step, saving what it has."""
+    was_paused = services.desk.find(job_id).state == "paused"
     record, was_queued = services.desk.stop(job_id)
     if was_queued:
         message = f"Job {job_id} removed from queue"
         return StopAnswer(status="success", message=message, job_id=job_id, was_queued=True)
+    if was_paused and record.ended:
+        kept = f"; the checkpoint at step {record.last_checkpoint} can be resumed" if record.last_checkpoint else ""
+        message = f"Job {job_id} was paused and is {record.state} now. No model was saved{kept}."
+        return StopAnswer(status="success", message=message, job_id=job_id, was_queued=False)
     if record.ended:
         message = f"Job {job_id} is {record.state} already; nothing to stop"
         return StopAnswer(status="warning", message=message, job_id=job_id, was_queued=False)
@@ -109,11 +119,27 @@ def stop(job_id: str, services: Inject) -> StopAnswer:
     return StopAnswer(status="success", message=message, job_id=job_id, was_queued=False)
 
 
+@router.post("/jobs/{job_id}/pause")
+def pause(job_id: str, services: Inject) -> JobAction:
+    """Holds a waiting job back, or lets a running one write a checkpoint after its step and give up its GPU."""
+    record = services.desk.pause(job_id)
+    if record.state == "paused":
+        message = f"Job {job_id} is paused; POST /jobs/{job_id}/resume goes on with it"
+    elif record.pause_requested_at is not None and record.running:
+        message = f"Pause request sent to job {job_id}. It will write a checkpoint after its current step."
+    else:
+        message = f"Job {job_id} is {record.state}; there is nothing to pause"
+        return JobAction(status="warning", message=message, job_id=job_id)
+    return JobAction(status="success", message=message, job_id=job_id)
+
+
 @router.post("/jobs/{job_id}/resume")
 def resume(job_id: str, services: Inject) -> JobCreated:
-    """Queues a failed or stopped job to go on from its last checkpoint."""
+    """Queues a failed, stopped or paused job to go on from its last checkpoint."""
     record = services.desk.resume(job_id)
-    return _queued(services, record, f"Going on from the checkpoint at step {record.last_checkpoint}.", [])
+    begins = "It had no checkpoint yet and begins anew."
+    greeting = f"Going on from the checkpoint at step {record.last_checkpoint}." if record.last_checkpoint else begins
+    return _queued(services, record, greeting, [])
 
 
 @router.post("/jobs/{job_id}/retry")
@@ -122,8 +148,8 @@ def retry(job_id: str, services: Inject) -> JobCreated:
 
     A job that has completed gave up its tokens: what needs one is then told by the checks.
     """
-    config, priority = services.desk.again(job_id)
-    return _submit(services, config, priority, f"Once more, like {job_id}.")
+    config, priority, preemptible = services.desk.again(job_id)
+    return _submit(services, config, priority, f"Once more, like {job_id}.", preemptible=preemptible)
 
 
 @router.delete("/jobs/{job_id}")
@@ -140,11 +166,13 @@ def clear(services: Inject) -> JobsCleared:
     return JobsCleared(message=f"Cleared all jobs ({deleted} jobs deleted)", deleted_count=deleted)
 
 
-def _submit(services: Services, config: TrainingConfig, priority: Priority, greeting: str) -> JobCreated:
+def _submit(
+    services: Services, config: TrainingConfig, priority: Priority, greeting: str, *, preemptible: bool
+) -> JobCreated:
     report = services.preflight.check(config)
     if report.errors:
         raise InvalidRequestError("Training configuration validation failed", report.errors, report.warnings)
-    record = services.desk.submit(config, priority, report.dataset_file)
+    record = services.desk.submit(config, priority, report.dataset_file, preemptible=preemptible)
     return _queued(services, record, greeting, report.warnings)
 
 

@@ -1,0 +1,23 @@
+"""jobs that pause and make way"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    # Not as a batch, which makes the table anew on SQLite, where its numbers would begin again.
+    op.add_column("jobs", sa.Column("pause_requested_at", sa.Float(), nullable=True))
+    op.add_column("jobs", sa.Column("preempted_by", sa.String(length=64), nullable=True))
+    op.add_column("jobs", sa.Column("preemptible", sa.Boolean(), server_default=sa.text("0"), nullable=False))
+
+
+def downgrade() -> None:
+    for name in ("preemptible", "preempted_by", "pause_requested_at"):
+        op.drop_column("jobs", name)

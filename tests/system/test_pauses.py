@@ -1,0 +1,143 @@
+"""Runs that pause, make way, and are killed at any moment end with the very weights of one that wasn't disturbed."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.harness import Server, pairs_file, training_config, until
+from tests.system.test_recovery import Config, NewServer
+
+LONG: dict[str, Any] = {"max_steps": 120, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
+
+
+def weights(server: Server, name: str) -> dict[str, Any]:
+    return load_file(server.root / "models" / name / "adapter_model.safetensors")
+
+
+def assert_same_weights(server: Server, name: str, other: str) -> None:
+    ours, theirs = weights(server, name), weights(server, other)
+    assert ours.keys() == theirs.keys()
+    assert all(tensor.equal(theirs[key]) for key, tensor in ours.items())
+
+
+def until_state(server: Server, job: str, state: str, seconds: float = 30) -> None:
+    until(lambda: server.status(job).status == state, seconds, f"{state} of {job}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server: Server, tiny_model: Path) -> str:
+    """The job that all others are held against."""
+    pairs = pairs_file(server.root / "pairs.jsonl")
+    job = server.train({**training_config(tiny_model, pairs, "undisturbed"), **LONG})
+    assert server.until_ended(job).status == "completed"
+    return job
+
+
+def test_a_paused_run_goes_on_and_ends_as_if_nothing_had_been(server: Server, config: Config, undisturbed: str) -> None:
+    job = server.train(config(server, "paused", **LONG))
+    server.until_step(job, 15)
+    with server.client() as client:
+        assert client.pause(job).status == "success"
+        until_state(server, job, "paused")
+        status = client.status(job)
+        assert (status.queue_state, status.ended_at, status.attempt) == (None, None, 1)
+        assert status.last_checkpoint == status.current_step
+        assert not (server.root / "models" / "paused").exists()
+        assert client.queue_status().stats.running_count == 0
+        client.resume(job)
+    ended = server.until_ended(job)
+    assert (ended.status, ended.attempt) == ("completed", 2)
+    assert server.losses(job) == server.losses(undisturbed)
+    assert_same_weights(server, "paused", "undisturbed")
+
+
+def test_a_waiting_job_is_held_back_and_let_go(server: Server, config: Config) -> None:
+    first = server.train(config(server, "in-front", **LONG))
+    second = server.train(config(server, "held-back", max_steps=2, eval_steps=0))
+    with server.client() as client:
+        assert "is paused" in client.pause(second).message
+        assert client.status(second).queue_position is None
+        client.stop(first)
+        server.until_ended(first)
+        assert client.status(second).status == "paused"
+        client.resume(second)
+        ended = server.until_ended(second)
+        assert (ended.status, ended.attempt) == ("completed", 1)
+        assert client.pause(second).status == "warning"
+
+
+@pytest.mark.usefixtures("undisturbed")
+def test_a_low_job_makes_way_for_a_high_one_and_comes_back_by_itself(server: Server, config: Config) -> None:
+    with server.http() as http:
+        low = http.post(
+            "/train", json=config(server, "low", **LONG), params={"priority": "low", "preemptible": True}
+        ).json()["job_id"]
+        server.until_step(low, 15)
+        high = server.train(config(server, "high", max_steps=3, eval_steps=0), "high")
+        assert server.until_ended(high).status == "completed"
+    ended = server.until_ended(low)
+    assert (ended.status, ended.attempt, ended.preemptible) == ("completed", 2, True)
+    assert any(f"making way for {high}" in line for line in server.log_lines(low))
+    assert_same_weights(server, "low", "undisturbed")
+
+
+def test_a_server_killed_over_a_pause_comes_back_to_it(new_server: NewServer, config: Config) -> None:
+    server = new_server()
+    job = server.train(config(server, "paused", **LONG))
+    server.until_step(job, 15)
+    with server.client() as client:
+        client.pause(job)
+    server.kill()
+    server.start()
+    until_state(server, job, "paused")
+    with server.client() as client:
+        answer = client.stop(job)
+        assert "can be resumed" in answer.message
+        assert client.status(job).status == "stopped"
+        client.resume(job)
+    assert server.until_ended(job).status == "completed"
+    assert list(server.losses(job)) == list(range(1, 121))
+
+
+def test_a_cancelled_resume_can_be_resumed(server: Server, config: Config) -> None:
+    job = server.train(config(server, "twice", **LONG))
+    server.until_step(job, 15)
+    with server.client() as client:
+        client.stop(job)
+        server.until_ended(job)
+        other = server.train(config(server, "other", **LONG))
+        server.until_step(other, 1)
+        client.resume(job)
+        assert client.stop(job).was_queued
+        assert client.status(job).status == "cancelled"
+        client.resume(job)
+        client.stop(other)
+    assert server.until_ended(job).status == "completed"
+
+
+def test_kills_at_random_moments_change_no_weight(server: Server, config: Config) -> None:
+    """KILLS of them, 2 where nothing is said."""
+    kills, draw = int(os.environ.get("KILLS", "2")), random.Random(7)
+    steps = {**LONG, "max_steps": 30 + 20 * kills, "save_steps": 7}
+    undisturbed = server.train(config(server, "whole", **steps))
+    assert server.until_ended(undisturbed, 300).status == "completed"
+    job = server.train(config(server, "killed", **steps))
+    done = 0
+    while done < kills:
+        begun = server.until_step(job, (server.status(job).last_checkpoint or 0) + draw.randrange(1, 15))
+        server.kill_worker(job)
+        done += 1
+        failed = server.until_ended(job, 20)
+        assert failed.status == "failed", (begun, failed)
+        with server.client() as client:
+            client.resume(job) if failed.last_checkpoint else pytest.fail("killed before its first checkpoint")
+    ended = server.until_ended(job, 300)
+    assert (ended.status, ended.attempt) == ("completed", kills + 1)
+    assert server.losses(job) == server.losses(undisturbed)
+    assert_same_weights(server, "killed", "whole")
