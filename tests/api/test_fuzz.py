@@ -24,7 +24,8 @@ def test_made_up_requests_are_answered_as_documented(new_server: Callable[..., S
     done = subprocess.run(
         [
             Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/api/openapi.json",
-            "--request-timeout", "60", "--max-examples", CASES, "--phases", "examples,coverage,fuzzing", "--continue-on-failure",
+            "--max-examples", CASES, "--phases", "examples,coverage,fuzzing", "--continue-on-failure",
+            "--request-timeout", "60",
             # What fits the schema may still be refused: a file that isn't there, lengths that contradict each other.
             "--exclude-checks", "positive_data_acceptance",
         ],
