@@ -227,8 +227,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         with torch.random.fork_rng(devices):
             self._budget = fitting_budget(units, self._budget, run, self._reporter.note)
         positions = sum(unit.positions for unit in largest_pack(units, self._budget))
-        held = ", ".join(f"{name} {size:.2f}" for name, size in memory().items())
-        self._reporter.note("info", f"{positions:,} tokens in its largest forward pass; held after it: {held}")
+        held = memory()
+        on_gpu = f" and {held['gpu_memory']:.2f} GB of the GPU's" if "gpu_memory" in held else ""
+        self._reporter.note(
+            "info",
+            f"{positions:,} tokens in its largest forward pass, which was tried first and left {held['memory_gb']:.2f} "
+            f"GB of memory{on_gpu} in use",
+        )
 
     def _pair_losses(self, examples: Sequence[Example], divergence: Tensor | None) -> PairLosses:
         pack = self._pack([example.unit for example in examples])
