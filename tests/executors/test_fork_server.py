@@ -19,8 +19,8 @@ _PATIENCE = 60.0
 @pytest.fixture(scope="module")
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("API_KEY", "the server's own")
-        patch.setenv("HF_TOKEN", "hf_secret")
+        patch.setenv("API_KEY", "api_key_5d1f")
+        patch.setenv("HF_TOKEN", "hf_secret_5d1f")
         server = ForkServer(60, tmp_path_factory.mktemp("forks") / "log")
         yield server
         server.close()
@@ -36,8 +36,17 @@ def fork_helper(server: ForkServer, **environment: str) -> tuple[Forked, int, in
     return child, requests[1], answers[0]
 
 
-def environment_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/environ").read_text()
+def remembers(pid: int, text: str) -> bool:
+    """Whether the text is anywhere in the memory that the process may write to."""
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            place, rights, *_ = line.split()
+            start, end = (int(address, 16) for address in place.split("-"))
+            if rights.startswith("rw"):
+                memory.seek(start)
+                if text.encode() in memory.read(end - start):
+                    return True
+    return False
 
 
 def test_a_child_has_its_own_session_environment_and_files_and_tells_its_exit_code(fork_server: ForkServer) -> None:
@@ -51,14 +60,17 @@ def test_a_child_has_its_own_session_environment_and_files_and_tells_its_exit_co
     assert child.wait() == 0
 
 
-def test_what_only_the_server_may_know_is_in_no_child(fork_server: ForkServer) -> None:
-    child, _, _ = fork_helper(fork_server, WANDB_API_KEY="its own")
+def test_a_token_is_known_to_its_own_process_alone(fork_server: ForkServer) -> None:
+    token = f"of one run {os.urandom(8).hex()}"
+    child, asked, answers = fork_helper(fork_server, WANDB_API_KEY=token)
+    os.write(asked, b'{"id": 1, "op": "no such thing", "args": {}}\n')
+    assert os.read(answers, 1 << 16)
+    other, _, _ = fork_helper(fork_server)
+    assert remembers(child.pid, token)
     assert fork_server.pid is not None
-    for pid in (child.pid, fork_server.pid):
-        told = environment_of(pid)
-        assert "the server's own" not in told
-        assert "hf_secret" not in told
-        assert "its own" not in told
+    for pid in (fork_server.pid, other.pid):
+        for secret in (token, "api_key_5d1f", "hf_secret_5d1f"):
+            assert not remembers(pid, secret)
 
 
 def test_a_signal_is_told_as_such_and_nothing_is_left_in_the_process_table(fork_server: ForkServer) -> None:
@@ -92,11 +104,26 @@ def test_children_outlive_it_and_the_next_fork_gets_another(fork_server: ForkSer
     until(lambda: child.poll() == UNSEEN, what="the child's end")
 
 
+def test_one_that_hangs_is_ended_and_the_next_fork_gets_another(fork_server: ForkServer) -> None:
+    fork_helper(fork_server)
+    first = fork_server.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    with pytest.raises(NoForkServerError, match="doesn't answer"):
+        fork_helper(fork_server)
+    assert not psutil.pid_exists(first)
+    fork_helper(fork_server)
+
+
 def test_it_is_let_go_when_idle_but_not_while_a_child_lives(tmp_path: Path) -> None:
     server = ForkServer(0.3, tmp_path / "log")
     try:
-        with pytest.raises(NoForkServerError):
+        with pytest.raises(NoForkServerError, match="ready"):
             server.fork("helper", [], {}, [])
+        killed = server.pid
+        assert killed is not None
+        os.kill(killed, signal.SIGKILL)
+        until(lambda: server.pid is None, what="its end amid its imports")
         child, asked, _ = fork_helper(server)
         pid = server.pid
         assert pid is not None
@@ -104,6 +131,7 @@ def test_it_is_let_go_when_idle_but_not_while_a_child_lives(tmp_path: Path) -> N
         assert server.pid == pid
         os.close(asked)
         until(lambda: server.pid is None and not psutil.pid_exists(pid), what="the fork server to be let go")
+        assert child.poll() == 0
     finally:
         server.close()
 

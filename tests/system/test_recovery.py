@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.harness import Server, until
@@ -18,17 +19,51 @@ NewServer = Callable[..., Server]
 LONG = {"max_steps": 120, "save_steps": 20, "eval_steps": 60}
 
 
+def parent_of_worker(server: Server, job_id: str) -> psutil.Process:
+    worker = server.folder(job_id).worker()
+    assert worker is not None
+    parent = psutil.Process(worker.pid).parent()
+    assert parent is not None
+    return parent
+
+
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def test_a_run_outlives_its_server_and_no_step_is_lost_or_counted_twice(new_server: NewServer, config: Config) -> None:
     server = new_server()
     running = server.train(config(server, "outlives", **LONG))
     waiting = server.train(config(server, "waits", max_steps=3))
     server.until_step(running, 10)
+    forked_from = parent_of_worker(server, running)
     server.kill()
     at_kill = server.folder(running).events_file.stat().st_size
     until(lambda: server.folder(running).events_file.stat().st_size > at_kill + 2000, what="the run's going on")
+    until(lambda: has_ended(forked_from), what="the end of the process that workers are forked from")
     server.start()
     assert server.until_ended(running).status == "completed"
     assert list(server.losses(running)) == list(range(1, 121))
+    assert server.until_ended(waiting).status == "completed"
+
+
+def test_a_run_outlives_what_it_was_forked_from_and_the_next_begins_without_it(
+    new_server: NewServer, config: Config
+) -> None:
+    server = new_server()
+    assert server.process is not None
+    running = server.train(config(server, "forked", **LONG))
+    server.until_step(running, 5)
+    forked_from = parent_of_worker(server, running)
+    assert forked_from.ppid() == server.process.pid
+    forked_from.kill()
+    waiting = server.train(config(server, "by-itself", max_steps=3))
+    assert server.until_ended(running).status == "completed"
+    until(server.folder(waiting).worker, what="the next worker")
+    assert parent_of_worker(server, waiting).pid == server.process.pid
     assert server.until_ended(waiting).status == "completed"
 
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import Any, Literal
 import psutil
 
 _log = logging.getLogger(__name__)
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = 5.0
 _SERVER_ONLY = {"API_KEY", "MERLINA_API_KEY", "DATABASE_URL", "HF_TOKEN", "WANDB_API_KEY"}
 _ALWAYS = {
     "PYTHONUNBUFFERED": "1",
@@ -71,17 +70,18 @@ class _Process:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def end(self) -> None:
+    def end(self) -> int:
+        """Its exit code, which is its own where it has ended already."""
         self.connection.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        self.process.kill()
+        return self.process.wait()
 
 
 class ForkServer:
     """Started on first need, let go when nothing was forked from it for `idle_seconds` and none of its children lives.
 
-    Calls come from any thread. What its imports print goes to `log_file`.
+    Calls come from any thread. What its imports print goes to `log_file`. Only Linux has one: on macOS, the system's
+    own libraries can't be used after a fork.
     """
 
     def __init__(self, idle_seconds: float, log_file: Path) -> None:
@@ -92,18 +92,13 @@ class ForkServer:
         self._children: list[Forked] = []
         self._idle_timer: threading.Timer | None = None
         self._closed = False
-        self._hopeless = False
+        self._hopeless = sys.platform != "linux"
 
     @property
     def pid(self) -> int | None:
         """The process to fork from, while there is one."""
         current = self._current
         return current.process.pid if current and current.process.poll() is None else None
-
-    def warm_up(self) -> None:
-        """Starts it, where there is none, and returns at once."""
-        with self._lock:
-            self._running()
 
     def fork(
         self,
@@ -120,44 +115,57 @@ class ForkServer:
         """
         with self._lock:
             current = self._running()
-        if current is None or not current.ready.wait(patience) or self._hopeless:
+        if current is None or not current.ready.wait(patience):
             raise NoForkServerError("no fork server is ready")
-        request = {"run": role, "arguments": list(arguments), "environment": dict(environment)}
-        with self._lock:
+        told, telling = os.pipe()
+        request = {"run": role, "arguments": list(arguments)}
+        # One that was killed before it could read is found dead by the caller.
+        with contextlib.suppress(BrokenPipeError), os.fdopen(telling, "wb") as pipe:
             try:
-                child = Forked(int(current.ask(request, files)["pid"]), self, current)
-            except (OSError, ValueError) as error:
-                self._drop(current)
-                raise NoForkServerError(f"the fork server doesn't answer: {error}") from error
-            self._children.append(child)
-            self._start_timer()
+                with self._lock:
+                    child = self._ask_for_child(current, request, [told, *files])
+            finally:
+                os.close(told)
+            # Only this lets it begin: a child that we don't know of must not run beside the one started instead.
+            pipe.write(json.dumps(dict(environment)).encode() + b"\n")
         return child
 
     def exit_code(self, child: Forked) -> int | None:
         """As subprocess has it; None where it lives, or died unseen."""
         with self._lock:
-            if child.parent is not self._current:
-                return None
-            try:
-                code = child.parent.ask({"exit_code": child.pid})["exit_code"]
-            except (OSError, ValueError):
-                self._drop(child.parent)
-                return None
-        return None if code is None else int(code)
+            self._ask_how_it_ended(child)
+        return child.seen_exit_code
+
+    def _ask_for_child(self, current: _Process, request: Mapping[str, Any], files: Sequence[int]) -> Forked:
+        try:
+            answer = current.ask(request, files)
+        except (OSError, ValueError) as error:
+            self._drop(current)
+            raise NoForkServerError(f"the fork server doesn't answer: {error}") from error
+        if "error" in answer:
+            raise NoForkServerError(f"the fork server can't fork: {answer['error']}")
+        child = Forked(answer["pid"], self, current)
+        self._children.append(child)
+        self._start_timer()
+        return child
+
+    def _ask_how_it_ended(self, child: Forked) -> None:
+        if child.seen_exit_code is not None or child.parent is not self._current:
+            return
+        try:
+            child.seen_exit_code = child.parent.ask({"exit_code": child.pid})["exit_code"]
+        except (OSError, ValueError):
+            self._drop(child.parent)
 
     def close(self) -> None:
         """Ends it; what was forked from it goes on."""
         with self._lock:
             self._closed = True
-            self._cancel_timer()
             if self._current is not None:
                 self._drop(self._current)
 
     def _running(self) -> _Process | None:
         if self._current is not None and self._current.process.poll() is not None:
-            _log.warning(
-                "the fork server ended with exit code %d; see %s", self._current.process.poll(), self._log_file
-            )
             self._drop(self._current)
         if self._current is None and not self._closed and not self._hopeless:
             try:
@@ -182,24 +190,21 @@ class ForkServer:
         return started
 
     def _await_ready(self, started: _Process) -> None:
-        try:
+        # One that ends before it is ready is found out by whoever asks it next.
+        with contextlib.suppress(OSError, ValueError):
             started.read()
             started.connection.settimeout(_ANSWER_SECONDS)
-        except (OSError, ValueError):
-            with self._lock:
-                # One that couldn't even begin won't the next time either.
-                self._hopeless = started is self._current
-            if self._hopeless:
-                _log.warning("no process can be forked here, so each begins with its imports; see %s", self._log_file)
         started.ready.set()
         with self._lock:
-            if not self._closed:
+            if started is self._current:
                 self._start_timer()
 
     def _let_go(self) -> None:
         with self._lock:
+            for child in self._children:
+                self._ask_how_it_ended(child)
             self._children = [child for child in self._children if child.is_alive()]
-            if self._current is None or self._closed:
+            if self._current is None:
                 return
             if self._children:
                 self._start_timer()
@@ -209,7 +214,11 @@ class ForkServer:
     def _drop(self, process: _Process) -> None:
         if process is self._current:
             self._current = None
-        process.end()
+            self._cancel_timer()
+        if process.end() > 0:
+            # It would end by itself the next time too; one that was killed may fare better.
+            self._hopeless = True
+            _log.warning("no process can be forked here, so each begins with its imports; see %s", self._log_file)
 
     def _start_timer(self) -> None:
         self._cancel_timer()
@@ -230,6 +239,7 @@ class Forked:
     pid: int
     server: ForkServer
     parent: _Process
+    seen_exit_code: int | None = None
 
     def __post_init__(self) -> None:
         self._start_time = _start_time(self.pid)

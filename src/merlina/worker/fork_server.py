@@ -4,9 +4,13 @@ Importing takes seconds and a fork milliseconds. multiprocessing's own fork serv
 environment, end with it, and tell their exit codes to nobody else.
 
 Standard input is a socket to the server. One JSON object a line comes in, with the new process's open files beside it:
-{"run": "worker" or "helper", "arguments": [...], "environment": {...}}, answered by {"pid": N}; and {"exit_code": pid},
-answered by {"exit_code": code}, null while it lives. The first line out says that it is ready. It ends when its input
-does; its children go on.
+{"run": "worker" or "helper", "arguments": [...]}, answered by {"pid": N} or {"error": "why not"}; and
+{"exit_code": pid}, answered by {"exit_code": code}, null while it lives. The first line out says that it is ready. It
+ends when its input does; its children go on.
+
+The first of the files is a pipe, from which the child itself reads its environment as a JSON object. So no token is
+ever in this process, nor in a later child's copy of it; and a child whose pid never reached the server, which then
+starts another, ends without having begun.
 """
 
 from __future__ import annotations
@@ -16,11 +20,9 @@ import gc
 import importlib
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from setproctitle import setproctitle
@@ -29,40 +31,52 @@ from merlina.hardware.gpus import list_gpus
 
 _MOST_FILES = 8
 _REAP_SECONDS = 1.0
-# bitsandbytes, which peft and the Trainer import, asks CUDA for its devices; after that no fork could use them.
-_BEFORE_CUDA = ("torch", "transformers", "datasets", "accelerate", "transformers.models.auto.modeling_auto")
+# bitsandbytes, which peft imports, opens every GPU by being imported; after that no child could use them. These are
+# what else takes long: with them behind it, the rest is half a second.
+_WITHOUT_BITSANDBYTES = (
+    "datasets",
+    "accelerate",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.modeling_llama",
+    "torch._inductor.compile_fx",
+)
 _EVERYTHING = (
+    *_WITHOUT_BITSANDBYTES,
     "merlina.worker.run",
     "merlina.worker.helper_inspection",
     "merlina.worker.helper_previews",
-    "transformers.models.llama.modeling_llama",
 )
+
+
+class UnsafeToForkError(RuntimeError):
+    """A child would lack something that this process has."""
 
 
 def main() -> int:
     os.umask(0o077)
     setproctitle("merlina fork server")
-    for module in _BEFORE_CUDA if list_gpus() else _EVERYTHING:
+    for module in _WITHOUT_BITSANDBYTES if list_gpus() else _EVERYTHING:
         importlib.import_module(module)
-    unsafe = _why_not_to_fork()
-    if unsafe:
-        sys.stderr.write(f"No process can be forked from this one: {unsafe}\n")
-        return 1
     gc.collect()
     gc.freeze()
-    with socket.socket(fileno=os.dup(0)) as server:
-        child = _Forks(server).serve()
+    try:
+        with socket.socket(fileno=os.dup(0)) as server:
+            child = _Forks(server).serve()
+    except UnsafeToForkError as error:
+        sys.stderr.write(f"No process can be forked from this one: {error}\n")
+        return 1
     return child() if child else 0
 
 
-def _why_not_to_fork() -> str | None:
-    """What a child would lack: threads are not forked, and a CUDA context can't be."""
+def _refuse_where_unsafe() -> None:
+    """Threads are not forked, and a CUDA context can't be. Raises UnsafeToForkError."""
     import torch
 
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return "a library has opened the GPU while it was imported"
-    threads = len(list(Path("/proc/self/task").iterdir())) if Path("/proc/self/task").exists() else 1
-    return f"it has {threads} threads" if threads > 1 else None
+        raise UnsafeToForkError("a library has opened the GPU while it was imported")
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        raise UnsafeToForkError(f"it has {threads} threads")
 
 
 class _Forks:
@@ -73,33 +87,53 @@ class _Forks:
         self._exit_codes: dict[int, int | None] = {}
 
     def serve(self) -> Callable[[], int] | None:
-        """Until the server is gone: None; or, in each child: what it is to do."""
+        """Until the server is gone: None; or, in each child: what it is to do. Raises UnsafeToForkError."""
+        _refuse_where_unsafe()
         self._answer({"ready": os.getpid()})
-        self._server.settimeout(_REAP_SECONDS)
-        while True:
-            try:
-                line, files, _, _ = socket.recv_fds(self._server, 1 << 16, _MOST_FILES)
-            except TimeoutError:
-                self._reap()
-                continue
-            except OSError:
-                return None
-            if not line:
-                return None
-            while not line.endswith(b"\n"):
-                line += self._server.recv(1 << 16)
-            request = json.loads(line)
+        while received := self._receive():
+            request, files = received
             self._reap()
             if "exit_code" in request:
                 self._answer({"exit_code": self._exit_codes.get(request["exit_code"])})
                 continue
+            _refuse_where_unsafe()
             child = self._fork(request, files)
             if child is not None:
                 return child
+            # A lock passed on is held for as long as any process has its file open.
+            for file in files:
+                os.close(file)
+        return None
+
+    def _receive(self) -> tuple[dict[str, Any], list[int]] | None:
+        """The next request with its files, None once the server is gone. Reaps while there is none."""
+        self._server.settimeout(_REAP_SECONDS)
+        while True:
+            try:
+                line, files, _, _ = socket.recv_fds(self._server, 1 << 16, _MOST_FILES)
+                break
+            except TimeoutError:
+                self._reap()
+            except OSError:
+                return None
+        self._server.settimeout(None)
+        while not line.endswith(b"\n"):
+            chunk = self._server.recv(1 << 16) if line else b""
+            if not chunk:
+                return None
+            line += chunk
+        return json.loads(line), files
 
     def _fork(self, request: dict[str, Any], files: list[int]) -> Callable[[], int] | None:
+        """None in the parent, which has answered; in the child: what it is to do."""
         begun, beginning = os.pipe()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(begun)
+            os.close(beginning)
+            self._answer({"error": str(error)})
+            return None
         if pid == 0:
             self._server.close()
             os.close(begun)
@@ -110,9 +144,6 @@ class _Forks:
         # Whoever has the pid may end its whole session, which must be there by then.
         os.read(begun, 1)
         os.close(begun)
-        # A lock passed on is held for as long as any process has its file open.
-        for file in files:
-            os.close(file)
         self._exit_codes[pid] = None
         self._answer({"pid": pid})
         return None
@@ -128,15 +159,17 @@ class _Forks:
 
 
 def _become(request: dict[str, Any], files: list[int]) -> int:
-    """In the child: its open files (standard ones first) and environment, then what it is for."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    standard, further = files[:3], files[3:]
+    """In the child: its standard files and environment, then what it is for; nothing where nobody waits for it."""
+    told, standard, further = files[0], files[1:4], files[4:]
     for number, file in enumerate(standard):
         os.dup2(file, number)
-    for file in standard:
         os.close(file)
+    with os.fdopen(told, "rb") as pipe:
+        content = pipe.read()
+    if not content.endswith(b"\n"):
+        return 0
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update(json.loads(content))
     return _ROLES[request["run"]](request["arguments"], further)
 
 
