@@ -53,7 +53,6 @@ class UnsafeToForkError(RuntimeError):
 
 
 def main() -> int:
-    os.umask(0o077)
     setproctitle("merlina fork server")
     for module in _WITHOUT_BITSANDBYTES if list_gpus() else _EVERYTHING:
         importlib.import_module(module)
