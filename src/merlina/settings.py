@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     share_gpus: bool = Field(False, description="let several jobs run on one GPU")
     stop_grace_seconds: float = Field(180.0, ge=0, description="time a stopped run has to save itself, in seconds")
     executor: Literal["local"] = Field("local", description="where jobs run")
-    helper_idle_seconds: float = Field(300.0, gt=0, description="time after which idle helper processes are let go, in seconds")
+    helper_idle_seconds: float = Field(300.0, gt=0, description="time after which idle helpers are let go, in seconds")
 
     hf_token: SecretStr | None = Field(None, description="Hugging Face token for jobs that bring none")
     wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases key for jobs that bring none")
