@@ -20,7 +20,7 @@ STATES = {
     "paused", "failed", "stopped", "cancelled",
 }  # fmt: skip
 GPU_KEYS = ("status", "message", "gpus")
-STATS_KEYS = ("queued_count", "running_count", "max_concurrent", "available_slots")
+STATS_KEYS = ("queued_count", "running_count", "paused_count", "max_concurrent", "available_slots")
 
 
 @dataclass(frozen=True)

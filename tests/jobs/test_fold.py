@@ -55,3 +55,15 @@ def test_a_whole_run() -> None:
     assert (record.state, record.progress, record.step, record.loss) == ("completed", 1.0, 5, 0.5)
     assert (record.started_at, record.ended_at, record.last_checkpoint) == (1.0, 7.0, None)
     assert (record.output_dir, record.final_metrics) == ("/m/o", {"final_loss": 0.5})
+
+
+def test_a_reader_that_saw_a_pause_last_follows_the_next_attempt() -> None:
+    record = fold(job(state="training", attempt_seen=1, gpus=[0]), event(1, "paused", reason="someone"))
+    assert (record.state, record.gpus, record.ended_at) == ("paused", None, None)
+    for line in (event(2, "started", attempt=2, pid=9), event(3, "state", state="loading_model")):
+        record = fold(record, line)
+    assert (record.state, record.attempt_seen) == ("loading_model", 2)
+
+
+def test_a_run_that_saves_its_model_is_not_paused_any_more() -> None:
+    assert fold(job(state="saving"), event(1, "paused", reason="someone")).state == "saving"

@@ -84,3 +84,13 @@ def test_an_older_record_that_comes_late_takes_nothing_back() -> None:
     latest = hub.latest("job_1")
     assert latest is not None
     assert latest.state == "initializing"
+
+
+def test_a_job_that_is_held_back_and_let_go_is_shown_waiting_again() -> None:
+    hub = Hub()
+    for moment, state in enumerate(("queued", "paused", "queued")):
+        hub.publish(job(state=state, updated_at=float(moment)))
+    hub.publish(job(state="paused", updated_at=1.0))
+    latest = hub.latest("job_1")
+    assert latest is not None
+    assert latest.state == "queued"

@@ -103,7 +103,23 @@ def high(job_id: str = "h", **config: Any) -> Any:
             [low("a", 1, gpus=[0]), low("b", 2, gpus=[1])],
             [high("h"), high("i")], (9, 9), 4, [("b", "h"), ("a", "i")], id="each for one",
         ),
-        pytest.param([low("a", 1), low("b", 2)], [high("h")], (), 1, [("b", "h")], id="one slot is enough"),
+        pytest.param([low("a", 1), low("b", 2)], [high("h")], (), 1, [("b", "h"), ("a", "h")], id="too many run"),
+        pytest.param(
+            [low("a", 1, gpus=[0]), low("b", 2, gpus=[1])],
+            [high(gpu_ids=[0])], (9, 9), 2, [("a", "h")], id="not the youngest as well where its GPU is no use",
+        ),
+        pytest.param(
+            [low("a", 1), job(job_id="n", state="training", stop_requested_at=1.0)],
+            [high()], (), 2, [], id="none where another one leaves anyway",
+        ),
+        pytest.param(
+            [low("a", 1), low("b", 2, pause_requested_at=1.0, preempted_by="h")],
+            [high("h"), high("i")], (), 2, [("a", "i")], id="one that leaves makes room for one only",
+        ),
+        pytest.param(
+            [low("a", 1, gpus=[0]), job(job_id="n", state="training", gpus=[0, 1])],
+            [high(gpu_ids=[0])], (9, 9), 4, [], id="not where another one has the GPU too",
+        ),
     ],
 )  # fmt: skip
 def test_who_makes_way(
@@ -117,3 +133,32 @@ def test_one_that_is_making_way_already_is_waited_for() -> None:
     result = planned([high()], running, [], slots=2)
     assert preempted(result) == []
     assert result.waiting == {"h": "b to make way"}
+
+
+def test_a_high_job_says_at_once_whom_it_waits_for() -> None:
+    result = planned([high(), job(job_id="n")], [low("a", 1)], [], slots=1)
+    assert result.waiting == {"h": "a to make way", "n": "a free slot"}
+
+
+@given(
+    held=st.lists(st.tuples(st.booleans(), st.sets(st.integers(0, 3), max_size=2).map(sorted)), max_size=4),
+    wanted=st.lists(st.none() | st.sets(st.integers(0, 3), min_size=1).map(sorted), min_size=1, max_size=3),
+    slots=st.integers(1, 5),
+)
+def test_whoever_makes_way_lets_a_job_start_and_none_of_them_could_stay(
+    held: list[Any], wanted: list[Any], slots: int
+) -> None:
+    running = [low(str(n), n, gpus=ids, preemptible=may) for n, (may, ids) in enumerate(held)]
+    cards = gpus(1, 1, 1, 1)
+    first = high("first", gpu_ids=wanted[0])
+    asked = planned([first], running, cards, slots=slots).preempted
+    leaving = [record for record, _ in asked]
+    assert all(record.preemptible for record in leaving)
+    if leaving:
+        stay = [record for record in running if record not in leaving]
+        assert starts(planned([first], stay, cards, slots=slots))
+        for record in leaving:
+            assert not starts(planned([first], [*stay, record], cards, slots=slots))
+    everyone = planned([high(str(n), gpu_ids=ids) for n, ids in enumerate(wanted)], running, cards, slots=slots)
+    named = [record.job_id for record, _ in everyone.preempted]
+    assert len(named) == len(set(named))

@@ -69,6 +69,7 @@ def history_entry(record: JobRecord) -> JobHistoryEntry:
         base_model=record.base_model,
         output_name=record.output_name,
         priority=_PRIORITY_NAME[record.priority],
+        preemptible=record.preemptible,
     )
 
 

@@ -46,6 +46,8 @@ class _View:
             self._clock.note(message.get("current_step"))
             if message["status"] != self._status and message["status"] not in ("stopped", "cancelled"):
                 self._status = message["status"]
+                if self._status == "paused":
+                    self._clock = _StepClock()
                 self._console.print(f"[bold]{self._status.replace('_', ' ')}[/]")
         self.refresh()
 

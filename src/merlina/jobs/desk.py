@@ -13,14 +13,14 @@ from pathlib import Path
 from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
 from merlina.jobs.hub import Hub
-from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, RUNNING_STATES, Cause
-from merlina.jobs.pauses import ask_to_pause, requeue
+from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, Cause
+from merlina.jobs.pauses import ask_to_pause, leave_wish, requeue
 from merlina.runs import RunFolder
-from merlina.schemas.jobs import PRIORITY_NUMBER, Priority
+from merlina.schemas.jobs import PRIORITY_NUMBER, JobState, Priority
 from merlina.schemas.training import TrainingConfig
 from merlina.storage import jobs
 from merlina.storage.database import Database
-from merlina.storage.jobs import END_STATES, JobRecord
+from merlina.storage.jobs import JobRecord
 
 
 @dataclass(frozen=True)
@@ -55,41 +55,29 @@ class Desk:
             shutil.rmtree(folder.path, ignore_errors=True)
             raise
 
-    def stop(self, job_id: str) -> tuple[JobRecord, bool]:
-        """Cancels a waiting job (True) or asks a running one to end (False); an ended one is left as it is.
+    def stop(self, job_id: str) -> tuple[JobRecord, JobState]:
+        """Cancels a waiting job, ends a paused one, asks a running one to end; an ended one is left as it is.
 
-        A paused one ends at once, with what its checkpoint holds.
+        Returns it with the state it was in before. Raises NotFoundError.
+        """
+        return self._end(job_id, {})
+
+    def pause(self, job_id: str) -> tuple[JobRecord, bool]:
+        """Holds a waiting job back, or asks a running one for a checkpoint and its end; any other is left as it is.
+
+        Returns it and whether anything was done. Raises NotFoundError.
         """
         self.find(job_id)
-        cancelled = self._cancel(job_id)
-        if cancelled is not None:
-            return cancelled, True
-        ended = self._end_paused(job_id)
-        if ended is not None:
-            return ended, False
-        asked = self._ask_to_stop(job_id, {})
-        return asked or self.find(job_id), False
-
-    def pause(self, job_id: str) -> JobRecord:
-        """Holds a waiting job back, or asks a running one for a checkpoint and its end; any other is left as it is."""
-        record, now = self.find(job_id), self.clock()
-        with self.database.write() as connection:
-            held = jobs.change(connection, job_id, {"state": "paused", "updated_at": now}, while_in=["queued"])
-        if held is None:
-            folder = self.folder(job_id)
-            asked = ask_to_pause(self.database, self.hub, self.executor, folder, record, now)
-            return asked or self.find(job_id)
-        self._tell(held)
-        return held
+        asked = ask_to_pause(self.database, self.hub, self.executor, self.folder(job_id), self.clock)
+        self.wake()
+        return asked or self.find(job_id), asked is not None
 
     def delete(self, job_id: str) -> None:
-        """Removes a job at once; a running one is hidden, stopped, and removed when it has saved what it has."""
-        self.find(job_id)
-        self._cancel(job_id)
-        if self._ask_to_stop(job_id, {"deleting": True}) is None:
-            with self.database.write() as connection:
-                jobs.change(connection, job_id, {"deleting": True}, while_in=[*END_STATES, "paused"])
-            self.wake()
+        """Removes a job at once; a running one is hidden, stopped, and removed when it has saved what it has.
+
+        Raises NotFoundError.
+        """
+        self._end(job_id, {"deleting": True})
 
     def clear(self) -> int:
         """Deletes all jobs and says how many."""
@@ -109,7 +97,7 @@ class Desk:
         if record.last_checkpoint is None and record.state != "paused":
             raise InvalidRequestError(f"Job {job_id} has no checkpoint yet; POST /jobs/{job_id}/retry begins it anew")
         _check_data_is_there(record)
-        queued = requeue(self.database, self.hub, self.folder(job_id), record, self.clock())
+        queued = requeue(self.database, self.hub, self.folder(job_id), record, self.clock)
         self.wake()
         return queued or self.find(job_id)
 
@@ -164,47 +152,37 @@ class Desk:
         self._tell(record)
         return record
 
-    def _cancel(self, job_id: str) -> JobRecord | None:
-        now = self.clock()
-        values = {"state": END_STATE[Cause.CANCELLED_IN_QUEUE], "ended_at": now, "updated_at": now}
-        with self.database.write() as connection:
-            record = jobs.change(connection, job_id, values, while_in=["queued"])
-        if record is not None:
-            self._forget_tokens(record)
-            self._tell(record)
-        return record
-
-    def _end_paused(self, job_id: str) -> JobRecord | None:
-        now, record = self.clock(), self.find(job_id)
-        state = END_STATE[Cause.STOP_WAS_ASKED if record.attempt_seen else Cause.CANCELLED_IN_QUEUE]
-        with self.database.write() as connection:
-            values = {"state": state, "ended_at": now, "updated_at": now, "preempted_by": None}
-            ended = jobs.change(connection, job_id, values, while_in=["paused"])
-        if ended is not None:
-            self._forget_tokens(ended)
-            self._tell(ended)
-        return ended
-
-    def _forget_tokens(self, record: JobRecord) -> None:
-        """Where nothing is left that a resume could go on from."""
-        if record.last_checkpoint is None:
-            self.folder(record.job_id).secrets_file.unlink(missing_ok=True)
-
-    def _ask_to_stop(self, job_id: str, values: dict[str, object]) -> JobRecord | None:
-        now = self.clock()
+    def _end(self, job_id: str, also: dict[str, object]) -> tuple[JobRecord, JobState]:
         with self.database.write() as connection:
             before = jobs.get(connection, job_id)
-            asked_at = (before.stop_requested_at if before else None) or now
-            asked = {"stop_requested_at": asked_at, "updated_at": now, **values}
-            record = jobs.change(connection, job_id, asked, while_in=RUNNING_STATES)
-        if record is not None:
-            self.executor.request_stop(self.folder(job_id))
-            self._tell(record)
-        return record
+            if before is None or before.deleting:
+                raise NotFoundError("Job not found")
+            values = {**_ending(before, self.clock()), **also}
+            changed = jobs.change(connection, job_id, values, while_in=[before.state]) if values else None
+        record = changed or before
+        leave_wish(self.executor, self.folder(job_id), record)
+        if not before.ended:
+            if record.ended and record.last_checkpoint is None:
+                # Nothing is left that a resume could go on from.
+                self.folder(job_id).secrets_file.unlink(missing_ok=True)
+            self.hub.publish(record)
+        self.wake()
+        return record, before.state
 
     def _tell(self, record: JobRecord) -> None:
         self.hub.publish(record)
         self.wake()
+
+
+def _ending(record: JobRecord, now: float) -> dict[str, object]:
+    """What a stop changes: one that waits has ended, one that runs is asked to, one that has ended stays as it is."""
+    if record.running:
+        return {"stop_requested_at": record.stop_requested_at or now, "updated_at": now}
+    if record.ended:
+        return {}
+    ran = record.state == "paused" and record.attempt_seen > 0
+    cause = Cause.STOP_WAS_ASKED if ran else Cause.CANCELLED_IN_QUEUE
+    return {"state": END_STATE[cause], "preempted_by": None, "ended_at": now, "updated_at": now}
 
 
 def _check_data_is_there(record: JobRecord) -> None:

@@ -28,7 +28,9 @@ def _changes(event: events.BaseEvent, _record: JobRecord) -> dict[str, Any]:  # 
 
 @_changes.register
 def _(event: events.Started, record: JobRecord) -> dict[str, Any]:
-    return {"attempt_seen": event.attempt, "started_at": record.started_at or event.time}
+    # A live reader may last have seen the job waiting or paused: the way from there is in the database only.
+    state = record.state if record.running or record.ended else "initializing"
+    return {"state": state, "attempt_seen": event.attempt, "started_at": record.started_at or event.time}
 
 
 @_changes.register

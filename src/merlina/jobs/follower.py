@@ -40,21 +40,22 @@ def follow(database: Database, hub: Hub, record: JobRecord, folder: RunFolder) -
 
 def record_end(folder: RunFolder, state: EndState, error: str | None) -> bool:
     """Writes the last event of a worker that died without one. False while it lives, or where it wrote one itself."""
-    return _append(folder, "ended", state=state, error=error)
+    return _append(folder, [("ended", {"state": state, "error": error})])
 
 
-def record_pause(folder: RunFolder, reason: str) -> bool:
-    """The same for a worker that died while it was asked to pause."""
-    return _append(folder, "paused", reason=reason)
+def record_pause(folder: RunFolder, reason: str, message: str) -> bool:
+    """The same for a worker that died while it was asked to pause, with a line for the log."""
+    return _append(folder, [("log", {"level": "warning", "message": message}), ("paused", {"reason": reason})])
 
 
-def _append(folder: RunFolder, kind: str, **fields: Any) -> bool:
+def _append(folder: RunFolder, last_events: list[tuple[str, dict[str, Any]]]) -> bool:
     with folder.locked() as lock:
         if lock is None:
             return False
         log = EventLog(folder.events_file)
         try:
-            log.append(kind, durable=True, **fields)
+            for kind, given in last_events:
+                log.append(kind, durable=True, **given)
         finally:
             log.close()
         return True

@@ -40,29 +40,66 @@ def plan(
     share_gpus: bool,
 ) -> Plan:
     """Chooses among `queued` (in queue order). A job that waits for a busy GPU does not hold up one behind it."""
-    slots = max_concurrent - len(running)
-    busy = {index for record in running for index in record.gpus or []}
-    starts: list[Start] = []
+    room = _Room(running, gpus, max_concurrent, share_gpus)
     waiting: dict[str, str] = {}
     preempted: list[tuple[JobRecord, str]] = []
-    making_way = {record.preempted_by: record.job_id for record in running if record.preempted_by}
-    may_make_way = [record for record in reversed(running) if _may_make_way(record)]
+    # Those that leave anyway come first, then the youngest, so that as few as possible are asked.
+    may_leave = [record for record in running if _is_leaving(record)]
+    may_leave += [record for record in reversed(running) if _may_make_way(record)]
     for record in queued:
-        taken = set() if share_gpus else busy
-        chosen, reason = _choose_gpus(record, gpus, taken)
-        full = len(starts) >= slots
-        if full or reason:
-            waiting[record.job_id] = reason or "a free slot"
-            if record.job_id in making_way:
-                waiting[record.job_id] = f"{making_way[record.job_id]} to make way"
-            elif record.priority == PRIORITY_NUMBER["high"]:
-                chosen_ones = _who_makes_way(record, may_make_way, gpus, taken, full=full)
-                preempted += [(one, record.job_id) for one in chosen_ones]
-                may_make_way = [one for one in may_make_way if one not in chosen_ones]
+        chosen, reason = room.offer(record)
+        if reason is None:
+            room.starts.append(Start(record, chosen))
             continue
-        starts.append(Start(record, chosen))
-        busy |= set(chosen or [])
-    return Plan(starts, waiting, preempted)
+        waiting[record.job_id] = reason
+        if record.priority == PRIORITY_NUMBER["high"]:
+            leaving = _who_leaves(record, may_leave, room)
+            may_leave = [one for one in may_leave if one not in leaving]
+            asked = [one for one in leaving if not _is_leaving(one)]
+            preempted += [(one, record.job_id) for one in asked]
+            making_way = [one.job_id for one in leaving if one in asked or one.preempted_by == record.job_id]
+            if making_way:
+                waiting[record.job_id] = f"{', '.join(making_way)} to make way"
+    return Plan(room.starts, waiting, preempted)
+
+
+@dataclass(frozen=True)
+class _Room:
+    """Slots and GPUs, and who has them: running jobs, and those that start now."""
+
+    running: Sequence[JobRecord]
+    gpus: Sequence[Gpu]
+    slots: int
+    share_gpus: bool
+    starts: list[Start] = field(default_factory=list)
+
+    def offer(self, record: JobRecord, without: Sequence[JobRecord] = ()) -> tuple[list[int] | None, str | None]:
+        """The GPUs that `record` could have if the jobs `without` were gone, or what it would still wait for."""
+        stay = [one for one in self.running if one not in without]
+        held = [*(one.gpus for one in stay), *(start.gpus for start in self.starts)]
+        busy = {index for indices in held for index in indices or []}
+        chosen, reason = _choose_gpus(record, self.gpus, set() if self.share_gpus else busy)
+        full = len(stay) + len(self.starts) >= self.slots
+        return chosen, reason or ("a free slot" if full else None)
+
+
+def _who_leaves(record: JobRecord, candidates: Sequence[JobRecord], room: _Room) -> list[JobRecord]:
+    """The fewest of `candidates` whose end lets `record` start, the first ones where there is a choice.
+
+    None of them where it couldn't start even then.
+    """
+    if room.offer(record, candidates)[1] is not None:
+        return []
+    chosen = list(candidates)
+    for last in reversed(candidates):
+        without_it = [one for one in chosen if one is not last]
+        if room.offer(record, without_it)[1] is None:
+            chosen = without_it
+    return chosen
+
+
+def _is_leaving(record: JobRecord) -> bool:
+    return record.stop_requested_at is not None or record.pause_requested_at is not None
 
 
 def _may_make_way(record: JobRecord) -> bool:
@@ -70,26 +107,8 @@ def _may_make_way(record: JobRecord) -> bool:
         record.preemptible
         and record.priority == PRIORITY_NUMBER["low"]
         and record.state in PAUSABLE_STATES
-        and record.stop_requested_at is None
-        and record.pause_requested_at is None
+        and not _is_leaving(record)
     )
-
-
-def _who_makes_way(
-    record: JobRecord, candidates: Sequence[JobRecord], gpus: Sequence[Gpu], taken: set[int], *, full: bool
-) -> list[JobRecord]:
-    """The fewest of `candidates`, youngest first, whose end lets `record` start; none where it couldn't even then."""
-    chosen: list[JobRecord] = []
-    free = set(taken)
-    for candidate in candidates:
-        held = set(candidate.gpus or [])
-        if _choose_gpus(record, gpus, free - held) == _choose_gpus(record, gpus, free) and (chosen or not full):
-            continue
-        chosen.append(candidate)
-        free -= held
-        if _choose_gpus(record, gpus, free)[1] is None:
-            return chosen
-    return []
 
 
 def _choose_gpus(record: JobRecord, gpus: Sequence[Gpu], busy: set[int]) -> tuple[list[int] | None, str | None]:

@@ -18,7 +18,7 @@ from merlina.hardware.gpus import Gpu
 from merlina.jobs.follower import follow, record_end, record_pause
 from merlina.jobs.hub import Hub
 from merlina.jobs.lifecycle import END_STATE, Cause
-from merlina.jobs.pauses import ask_to_pause, requeue
+from merlina.jobs.pauses import ask_to_pause, is_to_pause, leave_wish, reason_to_pause, requeue
 from merlina.jobs.scheduler import Plan, Start, plan
 from merlina.runs import RunFolder, RunOrder
 from merlina.schemas.training import TrainingConfig
@@ -67,7 +67,7 @@ class Supervisor:
 
     def start(self) -> None:
         self._sweep_unaccepted()
-        self._relaunch_unstarted()
+        self._take_up_running()
         self._thread.start()
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class Supervisor:
             except Exception:  # what is wrong with one run must not keep the others waiting
                 _log.exception("%s could not be attended to; trying again", record.job_id)
         self._finish_deletions()
-        self._requeue_those_that_made_way()
+        self._move_on_paused()
         plan = self.look_at_queue()
         self._preempt(plan)
         for start in plan.starts:
@@ -125,28 +125,16 @@ class Supervisor:
     def _attend(self, record: JobRecord) -> None:
         folder = self.folder(record.job_id)
         record = follow(self._database, self._hub, record, folder)
-        if record.state == "paused" and record.stop_requested_at is not None:
-            record = self._stop_paused(record)
         if not record.running:
             self._note_end(record)
             return
-        asked_at = record.stop_requested_at or record.pause_requested_at
+        asked_at = record.pause_requested_at if is_to_pause(record) else record.stop_requested_at
         if asked_at is not None and self._clock() > asked_at + self._grace:
             self._force_stop(record, folder)
         if self._clock() - self._alive_checked.get(record.job_id, 0.0) >= _LIVENESS_SECONDS:
             self._alive_checked[record.job_id] = self._clock()
             if not self._executor.is_alive(folder):
                 self._bury(record, folder)
-
-    def _stop_paused(self, record: JobRecord) -> JobRecord:
-        """A stop that was asked for while the worker was about to pause."""
-        now = self._clock()
-        values = {"state": END_STATE[Cause.STOP_WAS_ASKED], "ended_at": now, "updated_at": now, "preempted_by": None}
-        with self._database.write() as connection:
-            stopped = jobs.change(connection, record.job_id, values, while_in=["paused"])
-        if stopped is not None:
-            self._hub.publish(stopped)
-        return stopped or record
 
     def _note_end(self, record: JobRecord) -> None:
         self._alive_checked.pop(record.job_id, None)
@@ -157,7 +145,8 @@ class Supervisor:
     def _force_stop(self, record: JobRecord, folder: RunFolder) -> None:
         if (record.job_id, record.attempt) not in self._forced:
             self._forced.add((record.job_id, record.attempt))
-            _log.warning("%s did not stop within %g s; killing it", record.job_id, self._grace)
+            wish = "pause" if is_to_pause(record) else "stop"
+            _log.warning("%s did not %s within %g s; killing it", record.job_id, wish, self._grace)
         self._executor.kill(folder)
 
     def _bury(self, record: JobRecord, folder: RunFolder) -> None:
@@ -165,14 +154,25 @@ class Supervisor:
         record = follow(self._database, self._hub, record, folder)
         if not record.running:
             return
-        if record.pause_requested_at is not None and record.stop_requested_at is None:
-            if record_pause(folder, f"{self._executor.cause_of_death(folder)} while it was asked to pause"):
+        if is_to_pause(record):
+            if record_pause(folder, reason_to_pause(record), self._end_of_paused(record, folder)):
                 follow(self._database, self._hub, record, folder)
             return
         cause = Cause.STOP_WAS_ASKED if record.stop_requested_at is not None else Cause.WORKER_DIED
         error = self._obituary(record, folder, cause)
         if record_end(folder, END_STATE[cause], error):
             follow(self._database, self._hub, record, folder)
+
+    def _end_of_paused(self, record: JobRecord, folder: RunFolder) -> str:
+        forced = (record.job_id, record.attempt) in self._forced
+        death = f"did not pause within {self._grace:g} s and was killed" if forced else None
+        on_from = (
+            f"from the checkpoint at step {record.last_checkpoint}" if record.last_checkpoint else "from the start"
+        )
+        return (
+            f"Paused: {reason_to_pause(record)}. The worker process {death or self._executor.cause_of_death(folder)}; "
+            f"a resume goes on {on_from}"
+        )
 
     def _obituary(self, record: JobRecord, folder: RunFolder, cause: Cause) -> str | None:
         if cause is Cause.STOP_WAS_ASKED:
@@ -185,21 +185,31 @@ class Supervisor:
     def _preempt(self, plan: Plan) -> None:
         for record, high in plan.preempted:
             folder = self.folder(record.job_id)
-            asked = ask_to_pause(
-                self._database, self._hub, self._executor, folder, record, self._clock(), made_way_for=high
-            )
+            asked = ask_to_pause(self._database, self._hub, self._executor, folder, self._clock, made_way_for=high)
             if asked is not None:
                 _log.info("%s makes way for %s", record.job_id, high)
 
-    def _requeue_those_that_made_way(self) -> None:
+    def _move_on_paused(self) -> None:
+        """Those that made way go back to the queue; those that were asked to stop on their way into a pause end."""
         with self._database.read() as connection:
-            found = jobs.that_made_way(connection)
+            found = jobs.paused_for_now(connection)
         for record in found:
-            requeue(self._database, self._hub, self.folder(record.job_id), record, self._clock())
+            if record.stop_requested_at is None:
+                requeue(self._database, self._hub, self.folder(record.job_id), record, self._clock)
+            else:
+                self._stop_paused(record)
+
+    def _stop_paused(self, record: JobRecord) -> None:
+        with self._database.write() as connection:
+            now = self._clock()
+            values = {"state": END_STATE[Cause.STOP_WAS_ASKED], "ended_at": now, "updated_at": now}
+            stopped = jobs.change(connection, record.job_id, values, while_in=["paused"])
+        if stopped is not None:
+            self._hub.publish(stopped)
 
     def _start_job(self, start: Start) -> None:
-        changes = {"state": "initializing", "gpus": start.gpus, "updated_at": self._clock()}
         with self._database.write() as connection:
+            changes = {"state": "initializing", "gpus": start.gpus, "updated_at": self._clock()}
             record = jobs.change(connection, start.record.job_id, changes, while_in=["queued"])
         if record is None:
             return
@@ -224,6 +234,7 @@ class Supervisor:
             dataset_file=record.dataset_file,
             output_dir=record.target_dir,
             trust_remote_code=self._trust_remote_code,
+            processes=max(1, len(record.gpus or [])),
         )
 
     def _sweep_unaccepted(self) -> None:
@@ -234,13 +245,15 @@ class Supervisor:
             if path.name not in known and not self.folder(path.name).events_file.exists():
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _relaunch_unstarted(self) -> None:
-        """Starts jobs again that a server was killed over, between choosing them and starting their worker."""
+    def _take_up_running(self) -> None:
+        """Does what a server may have been killed over: leaving a wish after its row, starting a worker after its."""
         with self._database.read() as connection:
             running = jobs.running(connection)
         for record in running:
             try:
-                record = follow(self._database, self._hub, record, self.folder(record.job_id))
+                folder = self.folder(record.job_id)
+                record = follow(self._database, self._hub, record, folder)
+                leave_wish(self._executor, folder, record)
                 if not record.running:
                     self._note_end(record)
                 elif record.state == "initializing" and record.attempt_seen < record.attempt:

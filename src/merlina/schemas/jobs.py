@@ -87,6 +87,7 @@ class JobHistoryEntry(Response):
     base_model: str
     output_name: str
     priority: Priority
+    preemptible: bool
 
 
 class JobHistory(Response):
@@ -157,10 +158,11 @@ class JobsCleared(Response):
 
 
 class QueueStats(Response):
-    """The queue in four numbers."""
+    """The queue in five numbers."""
 
     queued_count: int
     running_count: int
+    paused_count: int
     max_concurrent: int
     available_slots: int
 
@@ -170,6 +172,7 @@ class QueuedJob(Response):
 
     job_id: str
     priority: int = Field(description="1 low, 3 normal, 5 high")
+    preemptible: bool
     position: int = Field(description="1 is next")
     waiting_for: str | None = Field(None, description="what keeps it from starting")
 
@@ -179,6 +182,7 @@ class RunningJob(Response):
 
     job_id: str
     priority: int = Field(description="1 low, 3 normal, 5 high")
+    preemptible: bool
 
 
 class QueueStatus(Response):

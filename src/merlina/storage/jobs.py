@@ -107,15 +107,16 @@ def queue_position(connection: Connection, record: JobRecord) -> int:
     return 1 + int(connection.execute(query).scalar_one())
 
 
-def counts(connection: Connection) -> tuple[int, int, int]:
-    """How many jobs there are, wait, and run."""
+def counts(connection: Connection) -> tuple[int, int, int, int]:
+    """How many jobs there are, wait, run, and are paused."""
     query = select(
         func.count(),
         func.count().filter(jobs.c.state == "queued"),
         func.count().filter(_RUNNING),
+        func.count().filter(jobs.c.state == "paused"),
     ).where(~jobs.c.deleting)
-    total, waiting, active = connection.execute(query).one()
-    return total, waiting, active
+    total, waiting, active, paused = connection.execute(query).one()
+    return total, waiting, active, paused
 
 
 def counts_by_state(connection: Connection) -> dict[JobState, int]:
@@ -144,9 +145,10 @@ def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
     return [record for record in _records(connection, jobs.c.deleting) if not record.running]
 
 
-def that_made_way(connection: Connection) -> list[JobRecord]:
-    """Paused jobs that go back to the queue by themselves."""
-    return _records(connection, (jobs.c.state == "paused") & jobs.c.preempted_by.is_not(None))
+def paused_for_now(connection: Connection) -> list[JobRecord]:
+    """Paused jobs that don't stay so: they made way for another one, or a stop was asked for as well."""
+    moves_on = jobs.c.preempted_by.is_not(None) | jobs.c.stop_requested_at.is_not(None)
+    return _records(connection, (jobs.c.state == "paused") & moves_on)
 
 
 def change(

@@ -57,13 +57,13 @@ def prometheus_metrics(services: Inject) -> Response:
 def stats(services: Inject) -> Stats:
     """Counts of jobs, metric rows and connections."""
     with services.database.read() as connection:
-        total, queued, running = jobs.counts(connection)
+        total, queued, running, paused = jobs.counts(connection)
         rows = metrics.count(connection)
     size = services.database.size_bytes() / 1024**2
     return Stats(
         database=DatabaseStats(total_jobs=total, total_metrics=rows, db_size_mb=round(size, 3)),
         websockets=WebSocketStats(total_connections=services.websockets),
-        queue=queue_stats(services, queued, running),
+        queue=queue_stats(services, queued, running, paused),
     )
 
 
@@ -73,8 +73,12 @@ def validate(config: TrainingConfig, services: Inject) -> ValidationResponse:
     return services.preflight.check(config).response()
 
 
-def queue_stats(services: Inject, queued: int, running: int) -> QueueStats:
+def queue_stats(services: Inject, queued: int, running: int, paused: int) -> QueueStats:
     slots = services.settings.max_concurrent_jobs
     return QueueStats(
-        queued_count=queued, running_count=running, max_concurrent=slots, available_slots=max(0, slots - running)
+        queued_count=queued,
+        running_count=running,
+        paused_count=paused,
+        max_concurrent=slots,
+        available_slots=max(0, slots - running),
     )

@@ -103,12 +103,11 @@ def job_logs(job_id: str, services: Inject, limit: Annotated[int, Query(ge=1, le
 @router.post("/jobs/{job_id}/stop")
 def stop(job_id: str, services: Inject) -> StopAnswer:
     """Cancels a waiting job, or lets a running one end after its optimizer step, saving what it has."""
-    was_paused = services.desk.find(job_id).state == "paused"
-    record, was_queued = services.desk.stop(job_id)
-    if was_queued:
+    record, before = services.desk.stop(job_id)
+    if before == "queued":
         message = f"Job {job_id} removed from queue"
         return StopAnswer(status="success", message=message, job_id=job_id, was_queued=True)
-    if was_paused and record.ended:
+    if before == "paused":
         kept = f"; the checkpoint at step {record.last_checkpoint} can be resumed" if record.last_checkpoint else ""
         message = f"Job {job_id} was paused and is {record.state} now. No model was saved{kept}."
         return StopAnswer(status="success", message=message, job_id=job_id, was_queued=False)
@@ -122,14 +121,15 @@ def stop(job_id: str, services: Inject) -> StopAnswer:
 @router.post("/jobs/{job_id}/pause")
 def pause(job_id: str, services: Inject) -> JobAction:
     """Holds a waiting job back, or lets a running one write a checkpoint after its step and give up its GPU."""
-    record = services.desk.pause(job_id)
+    record, done = services.desk.pause(job_id)
+    if not done:
+        stopping = record.running and record.stop_requested_at is not None
+        message = f"Job {job_id} is {'being stopped' if stopping else record.state}; there is nothing to pause"
+        return JobAction(status="warning", message=message, job_id=job_id)
     if record.state == "paused":
         message = f"Job {job_id} is paused; POST /jobs/{job_id}/resume goes on with it"
-    elif record.pause_requested_at is not None and record.running:
-        message = f"Pause request sent to job {job_id}. It will write a checkpoint after its current step."
     else:
-        message = f"Job {job_id} is {record.state}; there is nothing to pause"
-        return JobAction(status="warning", message=message, job_id=job_id)
+        message = f"Pause request sent to job {job_id}. It will write a checkpoint after its current step."
     return JobAction(status="success", message=message, job_id=job_id)
 
 
@@ -173,7 +173,9 @@ def _submit(
     if report.errors:
         raise InvalidRequestError("Training configuration validation failed", report.errors, report.warnings)
     record = services.desk.submit(config, priority, report.dataset_file, preemptible=preemptible)
-    return _queued(services, record, greeting, report.warnings)
+    unused = [f"preemptible: a job of {priority} priority never makes way, only one of low priority does"]
+    ignored = unused if preemptible and priority != "low" else []
+    return _queued(services, record, greeting, [*report.warnings, *ignored])
 
 
 def _queued(services: Services, record: JobRecord, greeting: str, warnings: list[str]) -> JobCreated:

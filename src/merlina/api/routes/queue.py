@@ -16,7 +16,10 @@ router = APIRouter(prefix="/queue", tags=["queue"])
 def queue_status(services: Inject) -> QueueStatus:
     """The queue in numbers, and who is in it."""
     queued, running = _lists(services)
-    return QueueStatus(stats=queue_stats(services, len(queued), len(running)), queued_jobs=queued, running_jobs=running)
+    with services.database.read() as connection:
+        *_, paused = jobs.counts(connection)
+    stats = queue_stats(services, len(queued), len(running), paused)
+    return QueueStatus(stats=stats, queued_jobs=queued, running_jobs=running)
 
 
 @router.get("/jobs")
@@ -35,10 +38,15 @@ def _lists(services: Services) -> tuple[list[QueuedJob], list[RunningJob]]:
             QueuedJob(
                 job_id=record.job_id,
                 priority=record.priority,
+                preemptible=record.preemptible,
                 position=position,
                 waiting_for=waiting.get(record.job_id),
             )
             for position, record in enumerate(queued, start=1)
         ],
-        [RunningJob(job_id=record.job_id, priority=record.priority) for record in running if not record.deleting],
+        [
+            RunningJob(job_id=record.job_id, priority=record.priority, preemptible=record.preemptible)
+            for record in running
+            if not record.deleting
+        ],
     )

@@ -1,0 +1,143 @@
+"""What may happen on the way into a pause and out of it: other wishes, deaths of server and worker, readers."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from merlina.errors import NotFoundError
+from tests.harness import Server, pairs_file, until
+
+Config = Callable[..., dict[str, Any]]
+NewServer = Callable[..., Server]
+
+LONG: dict[str, Any] = {"max_steps": 120, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
+
+
+def until_state(server: Server, job: str, state: str, seconds: float = 30) -> None:
+    until(lambda: server.status(job).status == state, seconds, f"{state} of {job}")
+
+
+def halted(server: Server, config: dict[str, Any], **params: Any) -> str:
+    """A job whose worker stands still in the middle of its training and hears nothing until it is told to go on."""
+    with server.http() as http:
+        job = str(http.post("/train", json=config, params=params).json()["job_id"])
+    server.until_step(job, 15)
+    server.kill_worker(job, signal.SIGSTOP)
+    return job
+
+
+def test_a_reader_stays_over_a_pause_and_everyone_counts_it(server: Server, config: Config) -> None:
+    job = server.train(config(server, "watched", **LONG))
+    states: list[str] = []
+    steps: list[int] = []
+    with server.client() as client, server.http() as http:
+        for message in client.watch(job):
+            if message["type"] == "metrics":
+                steps.append(message["step"])
+                if message["step"] == 15:
+                    client.pause(job)
+            elif message["type"] == "status_update" and states[-1:] != [message["status"]]:
+                states.append(message["status"])
+                if message["status"] == "paused":
+                    assert job in [entry.job_id for entry in client.history("paused").jobs]
+                    assert client.jobs()[job].status == "paused"
+                    assert client.stats().queue.paused_count == client.queue_status().stats.paused_count == 1
+                    assert 'merlina_jobs{state="paused"} 1.0' in http.get("/metrics").text
+                    client.resume(job)
+    assert message["type"] == "completed"
+    assert steps == list(range(1, 121))
+    assert states.count("paused") == 1
+    assert states[states.index("paused") - 1] == "training"
+    assert "training" in states[states.index("paused") :]
+
+
+def test_a_job_that_still_loads_begins_anew(server: Server, config: Config) -> None:
+    many = pairs_file(server.root / "many.jsonl", 30_000)
+    source = {"source_type": "local_file", "file_path": str(many)}
+    changes = {"dataset": {"source": source, "test_size": 0}, "max_steps": 2, "eval_steps": 0}
+    job = server.train(config(server, "loading", **changes))
+    until_state(server, job, "loading_dataset")
+    with server.client() as client:
+        assert client.pause(job).status == "success"
+        until_state(server, job, "paused")
+        assert client.status(job).last_checkpoint is None
+        assert any("a pause was asked for" in line for line in server.log_lines(job))
+        assert "begins anew" in client.resume(job).message
+    ended = server.until_ended(job)
+    assert (ended.status, ended.attempt, list(server.losses(job))) == ("completed", 2, [1, 2])
+
+
+def test_a_worker_that_does_not_obey_is_killed_by_a_server_that_was_killed_before_it_could_tell_it(
+    new_server: NewServer, config: Config
+) -> None:
+    server = new_server(STOP_GRACE_SECONDS="3")
+    job = halted(server, config(server, "deaf", **LONG))
+    with server.client() as client:
+        client.pause(job)
+        server.kill()
+        # As if the server had died between the row and the run folder.
+        server.folder(job).pause_file.unlink()
+        server.start()
+        until(server.folder(job).pause_file.exists, 5, "the wish in the run folder")
+        until_state(server, job, "paused")
+        assert any("did not pause within 3 s and was killed" in line for line in server.log_lines(job))
+        client.resume(job)
+    ended = server.until_ended(job)
+    assert (ended.status, ended.attempt) == ("completed", 2)
+    assert list(server.losses(job)) == list(range(1, 121))
+
+
+def test_a_stop_outweighs_a_pause(server: Server, config: Config) -> None:
+    job = halted(server, config(server, "both", **LONG))
+    with server.client() as client:
+        assert client.pause(job).status == "success"
+        client.stop(job)
+        assert "being stopped" in client.pause(job).message
+        server.kill_worker(job, signal.SIGCONT)
+        assert server.until_ended(job).status == "stopped"
+        assert (server.root / "models" / "both" / "adapter_model.safetensors").is_file()
+
+
+def test_whom_a_person_pauses_does_not_come_back_by_itself(server: Server, config: Config) -> None:
+    low = halted(server, config(server, "held", **LONG), priority="low", preemptible=True)
+    high = server.train(config(server, "urgent", max_steps=2, eval_steps=0), "high")
+    with server.client() as client:
+
+        def waiting_for() -> str | None:
+            return next((job.waiting_for for job in client.queue_jobs().queued if job.job_id == high), None)
+
+        until(lambda: waiting_for() == f"{low} to make way", 5, "what the high job waits for")
+        until(server.folder(low).pause_file.exists, 5, "the wish in the run folder")
+        assert f"making way for {high}" in server.folder(low).pause_file.read_text()
+        client.pause(low)
+        server.kill_worker(low, signal.SIGCONT)
+        assert server.until_ended(high).status == "completed"
+        assert client.status(low).status == "paused"
+        assert "can be resumed" in client.stop(low).message
+        assert client.status(low).status == "stopped"
+
+
+def test_a_job_that_never_ran_is_cancelled_or_deleted_out_of_its_pause(server: Server, config: Config) -> None:
+    first = server.train(config(server, "before", **LONG))
+    second, third = (server.train(config(server, name, **LONG)) for name in ("second", "third"))
+    with server.client() as client:
+        client.pause(second)
+        client.pause(third)
+        assert "No model was saved" in client.stop(second).message
+        assert client.status(second).status == "cancelled"
+        client.delete(third)
+        with pytest.raises(NotFoundError):
+            client.status(third)
+        client.stop(first)
+    server.until_ended(first)
+
+
+def test_preemptible_without_low_priority_is_said_to_do_nothing(server: Server, config: Config) -> None:
+    with server.http() as http:
+        created = http.post("/train", json=config(server, "vain", max_steps=1), params={"preemptible": True}).json()
+    assert any("never makes way" in warning for warning in created["warnings"])
+    server.until_ended(created["job_id"])
