@@ -186,6 +186,9 @@ def _run_merlina(arguments: argparse.Namespace, pairs: list[Any], clock: _Clock,
         def should_stop(self) -> bool:
             return False
 
+        def will_go_on(self) -> bool:
+            return False
+
     config = TrainingConfig.model_validate(
         {
             "base_model": str(arguments.model), "output_name": "x",

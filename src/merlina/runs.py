@@ -6,6 +6,7 @@ DATA_DIR/runs/<job_id>/            0700
     lock             worker        held (flock) as long as a worker lives; inside: its pid and start time
     events.jsonl     worker        the numbered event log (see merlina.schemas.events)
     reserve          worker        room for the last event, given up when the disk is full
+    meeting          worker        where the processes of a run on several GPUs find each other
     worker.log       worker        its standard output and error
     stop             server        present once a stop was asked for
     pause            server        present once a pause was asked for; inside: why
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from merlina.schemas.events import Event, event_line, parse_event
 from merlina.schemas.training import TrainingConfig
@@ -44,9 +45,12 @@ class RunOrder(BaseModel):
     dataset_file: str | None = None
     output_dir: str
     trust_remote_code: bool = False
+    # One for each GPU; one where there is none.
+    processes: int = Field(1, ge=1)
 
 
 _log = logging.getLogger(__name__)
+_RESERVE_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,16 @@ class RunFolder:
         return self.path / "reserve"
 
     @property
+    def meeting_file(self) -> Path:
+        return self.path / "meeting"
+
+    @property
     def checkpoints_dir(self) -> Path:
         return self.path / "checkpoints"
+
+    def reserve(self) -> None:
+        """Takes the room on the disk that the last event may need."""
+        self.reserve_file.write_bytes(bytes(_RESERVE_BYTES))
 
     def write_order(self, order: RunOrder) -> None:
         write_private(self.order_file, order.model_dump_json(indent=2).encode())

@@ -22,13 +22,14 @@ PAIRS = [TokenPair([5, 6, 7, n], [8, 9, 10, 2], [11, 12, 2], row=n - 19) for n i
 class Recorder:
     """Keeps what it is told."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, *, goes_on: bool = False) -> None:
         self.steps: list[int] = []
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.saved: list[int] = []
         self.notes: list[str] = []
         self.kept_step: int | None = None
         self._stop_after = stop_after
+        self._goes_on = goes_on
 
     def progress(self, step: int, total_steps: int) -> None:
         self.steps.append(step)
@@ -48,6 +49,9 @@ class Recorder:
 
     def should_stop(self) -> bool:
         return self._stop_after is not None and self.steps[-1] >= self._stop_after
+
+    def will_go_on(self) -> bool:
+        return self._goes_on
 
 
 def configure(model: Path, **changes: Any) -> TrainingConfig:
@@ -236,3 +240,34 @@ def test_a_run_that_gets_no_better_ends_early_and_is_no_stopped_one(tiny_model: 
         note.startswith(f"Ended at step {best + 3} of 12: eval_loss was best at step {best + 1}")
         for note in recorder.notes
     )
+
+
+def test_a_pause_takes_its_evaluation_to_the_end_and_leaves_the_newest_weights(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    config = configure(tiny_model, load_best_at_end="eval_reward_margin", **_EVERY_STEP)
+    paused, stopped = Recorder(stop_after=5, goes_on=True), Recorder(stop_after=5)
+    train(config, tmp_path / "a", paused, held_out=SWAPPED)
+    train(config, tmp_path / "b", stopped, held_out=SWAPPED)
+    assert [step for step, row in paused.rows if "eval_loss" in row] == [0, 1, 2, 3, 4, 5]
+    assert [step for step, row in stopped.rows if "eval_loss" in row] == [0, 1, 2, 3, 4]
+    assert paused.kept_step is None
+    assert stopped.kept_step is not None
+
+
+def test_early_stopping_counts_on_over_a_pause(tiny_model: Path, tmp_path: Path) -> None:
+    config = configure(tiny_model, early_stopping_patience=4, **_EVERY_STEP)
+    undisturbed = Recorder()
+    train(config, tmp_path / "a", undisturbed, held_out=SWAPPED)
+    last = undisturbed.steps[-1]
+    assert last < 12
+    train(config, tmp_path / "b", Recorder(stop_after=last - 1, goes_on=True), held_out=SWAPPED)
+    resumed = Recorder()
+    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path)), config).model
+    folder = tmp_path / "b" / "checkpoints"
+    trainer = PreferenceTrainer(
+        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
+        folder=folder, reporter=resumed, resuming=True,
+    )  # fmt: skip
+    assert trainer.run(checkpoints.latest(folder)) is False
+    assert resumed.steps[-1] == last

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment
-from merlina.hardware.host import oom_kills
+from merlina.hardware.host import killed_by, oom_kills
 from merlina.runs import RunFolder, RunOrder, write_private
 
 _TOKEN_VARIABLES = {"hf_token": "HF_TOKEN", "wandb_key": "WANDB_API_KEY"}
@@ -83,7 +83,7 @@ class LocalExecutor:
         if code == UNSEEN:
             return f"died while nobody watched; its output is in {folder.log_file}"
         if code < 0:
-            return _killed_by(-code, oom_kills() > child.oom_kills_before)
+            return killed_by(-code, out_of_memory=oom_kills() > child.oom_kills_before)
         return f"ended with exit code {code} without a word; its output is in {folder.log_file}"
 
     def _spawn(self, folder: RunFolder, lock: int, gpus: Sequence[int] | None) -> subprocess.Popen[bytes] | Forked:
@@ -128,15 +128,3 @@ def _worker(folder: RunFolder) -> psutil.Process | None:
         return process if abs(process.create_time() - named.start_time) < 2 else None
     except psutil.NoSuchProcess:
         return None
-
-
-def _killed_by(number: int, out_of_memory: bool) -> str:
-    name = signal.Signals(number).name
-    if number != signal.SIGKILL:
-        return f"was ended by signal {number} ({name})"
-    if out_of_memory:
-        return (
-            "was killed by the system because memory ran out (signal 9, SIGKILL). "
-            "A smaller max_length, gradient_checkpointing or use_4bit need less"
-        )
-    return "was killed from outside (signal 9, SIGKILL), not by running out of memory as far as the system tells"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 
 import psutil
@@ -30,3 +31,16 @@ def oom_kills() -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def killed_by(number: int, *, out_of_memory: bool) -> str:
+    """What became of a process that a signal ended, to be read after its name."""
+    name = signal.Signals(number).name
+    if number != signal.SIGKILL:
+        return f"was ended by signal {number} ({name})"
+    if out_of_memory:
+        return (
+            "was killed by the system because memory ran out (signal 9, SIGKILL). "
+            "A smaller max_length, gradient_checkpointing or use_4bit need less"
+        )
+    return "was killed from outside (signal 9, SIGKILL), not by running out of memory as far as the system tells"

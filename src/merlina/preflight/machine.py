@@ -25,13 +25,20 @@ def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
     if missing:
         known = f"this machine has {', '.join(map(str, there))}" if there else "this machine has no CUDA GPU"
         return Finding(passed=False, errors=(f"gpu_ids: there is no GPU {', '.join(map(str, missing))}; {known}",))
-    if config.gpu_ids and len(config.gpu_ids) > 1:
-        return Finding(passed=False, errors=(f"gpu_ids: {config.gpu_ids}: a run uses one GPU for now; name one",))
+    if len(config.gpu_ids or []) > config.pairs_per_step:
+        return Finding(passed=False, warnings=(_more_gpus_than_pairs(config),))
     if not there:
         return Finding(
             passed=False, warnings=("No CUDA GPU here: the run trains on the CPU, which suits small models",)
         )
     return Finding()
+
+
+def _more_gpus_than_pairs(config: TrainingConfig) -> str:
+    return (
+        f"gpu_ids: {len(config.gpu_ids or [])} GPUs share the {config.pairs_per_step} pairs of a step, so that some "
+        "have nothing to do; a larger batch_size or gradient_accumulation_steps gives each of them work"
+    )
 
 
 def check_precision(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:

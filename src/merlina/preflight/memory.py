@@ -63,8 +63,13 @@ class Estimate:
         return sum(self.parts.values())
 
 
-def estimate(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str) -> Estimate:
-    """The peak of a run on `device`, cpu or cuda. Without tokenized rows a pair may be `max_length` long."""
+def estimate(
+    config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, parts: int = 1
+) -> Estimate:
+    """The peak of a run on `device`, cpu or cuda. Without tokenized rows a pair may be `max_length` long.
+
+    `parts` is over how many devices the frozen layers are spread.
+    """
     facts, width = _DEVICES[device], _compute_bytes(config, device)
     trained = trained_weights(config, model)
     positions = _positions(config, data, device)
@@ -74,7 +79,7 @@ def estimate(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, 
     gradients = max(0.0, trained * 4 - activations - logits)
     return Estimate(
         {
-            "weights": _weight_bytes(config, model, width) + (trained * 4 if config.use_lora else 0),
+            "weights": _weight_bytes(config, model, width, parts) + (trained * 4 if config.use_lora else 0),
             "gradients": gradients,
             "optimizer state": trained * OPTIMIZER_BYTES[config.optimizer_type],
             "activations": activations,
@@ -87,14 +92,16 @@ def estimate(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, 
 def check_memory(
     config: TrainingConfig, model: ModelFacts | None, data: DataFacts | None, gpus: Sequence[Gpu]
 ) -> tuple[Finding, MemoryEstimate | None]:
-    """Whether the run fits into the memory that is free now."""
+    """Whether the run fits into the memory that is free now; of several GPUs, into each of them."""
     if model is None:
         return Finding(passed=False), None
-    chosen = [gpu for gpu in gpus if config.gpu_ids is None or gpu.index in config.gpu_ids]
-    best = max(chosen, key=lambda gpu: gpu.memory_free_mb, default=None)
-    device, place = ("cuda", f"GPU {best.index}") if best else ("cpu", "RAM")
-    free = best.memory_free_mb * _MB if best else available_memory()
-    needed = estimate(config, model, data, device)
+    gpu = _decisive_gpu(config, gpus)
+    device, place = ("cuda", f"GPU {gpu.index}") if gpu else ("cpu", "RAM")
+    free = gpu.memory_free_mb * _MB if gpu else available_memory()
+    gpus_used = len(config.gpu_ids or []) or 1
+    whole = _weight_bytes(config, model, _compute_bytes(config, device))
+    spread_over = gpus_used if config.spreads_weights(gpus_used, whole, free) else 1
+    needed = estimate(config, model, data, device, spread_over)
     parts = sorted(needed.parts.items(), key=lambda part: -part[1])
     shown = MemoryEstimate(
         place=place,
@@ -109,7 +116,17 @@ def check_memory(
         f"memory: the run needs about {needed.total / _GB:.1f} GiB of {place} and {free / _GB:.1f} GiB are free. "
         f"Most of it: {largest} ({size / _GB:.1f} GiB). {_what_helps(config, model, data, device)}"
     )
+    if gpus_used > 1 and not config.use_lora:
+        message += ". More GPUs don't: without LoRA each holds the whole model and takes its share of the pairs"
     return Finding(passed=False, errors=(message,)), shown
+
+
+def _decisive_gpu(config: TrainingConfig, gpus: Sequence[Gpu]) -> Gpu | None:
+    """Of those asked for the one with the least free memory, else the one with the most."""
+    if config.gpu_ids is None:
+        return max(gpus, key=lambda gpu: gpu.memory_free_mb, default=None)
+    asked_for = [gpu for gpu in gpus if gpu.index in (config.gpu_ids or [])]
+    return min(asked_for, key=lambda gpu: gpu.memory_free_mb, default=None)
 
 
 def _what_helps(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str) -> str:
@@ -153,11 +170,13 @@ def _positions(config: TrainingConfig, data: DataFacts | None, device: str) -> i
     return pairs * a_pair
 
 
-def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int) -> float:
+def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int, parts: int = 1) -> float:
     if not config.use_lora:
         return model.parameters * 4
     if config.weight_bits is None:
-        return model.parameters * width
+        # Of what is spread, the layer that is computed and the next one are there as a whole.
+        elsewhere = model.linear_parameters * max(0.0, 1 - 1 / parts - (parts > 1) * 2 / model.layers)
+        return (model.parameters - elsewhere) * width
     held = model.linear_parameters * _HELD_BYTES[config.weight_bits]
     # A GGUF is unpacked in full before it is packed again.
     unpacked = model.parameters * width if config.base_model.lower().endswith(".gguf") else 0

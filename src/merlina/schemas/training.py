@@ -32,6 +32,8 @@ SECRET_FIELDS = ("hf_token", "wandb_key")
 KEPT_CHECKPOINTS = 2
 # Positions of one forward pass: enough for products to run at the device's full rate, and no more memory than that.
 PACK_POSITIONS = {"cpu": 1024, "cuda": 8192}
+# Of a GPU's free memory: a frozen model that takes more of it is spread over the run's GPUs.
+_WHOLE_MODEL_SHARE = 0.5
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _DEFAULT_TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
 
@@ -188,6 +190,11 @@ class TrainingConfig(Request):
     def weight_bits(self) -> WeightBits | None:
         """Of the frozen weights, where they are held in fewer than the dtype has."""
         return 4 if self.use_4bit else 8 if self.use_8bit else None
+
+    def spreads_weights(self, processes: int, weight_bytes: float, free_bytes: float) -> bool:
+        """Whether a run in several processes holds its frozen model in parts, each with so much free memory."""
+        is_frozen = self.use_lora and self.weight_bits is None
+        return processes > 1 and is_frozen and weight_bytes > _WHOLE_MODEL_SHARE * free_bytes
 
     @property
     def pairs_per_step(self) -> int:

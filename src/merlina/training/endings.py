@@ -17,8 +17,8 @@ _HIGHER_IS_BETTER = {"eval_reward_margin"}
 class Endings(TrainerCallback):  # type: ignore[misc]
     """Has the best evaluated model written as a checkpoint, and ends a run that gets no better.
 
-    The best so far is part of the Trainer's state, which protects its checkpoint and comes back with a resume; how many
-    evaluations went by without a better one is counted anew then.
+    The best so far is part of the Trainer's state, which protects its checkpoint and comes back with a resume; from it
+    follows how many evaluations went by without a better one.
     """
 
     def __init__(self, config: TrainingConfig, folder: Path, say: Say) -> None:
@@ -29,6 +29,10 @@ class Endings(TrainerCallback):  # type: ignore[misc]
         self._say = say
         self._without = 0
         self.ended_early = False
+
+    def on_train_begin(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        if state.best_global_step and state.eval_steps:
+            self._without = int(state.global_step // state.eval_steps - state.best_global_step // state.eval_steps)
 
     def on_evaluate(
         self, _args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any

@@ -20,8 +20,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from merlina.training.spreading import parts, whole
+
 _TRIAL_POSITIONS = 4
 _CLOSE_ENOUGH = 2e-2
+_GATED = ("gate_proj", "up_proj", "down_proj")
 
 
 def fuse_layers(model: PreTrainedModel) -> None:
@@ -34,9 +37,11 @@ def fuse_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if _is_plain_adapter(module):
             module.forward = types.MethodType(_adapted_linear, module)
-    for module in model.modules():
-        if all(_is_plain_adapter(getattr(module, name, None)) for name in ("gate_proj", "up_proj", "down_proj")):
-            _replace(module, _feed_forwards())
+    for part in parts(model):
+        with whole(part):
+            for module in part.modules():
+                if all(_is_plain_adapter(getattr(module, name, None)) for name in _GATED):
+                    _replace(module, _feed_forwards())
     model.train(was_training)
 
 

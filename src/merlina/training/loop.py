@@ -1,7 +1,7 @@
 """The loop: transformers' Trainer with our packs, log-probabilities and objectives, reporting to a Reporter.
 
 A batch of the Trainer is all pairs of one optimizer step. The step's loss is the mean over its pairs, however they are
-cut into packs.
+shared among ranks and cut into packs. Each rank has a Trainer of its own, which knows of no others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from merlina.training.logprobs import Logprobs
 from merlina.training.objectives import OBJECTIVES, Evidence, PairLosses
 from merlina.training.packing import Pack, SharedPrompt, cut, lay_out
 from merlina.training.probe import fitting_budget, largest_pack
+from merlina.training.ranks import ALONE, Ranks
 from merlina.training.reference import Example, reference_logprobs, unrelated_units
+from merlina.training.spreading import is_spread
 from merlina.training.tokens import TokenPair
 
 _GB = 1e9
@@ -59,6 +61,9 @@ class Reporter(Protocol):
     def should_stop(self) -> bool:
         """Asked after each optimizer step."""
 
+    def will_go_on(self) -> bool:
+        """Whether it should stop only to go on later just where it was."""
+
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
     """Trains on pairs of token ids. `held_out` may be empty."""
@@ -75,9 +80,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         folder: Path,
         reporter: Reporter,
         resuming: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._config = config
         self._reporter = reporter
+        self._ranks = ranks
+        self._is_spread = is_spread(model)
         self._objective = OBJECTIVES[config.training_mode]
         self._dtype = dtype
         self._resuming = resuming
@@ -93,8 +101,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             data_collator=list,
             train_dataset=training,
             eval_dataset=held_out if evaluates else None,
-            callbacks=[_Flow(reporter, folder, evaluates=evaluates), self._endings],
+            callbacks=[_Flow(reporter, ranks, folder, evaluates=evaluates), self._endings],
         )
+        ranks.take_from_first(weight for weight in model.parameters() if weight.requires_grad)
         # Our training_step divides by the pairs of the whole step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         if self.args.device.type == "cpu":
@@ -122,17 +131,19 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             # The Trainer would take one step more than there are.
             self._load_from_checkpoint(str(checkpoint))
             self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        else:
+            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stopped = bool(self.state.global_step < self.state.max_steps) and not self._endings.ended_early
+        if not (stopped and self._ranks.of_first(self._reporter.will_go_on())):
             self._take_best()
-            return False
-        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        self._take_best()
-        return bool(self.state.global_step < self.state.max_steps) and not self._endings.ended_early
+        return stopped
 
     def _take_best(self) -> None:
         """Where the best evaluated model is wanted, takes it, also when the run was stopped."""
         best, step = self.state.best_model_checkpoint, self.state.best_global_step
         if self._config.load_best_at_end is None or best is None or step == self.state.global_step:
             return
+        self._ranks.wait()
         self._load_from_checkpoint(best)
         self._reporter.kept(step)
         self._reporter.note(
@@ -149,19 +160,23 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """Forward and backward passes of one optimizer step, pack by pack. -> its mean loss"""
         model.train()
+        step = self.state.global_step + 1
         divergence = self._divergence(inputs)
         each = torch.zeros(len(inputs), device=self.args.device)
         means = _Means()
-        for indices in cut([example.unit for example in inputs], self._budget):
-            examples = [inputs[index] for index in indices]
-            losses = self._pair_losses(examples, divergence)
-            self.accelerator.backward(losses.loss.sum() / len(inputs))
-            each[indices] = losses.loss.detach().float()
-            self._figures.add(losses.figures, len(examples))
-            means.add(losses.figures, len(examples))
-            self._tokens += sum(example.unit.tokens for example in examples)
-        step = self.state.global_step + 1
+        with self._ranks.own_randomness(self._config.seed, step):
+            for indices, counts in self._passes([example.unit for example in inputs]):
+                losses = self._pair_losses([inputs[index] for index in indices], divergence)
+                self.accelerator.backward(losses.loss.sum() * (counts / len(inputs)))
+                if counts:
+                    each[indices] = losses.loss.detach().float()
+                    means.add(losses.figures)
+        self._ranks.sum(each)
         check_losses(step, [example.row for example in inputs], each.tolist())
+        self._ranks.sum_gradients(model.parameters())
+        means.gather(self._ranks, len(inputs))
+        self._figures.merge(means)
+        self._tokens += sum(example.unit.tokens for example in inputs)
         loss = each.mean()
         self._alarms.step(step, loss.item(), means.take())
         return loss
@@ -178,20 +193,25 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return norm
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Means over the held-out pairs, each pair weighing the same; none where a stop is asked for meanwhile."""
-        means = _Means()
+        """Means over the held-out pairs, each pair weighing the same; none where a stop is asked for meanwhile.
+
+        One that is to go on later takes its evaluation to the end: a resume would not come by here again.
+        """
+        means, pairs = _Means(), 0
         self.model.eval()
         for inputs in self.get_eval_dataloader():
+            if self._ranks.of_first(self._reporter.should_stop() and not self._reporter.will_go_on()):
+                self.model.train()
+                return {}
             divergence = self._divergence(inputs)
-            for indices in cut([example.unit for example in inputs], self._budget):
-                if self._reporter.should_stop():
-                    self.model.train()
-                    return {}
-                examples = [inputs[index] for index in indices]
+            for indices, counts in self._passes([example.unit for example in inputs]):
                 with torch.no_grad():
-                    losses = self._pair_losses(examples, divergence)
-                means.add({"loss": losses.loss, **losses.figures}, len(examples))
+                    losses = self._pair_losses([inputs[index] for index in indices], divergence)
+                if counts:
+                    means.add({"loss": losses.loss, **losses.figures})
+            pairs += len(inputs)
         self.model.train()
+        means.gather(self._ranks, pairs)
         figures = {f"eval_{name}": value for name, value in means.take().items()}
         self._reporter.metrics(self.state.global_step, figures)
         self._alarms.evaluation(self.state.global_step, figures)
@@ -235,6 +255,18 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             f"GB of memory{on_gpu} in use",
         )
 
+    def _passes(self, units: Sequence[SharedPrompt]) -> list[tuple[list[int], bool]]:
+        """Indices of those units that are this rank's, cut into packs; and whether each pack counts.
+
+        One that doesn't is another rank's again: a rank without a pair makes a pass too, since what scales float16's
+        gradients must see every step; and where weights are spread all ranks make the same number of them.
+        """
+        share = self._ranks.share([unit.positions for unit in units])
+        packs = [[share[index] for index in pack] for pack in cut([units[index] for index in share], self._budget)]
+        passes = self._ranks.most(len(packs)) if self._is_spread else max(1, len(packs))
+        shortest = min(range(len(units)), key=lambda index: units[index].positions)
+        return [(pack, True) for pack in packs] + [([shortest], False)] * (passes - len(packs))
+
     def _pair_losses(self, examples: Sequence[Example], divergence: Tensor | None) -> PairLosses:
         pack = self._pack([example.unit for example in examples])
         with self._precision():
@@ -264,15 +296,26 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def _reference_logprobs(self, name: str, units: Sequence[SharedPrompt]) -> Tensor:
         folder = Path(self.args.output_dir)
-        return reference_logprobs(name, units, self._answer_logprobs, self.model, folder, resuming=self._resuming)
+        return reference_logprobs(
+            name,
+            units,
+            self._answer_logprobs,
+            self.model,
+            folder,
+            resuming=self._resuming,
+            keeps=self._ranks.is_first,
+        )
 
     @torch.no_grad()
     def _answer_logprobs(self, units: Sequence[SharedPrompt]) -> Tensor:
-        """-> [U, A]"""
+        """-> [U, A], each rank having computed its share"""
         found = torch.zeros(len(units), len(units[0].answers), device=self.args.device)
-        for indices in cut(units, self._budget):
+        for indices, counts in self._passes(units):
             with self._precision():
-                found[indices] = self._logprobs(self._pack([units[index] for index in indices])).sums[:, 1:]
+                logprobs = self._logprobs(self._pack([units[index] for index in indices]))
+            if counts:
+                found[indices] = logprobs.sums[:, 1:]
+        self._ranks.sum(found)
         return found
 
     def _divergence(self, examples: Sequence[Example]) -> Tensor | None:
@@ -293,6 +336,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         speed = self._tokens / max(now - self._logged_at, 1e-9)
         self._tokens, self._logged_at = 0, now
         return {"tokens_per_second": speed}
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        if self._ranks.is_first:
+            super()._save_checkpoint(model, trial)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         if not self._config.shuffle_dataset:
@@ -370,17 +417,26 @@ def _share_or_count(value: float) -> float:
 
 
 class _Means:
-    """Running means of per-pair figures; the sums stay on the device until they are taken."""
+    """Running means of per-pair figures; the sums stay on the device until they are taken or gathered."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor | float] = {}
         self._pairs = 0
 
-    def add(self, figures: dict[str, Tensor], pairs: int) -> None:
+    def add(self, figures: dict[str, Tensor]) -> None:
         for name, values in figures.items():
             total = values.detach().double().sum() if values.device.type == "cpu" else values.detach().sum()
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-        self._pairs += pairs
+            self._sums[name] = self._sums.get(name, 0.0) + total
+
+    def gather(self, ranks: Ranks, pairs: int) -> None:
+        """Adds the sums of all ranks, which are over so many pairs."""
+        self._sums = {**ranks.sum_figures({name: float(total) for name, total in self._sums.items()})}
+        self._pairs = pairs
+
+    def merge(self, other: _Means) -> None:
+        for name, total in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+        self._pairs += other._pairs
 
     def take(self) -> dict[str, float]:
         means = {name: float(total) / max(self._pairs, 1) for name, total in self._sums.items()}
@@ -391,8 +447,9 @@ class _Means:
 class _Flow(TrainerCallback):  # type: ignore[misc]
     """Progress and stop after each step, an evaluation after the last, a mark on each whole checkpoint."""
 
-    def __init__(self, reporter: Reporter, folder: Path, *, evaluates: bool) -> None:
+    def __init__(self, reporter: Reporter, ranks: Ranks, folder: Path, *, evaluates: bool) -> None:
         self._reporter = reporter
+        self._ranks = ranks
         self._folder = folder
         self._evaluates = evaluates
 
@@ -404,12 +461,14 @@ class _Flow(TrainerCallback):  # type: ignore[misc]
         if state.global_step >= state.max_steps:
             control.should_evaluate = self._evaluates
             control.should_log = True
-        elif self._reporter.should_stop():
+        elif self._ranks.of_first(self._reporter.should_stop()):
             control.should_training_stop = True
             control.should_save = True
         return control
 
     def on_save(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        if not self._ranks.is_first:
+            return
         checkpoint = checkpoints.path_of(self._folder, state.global_step)
         checkpoints.mark_whole(checkpoint)
         self._reporter.checkpoint(state.global_step, checkpoint)

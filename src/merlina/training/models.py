@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
 
 from merlina.errors import ModelError
 from merlina.hub import in_words
@@ -21,7 +22,10 @@ from merlina.schemas.training import AttentionImplementation, Dtype, WeightBits
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model, and how it is held: in `dtype` or in fewer bits. `scratch` is for what must be converted."""
+    """Which model, and how it is held: in `dtype` or in fewer bits. `scratch` is for what must be converted.
+
+    `is_converted` says that this was done already, `stays_in_ram` that someone else moves the model to its device.
+    """
 
     base_model: str
     dtype: Dtype
@@ -30,11 +34,18 @@ class ModelSpec:
     scratch: Path
     token: str | None = None
     trust_remote_code: bool = False
+    is_converted: bool = False
+    stays_in_ram: bool = False
 
 
 def training_device() -> torch.device:
     """The device this process trains on."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def free_memory() -> int:
+    """Bytes of the training device that nobody has taken."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
 def compute_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -86,7 +97,18 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     if spec.weight_bits == 4:
         _keep_weights_as_they_are(model)
     model.config.use_cache = False
-    return model if spec.weight_bits else model.to(device)
+    return model if spec.weight_bits or spec.stays_in_ram else model.to(device)
+
+
+def weight_bytes(spec: ModelSpec) -> int:
+    """How much the model's weights take as they are held where `weight_bits` is None. Raises ModelError."""
+    with readable_errors(spec.base_model, spec.token), torch.device("meta"):
+        name, file = split_gguf(spec.base_model)
+        given = {"token": spec.token, "trust_remote_code": spec.trust_remote_code}
+        config = AutoConfig.from_pretrained(name, **given, **({"gguf_file": file} if file else {}))
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+    width = compute_dtype(spec.dtype, training_device()).itemsize
+    return width * sum(weight.numel() for weight in model.parameters())
 
 
 def split_gguf(base_model: str) -> tuple[str, str | None]:
@@ -126,6 +148,8 @@ def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
     """The GGUF's weights as a safetensors folder, which loading in 4 or 8 bits needs."""
     folder, file = split_gguf(spec.base_model)
     target = spec.scratch / "converted"
+    if spec.is_converted:
+        return target
     with readable_errors(spec.base_model):
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype)
         _forget_quantization(model)

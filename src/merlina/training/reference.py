@@ -48,9 +48,11 @@ def unrelated_units(units: Sequence[SharedPrompt], max_length: int) -> list[Shar
 
 
 def reference_logprobs(
-    name: str, units: Sequence[SharedPrompt], run: Run, model: Any, folder: Path, *, resuming: bool
+    name: str, units: Sequence[SharedPrompt], run: Run, model: Any, folder: Path, *, resuming: bool, keeps: bool
 ) -> Tensor:
-    """[U, A], from `folder` where they were kept for just these units, else computed with the adapter off and kept.
+    """[U, A], from `folder` where they were kept for just these units, else computed with the adapter off.
+
+    What was computed is kept where this process `keeps` it.
 
     Raises TrainingError where a model trained as a whole has moved on and nothing was kept.
     """
@@ -66,8 +68,12 @@ def reference_logprobs(
     with model.disable_adapter() if has_adapter else contextlib.nullcontext():
         found = run(units).cpu()
     model.train(was_training)
+    if not keeps:
+        return found
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"logprobs": found}, path, metadata={"fingerprint": fingerprint})
+    beside = path.with_suffix(".partial")
+    save_file({"logprobs": found}, beside, metadata={"fingerprint": fingerprint})
+    beside.replace(path)
     return found
 
 

@@ -35,6 +35,10 @@ def main(given: Sequence[str] | None = None) -> int:
     versions = {name: version(name) for name in _NAMED_VERSIONS}
     log.append("started", durable=True, attempt=order.attempt, pid=os.getpid(), versions=versions)
 
+    if order.processes > 1:
+        from merlina.worker.launch import run_in_ranks
+
+        return run_in_ranks(folder, order, log, stop)
     from merlina.worker.run import run
 
     return run(folder, order, log, stop)

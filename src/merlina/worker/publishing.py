@@ -23,6 +23,7 @@ from merlina.hub import in_words
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models import split_gguf
+from merlina.training.spreading import is_spread
 from merlina.worker.model_card import Placement, is_on_hub, model_card
 from merlina.worker.reporting import EventReporter
 from merlina.worker.saving import CONFIG_FILE
@@ -114,8 +115,8 @@ def _why(error: Exception, config: TrainingConfig) -> str:
 
 
 def _save_merged(model: Any, tokenizer: Any, order: RunOrder, folder: Path) -> None:
-    """Whole weights with the adapter in them: where the run held them in few bits, the original ones."""
-    if order.config.weight_bits:
+    """Whole weights with the adapter in them: where the run held them in few bits or in parts, the original ones."""
+    if order.config.weight_bits or is_spread(model):
         name, gguf = split_gguf(order.config.base_model)
         base = AutoModelForCausalLM.from_pretrained(
             name,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from merlina.runs import EventLog, read_events
+from merlina.runs import read_events
 from merlina.schemas.events import Metrics
 from merlina.schemas.jobs import EndState, JobState
-from merlina.worker.stop import StopRequest
 
 _PROGRESS_SECONDS = 0.1
 
@@ -25,10 +24,37 @@ def without_tokens(text: str) -> str:
     return text
 
 
+class Log(Protocol):
+    """Where events are written."""
+
+    def append(self, kind: str, *, durable: bool = False, **fields: Any) -> int: ...
+
+
+class Wish(Protocol):
+    """Whether the run is to end, and if so why."""
+
+    def is_set(self) -> bool: ...
+
+    def reason_to_pause(self) -> str | None: ...
+
+
+class Silence:
+    """Log and wish of a rank that has nothing to say."""
+
+    def append(self, kind: str, *, durable: bool = False, **fields: Any) -> int:  # noqa: ARG002
+        return 0
+
+    def is_set(self) -> bool:
+        return False
+
+    def reason_to_pause(self) -> str | None:
+        return None
+
+
 class EventReporter:
     """A training Reporter that writes to the event log; also the stages' own voice."""
 
-    def __init__(self, log: EventLog, stop: StopRequest) -> None:
+    def __init__(self, log: Log, stop: Wish) -> None:
         self._log = log
         self._stop = stop
         self._progress_at = 0.0
@@ -87,10 +113,14 @@ class EventReporter:
 
     def paused(self, reason: str) -> None:
         self._tell_progress()
+        self.note("info", f"Paused: {reason}. A resume goes on from its last checkpoint")
         self._log.append("paused", durable=True, reason=reason)
 
     def reason_to_pause(self) -> str | None:
         return self._stop.reason_to_pause()
+
+    def will_go_on(self) -> bool:
+        return self.reason_to_pause() is not None
 
     def should_stop(self) -> bool:
         return self._stop.is_set()

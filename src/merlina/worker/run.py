@@ -19,29 +19,35 @@ from merlina.worker.stages import Stages, StoppedEarly
 from merlina.worker.stop import StopRequest
 
 _FAILED = 1
-_RESERVE_BYTES = 64 * 1024
 
 
 def run(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) -> int:
     """Runs an order to its end and returns the process's exit code. The log's last line says how it went."""
     reporter = EventReporter(log, stop)
-    folder.reserve_file.write_bytes(bytes(_RESERVE_BYTES))
+    folder.reserve()
     try:
-        _run_stages(Stages(folder, order, reporter))
+        run_stages(Stages(folder, order, reporter))
+    except Exception as error:
+        folder.reserve_file.unlink(missing_ok=True)
+        reporter.end("failed", error=in_words(error, folder))
+        sys.stderr.write(without_tokens(traceback.format_exc()))
+        return _FAILED
+    folder.reserve_file.unlink(missing_ok=True)
+    return 0
+
+
+def run_stages(stages: Stages) -> None:
+    """To the run's last event, unless something goes wrong; of several ranks, all but the first end without one."""
+    try:
+        _run_stages(stages)
     except StoppedEarly:
+        reporter = stages.reporter
         reason = reporter.reason_to_pause()
         if reason is not None:
             reporter.paused(reason)
         else:
             reporter.note("info", "Stopped before training began; there is nothing to save")
             reporter.end("stopped")
-    except Exception as error:
-        folder.reserve_file.unlink(missing_ok=True)
-        reporter.end("failed", error=_in_words(error, folder))
-        sys.stderr.write(without_tokens(traceback.format_exc()))
-        return _FAILED
-    folder.reserve_file.unlink(missing_ok=True)
-    return 0
 
 
 def _run_stages(stages: Stages) -> None:
@@ -52,8 +58,9 @@ def _run_stages(stages: Stages) -> None:
     data = stages.load_data(loaded.tokenizer)
     reporter.state("training")
     trained = stages.train(loaded, data)
+    if not stages.ranks.is_first:
+        return
     if stages.was_stopped and (reason := reporter.reason_to_pause()) is not None:
-        reporter.note("info", f"Paused: {reason}. The checkpoint holds all there is; a resume goes on from it")
         reporter.paused(reason)
         return
     reporter.state("saving")
@@ -70,7 +77,7 @@ def _run_stages(stages: Stages) -> None:
     reporter.end("completed", output_dir=str(output_dir), final_metrics=final_metrics)
 
 
-def _in_words(error: Exception, folder: RunFolder) -> str:
+def in_words(error: Exception, folder: RunFolder) -> str:
     """What happened and what to do about it."""
     if isinstance(error, MerlinaError):
         return error.message

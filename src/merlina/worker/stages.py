@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import set_seed
 
 from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
@@ -21,7 +22,17 @@ from merlina.runs import RunFolder, RunOrder
 from merlina.training import checkpoints
 from merlina.training.adapters import make_trainable
 from merlina.training.loop import PreferenceTrainer
-from merlina.training.models import ModelSpec, compute_dtype, load_model, load_tokenizer, training_device
+from merlina.training.models import (
+    ModelSpec,
+    compute_dtype,
+    free_memory,
+    load_model,
+    load_tokenizer,
+    training_device,
+    weight_bytes,
+)
+from merlina.training.ranks import ALONE, Ranks
+from merlina.training.spreading import spread_frozen_weights
 from merlina.training.tokens import TokenPair
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.reporting import EventReporter
@@ -56,17 +67,17 @@ class TrainingData:
 class Stages:
     """One attempt at one run."""
 
-    def __init__(self, folder: RunFolder, order: RunOrder, reporter: EventReporter) -> None:
+    def __init__(self, folder: RunFolder, order: RunOrder, reporter: EventReporter, ranks: Ranks = ALONE) -> None:
         self.folder = folder
         self.order = order
         self.reporter = reporter
+        self.ranks = ranks
         self.was_stopped = False
         self._token = os.environ.get("HF_TOKEN")
 
     def load_model(self) -> LoadedModel:
         config = self.order.config
         set_seed(config.seed)
-        tokenizer = load_tokenizer(config.base_model, self._token, self.order.trust_remote_code)
         spec = ModelSpec(
             base_model=config.base_model,
             dtype=config.dtype,
@@ -75,15 +86,21 @@ class Stages:
             scratch=self.folder.path,
             token=self._token,
             trust_remote_code=self.order.trust_remote_code,
+            is_converted=not self.ranks.is_first,
         )
-        model = load_model(spec)
+        mesh = self._mesh_to_spread_over(spec)
+        with self.ranks.one_by_one():
+            tokenizer = load_tokenizer(config.base_model, self._token, self.order.trust_remote_code)
+            model = load_model(replace(spec, stays_in_ram=mesh is not None))
+            trainable = make_trainable(model, config)
+            if mesh is not None:
+                spread_frozen_weights(trainable.model, mesh)
         if config.attn_implementation not in ("auto", model.config._attn_implementation):
             self.reporter.note(
                 "warning",
                 f"attn_implementation: no {config.attn_implementation} here; "
                 f"the run uses {model.config._attn_implementation}",
             )
-        trainable = make_trainable(model, config)
         if trainable.missing_targets:
             missing = ", ".join(trainable.missing_targets)
             self.reporter.note(
@@ -135,15 +152,34 @@ class Stages:
                 folder=self.folder.checkpoints_dir,
                 reporter=reporter,
                 resuming=checkpoint is not None,
+                ranks=self.ranks,
             )
             self.was_stopped = trainer.run(checkpoint)
+        self.ranks.part()
         return loaded.model
+
+    def _mesh_to_spread_over(self, spec: ModelSpec) -> DeviceMesh | None:
+        """Where the model doesn't fit into each rank's memory as a whole."""
+        if self.ranks.count == 1:
+            return None
+        free = free_memory() / (1 if training_device().type == "cuda" else self.ranks.count)
+        weights = weight_bytes(spec)
+        spreads = self.order.config.spreads_weights(self.ranks.count, weights, free)
+        if not self.ranks.most(spreads):
+            return None
+        self.reporter.note(
+            "info",
+            f"The model's {weights / 1e9:.1f} GB of weights are spread over the {self.ranks.count} processes, since "
+            f"each has {free / 1e9:.1f} GB free: slower than a whole model in each",
+        )
+        return self.ranks.mesh()
 
     def _checkpoint_to_resume(self) -> Path | None:
         if not self.order.resume:
             return None
-        checkpoints.remove_torn(self.folder.checkpoints_dir)
-        checkpoint = checkpoints.latest(self.folder.checkpoints_dir)
+        if self.ranks.is_first:
+            checkpoints.remove_torn(self.folder.checkpoints_dir)
+        checkpoint = self.ranks.of_first(checkpoints.latest(self.folder.checkpoints_dir))
         step = checkpoints.step_of(checkpoint) if checkpoint else 0
         self.reporter.recall(self.folder.events_file, step)
         self.reporter.resumed(step)
@@ -179,7 +215,8 @@ class Stages:
         if trained == 0:
             raise TrainingError("No weight of the model would be trained; check target_modules and use_lora")
         held = _HELD_AS[self.order.config.weight_bits] or str(dtype).removeprefix("torch.")
-        place = "GPU" if training_device().type == "cuda" else "CPU"
+        device = "GPU" if training_device().type == "cuda" else "CPU"
+        place = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
         self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
 
     def _say_what_was_found(self, doctor: Doctor, held_out: list[Pair]) -> None:

@@ -89,3 +89,6 @@ class _Both:
 
     def should_stop(self) -> bool:
         return self._reporter.should_stop()
+
+    def will_go_on(self) -> bool:
+        return self._reporter.will_go_on()

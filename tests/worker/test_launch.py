@@ -1,0 +1,172 @@
+"""A run in two processes, which sum over gloo: it ends as one in a single process does, whatever happens to it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from merlina.executors.fork_server import ForkServer
+from merlina.executors.local import LocalExecutor
+from merlina.runs import RunFolder, RunOrder, read_events
+from merlina.schemas.events import Event
+from merlina.schemas.training import TrainingConfig
+from tests.harness import pairs_file, training_config, until
+
+_LONG = {"max_steps": 300, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
+
+
+@dataclass
+class Runs:
+    """Starts runs as the server does."""
+
+    root: Path
+    base_model: Path
+    executor: LocalExecutor
+    started: list[RunFolder] = field(default_factory=list)
+
+    def order(self, name: str, processes: int, **changes: Any) -> RunOrder:
+        given = training_config(self.base_model, pairs_file(self.root / "pairs.jsonl"), name, **changes)
+        return RunOrder(
+            job_id=name, attempt=1, config=TrainingConfig.model_validate(given), processes=processes,
+            dataset_file=str(self.root / "pairs.jsonl"), output_dir=str(self.root / "models" / name),
+        )  # fmt: skip
+
+    def start(self, order: RunOrder) -> RunFolder:
+        run = RunFolder(self.root / order.job_id)
+        self.started.append(run)
+        self.executor.launch(run, order, None)
+        return run
+
+    def finish(self, order: RunOrder) -> list[Event]:
+        run = self.start(order)
+        self.until_ended(run)
+        return events_of(run)
+
+    def until_ended(self, run: RunFolder) -> None:
+        until(lambda: not self.executor.is_alive(run), 60, f"the end of {run.path.name}")
+
+    def until_step(self, run: RunFolder, step: int) -> None:
+        until(lambda: any(getattr(event, "step", 0) >= step for event in events_of(run)), 60, f"step {step}")
+
+    def adapter(self, name: str) -> dict[str, Any]:
+        return load_file(self.root / "models" / name / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    root = tmp_path_factory.mktemp("ranks")
+    fork_server = ForkServer(600, root / "forks.log")
+    runs = Runs(root, tiny_model, LocalExecutor({}, fork_server))
+    yield runs
+    for run in runs.started:
+        runs.executor.kill(run)
+    fork_server.close()
+
+
+def events_of(run: RunFolder) -> list[Event]:
+    return read_events(run.events_file)[0] if run.events_file.exists() else []
+
+
+def figures(events: list[Event]) -> dict[tuple[int, str], float]:
+    """All but what depends on the clock and on the process."""
+    return {
+        (event.step, name): value
+        for event in events
+        if event.type == "metrics"
+        for name, value in event.metrics.items()
+        if name not in ("tokens_per_second", "memory_gb")
+    }
+
+
+def distance(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
+    """The largest relative one of any weight matrix."""
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in ours)
+
+
+def ranks_of(run: RunFolder) -> list[psutil.Process]:
+    worker = run.worker()
+    assert worker is not None
+    return psutil.Process(worker.pid).children()
+
+
+@pytest.mark.parametrize("training_mode", ["orpo", "kto"])
+def test_two_processes_share_each_step_and_end_where_one_does(runs: Runs, training_mode: str) -> None:
+    """Five pairs a step, one in the last; KTO sums reference and divergence as well."""
+    same: dict[str, Any] = {
+        "training_mode": training_mode, "batch_size": 5, "gradient_accumulation_steps": 1, "lora_dropout": 0.0,
+        "eval_steps": 4, "save_steps": 3, "load_best_at_end": "eval_loss",
+    }  # fmt: skip
+    one = runs.finish(runs.order(f"{training_mode}-one", 1, **same))
+    two = runs.finish(runs.order(f"{training_mode}-two", 2, **same))
+    assert (one[-1].type, one[-1].state, two[-1].state) == ("ended", "completed", "completed"), two[-1]
+    assert any(event.type == "log" and "in 2 processes" in event.message for event in two)
+    assert [event.seq for event in two] == list(range(1, len(two) + 1))
+    assert figures(two) == pytest.approx(figures(one), rel=1e-4, abs=1e-6)
+    assert distance(runs.adapter(f"{training_mode}-two"), runs.adapter(f"{training_mode}-one")) < 1e-5
+
+
+def test_a_stop_ends_all_ranks_at_the_same_step_with_the_model_saved(runs: Runs) -> None:
+    run = runs.start(runs.order("stopped", 2, **_LONG))
+    runs.until_step(run, 5)
+    ranks = ranks_of(run)
+    assert len(ranks) == 2
+    runs.executor.request_stop(run)
+    runs.until_ended(run)
+    last = events_of(run)[-1]
+    assert (last.type, last.state) == ("ended", "stopped")
+    assert runs.adapter("stopped")
+    until(lambda: not any(rank.is_running() for rank in ranks), 10, "the end of all ranks")
+
+
+def test_a_killed_rank_fails_the_run_by_name_and_a_resume_ends_as_if_nothing_had_been(runs: Runs) -> None:
+    steps = {**_LONG, "max_steps": 60}
+    assert runs.finish(runs.order("whole", 2, **steps))[-1].state == "completed"
+    order = runs.order("broken", 2, **steps)
+    run = runs.start(order)
+    runs.until_step(run, 12)
+    first, second = ranks_of(run)
+    second.kill()
+    runs.until_ended(run)
+    failed = events_of(run)[-1]
+    assert (failed.type, failed.state) == ("ended", "failed")
+    assert "Process 2 of 2 was killed from outside (signal 9, SIGKILL)" in str(failed.error)
+    until(lambda: not first.is_running(), 10, "the end of the other rank")
+    resumed = runs.finish(order.model_copy(update={"attempt": 2, "resume": True}))
+    assert resumed[-1].state == "completed", resumed[-1]
+    assert all(tensor.equal(runs.adapter("whole")[name]) for name, tensor in runs.adapter("broken").items())
+
+
+def _kill_worker(run: RunFolder) -> None:
+    worker = run.worker()
+    assert worker is not None
+    os.kill(worker.pid, signal.SIGKILL)
+
+
+def _kill_first_rank(run: RunFolder) -> None:
+    ranks_of(run)[0].kill()
+
+
+@pytest.mark.parametrize("kill", [_kill_worker, _kill_first_rank])
+def test_no_rank_outlives_the_run(runs: Runs, kill: Callable[[RunFolder], None]) -> None:
+    run = runs.start(runs.order(f"orphaned{kill.__name__}", 2, **_LONG))
+    runs.until_step(run, 2)
+    ranks = ranks_of(run)
+    kill(run)
+    runs.until_ended(run)
+    until(lambda: not any(rank.is_running() for rank in ranks), 10, "the end of all ranks")
+
+
+def test_what_is_wrong_in_every_rank_is_said_once(runs: Runs) -> None:
+    events = runs.finish(runs.order("wrong", 2, target_modules=["no_such_layer"]))
+    assert [event.type for event in events].count("ended") == 1
+    assert events[-1].state == "failed"
+    assert str(events[-1].error).startswith("target_modules: the model has no layers named no_such_layer")
