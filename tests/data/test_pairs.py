@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.data.pairs import Message, Pair, UnusableRowError, to_pair
+from merlina.data.pairs import Message, Pair, UnusableRowError, to_demonstration, to_pair
 
 USER = Message("user", "Why?")
 FORMS: dict[str, dict[str, Any]] = {
@@ -158,3 +158,30 @@ def test_a_prompt_that_the_answers_repeat_stands_once(prompt: Any, shared: list[
     answers = {name: [*shared, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
     pair = to_pair({"prompt": prompt, **answers})
     assert [turn.content for turn in pair.prompt] == whole
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "chosen": "So."},
+        {"prompt": "Why?", "chosen": "So.", "rejected": ""},
+        {"chosen": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
+        {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]},
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]},
+        {"conversations": [{"from": "human", "value": "Why?"}], "chosen": {"from": "gpt", "value": "So."}},
+    ],
+)
+def test_a_demonstration_needs_no_rejected_answer(row: dict[str, Any]) -> None:
+    assert to_demonstration(row) == Pair((USER,), "So.", None)
+
+
+def test_a_demonstration_without_an_answer_is_refused_in_words() -> None:
+    with pytest.raises(UnusableRowError, match="chosen ends with a turn of user"):
+        to_demonstration({"messages": [{"role": "user", "content": "Why?"}]})
+    with pytest.raises(UnusableRowError, match="chosen is missing"):
+        to_demonstration({"prompt": "Why?"})
+
+
+def test_a_missing_column_is_named_with_the_one_that_it_likely_is() -> None:
+    with pytest.raises(UnusableRowError, match=r'column_mapping {"bad": "rejected"} would name it\. training_mode sft'):
+        to_pair({"prompt": "Why?", "chosen": "So.", "bad": "No."})

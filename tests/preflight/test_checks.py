@@ -11,6 +11,7 @@ from merlina.hardware.gpus import Gpu
 from merlina.preflight.findings import Finding
 from merlina.preflight.machine import check_disk, check_gpus, check_precision
 from merlina.preflight.memory import check_memory, estimate, trained_weights
+from merlina.preflight.method import check_method
 from merlina.preflight.models import check_model, judge_lengths, judge_targets
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import TrainingConfig
@@ -31,6 +32,28 @@ def test_no_gpu_is_a_warning_unless_one_is_asked_for() -> None:
     assert "there is no GPU 2; this machine has 0, 1" in check_gpus(config(gpu_ids=[2]), cards).errors[0]
 
 
+def test_more_gpus_than_pairs_of_a_step_is_a_warning() -> None:
+    cards = [Gpu(0, "a", 1, 1, 0), Gpu(1, "b", 1, 1, 0)]
+    assert check_gpus(config(gpu_ids=[0, 1], batch_size=2, gradient_accumulation_steps=1), cards) == Finding()
+    finding = check_gpus(config(gpu_ids=[0, 1], batch_size=1, gradient_accumulation_steps=1), cards)
+    assert (finding.errors, len(finding.warnings)) == ((), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"training_mode": "sft", "beta": 0.3}, ["beta"]),
+        ({"training_mode": "sft"}, []),
+        ({"training_mode": "dpo", "beta": 0.3, "simpo_gamma": 1.0}, ["simpo_gamma"]),
+        ({"training_mode": "simpo", "beta": 2.0, "simpo_gamma": 1.0}, []),
+    ],
+)
+def test_a_setting_of_another_method_is_a_warning(changes: dict[str, Any], warned: list[str]) -> None:
+    finding = check_method(config(**changes))
+    assert finding.errors == ()
+    assert [warning.split(":")[0] for warning in finding.warnings] == warned
+
+
 FACTS = ModelFacts(
     model_type="llama",
     architecture="LlamaForCausalLM",
@@ -45,6 +68,21 @@ FACTS = ModelFacts(
     learned_positions=False,
     adapter_width={"q_proj": 32 * 8192},
 )
+
+
+def test_a_frozen_model_too_large_for_one_gpu_is_spread_over_those_named() -> None:
+    cards = [Gpu(0, "a", 24_000, 20_000, 4_000), Gpu(1, "b", 24_000, 15_000, 9_000), Gpu(2, "c", 24_000, 16_000, 8_000)]
+    alone, of_one = check_memory(
+        config(use_4bit=False, gpu_ids=[0], max_length=512, max_prompt_length=256), FACTS, None, cards[:1]
+    )
+    together, of_three = check_memory(
+        config(use_4bit=False, gpu_ids=[0, 1, 2], max_length=512, max_prompt_length=256), FACTS, None, cards
+    )
+    assert of_one is not None
+    assert of_three is not None
+    assert (alone.passed, together.passed) == (False, True)
+    assert (of_three.place, of_three.free_mb) == ("GPU 1", 15_000)
+    assert of_three.parts_mb["weights"] < 0.5 * of_one.parts_mb["weights"]
 
 
 def test_a_run_that_cannot_fit_names_its_largest_part_and_what_helps_most_first() -> None:

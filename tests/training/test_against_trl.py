@@ -55,7 +55,7 @@ def _assert_same(ours: Found, theirs: Found) -> None:
 
 def _ours(mode: TrainingMode, model: Any, pairs: list[TokenPair]) -> Found:
     objective, settings = OBJECTIVES[mode], config(mode)
-    answers = [(pair.chosen, pair.rejected) if objective.rejected else (pair.chosen,) for pair in pairs]
+    answers = [(pair.chosen, pair.rejected) if settings.needs_rejected else (pair.chosen,) for pair in pairs]
     units = [SharedPrompt(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
     pack = lay_out(units, with_prompt_targets=objective.prompt_targets)
     run, reason = fast_path(model, pack, 0, "auto", nullcontext())

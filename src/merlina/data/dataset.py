@@ -9,7 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from merlina.data.columns import check_mapping, map_columns
-from merlina.data.pairs import Pair, UnusableKind, UnusableRowError, to_pair
+from merlina.data.pairs import Pair, UnusableKind, UnusableRowError, to_demonstration, to_pair
 from merlina.data.sources import open_rows
 from merlina.errors import DataError
 from merlina.schemas.datasets import DatasetConfig
@@ -36,20 +36,22 @@ class LoadedPairs:
 
 
 def read_pairs(
-    config: DatasetConfig, file: Path | None, token: str | None, *, keep: bool = False
+    config: DatasetConfig, file: Path | None, token: str | None, *, needs_rejected: bool = True, keep: bool = False
 ) -> Iterator[Pair | SkippedRow]:
     """Each row as a pair, or as the reason why not; reads as it is asked. At most `max_samples` rows.
 
-    With `keep`, a Hub data set is downloaded as a whole, to be there the next time.
+    Where rejected answers aren't needed, they aren't looked at. With `keep`, a Hub data set is downloaded as a whole,
+    to be there the next time.
 
     Raises DataError where `column_mapping` names a column that none of the first rows has.
     """
     rows = islice(open_rows(config.source, file, token, keep=keep), config.max_samples)
     first = list(islice(rows, _ROWS_WITH_ALL_COLUMNS if config.column_mapping else 0))
     check_mapping(first, config.column_mapping)
+    convert = to_pair if needs_rejected else to_demonstration
     for number, row in enumerate(chain(first, rows), start=1):
         try:
-            yield replace(to_pair(map_columns(row, config.column_mapping)), number=number)
+            yield replace(convert(map_columns(row, config.column_mapping)), number=number)
         except UnusableRowError as error:
             yield SkippedRow(number, error.message, error.kind)
 

@@ -80,7 +80,7 @@ class Doctor:
     def see(self, pair: Pair, lengths: Lengths | None = None) -> None:
         """A pair; `lengths` where it was turned into tokens."""
         self.rows += 1
-        if pair.chosen.strip() == pair.rejected.strip():
+        if pair.rejected is not None and pair.chosen.strip() == pair.rejected.strip():
             self._count("identical_answers").add(pair.number)
         self._look_for_duplicates(pair)
         self._look_at_answer_lengths(pair)
@@ -103,13 +103,15 @@ class Doctor:
 
     def _look_for_duplicates(self, pair: Pair) -> None:
         prompt = _digest([part for turn in pair.prompt for part in (turn.role, turn.content.strip())])
-        whole = _digest([prompt.hex(), pair.chosen.strip(), pair.rejected.strip()])
+        whole = _digest([prompt.hex(), pair.chosen.strip(), (pair.rejected or "").strip()])
         if whole in self._seen:
             self._count("duplicates").add(pair.number)
         self._seen.add(whole)
         self._prompts.append((pair.number, prompt))
 
     def _look_at_answer_lengths(self, pair: Pair) -> None:
+        if pair.rejected is None:
+            return
         chosen, rejected = len(pair.chosen), len(pair.rejected)
         self._chosen_longer += chosen > rejected
         self._chosen_shorter += chosen < rejected
@@ -192,5 +194,5 @@ def _digest(parts: Sequence[str]) -> bytes:
 
 
 def _holds_a_marker(pair: Pair, markers: Sequence[str]) -> bool:
-    texts = (pair.chosen, pair.rejected, *(turn.content for turn in pair.prompt))
+    texts = (pair.chosen, pair.rejected or "", *(turn.content for turn in pair.prompt))
     return any(marker in text for text in texts for marker in markers)

@@ -17,11 +17,11 @@ from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
 
 @dataclass(frozen=True)
 class Rendered:
-    """The three texts of a pair; prompt + answer is what the model reads."""
+    """The texts of a pair; prompt + answer is what the model reads."""
 
     prompt: str
     chosen: str
-    rejected: str
+    rejected: str | None
 
 
 class ChatTemplate(Protocol):
@@ -56,7 +56,7 @@ def _qwen3(pair: Pair, spec: DatasetFormat, _template: ChatTemplate | None) -> R
     if not spec.enable_thinking:
         return _ended(f"{prompt}<think>\n\n</think>\n\n", pair, "<|im_end|>")
     thoughts = f"<think>\n{pair.reasoning}\n</think>\n\n" if pair.reasoning else ""
-    return Rendered(prompt, f"{thoughts}{pair.chosen}<|im_end|>", f"{thoughts}{pair.rejected}<|im_end|>")
+    return _rendered(prompt, pair, lambda answer: f"{thoughts}{answer}<|im_end|>")
 
 
 def _llama3(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
@@ -76,14 +76,13 @@ def _mistral(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -
             system = ""
         else:
             text += f" {turn.content}</s>"
-    return Rendered(text, f" {pair.chosen}</s>", f" {pair.rejected}</s>")
+    return _rendered(text, pair, lambda answer: f" {answer}</s>")
 
 
 def _tokenizer(pair: Pair, spec: DatasetFormat, template: ChatTemplate | None) -> Rendered:
     assert template is not None
     prompt = template.render(pair.prompt, add_generation_prompt=True, enable_thinking=spec.enable_thinking)
-    answers = [_template_answer(pair, text, prompt, spec, template) for text in (pair.chosen, pair.rejected)]
-    return Rendered(prompt, *answers)
+    return _rendered(prompt, pair, lambda answer: _template_answer(pair, answer, prompt, spec, template))
 
 
 def _template_answer(pair: Pair, text: str, prompt: str, spec: DatasetFormat, template: ChatTemplate) -> str:
@@ -121,7 +120,11 @@ def _custom_turn(turn: Message, parts: CustomTemplates) -> str:
 
 
 def _ended(prompt: str, pair: Pair, end: str) -> Rendered:
-    return Rendered(prompt, pair.chosen + end, pair.rejected + end)
+    return _rendered(prompt, pair, lambda answer: answer + end)
+
+
+def _rendered(prompt: str, pair: Pair, render: Callable[[str], str]) -> Rendered:
+    return Rendered(prompt, render(pair.chosen), None if pair.rejected is None else render(pair.rejected))
 
 
 FORMATS: dict[FormatType, _Renderer] = {

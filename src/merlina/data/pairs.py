@@ -4,6 +4,8 @@
    (`role`/`content`, or ShareGPT's `from`/`value`).
 2. A conversation column stands for the prompt.
 3. Where chosen and rejected are whole conversations, what they begin with in common is the prompt.
+
+Methods that learn from examples alone take rows without a rejected answer, as demonstrations.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from merlina.data.columns import guess_mapping
 from merlina.data.files import Row
 from merlina.errors import DataError
 
@@ -52,11 +55,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Pair:
-    """`prompt` ends with the turn that is answered; a system message, if any, comes first."""
+    """`prompt` ends with the turn that is answered; a system message, if any, comes first.
+
+    `rejected` is None where the method has no use for it.
+    """
 
     prompt: tuple[Message, ...]
     chosen: str
-    rejected: str
+    rejected: str | None
     reasoning: str | None = None
     number: int = field(default=0, compare=False)  # of the row it came from, from 1
 
@@ -77,8 +83,28 @@ def to_pair(row: Row) -> Pair:
     return pair
 
 
+def to_demonstration(row: Row) -> Pair:
+    """A row's prompt and chosen answer; the last turn of a conversation is the answer where there is no chosen column.
+
+    Raises UnusableRowError with the reason.
+    """
+    conversation = next((name for name in _CONVERSATION_COLUMNS if not _is_missing(row.get(name))), None)
+    if "chosen" not in row and conversation is not None:
+        row = {**{name: value for name, value in row.items() if name != conversation}, "chosen": row[conversation]}
+    chosen = _turns(row, "chosen", "assistant")
+    answer = _answer(chosen[-1:], "chosen")
+    pair = Pair(
+        prompt=_with_system(_prompt(row, chosen[:-1]), row),
+        chosen=answer,
+        rejected=None,
+        reasoning=_optional_text(row, "reasoning"),
+    )
+    _check_encodable(pair)
+    return pair
+
+
 def _check_encodable(pair: Pair) -> None:
-    texts = {"chosen": pair.chosen, "rejected": pair.rejected, "reasoning": pair.reasoning or ""}
+    texts = {"chosen": pair.chosen, "rejected": pair.rejected or "", "reasoning": pair.reasoning or ""}
     for name, text in [*texts.items(), *(("prompt", turn.content) for turn in pair.prompt)]:
         try:
             text.encode()
@@ -90,8 +116,7 @@ def _turns(row: Row, column: str, role: str) -> list[Message]:
     """A column as messages; plain text becomes one message of the given role."""
     value = row.get(column)
     if column not in row:
-        shown = ", ".join(list(row)[:_LIST_COLUMNS_SHOWN])
-        raise UnusableRowError(f"{column} is missing (columns here: {shown}); column_mapping can name another")
+        raise UnusableRowError(_missing(column, list(row)))
     if _is_missing(value):
         raise UnusableRowError(f"{column} is empty", "empty_side")
     if isinstance(value, str):
@@ -101,6 +126,14 @@ def _turns(row: Row, column: str, role: str) -> list[Message]:
     if isinstance(value, list):
         return [_message(item, column) for item in value]
     raise UnusableRowError(f"{column} is a {type(value).__name__} ({str(value)[:40]}), not text or messages")
+
+
+def _missing(column: str, columns: Sequence[str]) -> str:
+    shown = ", ".join(columns[:_LIST_COLUMNS_SHOWN])
+    likely = next((name for name, target in guess_mapping(columns).items() if target == column), None)
+    example = "can name another" if likely is None else f'{{"{likely}": "{column}"}} would name it'
+    message = f"{column} is missing (columns here: {shown}); column_mapping {example}"
+    return f"{message}. training_mode sft needs none" if column == "rejected" else message
 
 
 def _message(item: Any, column: str) -> Message:

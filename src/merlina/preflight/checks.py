@@ -15,6 +15,7 @@ from merlina.preflight.findings import Finding, Report
 from merlina.preflight.hub import check_repo, check_upload
 from merlina.preflight.machine import check_disk, check_gpus, check_output, check_precision
 from merlina.preflight.memory import check_memory
+from merlina.preflight.method import check_method
 from merlina.preflight.models import check_model, judge_lengths, judge_model, judge_targets, judge_tokenizer
 from merlina.schemas.inspection import RunFacts
 from merlina.schemas.training import TrainingConfig
@@ -39,6 +40,7 @@ class Preflight:
         """
         gpus = self.list_gpus()
         report = Report()
+        report.findings["settings_used"] = check_method(config)
         report.findings["gpu_available"] = check_gpus(config, gpus)
         report.findings["model_accessible"] = check_model(config.base_model, self._hub_token(config))
         report.findings["dataset_valid"] = self._find_dataset(config, report)

@@ -20,8 +20,9 @@ _ROWS_LOOKED_AT = 500
 def look_without_tokens(config: TrainingConfig, file: Path) -> tuple[DataFacts | None, str | None]:
     """The first rows of a file as text, where no tokenizer can be had; or why they can't be read."""
     doctor, pairs = Doctor(MARKERS[config.dataset.format.format_type]), list[Pair]()
+    rows = read_pairs(config.dataset, file, None, needs_rejected=config.needs_rejected)
     try:
-        for item in islice(read_pairs(config.dataset, file, None), _ROWS_LOOKED_AT):
+        for item in islice(rows, _ROWS_LOOKED_AT):
             if isinstance(item, SkippedRow):
                 doctor.skip(item)
             else:

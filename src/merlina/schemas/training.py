@@ -197,6 +197,11 @@ class TrainingConfig(Request):
         return processes > 1 and is_frozen and weight_bytes > _WHOLE_MODEL_SHARE * free_bytes
 
     @property
+    def needs_rejected(self) -> bool:
+        """Whether the method compares answers, rather than learning from examples."""
+        return self.training_mode != "sft"
+
+    @property
     def pairs_per_step(self) -> int:
         """Preference pairs in one optimizer step."""
         return self.batch_size * self.gradient_accumulation_steps

@@ -277,7 +277,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return lay_out(units, with_prompt_targets=self._objective.prompt_targets).to(self.args.device)
 
     def _unit(self, pair: TokenPair) -> SharedPrompt:
-        answers = (pair.chosen, pair.rejected) if self._objective.rejected else (pair.chosen,)
+        answers = (pair.chosen, pair.rejected) if self._config.needs_rejected else (pair.chosen,)
         return SharedPrompt(pair.prompt, answers)
 
     def _examples(self, name: str, pairs: Sequence[TokenPair]) -> list[Example]:

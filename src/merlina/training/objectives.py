@@ -44,7 +44,6 @@ class Objective:
 
     loss: Callable[[Evidence, TrainingConfig], PairLosses]
     prompt_targets: bool = False
-    rejected: bool = True
     reference: bool = False
     divergence: bool = False
 
@@ -137,7 +136,7 @@ OBJECTIVES: dict[TrainingMode, Objective] = {
     "cpo": Objective(cpo),
     "ipo": Objective(ipo, reference=True),
     "kto": Objective(kto, reference=True, divergence=True),
-    "sft": Objective(sft, rejected=False),
+    "sft": Objective(sft),
 }
 
 

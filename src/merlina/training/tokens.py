@@ -16,7 +16,10 @@ _SHORTEST_ANSWER = 2
 
 @dataclass(frozen=True)
 class TokenPair:
-    """Token ids of the prompt and of the two answers that follow it; `row` is its number in the data set."""
+    """Token ids of the prompt and of the two answers that follow it; `row` is its number in the data set.
+
+    `rejected` is empty where the method has no use for it.
+    """
 
     prompt: list[int]
     chosen: list[int]
@@ -49,9 +52,10 @@ class PairTokenizer:
         added = (token for token, facts in tokenizer.added_tokens_decoder.items() if facts.special)
         self._special = frozenset([*tokenizer.all_special_ids, *added])
 
-    def encode(self, prompt: str, chosen: str, rejected: str) -> tuple[TokenPair, Cut]:
+    def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Cut]:
         """The ids that are trained on, and how many tokens were left out to make them fit."""
-        whole = TokenPair(self._prompt(prompt), self._answer(chosen), self._answer(rejected))
+        of_rejected = [] if rejected is None else self._answer(rejected)
+        whole = TokenPair(self._prompt(prompt), self._answer(chosen), of_rejected)
         kept = _fit(whole, self._tokenizer.bos_token_id, self._max_length, self._max_prompt_length)
         cut = Cut(
             len(whole.prompt) - len(kept.prompt),

@@ -154,7 +154,7 @@ def _look_at_data(training: TrainingConfig, file: Path | None, access: _Access, 
     pairs: list[Pair] = []
     give_up_at = time.monotonic() + _MOST_SECONDS
     ended = True
-    for item in read_pairs(dataset, file, access.token):
+    for item in read_pairs(dataset, file, access.token, needs_rejected=training.needs_rejected):
         if doctor.rows >= _MOST_ROWS or time.monotonic() > give_up_at:
             ended = False
             break

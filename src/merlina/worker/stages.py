@@ -119,9 +119,9 @@ class Stages:
             raise DataError(f"The data set's file {file} is gone; upload it again and start a new run")
         encoder = PairEncoder(tokenizer, config.base_model, dataset.format, config.max_length, config.max_prompt_length)
         doctor = Doctor(MARKERS[dataset.format.format_type])
-        loaded = load_pairs(
-            self._until_stopped(read_pairs(dataset, file, self._token, keep=dataset.max_samples is None))
-        )
+        keep = dataset.max_samples is None
+        rows = read_pairs(dataset, file, self._token, needs_rejected=config.needs_rejected, keep=keep)
+        loaded = load_pairs(self._until_stopped(rows))
         for row in loaded.skipped:
             doctor.skip(row)
         training, held_out = split_pairs(loaded.pairs, dataset.test_size, config.seed)
