@@ -42,7 +42,7 @@ def test_stats_have_the_documents_shape(http: httpx.Client) -> None:
     stats = http.get("/stats").json()
     assert set(stats) == {"database", "websockets", "queue"}
     assert set(stats["database"]) == {"total_jobs", "total_metrics", "db_size_mb"}
-    assert set(stats["queue"]) == {"queued_count", "running_count", "max_concurrent", "available_slots"}
+    assert set(stats["queue"]) == {"queued_count", "running_count", "paused_count", "max_concurrent", "available_slots"}
 
 
 def test_errors_always_have_a_detail(http: httpx.Client) -> None:

@@ -104,7 +104,7 @@ def test_a_high_job_overtakes_those_that_wait(server: Server, config: Config) ->
         assert waiting == [(high, 5, 1), (normal, 3, 2), (low, 1, 3)]
         assert [job.job_id for job in queue.running_jobs] == [running]
         assert queue.stats.model_dump() == {
-            "queued_count": 3, "running_count": 1, "max_concurrent": 1, "available_slots": 0,
+            "queued_count": 3, "running_count": 1, "paused_count": 0, "max_concurrent": 1, "available_slots": 0,
         }  # fmt: skip
         assert queue.queued_jobs[0].waiting_for == "a free slot"
         assert [job.job_id for job in client.queue_jobs().queued] == [high, normal, low]

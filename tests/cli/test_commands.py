@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from merlina.cli.config_file import _Loader, read_config_file
 from merlina.errors import InvalidRequestError, NotFoundError
-from tests.harness import Server, damaged_model, pairs_file, until
+from tests.harness import Server, damaged_model, pairs_file, training_config, until
 
 Config = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
@@ -33,6 +33,19 @@ def command(*arguments: str, url: str = "http://127.0.0.1:9") -> subprocess.Comp
 def test_numbers_in_yaml_are_numbers_however_they_are_written(number: float) -> None:
     for text in (repr(number), f"{number:e}", f"{number:.0e}"):
         assert yaml.load(f"rate: {text}", _Loader) == {"rate": float(text)}
+
+
+def test_bench_takes_first_steps_without_a_server_and_keeps_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
+    body = training_config(tiny_model, pairs_file(tmp_path / "pairs.jsonl"), "benched", num_epochs=100)
+    file.write_text(json.dumps(body))
+    done = command("bench", str(file), "--steps", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert measured["total_steps"] == 900
+    assert measured["hours"] == pytest.approx(900 * measured["seconds_per_step"] / 3600)
+    assert min(measured[name] for name in ("seconds_to_first_step", "tokens_per_second", "memory_gb")) > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "run.json"]
 
 
 def test_an_id_that_is_none_is_named() -> None:

@@ -55,7 +55,7 @@ def test_the_queue_goes_by_priority_then_age(database: Database) -> None:
         waiting = jobs.queued(connection)
         assert [record.job_id for record in waiting] == ["c", "e", "a", "d", "b"]
         assert [jobs.queue_position(connection, record) for record in waiting] == [1, 2, 3, 4, 5]
-        assert jobs.counts(connection) == (6, 5, 1)
+        assert jobs.counts(connection) == (6, 5, 1, 0)
         assert [record.job_id for record in jobs.running(connection)] == ["r"]
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from merlina import __version__
-from merlina.cli import check, configs, datasets, demo, gpus, jobs, serve, train
+from merlina.cli import bench, check, configs, datasets, demo, gpus, jobs, serve, train
 from merlina.cli.console import errors
 from merlina.errors import InvalidRequestError, MerlinaError
 
@@ -32,6 +32,7 @@ commands.command()(jobs.logs)
 commands.command()(jobs.stop)
 commands.command()(jobs.pause)
 commands.command()(gpus.gpus)
+commands.command()(bench.bench)
 commands.add_typer(datasets.commands, name="datasets", help="Upload, list and delete data sets.")
 commands.add_typer(configs.commands, name="configs", help="Save, list, show, move and delete configurations.")
 commands.command()(demo.demo)

@@ -31,13 +31,13 @@ class _Child:
 
 @dataclass
 class LocalExecutor:
-    """Runs `python -m merlina.worker` for each job, forked where a fork server is at hand.
+    """Runs `python -m merlina.worker` for each job, forked where a fork server is given and ready.
 
     `tokens` are used by runs that bring none of their own, by the same names as in the run's secret file.
     """
 
     tokens: Mapping[str, str]
-    fork_server: ForkServer
+    fork_server: ForkServer | None
     _children: dict[Path, _Child] = field(default_factory=dict)
 
     def launch(self, folder: RunFolder, order: RunOrder, gpus: Sequence[int] | None) -> None:
@@ -91,10 +91,11 @@ class LocalExecutor:
         with folder.log_file.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             folder.log_file.chmod(0o600)
             files = [nothing.fileno(), log.fileno(), log.fileno(), lock]
-            try:
-                return self.fork_server.fork("worker", [str(folder.path)], environment, files)
-            except NoForkServerError as error:
-                _log.info("%s: the worker of %s begins with its imports", error, folder.path.name)
+            if self.fork_server is not None:
+                try:
+                    return self.fork_server.fork("worker", [str(folder.path)], environment, files)
+                except NoForkServerError as error:
+                    _log.info("%s: the worker of %s begins with its imports", error, folder.path.name)
             process = subprocess.Popen(
                 [sys.executable, "-m", "merlina.worker", str(folder.path), "--lock-fd", str(lock)],
                 stdin=nothing,

@@ -11,20 +11,21 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerState
 
 from merlina.errors import TrainingError
-from merlina.schemas.training import KEPT_CHECKPOINTS, PACK_POSITIONS, TrainingConfig
+from merlina.schemas.training import PACK_POSITIONS, TrainingConfig
 from merlina.training import checkpoints
 from merlina.training.alarms import Alarms, check_losses
 from merlina.training.endings import Endings
 from merlina.training.fast_path import fast_path
+from merlina.training.figures import Means, memory
+from merlina.training.flow import Flow
 from merlina.training.host_memory import keep_freed_memory
 from merlina.training.logprobs import Logprobs
 from merlina.training.objectives import OBJECTIVES, Evidence, PairLosses
@@ -32,37 +33,13 @@ from merlina.training.packing import Pack, SharedPrompt, cut, lay_out
 from merlina.training.probe import fitting_budget, largest_pack
 from merlina.training.ranks import ALONE, Ranks
 from merlina.training.reference import Example, reference_logprobs, unrelated_units
+from merlina.training.reporter import Reporter
 from merlina.training.spreading import is_spread
 from merlina.training.tokens import TokenPair
+from merlina.training.trainer_arguments import training_arguments
 
-_GB = 1e9
 # Enough to tell one text's tokens from another's; all logits of whole pairs could be the run's largest array.
 _TRIAL_PAIRS, _TRIAL_TOKENS = 2, 48
-
-
-class Reporter(Protocol):
-    """Who is told how the training goes, and says when it should end."""
-
-    def progress(self, step: int, total_steps: int) -> None:
-        """An optimizer step was finished."""
-
-    def metrics(self, step: int, figures: dict[str, float]) -> None:
-        """The figures of a step, or of an evaluation after it (`eval_…`)."""
-
-    def checkpoint(self, step: int, path: Path) -> None:
-        """A checkpoint is whole."""
-
-    def kept(self, step: int) -> None:
-        """The model of this earlier step is the one that is saved."""
-
-    def note(self, level: str, message: str) -> None:
-        """Something people should know; `level` is info or warning."""
-
-    def should_stop(self) -> bool:
-        """Asked after each optimizer step."""
-
-    def will_go_on(self) -> bool:
-        """Whether it should stop only to go on later just where it was."""
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
@@ -89,7 +66,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._objective = OBJECTIVES[config.training_mode]
         self._dtype = dtype
         self._resuming = resuming
-        self._figures = _Means()
+        self._figures = Means()
         self._tokens = 0
         self._logged_at = time.monotonic()
         evaluates = bool(held_out) and config.eval_steps > 0
@@ -101,7 +78,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             data_collator=list,
             train_dataset=training,
             eval_dataset=held_out if evaluates else None,
-            callbacks=[_Flow(reporter, ranks, folder, evaluates=evaluates), self._endings],
+            callbacks=[Flow(reporter, ranks, folder, evaluates=evaluates), self._endings],
         )
         ranks.take_from_first(weight for weight in model.parameters() if weight.requires_grad)
         # Our training_step divides by the pairs of the whole step, so the Trainer must not divide again.
@@ -163,7 +140,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         step = self.state.global_step + 1
         divergence = self._divergence(inputs)
         each = torch.zeros(len(inputs), device=self.args.device)
-        means = _Means()
+        means = Means()
         with self._ranks.own_randomness(self._config.seed, step):
             for indices, counts in self._passes([example.unit for example in inputs]):
                 losses = self._pair_losses([inputs[index] for index in indices], divergence)
@@ -197,7 +174,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
         One that is to go on later takes its evaluation to the end: a resume would not come by here again.
         """
-        means, pairs = _Means(), 0
+        means, pairs = Means(), 0
         self.model.eval()
         for inputs in self.get_eval_dataloader():
             if self._ranks.of_first(self._reporter.should_stop() and not self._reporter.will_go_on()):
@@ -348,56 +325,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return sampler
 
 
-def training_arguments(
-    config: TrainingConfig, folder: Path, *, evaluates: bool, resuming: bool, dtype: torch.dtype
-) -> TrainingArguments:
-    """Our configuration in the Trainer's words; checkpoints go into `folder`."""
-    on_gpu = torch.cuda.is_available()
-    return TrainingArguments(
-        output_dir=str(folder),
-        # The pairs of a whole step: how they are cut into passes is not the Trainer's business.
-        per_device_train_batch_size=config.pairs_per_step,
-        per_device_eval_batch_size=config.pairs_per_step,
-        num_train_epochs=config.num_epochs,
-        max_steps=config.max_steps or -1,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_ratio,
-        optim=config.optimizer_type,
-        adam_beta1=config.adam_beta1,
-        adam_beta2=config.adam_beta2,
-        adam_epsilon=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=_share_or_count(config.eval_steps) if evaluates else None,
-        eval_on_start=evaluates and not resuming,
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=_share_or_count(config.save_steps) if config.save_steps else 500,
-        # The best one is kept beside the newest.
-        save_total_limit=KEPT_CHECKPOINTS + (config.load_best_at_end is not None),
-        logging_strategy="steps",
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,
-        seed=config.seed,
-        data_seed=config.seed,
-        fp16=dtype == torch.float16,
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
-        remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-def memory() -> dict[str, float]:
-    """What this process holds: peak GPU memory where there is a GPU, and resident RAM, in GB."""
-    held = {"memory_gb": psutil.Process().memory_info().rss / _GB}
-    if torch.cuda.is_available():
-        held["gpu_memory"] = torch.cuda.max_memory_reserved() / _GB
-    return held
-
-
 def _reference(examples: Sequence[Example], policy: Logprobs) -> Logprobs | None:
     """In the policy's shape; the prompt's column is nobody's business."""
     known = [example.reference for example in examples if example.reference is not None]
@@ -410,65 +337,3 @@ def _reference(examples: Sequence[Example], policy: Logprobs) -> Logprobs | None
 
 def _beginning(unit: SharedPrompt) -> SharedPrompt:
     return SharedPrompt(unit.prompt[:_TRIAL_TOKENS], tuple(answer[:_TRIAL_TOKENS] for answer in unit.answers))
-
-
-def _share_or_count(value: float) -> float:
-    return value if value < 1 else int(value)
-
-
-class _Means:
-    """Running means of per-pair figures; the sums stay on the device until they are taken or gathered."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
-        self._pairs = 0
-
-    def add(self, figures: dict[str, Tensor]) -> None:
-        for name, values in figures.items():
-            total = values.detach().double().sum() if values.device.type == "cpu" else values.detach().sum()
-            self._sums[name] = self._sums.get(name, 0.0) + total
-
-    def gather(self, ranks: Ranks, pairs: int) -> None:
-        """Adds the sums of all ranks, which are over so many pairs."""
-        self._sums = {**ranks.sum_figures({name: float(total) for name, total in self._sums.items()})}
-        self._pairs = pairs
-
-    def merge(self, other: _Means) -> None:
-        for name, total in other._sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + total
-        self._pairs += other._pairs
-
-    def take(self) -> dict[str, float]:
-        means = {name: float(total) / max(self._pairs, 1) for name, total in self._sums.items()}
-        self._sums, self._pairs = {}, 0
-        return means
-
-
-class _Flow(TrainerCallback):  # type: ignore[misc]
-    """Progress and stop after each step, an evaluation after the last, a mark on each whole checkpoint."""
-
-    def __init__(self, reporter: Reporter, ranks: Ranks, folder: Path, *, evaluates: bool) -> None:
-        self._reporter = reporter
-        self._ranks = ranks
-        self._folder = folder
-        self._evaluates = evaluates
-
-    def on_train_begin(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        self._reporter.progress(state.global_step, state.max_steps)
-
-    def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
-        self._reporter.progress(state.global_step, state.max_steps)
-        if state.global_step >= state.max_steps:
-            control.should_evaluate = self._evaluates
-            control.should_log = True
-        elif self._ranks.of_first(self._reporter.should_stop()):
-            control.should_training_stop = True
-            control.should_save = True
-        return control
-
-    def on_save(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        if not self._ranks.is_first:
-            return
-        checkpoint = checkpoints.path_of(self._folder, state.global_step)
-        checkpoints.mark_whole(checkpoint)
-        self._reporter.checkpoint(state.global_step, checkpoint)

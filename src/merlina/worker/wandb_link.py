@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from merlina.schemas.training import TrainingConfig
-from merlina.training.loop import Reporter
+from merlina.training.reporter import Reporter
 from merlina.worker.reporting import EventReporter
 
 _DEFAULT_PROJECT = "merlina-training"

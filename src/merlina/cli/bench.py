@@ -1,0 +1,151 @@
+"""`merlina bench`: how fast a configuration trains on this machine, found by taking its first steps."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from merlina.cli.check import ConfigFile
+from merlina.cli.config_file import read_config_file
+from merlina.cli.console import AsJson, output
+from merlina.cli.serve import read_settings
+from merlina.data.sources import resolve_file
+from merlina.errors import TrainingError
+from merlina.executors.local import LocalExecutor
+from merlina.paths import AllowedPaths
+from merlina.runs import RunFolder, RunOrder, read_events
+from merlina.schemas.events import Ended, Event, Metrics, Progress, Started
+from merlina.schemas.training import TrainingConfig
+
+_LOOK_SECONDS = 0.1
+# The first step warms caches and finds its memory; it isn't counted.
+_WARM_UP_STEPS = 1
+_NOT_MEASURED: dict[str, Any] = {
+    "eval_steps": 0.0, "save_steps": 0.0, "logging_steps": 1, "load_best_at_end": None, "early_stopping_patience": None,
+    "push_to_hub": False, "use_wandb": False,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds and speeds are medians over the steps that count; memory is that of the first process, in GB."""
+
+    seconds_to_first_step: float
+    seconds_per_step: float
+    tokens_per_second: float
+    memory_gb: float
+    gpu_memory_gb: float | None
+    total_steps: int
+
+    @property
+    def hours(self) -> float:
+        """Of all the run's steps, without evaluations and checkpoints."""
+        return self.total_steps * self.seconds_per_step / 3600
+
+
+def bench(
+    file: ConfigFile,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to measure, after one that warms up.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Take a run's first steps here, without a server: its speed, its memory, how long all of it would take."""
+    config = read_config_file(file)
+    with tempfile.TemporaryDirectory(prefix="merlina-bench-") as folder:
+        measured = _measure(config, Path(folder), steps)
+    if as_json:
+        typer.echo(json.dumps({**asdict(measured), "hours": measured.hours}, indent=2))
+    else:
+        output.print(_table(measured))
+
+
+def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measured:
+    settings = read_settings({})
+    of_server = {"hf_token": settings.hf_token.get_secret_value()} if settings.hf_token else {}
+    # Whoever types the command may read what he names.
+    anywhere = AllowedPaths((Path("/"),))
+    file = resolve_file(config.dataset.source, settings.uploads_dir, anywhere)
+    order = RunOrder(
+        job_id="bench",
+        attempt=1,
+        config=config.without_secrets().model_copy(update=_NOT_MEASURED),
+        dataset_file=str(file) if file else None,
+        output_dir=str(folder / "model"),
+        trust_remote_code=settings.trust_remote_code,
+        processes=max(1, len(config.gpu_ids or [])),
+    )
+    run = RunFolder(folder / "run")
+    executor = LocalExecutor({**of_server, **config.secrets()}, fork_server=None)
+    executor.launch(run, order, config.gpu_ids)
+    try:
+        return _watch(_events(run, executor), steps)
+    finally:
+        executor.kill(run)
+
+
+def _watch(events: Iterator[Event], steps: int) -> Measured:
+    """Raises TrainingError where the run fails, or has too few steps."""
+    began, total_steps = 0.0, 0
+    seen: list[Metrics] = []
+    for event in events:
+        if isinstance(event, Started):
+            began = event.time
+        elif isinstance(event, Progress):
+            total_steps = event.total_steps
+        elif isinstance(event, Ended) and event.error:
+            raise TrainingError(event.error)
+        elif isinstance(event, Metrics):
+            seen.append(event)
+            if len(seen) == _WARM_UP_STEPS + steps:
+                break
+    counted = seen[_WARM_UP_STEPS:]
+    if not counted:
+        raise TrainingError("The run ended before its second step; the first only warms up")
+    last = seen[-1].metrics
+    return Measured(
+        seconds_to_first_step=seen[0].time - began,
+        seconds_per_step=statistics.median(after.time - before.time for before, after in pairwise(seen)),
+        tokens_per_second=statistics.median(event.metrics["tokens_per_second"] or 0.0 for event in counted),
+        memory_gb=last["memory_gb"] or 0.0,
+        gpu_memory_gb=last.get("gpu_memory"),
+        total_steps=total_steps,
+    )
+
+
+def _events(run: RunFolder, executor: LocalExecutor) -> Iterator[Event]:
+    """As they come, to the last. Raises TrainingError where the worker is gone without one."""
+    offset = 0
+    while True:
+        alive = executor.is_alive(run)
+        found, offset = read_events(run.events_file, offset) if run.events_file.exists() else ([], 0)
+        yield from found
+        if any(isinstance(event, Ended) for event in found):
+            return
+        if not alive and not found:
+            raise TrainingError(f"The worker process {executor.cause_of_death(run)}")
+        time.sleep(_LOOK_SECONDS)
+
+
+def _table(measured: Measured) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    rows = [
+        ("until the first step", f"{measured.seconds_to_first_step:.1f} s"),
+        ("an optimizer step", f"{measured.seconds_per_step:.2f} s"),
+        ("speed", f"{measured.tokens_per_second:,.0f} tokens/s"),
+        ("memory", f"{measured.memory_gb:.1f} GB"),
+        ("all steps", f"{measured.total_steps:,} in about {measured.hours:.1f} h"),
+    ]
+    if measured.gpu_memory_gb is not None:
+        rows.insert(4, ("GPU memory", f"{measured.gpu_memory_gb:.1f} GB"))
+    for name, value in rows:
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,47 @@
+"""What is reported of steps and evaluations: means over pairs, and the memory that is held."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+from torch import Tensor
+
+from merlina.training.ranks import Ranks
+
+_GB = 1e9
+
+
+class Means:
+    """Running means of per-pair figures; the sums stay on the device until they are taken or gathered."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._pairs = 0
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        for name, values in figures.items():
+            total = values.detach().double().sum() if values.device.type == "cpu" else values.detach().sum()
+            self._sums[name] = self._sums.get(name, 0.0) + total
+
+    def gather(self, ranks: Ranks, pairs: int) -> None:
+        """Adds the sums of all ranks, which are over so many pairs."""
+        self._sums = {**ranks.sum_figures({name: float(total) for name, total in self._sums.items()})}
+        self._pairs = pairs
+
+    def merge(self, other: Means) -> None:
+        for name, total in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + total
+        self._pairs += other._pairs
+
+    def take(self) -> dict[str, float]:
+        means = {name: float(total) / max(self._pairs, 1) for name, total in self._sums.items()}
+        self._sums, self._pairs = {}, 0
+        return means
+
+
+def memory() -> dict[str, float]:
+    """What this process holds: peak GPU memory where there is a GPU, and resident RAM, in GB."""
+    held = {"memory_gb": psutil.Process().memory_info().rss / _GB}
+    if torch.cuda.is_available():
+        held["gpu_memory"] = torch.cuda.max_memory_reserved() / _GB
+    return held

@@ -1,0 +1,31 @@
+"""Whom a training speaks to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+
+class Reporter(Protocol):
+    """Who is told how the training goes, and says when it should end."""
+
+    def progress(self, step: int, total_steps: int) -> None:
+        """An optimizer step was finished."""
+
+    def metrics(self, step: int, figures: dict[str, float]) -> None:
+        """The figures of a step, or of an evaluation after it (`eval_…`)."""
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """A checkpoint is whole."""
+
+    def kept(self, step: int) -> None:
+        """The model of this earlier step is the one that is saved."""
+
+    def note(self, level: str, message: str) -> None:
+        """Something people should know; `level` is info or warning."""
+
+    def should_stop(self) -> bool:
+        """Asked after each optimizer step."""
+
+    def will_go_on(self) -> bool:
+        """Whether it should stop only to go on later just where it was."""
