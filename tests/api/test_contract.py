@@ -25,7 +25,7 @@ STATS_KEYS = ("queued_count", "running_count", "paused_count", "max_concurrent",
 
 @dataclass(frozen=True)
 class World:
-    """What the table's paths and bodies name: a job that completed, one that waits, an upload, a configuration."""
+    """What the table's paths and bodies name: a job that completed, one that waits, an upload, a comparison."""
 
     http: httpx.Client
     url: str
@@ -34,6 +34,7 @@ class World:
     waiting: str
     upload: str
     folder: str
+    comparison: str
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,18 @@ def dataset(world: World) -> dict[str, Any]:
     return {"source": {"source_type": "upload", "dataset_id": world.upload}, "format": {"format_type": "chatml"}}
 
 
+def prompt(world: World) -> dict[str, Any]:
+    return {"job_id": world.completed, "messages": [{"role": "user", "content": "Hi"}], "max_new_tokens": 2}
+
+
+TALK_KEYS = ("state", "job_id", "with_base", "gpu", "needed_mb", "memory_mb", "idle_until")
+COMPARISON_KEYS = ("comparison_id", "job_id", "messages.0.content", "left", "right", "created_at", "better", "tuned")
 CHECKS = ("gpu_available", "vram_sufficient", "disk_space_ok", "model_accessible", "dataset_valid")
 CASES = [
     Case("GET /api", ("name", "version", "description", "endpoints.POST /train", "endpoints.GET /status/{job_id}")),
     Case("GET /health", ("status",)),
     Case("GET /metrics", ()),
+    Case("GET /system", ("memory_total_mb", "memory_available_mb", "disks.0.free_mb", "versions.torch")),
     Case("GET /session", ("login_required", "logged_in")),
     Case("POST /login", ("logged_in",), body=lambda _: {"api_key": "none is set"}),
     Case("POST /logout", ("logged_in",)),
@@ -230,6 +238,36 @@ CASES = [
     ),
     Case("POST /model/preload", ("detail",), 400, body=lambda _: {"model_name": "no/such"}),
     Case("GET /model/cached", ("cached_models", "count")),
+    Case("GET /talk", TALK_KEYS),
+    Case("POST /talk/load", TALK_KEYS, body=lambda world: {"job_id": world.completed, "force": True}),
+    Case("POST /talk/load", ("detail",), 404, body=lambda _: {"job_id": "job_none"}),
+    Case("POST /talk/load", ("detail",), 400, body=lambda world: {"job_id": world.waiting}),
+    Case("POST /talk/answer", (), body=prompt),
+    Case("POST /talk/answer", ("detail.errors.0",), 400, body=lambda world: {**prompt(world), "messages": []}),
+    Case("POST /talk/comparisons", COMPARISON_KEYS, body=prompt),
+    Case("GET /talk/comparisons", ("detail.errors.0",), 400),
+    Case("POST /talk/comparisons/{comparison}/vote", (*COMPARISON_KEYS, "winner"), body=lambda _: {"better": "left"}),
+    Case("POST /talk/comparisons/{comparison}/vote", ("detail",), 409, body=lambda _: {"better": "tie"}),
+    Case("POST /talk/comparisons/none/vote", ("detail",), 404, body=lambda _: {"better": "tie"}),
+    Case(
+        "GET /talk/comparisons",
+        (
+            "job_id",
+            "count",
+            "total",
+            "comparisons.0.left",
+            *(f"tally.{key}" for key in ("wins", "losses", "ties", "open", "win_rate")),
+            *(f"tally.{key}" for key in ("win_rate_low", "win_rate_high")),
+        ),
+        params={"job_id": "{completed}"},
+    ),
+    Case(
+        "POST /talk/comparisons/dataset",
+        ("status", "dataset_id", "filename", "size", "total_rows"),
+        params={"job_id": "{completed}"},
+    ),
+    Case("POST /talk/comparisons/dataset", ("detail",), 400, params={"job_id": "{waiting}"}),
+    Case("DELETE /talk", TALK_KEYS),
     Case("POST /jobs/{waiting}/stop", ("status", "message", "job_id", "was_queued")),
     Case("DELETE /jobs/{waiting}", ("status", "message", "job_id")),
     Case("DELETE /jobs/{waiting}", ("detail",), 404),
@@ -249,7 +287,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any) -> Any:
     with server.http() as http:
         file = {"file": ("pairs.jsonl", (server.root / "pairs.jsonl").read_bytes())}
         upload = http.post("/dataset/upload-file", files=file).json()["dataset_id"]
-        yield World(http, server.url, config, completed, waiting, upload, str(server.root))
+        asked = {"job_id": completed, "messages": [{"role": "user", "content": "Hi"}]}
+        answers = {"base": "No.", "tuned": "Yes."}
+        comparison = http.post("/talk/comparisons", json={**asked, "answers": answers}).json()["comparison_id"]
+        yield World(http, server.url, config, completed, waiting, upload, str(server.root), comparison)
     server.kill()
     server.end_workers()
 
@@ -282,11 +323,11 @@ def test_a_jobs_messages_have_their_keys_and_end_once(world: World) -> None:
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.ask} {case.status}" for case in CASES])
 def test_an_endpoint_answers_as_agreed(world: World, case: Case) -> None:
     method, path = case.ask.split(" ")
-    names = {"completed": world.completed, "waiting": world.waiting}
+    names = {"completed": world.completed, "waiting": world.waiting, "comparison": world.comparison}
     answer = world.http.request(
         method,
         path.format(**names),
-        params=case.params,
+        params={name: str(value).format(**names) for name, value in case.params.items()},
         json=case.body(world) if case.body else None,
         files=case.files(world) if case.files else None,
     )

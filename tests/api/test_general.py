@@ -31,7 +31,32 @@ def test_the_api_names_every_endpoint_it_has(http: httpx.Client) -> None:
 def test_the_documentation_pages_are_there(http: httpx.Client) -> None:
     assert "swagger" in http.get("/api/docs").text.lower()
     assert "redoc" in http.get("/api/redoc").text.lower()
-    assert http.get("/").headers["location"] == "/api/docs"
+
+
+@pytest.mark.parametrize("path", ["/", "/new", "/runs/job_1", "/runs/job_1/talk", "/machine"])
+def test_every_view_is_the_page_and_may_load_nothing_from_elsewhere(http: httpx.Client, path: str) -> None:
+    answer = http.get(path)
+    assert answer.headers["content-type"].startswith("text/html")
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "://" not in answer.text
+    for asset in re.findall(r'"(/assets/[^"]+)"', answer.text):
+        assert http.get(asset).status_code == 200
+
+
+def test_files_named_by_their_content_are_kept_by_browsers(http: httpx.Client) -> None:
+    (script,) = re.findall(r'src="(/assets/index-[^"]+)"', http.get("/").text)
+    assert "immutable" in http.get(script).headers["cache-control"]
+    assert http.get("/assets/theme.js").headers["cache-control"] == "no-cache"
+    assert http.get("/assets/../page.py").status_code == 404
+
+
+def test_the_machine_is_told(http: httpx.Client) -> None:
+    machine = http.get("/system").json()
+    assert 0 < machine["memory_available_mb"] < machine["memory_total_mb"]
+    assert [disk["name"] for disk in machine["disks"]] == ["data", "models"]
+    assert {"python", "merlina", "torch"} <= set(machine["versions"])
 
 
 def test_health_says_that_the_server_lives(http: httpx.Client) -> None:

@@ -1,7 +1,7 @@
 """Every example of the documentation, run against one server: what a page shows is what happens.
 
 A page's names stand for what the test has: the address for its server's, SmolLM2 for the tiny model, `/srv/merlina` for
-the folder the server was started in, the example ids for the newest job and the newest upload. Marks behind a fence:
+the folder the server was started in, the example ids for the newest job, upload and comparison. Marks behind a fence:
 
 - `bash error`: the command is meant to fail
 - `json answer`: what the `bash` block before it prints has these keys and kinds of values
@@ -74,11 +74,13 @@ class Reader:
     def _names(self) -> dict[str, str]:
         with self.server.client() as client:
             jobs, uploads = client.history(limit=1).jobs, client.uploads().datasets
+            comparisons = client.comparisons(jobs[0].job_id, limit=1).comparisons if jobs else []
         return {
             "localhost:8000": self.server.url.removeprefix("http://"),
             "HuggingFaceTB/SmolLM2-135M-Instruct": str(self.model),
             "/srv/merlina": str(self.server.root),
             **({"job_20260101_120000": jobs[0].job_id} if jobs else {}),
+            **({"comparison_0123456789abcdef": comparisons[0].comparison_id} if comparisons else {}),
             **({"upload_20260101_120000_a1b2c3d4": uploads[0].dataset_id} if uploads else {}),
         }
 

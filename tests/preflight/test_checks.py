@@ -73,10 +73,14 @@ FACTS = ModelFacts(
 def test_a_frozen_model_too_large_for_one_gpu_is_spread_over_those_named() -> None:
     cards = [Gpu(0, "a", 24_000, 20_000, 4_000), Gpu(1, "b", 24_000, 15_000, 9_000), Gpu(2, "c", 24_000, 16_000, 8_000)]
     alone, of_one = check_memory(
-        config(use_4bit=False, gpu_ids=[0], max_length=512, max_prompt_length=256), FACTS, None, cards[:1]
+        config(use_4bit=False, gpu_ids=[0], max_length=512, max_prompt_length=256), FACTS, None, cards[:1], lambda _: 0
     )
     together, of_three = check_memory(
-        config(use_4bit=False, gpu_ids=[0, 1, 2], max_length=512, max_prompt_length=256), FACTS, None, cards
+        config(use_4bit=False, gpu_ids=[0, 1, 2], max_length=512, max_prompt_length=256),
+        FACTS,
+        None,
+        cards,
+        lambda _: 0,
     )
     assert of_one is not None
     assert of_three is not None
@@ -87,7 +91,7 @@ def test_a_frozen_model_too_large_for_one_gpu_is_spread_over_those_named() -> No
 
 def test_a_run_that_cannot_fit_names_its_largest_part_and_what_helps_most_first() -> None:
     card = Gpu(0, "a", 24_000, 20_000, 4_000)
-    finding, memory = check_memory(config(use_4bit=False, max_length=8192), FACTS, None, [card])
+    finding, memory = check_memory(config(use_4bit=False, max_length=8192), FACTS, None, [card], lambda _: 0)
     assert memory is not None
     assert memory.needed_mb > memory.free_mb == 20_000
     assert list(memory.parts_mb.values()) == sorted(memory.parts_mb.values(), reverse=True)
@@ -95,8 +99,11 @@ def test_a_run_that_cannot_fit_names_its_largest_part_and_what_helps_most_first(
     assert f"Most of it: {largest} (" in finding.errors[0]
     helping = re.findall(r"\(([0-9.]+) GiB\)", finding.errors[0].split("What would help:")[1])
     assert helping == sorted(helping, key=float)
+    assert check_memory(config(use_4bit=False, max_length=8192), FACTS, None, [card], lambda gpu: 10**6 * (gpu == 0))[
+        0
+    ].passed
     smaller = config(gradient_checkpointing=True, max_length=512, max_prompt_length=128)
-    assert check_memory(smaller, FACTS, None, [card])[0].passed
+    assert check_memory(smaller, FACTS, None, [card], lambda _: 0)[0].passed
 
 
 def test_layers_that_are_not_there_are_named_with_those_that_are() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.harness import Server, until
+from tests.harness import Server, has_ended, until
 
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
@@ -25,13 +25,6 @@ def parent_of_worker(server: Server, job_id: str) -> psutil.Process:
     parent = psutil.Process(worker.pid).parent()
     assert parent is not None
     return parent
-
-
-def has_ended(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_a_run_outlives_its_server_and_no_step_is_lost_or_counted_twice(new_server: NewServer, config: Config) -> None:

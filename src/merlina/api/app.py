@@ -10,21 +10,24 @@ from fastapi.middleware.cors import CORSMiddleware
 from sqlalchemy.exc import SQLAlchemyError
 
 from merlina import __version__
-from merlina.api import errors, openapi
+from merlina.api import errors, openapi, page
 from merlina.api.limits import BodyLimitMiddleware
 from merlina.api.origins import OwnNames, OwnNamesMiddleware
 from merlina.api.repeats import RepeatMiddleware
 from merlina.api.routes import ROUTERS
 from merlina.api.security import ApiKeyMiddleware, Sessions
 from merlina.api.services import Services
+from merlina.api.talk import Talk
 from merlina.api.uploads import sweep_incoming
 from merlina.errors import ServerError
 from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper import Helper
 from merlina.executors.local import LocalExecutor
+from merlina.executors.talker import Talker
 from merlina.hardware.gpus import list_gpus
 from merlina.jobs.desk import Desk
 from merlina.jobs.hub import Hub
+from merlina.jobs.room import Room
 from merlina.jobs.supervisor import Supervisor
 from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
@@ -46,6 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         services.supervisor.start()
         yield
         services.supervisor.close()
+        services.talker.close()
         services.helper.close()
         services.fork_server.close()
         services.database.close()
@@ -63,6 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for router in ROUTERS:
         app.include_router(router)
+    page.install(app)
     errors.install(app)
     _add_middleware(app, settings)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
@@ -77,6 +82,8 @@ def build_services(settings: Settings) -> Services:
     hub = Hub()
     fork_server = ForkServer(settings.helper_idle_seconds, settings.helper_log)
     executor = LocalExecutor(_server_tokens(settings), fork_server)
+    talker = Talker(settings.talk_idle_seconds, settings.talk_log, fork_server)
+    room = Room(database, talker, settings.runs_dir, list_gpus)
     supervisor = Supervisor(
         database,
         hub,
@@ -87,7 +94,9 @@ def build_services(settings: Settings) -> Services:
         stop_grace_seconds=settings.stop_grace_seconds,
         trust_remote_code=settings.trust_remote_code,
         list_gpus=list_gpus,
+        make_way=room.make_way,
     )
+    desk = Desk(database, hub, executor, settings.runs_dir, settings.models_dir, supervisor.wake)
     helper = Helper(settings.helper_idle_seconds, settings.helper_log, fork_server)
     return Services(
         settings=settings,
@@ -95,9 +104,11 @@ def build_services(settings: Settings) -> Services:
         database=database,
         hub=hub,
         supervisor=supervisor,
-        desk=Desk(database, hub, executor, settings.runs_dir, settings.models_dir, supervisor.wake),
-        preflight=Preflight(settings, allowed, helper, list_gpus),
+        desk=desk,
+        preflight=Preflight(settings, allowed, helper, talker, list_gpus),
         helper=helper,
+        talker=talker,
+        talk=Talk(settings, desk, helper, room, talker),
         fork_server=fork_server,
         configs=ConfigStore(settings.configs_dir),
     )

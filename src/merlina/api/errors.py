@@ -16,6 +16,7 @@ from starlette.routing import compile_path
 
 from merlina.errors import (
     BusyError,
+    ConflictError,
     DataError,
     DiskFullError,
     ForbiddenError,
@@ -39,6 +40,7 @@ STATUS: dict[type[MerlinaError], int] = {
     NotFoundError: 404,
     UnauthorizedError: 401,
     ForbiddenError: 403,
+    ConflictError: 409,
     TooLargeError: 413,
     HelperError: 500,
     BusyError: 503,

@@ -48,4 +48,11 @@ def _add_errors(operation: dict[str, Any]) -> None:
         errors |= _WITH_BODY
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{_SCHEMA_NAME}"}}}
     for status, description in errors.items():
-        responses.setdefault(status, {"description": description, "content": content})
+        responses.setdefault(status, {"description": description})
+    for status, response in responses.items():
+        if int(status) >= 400:
+            response.setdefault("content", content)
+        for found in response.get("content", {}).values():
+            # FastAPI calls what isn't JSON a string, even where its schema is named.
+            if "$ref" in found["schema"]:
+                found["schema"].pop("type", None)

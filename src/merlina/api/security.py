@@ -13,6 +13,8 @@ from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from merlina.api.page import is_of_page
+
 SESSION_COOKIE = "merlina_session"
 SESSION_SECONDS = 30 * 24 * 3600
 _OPEN_PATHS = ("/health", "/login", "/session")
@@ -58,7 +60,7 @@ class ApiKeyMiddleware:
         self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = scope["type"] == "lifespan" or scope["path"] in _OPEN_PATHS
+        is_open = scope["type"] == "lifespan" or scope["path"] in _OPEN_PATHS or is_of_page(scope["path"])
         if is_open or self._sessions.admits(Headers(scope=scope)):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":

@@ -9,8 +9,10 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
+from merlina.api.talk import Talk
 from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper import Helper
+from merlina.executors.talker import Talker
 from merlina.jobs.desk import Desk
 from merlina.jobs.hub import Hub
 from merlina.jobs.shared import Shared
@@ -34,6 +36,8 @@ class Services:
     desk: Desk
     preflight: Preflight
     helper: Helper
+    talker: Talker
+    talk: Talk
     fork_server: ForkServer
     configs: ConfigStore
     started_at: float = field(default_factory=time.monotonic)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 
-from merlina.schemas.datasets import UploadEntry
+from merlina.executors.talker import Status
+from merlina.jobs.win_rate import win_rate
+from merlina.schemas.datasets import UploadEntry, UploadResponse
 from merlina.schemas.events import Logged
 from merlina.schemas.jobs import (
     PRIORITY_NUMBER,
@@ -15,6 +18,8 @@ from merlina.schemas.jobs import (
     Priority,
     QueueState,
 )
+from merlina.schemas.talk import Better, Comparison, Place, TalkMessage, TalkState, Tally, Winner
+from merlina.storage.comparisons import ComparisonRecord
 from merlina.storage.jobs import JobRecord
 from merlina.storage.metrics import MetricRecord
 from merlina.storage.uploads import UploadRecord
@@ -89,4 +94,61 @@ def upload_entry(record: UploadRecord) -> UploadEntry:
         file_format=record.file_format,
         total_rows=record.total_rows,
         created_at=iso(record.created_at),
+    )
+
+
+def upload_answer(record: UploadRecord) -> UploadResponse:
+    return UploadResponse(
+        dataset_id=record.dataset_id,
+        filename=record.filename,
+        size=record.size,
+        file_format=record.file_format,
+        total_rows=record.total_rows,
+    )
+
+
+def talk_state(status: Status) -> TalkState:
+    order, claim = status.order, status.claim
+    return TalkState(
+        state=status.state,
+        job_id=order.job_id if order else None,
+        with_base=order.with_base if order else False,
+        gpu=claim.gpu if claim else None,
+        needed_mb=claim.needed_mb if claim else None,
+        memory_mb=status.memory_mb,
+        idle_until=iso(status.idle_until) if status.idle_until else None,
+    )
+
+
+def comparison_view(record: ComparisonRecord, job_id: str) -> Comparison:
+    """Whose answers they are is told only once there is a vote."""
+    answers = (record.tuned, record.base) if record.tuned_is_left else (record.base, record.tuned)
+    tuned: Place = "left" if record.tuned_is_left else "right"
+    other: Place = "right" if record.tuned_is_left else "left"
+    better: dict[Winner | None, Better | None] = {None: None, "tie": "tie", "tuned": tuned, "base": other}
+    return Comparison(
+        comparison_id=record.comparison_id,
+        job_id=job_id,
+        messages=[TalkMessage.model_validate(message) for message in record.messages],
+        left=answers[0],
+        right=answers[1],
+        created_at=iso(record.created_at),
+        better=better[record.winner],
+        tuned=tuned if record.winner else None,
+        winner=record.winner,
+    )
+
+
+def tally_view(counts: Mapping[Winner | None, int]) -> Tally:
+    """`counts` are comparisons by winner, those without a vote by None."""
+    wins, losses = counts.get("tuned", 0), counts.get("base", 0)
+    found = win_rate(wins, losses)
+    return Tally(
+        wins=wins,
+        losses=losses,
+        ties=counts.get("tie", 0),
+        open=counts.get(None, 0),
+        win_rate=found.rate if found else None,
+        win_rate_low=found.low if found else None,
+        win_rate_high=found.high if found else None,
     )

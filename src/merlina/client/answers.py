@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from merlina.errors import (
     BusyError,
+    ConflictError,
     DiskFullError,
     ForbiddenError,
     InvalidRequestError,
@@ -18,15 +19,18 @@ from merlina.errors import (
     TooLargeError,
     UnauthorizedError,
 )
+from merlina.schemas.talk import AnswerBegins, AnswerEnds, AnswerFails, AnswerLine, AnswerText
 from merlina.schemas.training import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
+AnswerEvent = AnswerBegins | AnswerText | AnswerEnds
 
 _ERRORS: dict[int, type[MerlinaError]] = {
     400: InvalidRequestError,
     401: UnauthorizedError,
     403: ForbiddenError,
     404: NotFoundError,
+    409: ConflictError,
     413: TooLargeError,
     503: BusyError,
     507: DiskFullError,
@@ -40,6 +44,17 @@ def parse(response: httpx.Response, model: type[Model]) -> Model:
     except ValueError as error:
         address = f"{response.url.scheme}://{response.url.netloc.decode()}"
         raise ServerError(f"What answers at {address} is no Merlina server of this version") from error
+
+
+def answer_event(line: str) -> AnswerEvent:
+    """One line of an answer. Raises ServerError where it broke off."""
+    try:
+        event = AnswerLine.model_validate_json(line).root
+    except ValueError as error:
+        raise ServerError(f"The server sent a line that is none of an answer: {line[:200]}") from error
+    if isinstance(event, AnswerFails):
+        raise ServerError(f"The answer broke off: {event.error}")
+    return event
 
 
 def error_of(response: httpx.Response) -> MerlinaError:

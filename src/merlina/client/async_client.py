@@ -8,14 +8,17 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import httpx
 from typing_extensions import Self
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from merlina.client.client import DEFAULT_URL, Client
+from merlina.client.answers import AnswerEvent, answer_event, error_of, sendable
+from merlina.client.client import DEFAULT_URL, LOAD_SECONDS, Client
 from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
 from merlina.errors import ServerError
 from merlina.schemas.jobs import JobStatus
+from merlina.schemas.talk import AnswerRequest
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
@@ -53,6 +56,7 @@ class AsyncClient:
     info = _in_thread(Client.info)
     health = _in_thread(Client.health)
     stats = _in_thread(Client.stats)
+    system = _in_thread(Client.system)
     validate = _in_thread(Client.validate)
     train = _in_thread(Client.train)
     status = _in_thread(Client.status)
@@ -87,6 +91,30 @@ class AsyncClient:
     import_config = _in_thread(Client.import_config)
     preload_model = _in_thread(Client.preload_model)
     cached_models = _in_thread(Client.cached_models)
+    talk = _in_thread(Client.talk)
+    load_talk = _in_thread(Client.load_talk)
+    release_talk = _in_thread(Client.release_talk)
+    compare = _in_thread(Client.compare)
+    vote = _in_thread(Client.vote)
+    comparisons = _in_thread(Client.comparisons)
+    save_votes = _in_thread(Client.save_votes)
+
+    async def answer(self, request: AnswerRequest) -> AsyncIterator[AnswerEvent]:
+        """What one side answers, as it is drawn; closing the iterator ends it.
+
+        Raises ServerError with its cause where the answer breaks off.
+        """
+        blocking, body = self.blocking, sendable(request)
+        http = httpx.AsyncClient(base_url=blocking.url, headers=blocking.headers, timeout=LOAD_SECONDS)
+        try:
+            async with http, http.stream("POST", "/talk/answer", json=body) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise error_of(response)
+                async for line in response.aiter_lines():
+                    yield answer_event(line)
+        except httpx.TransportError as error:
+            raise ServerError(f"No Merlina server answers at {blocking.url} ({type(error).__name__})") from error
 
     async def watch(self, job_id: str, after: int | None = None) -> AsyncIterator[Message]:
         """A job's messages until its last one, over cut connections and restarts of the server, each message once.

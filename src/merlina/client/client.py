@@ -17,7 +17,7 @@ from typing_extensions import Self
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from merlina.client.answers import Model, error_of, parse, sendable
+from merlina.client.answers import AnswerEvent, Model, answer_event, error_of, parse, sendable
 from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
 from merlina.errors import InvalidRequestError, NotFoundError, ServerError
 from merlina.schemas.configs import (
@@ -51,7 +51,8 @@ from merlina.schemas.jobs import (
     StopAnswer,
 )
 from merlina.schemas.models import CachedModels, PreloadResponse
-from merlina.schemas.system import ApiInfo, Health, Stats
+from merlina.schemas.system import ApiInfo, Health, Machine, Stats
+from merlina.schemas.talk import AnswerRequest, Better, Comparison, ComparisonList, ComparisonRequest, TalkState
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import ValidationResponse
 
@@ -62,6 +63,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 _RETRY_SECONDS = (0.3, 1.0, 2.0, 4.0)
 _UPLOAD_SECONDS = 3600.0
+# A large model is read from a slow disk, or a long prompt by a CPU, before anything comes.
+LOAD_SECONDS = 1800.0
 
 
 class Client:
@@ -99,6 +102,9 @@ class Client:
 
     def stats(self) -> Stats:
         return self._get("/stats", Stats)
+
+    def system(self) -> Machine:
+        return self._get("/system", Machine)
 
     def validate(self, config: TrainingConfig) -> ValidationResponse:
         return parse(self._send("POST", "/validate", json=sendable(config)), ValidationResponse)
@@ -229,6 +235,52 @@ class Client:
 
     def cached_models(self) -> CachedModels:
         return self._get("/model/cached", CachedModels)
+
+    def talk(self) -> TalkState:
+        """Which model is loaded for talking."""
+        return self._get("/talk", TalkState)
+
+    def load_talk(self, job_id: str, *, with_base: bool = False, force: bool = False) -> TalkState:
+        """Loads the model that a job saved; it may take minutes. Raises ConflictError where runs leave no room."""
+        request = {"job_id": job_id, "with_base": with_base, "force": force}
+        return parse(self._send("POST", "/talk/load", json=request, timeout=LOAD_SECONDS), TalkState)
+
+    def release_talk(self) -> TalkState:
+        """Lets the model go."""
+        return parse(self._send("DELETE", "/talk"), TalkState)
+
+    def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
+        """What one side answers, as it is drawn; closing the iterator ends it.
+
+        Raises ServerError with its cause where the answer breaks off.
+        """
+        body = sendable(request)
+        try:
+            with self._http.stream("POST", "/talk/answer", json=body, timeout=LOAD_SECONDS) as response:
+                if response.is_error:
+                    response.read()
+                    raise error_of(response)
+                for line in response.iter_lines():
+                    yield answer_event(line)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def compare(self, request: ComparisonRequest) -> Comparison:
+        """Two answers side by side, not told whose they are; generated now unless they are given."""
+        response = self._send("POST", "/talk/comparisons", json=sendable(request), timeout=LOAD_SECONDS)
+        return parse(response, Comparison)
+
+    def vote(self, comparison_id: str, better: Better) -> Comparison:
+        """Once; the answer tells whose they are."""
+        path = f"/talk/comparisons/{_segment(comparison_id)}/vote"
+        return parse(self._send("POST", path, json={"better": better}), Comparison)
+
+    def comparisons(self, job_id: str, limit: int = 100, offset: int = 0) -> ComparisonList:
+        return self._get("/talk/comparisons", ComparisonList, job_id=job_id, limit=limit, offset=offset)
+
+    def save_votes(self, job_id: str) -> UploadResponse:
+        """A job's votes as a preference set among the uploads."""
+        return parse(self._send("POST", "/talk/comparisons/dataset", params={"job_id": job_id}), UploadResponse)
 
     def watch(self, job_id: str, after: int | None = None) -> Iterator[Message]:
         """A job's messages until its last one, over cut connections and restarts of the server.

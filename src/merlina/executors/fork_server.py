@@ -30,7 +30,7 @@ _ALWAYS = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
-Role = Literal["worker", "helper"]
+Role = Literal["worker", "helper", "talk"]
 # No process can end with this exit code: that of one whose fork server died before it did.
 UNSEEN = 256
 
@@ -45,6 +45,14 @@ def child_environment() -> dict[str, str]:
     # Threads that spin while they wait bring a run to a halt as soon as anything else wants a core.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return environment
+
+
+def shown_gpus(gpus: Sequence[int] | None) -> dict[str, str]:
+    """Variables by which a process sees these GPUs alone; none where it may see all."""
+    if gpus is None:
+        return {}
+    # NVML counts by bus; CUDA must count the same way for the indices to mean the same cards.
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
 
 
 @dataclass

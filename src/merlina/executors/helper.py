@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import os
-import selectors
-import signal
-import subprocess
-import sys
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from merlina import errors
-from merlina.errors import BusyError, HelperError, MerlinaError
-from merlina.executors.fork_server import Forked, ForkServer, NoForkServerError, child_environment
+from merlina.errors import BusyError, HelperError
+from merlina.executors.fork_server import ForkServer, child_environment
+from merlina.executors.piped import PipedProcess, as_error
 
 _TIMEOUT_SECONDS = 180.0
-_IMPORT_SECONDS = 60.0
 # Each waiting call holds one of the server's 40 request threads.
 _MOST_WAITING = 16
-
-
-@dataclass(frozen=True)
-class _Process:
-    handle: subprocess.Popen[bytes] | Forked
-    stdin: BinaryIO
-    stdout: BinaryIO
 
 
 class Helper:
@@ -46,7 +31,7 @@ class Helper:
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(_MOST_WAITING)
-        self._process: _Process | None = None
+        self._process: PipedProcess | None = None
         self._numbers = itertools.count(1)
         self._idle_timer: threading.Timer | None = None
         self._closed = False
@@ -75,7 +60,7 @@ class Helper:
         self._closed = True
         process = self._process
         if process is not None:
-            _kill(process)
+            process.kill()
         with self._lock:
             self._cancel_timer()
             self._end()
@@ -89,78 +74,46 @@ class Helper:
     def pid(self) -> int | None:
         """The helper's process, while there is one."""
         process = self._process
-        return process.handle.pid if process and process.handle.poll() is None else None
+        return process.handle.pid if process and process.lives else None
 
     def _ask(self, operation: str, arguments: dict[str, Any], deadline: float) -> Any:
         process = self._running()
         number = next(self._numbers)
-        request = json.dumps({"id": number, "op": operation, "args": arguments}) + "\n"
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(request.encode())
-            process.stdin.flush()
-        answer = json.loads(self._read_line(process, operation, deadline))
+        process.send({"id": number, "op": operation, "args": arguments})
+        answer = self._receive(process, operation, deadline)
         assert answer["id"] == number
         if "error" in answer:
-            raise _as_error(answer["error"])
+            raise as_error(answer["error"])
         return answer["result"]
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
             raise BusyError("The server is about to end; ask again when it is back")
 
-    def _running(self) -> _Process:
-        if self._process is None or self._process.handle.poll() is not None:
+    def _running(self) -> PipedProcess:
+        if self._process is None or not self._process.lives:
             self._end()
-            self._process = self._start()
+            environment = child_environment()
+            if "HF_TOKEN" in os.environ:
+                environment["HF_TOKEN"] = os.environ["HF_TOKEN"]
+            self._process = PipedProcess.start("helper", environment, self._log_file, self._fork_server)
         return self._process
 
-    def _start(self) -> _Process:
-        environment = child_environment()
-        if "HF_TOKEN" in os.environ:
-            environment["HF_TOKEN"] = os.environ["HF_TOKEN"]
-        requests, answers = os.pipe(), os.pipe()
-        with self._log_file.open("ab") as log:
-            files = [requests[0], answers[1], log.fileno()]
-            handle: subprocess.Popen[bytes] | Forked
-            try:
-                if self._fork_server is None:
-                    raise NoForkServerError
-                handle = self._fork_server.fork("helper", [], environment, files, patience=_IMPORT_SECONDS)
-            except NoForkServerError:
-                command = [sys.executable, "-m", "merlina.worker.helper"]
-                handle = subprocess.Popen(
-                    command, stdin=files[0], stdout=files[1], stderr=log, env=environment, start_new_session=True
-                )
-            finally:
-                os.close(requests[0])
-                os.close(answers[1])
-        return _Process(handle, os.fdopen(requests[1], "wb"), os.fdopen(answers[0], "rb"))
-
-    def _read_line(self, process: _Process, operation: str, deadline: float) -> bytes:
-        line = b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            while not line.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    self._end()
-                    raise HelperError(f"{operation} took too long, so the helper process was ended; try again")
-                chunk = os.read(process.stdout.fileno(), 1 << 16)
-                if not chunk:
-                    code = process.handle.wait()
-                    self._refuse_when_closed()
-                    raise HelperError(f"The helper process died (exit code {code}) during {operation}; try again")
-                line += chunk
-        return line
+    def _receive(self, process: PipedProcess, operation: str, deadline: float) -> dict[str, Any]:
+        try:
+            return process.receive(deadline)
+        except TimeoutError as error:
+            self._end()
+            raise HelperError(f"{operation} took too long, so the helper process was ended; try again") from error
+        except EOFError as error:
+            code = process.handle.wait()
+            self._refuse_when_closed()
+            raise HelperError(f"The helper process died (exit code {code}) during {operation}; try again") from error
 
     def _end(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        _kill(process)
-        process.handle.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        if process is not None:
+            process.end()
 
     def _start_timer(self) -> None:
         self._idle_timer = threading.Timer(self._idle_seconds, self._let_go)
@@ -171,14 +124,3 @@ class Helper:
         if self._idle_timer is not None:
             self._idle_timer.cancel()
             self._idle_timer = None
-
-
-def _kill(process: _Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.handle.pid, signal.SIGKILL)
-
-
-def _as_error(error: dict[str, str]) -> MerlinaError:
-    kind = getattr(errors, error["kind"], HelperError)
-    known = isinstance(kind, type) and issubclass(kind, MerlinaError)
-    return kind(error["message"]) if known else HelperError(error["message"])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment
+from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment, shown_gpus
 from merlina.hardware.host import killed_by, oom_kills
 from merlina.runs import RunFolder, RunOrder, write_private
 
@@ -113,10 +113,7 @@ class LocalExecutor:
         environment = child_environment()
         tokens = {**self.tokens, **folder.read_secrets()}
         environment |= {_TOKEN_VARIABLES[name]: token for name, token in tokens.items()}
-        if gpus is not None:
-            # NVML counts by bus; CUDA must count the same way for the indices to mean the same cards.
-            environment |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
-        return environment
+        return environment | shown_gpus(gpus)
 
 
 def _worker(folder: RunFolder) -> psutil.Process | None:

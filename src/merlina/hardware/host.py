@@ -14,9 +14,28 @@ def available_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def total_memory() -> int:
+    """RAM of the machine, in bytes."""
+    return int(psutil.virtual_memory().total)
+
+
+def disk_space(path: Path) -> tuple[int, int]:
+    """Total and free bytes of the disk that holds `path`, or would hold it."""
+    usage = shutil.disk_usage(existing_parent(path))
+    return usage.total, usage.free
+
+
+def resident_memory(pid: int) -> int:
+    """RAM a process holds, in bytes; 0 where there is none by that number."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def free_disk(path: Path) -> int:
     """Free bytes on the disk that holds `path`, or would hold it."""
-    return shutil.disk_usage(existing_parent(path)).free
+    return disk_space(path)[1]
 
 
 def existing_parent(path: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import count
@@ -44,13 +44,20 @@ class Desk:
         return record
 
     def submit(
-        self, config: TrainingConfig, priority: Priority, dataset_file: Path | None, *, preemptible: bool
+        self,
+        config: TrainingConfig,
+        priority: Priority,
+        dataset_file: Path | None,
+        *,
+        preemptible: bool,
+        memory_needed_mb: int | None,
     ) -> JobRecord:
         """Puts a job into the queue. Its folder with the tokens is on disk before the row that makes it a job."""
         folder = self._new_folder()
         try:
             folder.write_secrets(config.secrets())
-            return self._add(folder, config.without_secrets(), priority, dataset_file, preemptible)
+            values = {"preemptible": preemptible, "memory_needed_mb": memory_needed_mb}
+            return self._add(folder, config.without_secrets(), priority, dataset_file, values)
         except BaseException:
             shutil.rmtree(folder.path, ignore_errors=True)
             raise
@@ -131,10 +138,11 @@ class Desk:
         config: TrainingConfig,
         priority: Priority,
         dataset_file: Path | None,
-        preemptible: bool,
+        given: Mapping[str, object],
     ) -> JobRecord:
         now = self.clock()
         values = {
+            **given,
             "job_id": folder.path.name,
             "state": "queued",
             "priority": PRIORITY_NUMBER[priority],
@@ -143,7 +151,6 @@ class Desk:
             "output_name": config.output_name,
             "target_dir": str(self.models_dir / config.output_name),
             "dataset_file": str(dataset_file) if dataset_file else None,
-            "preemptible": preemptible,
             "created_at": now,
             "updated_at": now,
         }

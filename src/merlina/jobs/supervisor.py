@@ -33,7 +33,7 @@ _LIVENESS_SECONDS = 0.5
 
 
 class Supervisor:
-    """Runs passes until closed. `clock` gives epoch seconds."""
+    """Runs passes until closed. `make_way` is called before each start; `clock` gives epoch seconds."""
 
     def __init__(
         self,
@@ -47,6 +47,7 @@ class Supervisor:
         stop_grace_seconds: float,
         trust_remote_code: bool,
         list_gpus: Callable[[], Sequence[Gpu]],
+        make_way: Callable[[JobRecord], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
@@ -58,6 +59,7 @@ class Supervisor:
         self._grace = stop_grace_seconds
         self._trust_remote_code = trust_remote_code
         self._list_gpus = list_gpus
+        self._make_way = make_way
         self._clock = clock
         self._news = threading.Event()
         self._closing = threading.Event()
@@ -219,6 +221,10 @@ class Supervisor:
     def _launch(self, record: JobRecord) -> None:
         folder = self.folder(record.job_id)
         _log.info("starting %s (attempt %d)", record.job_id, record.attempt)
+        try:
+            self._make_way(record)
+        except Exception:  # what keeps memory from it is no reason for a run not to start
+            _log.exception("%s may lack the memory that others hold", record.job_id)
         try:
             self._executor.launch(folder, self._order(record), record.gpus)
         except (OSError, ValueError) as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from merlina.data.sources import resolve_file
 from merlina.errors import ForbiddenError, HelperError, MerlinaError
 from merlina.executors.helper import Helper
+from merlina.executors.talker import Talker
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
 from merlina.preflight.datasets import judge_dataset, look_without_tokens
@@ -31,6 +32,7 @@ class Preflight:
     settings: Settings
     allowed: AllowedPaths
     helper: Helper
+    talker: Talker
     list_gpus: Callable[[], Sequence[Gpu]]
 
     def check(self, config: TrainingConfig) -> Report:
@@ -54,7 +56,9 @@ class Preflight:
         if model is not None and report.data is not None:
             report.findings["lengths_fit"] = judge_lengths(config, model, report.data)
         report.findings["precision_available"] = check_precision(config, gpus)
-        report.findings["vram_sufficient"], report.memory = check_memory(config, model, report.data, gpus)
+        report.findings["vram_sufficient"], report.memory = check_memory(
+            config, model, report.data, gpus, self.talker.gives_up
+        )
         report.findings["disk_space_ok"] = check_disk(config, self.settings, model)
         report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
         report.findings["upload_ready"] = check_upload(config.push_to_hub, self._hub_token(config))

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from merlina.hardware.gpus import Gpu
@@ -89,15 +89,38 @@ def estimate(
     )
 
 
+def talk_mb(config: TrainingConfig, model: ModelFacts, device: str, copies: int) -> int:
+    """MiB that a run's finished model needs to answer: `copies` times its weights, where it is no adapter on others."""
+    facts, width = _DEVICES[device], _compute_bytes(config, device)
+    if config.use_lora:
+        weights = _weight_bytes(config, model, width) + trained_weights(config, model) * 4
+    else:
+        weights = model.parameters * width * copies
+    if config.base_model.lower().endswith(".gguf"):
+        # About half of it lies there twice while it is unpacked.
+        weights += model.parameters * width / 2
+    # Keys and values of a conversation as long as the pairs were, as if each head had its own.
+    kept = 2 * model.layers * model.attention_size * width * min(config.max_length, model.max_positions or 1 << 20)
+    return round((weights + kept + facts.process) / _MB)
+
+
 def check_memory(
-    config: TrainingConfig, model: ModelFacts | None, data: DataFacts | None, gpus: Sequence[Gpu]
+    config: TrainingConfig,
+    model: ModelFacts | None,
+    data: DataFacts | None,
+    gpus: Sequence[Gpu],
+    gives_up: Callable[[int | None], int],
 ) -> tuple[Finding, MemoryEstimate | None]:
-    """Whether the run fits into the memory that is free now; of several GPUs, into each of them."""
+    """Whether the run fits into the memory that is free now; of several GPUs, into each of them.
+
+    `gives_up` tells what is given up before it starts, in MiB: on a GPU by its index, or of RAM (None).
+    """
     if model is None:
         return Finding(passed=False), None
-    gpu = _decisive_gpu(config, gpus)
+    freed = [replace(gpu, memory_free_mb=gpu.memory_free_mb + gives_up(gpu.index)) for gpu in gpus]
+    gpu = _decisive_gpu(config, freed)
     device, place = ("cuda", f"GPU {gpu.index}") if gpu else ("cpu", "RAM")
-    free = gpu.memory_free_mb * _MB if gpu else available_memory()
+    free = gpu.memory_free_mb * _MB if gpu else available_memory() + gives_up(None) * _MB
     gpus_used = len(config.gpu_ids or []) or 1
     whole = _weight_bytes(config, model, _compute_bytes(config, device))
     spread_over = gpus_used if config.spreads_weights(gpus_used, whole, free) else 1

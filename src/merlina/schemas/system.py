@@ -41,6 +41,24 @@ class Health(Response):
     uptime_seconds: float
 
 
+class Disk(Response):
+    """A disk that the server writes to."""
+
+    name: Literal["data", "models"]
+    path: str
+    total_mb: int
+    free_mb: int
+
+
+class Machine(Response):
+    """`GET /system`; sizes in MiB."""
+
+    memory_total_mb: int
+    memory_available_mb: int = Field(description="what a new process could use without swapping")
+    disks: list[Disk]
+    versions: dict[str, str] = Field(description="of Python, Merlina and the libraries that train")
+
+
 class DatabaseStats(Response):
     """The database in three numbers."""
 

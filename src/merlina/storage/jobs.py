@@ -51,6 +51,7 @@ class JobRecord:
     pause_requested_at: float | None
     preempted_by: str | None
     preemptible: bool
+    memory_needed_mb: int | None
     deleting: bool
     last_seq: int
     log_offset: int
@@ -149,6 +150,12 @@ def paused_for_now(connection: Connection) -> list[JobRecord]:
     """Paused jobs that don't stay so: they made way for another one, or a stop was asked for as well."""
     moves_on = jobs.c.preempted_by.is_not(None) | jobs.c.stop_requested_at.is_not(None)
     return _records(connection, (jobs.c.state == "paused") & moves_on)
+
+
+def last_to_save(connection: Connection, output_dir: str) -> str | None:
+    """The id of the job whose model is the one in that folder: the last that saved one there."""
+    query = select(jobs.c.job_id).where(jobs.c.output_dir == output_dir).order_by(jobs.c.ended_at.desc()).limit(1)
+    return connection.execute(query).scalar_one_or_none()
 
 
 def change(

@@ -63,6 +63,8 @@ jobs = Table(
     # The job it makes way for: it goes back to the queue by itself.
     Column("preempted_by", String(64)),
     Column("preemptible", Boolean, nullable=False, server_default=false()),
+    # The estimate its checks made of its peak, in MiB, on the device it runs on.
+    Column("memory_needed_mb", Integer),
     Column("deleting", Boolean, nullable=False, server_default=false()),
     Column("last_seq", Integer, nullable=False, server_default="0"),
     Column("log_offset", Integer, nullable=False, server_default="0"),
@@ -91,4 +93,21 @@ uploads = Table(
     Column("size", Integer, nullable=False),
     Column("total_rows", Integer, nullable=False),
     Column("created_at", Float, nullable=False, index=True),
+)
+
+# Two answers to one prompt; `winner` is the vote: base, tuned or tie. Times are epoch seconds.
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=True),
+    Column("comparison_id", String(64), nullable=False, unique=True),
+    Column("job_number", Integer, ForeignKey("jobs.number", ondelete="CASCADE"), nullable=False),
+    Column("messages", JSON, nullable=False),
+    Column("base", Text, nullable=False),
+    Column("tuned", Text, nullable=False),
+    Column("tuned_is_left", Boolean, nullable=False),
+    Column("winner", String(5)),
+    Column("created_at", Float, nullable=False),
+    Index(None, "job_number", "number"),
+    sqlite_autoincrement=True,
 )

@@ -28,14 +28,19 @@ def main() -> None:
         answers.flush()
 
 
+def as_reply(error: Exception) -> dict[str, Any]:
+    """What went wrong, so that the server can raise the same error of our tree."""
+    if isinstance(error, MerlinaError):
+        return {"error": {"kind": type(error).__name__, "message": error.message}}
+    first_line = next(iter(str(error).strip().splitlines()), "no message")
+    return {"error": {"kind": HelperError.__name__, "message": f"{type(error).__name__}: {first_line}"}}
+
+
 def _answer(operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"result": OPERATIONS[operation](**arguments)}
-    except MerlinaError as error:
-        return {"error": {"kind": type(error).__name__, "message": error.message}}
     except Exception as error:
-        first_line = next(iter(str(error).strip().splitlines()), "no message")
-        return {"error": {"kind": HelperError.__name__, "message": f"{type(error).__name__}: {first_line}"}}
+        return as_reply(error)
 
 
 def _first_use(module: str, function: str) -> Callable[..., Any]:
@@ -52,6 +57,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "preview_formatted": _first_use("helper_previews", "formatted"),
     "count_hub_rows": _first_use("helper_previews", "hub_rows"),
     "tokenizer_facts": _first_use("helper_inspection", "tokenizer_facts"),
+    "model_facts": _first_use("helper_inspection", "model_facts"),
     "inspect_run": _first_use("helper_inspection", "inspect_run"),
     "generate": _first_use("helper_generation", "generate"),
 }

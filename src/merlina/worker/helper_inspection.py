@@ -51,6 +51,11 @@ def tokenizer_facts(model_name: str, token: str | None, trust_remote_code: bool)
     ).model_dump()
 
 
+def model_facts(model_name: str, token: str | None, trust_remote_code: bool) -> dict[str, Any]:
+    """A ModelFacts. Raises ModelError."""
+    return _model_facts(model_name, _Access(token, trust_remote_code)).model_dump()
+
+
 def inspect_run(config: dict[str, Any], file: str | None, token: str | None, trust_remote_code: bool) -> dict[str, Any]:
     """A RunFacts: where something can't be read, its error stands in its place."""
     training = TrainingConfig.model_validate(config)

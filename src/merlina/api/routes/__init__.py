@@ -1,9 +1,10 @@
 """One module a section of the contract."""
 
-from merlina.api.routes import configs, datasets, general, gpus, jobs, live, models, queue, session
+from merlina.api.routes import configs, datasets, general, gpus, jobs, live, models, queue, session, system, talk
 
 ROUTERS = (
     general.router,
+    system.router,
     session.router,
     jobs.router,
     queue.router,
@@ -11,5 +12,6 @@ ROUTERS = (
     datasets.router,
     configs.router,
     models.router,
+    talk.router,
     live.router,
 )

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 
 from merlina.api.services import Inject, Services
 from merlina.api.uploads import accept_upload, delete_upload
-from merlina.api.views import upload_entry
+from merlina.api.views import upload_answer, upload_entry
 from merlina.data.columns import guess_mapping
 from merlina.data.files import count_rows, detect_format, known_rows
 from merlina.data.preview import column_names, preview_formatted, preview_rows, show_text
@@ -49,13 +49,7 @@ _FORMATTED_SAMPLES = 5
 async def upload_file(request: Request, services: Inject) -> UploadResponse:
     """Takes in a json, jsonl, csv or parquet file once all of it can be read."""
     record = await accept_upload(request, services)
-    return UploadResponse(
-        dataset_id=record.dataset_id,
-        filename=record.filename,
-        size=record.size,
-        file_format=record.file_format,
-        total_rows=record.total_rows,
-    )
+    return upload_answer(record)
 
 
 @router.get("/uploads")

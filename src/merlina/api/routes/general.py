@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from fastapi import APIRouter, Request
-from fastapi.responses import PlainTextResponse, RedirectResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from merlina import __version__
@@ -18,11 +18,6 @@ from merlina.schemas.validation import ValidationResponse
 from merlina.storage import jobs, metrics
 
 router = APIRouter(tags=["general"])
-
-
-@router.get("/", include_in_schema=False)
-async def home() -> RedirectResponse:
-    return RedirectResponse("/api/docs")
 
 
 @router.get("/api")

@@ -172,7 +172,10 @@ def _submit(
     report = services.preflight.check(config)
     if report.errors:
         raise InvalidRequestError("Training configuration validation failed", report.errors, report.warnings)
-    record = services.desk.submit(config, priority, report.dataset_file, preemptible=preemptible)
+    needed_mb = report.memory.needed_mb if report.memory else None
+    record = services.desk.submit(
+        config, priority, report.dataset_file, preemptible=preemptible, memory_needed_mb=needed_mb
+    )
     unused = [f"preemptible: a job of {priority} priority never makes way, only one of low priority does"]
     ignored = unused if preemptible and priority != "low" else []
     return _queued(services, record, greeting, [*report.warnings, *ignored])

@@ -1,0 +1,42 @@
+"""The machine the server runs on: memory, disks, versions."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+from fastapi import APIRouter
+
+from merlina.api.services import Inject
+from merlina.hardware.host import available_memory, disk_space, total_memory
+from merlina.schemas.system import Disk, Machine
+
+_PACKAGES = ("merlina", "torch", "transformers", "peft", "bitsandbytes", "datasets")
+_MB = 1024**2
+
+router = APIRouter(tags=["general"])
+
+
+@router.get("/system")
+def system(services: Inject) -> Machine:
+    """Memory, the disks of data and models, and the versions of what trains."""
+    folders = {"data": services.settings.data_dir, "models": services.settings.models_dir}
+    spaces = {name: (path, *disk_space(path)) for name, path in folders.items()}
+    return Machine(
+        memory_total_mb=total_memory() // _MB,
+        memory_available_mb=available_memory() // _MB,
+        disks=[
+            Disk(name=name, path=str(path), total_mb=total // _MB, free_mb=free // _MB)
+            for name, (path, total, free) in spaces.items()
+        ],
+        versions={"python": platform.python_version(), **_versions()},
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found

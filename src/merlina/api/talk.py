@@ -1,0 +1,117 @@
+"""Loading a job's model and having it answer, within what runs leave of the memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from merlina.errors import BusyError, InvalidRequestError
+from merlina.executors.helper import Helper
+from merlina.executors.talker import Admission, Claim, Talker, TalkOrder
+from merlina.jobs.desk import Desk
+from merlina.jobs.room import Room
+from merlina.preflight.memory import talk_mb
+from merlina.schemas.inspection import ModelFacts
+from merlina.schemas.talk import AnswerBegins, AnswerEnds, AnswerText, Sampling, Side, TalkMessage
+from merlina.schemas.training import TrainingConfig
+from merlina.settings import Settings
+from merlina.storage import jobs
+from merlina.storage.jobs import JobRecord
+
+Event = AnswerBegins | AnswerText | AnswerEnds
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What routes ask of the talker, by job. `closed` is set where nobody waits for the answer any more."""
+
+    settings: Settings
+    desk: Desk
+    helper: Helper
+    room: Room
+    talker: Talker
+
+    def load(self, job_id: str, closed: threading.Event, *, with_base: bool, force: bool) -> None:
+        """Raises NotFoundError, InvalidRequestError where the job has no model, ConflictError where there's no room."""
+        order = self._order(self.desk.find(job_id), with_base=with_base)
+        self.talker.load(order, self._admission(order, force=force), closed)
+
+    def answer(
+        self, job_id: str, side: Side, messages: Sequence[TalkMessage], sampling: Sampling, closed: threading.Event
+    ) -> Generator[Event, None, None]:
+        """What the side answers, from its beginning to its end; loads the model where it isn't. Raises as `load`."""
+        order = self._order(self.desk.find(job_id), with_base=side == "base")
+        arguments = {
+            "side": side,
+            "messages": [message.model_dump() for message in messages],
+            "sampling": sampling.model_dump(include=set(Sampling.model_fields)),
+        }
+        events = self.talker.answer(order, self._admission(order, force=False), arguments, closed)
+        try:
+            for event in events:
+                if closed.is_set():
+                    raise BusyError("Nobody waits for the answer any more")
+                if event["type"] == "begin":
+                    yield AnswerBegins(job_id=job_id, side=side, **event)
+                elif event["type"] == "end":
+                    yield AnswerEnds(**event)
+                elif event["text"]:
+                    yield AnswerText(**event)
+        finally:
+            events.close()
+
+    def _order(self, record: JobRecord, *, with_base: bool) -> TalkOrder:
+        model_dir = self._model_dir(record)
+        tokens = self.desk.folder(record.job_id).read_secrets()
+        own = self.settings.hf_token
+        return TalkOrder(
+            job_id=record.job_id,
+            model_dir=str(model_dir),
+            config=record.config,
+            with_base=with_base or _is_adapter(model_dir),
+            trust_remote_code=self.settings.trust_remote_code,
+            token=tokens.get("hf_token") or (own.get_secret_value() if own else None),
+        )
+
+    def _model_dir(self, record: JobRecord) -> Path:
+        """Raises InvalidRequestError where the model isn't there, or is that of a later job."""
+        if record.output_dir is None or not record.ended:
+            raise InvalidRequestError(f"Job {record.job_id} is {record.state} and has saved no model to talk with")
+        if not Path(record.output_dir).is_dir():
+            raise InvalidRequestError(f"The model of {record.job_id} is gone from {record.output_dir}")
+        with self.desk.database.read() as connection:
+            last = jobs.last_to_save(connection, record.output_dir)
+        if last != record.job_id:
+            raise InvalidRequestError(
+                f"{record.output_dir} holds what {last} trained later; the model of {record.job_id} is kept beside it"
+            )
+        return Path(record.output_dir)
+
+    def _admission(self, order: TalkOrder, *, force: bool) -> Admission:
+        def admit(claim: Claim) -> None:
+            if not force:
+                self.room.admit(claim)
+
+        return Admission(lambda: self._claim(order), admit)
+
+    def _claim(self, order: TalkOrder) -> Claim:
+        """Raises ModelError where the base can't be found."""
+        config = TrainingConfig.model_validate(order.config)
+        is_adapter = _is_adapter(Path(order.model_dir))
+        facts = self.helper.call(
+            "model_facts",
+            model_name=config.base_model if is_adapter else order.model_dir,
+            token=order.token,
+            trust_remote_code=order.trust_remote_code,
+        )
+        gpu = self.room.choose_gpu()
+        copies = 2 if order.with_base and not is_adapter else 1
+        device = "cpu" if gpu is None else "cuda"
+        return Claim(gpu, talk_mb(config, ModelFacts.model_validate(facts), device, copies))
+
+
+def _is_adapter(model_dir: Path) -> bool:
+    """Whether what was trained stands on its base, which is then there too."""
+    return (model_dir / "adapter_config.json").is_file()

@@ -1,0 +1,72 @@
+"""The whole way once more, without a pointer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Page, expect
+
+from tests.harness import Server, pairs_file
+
+_MOST_STOPS = 120
+_NAME = """() => {
+  const at = document.activeElement;
+  const labels = at.labels ? [...at.labels].map((label) => label.innerText).join(' ') : '';
+  const own = at.matches('a, button, summary') ? at.innerText : '';
+  return `${at.getAttribute('aria-label') ?? ''} ${labels} ${own}`;
+}"""
+
+
+def tab_to(page: Page, name: str) -> None:
+    for _ in range(_MOST_STOPS):
+        page.keyboard.press("Tab")
+        if name in page.evaluate(_NAME):
+            return
+    raise AssertionError(f"Tab never came to {name}")
+
+
+def test_from_a_file_to_an_answer_by_keyboard_alone(
+    own_server: Server, tiny_model: Path, visit: Callable[..., Page]
+) -> None:
+    rows = [json.loads(line) for line in pairs_file(own_server.root / "pairs.jsonl").read_text().splitlines()]
+    file = own_server.root / "asked.jsonl"
+    file.write_text("\n".join(json.dumps({**row, "ask": row["prompt"], "prompt": "?"}) for row in rows))
+    page = visit(own_server)
+    tab_to(page, "Skip to the content")
+    tab_to(page, "Begin a run")
+    page.keyboard.press("Enter")
+    tab_to(page, "Base model")
+    page.keyboard.type(str(tiny_model))
+    tab_to(page, "Drop a file here")
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Space")
+    chooser.value.set_files(file)
+    expect(page.get_by_label("Chosen answer")).to_have_value("chosen")
+    tab_to(page, "Prompt")
+    page.keyboard.type("ask")
+    tab_to(page, "Format")
+    page.keyboard.type("ChatML")
+    expect(page.get_by_role("region", name="The pair as it is trained on")).to_contain_text("What is 0 plus 0?")
+    tab_to(page, "Processor")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("meter", name="RAM needed")).to_be_visible()
+    tab_to(page, "Start the run")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/runs/job_*")
+    expect(page.get_by_text("The model is ready")).to_be_visible(timeout=90_000)
+    tab_to(page, "Talk to it")
+    page.keyboard.press("Enter")
+    tab_to(page, "How they answer")
+    page.keyboard.press("Enter")
+    tab_to(page, "Longest answer")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("8")
+    for _ in range(12):
+        page.keyboard.press("Shift+Tab")
+        if "Your question" in page.evaluate(_NAME):
+            break
+    page.keyboard.type("What is 1 plus 1?")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("In memory")).to_be_visible(timeout=60_000)

@@ -1,0 +1,195 @@
+"""The page as people use it, in a real browser against a real server, in the order of a first visit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.looks import assert_nothing_is_wider, look_at
+from tests.harness import Server, pairs_file, training_config
+
+Visit = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs under other people's column names."""
+    folder = tmp_path_factory.mktemp("answers")
+    rows = [json.loads(line) for line in pairs_file(folder / "pairs.jsonl").read_text().splitlines()]
+    file = folder / "answers.jsonl"
+    renamed = [{"ask": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in rows]
+    file.write_text("\n".join(json.dumps(row) for row in renamed))
+    return file
+
+
+def test_from_an_empty_server_to_a_run(own_server: Server, tiny_model: Path, answers: Path, visit: Visit) -> None:
+    page = visit(own_server)
+    expect(page.get_by_role("heading", name="Teach a model what you prefer.")).to_be_visible()
+    look_at(page, "welcome")
+    page.get_by_role("link", name="Begin a run").click()
+    page.get_by_label("Base model").fill(str(tiny_model))
+    expect(page.get_by_text("Chat template")).to_be_visible()
+    page.locator("input[type=file]").set_input_files(answers)
+    expect(page.get_by_label("Chosen answer")).to_have_value("good")
+    page.get_by_label("Prompt", exact=True).select_option("ask")
+    page.get_by_label("Format", exact=True).select_option("chatml")
+    pair = page.get_by_role("region", name="The pair as it is trained on")
+    expect(pair).to_contain_text("It is 0. The runes agree.")
+    expect(pair.get_by_text("<|im_start|>").first).to_be_visible()
+    page.get_by_role("button", name="Processor").click()
+    page.get_by_text("All settings").click()
+    page.get_by_label("Batch size").fill("0")
+    page.get_by_label("Batch size").blur()
+    expect(page.get_by_text("must be from 1 to 1024")).to_be_visible()
+    page.get_by_label("Batch size").fill("2")
+    page.get_by_label("Gradient accumulation steps").fill("1")
+    page.get_by_label("Number of epochs").fill("40")
+    page.get_by_label("Learning rate", exact=True).fill("1e-3")
+    page.get_by_label("Learning rate", exact=True).blur()
+    expect(page.get_by_text("pairs a step")).to_contain_text("2 pairs a step")
+    expect(page.get_by_role("meter", name="RAM needed")).to_be_visible()
+    look_at(page, "new-run")
+    page.get_by_role("button", name="Start the run").click()
+    page.wait_for_url("**/runs/job_*")
+    expect(page.get_by_role("heading", name="Loss")).to_be_visible()
+
+
+def test_a_run_is_watched_through_a_reload_to_its_end(own_server: Server, visit: Visit) -> None:
+    (job,) = own_server.history()
+    page = visit(own_server, f"/runs/{job}")
+    loss = page.locator("figure", has=page.get_by_role("heading", name="Loss"))
+    expect(loss).to_be_visible()
+    own_server.until_step(job, 20)
+    page.reload()
+    expect(loss).to_be_visible()
+    expect(page.get_by_text("The model is ready")).to_be_visible(timeout=90_000)
+    steps = len(own_server.losses(job))
+    expect(loss).to_have_attribute("data-points", str(steps + 1))
+    expect(page.get_by_role("region", name="The model")).to_contain_text("PeftModel.from_pretrained")
+    look_at(page, "run")
+
+
+def test_its_model_is_talked_to_and_judged_blindly(own_server: Server, visit: Visit) -> None:
+    (job,) = own_server.history()
+    page = visit(own_server, f"/runs/{job}")
+    page.get_by_role("link", name="Talk to it").click()
+    page.get_by_text("How they answer").click()
+    page.get_by_label("Longest answer").fill("12")
+    page.get_by_label("Your question").fill("What is 2 plus 2?")
+    page.get_by_label("Your question").press("Enter")
+    expect(page.get_by_text("In memory")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("button", name="Ask both")).to_be_visible(timeout=60_000)
+    for side in ("Tuned", "Base"):
+        expect(page.get_by_role("region", name=side).locator("p.assistant")).not_to_be_empty()
+    look_at(page, "talk")
+    page.get_by_role("button", name="Blind").click()
+    page.get_by_label("Your question").fill("What is 3 plus 3?")
+    page.get_by_role("button", name="Compare").click()
+    page.get_by_role("button", name="This one is better").first.click(timeout=60_000)
+    expect(page.get_by_text("You preferred the")).to_be_visible()
+    expect(
+        page.get_by_text("1 for the tuned model, 0").or_(page.get_by_text("0 for the tuned model, 1"))
+    ).to_be_visible()
+    look_at(page, "blind")
+    page.get_by_role("button", name="Save the votes").click()
+    expect(page.get_by_text("pairs saved as")).to_be_visible()
+    page.get_by_role("button", name="Give its memory back").click()
+    expect(page.get_by_text("Loaded with the first question")).to_be_visible()
+
+
+def test_runs_are_found_compared_and_deleted_after_a_question(own_server: Server, visit: Visit) -> None:
+    page = visit(own_server)
+    page.get_by_role("button", name="Run again").click()
+    page.wait_for_url("**/runs/job_*")
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+    expect(page.get_by_text("Stopped").first).to_be_visible(timeout=60_000)
+    page.get_by_role("link", name="Runs", exact=True).click()
+    expect(page.get_by_role("checkbox")).to_have_count(2)
+    for box in page.get_by_role("checkbox").all():
+        box.check()
+    look_at(page, "runs")
+    page.get_by_role("link", name="Compare 2 runs").click()
+    expect(page.get_by_role("cell", name="Stopped")).to_be_visible()
+    expect(page.locator("figure").first).to_be_visible()
+    look_at(page, "compare")
+    page.get_by_role("link", name="Runs", exact=True).click()
+    page.get_by_label("Search runs").fill("no such name")
+    expect(page.get_by_text("No run matches.")).to_be_visible()
+    page.get_by_role("button", name="Show all").click()
+    page.get_by_role("button", name="Delete").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
+    expect(page.get_by_role("listitem")).to_have_count(2)
+    page.get_by_role("button", name="Delete").first.click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_role("listitem")).to_have_count(1)
+
+
+def test_the_machine_and_places_that_are_not_there(own_server: Server, visit: Visit) -> None:
+    page = visit(own_server, "/machine")
+    expect(page.get_by_role("meter", name="RAM")).to_be_visible()
+    expect(page.get_by_text("transformers")).to_be_visible()
+    look_at(page, "machine")
+    page.goto("/runs/job_20000101_000000")
+    expect(page.get_by_role("heading", name="No such run")).to_be_visible()
+    page.goto("/compare")
+    expect(page.get_by_text("Choose two or more runs")).to_be_visible()
+
+
+def test_a_server_that_went_away_is_told_of_and_nothing_is_missed(
+    own_server: Server, tiny_model: Path, visit: Visit
+) -> None:
+    steps = {"max_steps": 1500, "num_epochs": 1000, "eval_steps": 0, "save_steps": 0}
+    config = training_config(tiny_model, pairs_file(own_server.root / "pairs.jsonl"), "away", **steps)
+    job = own_server.train(config)
+    page = visit(own_server, f"/runs/{job}")
+    own_server.until_step(job, 5)
+    own_server.kill()
+    expect(page.get_by_role("alert")).to_contain_text("can’t be reached")
+    look_at(page, "away")
+    page.wait_for_timeout(10_000)
+    own_server.start()
+    expect(page.get_by_role("alert")).to_have_count(0, timeout=15_000)
+    own_server.until_ended(job, 120)
+    loss = page.locator("figure", has=page.get_by_role("heading", name="Loss"))
+    expect(loss).to_have_attribute("data-points", "1500")
+
+
+def test_what_others_wrote_is_only_ever_text(own_server: Server, tiny_model: Path, visit: Visit) -> None:
+    attack = "<img src=x onerror=\"document.title='broken in'\"><script>document.title='broken in'</script>"
+    word = "w" * 10_000
+    file = own_server.root / "<b>bold<b>.jsonl"
+    rows = [{"prompt": f"{attack} {n}", "chosen": word, "rejected": f"{word}{attack}", attack: word} for n in range(3)]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    page = visit(own_server, "/new", width=360)
+    page.get_by_label("Base model").fill(str(tiny_model))
+    page.locator("input[type=file]").set_input_files(file)
+    page.get_by_label("Format", exact=True).select_option("chatml")
+    expect(page.get_by_role("region", name="The pair as it is trained on")).to_contain_text("<script>")
+    expect(page.get_by_role("region", name="The row as it is")).to_contain_text("<img src=x")
+    assert_nothing_is_wider(page)
+    page.get_by_label("Base model").fill(f"/{word}{attack}")
+    expect(page.locator("#base-model-said .bad").first).to_be_visible()
+    assert_nothing_is_wider(page)
+    page.goto(f"/runs/{attack.replace('/', '')}")
+    expect(page.get_by_role("heading", name="No such run")).to_be_visible()
+    assert "broken" not in page.title()
+
+
+def test_a_key_is_asked_for_where_there_is_one(new_server: Callable[..., Server], visit: Visit) -> None:
+    server = new_server(API_KEY="open sesame")
+    page = visit(server)
+    expect(page.get_by_role("heading", name="Who is there?")).to_be_visible()
+    look_at(page, "login")
+    page.get_by_label("API key").fill("wrong")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("alert")).to_contain_text("not the key")
+    page.get_by_label("API key").fill("open sesame")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("link", name="Begin a run")).to_be_visible()
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", name="Who is there?")).to_be_visible()

@@ -1,0 +1,114 @@
+/** The public API: one function a question, errors as one kind. */
+
+import type { components } from './types';
+
+type Schemas = components['schemas'];
+export type JobStatus = Schemas['JobStatus'];
+export type JobState = JobStatus['status'];
+export type HistoryEntry = Schemas['JobHistoryEntry'];
+export type MetricRow = Schemas['MetricRow'];
+export type LogLine = Schemas['LogLine'];
+export type QueueStatus = Schemas['QueueStatus'];
+export type JobCreated = Schemas['JobCreated'];
+export type TrainingConfig = Schemas['TrainingConfig'];
+export type Gpu = Schemas['GpuInfo'];
+export type Comparison = Schemas['Comparison'];
+export type Upload = Schemas['UploadEntry'];
+
+/** What the server, or the way to it, has against a request. `status` 0: it can't be reached. */
+export class ApiError extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    readonly errors: string[] = [],
+    readonly warnings: string[] = [],
+  ) {
+    super(message);
+  }
+}
+
+let onLoginRequired = (): void => {};
+
+/** `act` is called whenever the server wants an API key that this browser hasn't given. */
+export function whenLoginIsRequired(act: () => void): void {
+  onLoginRequired = act;
+}
+
+export async function ask<T>(method: string, path: string, body?: unknown): Promise<T> {
+  const init: RequestInit = { method };
+  if (body instanceof FormData) init.body = body;
+  else if (body !== undefined) {
+    init.body = JSON.stringify(body);
+    init.headers = { 'Content-Type': 'application/json' };
+  }
+  let response: Response;
+  try {
+    response = await fetch(path, init);
+  } catch {
+    throw new ApiError(0, 'The server can’t be reached.');
+  }
+  const answer: unknown = await response.json().catch(() => null);
+  if (response.ok) return answer as T;
+  if (response.status === 401 && path !== '/login') onLoginRequired();
+  throw asError(response.status, answer);
+}
+
+function asError(status: number, answer: unknown): ApiError {
+  const detail = (answer as { detail?: unknown } | null)?.detail;
+  if (typeof detail === 'string') return new ApiError(status, detail);
+  if (detail && typeof detail === 'object') {
+    const { message, errors, warnings } = detail as Schemas['ErrorDetails'];
+    return new ApiError(status, message, errors ?? [], warnings ?? []);
+  }
+  return new ApiError(status, `The server answered with ${status} and no reason.`);
+}
+
+const id = encodeURIComponent;
+
+function formOf(file: File): FormData {
+  const form = new FormData();
+  form.append('file', file);
+  return form;
+}
+
+export const api = {
+  session: () => ask<Schemas['SessionState']>('GET', '/session'),
+  login: (api_key: string) => ask<Schemas['SessionState']>('POST', '/login', { api_key }),
+  logout: () => ask<Schemas['SessionState']>('POST', '/logout'),
+  info: () => ask<Schemas['ApiInfo']>('GET', '/api'),
+  health: () => ask<Schemas['Health']>('GET', '/health'),
+  stats: () => ask<Schemas['Stats']>('GET', '/stats'),
+  history: (limit = 200, offset = 0) => ask<Schemas['JobHistory']>('GET', `/jobs/history?limit=${limit}&offset=${offset}`),
+  queue: () => ask<QueueStatus>('GET', '/queue/status'),
+  status: (job: string) => ask<JobStatus>('GET', `/status/${id(job)}`),
+  metrics: (job: string, query: Record<string, number> = {}) =>
+    ask<Schemas['JobMetrics']>('GET', `/jobs/${id(job)}/metrics?${new URLSearchParams(Object.entries(query).map(([k, v]) => [k, String(v)]))}`),
+  logs: (job: string) => ask<Schemas['JobLogs']>('GET', `/jobs/${id(job)}/logs?limit=10000`),
+  config: (job: string) => ask<TrainingConfig>('GET', `/jobs/${id(job)}/config`),
+  stop: (job: string) => ask<Schemas['StopAnswer']>('POST', `/jobs/${id(job)}/stop`),
+  pause: (job: string) => ask<Schemas['JobAction']>('POST', `/jobs/${id(job)}/pause`),
+  resume: (job: string) => ask<JobCreated>('POST', `/jobs/${id(job)}/resume`),
+  retry: (job: string) => ask<JobCreated>('POST', `/jobs/${id(job)}/retry`),
+  remove: (job: string) => ask<Schemas['JobAction']>('DELETE', `/jobs/${id(job)}`),
+  machine: () => ask<Schemas['Machine']>('GET', '/system'),
+  validate: (config: unknown) => ask<Schemas['ValidationResponse']>('POST', '/validate', config),
+  train: (config: unknown, query: Record<string, string>) => ask<JobCreated>('POST', `/train?${new URLSearchParams(query)}`, config),
+  upload: (file: File) => ask<Schemas['UploadResponse']>('POST', '/dataset/upload-file', formOf(file)),
+  uploads: () => ask<Schemas['UploadList']>('GET', '/dataset/uploads'),
+  columns: (dataset: unknown) => ask<Schemas['ColumnsResponse']>('POST', '/dataset/columns', dataset),
+  formatted: (dataset: unknown, maxLength: number, maxPromptLength: number) =>
+    ask<Schemas['PreviewResponse']>('POST', `/dataset/preview-formatted?max_length=${maxLength}&max_prompt_length=${maxPromptLength}`, dataset),
+  preload: (model_name: string, hf_token: string | null) => ask<Schemas['PreloadResponse']>('POST', '/model/preload', { model_name, hf_token }),
+  cachedModels: () => ask<Schemas['CachedModels']>('GET', '/model/cached'),
+  savedConfigs: () => ask<Schemas['ConfigList']>('GET', '/configs/list'),
+  savedConfig: (name: string) => ask<Schemas['ConfigAnswer']>('GET', `/configs/${id(name)}`),
+  saveConfig: (name: string, config: unknown) => ask<Schemas['ConfigWritten']>('POST', '/configs/save', { name, config }),
+  talk: () => ask<Schemas['TalkState']>('GET', '/talk'),
+  loadTalk: (job_id: string, force: boolean) => ask<Schemas['TalkState']>('POST', '/talk/load', { job_id, force }),
+  releaseTalk: () => ask<Schemas['TalkState']>('DELETE', '/talk'),
+  compareBlind: (request: unknown) => ask<Comparison>('POST', '/talk/comparisons', request),
+  vote: (comparison: string, better: string) => ask<Comparison>('POST', `/talk/comparisons/${id(comparison)}/vote`, { better }),
+  comparisons: (job: string) => ask<Schemas['ComparisonList']>('GET', `/talk/comparisons?job_id=${id(job)}&limit=1`),
+  votesAsData: (job: string) => ask<Schemas['UploadResponse']>('POST', `/talk/comparisons/dataset?job_id=${id(job)}`),
+  gpus: () => ask<Schemas['GpuList']>('GET', '/gpu/list'),
+};

@@ -1,0 +1,63 @@
+/** Which figures are drawn together, and what they are called. */
+
+export interface Line {
+  name: string;
+  label: string;
+  color: string;
+  dash?: number[];
+  points?: boolean;
+  axis?: 'right';
+}
+
+export interface ChartSpec {
+  title: string;
+  help: string;
+  lines: Line[];
+  digits?: number;
+}
+
+export const CHARTS: ChartSpec[] = [
+  {
+    title: 'Loss',
+    help: 'Falls while the model learns. Where evaluation turns up again while training falls on, it learns by heart.',
+    lines: [
+      { name: 'loss', label: 'training', color: '--chart-1' },
+      { name: 'eval_loss', label: 'evaluation', color: '--chart-2', points: true, dash: [6, 4] },
+    ],
+  },
+  {
+    title: 'Reward margin',
+    help: 'By how much the chosen answer is preferred over the rejected one.',
+    lines: [
+      { name: 'reward_margin', label: 'training', color: '--chart-1' },
+      { name: 'eval_reward_margin', label: 'evaluation', color: '--chart-2', points: true, dash: [6, 4] },
+    ],
+  },
+  {
+    title: 'Accuracy',
+    help: 'Share of pairs in which the chosen answer is the preferred one. One half is a coin toss.',
+    lines: [
+      { name: 'reward_accuracy', label: 'training', color: '--chart-1' },
+      { name: 'eval_reward_accuracy', label: 'evaluation', color: '--chart-2', points: true, dash: [6, 4] },
+    ],
+  },
+  {
+    title: 'Log-probabilities',
+    help: 'How likely the answers are, per token. The chosen one should not fall far.',
+    lines: [
+      { name: 'logps_chosen', label: 'chosen', color: '--chosen' },
+      { name: 'logps_rejected', label: 'rejected', color: '--rejected', dash: [2, 3] },
+    ],
+  },
+  { title: 'Learning rate', help: 'Of the optimizer.', lines: [{ name: 'learning_rate', label: 'learning rate', color: '--chart-1' }] },
+  { title: 'Gradient norm', help: 'Before clipping. Jumps mean that a step was rough.', lines: [{ name: 'grad_norm', label: 'norm', color: '--chart-1' }] },
+  { title: 'Speed', help: 'Tokens per second, each prompt counted with both its answers.', lines: [{ name: 'tokens_per_second', label: 'tokens/s', color: '--chart-1' }] },
+  {
+    title: 'Memory',
+    help: 'What the run holds, in GB.',
+    lines: [
+      { name: 'memory_gb', label: 'RAM', color: '--chart-1' },
+      { name: 'gpu_memory', label: 'GPU', color: '--chart-2', dash: [6, 4] },
+    ],
+  },
+];

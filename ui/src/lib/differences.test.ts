@@ -1,0 +1,12 @@
+import { expect, test } from 'vitest';
+import { differences } from './differences';
+
+test('only what differs is told, however deep it lies', () => {
+  const base = { lr: 1e-4, same: 'x', dataset: { test_size: 0.1, source: { id: 'a' } } };
+  const other = { lr: 2e-4, same: 'x', dataset: { test_size: 0.1, source: { id: 'b' } }, extra: [1] };
+  expect(differences([base, other])).toEqual([
+    { name: 'lr', values: ['0.0001', '0.0002'] },
+    { name: 'dataset.source.id', values: ['a', 'b'] },
+    { name: 'extra', values: ['–', '[1]'] },
+  ]);
+});

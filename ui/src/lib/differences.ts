@@ -1,0 +1,24 @@
+/** In which settings some configurations differ. */
+
+export interface Difference {
+  name: string;
+  values: string[];
+}
+
+export function differences(configs: Record<string, unknown>[]): Difference[] {
+  const flat = configs.map((config) => flatten(config));
+  const names = [...new Set(flat.flatMap((config) => [...config.keys()]))];
+  return names
+    .map((name) => ({ name, values: flat.map((config) => config.get(name) ?? '–') }))
+    .filter(({ values }) => new Set(values).size > 1);
+}
+
+function flatten(value: unknown, prefix = ''): Map<string, string> {
+  const flat = new Map<string, string>();
+  for (const [name, inner] of Object.entries(value as Record<string, unknown>)) {
+    const path = prefix ? `${prefix}.${name}` : name;
+    if (inner !== null && typeof inner === 'object' && !Array.isArray(inner)) for (const [key, text] of flatten(inner, path)) flat.set(key, text);
+    else flat.set(path, typeof inner === 'string' ? inner : JSON.stringify(inner));
+  }
+  return flat;
+}

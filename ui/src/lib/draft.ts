@@ -1,0 +1,80 @@
+/** A configuration that is being written: its parts, and what the server has to say about each. */
+
+export type Values = Record<string, unknown>;
+
+export interface Source {
+  source_type: 'upload' | 'local_file' | 'huggingface';
+  dataset_id?: string;
+  file_path?: string;
+  repo_id?: string;
+  split?: string;
+}
+
+export interface DataDraft {
+  source: Source | null;
+  mapping: Record<string, string>;
+  format: string;
+  testSize: number;
+}
+
+export const EMPTY_DATA: DataDraft = { source: null, mapping: {}, format: 'tokenizer', testSize: 0.05 };
+
+/** The data set as the API takes it; null while there is none. */
+export function datasetOf(data: DataDraft, modelName: string): Values | null {
+  if (data.source === null) return null;
+  const mapping = Object.keys(data.mapping).length > 0 ? data.mapping : null;
+  const dataset: Values = { source: data.source, format: { format_type: data.format }, test_size: data.testSize, column_mapping: mapping };
+  if (modelName) dataset.model_name = modelName;
+  return dataset;
+}
+
+/** The configuration with what was changed alone, so that it stays short to read. */
+export function configOf(model: string, name: string, data: DataDraft, values: Values): Values | null {
+  const dataset = datasetOf(data, '');
+  if (!model || !name || dataset === null) return null;
+  return { base_model: model, output_name: name, dataset, ...values };
+}
+
+export interface Said {
+  field: string | null;
+  text: string;
+}
+
+/** Errors and warnings begin with the field they are about. */
+export function said(messages: string[], fields: Iterable<string>): Said[] {
+  const names = new Set([...fields, 'dataset']);
+  return messages.map((message) => {
+    const colon = message.indexOf(':');
+    const path = colon > 0 ? message.slice(0, colon).trim() : '';
+    const field = path.split('.')[0] ?? '';
+    return names.has(field) ? { field, text: message.slice(colon + 1).trim() } : { field: null, text: message };
+  });
+}
+
+/** A name for the model, from that of its base, that MODELS_DIR can have. */
+export function suggestedName(model: string): string {
+  const last = model.replace(/\/+$/, '').split('/').at(-1) ?? '';
+  const clean = last.replace(/\.gguf$/i, '').replace(/[^A-Za-z0-9._-]+/g, '-').replace(/^[^A-Za-z0-9]+/, '');
+  return clean ? `${clean.slice(0, 80)}-tuned` : '';
+}
+
+/** Which of the form's parts a configuration fills, for one that was saved or of an earlier run. */
+export function partsOf(config: Values, defaults: Map<string, unknown>): { model: string; name: string; data: DataDraft; values: Values } {
+  const { base_model, output_name, dataset, ...rest } = config;
+  const given = (dataset ?? {}) as { source?: Source; column_mapping?: Record<string, string>; format?: { format_type?: string }; test_size?: number };
+  const data: DataDraft = {
+    source: given.source ? (Object.fromEntries(Object.entries(given.source).filter(([, value]) => value != null)) as unknown as Source) : null,
+    mapping: given.column_mapping ?? {},
+    format: given.format?.format_type ?? EMPTY_DATA.format,
+    testSize: given.test_size ?? EMPTY_DATA.testSize,
+  };
+  const changed = Object.entries(rest).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(defaults.get(name) ?? null));
+  return { model: String(base_model ?? ''), name: String(output_name ?? ''), data, values: Object.fromEntries(changed) };
+}
+
+export const PRESETS: { name: string; help: string; values: Values }[] = [
+  { name: 'Defaults', help: 'A good place to begin on a GPU.', values: {} },
+  { name: 'Quick look', help: 'Fifty steps, to see that all is well.', values: { max_steps: 50, learning_rate: 2e-5 } },
+  { name: 'Little memory', help: 'For small GPUs: four bits, recomputed activations, shorter pairs.', values: { use_4bit: true, gradient_checkpointing: true, max_length: 1024, max_prompt_length: 512, lora_r: 16, lora_alpha: 16 } },
+  { name: 'Processor', help: 'For a machine without a GPU, and a small model.', values: { use_4bit: false, optimizer_type: 'adamw_torch', max_length: 512, max_prompt_length: 256, lora_r: 16, lora_alpha: 32, learning_rate: 2e-4, gradient_accumulation_steps: 8 } },
+];

@@ -1,0 +1,29 @@
+import { expect, test } from 'vitest';
+import { ago, bytes, duration, number, percent } from './format';
+
+test('durations are told in their two largest units', () => {
+  expect([0, 59, 60, 61, 3600, 3661, 90_000].map(duration)).toEqual(['0 s', '59 s', '1 min', '1 min 1 s', '1 h', '1 h 1 min', '1 d 1 h']);
+});
+
+test('what is not known is a dash', () => {
+  expect([number(null), number(Number.NaN), duration(undefined), percent(null), bytes(null), ago(null)]).toEqual(Array(6).fill('–'));
+});
+
+test('small and large numbers keep their digits', () => {
+  expect([number(0), number(5e-6), number(0.25), number(1234.567), number(2e9)]).toEqual(['0', '5.0e-6', '0.25', '1,235', '2.0e+9']);
+});
+
+test('a share is never rounded up to done', () => {
+  expect(percent(0.999)).toBe('99 %');
+});
+
+test('sizes are told in the largest unit', () => {
+  expect([bytes(0), bytes(999), bytes(1500), bytes(2_000_000_000)]).toEqual(['0 B', '999 B', '1.5 kB', '2 GB']);
+});
+
+test('yesterday and before is a date', () => {
+  const now = Date.parse('2026-01-10T12:00:00Z');
+  expect(ago('2026-01-10T11:59:30Z', now)).toBe('just now');
+  expect(ago('2026-01-10T11:00:00Z', now)).toBe('1 h ago');
+  expect(ago('2026-01-02T11:00:00Z', now)).toBe('Jan 2, 2026');
+});

@@ -1,0 +1,50 @@
+/** Numbers and times as people read them. What isn't known is a dash. */
+
+const UNKNOWN = '–';
+
+export function number(value: number | null | undefined, digits = 4): string {
+  if (value === null || value === undefined || !Number.isFinite(value)) return UNKNOWN;
+  if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e7)) return value.toExponential(Math.max(0, digits - 3));
+  return value.toLocaleString('en', { maximumSignificantDigits: Math.max(digits, 1), useGrouping: true });
+}
+
+export function whole(value: number | null | undefined): string {
+  return value === null || value === undefined ? UNKNOWN : Math.round(value).toLocaleString('en');
+}
+
+export function percent(share: number | null | undefined): string {
+  return share === null || share === undefined ? UNKNOWN : `${Math.floor(share * 100)} %`;
+}
+
+/** Seconds as the two largest units: 3 h 12 min. */
+export function duration(seconds: number | null | undefined): string {
+  if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return UNKNOWN;
+  const units: [string, number][] = [['d', 86_400], ['h', 3600], ['min', 60], ['s', 1]];
+  let left = Math.max(0, Math.round(seconds));
+  const parts: string[] = [];
+  for (const [name, size] of units) {
+    const count = Math.floor(left / size);
+    left -= count * size;
+    if (count > 0 || (name === 's' && parts.length === 0)) parts.push(`${count} ${name}`);
+    else if (parts.length > 0) break;
+    if (parts.length === 2) break;
+  }
+  return parts.join(' ');
+}
+
+export function bytes(count: number | null | undefined): string {
+  if (count === null || count === undefined) return UNKNOWN;
+  const units = ['B', 'kB', 'MB', 'GB', 'TB'];
+  const power = count < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log10(count) / 3));
+  return `${number(count / 1000 ** power, 3)} ${units[power]}`;
+}
+
+/** How long ago, or the date where that is over a day. */
+export function ago(iso: string | null | undefined, now: number = Date.now()): string {
+  if (!iso) return UNKNOWN;
+  const then = Date.parse(iso);
+  const seconds = (now - then) / 1000;
+  if (seconds < 45) return 'just now';
+  if (seconds < 86_400) return `${duration(Math.round(seconds / 60) * 60)} ago`;
+  return new Date(then).toLocaleDateString('en', { day: 'numeric', month: 'short', year: 'numeric' });
+}

@@ -1,0 +1,16 @@
+import { expect, test } from 'vitest';
+import { loadingCode } from './result';
+
+test('an adapter is put on its base, a GGUF by its file', () => {
+  const code = loadingCode('/models/x', { base_model: '/weights/a.gguf', use_lora: true });
+  expect(code).toContain('from_pretrained("/weights", gguf_file="a.gguf")');
+  expect(code).toContain('PeftModel.from_pretrained(base, "/models/x")');
+});
+
+test('whole weights need no base', () => {
+  expect(loadingCode('/models/x', { base_model: 'org/m', use_lora: false })).not.toContain('peft');
+});
+
+test('odd names stay strings', () => {
+  expect(loadingCode('/a"b', { base_model: 'm' })).toContain('"/a\\"b"');
+});

@@ -1,0 +1,16 @@
+import { expect, test } from 'vitest';
+import { routeOf } from './route';
+
+test('each view has its address', () => {
+  expect(routeOf('/')).toEqual({ view: 'runs' });
+  expect(routeOf('/runs/')).toEqual({ view: 'runs' });
+  expect(routeOf('/runs/job_1')).toEqual({ view: 'run', job: 'job_1' });
+  expect(routeOf('/runs/job_1/talk')).toEqual({ view: 'talk', job: 'job_1' });
+  expect(routeOf('/new', '?from=job_1')).toEqual({ view: 'new', from: 'job_1' });
+  expect(routeOf('/compare', '?runs=a,b')).toEqual({ view: 'compare', jobs: ['a', 'b'] });
+  expect(routeOf('/machine').view).toBe('machine');
+});
+
+test('anything else is nowhere', () => {
+  expect([routeOf('/else'), routeOf('/runs/a/b'), routeOf('/new/x')]).toEqual(Array(3).fill({ view: 'nowhere' }));
+});

@@ -1,0 +1,24 @@
+/** Which view an address stands for. */
+
+export type Route =
+  | { view: 'runs' }
+  | { view: 'new'; from: string | null }
+  | { view: 'run'; job: string }
+  | { view: 'talk'; job: string }
+  | { view: 'compare'; jobs: string[] }
+  | { view: 'machine' }
+  | { view: 'nowhere' };
+
+export function routeOf(path: string, search = ''): Route {
+  const query = new URLSearchParams(search);
+  const [first, second, third] = path.split('/').filter(Boolean).map(decodeURIComponent);
+  if (first === 'runs' && second !== undefined && third === 'talk') return { view: 'talk', job: second };
+  if (third !== undefined) return { view: 'nowhere' };
+  if (first === undefined || (first === 'runs' && second === undefined)) return { view: 'runs' };
+  if (first === 'runs' && second !== undefined) return { view: 'run', job: second };
+  if (second !== undefined) return { view: 'nowhere' };
+  if (first === 'new') return { view: 'new', from: query.get('from') };
+  if (first === 'compare') return { view: 'compare', jobs: (query.get('runs') ?? '').split(',').filter(Boolean) };
+  if (first === 'machine') return { view: 'machine' };
+  return { view: 'nowhere' };
+}

@@ -1,0 +1,50 @@
+/** What a job's state is called, and what can be done in it. */
+
+import type { JobState } from '../api/client';
+
+export const STATE_WORDS: Record<JobState, string> = {
+  queued: 'Waiting',
+  initializing: 'Starting',
+  loading_model: 'Loading model',
+  loading_dataset: 'Loading data',
+  training: 'Training',
+  saving: 'Saving',
+  uploading: 'Uploading',
+  paused: 'Paused',
+  completed: 'Completed',
+  failed: 'Failed',
+  stopped: 'Stopped',
+  cancelled: 'Cancelled',
+};
+
+const ENDED: JobState[] = ['completed', 'failed', 'stopped', 'cancelled'];
+
+export const isEnded = (state: JobState): boolean => ENDED.includes(state);
+export const isRunning = (state: JobState): boolean => !isEnded(state) && state !== 'queued' && state !== 'paused';
+
+export type Action = 'pause' | 'resume' | 'stop' | 'retry' | 'remove';
+
+export function actionsFor(state: JobState, lastCheckpoint: number | null | undefined): Action[] {
+  if (state === 'queued') return ['pause', 'stop'];
+  if (state === 'paused') return ['resume', 'stop'];
+  if (!isEnded(state)) return state === 'saving' || state === 'uploading' ? [] : ['pause', 'stop'];
+  const canGoOn = state !== 'completed' && lastCheckpoint != null;
+  return canGoOn ? ['resume', 'retry', 'remove'] : ['retry', 'remove'];
+}
+
+export const ACTION_WORDS: Record<Action, string> = {
+  pause: 'Pause',
+  resume: 'Resume',
+  stop: 'Stop',
+  retry: 'Run again',
+  remove: 'Delete',
+};
+
+/** What is lost by an action, as a question; null where nothing is, so that nobody needs to be asked. */
+export function questionBefore(action: Action, state: JobState): string | null {
+  if (action === 'stop' && state === 'queued') return null;
+  if (action === 'stop' && state === 'paused') return 'End this run? It keeps its last checkpoint, but no model is saved.';
+  if (action === 'stop') return 'Stop after the current step? What it has learnt so far is saved, and it can be resumed.';
+  if (action === 'remove') return 'Delete this run, with its figures, log and checkpoints? Model files stay where they are.';
+  return null;
+}

@@ -1,0 +1,118 @@
+/** The run that is being put together, checked by the server as it changes. */
+
+import { api, ApiError } from '../api/client';
+import type { components } from '../api/types';
+import { configOf, EMPTY_DATA, partsOf, said, suggestedName, type DataDraft, type Said, type Values } from '../lib/draft';
+import { median, secondsOf, type Measured, type Speed } from '../lib/estimate';
+import { FIELDS } from '../lib/fields';
+
+const WAIT = 800;
+
+export class Draft {
+  model = $state('');
+  name = $state('');
+  isNamed = $state(false);
+  token = $state('');
+  data = $state.raw<DataDraft>(EMPTY_DATA);
+  values = $state.raw<Values>({});
+  results = $state.raw<components['schemas']['ValidationResults'] | null>(null);
+  isChecking = $state(false);
+  /** Counts configurations taken over, so that what has a state of its own begins anew. */
+  loads = $state(0);
+  measured = $state.raw<Measured>({ rows: null, tokensPerPair: null });
+  speed = $state.raw<Speed | null>(null);
+  #errors = $state.raw<Said[]>([]);
+  #asked = 0;
+
+  config = $derived(configOf(this.model.trim(), this.outputName, this.data, this.values));
+  seconds = $derived(secondsOf(this.values, this.data.testSize, this.measured, this.speed));
+  loose = $derived(this.#errors.flatMap((each) => (each.field === null ? [each.text] : [])));
+  #warned = $derived(said(this.results?.warnings ?? [], FIELDS.keys()));
+  /** Those that no field stands for, or the data as a whole. */
+  warnings = $derived(this.#warned.flatMap((each) => (each.field === null || each.field === 'dataset' ? [each.text] : [])));
+
+  get outputName(): string {
+    return this.isNamed ? this.name.trim() : suggestedName(this.model.trim());
+  }
+
+  get missing(): string {
+    if (!this.model.trim()) return 'Name a base model first.';
+    return this.data.source === null ? 'Choose data first.' : 'Give the result a name.';
+  }
+
+  /** The configuration with the token, which is never shown nor saved. */
+  get toSend(): Values | null {
+    return this.config && this.token ? { ...this.config, hf_token: this.token } : this.config;
+  }
+
+  saidOf(field: string): string[] {
+    return this.#errors.filter((each) => each.field === field).map((each) => each.text);
+  }
+
+  warningsOf(field: string): string[] {
+    return this.#warned.filter((each) => each.field === field).map((each) => each.text);
+  }
+
+  set(name: string, value: unknown): void {
+    const { [name]: _before, ...others } = this.values;
+    const isDefault = value === undefined || JSON.stringify(value) === JSON.stringify(FIELDS.get(name)?.initial);
+    this.values = isDefault ? others : { ...others, [name]: value };
+  }
+
+  load(config: Values): void {
+    const initial = new Map([...FIELDS].map(([name, field]) => [name, field.initial]));
+    const parts = partsOf(config, initial);
+    this.model = parts.model || this.model;
+    if (parts.name) {
+      this.name = parts.name;
+      this.isNamed = true;
+    }
+    if (parts.data.source) this.data = parts.data;
+    this.values = parts.values;
+    this.loads += 1;
+  }
+
+  /** For an effect: has the present configuration checked once it rests. Returns what takes that back. */
+  watch(): () => void {
+    if (!this.isNamed) this.name = this.outputName;
+    const config = this.toSend;
+    if (config === null) {
+      this.results = null;
+      this.#errors = [];
+      return () => {};
+    }
+    const timer = setTimeout(() => void this.#check(config), WAIT);
+    return () => clearTimeout(timer);
+  }
+
+  /** How fast the newest completed run with this model was. */
+  async findSpeed(model: string): Promise<void> {
+    this.speed = null;
+    const history = await api.history(200).catch(() => null);
+    const run = history?.jobs.find((job) => job.status === 'completed' && job.base_model === model);
+    if (!run) return;
+    const rows = (await api.metrics(run.job_id, { max_points: 100 }).catch(() => null))?.metrics ?? [];
+    const speeds = rows.flatMap((row) => (typeof row.tokens_per_second === 'number' ? [row.tokens_per_second] : []));
+    const tokensPerSecond = median(speeds);
+    if (tokensPerSecond && model === this.model.trim()) this.speed = { tokensPerSecond, run: run.output_name };
+  }
+
+  async #check(config: Values): Promise<void> {
+    this.#asked += 1;
+    const mine = this.#asked;
+    this.isChecking = true;
+    try {
+      const answer = await api.validate(config);
+      if (mine !== this.#asked) return;
+      this.results = answer.results;
+      this.#errors = said(answer.results.errors, FIELDS.keys());
+    } catch (error) {
+      if (mine !== this.#asked) return;
+      this.results = null;
+      const lines = error instanceof ApiError ? (error.errors.length > 0 ? error.errors : [error.message]) : [String(error)];
+      this.#errors = said(lines, FIELDS.keys());
+    } finally {
+      if (mine === this.#asked) this.isChecking = false;
+    }
+  }
+}

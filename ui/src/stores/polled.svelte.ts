@@ -1,0 +1,43 @@
+/** An answer of the server that is asked for again and again while someone looks. */
+
+import { page } from './page.svelte';
+
+export class Polled<T> {
+  value = $state.raw<T | null>(null);
+  error = $state<Error | null>(null);
+  #timer = 0;
+  #isStopped = false;
+
+  constructor(
+    private readonly question: () => Promise<T>,
+    private readonly milliseconds: number,
+  ) {
+    void this.refresh();
+    document.addEventListener('visibilitychange', this.#onVisible);
+  }
+
+  /** Asks now. */
+  refresh = async (): Promise<void> => {
+    clearTimeout(this.#timer);
+    try {
+      this.value = await this.question();
+      this.error = null;
+      page.heard();
+    } catch (error) {
+      this.error = error as Error;
+      page.heard(error);
+    }
+    clearTimeout(this.#timer);
+    if (!this.#isStopped && !document.hidden) this.#timer = window.setTimeout(this.refresh, this.milliseconds);
+  };
+
+  stop(): void {
+    this.#isStopped = true;
+    clearTimeout(this.#timer);
+    document.removeEventListener('visibilitychange', this.#onVisible);
+  }
+
+  #onVisible = (): void => {
+    if (!document.hidden) void this.refresh();
+  };
+}

@@ -1,0 +1,124 @@
+/** One run, as it was and as it goes on. */
+
+import { api, ApiError, type JobStatus, type LogLine } from '../api/client';
+import { LiveRun, type Connection, type Message } from '../api/live';
+import { Series, type Row } from '../lib/series';
+import { isEnded } from '../lib/states';
+import { page } from './page.svelte';
+
+/** More than a screen has pixels; the server thins longer runs to this. */
+const POINTS = 6000;
+const DRAW_EVERY = 100;
+
+export class Run {
+  status = $state.raw<JobStatus | null>(null);
+  logs = $state.raw<LogLine[]>([]);
+  config = $state.raw<Record<string, unknown> | null>(null);
+  connection = $state<Connection>('connecting');
+  error = $state<ApiError | null>(null);
+  /** Counts up whenever `series` has changed, at most ten times a second. */
+  version = $state(0);
+  readonly series = new Series();
+  #live: LiveRun | null = null;
+  #drawTimer = 0;
+  #attempt = 1;
+  #isClosed = false;
+
+  constructor(readonly job: string) {
+    void this.#load();
+  }
+
+  close(): void {
+    this.#isClosed = true;
+    this.#live?.close();
+    clearTimeout(this.#drawTimer);
+  }
+
+  /** Takes up again after something was done that changes the job's course. */
+  async again(): Promise<void> {
+    this.#live?.close();
+    await this.#load();
+  }
+
+  /** The rows of a range in full, where the whole run was thinned. */
+  async refine(from: number, to: number): Promise<void> {
+    const steps = Math.ceil(to) - Math.floor(from) + 1;
+    if (this.series.size < POINTS || steps < 2) return;
+    const answer = await api.metrics(this.job, { since_step: Math.max(0, Math.floor(from)), limit: steps, max_points: POINTS });
+    for (const row of answer.metrics) if (row.step <= to) this.series.add(row as unknown as Row);
+    this.#changed();
+  }
+
+  async #load(): Promise<void> {
+    try {
+      const status = await api.status(this.job);
+      const [metrics, logs, config] = await Promise.all([
+        api.metrics(this.job, { max_points: POINTS }),
+        api.logs(this.job),
+        api.config(this.job),
+      ]);
+      if (this.#isClosed) return;
+      page.heard();
+      this.status = status;
+      this.#attempt = status.attempt;
+      this.logs = logs.logs;
+      this.config = config as unknown as Record<string, unknown>;
+      for (const row of metrics.metrics) this.series.add(row as unknown as Row);
+      this.#changed();
+      this.error = null;
+      if (isEnded(status.status)) this.connection = 'ended';
+      else this.#live = new LiveRun(this.job, status.seq, this.#take, this.#onConnection);
+    } catch (error) {
+      if (this.#isClosed) return;
+      page.heard(error);
+      this.error = error instanceof ApiError ? error : new ApiError(0, String(error));
+      if (this.error.status === 0) this.#drawTimer = window.setTimeout(() => void this.#load(), 2000);
+    }
+  }
+
+  #onConnection = (connection: Connection): void => {
+    this.connection = connection;
+    page.isReachable = connection !== 'broken';
+    if (connection === 'ended') void this.#refreshStatus();
+  };
+
+  #take = (message: Message): void => {
+    if (message.type === 'metrics') {
+      this.series.add({ step: message.step as number, ...(message.metrics as Record<string, unknown>) });
+      this.#changed();
+    } else if (message.type === 'log') {
+      this.#log(message);
+    } else if (message.type === 'status_update' && this.status) {
+      const moved = message.status !== this.status.status;
+      const { type: _type, timestamp: _timestamp, job_id: _job, ...changes } = message;
+      this.status = { ...this.status, ...(changes as Partial<JobStatus>) };
+      if (moved) void this.#refreshStatus();
+    }
+  };
+
+  #log(message: Message): void {
+    if (this.logs.some((line) => line.seq === message.seq)) return;
+    const timestamp = new Date(message.timestamp * 1000).toISOString();
+    const line = { seq: message.seq, timestamp, level: message.level, message: message.message } as LogLine;
+    this.logs = [...this.logs, line];
+  }
+
+  /** What the messages don't carry: times, attempt, error, where the model lies. */
+  async #refreshStatus(): Promise<void> {
+    const status = await api.status(this.job).catch(() => null);
+    if (!status || this.#isClosed) return;
+    if (status.attempt !== this.#attempt) {
+      this.#attempt = status.attempt;
+      this.series.rewind(status.last_checkpoint ?? 0);
+    }
+    this.status = status;
+  }
+
+  #changed(): void {
+    if (this.#drawTimer) return;
+    this.#drawTimer = window.setTimeout(() => {
+      this.#drawTimer = 0;
+      this.version += 1;
+    }, DRAW_EVERY);
+  }
+}

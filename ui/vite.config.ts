@@ -1,0 +1,18 @@
+import { svelte } from '@sveltejs/vite-plugin-svelte';
+import { defineConfig } from 'vitest/config';
+
+const server = process.env.MERLINA_URL ?? 'http://127.0.0.1:8000';
+
+export default defineConfig({
+  plugins: [svelte()],
+  build: {
+    outDir: '../src/merlina/api/static',
+    emptyOutDir: true,
+    // Everything is a file of its own: the page's security policy allows nothing inline.
+    assetsInlineLimit: 0,
+    modulePreload: { polyfill: false },
+  },
+  // `npx vite` against a running server, while the page is worked on.
+  server: { proxy: { '^/(api|status|jobs|queue|stats|train|validate|dataset|gpu|configs|model|session|login|logout|health)': server, '/ws': { target: server, ws: true } } },
+  test: { include: ['src/**/*.test.ts'] },
+});
