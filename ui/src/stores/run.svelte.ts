@@ -7,7 +7,7 @@ import { isEnded } from '../lib/states';
 import { page } from './page.svelte';
 
 /** More than a screen has pixels; the server thins longer runs to this. */
-const POINTS = 6000;
+const POINTS = 2500;
 const DRAW_EVERY = 100;
 
 export class Run {
