@@ -95,12 +95,12 @@ def test_markers_of_the_format_in_the_text_are_found() -> None:
 
 def test_rows_over_the_length_are_counted_with_what_is_cut_on_each_side() -> None:
     doctor = Doctor()
-    doctor.see(to_pair(pair("a")), Lengths(longest=10, all_parts=15))
-    doctor.see(to_pair(pair("b")), Lengths(longest=16, all_parts=30, cut_prompt=3, cut_answers=40))
+    doctor.see(to_pair(pair("a")), Lengths(prompt=5, chosen=5, rejected=5))
+    doctor.see(to_pair(pair("b")), Lengths(prompt=2, chosen=14, rejected=14, cut_prompt=3, cut_answers=40))
     (finding,) = doctor.findings([])
     assert (finding.kind, finding.count) == ("over_max_length", 1)
     assert "3 tokens are cut from prompts, at their beginning, and 40 from answers" in finding.message
-    assert (doctor.longest, doctor.most_tokens) == (16, 30)
+    assert (doctor.longest, doctor.most_tokens, doctor.mean_tokens) == (16, 30, (3.5, 9.5, 9.5))
 
 
 def test_at_most_five_rows_are_named() -> None:

@@ -142,9 +142,14 @@ def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
         parse_all(path, "jsonl")
 
 
-def test_only_parquet_knows_its_rows_without_reading(tmp_path: Path) -> None:
+def test_rows_are_known_without_reading_where_parquet_says_them_or_they_were_counted(tmp_path: Path) -> None:
     assert known_rows(write(tmp_path / "r.parquet", "parquet", ROWS), "parquet") == 2
-    assert known_rows(write(tmp_path / "r.jsonl", "jsonl", ROWS), "jsonl") is None
+    path = write(tmp_path / "r.jsonl", "jsonl", ROWS)
+    assert known_rows(path, "jsonl") is None
+    assert count_rows(path, "jsonl") == known_rows(path, "jsonl") == 2
+    with path.open("a") as file:
+        file.write(json.dumps(ROWS[0]) + "\n")
+    assert known_rows(path, "jsonl") is None
 
 
 def test_reading_goes_no_further_than_asked(tmp_path: Path) -> None:

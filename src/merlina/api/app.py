@@ -105,7 +105,7 @@ def build_services(settings: Settings) -> Services:
         hub=hub,
         supervisor=supervisor,
         desk=desk,
-        preflight=Preflight(settings, allowed, helper, talker, list_gpus),
+        preflight=Preflight(settings, allowed, helper, talker, list_gpus, database),
         helper=helper,
         talker=talker,
         talk=Talk(settings, desk, helper, room, talker),

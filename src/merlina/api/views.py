@@ -67,6 +67,8 @@ def history_entry(record: JobRecord) -> JobHistoryEntry:
         job_id=record.job_id,
         status=record.state,
         progress=record.progress,
+        loss=record.loss,
+        eval_loss=record.eval_loss,
         created_at=iso(record.created_at),
         updated_at=iso(record.updated_at),
         output_dir=record.output_dir,

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from merlina.cli.config_file import read_config_file
-from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json
+from merlina.cli.console import ApiKey, AsJson, Url, client, duration, output, print_json
 from merlina.client import DEFAULT_URL
 from merlina.schemas.datasets import PreviewResponse
 from merlina.schemas.validation import MemoryEstimate, ValidationResults
@@ -60,6 +60,9 @@ def _show_results(results: ValidationResults) -> None:
             output.print(f"[{style}]·[/] {escape(line)}")
     if results.memory is not None:
         output.print(_memory_table(results.memory))
+    if results.time is not None:
+        basis = f"as fast as {results.time.earlier_run}" if results.time.earlier_run else "by this processor's speed"
+        output.print(f"about {duration(results.time.seconds)} for {results.time.steps:,} steps, {basis}")
 
 
 def _memory_table(memory: MemoryEstimate) -> Table:

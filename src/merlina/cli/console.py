@@ -25,3 +25,10 @@ def client(url: str = DEFAULT_URL, api_key: str | None = None) -> Client:
 
 def print_json(answer: BaseModel) -> None:
     typer.echo(answer.model_dump_json(indent=2))
+
+
+def duration(seconds: float) -> str:
+    """As 2 h 05 min, 3 min 07 s or 9 s."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from merlina import samples
 from merlina.cli.config_file import read_mapping
-from merlina.cli.console import errors, output
+from merlina.cli.console import duration, errors, output
 from merlina.cli.demo_server import DemoServer, find_or_start
 from merlina.cli.progress import show_progress
 from merlina.cli.serve import read_settings
@@ -71,7 +71,7 @@ def demo(
         if exit_:
             server.stop()
         raise
-    _head(f"Done in {_minutes(time.monotonic() - began)}")
+    _head(f"Done in {duration(time.monotonic() - began)}")
     if exit_:
         server.stop()
         if not outcome.holds:
@@ -177,7 +177,3 @@ def _one_line(text: str) -> str:
 
 def _head(title: str, note: str = "") -> None:
     output.print(f"\n[bold magenta]*[/] [bold]{escape(title)}[/]" + (f"  [dim]{escape(note)}[/]" if note else ""))
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02} s"

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from merlina.cli.console import duration
+
 Message = dict[str, Any]
 
 _LINE_SECONDS = 1.0
@@ -61,7 +63,7 @@ class _View:
         parts += [f"eval {known['eval_loss']:.4f}"] if "eval_loss" in known else []
         parts += [f"{known['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in known else []
         left = self._clock.seconds_left(known.get("current_step"), known.get("total_steps"))
-        parts += [f"{_duration(left)} left"] if left is not None else []
+        parts += [f"{duration(left)} left"] if left is not None else []
         return " · ".join(parts)
 
 
@@ -135,9 +137,3 @@ class _StepClock:
             return None
         per_step = (self._last[1] - self._first[1]) / (self._last[0] - self._first[0])
         return per_step * (total - step)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

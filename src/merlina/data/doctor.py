@@ -21,16 +21,26 @@ _FEW_PAIRS = 20
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a pair as it is trained on: of the prompt with its longer answer, and of all three parts together.
+    """Tokens of a pair's parts as they are trained on.
 
     And the highest token id among them, and how many tokens were cut off to make it fit.
     """
 
-    longest: int
-    all_parts: int
+    prompt: int
+    chosen: int
+    rejected: int
     highest_id: int = 0
     cut_prompt: int = 0
     cut_answers: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Of the prompt with its longer answer."""
+        return self.prompt + max(self.chosen, self.rejected)
+
+    @property
+    def all_parts(self) -> int:
+        return self.prompt + self.chosen + self.rejected
 
 
 @dataclass
@@ -64,10 +74,20 @@ class Doctor:
     _chosen_shorter: int = 0
     _characters: tuple[int, int] = (0, 0)
     _cut_tokens: tuple[int, int] = (0, 0)
+    _tokens: tuple[int, int, int] = (0, 0, 0)
+    _tokenized: int = 0
 
     @property
     def usable(self) -> int:
         return len(self._prompts)
+
+    @property
+    def mean_tokens(self) -> tuple[float, float, float] | None:
+        """Of prompt, chosen and rejected answer, over the pairs whose Lengths were seen; None without any."""
+        if self._tokenized == 0:
+            return None
+        prompt, chosen, rejected = self._tokens
+        return prompt / self._tokenized, chosen / self._tokenized, rejected / self._tokenized
 
     def skip(self, row: SkippedRow) -> None:
         """A row that gives no pair."""
@@ -121,6 +141,9 @@ class Doctor:
         self.longest = max(self.longest, lengths.longest)
         self.most_tokens = max(self.most_tokens, lengths.all_parts)
         self.highest_id = max(self.highest_id, lengths.highest_id)
+        prompt, chosen, rejected = self._tokens
+        self._tokens = (prompt + lengths.prompt, chosen + lengths.chosen, rejected + lengths.rejected)
+        self._tokenized += 1
         if lengths.cut_prompt or lengths.cut_answers:
             self._count("over_max_length").add(pair.number)
             prompts, answers = self._cut_tokens

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ _ENDINGS: dict[str, FileFormat] = {
 }
 _SUPPORTED = "json, jsonl, csv and parquet files can be read"
 _HEAD_BYTES = 1024**2
+_COUNTS_KEPT = 256
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _READERS: dict[FileFormat, Callable[[Path], Iterator[Row]]] = {
@@ -37,6 +37,8 @@ _COUNTERS: dict[FileFormat, Callable[[Path], int]] = {
     "csv": csv_files.count_csv,
     "parquet": parquet_files.count_parquet,
 }
+_Version = tuple[Path, FileFormat, int, int]
+_counted: dict[_Version, int] = {}
 
 
 def detect_format(path: Path, name: str | None = None) -> FileFormat:
@@ -70,18 +72,22 @@ def parse_all(path: Path, file_format: FileFormat) -> int:
 
 def count_rows(path: Path, file_format: FileFormat) -> int:
     """The exact number of rows by the cheapest means the format has; kept as long as the file doesn't change."""
-    facts = path.stat()
-    return _counted(path, file_format, facts.st_mtime_ns, facts.st_size)
+    version = _version(path, file_format)
+    if version not in _counted:
+        if len(_counted) >= _COUNTS_KEPT:
+            _counted.clear()
+        _counted[version] = _COUNTERS[file_format](path)
+    return _counted[version]
 
 
 def known_rows(path: Path, file_format: FileFormat) -> int | None:
-    """The number of rows where the file says it itself (parquet), else None."""
-    return count_rows(path, file_format) if file_format == "parquet" else None
+    """The number of rows where the file says it itself (parquet) or was counted before, else None."""
+    return count_rows(path, file_format) if file_format == "parquet" else _counted.get(_version(path, file_format))
 
 
-@lru_cache(maxsize=256)
-def _counted(path: Path, file_format: FileFormat, _mtime_ns: int, _size: int) -> int:
-    return _COUNTERS[file_format](path)
+def _version(path: Path, file_format: FileFormat) -> _Version:
+    facts = path.stat()
+    return path, file_format, facts.st_mtime_ns, facts.st_size
 
 
 def _by_content(head: bytes) -> FileFormat | None:

@@ -12,17 +12,23 @@ from merlina.executors.talker import Talker
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
 from merlina.preflight.datasets import judge_dataset, look_without_tokens
+from merlina.preflight.duration import estimate_time, find_earlier_run
 from merlina.preflight.findings import Finding, Report
 from merlina.preflight.hub import check_repo, check_upload
 from merlina.preflight.machine import check_disk, check_gpus, check_output, check_precision
 from merlina.preflight.memory import check_memory
 from merlina.preflight.method import check_method
 from merlina.preflight.models import check_model, judge_lengths, judge_model, judge_targets, judge_tokenizer
-from merlina.schemas.inspection import RunFacts
+from merlina.preflight.rows import rows_soon_known
+from merlina.schemas.inspection import ModelFacts, RunFacts
 from merlina.schemas.training import TrainingConfig
+from merlina.schemas.validation import TimeEstimate
 from merlina.settings import Settings
+from merlina.storage.database import Database
 
 _INSPECTION_SECONDS = 90.0
+_SPEED_SECONDS = 10.0
+_HUB_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Preflight:
     helper: Helper
     talker: Talker
     list_gpus: Callable[[], Sequence[Gpu]]
+    database: Database
 
     def check(self, config: TrainingConfig) -> Report:
         """Runs every check.
@@ -59,6 +66,7 @@ class Preflight:
         report.findings["vram_sufficient"], report.memory = check_memory(
             config, model, report.data, gpus, self.talker.gives_up
         )
+        report.time = self._estimate_time(config, report, model, "cuda" if gpus else "cpu")
         report.findings["disk_space_ok"] = check_disk(config, self.settings, model)
         report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
         report.findings["upload_ready"] = check_upload(config.push_to_hub, self._hub_token(config))
@@ -107,6 +115,41 @@ class Preflight:
             return
         found, judged = report.findings["dataset_valid"], judge_dataset(report.data, error)
         report.findings["dataset_valid"] = Finding(judged.passed, judged.errors, found.warnings + judged.warnings)
+
+    def _estimate_time(
+        self, config: TrainingConfig, report: Report, model: ModelFacts | None, device: str
+    ) -> TimeEstimate | None:
+        return estimate_time(
+            config,
+            model,
+            report.data,
+            self._count_rows(config, report),
+            device,
+            find_earlier_run(self.database, config.base_model, device),
+            lambda dtype, width: self.helper.call("product_rate", timeout=_SPEED_SECONDS, dtype=dtype, width=width),
+        )
+
+    def _count_rows(self, config: TrainingConfig, report: Report) -> int | None:
+        """Of those a run would read; None where only reading them all would tell."""
+        if report.data is None or report.data.all_rows:
+            return report.data.rows if report.data else None
+        dataset = config.dataset
+        if report.dataset_file is None:
+            rows = self._ask_hub_for_rows(config)
+        else:
+            rows = rows_soon_known(dataset.source, report.dataset_file, self.database)
+        return min((count for count in (rows, dataset.max_samples) if count is not None), default=None)
+
+    def _ask_hub_for_rows(self, config: TrainingConfig) -> int | None:
+        asked = config.dataset.model_dump(mode="json")
+        try:
+            rows: int | None = self.helper.call(
+                "count_hub_rows", timeout=_HUB_SECONDS, config=asked, token=self._hub_token(config)
+            )
+        except MerlinaError:
+            # What is wrong with the data set is told by other checks; this is only for the estimate.
+            return None
+        return rows
 
     def _check_wandb(self, config: TrainingConfig) -> Finding:
         if not config.use_wandb or config.wandb_key or self.settings.wandb_api_key:

@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from merlina.schemas.inspection import DataFacts
-from merlina.schemas.validation import MemoryEstimate, ValidationChecks, ValidationResponse, ValidationResults
+from merlina.schemas.validation import (
+    MemoryEstimate,
+    TimeEstimate,
+    ValidationChecks,
+    ValidationResponse,
+    ValidationResults,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Report:
     findings: dict[str, Finding] = field(default_factory=dict)
     dataset_file: Path | None = None
     memory: MemoryEstimate | None = None
+    time: TimeEstimate | None = None
     data: DataFacts | None = None
 
     @property
@@ -42,6 +49,7 @@ class Report:
             warnings=self.warnings,
             checks=checks,
             memory=self.memory,
+            time=self.time,
             dataset_findings=self.data.findings if self.data else [],
             rows_examined=self.data.rows if self.data else 0,
         )

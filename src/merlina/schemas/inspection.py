@@ -42,6 +42,14 @@ class TokenizerFacts(_Facts):
     bos_token: str | None
 
 
+class PairTokens(_Facts):
+    """How many tokens the parts of a pair have, as means over pairs."""
+
+    prompt: float
+    chosen: float
+    rejected: float
+
+
 class DataFacts(_Facts):
     """The first rows of a data set as a run would read them."""
 
@@ -51,6 +59,7 @@ class DataFacts(_Facts):
     longest: int | None = Field(description="tokens of the longest prompt with answer; null without tokenizer")
     highest_id: int | None = Field(description="the highest token id among them; null without tokenizer")
     most_tokens: int | None = Field(description="the most tokens a pair's prompt and two answers have together")
+    mean_tokens: PairTokens | None = Field(None, description="null without tokenizer")
     findings: list[DataFinding]
 
 

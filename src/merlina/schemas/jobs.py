@@ -80,6 +80,8 @@ class JobHistoryEntry(Response):
     job_id: str
     status: JobState
     progress: float
+    loss: float | None = None
+    eval_loss: float | None = None
     created_at: str
     updated_at: str
     output_dir: str | None

@@ -29,6 +29,17 @@ class MemoryEstimate(Response):
     parts_mb: dict[str, int] = Field(description="what it is made of, the largest first")
 
 
+class TimeEstimate(Response):
+    """How long the optimizer steps, evaluations and the reference's pass will take together."""
+
+    seconds: float
+    steps: int = Field(description="optimizer steps")
+    earlier_run: str | None = Field(
+        description="the job whose speed it goes by: the newest completed one with this model on such a device; "
+        "null where it goes by how fast this processor multiplies matrices"
+    )
+
+
 class ValidationResults(Response):
     """What the checks found, in words."""
 
@@ -36,6 +47,9 @@ class ValidationResults(Response):
     warnings: list[str]
     checks: ValidationChecks
     memory: MemoryEstimate | None = Field(None, description="null where the model's size can't be known")
+    time: TimeEstimate | None = Field(
+        None, description="null where rows or tokens can't be counted, or no run with this model was made on a GPU yet"
+    )
     dataset_findings: list[DataFinding] = Field(default_factory=list)
     rows_examined: int = Field(0, description="rows of the data set that were looked at, from the first on")
 

@@ -158,6 +158,14 @@ def last_to_save(connection: Connection, output_dir: str) -> str | None:
     return connection.execute(query).scalar_one_or_none()
 
 
+def newest_completed(connection: Connection, base_model: str, *, on_gpu: bool) -> JobRecord | None:
+    """The last run that was completed with that model, on GPUs or without."""
+    matches = (jobs.c.base_model == base_model) & (jobs.c.state == "completed") & ~jobs.c.deleting
+    query = select(*_COLUMNS).where(matches).order_by(jobs.c.number.desc())
+    found = (JobRecord(**row._mapping) for row in connection.execute(query))
+    return next((record for record in found if bool(record.gpus) == on_gpu), None)
+
+
 def change(
     connection: Connection, job_id: str, values: dict[str, Any], *, while_in: Sequence[JobState]
 ) -> JobRecord | None:

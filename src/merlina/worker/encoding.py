@@ -25,8 +25,9 @@ class EncodedPair:
     def lengths(self) -> Lengths:
         prompt, chosen, rejected = len(self.tokens.prompt), len(self.tokens.chosen), len(self.tokens.rejected)
         return Lengths(
-            longest=prompt + max(chosen, rejected),
-            all_parts=prompt + chosen + rejected,
+            prompt=prompt,
+            chosen=chosen,
+            rejected=rejected,
             highest_id=max(map(max, filter(None, (self.tokens.prompt, self.tokens.chosen, self.tokens.rejected)))),
             cut_prompt=self.cut.prompt,
             cut_answers=self.cut.chosen + self.cut.rejected,

@@ -59,6 +59,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "tokenizer_facts": _first_use("helper_inspection", "tokenizer_facts"),
     "model_facts": _first_use("helper_inspection", "model_facts"),
     "inspect_run": _first_use("helper_inspection", "inspect_run"),
+    "product_rate": _first_use("helper_speed", "product_rate"),
     "generate": _first_use("helper_generation", "generate"),
 }
 

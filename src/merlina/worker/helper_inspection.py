@@ -17,7 +17,7 @@ from merlina.data.doctor import Doctor
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair, UnusableRowError
 from merlina.errors import MerlinaError
-from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts, TokenizerFacts
+from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens, RunFacts, TokenizerFacts
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models import load_tokenizer, readable_errors, split_gguf
 from merlina.worker.encoding import PairEncoder
@@ -165,6 +165,7 @@ def _look_at_data(training: TrainingConfig, file: Path | None, access: _Access, 
             break
         _show(doctor, item, encoder, pairs)
     _, held_out = split_pairs(pairs, dataset.test_size, training.seed)
+    means = doctor.mean_tokens
     return DataFacts(
         rows=doctor.rows,
         all_rows=ended,
@@ -172,6 +173,7 @@ def _look_at_data(training: TrainingConfig, file: Path | None, access: _Access, 
         longest=doctor.longest or None,
         highest_id=doctor.highest_id or None,
         most_tokens=doctor.most_tokens or None,
+        mean_tokens=PairTokens(prompt=means[0], chosen=means[1], rejected=means[2]) if means else None,
         findings=doctor.findings(held_out),
     )
 

@@ -6,14 +6,14 @@ export interface Line {
   color: string;
   dash?: number[];
   points?: boolean;
-  axis?: 'right';
+  /** Jumps from step to step, so that a mean tells more. */
+  isNoisy?: boolean;
 }
 
 export interface ChartSpec {
   title: string;
   help: string;
   lines: Line[];
-  digits?: number;
 }
 
 export const CHARTS: ChartSpec[] = [
@@ -21,7 +21,7 @@ export const CHARTS: ChartSpec[] = [
     title: 'Loss',
     help: 'Falls while the model learns. Where evaluation turns up again while training falls on, it learns by heart.',
     lines: [
-      { name: 'loss', label: 'training', color: '--chart-1' },
+      { name: 'loss', label: 'training', color: '--chart-1', isNoisy: true },
       { name: 'eval_loss', label: 'evaluation', color: '--chart-2', points: true, dash: [6, 4] },
     ],
   },
@@ -29,7 +29,7 @@ export const CHARTS: ChartSpec[] = [
     title: 'Reward margin',
     help: 'By how much the chosen answer is preferred over the rejected one.',
     lines: [
-      { name: 'reward_margin', label: 'training', color: '--chart-1' },
+      { name: 'reward_margin', label: 'training', color: '--chart-1', isNoisy: true },
       { name: 'eval_reward_margin', label: 'evaluation', color: '--chart-2', points: true, dash: [6, 4] },
     ],
   },
@@ -37,7 +37,7 @@ export const CHARTS: ChartSpec[] = [
     title: 'Accuracy',
     help: 'Share of pairs in which the chosen answer is the preferred one. One half is a coin toss.',
     lines: [
-      { name: 'reward_accuracy', label: 'training', color: '--chart-1' },
+      { name: 'reward_accuracy', label: 'training', color: '--chart-1', isNoisy: true },
       { name: 'eval_reward_accuracy', label: 'evaluation', color: '--chart-2', points: true, dash: [6, 4] },
     ],
   },
@@ -45,13 +45,13 @@ export const CHARTS: ChartSpec[] = [
     title: 'Log-probabilities',
     help: 'How likely the answers are, per token. The chosen one should not fall far.',
     lines: [
-      { name: 'logps_chosen', label: 'chosen', color: '--chosen' },
-      { name: 'logps_rejected', label: 'rejected', color: '--rejected', dash: [2, 3] },
+      { name: 'logps_chosen', label: 'chosen', color: '--chosen', isNoisy: true },
+      { name: 'logps_rejected', label: 'rejected', color: '--rejected', dash: [2, 3], isNoisy: true },
     ],
   },
   { title: 'Learning rate', help: 'Of the optimizer.', lines: [{ name: 'learning_rate', label: 'learning rate', color: '--chart-1' }] },
-  { title: 'Gradient norm', help: 'Before clipping. Jumps mean that a step was rough.', lines: [{ name: 'grad_norm', label: 'norm', color: '--chart-1' }] },
-  { title: 'Speed', help: 'Tokens per second, each prompt counted with both its answers.', lines: [{ name: 'tokens_per_second', label: 'tokens/s', color: '--chart-1' }] },
+  { title: 'Gradient norm', help: 'Before clipping. Jumps mean that a step was rough.', lines: [{ name: 'grad_norm', label: 'norm', color: '--chart-1', isNoisy: true }] },
+  { title: 'Speed', help: 'Tokens per second, each prompt counted with both its answers.', lines: [{ name: 'tokens_per_second', label: 'tokens/s', color: '--chart-1', isNoisy: true }] },
   {
     title: 'Memory',
     help: 'What the run holds, in GB.',

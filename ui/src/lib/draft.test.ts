@@ -31,3 +31,15 @@ test('an earlier configuration comes back without its defaults', () => {
   const parts = partsOf(config, new Map<string, unknown>([['beta', 0.1], ['lora_r', 64]]));
   expect(parts).toEqual({ model: 'm', name: 'n', data, values: { lora_r: 8 } });
 });
+
+test('nothing of a data set is lost on the way through the form', () => {
+  const dataset = {
+    source: { source_type: 'huggingface', repo_id: 'a/b', split: 'test', file_format: 'csv' },
+    format: { format_type: 'custom', custom_templates: { user_prefix: 'Q: ', assistant_suffix: '\n' }, enable_thinking: false },
+    column_mapping: { good: 'chosen' },
+    test_size: 0.3,
+    max_samples: 7,
+  };
+  const parts = partsOf({ base_model: 'm', output_name: 'n', dataset }, new Map());
+  expect(configOf('m', 'n', parts.data, parts.values)).toEqual({ base_model: 'm', output_name: 'n', dataset });
+});

@@ -14,16 +14,25 @@ export interface DataDraft {
   source: Source | null;
   mapping: Record<string, string>;
   format: string;
+  /** The texts of the format custom, by the name of their place. */
+  templates: Record<string, string>;
+  keepsReasoning: boolean;
   testSize: number;
+  /** The first so many rows; null for all. */
+  maxSamples: number | null;
 }
 
-export const EMPTY_DATA: DataDraft = { source: null, mapping: {}, format: 'tokenizer', testSize: 0.05 };
+export const EMPTY_DATA: DataDraft = { source: null, mapping: {}, format: 'tokenizer', templates: {}, keepsReasoning: true, testSize: 0.05, maxSamples: null };
 
 /** The data set as the API takes it; null while there is none. */
 export function datasetOf(data: DataDraft, modelName: string): Values | null {
   if (data.source === null) return null;
   const mapping = Object.keys(data.mapping).length > 0 ? data.mapping : null;
-  const dataset: Values = { source: data.source, format: { format_type: data.format }, test_size: data.testSize, column_mapping: mapping };
+  const format: Values = { format_type: data.format };
+  if (data.format === 'custom') format.custom_templates = data.templates;
+  if (!data.keepsReasoning) format.enable_thinking = false;
+  const dataset: Values = { source: data.source, format, test_size: data.testSize, column_mapping: mapping };
+  if (data.maxSamples !== null) dataset.max_samples = data.maxSamples;
   if (modelName) dataset.model_name = modelName;
   return dataset;
 }
@@ -58,15 +67,26 @@ export function suggestedName(model: string): string {
   return clean ? `${clean.slice(0, 80)}-tuned` : '';
 }
 
+interface GivenDataset {
+  source?: Source;
+  column_mapping?: Record<string, string> | null;
+  format?: { format_type?: string; custom_templates?: Record<string, string> | null; enable_thinking?: boolean };
+  test_size?: number;
+  max_samples?: number | null;
+}
+
 /** Which of the form's parts a configuration fills, for one that was saved or of an earlier run. */
 export function partsOf(config: Values, defaults: Map<string, unknown>): { model: string; name: string; data: DataDraft; values: Values } {
   const { base_model, output_name, dataset, ...rest } = config;
-  const given = (dataset ?? {}) as { source?: Source; column_mapping?: Record<string, string>; format?: { format_type?: string }; test_size?: number };
+  const given = (dataset ?? {}) as GivenDataset;
   const data: DataDraft = {
     source: given.source ? (Object.fromEntries(Object.entries(given.source).filter(([, value]) => value != null)) as unknown as Source) : null,
     mapping: given.column_mapping ?? {},
     format: given.format?.format_type ?? EMPTY_DATA.format,
+    templates: given.format?.custom_templates ?? {},
+    keepsReasoning: given.format?.enable_thinking ?? true,
     testSize: given.test_size ?? EMPTY_DATA.testSize,
+    maxSamples: given.max_samples ?? null,
   };
   const changed = Object.entries(rest).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(defaults.get(name) ?? null));
   return { model: String(base_model ?? ''), name: String(output_name ?? ''), data, values: Object.fromEntries(changed) };

@@ -3,7 +3,6 @@
 import { api, ApiError } from '../api/client';
 import type { components } from '../api/types';
 import { configOf, EMPTY_DATA, partsOf, said, suggestedName, type DataDraft, type Said, type Values } from '../lib/draft';
-import { median, secondsOf, type Measured, type Speed } from '../lib/estimate';
 import { FIELDS } from '../lib/fields';
 
 const WAIT = 800;
@@ -19,13 +18,10 @@ export class Draft {
   isChecking = $state(false);
   /** Counts configurations taken over, so that what has a state of its own begins anew. */
   loads = $state(0);
-  measured = $state.raw<Measured>({ rows: null, tokensPerPair: null });
-  speed = $state.raw<Speed | null>(null);
   #errors = $state.raw<Said[]>([]);
   #asked = 0;
 
   config = $derived(configOf(this.model.trim(), this.outputName, this.data, this.values));
-  seconds = $derived(secondsOf(this.values, this.data.testSize, this.measured, this.speed));
   loose = $derived(this.#errors.flatMap((each) => (each.field === null ? [each.text] : [])));
   #warned = $derived(said(this.results?.warnings ?? [], FIELDS.keys()));
   /** Those that no field stands for, or the data as a whole. */
@@ -83,18 +79,6 @@ export class Draft {
     }
     const timer = setTimeout(() => void this.#check(config), WAIT);
     return () => clearTimeout(timer);
-  }
-
-  /** How fast the newest completed run with this model was. */
-  async findSpeed(model: string): Promise<void> {
-    this.speed = null;
-    const history = await api.history(200).catch(() => null);
-    const run = history?.jobs.find((job) => job.status === 'completed' && job.base_model === model);
-    if (!run) return;
-    const rows = (await api.metrics(run.job_id, { max_points: 100 }).catch(() => null))?.metrics ?? [];
-    const speeds = rows.flatMap((row) => (typeof row.tokens_per_second === 'number' ? [row.tokens_per_second] : []));
-    const tokensPerSecond = median(speeds);
-    if (tokensPerSecond && model === this.model.trim()) this.speed = { tokensPerSecond, run: run.output_name };
   }
 
   async #check(config: Values): Promise<void> {

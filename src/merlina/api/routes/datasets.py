@@ -11,10 +11,11 @@ from merlina.api.services import Inject, Services
 from merlina.api.uploads import accept_upload, delete_upload
 from merlina.api.views import upload_answer, upload_entry
 from merlina.data.columns import guess_mapping
-from merlina.data.files import count_rows, detect_format, known_rows
+from merlina.data.files import count_rows, detect_format
 from merlina.data.preview import column_names, preview_formatted, preview_rows, show_text
 from merlina.data.sources import resolve_file
 from merlina.errors import InvalidRequestError
+from merlina.preflight.rows import rows_known
 from merlina.schemas.datasets import (
     ColumnsResponse,
     DatasetConfig,
@@ -72,7 +73,9 @@ def preview(config: DatasetConfig, services: Inject) -> PreviewResponse:
     """The first rows as they are in the file."""
     file = _file(services, config)
     samples = _first_rows(services, config, file)
-    return PreviewResponse(samples=samples, num_samples=len(samples), total_rows=_known_rows(services, config, file))
+    return PreviewResponse(
+        samples=samples, num_samples=len(samples), total_rows=rows_known(config.source, file, services.database)
+    )
 
 
 @router.post("/preview-formatted")
@@ -102,7 +105,9 @@ def preview_as_trained(
         )
     else:
         found = vars(preview_formatted(config, file, None, show_text(config.format), _FORMATTED_SAMPLES))
-    return PreviewResponse(num_samples=len(found["samples"]), total_rows=_known_rows(services, config, file), **found)
+    return PreviewResponse(
+        num_samples=len(found["samples"]), total_rows=rows_known(config.source, file, services.database), **found
+    )
 
 
 @router.post("/columns")
@@ -111,7 +116,7 @@ def columns(config: DatasetConfig, services: Inject) -> ColumnsResponse:
     file = _file(services, config)
     samples = _first_rows(services, config, file)
     names = column_names(samples)
-    total = _known_rows(services, config, file)
+    total = rows_known(config.source, file, services.database)
     if total is None and file is None:
         total = _ask_helper(services, "count_hub_rows", config)
     elif total is None and file is not None:
@@ -139,14 +144,3 @@ def _ask_helper(services: Services, operation: str, config: DatasetConfig, **arg
         token=token.get_secret_value() if token else None,
         **arguments,
     )
-
-
-def _known_rows(services: Services, config: DatasetConfig, file: Path | None) -> int | None:
-    """The whole count where it is known without reading the file."""
-    if config.source.dataset_id is not None:
-        with services.database.read() as connection:
-            record = uploads.get(connection, config.source.dataset_id)
-        return record.total_rows if record else None
-    if file is None:
-        return None
-    return known_rows(file, config.source.file_format or detect_format(file))

@@ -1,0 +1,129 @@
+"""How long a run will take: its arithmetic at the speed of an earlier run, or at what this processor can do.
+
+`benchmarks/time_estimate.py` holds the estimate against runs.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from merlina.errors import HelperError
+from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
+from merlina.schemas.training import TrainingConfig
+from merlina.schemas.validation import TimeEstimate
+from merlina.storage import jobs, metrics
+from merlina.storage.database import Database
+
+_POINTS = 100
+# Of what products alone reach: what is left for attention, norms and all that is small.
+_REACHED = {"float32": 0.55, "bfloat16": 0.5}
+_WIDEST = 2048
+_REFERENCED = ("dpo", "ipo", "kto")
+
+
+@dataclass(frozen=True)
+class EarlierRun:
+    """The newest completed run with a model on a kind of device."""
+
+    job_id: str
+    config: TrainingConfig
+    tokens_per_second: float  # each prompt counted with both its answers
+
+    def seconds_a_pair(self, tokens: PairTokens) -> float:
+        return _counted_tokens(self.config, tokens) / self.tokens_per_second
+
+
+def find_earlier_run(database: Database, base_model: str, device: str) -> EarlierRun | None:
+    with database.read() as connection:
+        record = jobs.newest_completed(connection, base_model, on_gpu=device == "cuda")
+        rows = metrics.rows(connection, record.number, max_points=_POINTS) if record else []
+    speeds = [speed for row in rows if (speed := row.figures.get("tokens_per_second"))]
+    if record is None or not speeds:
+        return None
+    return EarlierRun(record.job_id, TrainingConfig.model_validate(record.config), statistics.median(speeds))
+
+
+def estimate_time(
+    config: TrainingConfig,
+    model: ModelFacts | None,
+    data: DataFacts | None,
+    rows: int | None,
+    device: str,
+    earlier: EarlierRun | None,
+    product_rate: Callable[[str, int], float],
+) -> TimeEstimate | None:
+    """Of a data set with so many rows. `product_rate` is asked for the processor's FLOP/s by dtype and width.
+
+    None where too little is known: on a GPU without an earlier run, and of rows that can't be counted.
+    """
+    if model is None or data is None or data.mean_tokens is None or not rows or not data.rows:
+        return None
+    tokens = data.mean_tokens
+    if earlier is not None:
+        then, now = _devices(earlier.config), _devices(config)
+        speed = _training_flops(earlier.config, model, tokens) / earlier.seconds_a_pair(tokens) * now / then
+    elif device == "cpu":
+        dtype = "bfloat16" if config.dtype == "bfloat16" else "float32"
+        try:
+            speed = _REACHED[dtype] * product_rate(dtype, min(model.hidden_size, _WIDEST))
+        except HelperError:
+            return None
+    else:
+        return None
+    pairs = rows * data.usable / data.rows
+    held_out = pairs * config.dataset.test_size
+    steps = config.max_steps or math.ceil(max(1.0, pairs - held_out) / config.pairs_per_step * config.num_epochs)
+    trained = steps * min(config.pairs_per_step, pairs - held_out)
+    watched = _evaluations(config, steps) * held_out + (pairs if config.training_mode in _REFERENCED else 0)
+    flops = trained * _training_flops(config, model, tokens) + watched * _forward_flops(config, model, tokens)
+    return TimeEstimate(seconds=flops / speed, steps=steps, earlier_run=earlier.job_id if earlier else None)
+
+
+def _devices(config: TrainingConfig) -> int:
+    return len(config.gpu_ids or []) or 1
+
+
+def _counted_tokens(config: TrainingConfig, tokens: PairTokens) -> float:
+    if config.training_mode == "sft":
+        return tokens.prompt + tokens.chosen
+    return 2 * tokens.prompt + tokens.chosen + tokens.rejected
+
+
+def _evaluations(config: TrainingConfig, steps: int) -> int:
+    """The first one is made before any step."""
+    if config.eval_steps == 0:
+        return 0
+    every = math.ceil(steps * config.eval_steps) if config.eval_steps < 1 else int(config.eval_steps)
+    return 1 + steps // every
+
+
+def _answers(config: TrainingConfig, tokens: PairTokens) -> tuple[float, ...]:
+    return (tokens.chosen,) if config.training_mode == "sft" else (tokens.chosen, tokens.rejected)
+
+
+def _layer_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
+    """Of the layers for one pair, forwards: its products, and its attention with each prompt once."""
+    answers = _answers(config, tokens)
+    looked_at = tokens.prompt**2 / 2 + sum(answer * tokens.prompt + answer**2 / 2 for answer in answers)
+    products = 2 * model.linear_parameters * (tokens.prompt + sum(answers))
+    return products + 4 * model.layers * model.attention_size * looked_at
+
+
+def _head_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
+    """Of the output head for one pair, forwards: it is only asked about the answers."""
+    return 2 * model.hidden_size * model.vocab_size * sum(_answers(config, tokens))
+
+
+def _forward_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
+    return _layer_flops(config, model, tokens) + _head_flops(config, model, tokens)
+
+
+def _training_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
+    """Forwards and backwards for one pair; gradients by frozen weights are never taken."""
+    passes = 2 + (not config.use_lora) + config.gradient_checkpointing
+    # The head's probabilities are computed again where it is trained.
+    of_head = 2 if config.use_lora else 4
+    return passes * _layer_flops(config, model, tokens) + of_head * _head_flops(config, model, tokens)
