@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from merlina.executors.fork_server import ForkServer, child_environment
 from tests.harness import Server, pairs_file, training_config
 from tests.talk import Trained
 from tests.tiny import build_tiny_model
@@ -23,6 +24,23 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 # How long an example takes says nothing here: other tests' runs share the two cores.
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
+
+
+# A file is tested by one process: those that take longest come first, so that none is left over at the end.
+_LONGEST = (
+    "browser/test_page", "system/test_recovery", "data/test_hub", "system/test_hub", "jobs/test_pauses",
+    "worker/test_worker", "executors/test_fork_server", "cli/", "docs/", "system/", "worker/", "browser/",
+    "api/test_fuzz", "api/test_talk", "api/test_security", "training/test_loop", "training/test_output_head",
+    "client/", "api/test_jobs", "executors/",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        ranks = (rank for rank, part in enumerate(_LONGEST) if f"tests/{part}" in item.nodeid)
+        return next(ranks, len(_LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +61,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def trained(server: Server, tiny_model: Path) -> Trained:
     """A model to talk with; a test that lets it be loaded lets it go again."""
     return Trained.on(server, tiny_model, "to-talk-with")
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """What runs, helpers and talk processes are forked from where a test starts them without a server."""
+    server = ForkServer(600, tmp_path_factory.mktemp("forks") / "log")
+    with open(os.devnull, "r+b") as nothing:
+        server.fork("helper", [], child_environment(), [nothing.fileno()] * 3, patience=60).wait()
+    yield server
+    server.close()
 
 
 @pytest.fixture

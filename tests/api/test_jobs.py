@@ -55,6 +55,22 @@ def test_a_job_from_submission_to_model(server: Server, done: str) -> None:
     assert not server.folder(done).checkpoints_dir.exists()
 
 
+def test_what_a_run_will_take_is_foreseen_from_an_earlier_one_with_its_model(
+    server: Server, done: str, config: Config
+) -> None:
+    body = config(server, "foreseen", max_steps=50)
+    with server.http() as http:
+        known = http.post("/validate", json=body).json()["results"]["time"]
+        unknown = http.post("/validate", json={**body, "base_model": f"{body['base_model']}/."}).json()["results"][
+            "time"
+        ]
+    assert (known["steps"], unknown["steps"]) == (50, 50)
+    assert server.status(known["earlier_run"]).base_model == body["base_model"]
+    assert known["seconds"] > 0
+    assert unknown["seconds"] > 0
+    assert unknown["earlier_run"] is None
+
+
 def test_metrics_can_be_had_in_part(server: Server, done: str) -> None:
     with server.client() as client:
         assert [row.step for row in client.metrics(done, since_step=2, limit=2).metrics] == [2, 3]

@@ -20,65 +20,69 @@ import json, sys
 from itertools import islice
 from merlina.data.hub import read_hub_rows
 from merlina.errors import DataError
-repo, split, token, count, keep = json.loads(sys.argv[1])
-try:
-    print(json.dumps(list(islice(read_hub_rows(repo, split, token, keep=keep), count))))
-except DataError as error:
-    print(json.dumps(error.message))
+def look(repo, split="train", token=None, count=99, keep=False):
+    try:
+        return list(islice(read_hub_rows(repo, split, token, keep=keep), count))
+    except DataError as error:
+        return error.message
+print(json.dumps([look(**each) for each in json.loads(sys.argv[1])]))
 """
 
 
-def look(
-    endpoint: str,
-    cache: Path,
-    repo: str,
-    split: str = "train",
-    token: str | None = None,
-    count: int = 99,
-    keep: bool = False,
-) -> Any:
+def look(endpoint: str, cache: Path, *looks: dict[str, Any]) -> list[Any]:
+    """What each look found, one after the other."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-W", "ignore", "-c", LOOK, json.dumps([repo, split, token, count, keep])]
+    command = [sys.executable, "-W", "ignore", "-c", LOOK, json.dumps(looks)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    found: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def test_rows_come_from_the_hub_in_order(tmp_path: Path) -> None:
     with fake_hub(REPOS) as hub:
-        assert look(hub.endpoint, tmp_path, "org/pairs") == ROWS
-        assert "Bad split: test. Available splits: ['train']" in look(hub.endpoint, tmp_path, "org/pairs", split="test")
-        assert "There is no data set 'org/none'" in look(hub.endpoint, tmp_path, "org/none")
+        found = look(
+            hub.endpoint, tmp_path, {"repo": "org/pairs"}, {"repo": "org/pairs", "split": "test"}, {"repo": "org/none"}
+        )
+    assert found[0] == ROWS
+    assert "Bad split: test. Available splits: ['train']" in found[1]
+    assert "There is no data set 'org/none'" in found[2]
 
 
 def test_a_private_data_set_needs_its_token(tmp_path: Path) -> None:
+    tokens = ("hf_right", None, "hf_stranger", "hf_wrong")
     with fake_hub(REPOS, token="hf_right") as hub:
-        assert look(hub.endpoint, tmp_path, "org/pairs", token="hf_right", count=2) == ROWS[:2]
-        assert "give a hf_token" in look(hub.endpoint, tmp_path, "org/pairs")
-        assert "the hf_token given can't see it" in look(hub.endpoint, tmp_path, "org/pairs", token="hf_stranger")
-        refused = look(hub.endpoint, tmp_path, "org/pairs", token="hf_wrong")
-        assert "doesn't accept the hf_token given" in refused
-        assert "hf_wrong" not in refused
+        found = look(hub.endpoint, tmp_path, *({"repo": "org/pairs", "token": token, "count": 2} for token in tokens))
+    assert found[0] == ROWS[:2]
+    assert "give a hf_token" in found[1]
+    assert "the hf_token given can't see it" in found[2]
+    assert "doesn't accept the hf_token given" in found[3]
+    assert "hf_wrong" not in found[3]
 
 
 def test_what_one_run_kept_of_a_private_data_set_is_not_for_those_without_its_token(tmp_path: Path) -> None:
+    private = {"repo": "org/pairs", "keep": True}
     with fake_hub(REPOS, token="hf_right") as hub:
-        assert look(hub.endpoint, tmp_path, "org/pairs", token="hf_right", keep=True) == ROWS
-        assert "give a hf_token" in look(hub.endpoint, tmp_path, "org/pairs", keep=True)
-        assert "can't see it" in look(hub.endpoint, tmp_path, "org/pairs", token="hf_stranger")
+        assert look(hub.endpoint, tmp_path, {**private, "token": "hf_right"}) == [ROWS]
+        # Another process, as another run is.
+        without, stranger = look(hub.endpoint, tmp_path, private, {**private, "token": "hf_stranger", "keep": False})
+    assert "give a hf_token" in without
+    assert "can't see it" in stranger
 
 
 def test_a_gated_data_set_says_so(tmp_path: Path) -> None:
     with fake_hub(REPOS) as hub:
         hub.gated.add("datasets/org/pairs")
-        assert "is gated: accept its terms" in look(hub.endpoint, tmp_path, "org/pairs", token="hf_right")
+        (found,) = look(hub.endpoint, tmp_path, {"repo": "org/pairs", "token": "hf_right"})
+    assert "is gated: accept its terms" in found
 
 
 def test_a_broken_row_is_told_whether_streamed_or_kept(tmp_path: Path) -> None:
     with fake_hub({"datasets/org/broken": {"train.jsonl": b'{"prompt": "Why?"}\n{"prompt": \n'}}) as hub:
-        for keep in (False, True):
-            assert "'org/broken' can't be read" in look(hub.endpoint, tmp_path, "org/broken", keep=keep)
+        for found in look(hub.endpoint, tmp_path, *({"repo": "org/broken", "keep": keep} for keep in (False, True))):
+            assert "'org/broken' can't be read" in found
 
 
 def test_a_hub_that_cannot_be_reached_is_said_so(tmp_path: Path) -> None:
-    assert "can't be reached" in look("http://127.0.0.1:9", tmp_path, "org/pairs")
+    (found,) = look("http://127.0.0.1:9", tmp_path, {"repo": "org/pairs"})
+    assert "can't be reached" in found

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from merlina.errors import BusyError, DataError, HelperError, MerlinaError, ModelError
+from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper import Helper
 from tests.harness import pairs_file, until
 
 
 @pytest.fixture
-def helper(tmp_path: Path) -> Iterator[Helper]:
-    helper = Helper(60, tmp_path / "helper.log")
+def helper(fork_server: ForkServer, tmp_path: Path) -> Iterator[Helper]:
+    helper = Helper(60, tmp_path / "helper.log", fork_server)
     yield helper
     helper.close()
 

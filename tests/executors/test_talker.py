@@ -21,13 +21,6 @@ from tests.talk import ADMITTED, QUESTION, Trained
 LONG = 400
 
 
-@pytest.fixture(scope="module")
-def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    server = ForkServer(60, tmp_path_factory.mktemp("forks") / "log")
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def talker(fork_server: ForkServer, tmp_path: Path) -> Iterator[Talker]:
     talker = Talker(60, tmp_path / "talk.log", fork_server)

@@ -61,9 +61,8 @@ def test_a_run_outlives_what_it_was_forked_from_and_the_next_begins_without_it(
 
 
 def test_a_killed_worker_is_noticed_and_its_run_goes_on_exactly_where_its_checkpoint_was(
-    new_server: NewServer, config: Config
+    server: Server, config: Config
 ) -> None:
-    server = new_server()
     uninterrupted = server.train(config(server, "whole", **LONG))
     assert server.until_ended(uninterrupted).status == "completed"
 
@@ -96,8 +95,7 @@ def test_a_worker_killed_while_the_server_is_away_is_found_dead_on_its_return(
     assert "while the server was away" in failed.error
 
 
-def test_a_stop_saves_what_there_is_and_a_resume_finishes_it(new_server: NewServer, config: Config) -> None:
-    server = new_server()
+def test_a_stop_saves_what_there_is_and_a_resume_finishes_it(server: Server, config: Config) -> None:
     job = server.train(config(server, "stopped", **{**LONG, "save_steps": 0}))
     server.until_step(job, 15)
     with server.client() as client:
@@ -127,8 +125,7 @@ def test_a_worker_that_does_not_obey_is_killed_after_the_grace(new_server: NewSe
     assert "was killed" in stopped.error
 
 
-def test_a_waiting_job_is_cancelled_at_once_and_never_runs(new_server: NewServer, config: Config) -> None:
-    server = new_server()
+def test_a_waiting_job_is_cancelled_at_once_and_never_runs(server: Server, config: Config) -> None:
     running = server.train(config(server, "first", **LONG))
     waiting = server.train(config(server, "second"))
     with server.client() as client:
@@ -144,20 +141,19 @@ def test_a_waiting_job_is_cancelled_at_once_and_never_runs(new_server: NewServer
     assert not server.folder(waiting).events_file.exists()
 
 
-def test_a_running_job_is_deleted_after_it_saved_what_it_has(new_server: NewServer, config: Config) -> None:
-    server = new_server()
-    job = server.train(config(server, "deleted", **LONG))
-    server.until_step(job, 5)
+def test_a_running_job_is_deleted_after_it_saved_what_it_has(server: Server, config: Config) -> None:
     with server.client() as client:
+        rows_before = client.stats().database.total_metrics
+        job = server.train(config(server, "deleted", **LONG))
+        server.until_step(job, 5)
         client.delete(job)
         assert job not in client.jobs()
         until(lambda: not server.folder(job).path.exists(), 30, "the run folder's removal")
-        assert client.stats().database.total_metrics == 0
+        assert client.stats().database.total_metrics == rows_before
     assert (server.root / "models" / "deleted" / "adapter_model.safetensors").exists()
 
 
-def test_a_run_that_failed_while_saving_is_resumed_without_another_step(new_server: NewServer, config: Config) -> None:
-    server = new_server()
+def test_a_run_that_failed_while_saving_is_resumed_without_another_step(server: Server, config: Config) -> None:
     blocked = server.root / "models" / "blocked"
     body = config(server, "blocked", max_steps=10, eval_steps=5)
     blocked.parent.mkdir(exist_ok=True)

@@ -61,14 +61,12 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+def runs(tiny_model: Path, fork_server: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     root = tmp_path_factory.mktemp("ranks")
-    fork_server = ForkServer(600, root / "forks.log")
     runs = Runs(root, tiny_model, LocalExecutor({}, fork_server))
     yield runs
     for run in runs.started:
         runs.executor.kill(run)
-    fork_server.close()
 
 
 def events_of(run: RunFolder) -> list[Event]:

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import json
-import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from merlina.executors.fork_server import ForkServer
+from merlina.executors.local import LocalExecutor
 from merlina.runs import RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
-from tests.harness import pairs_file, training_config
+from tests.harness import pairs_file, training_config, until
 
 
-def run_worker(folder: Path, base_model: Path, dataset_file: Path, **changes: Any) -> RunFolder:
-    """Runs an order to its end, as the executor would start it."""
+def run_worker(
+    fork_server: ForkServer | None, folder: Path, base_model: Path, dataset_file: Path, **changes: Any
+) -> RunFolder:
+    """Runs an order to its end, as the server would have it."""
     run = RunFolder(folder / "run")
-    run.path.mkdir(parents=True)
     config = training_config(base_model, dataset_file, "tuned", **changes)
     order = RunOrder(
         job_id="job_1", attempt=1, config=TrainingConfig.model_validate(config), dataset_file=str(dataset_file),
         output_dir=str(folder / "models" / "tuned"),
     )  # fmt: skip
-    run.write_order(order)
-    with run.locked() as lock:
-        assert lock is not None
-        environment = {**os.environ, "HF_TOKEN": "hf_very_secret", "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-m", "merlina.worker", str(run.path), "--lock-fd", str(lock)]
-        with run.log_file.open("wb") as log:
-            subprocess.run(command, env=environment, pass_fds=(lock,), stdout=log, stderr=log, timeout=120, check=False)
+    executor = LocalExecutor({"hf_token": "hf_very_secret"}, fork_server)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        executor.launch(run, order, None)
+    until(lambda: not executor.is_alive(run), 120, "the run's end")
     return run
 
 
@@ -48,10 +46,10 @@ def log_of(run: RunFolder) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run in 4-bit with the default optimizer, which needs all of bitsandbytes."""
+    """A run in 4-bit with the default optimizer, which needs all of bitsandbytes, by a worker that wasn't forked."""
     folder = tmp_path_factory.mktemp("finished")
     dataset = pairs_file(folder / "pairs.jsonl")
-    return run_worker(folder, tiny_model, dataset, max_steps=4, use_4bit=True, optimizer_type="paged_adamw_8bit")
+    return run_worker(None, folder, tiny_model, dataset, max_steps=4, use_4bit=True, optimizer_type="paged_adamw_8bit")
 
 
 def test_a_run_goes_through_its_states_and_completes_even_in_4_bit_on_a_cpu(finished: RunFolder) -> None:
@@ -108,12 +106,12 @@ def test_a_runs_files_are_its_owners_alone(finished: RunFolder) -> None:
     ],
 )
 def test_a_failure_is_one_last_event_with_a_reason(
-    tiny_model: Path, tmp_path: Path, rows: str | None, changes: dict[str, Any], reason: str
+    fork_server: ForkServer, tiny_model: Path, tmp_path: Path, rows: str | None, changes: dict[str, Any], reason: str
 ) -> None:
     dataset = pairs_file(tmp_path / "pairs.jsonl")
     if rows is not None:
         dataset.write_text(rows)
-    run = run_worker(tmp_path, tiny_model, dataset, **changes)
+    run = run_worker(fork_server, tmp_path, tiny_model, dataset, **changes)
     ended = log_of(run)[-1]
     assert ended.state == "failed"
     assert reason in ended.error
@@ -121,10 +119,10 @@ def test_a_failure_is_one_last_event_with_a_reason(
 
 
 def test_a_models_folder_that_cannot_be_written_is_named_and_nothing_half_made_is_left(
-    tiny_model: Path, tmp_path: Path
+    fork_server: ForkServer, tiny_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "models").write_text("a file where the folder should be")
-    run = run_worker(tmp_path, tiny_model, pairs_file(tmp_path / "pairs.jsonl"), max_steps=1)
+    run = run_worker(fork_server, tmp_path, tiny_model, pairs_file(tmp_path / "pairs.jsonl"), max_steps=1)
     ended = log_of(run)[-1]
     assert ended.state == "failed"
     assert "models" in ended.error
@@ -132,7 +130,7 @@ def test_a_models_folder_that_cannot_be_written_is_named_and_nothing_half_made_i
 
 
 def test_the_tokenizers_own_template_and_long_pairs_are_trained_on_and_counted(
-    tiny_model: Path, tmp_path: Path
+    fork_server: ForkServer, tiny_model: Path, tmp_path: Path
 ) -> None:
     dataset = pairs_file(tmp_path / "pairs.jsonl", rows=6)
     row = {"prompt": "a " * 100, "chosen": "b " * 100, "rejected": "c"}
@@ -143,20 +141,22 @@ def test_the_tokenizers_own_template_and_long_pairs_are_trained_on_and_counted(
         "source": {"source_type": "local_file", "file_path": str(dataset)}, "test_size": 0,
         "format": {"format_type": "tokenizer"},
     }  # fmt: skip
-    events = log_of(run_worker(tmp_path, tiny_model, dataset, **config))
+    events = log_of(run_worker(fork_server, tmp_path, tiny_model, dataset, **config))
     assert events[-1].state == "completed"
     notes = [event.message for event in events if event.type == "log"]
     assert any("1 of 7 rows are longer than max_length: " in note for note in notes), notes
 
 
-def test_the_finished_model_is_spoken_to_as_it_was_trained(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_finished_model_is_spoken_to_as_it_was_trained(
+    fork_server: ForkServer, tiny_model: Path, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
     dataset = {
         "source": {"source_type": "local_file", "file_path": str(pairs_file(tmp_path / "pairs.jsonl"))},
         "format": {"format_type": "custom", "custom_templates": {"user_prefix": "Q: {{ ", "assistant_prefix": " A: "}},
     }
-    run = run_worker(tmp_path, tiny_model, tmp_path / "pairs.jsonl", max_steps=1, dataset=dataset)
+    run = run_worker(fork_server, tmp_path, tiny_model, tmp_path / "pairs.jsonl", max_steps=1, dataset=dataset)
     assert log_of(run)[-1].state == "completed"
     saved = AutoTokenizer.from_pretrained(run.read_order().output_dir)
     text = saved.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)

@@ -17,6 +17,7 @@ import psutil
 from setproctitle import setproctitle
 
 from merlina.runs import EventLog, RunFolder
+from merlina.worker.imports import import_at_once
 from merlina.worker.stop import StopRequest
 
 _NAMED_VERSIONS = ("merlina", "torch", "transformers", "peft")
@@ -35,13 +36,9 @@ def main(given: Sequence[str] | None = None) -> int:
     versions = {name: version(name) for name in _NAMED_VERSIONS}
     log.append("started", durable=True, attempt=order.attempt, pid=os.getpid(), versions=versions)
 
-    if order.processes > 1:
-        from merlina.worker.launch import run_in_ranks
-
-        return run_in_ranks(folder, order, log, stop)
-    from merlina.worker.run import run
-
-    return run(folder, order, log, stop)
+    name, function = ("launch", "run_in_ranks") if order.processes > 1 else ("run", "run")
+    (module,) = import_at_once([f"merlina.worker.{name}"])
+    return int(getattr(module, function)(folder, order, log, stop))
 
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:

@@ -16,8 +16,6 @@ starts another, ends without having begun.
 from __future__ import annotations
 
 import contextlib
-import gc
-import importlib
 import json
 import os
 import socket
@@ -28,6 +26,7 @@ from typing import Any
 from setproctitle import setproctitle
 
 from merlina.hardware.gpus import list_gpus
+from merlina.worker.imports import import_at_once
 
 _MOST_FILES = 8
 _REAP_SECONDS = 1.0
@@ -54,10 +53,7 @@ class UnsafeToForkError(RuntimeError):
 
 def main() -> int:
     setproctitle("merlina fork server")
-    for module in _WITHOUT_BITSANDBYTES if list_gpus() else _EVERYTHING:
-        importlib.import_module(module)
-    gc.collect()
-    gc.freeze()
+    import_at_once(_WITHOUT_BITSANDBYTES if list_gpus() else _EVERYTHING)
     try:
         with socket.socket(fileno=os.dup(0)) as server:
             child = _Forks(server).serve()

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from merlina.errors import HelperError
+from merlina.preflight.duration import EarlierRun, estimate_time
+from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
+from merlina.schemas.training import TrainingConfig
+
+TOKENS = PairTokens(prompt=100, chosen=50, rejected=50)
+DATA = DataFacts(
+    rows=200, all_rows=False, usable=100, longest=150, highest_id=9, most_tokens=200, mean_tokens=TOKENS, findings=[]
+)
+MODEL = ModelFacts(
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    parameters=1_200_000,
+    linear_parameters=1_000_000,
+    hidden_size=100,
+    intermediate_size=400,
+    attention_size=100,
+    layers=2,
+    vocab_size=1000,
+    max_positions=4096,
+    learned_positions=False,
+    adapter_width={},
+)
+# One pair forwards, by hand: 200 tokens through a million weights; who looks at whom, two layers of a hundred wide
+# (the prompt at half of itself, each answer at the prompt and half of itself); a hundred answer tokens at a head of
+# 100 by 1,000.
+LAYERS = 2 * 200 * 1_000_000 + 4 * 2 * 100 * (100 * 100 / 2 + 2 * (50 * 100 + 50 * 50 / 2))
+HEAD = 2 * 100 * 100 * 1000
+TRAINED = 2 * LAYERS + 2 * HEAD
+
+
+def config(*, test_size: float = 0, **changes: Any) -> TrainingConfig:
+    dataset = {"source": {"source_type": "huggingface", "repo_id": "org/set"}, "test_size": test_size}
+    given = {
+        "base_model": "m", "output_name": "x", "dataset": dataset, "batch_size": 5, "gradient_accumulation_steps": 2,
+        "num_epochs": 1, "dtype": "float32", "use_4bit": False, **changes,
+    }  # fmt: skip
+    return TrainingConfig.model_validate(given)
+
+
+def seconds(wanted: TrainingConfig, *, rows: int = 2000, earlier: TrainingConfig | None = None) -> tuple[int, float]:
+    """Steps and seconds: of a processor whose products run at 1 GFLOP/s, or after a run at 300 tokens a second."""
+    run = EarlierRun("job_1", earlier, 300.0) if earlier else None
+    found = estimate_time(wanted, MODEL, DATA, rows, "cpu", run, lambda _dtype, _width: 1e9)
+    assert found is not None
+    assert found.earlier_run == ("job_1" if earlier else None)
+    return found.steps, found.seconds
+
+
+def test_usable_rows_are_shared_out_to_steps() -> None:
+    assert seconds(config())[0] == 100  # half of 2,000 rows, ten a step
+    assert seconds(config(num_epochs=2.5))[0] == 250
+    assert seconds(config(test_size=0.1))[0] == 90
+    assert seconds(config(max_steps=7))[0] == 7
+
+
+def test_an_earlier_run_says_how_long_a_pair_takes() -> None:
+    # A pair counts as 2 x 100 + 50 + 50 tokens: one second.
+    assert seconds(config(), earlier=config(learning_rate=1e-3)) == (100, pytest.approx(1000))
+    checkpointed = seconds(config(gradient_checkpointing=True), earlier=config())[1]
+    assert checkpointed == pytest.approx(1000 * (TRAINED + LAYERS) / TRAINED)
+    evaluated = seconds(config(test_size=0.1, eval_steps=30), earlier=config())[1]
+    assert evaluated == pytest.approx(900 + 4 * 100 * (LAYERS + HEAD) / TRAINED)
+    referenced = seconds(config(training_mode="dpo"), earlier=config())[1]
+    assert referenced == pytest.approx(1000 + 1000 * (LAYERS + HEAD) / TRAINED)
+    assert seconds(config(gpu_ids=[0, 1]), earlier=config())[1] == pytest.approx(500)
+
+
+def test_without_one_the_processor_says_it() -> None:
+    at_full_rate = 1000 * TRAINED / 1e9
+    assert at_full_rate < seconds(config())[1] < 4 * at_full_rate
+    assert seconds(config(use_lora=False))[1] == pytest.approx(seconds(config())[1] * (3 * LAYERS + 4 * HEAD) / TRAINED)
+
+
+@pytest.mark.parametrize(("rows", "device"), [(None, "cpu"), (0, "cpu"), (2000, "cuda")])
+def test_what_is_not_known_is_not_guessed(rows: int | None, device: str) -> None:
+    assert estimate_time(config(), MODEL, DATA, rows, device, None, lambda _dtype, _width: 1e9) is None
+
+
+def test_a_helper_that_fails_costs_the_estimate_alone() -> None:
+    def fails(_dtype: str, _width: int) -> float:
+        raise HelperError("died")
+
+    assert estimate_time(config(), MODEL, DATA, 2000, "cpu", None, fails) is None
