@@ -145,7 +145,7 @@ def test_the_machine_and_places_that_are_not_there(own_server: Server, visit: Vi
 def test_a_server_that_went_away_is_told_of_and_nothing_is_missed(
     own_server: Server, tiny_model: Path, visit: Visit
 ) -> None:
-    steps = {"max_steps": 1000, "num_epochs": 1000, "eval_steps": 0, "save_steps": 0}
+    steps = {"max_steps": 500, "num_epochs": 1000, "eval_steps": 0, "save_steps": 0}
     config = training_config(tiny_model, pairs_file(own_server.root / "pairs.jsonl"), "away", **steps)
     job = own_server.train(config)
     page = visit(own_server, f"/runs/{job}")
@@ -158,7 +158,7 @@ def test_a_server_that_went_away_is_told_of_and_nothing_is_missed(
     expect(page.get_by_role("alert")).to_have_count(0, timeout=15_000)
     own_server.until_ended(job, 120)
     loss = page.locator("figure", has=page.get_by_role("heading", name="Loss"))
-    expect(loss).to_have_attribute("data-points", "1000")
+    expect(loss).to_have_attribute("data-points", "500")
 
 
 def test_what_others_wrote_is_only_ever_text(own_server: Server, tiny_model: Path, visit: Visit) -> None:

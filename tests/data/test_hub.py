@@ -6,8 +6,11 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.hub import fake_hub
 
@@ -29,14 +32,30 @@ print(json.dumps([look(**each) for each in json.loads(sys.argv[1])]))
 """
 
 
-def look(endpoint: str, cache: Path, *looks: dict[str, Any]) -> list[Any]:
-    """What each look found, one after the other."""
+def begin(endpoint: str, cache: Path, *looks: dict[str, Any]) -> subprocess.Popen[str]:
+    """A process that takes looks, one after the other."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
     command = [sys.executable, "-W", "ignore", "-c", LOOK, json.dumps(looks)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    found: list[Any] = json.loads(done.stdout.splitlines()[-1])
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> list[Any]:
+    """What each look found."""
+    said, complaints = process.communicate(timeout=120)
+    assert process.returncode == 0, complaints
+    found: list[Any] = json.loads(said.splitlines()[-1])
     return found
+
+
+def look(endpoint: str, cache: Path, *looks: dict[str, Any]) -> list[Any]:
+    return end(begin(endpoint, cache, *looks))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_a_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """Begun before all else, since the client tries for half a minute."""
+    with begin("http://127.0.0.1:9", tmp_path_factory.mktemp("away"), {"repo": "org/pairs"}) as process:
+        yield process
 
 
 def test_rows_come_from_the_hub_in_order(tmp_path: Path) -> None:
@@ -83,6 +102,6 @@ def test_a_broken_row_is_told_whether_streamed_or_kept(tmp_path: Path) -> None:
             assert "'org/broken' can't be read" in found
 
 
-def test_a_hub_that_cannot_be_reached_is_said_so(tmp_path: Path) -> None:
-    (found,) = look("http://127.0.0.1:9", tmp_path, {"repo": "org/pairs"})
+def test_a_hub_that_cannot_be_reached_is_said_so(without_a_hub: subprocess.Popen[str]) -> None:
+    (found,) = end(without_a_hub)
     assert "can't be reached" in found

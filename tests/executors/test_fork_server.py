@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,7 +38,6 @@ def fork_helper(server: ForkServer, **environment: str) -> tuple[Forked, int, in
 
 def remembered(pid: int, texts: Sequence[str]) -> set[str]:
     """Those that are anywhere in the memory that the process may write to."""
-    wanted = re.compile(b"|".join(re.escape(text.encode()) for text in texts))
     found: set[str] = set()
     with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
         for line in maps:
@@ -47,7 +45,8 @@ def remembered(pid: int, texts: Sequence[str]) -> set[str]:
             start, end = (int(address, 16) for address in place.split("-"))
             if rights.startswith("rw"):
                 memory.seek(start)
-                found.update(match.decode() for match in wanted.findall(memory.read(end - start)))
+                held = memory.read(end - start)
+                found.update(text for text in texts if text.encode() in held)
     return found
 
 

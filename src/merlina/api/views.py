@@ -69,6 +69,7 @@ def history_entry(record: JobRecord) -> JobHistoryEntry:
         progress=record.progress,
         loss=record.loss,
         eval_loss=record.eval_loss,
+        last_checkpoint=record.last_checkpoint,
         created_at=iso(record.created_at),
         updated_at=iso(record.updated_at),
         output_dir=record.output_dir,

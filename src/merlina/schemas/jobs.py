@@ -82,6 +82,7 @@ class JobHistoryEntry(Response):
     progress: float
     loss: float | None = None
     eval_loss: float | None = None
+    last_checkpoint: int | None = Field(None, description="optimizer step a resume would go on from")
     created_at: str
     updated_at: str
     output_dir: str | None

@@ -34,10 +34,9 @@ export function whenLoginIsRequired(act: () => void): void {
   onLoginRequired = act;
 }
 
-export async function ask<T>(method: string, path: string, body?: unknown): Promise<T> {
-  const init: RequestInit = { method };
-  if (body instanceof FormData) init.body = body;
-  else if (body !== undefined) {
+export async function ask<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
+  const init: RequestInit = { method, signal };
+  if (body !== undefined) {
     init.body = JSON.stringify(body);
     init.headers = { 'Content-Type': 'application/json' };
   }
@@ -65,10 +64,25 @@ function asError(status: number, answer: unknown): ApiError {
 
 const id = encodeURIComponent;
 
-function formOf(file: File): FormData {
+/** Uploads a file. `fetch` doesn't tell how much of it has left; `onsent` is told the share. */
+function send<T>(path: string, file: File, onsent: (share: number) => void): Promise<T> {
   const form = new FormData();
   form.append('file', file);
-  return form;
+  const request = new XMLHttpRequest();
+  return new Promise((resolve, reject) => {
+    request.upload.onprogress = (event) => onsent(event.loaded / Math.max(1, event.total));
+    request.onerror = () => reject(new ApiError(0, 'The upload broke off: the server can’t be reached, or refused the file.'));
+    request.onload = () => {
+      if (request.status < 300) resolve(request.response as T);
+      else {
+        if (request.status === 401) onLoginRequired();
+        reject(asError(request.status, request.response));
+      }
+    };
+    request.responseType = 'json';
+    request.open('POST', path);
+    request.send(form);
+  });
 }
 
 export const api = {
@@ -93,7 +107,7 @@ export const api = {
   machine: () => ask<Schemas['Machine']>('GET', '/system'),
   validate: (config: unknown) => ask<Schemas['ValidationResponse']>('POST', '/validate', config),
   train: (config: unknown, query: Record<string, string>) => ask<JobCreated>('POST', `/train?${new URLSearchParams(query)}`, config),
-  upload: (file: File) => ask<Schemas['UploadResponse']>('POST', '/dataset/upload-file', formOf(file)),
+  upload: (file: File, onsent: (share: number) => void) => send<Schemas['UploadResponse']>('/dataset/upload-file', file, onsent),
   uploads: () => ask<Schemas['UploadList']>('GET', '/dataset/uploads'),
   columns: (dataset: unknown) => ask<Schemas['ColumnsResponse']>('POST', '/dataset/columns', dataset),
   formatted: (dataset: unknown, maxLength: number, maxPromptLength: number) =>
@@ -103,10 +117,11 @@ export const api = {
   savedConfigs: () => ask<Schemas['ConfigList']>('GET', '/configs/list'),
   savedConfig: (name: string) => ask<Schemas['ConfigAnswer']>('GET', `/configs/${id(name)}`),
   saveConfig: (name: string, config: unknown) => ask<Schemas['ConfigWritten']>('POST', '/configs/save', { name, config }),
+  removeConfig: (name: string) => ask<Schemas['ConfigDeleted']>('DELETE', `/configs/${id(name)}`),
   talk: () => ask<Schemas['TalkState']>('GET', '/talk'),
   loadTalk: (job_id: string, force: boolean) => ask<Schemas['TalkState']>('POST', '/talk/load', { job_id, force }),
   releaseTalk: () => ask<Schemas['TalkState']>('DELETE', '/talk'),
-  compareBlind: (request: unknown) => ask<Comparison>('POST', '/talk/comparisons', request),
+  compareBlind: (request: unknown, signal: AbortSignal) => ask<Comparison>('POST', '/talk/comparisons', request, signal),
   vote: (comparison: string, better: string) => ask<Comparison>('POST', `/talk/comparisons/${id(comparison)}/vote`, { better }),
   comparisons: (job: string) => ask<Schemas['ComparisonList']>('GET', `/talk/comparisons?job_id=${id(job)}&limit=1`),
   votesAsData: (job: string) => ask<Schemas['UploadResponse']>('POST', `/talk/comparisons/dataset?job_id=${id(job)}`),

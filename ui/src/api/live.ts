@@ -9,6 +9,8 @@ export interface Message {
   [field: string]: unknown;
 }
 
+/** After so much silence the server is asked for a sign of life, and after as much again the connection is given up. */
+const SILENCE = 15_000;
 const FIRST_WAIT = 500;
 const LONGEST_WAIT = 5000;
 const CLOSED_BY_END = 1000;
@@ -19,6 +21,8 @@ export class LiveRun {
   #timer = 0;
   #wait = FIRST_WAIT;
   #closed = false;
+  #heardAt = 0;
+  #watchdog = 0;
 
   constructor(
     private readonly job: string,
@@ -27,6 +31,7 @@ export class LiveRun {
     private readonly onConnection: (connection: Connection) => void,
   ) {
     this.#open();
+    this.#watchdog = window.setInterval(this.#watch, SILENCE);
     addEventListener('online', this.#hurry);
     document.addEventListener('visibilitychange', this.#hurry);
   }
@@ -34,6 +39,7 @@ export class LiveRun {
   close(): void {
     this.#closed = true;
     clearTimeout(this.#timer);
+    clearInterval(this.#watchdog);
     removeEventListener('online', this.#hurry);
     document.removeEventListener('visibilitychange', this.#hurry);
     this.#socket?.close();
@@ -41,13 +47,32 @@ export class LiveRun {
 
   /** A laptop was opened, or the network is back: no need to wait any longer. */
   #hurry = (): void => {
-    if (this.#socket || this.#closed || document.hidden) return;
+    if (this.#closed || document.hidden) return;
+    this.#watch();
+    if (this.#socket) return;
     clearTimeout(this.#timer);
     this.#wait = FIRST_WAIT;
     this.#open();
   };
 
+  /** A connection may be dead without either end having been told, as after a night's sleep. */
+  #watch = (): void => {
+    const socket = this.#socket;
+    if (!socket || Date.now() - this.#heardAt < SILENCE) return;
+    if (Date.now() - this.#heardAt < 2 * SILENCE && socket.readyState === WebSocket.OPEN) {
+      socket.send('{"type":"heartbeat"}');
+      return;
+    }
+    // Its own end may never be told, so that nothing waits for it.
+    socket.onopen = socket.onmessage = socket.onclose = null;
+    socket.close();
+    this.#socket = null;
+    clearTimeout(this.#timer);
+    this.#open();
+  };
+
   #open(): void {
+    this.#heardAt = Date.now();
     this.onConnection('connecting');
     const scheme = location.protocol === 'https:' ? 'wss' : 'ws';
     const socket = new WebSocket(`${scheme}://${location.host}/ws/${encodeURIComponent(this.job)}?after=${this.seq}`);
@@ -57,6 +82,7 @@ export class LiveRun {
       this.onConnection('live');
     };
     socket.onmessage = (event) => {
+      this.#heardAt = Date.now();
       const message = JSON.parse(String(event.data)) as Message;
       this.seq = Math.max(this.seq, message.seq ?? 0);
       this.onMessage(message);

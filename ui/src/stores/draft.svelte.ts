@@ -7,6 +7,18 @@ import { FIELDS } from '../lib/fields';
 
 const WAIT = 800;
 
+let inHand: Draft | null = null;
+
+/** The one that was begun and not yet sent, for those who look elsewhere and come back. */
+export function draftInHand(): Draft {
+  inHand ??= new Draft();
+  return inHand;
+}
+
+export function forgetDraft(): void {
+  inHand = null;
+}
+
 export class Draft {
   model = $state('');
   name = $state('');
@@ -16,6 +28,8 @@ export class Draft {
   values = $state.raw<Values>({});
   results = $state.raw<components['schemas']['ValidationResults'] | null>(null);
   isChecking = $state(false);
+  /** Of fields that hold what can't be taken, by name: the value before it still stands. */
+  invalid = $state.raw<Record<string, string>>({});
   /** Counts configurations taken over, so that what has a state of its own begins anew. */
   loads = $state(0);
   #errors = $state.raw<Said[]>([]);
@@ -55,6 +69,18 @@ export class Draft {
     this.values = isDefault ? others : { ...others, [name]: value };
   }
 
+  refuse(name: string, message: string): void {
+    const { [name]: _before, ...others } = this.invalid;
+    this.invalid = message ? { ...others, [name]: message } : others;
+  }
+
+  /** All settings at once. */
+  take(values: Values): void {
+    this.values = { ...values };
+    this.invalid = {};
+    this.loads += 1;
+  }
+
   load(config: Values): void {
     const initial = new Map([...FIELDS].map(([name, field]) => [name, field.initial]));
     const parts = partsOf(config, initial);
@@ -64,8 +90,7 @@ export class Draft {
       this.isNamed = true;
     }
     if (parts.data.source) this.data = parts.data;
-    this.values = parts.values;
-    this.loads += 1;
+    this.take(parts.values);
   }
 
   /** For an effect: has the present configuration checked once it rests. Returns what takes that back. */

@@ -14,11 +14,13 @@ class Page {
     if (replace) history.replaceState(null, '', address);
     else history.pushState(null, '', address);
     this.#follow();
+    scrollTo(0, 0);
+    // The link that led here is gone; who reads with a screen reader or walks by keyboard begins at the content.
+    document.getElementById('main')?.focus({ preventScroll: true });
   }
 
   #follow = (): void => {
     this.route = routeOf(location.pathname, location.search);
-    scrollTo(0, 0);
   };
 
   /** Links within the page are followed without loading it anew. */
@@ -27,7 +29,7 @@ class Page {
     document.addEventListener('click', (event) => {
       if (event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey) return;
       const link = (event.target as Element).closest('a');
-      if (!link || link.target || link.hasAttribute('download') || link.origin !== location.origin) return;
+      if (!link || link.target || link.hasAttribute('download') || link.origin !== location.origin || link.hash) return;
       if (routeOf(link.pathname).view === 'nowhere') return;
       event.preventDefault();
       this.go(link.pathname + link.search);

@@ -2,6 +2,7 @@
 
 import { api, ApiError, type JobStatus, type LogLine } from '../api/client';
 import { LiveRun, type Connection, type Message } from '../api/live';
+import { Pace } from '../lib/pace';
 import { Series, type Row } from '../lib/series';
 import { isEnded } from '../lib/states';
 import { page } from './page.svelte';
@@ -9,6 +10,12 @@ import { page } from './page.svelte';
 /** More than a screen has pixels; the server thins longer runs to this. */
 const POINTS = 2500;
 const DRAW_EVERY = 100;
+
+interface Arrived {
+  row: Row;
+  /** Milliseconds. */
+  at: number;
+}
 
 export class Run {
   status = $state.raw<JobStatus | null>(null);
@@ -19,7 +26,10 @@ export class Run {
   /** Counts up whenever `series` has changed, at most ten times a second. */
   version = $state(0);
   readonly series = new Series();
+  readonly pace = new Pace();
   #live: LiveRun | null = null;
+  /** Rows that came while all others were asked for. */
+  #arriving: Arrived[] | null = null;
   #drawTimer = 0;
   #attempt = 1;
   #isClosed = false;
@@ -52,19 +62,13 @@ export class Run {
   async #load(): Promise<void> {
     try {
       const status = await api.status(this.job);
-      const [metrics, logs, config] = await Promise.all([
-        api.metrics(this.job, { max_points: POINTS }),
-        api.logs(this.job),
-        api.config(this.job),
-      ]);
+      const [logs, config] = await Promise.all([api.logs(this.job), api.config(this.job), this.#loadFigures()]);
       if (this.#isClosed) return;
       page.heard();
       this.status = status;
       this.#attempt = status.attempt;
       this.logs = logs.logs;
       this.config = config as unknown as Record<string, unknown>;
-      for (const row of metrics.metrics) this.series.add(row as unknown as Row);
-      this.#changed();
       this.error = null;
       if (isEnded(status.status)) this.connection = 'ended';
       else this.#live = new LiveRun(this.job, status.seq, this.#take, this.#onConnection);
@@ -78,13 +82,14 @@ export class Run {
 
   #onConnection = (connection: Connection): void => {
     this.connection = connection;
-    page.isReachable = connection !== 'broken';
+    if (connection === 'live') page.isReachable = true;
+    if (connection === 'broken') void page.checkSession();
     if (connection === 'ended') void this.#refreshStatus();
   };
 
   #take = (message: Message): void => {
     if (message.type === 'metrics') {
-      this.series.add({ step: message.step as number, ...(message.metrics as Record<string, unknown>) });
+      this.#add({ step: message.step as number, ...(message.metrics as Record<string, unknown>) }, message.timestamp * 1000);
       this.#changed();
     } else if (message.type === 'log') {
       this.#log(message);
@@ -105,13 +110,34 @@ export class Run {
 
   /** What the messages don't carry: times, attempt, error, where the model lies. */
   async #refreshStatus(): Promise<void> {
-    const status = await api.status(this.job).catch(() => null);
-    if (!status || this.#isClosed) return;
-    if (status.attempt !== this.#attempt) {
+    try {
+      const status = await api.status(this.job);
+      if (this.#isClosed) return;
+      const isAnother = status.attempt !== this.#attempt;
       this.#attempt = status.attempt;
-      this.series.rewind(status.last_checkpoint ?? 0);
+      this.status = status;
+      if (isAnother) await this.#loadFigures();
+    } catch (error) {
+      if (!this.#isClosed && error instanceof ApiError && error.status === 404) this.error = error;
     }
-    this.status = status;
+  }
+
+  /** All figures anew: steps that are taken again replace those taken before. */
+  async #loadFigures(): Promise<void> {
+    const later: Arrived[] = [];
+    this.#arriving = later;
+    const metrics = await api.metrics(this.job, { max_points: POINTS });
+    this.#arriving = null;
+    this.series.rewind(-1);
+    for (const row of metrics.metrics) this.#add(row as unknown as Row, Date.parse(row.timestamp));
+    for (const { row, at } of later) this.#add(row, at);
+    this.#changed();
+  }
+
+  #add(row: Row, at: number): void {
+    this.series.add(row);
+    this.#arriving?.push({ row, at });
+    this.pace.see(row.step, at);
   }
 
   #changed(): void {

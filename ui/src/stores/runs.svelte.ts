@@ -1,13 +1,22 @@
 /** All runs as the list shows them: history, queue, and the live figures of those that run. */
 
 import { api, type HistoryEntry, type JobStatus, type QueueStatus } from '../api/client';
+import { Pace } from '../lib/pace';
+import type { Filter } from '../lib/search';
 import { isRunning } from '../lib/states';
+
+/** Kept for those who look at a run and come back. */
+export const search = $state<{ words: string; filter: Filter }>({ words: '', filter: 'all' });
+
+const paces = new Map<string, Pace>();
 
 export interface Runs {
   all: HistoryEntry[];
   total: number;
   queue: QueueStatus;
   live: Map<string, JobStatus>;
+  /** Of those that train, by job; null while too little was seen. */
+  secondsLeft: Map<string, number | null>;
 }
 
 export async function loadRuns(): Promise<Runs> {
@@ -15,5 +24,13 @@ export async function loadRuns(): Promise<Runs> {
   const running = history.jobs.filter((job) => isRunning(job.status));
   const statuses = await Promise.all(running.map((job) => api.status(job.job_id).catch(() => null)));
   const live = new Map(statuses.flatMap((status) => (status ? [[status.job_id, status] as const] : [])));
-  return { all: history.jobs, total: history.total, queue, live };
+  const secondsLeft = new Map([...live.values()].filter((job) => job.status === 'training').map((job) => [job.job_id, pace(job)]));
+  return { all: history.jobs, total: history.total, queue, live, secondsLeft };
+}
+
+function pace(job: JobStatus): number | null {
+  const known = paces.get(job.job_id) ?? new Pace();
+  paces.set(job.job_id, known);
+  known.see(job.current_step ?? 0, Date.now());
+  return known.secondsTo(job.total_steps);
 }

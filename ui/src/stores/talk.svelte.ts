@@ -48,9 +48,9 @@ export class Talk {
 
   async compare(content: string, system: string, sampling: Sampling): Promise<void> {
     const messages = [...(system ? [{ role: 'system', content: system }] : []), { role: 'user', content }];
-    await this.#busy(async () => {
+    await this.#busy(async (signal) => {
       this.comparison = null;
-      this.comparison = await api.compareBlind({ job_id: this.job, messages, ...sampling });
+      this.comparison = await api.compareBlind({ job_id: this.job, messages, ...sampling }, signal);
     });
   }
 
