@@ -2,9 +2,9 @@
 
     python benchmarks/time_estimate.py [--model PATH] [--data FILE]
 
-Each configuration is estimated twice: as on a machine that has never trained the model, from what its processor can do,
-and then from an earlier run with other settings, which is made first. Without --model it takes the demo's SmolLM2-135M,
-without --data the demo's pairs.
+Each configuration is estimated twice: first as on a machine that has never trained the model, from what its processor
+can do; and in the end from an earlier run, the newest with the same precision. Without --model it takes the demo's
+SmolLM2-135M, without --data the demo's pairs.
 """
 
 from __future__ import annotations
@@ -55,13 +55,12 @@ def main() -> None:
 def _compare(client: Client, server: Server, model: Path, data: Path) -> None:
     configurations = {name: _configuration(model, data, changes) for name, changes in _CONFIGURATIONS.items()}
     alone = {name: _estimated(client, config) for name, config in configurations.items()}
-    _seconds(client, server, configurations["float32"])
+    took = {name: _seconds(client, server, config) for name, config in configurations.items()}
     print(f"{'configuration':26} {'processor':>10} {'earlier':>8} {'took':>7}   ratios")
     for name, config in configurations.items():
         by_run = _estimated(client, config)
-        took = _seconds(client, server, config)
-        ratios = f"{alone[name] / took:.2f} {by_run / took:.2f}"
-        print(f"{name:26} {alone[name]:9.1f}s {by_run:7.1f}s {took:6.1f}s   {ratios}", flush=True)
+        ratios = f"{alone[name] / took[name]:.2f} {by_run / took[name]:.2f}"
+        print(f"{name:26} {alone[name]:9.1f}s {by_run:7.1f}s {took[name]:6.1f}s   {ratios}")
 
 
 def _configuration(model: Path, data: Path, changes: dict[str, Any]) -> TrainingConfig:
@@ -73,7 +72,7 @@ def _configuration(model: Path, data: Path, changes: dict[str, Any]) -> Training
             "use_4bit": False,
             "batch_size": 1,
             "gradient_accumulation_steps": 8,
-            "max_steps": 6,
+            "max_steps": 12,
             "eval_steps": 0,
             "save_steps": 0,
             "max_length": 512,

@@ -125,7 +125,7 @@ class Preflight:
             report.data,
             self._count_rows(config, report),
             device,
-            find_earlier_run(self.database, config.base_model, device),
+            find_earlier_run(self.database, config, device),
             lambda dtype, width: self.helper.call("product_rate", timeout=_SPEED_SECONDS, dtype=dtype, width=width),
         )
 

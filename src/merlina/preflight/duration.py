@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from merlina.errors import HelperError
+from merlina.preflight.memory import compute_bytes, largest_pack
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import TimeEstimate
@@ -18,9 +19,13 @@ from merlina.storage import jobs, metrics
 from merlina.storage.database import Database
 
 _POINTS = 100
-# Of what products alone reach: what is left for attention, norms and all that is small.
-_REACHED = {"float32": 0.55, "bfloat16": 0.5}
+_RUNS_LOOKED_AT = 20
+# Of what products alone reach, by bytes of a number; fitted to runs on short pairs, longer ones reach more.
+_REACHED = {4: 0.37, 2: 0.28}
+_DTYPES = {4: "float32", 2: "bfloat16"}
 _WIDEST = 2048
+# The largest pack is tried before the first step, which is slow itself while memory is found for it.
+_TRIED_PACKS = 2
 _REFERENCED = ("dpo", "ipo", "kto")
 
 
@@ -36,14 +41,17 @@ class EarlierRun:
         return _counted_tokens(self.config, tokens) / self.tokens_per_second
 
 
-def find_earlier_run(database: Database, base_model: str, device: str) -> EarlierRun | None:
+def find_earlier_run(database: Database, config: TrainingConfig, device: str) -> EarlierRun | None:
+    """The newest completed one with the same model in the same precision on such a device, cpu or cuda."""
     with database.read() as connection:
-        record = jobs.newest_completed(connection, base_model, on_gpu=device == "cuda")
-        rows = metrics.rows(connection, record.number, max_points=_POINTS) if record else []
-    speeds = [speed for row in rows if (speed := row.figures.get("tokens_per_second"))]
-    if record is None or not speeds:
-        return None
-    return EarlierRun(record.job_id, TrainingConfig.model_validate(record.config), statistics.median(speeds))
+        for record in jobs.completed_with(connection, config.base_model, _RUNS_LOOKED_AT):
+            then = TrainingConfig.model_validate(record.config)
+            if bool(record.gpus) != (device == "cuda") or _precision(then, device) != _precision(config, device):
+                continue
+            rows = metrics.rows(connection, record.number, max_points=_POINTS)
+            if speeds := [speed for row in rows if (speed := row.figures.get("tokens_per_second"))]:
+                return EarlierRun(record.job_id, then, statistics.median(speeds))
+    return None
 
 
 def estimate_time(
@@ -66,9 +74,9 @@ def estimate_time(
         then, now = _devices(earlier.config), _devices(config)
         speed = _training_flops(earlier.config, model, tokens) / earlier.seconds_a_pair(tokens) * now / then
     elif device == "cpu":
-        dtype = "bfloat16" if config.dtype == "bfloat16" else "float32"
+        width = compute_bytes(config, device)
         try:
-            speed = _REACHED[dtype] * product_rate(dtype, min(model.hidden_size, _WIDEST))
+            speed = _REACHED[width] * product_rate(_DTYPES[width], min(model.hidden_size, _WIDEST))
         except HelperError:
             return None
     else:
@@ -78,8 +86,13 @@ def estimate_time(
     steps = config.max_steps or math.ceil(max(1.0, pairs - held_out) / config.pairs_per_step * config.num_epochs)
     trained = steps * min(config.pairs_per_step, pairs - held_out)
     watched = _evaluations(config, steps) * held_out + (pairs if config.training_mode in _REFERENCED else 0)
-    flops = trained * _training_flops(config, model, tokens) + watched * _forward_flops(config, model, tokens)
+    tried = _TRIED_PACKS * largest_pack(config, data, device) / (tokens.prompt + sum(_answers(config, tokens)))
+    flops = (trained + tried) * _training_flops(config, model, tokens) + watched * _forward_flops(config, model, tokens)
     return TimeEstimate(seconds=flops / speed, steps=steps, earlier_run=earlier.job_id if earlier else None)
+
+
+def _precision(config: TrainingConfig, device: str) -> tuple[int, int | None]:
+    return compute_bytes(config, device), config.weight_bits
 
 
 def _devices(config: TrainingConfig) -> int:

@@ -70,9 +70,9 @@ def estimate(
 
     `parts` is over how many devices the frozen layers are spread.
     """
-    facts, width = _DEVICES[device], _compute_bytes(config, device)
+    facts, width = _DEVICES[device], compute_bytes(config, device)
     trained = trained_weights(config, model)
-    positions = _positions(config, data, device)
+    positions = largest_pack(config, data, device)
     activations = _activation_bytes(config, model, positions, width, facts)
     logits = _LOGIT_BYTES[width] + 2 * positions * model.hidden_size * width
     # Gradients grow as activations are let go, so that only what is above those adds to the peak.
@@ -91,7 +91,7 @@ def estimate(
 
 def talk_mb(config: TrainingConfig, model: ModelFacts, device: str, copies: int) -> int:
     """MiB that a run's finished model needs to answer: `copies` times its weights, where it is no adapter on others."""
-    facts, width = _DEVICES[device], _compute_bytes(config, device)
+    facts, width = _DEVICES[device], compute_bytes(config, device)
     if config.use_lora:
         weights = _weight_bytes(config, model, width) + trained_weights(config, model) * 4
     else:
@@ -122,7 +122,7 @@ def check_memory(
     device, place = ("cuda", f"GPU {gpu.index}") if gpu else ("cpu", "RAM")
     free = gpu.memory_free_mb * _MB if gpu else available_memory() + gives_up(None) * _MB
     gpus_used = len(config.gpu_ids or []) or 1
-    whole = _weight_bytes(config, model, _compute_bytes(config, device))
+    whole = _weight_bytes(config, model, compute_bytes(config, device))
     spread_over = gpus_used if config.spreads_weights(gpus_used, whole, free) else 1
     needed = estimate(config, model, data, device, spread_over)
     parts = sorted(needed.parts.items(), key=lambda part: -part[1])
@@ -177,14 +177,15 @@ _SAVINGS: tuple[tuple[str, dict[str, Any], _Applies], ...] = (
 )
 
 
-def _compute_bytes(config: TrainingConfig, device: str) -> int:
+def compute_bytes(config: TrainingConfig, device: str) -> int:
+    """Of the numbers that are multiplied."""
     if config.dtype == "float32" or (config.dtype == "auto" and device == "cpu"):
         return 4
     return 2
 
 
-def _positions(config: TrainingConfig, data: DataFacts | None, device: str) -> int:
-    """Of the largest pack: full, or one pair that is longer than that, or all there are for a step.
+def largest_pack(config: TrainingConfig, data: DataFacts | None, device: str) -> int:
+    """Its positions: full, or those of one pair that is longer than that, or all there are for a step.
 
     On a GPU packs are cut to what is free, so that the longest pair is all that must fit.
     """

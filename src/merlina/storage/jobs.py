@@ -158,12 +158,11 @@ def last_to_save(connection: Connection, output_dir: str) -> str | None:
     return connection.execute(query).scalar_one_or_none()
 
 
-def newest_completed(connection: Connection, base_model: str, *, on_gpu: bool) -> JobRecord | None:
-    """The last run that was completed with that model, on GPUs or without."""
+def completed_with(connection: Connection, base_model: str, limit: int) -> list[JobRecord]:
+    """Completed runs with that model, the newest first."""
     matches = (jobs.c.base_model == base_model) & (jobs.c.state == "completed") & ~jobs.c.deleting
-    query = select(*_COLUMNS).where(matches).order_by(jobs.c.number.desc())
-    found = (JobRecord(**row._mapping) for row in connection.execute(query))
-    return next((record for record in found if bool(record.gpus) == on_gpu), None)
+    query = select(*_COLUMNS).where(matches).order_by(jobs.c.number.desc()).limit(limit)
+    return [JobRecord(**row._mapping) for row in connection.execute(query)]
 
 
 def change(

@@ -136,11 +136,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _is_position_table(name: str, module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in (
-        "wpe",
-        "embed_positions",
-        "position_embeddings",
-    )
+    return isinstance(module, nn.Embedding) and name.rsplit(".", 1)[-1] in _POSITION_TABLES
 
 
 def _is_one_token(tokenizer: Any, marker: str) -> bool:
