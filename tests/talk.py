@@ -33,7 +33,7 @@ class Trained:
             return Trained(server, job_id, client.config(job_id), server.root / "models" / output_name)
 
     def order(self) -> TalkOrder:
-        return TalkOrder(self.job_id, str(self.folder), self.config, True, False, None)
+        return TalkOrder(self.job_id, 1, str(self.folder), self.config, True, False, None)
 
     def ask(self, content: str = QUESTION, **changes: Any) -> dict[str, Any]:
         """A greedy request; `changes` go over it."""

@@ -45,6 +45,8 @@ def test_from_an_empty_server_to_a_run(own_server: Server, tiny_model: Path, ans
     page.get_by_label("Batch size").fill("0")
     page.get_by_label("Batch size").blur()
     expect(page.get_by_text("must be from 1 to 1024")).to_be_visible()
+    page.get_by_role("button", name="Start the run").click()
+    expect(page.get_by_role("alert")).to_contain_text("Batch size: must be from 1 to 1024")
     page.get_by_label("Batch size").fill("2")
     page.get_by_label("Gradient accumulation steps").fill("1")
     page.get_by_label("Number of epochs").fill("15")
@@ -54,6 +56,10 @@ def test_from_an_empty_server_to_a_run(own_server: Server, tiny_model: Path, ans
     expect(page.get_by_role("meter", name="RAM needed")).to_be_visible()
     expect(page.get_by_text("by what this processor can do")).to_be_visible()
     look_at(page, "new-run")
+    page.get_by_role("link", name="Machine").click()
+    page.get_by_role("link", name="New run").click()
+    expect(page.get_by_label("Base model")).to_have_value(str(tiny_model))
+    expect(page.get_by_label("Number of epochs")).to_have_value("15")
     page.get_by_role("button", name="Start the run").click()
     page.wait_for_url("**/runs/job_*")
     expect(page.get_by_role("heading", name="Loss")).to_be_visible()
@@ -72,6 +78,11 @@ def test_a_run_is_watched_through_a_reload_to_its_end(own_server: Server, visit:
     expect(loss).to_have_attribute("data-points", str(steps + 1))
     expect(page.get_by_role("region", name="The model")).to_contain_text("PeftModel.from_pretrained")
     look_at(page, "run")
+    page.get_by_label("to", exact=True).fill("30")
+    page.get_by_label("to", exact=True).press("Enter")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("0")
+    page.get_by_role("button", name="Show all").click()
+    expect(page.get_by_label("to", exact=True)).to_have_value("")
 
 
 def test_its_model_is_talked_to_and_judged_blindly(own_server: Server, visit: Visit) -> None:
@@ -129,6 +140,29 @@ def test_runs_are_found_compared_and_deleted_after_a_question(own_server: Server
     page.get_by_role("button", name="Delete").first.click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("listitem")).to_have_count(1)
+
+
+def test_a_configuration_is_saved_replaced_loaded_and_deleted(
+    own_server: Server, tiny_model: Path, visit: Visit
+) -> None:
+    (job, *_) = own_server.history()
+    page = visit(own_server, f"/new?from={job}")
+    expect(page.get_by_label("Base model")).to_have_value(str(tiny_model))
+    page.get_by_label("Format", exact=True).select_option("custom")
+    page.get_by_label("Text before what the user says").fill("Q: ")
+    page.get_by_label("Text before what the user says").blur()
+    expect(page.get_by_role("region", name="The pair as it is trained on")).to_contain_text("Q: What is 0 plus 0?")
+    page.get_by_label("Save this configuration as").fill("with questions")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_text("saved successfully")).to_be_visible()
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_role("dialog").get_by_role("button", name="Replace").click()
+    page.goto("/new")
+    page.get_by_label("Load a saved configuration").select_option("with questions")
+    expect(page.get_by_label("Text before what the user says")).to_have_value("Q: ")
+    page.get_by_role("button", name="Delete with questions").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_label("Load a saved configuration")).to_have_count(0)
 
 
 def test_the_machine_and_places_that_are_not_there(own_server: Server, visit: Visit) -> None:

@@ -133,6 +133,15 @@ def test_what_is_loaded_stays_where_another_may_not_be_loaded(talker: Talker, tr
     assert (talker.status.state, talker.status.order) == ("ready", before.order)
 
 
+def test_what_a_later_attempt_saved_is_loaded_anew(talker: Talker, trained: Trained) -> None:
+    talker.load(trained.order(), ADMITTED, threading.Event())
+    first = talker.pid
+    talker.load(trained.order(), ADMITTED, threading.Event())
+    assert talker.pid == first
+    talker.load(replace(trained.order(), attempt=2), ADMITTED, threading.Event())
+    assert talker.pid != first
+
+
 def test_who_has_gone_waits_no_longer(talker: Talker, trained: Trained) -> None:
     answering = ask(talker, trained, LONG)
     next(answering)

@@ -68,6 +68,7 @@ class Talk:
         own = self.settings.hf_token
         return TalkOrder(
             job_id=record.job_id,
+            attempt=record.attempt,
             model_dir=str(model_dir),
             config=record.config,
             with_base=with_base or _is_adapter(model_dir),

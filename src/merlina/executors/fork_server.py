@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import psutil
 
+from merlina.executors.idle import IdleTimer
+
 _log = logging.getLogger(__name__)
 _ANSWER_SECONDS = 5.0
 _SERVER_ONLY = {"API_KEY", "MERLINA_API_KEY", "DATABASE_URL", "HF_TOKEN", "WANDB_API_KEY"}
@@ -93,12 +95,11 @@ class ForkServer:
     """
 
     def __init__(self, idle_seconds: float, log_file: Path) -> None:
-        self._idle_seconds = idle_seconds
+        self._idle = IdleTimer(idle_seconds, self._let_go)
         self._log_file = log_file
         self._lock = threading.Lock()
         self._current: _Process | None = None
         self._children: list[Forked] = []
-        self._idle_timer: threading.Timer | None = None
         self._closed = False
         self._hopeless = sys.platform != "linux"
 
@@ -154,7 +155,7 @@ class ForkServer:
             raise NoForkServerError(f"the fork server can't fork: {answer['error']}")
         child = Forked(answer["pid"], self, current)
         self._children.append(child)
-        self._start_timer()
+        self._idle.start()
         return child
 
     def _ask_how_it_ended(self, child: Forked) -> None:
@@ -205,7 +206,7 @@ class ForkServer:
         started.ready.set()
         with self._lock:
             if started is self._current:
-                self._start_timer()
+                self._idle.start()
 
     def _let_go(self) -> None:
         with self._lock:
@@ -215,29 +216,18 @@ class ForkServer:
             if self._current is None:
                 return
             if self._children:
-                self._start_timer()
+                self._idle.start()
             else:
                 self._drop(self._current)
 
     def _drop(self, process: _Process) -> None:
         if process is self._current:
             self._current = None
-            self._cancel_timer()
+            self._idle.cancel()
         if process.end() > 0:
             # It would end by itself the next time too; one that was killed may fare better.
             self._hopeless = True
             _log.warning("no process can be forked here, so each begins with its imports; see %s", self._log_file)
-
-    def _start_timer(self) -> None:
-        self._cancel_timer()
-        self._idle_timer = threading.Timer(self._idle_seconds, self._let_go)
-        self._idle_timer.daemon = True
-        self._idle_timer.start()
-
-    def _cancel_timer(self) -> None:
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
 
 
 @dataclass(eq=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 from merlina.errors import BusyError, HelperError
 from merlina.executors.fork_server import ForkServer, child_environment
+from merlina.executors.idle import IdleTimer
 from merlina.executors.piped import PipedProcess, as_error
 
 _TIMEOUT_SECONDS = 180.0
@@ -28,12 +29,11 @@ class Helper:
     def __init__(self, idle_seconds: float, log_file: Path, fork_server: ForkServer | None = None) -> None:
         self._log_file = log_file
         self._fork_server = fork_server
-        self._idle_seconds = idle_seconds
+        self._idle = IdleTimer(idle_seconds, self._let_go)
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(_MOST_WAITING)
         self._process: PipedProcess | None = None
         self._numbers = itertools.count(1)
-        self._idle_timer: threading.Timer | None = None
         self._closed = False
 
     def call(self, operation: str, *, timeout: float = _TIMEOUT_SECONDS, **arguments: Any) -> Any:
@@ -46,12 +46,12 @@ class Helper:
             raise BusyError(f"{_MOST_WAITING} others wait for the helper process already; try again in a moment")
         try:
             with self._lock:
-                self._cancel_timer()
+                self._idle.cancel()
                 self._refuse_when_closed()
                 try:
                     return self._ask(operation, arguments, time.monotonic() + timeout)
                 finally:
-                    self._start_timer()
+                    self._idle.start()
         finally:
             self._places.release()
 
@@ -62,7 +62,7 @@ class Helper:
         if process is not None:
             process.kill()
         with self._lock:
-            self._cancel_timer()
+            self._idle.cancel()
             self._end()
 
     def _let_go(self) -> None:
@@ -114,13 +114,3 @@ class Helper:
         process, self._process = self._process, None
         if process is not None:
             process.end()
-
-    def _start_timer(self) -> None:
-        self._idle_timer = threading.Timer(self._idle_seconds, self._let_go)
-        self._idle_timer.daemon = True
-        self._idle_timer.start()
-
-    def _cancel_timer(self) -> None:
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None

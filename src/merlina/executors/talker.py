@@ -13,11 +13,14 @@ from typing import Any, Literal
 
 from merlina.errors import BusyError, ConflictError, HelperError
 from merlina.executors.fork_server import ForkServer, child_environment, shown_gpus
+from merlina.executors.idle import IdleTimer
 from merlina.executors.piped import PipedProcess, as_error
 
 # Each waiting call holds one of the server's 40 request threads.
 _MOST_WAITING = 8
 _LOOK_SECONDS = 0.1
+# By which a model is told from others; the process need not know.
+_NAMES = ("job_id", "attempt")
 
 State = Literal["empty", "loading", "ready", "answering"]
 
@@ -32,9 +35,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class TalkOrder:
-    """Which model is to be loaded. `config` is a TrainingConfig as JSON; `token` is for the base's files on the Hub."""
+    """Which model is to be loaded: what this attempt of the job has saved.
+
+    `config` is a TrainingConfig as JSON; `token` is for the base's files on the Hub.
+    """
 
     job_id: str
+    attempt: int
     model_dir: str
     config: dict[str, Any] = field(repr=False)
     with_base: bool
@@ -70,7 +77,7 @@ class Talker:
     each other; `release` waits for nobody. What its libraries print goes to `log_file`."""
 
     def __init__(self, idle_seconds: float, log_file: Path, fork_server: ForkServer | None = None) -> None:
-        self._idle_seconds = idle_seconds
+        self._idle = IdleTimer(idle_seconds, self._let_go)
         self._log_file = log_file
         self._fork_server = fork_server
         self._turn = threading.Lock()
@@ -82,7 +89,6 @@ class Talker:
         self._releases_seen = 0  # when the one whose turn it is began to wait
         self._why_released = ""
         self._closed = False
-        self._idle_timer: threading.Timer | None = None
 
     @property
     def status(self) -> Status:
@@ -166,7 +172,7 @@ class Talker:
                 if closed.is_set():
                     raise BusyError("Nobody waits for the answer any more")
             try:
-                self._cancel_timer()
+                self._idle.cancel()
                 self._status = replace(self._status, idle_until=None)
                 self._releases_seen = releases
                 self._refuse_where_released()
@@ -201,7 +207,7 @@ class Talker:
         process = self._process = PipedProcess.start("talk", environment, self._log_file, self._fork_server)
         # Whoever let it go before there was a process to end could not end it.
         self._refuse_where_released()
-        arguments = {name: value for name, value in vars(order).items() if name != "job_id"}
+        arguments = {name: value for name, value in vars(order).items() if name not in _NAMES}
         process.send({"id": next(self._numbers), "op": "load", "args": arguments})
         told = self._receive(process)
         self._status = replace(self._status, state="ready", memory_mb=told["result"]["memory_mb"])
@@ -230,11 +236,9 @@ class Talker:
         if self._process is None or not self._process.lives:
             self._end()
             return
-        until = time.time() + self._idle_seconds
+        until = time.time() + self._idle.seconds
         self._status = replace(self._status, state="ready", idle_until=until)
-        self._idle_timer = threading.Timer(self._idle_seconds, self._let_go, [until])
-        self._idle_timer.daemon = True
-        self._idle_timer.start()
+        self._idle.start(until)
 
     def _let_go(self, until: float) -> None:
         with self._turn:
@@ -248,12 +252,8 @@ class Talker:
             process.end()
         self._status = Status("empty")
 
-    def _cancel_timer(self) -> None:
-        if self._idle_timer is not None:
-            self._idle_timer.cancel()
-            self._idle_timer = None
-
 
 def _serves(loaded: TalkOrder | None, wanted: TalkOrder) -> bool:
-    same = loaded is not None and loaded.job_id == wanted.job_id
-    return same and loaded is not None and (loaded.with_base or not wanted.with_base)
+    if loaded is None or (loaded.job_id, loaded.attempt) != (wanted.job_id, wanted.attempt):
+        return False
+    return loaded.with_base or not wanted.with_base
