@@ -20,7 +20,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from setproctitle import setproctitle
@@ -95,9 +95,6 @@ class _Forks:
             child = self._fork(request, files)
             if child is not None:
                 return child
-            # A lock passed on is held for as long as any process has its file open.
-            for file in files:
-                os.close(file)
         return None
 
     def _receive(self) -> tuple[dict[str, Any], list[int]] | None:
@@ -125,8 +122,7 @@ class _Forks:
         try:
             pid = os.fork()
         except OSError as error:
-            os.close(begun)
-            os.close(beginning)
+            _close([begun, beginning, *files])
             self._answer({"error": str(error)})
             return None
         if pid == 0:
@@ -135,8 +131,9 @@ class _Forks:
             os.setsid()
             os.close(beginning)
             return lambda: _become(request, files)
-        os.close(beginning)
-        # Whoever has the pid may end its whole session, which must be there by then.
+        # A lock passed on is held for as long as any process has its file open: none is when the pid is known.
+        _close([beginning, *files])
+        # They may also end its whole session, which must be there by then.
         os.read(begun, 1)
         os.close(begun)
         self._exit_codes[pid] = None
@@ -151,6 +148,11 @@ class _Forks:
     def _answer(self, content: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             self._server.sendall(json.dumps(content).encode() + b"\n")
+
+
+def _close(files: Iterable[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _become(request: dict[str, Any], files: list[int]) -> int:
