@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from playwright.sync_api import Page, TimeoutError, expect
+from playwright.sync_api import Error, Page, expect
 
 from tests.harness import Server, pairs_file
 
@@ -32,7 +32,7 @@ def choose_file(page: Page, file: Path) -> None:
     try:
         with page.expect_file_chooser(timeout=10_000) as chooser:
             page.keyboard.press("Space")
-    except TimeoutError:
+    except Error:
         with page.expect_file_chooser() as chooser:
             page.keyboard.press("Space")
     chooser.value.set_files(file)
