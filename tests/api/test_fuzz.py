@@ -15,7 +15,7 @@ import pytest
 
 from tests.harness import Server
 
-CASES = os.environ.get("FUZZ_CASES", "5")
+CASES = os.environ.get("FUZZ_CASES", "3")
 
 
 @pytest.mark.timeout(3600)

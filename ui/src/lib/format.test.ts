@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { ago, bytes, duration, number, percent } from './format';
+import { ago, bytes, duration, number, percent, speedInWords } from './format';
 
 test('durations are told in their two largest units', () => {
   expect([0, 59, 60, 61, 3600, 3661, 90_000].map(duration)).toEqual(['0 s', '59 s', '1 min', '1 min 1 s', '1 h', '1 h 1 min', '1 d 1 h']);
@@ -26,4 +26,9 @@ test('yesterday and before is a date', () => {
   expect(ago('2026-01-10T11:59:30Z', now)).toBe('just now');
   expect(ago('2026-01-10T11:00:00Z', now)).toBe('1 h ago');
   expect(ago('2026-01-02T11:00:00Z', now)).toBe('Jan 2, 2026');
+});
+
+test('a speed is told the way round that gives a number above one', () => {
+  expect(speedInWords(0.25)).toBe('4 steps a second');
+  expect(speedInWords(12.34)).toBe('12 s a step');
 });

@@ -48,3 +48,8 @@ export function ago(iso: string | null | undefined, now: number = Date.now()): s
   if (seconds < 86_400) return `${duration(Math.round(seconds / 60) * 60)} ago`;
   return new Date(then).toLocaleDateString('en', { day: 'numeric', month: 'short', year: 'numeric' });
 }
+
+/** Whichever of the two is a number above one. */
+export function speedInWords(secondsPerStep: number): string {
+  return secondsPerStep < 1 ? `${number(1 / secondsPerStep, 2)} steps a second` : `${number(secondsPerStep, 2)} s a step`;
+}

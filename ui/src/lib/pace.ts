@@ -16,10 +16,17 @@ export class Pace {
     this.#seen = this.#seen.slice(Math.max(oldest, this.#seen.length - MOST));
   }
 
+  /** Null while too little was seen. */
+  get secondsPerStep(): number | null {
+    const [first, last] = [this.#seen[0], this.#seen.at(-1)];
+    if (!first || !last || last.step === first.step) return null;
+    return (last.at - first.at) / 1000 / (last.step - first.step);
+  }
+
   /** Seconds to the step `total`; null while too little was seen. */
   secondsTo(total: number | null | undefined): number | null {
-    const [first, last] = [this.#seen[0], this.#seen.at(-1)];
-    if (!first || !last || !total || last.step === first.step) return null;
-    return ((last.at - first.at) / 1000 / (last.step - first.step)) * Math.max(0, total - last.step);
+    const perStep = this.secondsPerStep;
+    if (perStep === null || !total) return null;
+    return perStep * Math.max(0, total - (this.#seen.at(-1)?.step ?? 0));
   }
 }

@@ -10,13 +10,19 @@ export const search = $state<{ words: string; filter: Filter }>({ words: '', fil
 
 const paces = new Map<string, Pace>();
 
+/** Null while too little was seen. */
+export interface Speed {
+  secondsPerStep: number | null;
+  secondsLeft: number | null;
+}
+
 export interface Runs {
   all: HistoryEntry[];
   total: number;
   queue: QueueStatus;
   live: Map<string, JobStatus>;
-  /** Of those that train, by job; null while too little was seen. */
-  secondsLeft: Map<string, number | null>;
+  /** Of those that train, by job. */
+  speeds: Map<string, Speed>;
 }
 
 export async function loadRuns(): Promise<Runs> {
@@ -24,13 +30,14 @@ export async function loadRuns(): Promise<Runs> {
   const running = history.jobs.filter((job) => isRunning(job.status));
   const statuses = await Promise.all(running.map((job) => api.status(job.job_id).catch(() => null)));
   const live = new Map(statuses.flatMap((status) => (status ? [[status.job_id, status] as const] : [])));
-  const secondsLeft = new Map([...live.values()].filter((job) => job.status === 'training').map((job) => [job.job_id, pace(job)]));
-  return { all: history.jobs, total: history.total, queue, live, secondsLeft };
+  const training = [...live.values()].filter((job) => job.status === 'training');
+  const speeds = new Map(training.map((job) => [job.job_id, speedOf(job)]));
+  return { all: history.jobs, total: history.total, queue, live, speeds };
 }
 
-function pace(job: JobStatus): number | null {
-  const known = paces.get(job.job_id) ?? new Pace();
-  paces.set(job.job_id, known);
-  known.see(job.current_step ?? 0, Date.now());
-  return known.secondsTo(job.total_steps);
+function speedOf(job: JobStatus): Speed {
+  const pace = paces.get(job.job_id) ?? new Pace();
+  paces.set(job.job_id, pace);
+  pace.see(job.current_step ?? 0, Date.now());
+  return { secondsPerStep: pace.secondsPerStep, secondsLeft: pace.secondsTo(job.total_steps) };
 }
