@@ -33,6 +33,13 @@ def test_the_documentation_pages_are_there(http: httpx.Client) -> None:
     assert "redoc" in http.get("/api/redoc").text.lower()
 
 
+def test_a_browser_that_comes_to_nowhere_gets_the_page_and_a_program_a_reason(http: httpx.Client) -> None:
+    by_browser = http.get("/no/such/place", headers={"accept": "text/html,*/*"})
+    assert (by_browser.status_code, by_browser.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "default-src 'none'" in by_browser.headers["content-security-policy"]
+    assert "nothing at /no/such/place" in http.get("/no/such/place").json()["detail"]
+
+
 @pytest.mark.parametrize("path", ["/", "/new", "/runs/job_1", "/runs/job_1/talk", "/machine"])
 def test_every_view_is_the_page_and_may_load_nothing_from_elsewhere(http: httpx.Client, path: str) -> None:
     answer = http.get(path)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from playwright.sync_api import Error, Page, expect
+from playwright.sync_api import Page, expect
 
 from tests.harness import Server, pairs_file
 
@@ -27,17 +27,6 @@ def tab_to(page: Page, name: str) -> None:
     raise AssertionError(f"Tab never came to {name}")
 
 
-def choose_file(page: Page, file: Path) -> None:
-    """By Space, as the input is focused; a busy Chromium now and then swallows the first."""
-    try:
-        with page.expect_file_chooser(timeout=10_000) as chooser:
-            page.keyboard.press("Space")
-    except Error:
-        with page.expect_file_chooser() as chooser:
-            page.keyboard.press("Space")
-    chooser.value.set_files(file)
-
-
 def test_from_a_file_to_an_answer_by_keyboard_alone(
     own_server: Server, tiny_model: Path, visit: Callable[..., Page]
 ) -> None:
@@ -45,6 +34,7 @@ def test_from_a_file_to_an_answer_by_keyboard_alone(
     file = own_server.root / "asked.jsonl"
     file.write_text("\n".join(json.dumps({**row, "ask": row["prompt"], "prompt": "?"}) for row in rows))
     page = visit(own_server)
+    page.on("filechooser", lambda chooser: chooser.set_files(file))
     tab_to(page, "Skip to the content")
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
@@ -53,7 +43,7 @@ def test_from_a_file_to_an_answer_by_keyboard_alone(
     tab_to(page, "Base model")
     page.keyboard.type(str(tiny_model))
     tab_to(page, "Drop a file here")
-    choose_file(page, file)
+    page.keyboard.press("Space")
     expect(page.get_by_label("Chosen answer")).to_have_value("chosen")
     tab_to(page, "Prompt")
     page.keyboard.type("ask")

@@ -172,6 +172,10 @@ def test_the_machine_and_places_that_are_not_there(own_server: Server, visit: Vi
     look_at(page, "machine")
     page.goto("/runs/job_20000101_000000")
     expect(page.get_by_role("heading", name="No such run")).to_be_visible()
+    page.goto("/runs/%E0%A4%A")
+    expect(page.get_by_role("heading", name="No such run")).to_be_visible()
+    page.goto("/nowhere/at/all")
+    expect(page.get_by_role("heading", name="Nothing is here")).to_be_visible()
     page.goto("/compare")
     expect(page.get_by_text("Choose two or more runs")).to_be_visible()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import FileResponse, PlainTextResponse, Response
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
@@ -40,11 +40,25 @@ def is_of_page(path: str) -> bool:
     return path in _VIEWS or path.startswith((f"{_ASSETS}/", "/runs/"))
 
 
+def wants_page(request: Request) -> bool:
+    """Whether a browser was sent to an address, rather than a program asking for it."""
+    return request.method == "GET" and "text/html" in request.headers.get("accept", "")
+
+
+def nowhere() -> Response:
+    """The page, which says that there is nothing at its address."""
+    return _page(404)
+
+
 def _index() -> Response:
+    return _page(200)
+
+
+def _page(status: int) -> Response:
     index = STATIC / "index.html"
     if not index.is_file():
         return PlainTextResponse("The web page was not built. `pip install .` builds it; the API is at /api/docs.", 503)
-    return FileResponse(index, headers=_HEADERS)
+    return FileResponse(index, status, headers=_HEADERS)
 
 
 for _view in _VIEWS:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import get_args
 
 from merlina.data.files import Row
 from merlina.errors import DataError
@@ -36,6 +38,21 @@ _USUAL_NAMES: dict[PairColumn, tuple[str, ...]] = {
 }
 
 
+# Words by which a column is known where its whole name isn't usual: answer_good, the_worse_one.
+_TELLING_WORDS: dict[PairColumn, frozenset[str]] = {
+    "prompt": frozenset({"prompt", "question", "instruction", "query"}),
+    "chosen": frozenset({"chosen", "accepted", "preferred", "good", "better", "best", "winner", "winning", "positive"}),
+    "rejected": frozenset({"rejected", "dispreferred", "bad", "worse", "worst", "loser", "losing", "negative"}),
+    "system": frozenset({"system"}),
+    "reasoning": frozenset({"reasoning", "thinking", "rationale"}),
+}
+# Of columns that say something about a text and hold none.
+_ABOUT = frozenset(
+    {"id", "score", "rating", "rank", "model", "source", "name", "length", "len", "tokens", "reward", "label"}
+)
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+
 def guess_mapping(columns: Sequence[str]) -> dict[str, PairColumn]:
     """The `column_mapping` these names suggest; columns that are called as ours need none."""
     by_lower_case = {name.lower(): name for name in columns}
@@ -44,6 +61,19 @@ def guess_mapping(columns: Sequence[str]) -> dict[str, PairColumn]:
         if target in columns:
             continue
         found = next((by_lower_case[name] for name in usual if name in by_lower_case), None)
+        found = found or _only_one_with(_TELLING_WORDS[target], [name for name in columns if name not in guessed])
         if found is not None and found not in guessed:
             guessed[found] = target
     return guessed
+
+
+def _only_one_with(words: frozenset[str], columns: Sequence[str]) -> str | None:
+    """Of several that have one of the words, none is the likelier."""
+    found = [
+        name
+        for name in columns
+        if name not in get_args(PairColumn)
+        and (own := {word.lower() for word in _WORD.findall(name)}) & words
+        and not own & _ABOUT
+    ]
+    return found[0] if len(found) == 1 else None

@@ -26,6 +26,8 @@ _DTYPES = {4: "float32", 2: "bfloat16"}
 _WIDEST = 2048
 # The largest pack is tried before the first step, which is slow itself while memory is found for it.
 _TRIED_PACKS = 2
+# Of a step, whatever it computes.
+_STEP_SECONDS = 0.01
 _REFERENCED = ("dpo", "ipo", "kto")
 
 
@@ -88,7 +90,8 @@ def estimate_time(
     watched = _evaluations(config, steps) * held_out + (pairs if config.training_mode in _REFERENCED else 0)
     tried = _TRIED_PACKS * largest_pack(config, data, device) / (tokens.prompt + sum(_answers(config, tokens)))
     flops = (trained + tried) * _training_flops(config, model, tokens) + watched * _forward_flops(config, model, tokens)
-    return TimeEstimate(seconds=flops / speed, steps=steps, earlier_run=earlier.job_id if earlier else None)
+    seconds = flops / speed + (0.0 if earlier else steps * _STEP_SECONDS)
+    return TimeEstimate(seconds=seconds, steps=steps, earlier_run=earlier.job_id if earlier else None)
 
 
 def _precision(config: TrainingConfig, device: str) -> tuple[int, int | None]:

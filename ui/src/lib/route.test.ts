@@ -12,5 +12,6 @@ test('each view has its address', () => {
 });
 
 test('anything else is nowhere', () => {
+  expect(routeOf('/runs/%E0%A4%A')).toEqual({ view: 'run', job: '%E0%A4%A' });
   expect([routeOf('/else'), routeOf('/runs/a/b'), routeOf('/new/x')]).toEqual(Array(3).fill({ view: 'nowhere' }));
 });

@@ -11,7 +11,7 @@ export type Route =
 
 export function routeOf(path: string, search = ''): Route {
   const query = new URLSearchParams(search);
-  const [first, second, third] = path.split('/').filter(Boolean).map(decodeURIComponent);
+  const [first, second, third] = path.split('/').filter(Boolean).map(decoded);
   if (first === 'runs' && second !== undefined && third === 'talk') return { view: 'talk', job: second };
   if (third !== undefined) return { view: 'nowhere' };
   if (first === undefined || (first === 'runs' && second === undefined)) return { view: 'runs' };
@@ -21,4 +21,13 @@ export function routeOf(path: string, search = ''): Route {
   if (first === 'compare') return { view: 'compare', jobs: (query.get('runs') ?? '').split(',').filter(Boolean) };
   if (first === 'machine') return { view: 'machine' };
   return { view: 'nowhere' };
+}
+
+/** As it stands where it is no text in the way of addresses. */
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }

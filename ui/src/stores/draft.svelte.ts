@@ -30,8 +30,9 @@ export class Draft {
   isChecking = $state(false);
   /** Of fields that hold what can't be taken, by name: the value before it still stands. */
   invalid = $state.raw<Record<string, string>>({});
-  /** Counts configurations taken over, so that what has a state of its own begins anew. */
+  /** Counts configurations taken over, so that what has a state of its own begins anew; `takes` those of settings. */
   loads = $state(0);
+  takes = $state(0);
   #errors = $state.raw<Said[]>([]);
   #asked = 0;
 
@@ -67,6 +68,9 @@ export class Draft {
     const { [name]: _before, ...others } = this.values;
     const isDefault = value === undefined || JSON.stringify(value) === JSON.stringify(FIELDS.get(name)?.initial);
     this.values = isDefault ? others : { ...others, [name]: value };
+    // Weights are held one way: whoever chooses one gives up the other.
+    if (name === 'use_8bit' && value === true) this.set('use_4bit', false);
+    if (name === 'use_4bit' && value === true) this.set('use_8bit', false);
   }
 
   refuse(name: string, message: string): void {
@@ -78,7 +82,7 @@ export class Draft {
   take(values: Values): void {
     this.values = { ...values };
     this.invalid = {};
-    this.loads += 1;
+    this.takes += 1;
   }
 
   load(config: Values): void {
@@ -91,6 +95,7 @@ export class Draft {
     }
     if (parts.data.source) this.data = parts.data;
     this.take(parts.values);
+    this.loads += 1;
   }
 
   /** For an effect: has the present configuration checked once it rests. Returns what takes that back. */

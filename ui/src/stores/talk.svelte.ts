@@ -26,12 +26,13 @@ export class Talk {
   #stopping = new AbortController();
 
   constructor(readonly job: string) {
-    void this.refresh();
+    void this.refresh().catch(() => {});
   }
 
   async refresh(): Promise<void> {
-    this.state = await api.talk().catch(() => null);
-    this.tally = (await api.comparisons(this.job).catch(() => null))?.tally ?? null;
+    const [state, comparisons] = await Promise.all([api.talk(), api.comparisons(this.job)]);
+    this.state = state;
+    this.tally = comparisons.tally;
   }
 
   /** Both sides answer, the tuned one first; each goes on with its own answers so far. */
@@ -96,7 +97,7 @@ export class Talk {
       this.#dropUnanswered();
     } finally {
       this.isBusy = false;
-      await this.refresh();
+      await this.refresh().catch(() => {});
     }
   }
 
