@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from merlina.errors import HelperError
-from merlina.preflight.duration import EarlierRun, estimate_time
+from merlina.preflight.duration import EarlierRun, estimate_time, find_earlier_run
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
 from merlina.schemas.training import TrainingConfig
+from merlina.storage import jobs, metrics
+from merlina.storage.database import Database
+from merlina.storage.metrics import MetricRecord
 
 TOKENS = PairTokens(prompt=100, chosen=50, rejected=50)
 DATA = DataFacts(
@@ -72,6 +77,44 @@ def test_an_earlier_run_says_how_long_a_pair_takes() -> None:
     referenced = seconds(config(training_mode="dpo"), earlier=config())[1]
     assert referenced == pytest.approx(1000 + TRIED + 1000 * (LAYERS + HEAD) / TRAINED)
     assert seconds(config(gpu_ids=[0, 1]), earlier=config())[1] == pytest.approx(505)
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'merlina.db'}")
+    database.migrate()
+    yield database
+    database.close()
+
+
+def completed(database: Database, number: int, given: dict[str, Any], *, gpus: list[int] | None = None) -> str:
+    """A job that was completed at `number` times a hundred tokens a second."""
+    job_id = f"job_{number}"
+    values = {
+        "job_id": job_id, "state": "completed", "priority": 3, "config": given, "base_model": "m", "output_name": "x",
+        "target_dir": "x", "gpus": gpus, "created_at": number, "updated_at": number,
+    }  # fmt: skip
+    with database.write() as connection:
+        record = jobs.add(connection, values)
+        speeds = [MetricRecord(step, 0.0, {"tokens_per_second": 100.0 * number}) for step in (1, 2, 3)]
+        metrics.record(connection, record.number, speeds)
+    return job_id
+
+
+def test_the_newest_run_in_the_same_precision_on_such_a_device_is_gone_by(database: Database) -> None:
+    assert find_earlier_run(database, config(), "cpu") is None
+    completed(database, 1, config().model_dump(mode="json"))
+    newest = completed(database, 2, config(lora_r=4).model_dump(mode="json"))
+    completed(database, 3, config(dtype="bfloat16").model_dump(mode="json"))
+    completed(database, 4, config(use_4bit=True).model_dump(mode="json"))
+    on_gpu = completed(database, 5, config().model_dump(mode="json"), gpus=[0])
+    completed(database, 6, {"base_model": "m", "of_another_version": True})
+    found = find_earlier_run(database, config(), "cpu")
+    assert found is not None
+    assert (found.job_id, found.tokens_per_second, found.config.lora_r) == (newest, 200.0, 4)
+    found = find_earlier_run(database, config(), "cuda")
+    assert found is not None
+    assert found.job_id == on_gpu
 
 
 def test_without_one_the_processor_says_it() -> None:

@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from merlina.errors import HelperError
 from merlina.preflight.memory import compute_bytes, largest_pack
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
@@ -47,7 +49,10 @@ def find_earlier_run(database: Database, config: TrainingConfig, device: str) ->
     """The newest completed one with the same model in the same precision on such a device, cpu or cuda."""
     with database.read() as connection:
         for record in jobs.completed_with(connection, config.base_model, _RUNS_LOOKED_AT):
-            then = TrainingConfig.model_validate(record.config)
+            try:
+                then = TrainingConfig.model_validate(record.config)
+            except ValidationError:
+                continue  # of another version
             if bool(record.gpus) != (device == "cuda") or _precision(then, device) != _precision(config, device):
                 continue
             rows = metrics.rows(connection, record.number, max_points=_POINTS)
