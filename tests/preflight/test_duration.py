@@ -65,6 +65,7 @@ def test_usable_rows_are_shared_out_to_steps() -> None:
     assert seconds(config(num_epochs=2.5))[0] == 250
     assert seconds(config(test_size=0.1))[0] == 90
     assert seconds(config(max_steps=7))[0] == 7
+    assert seconds(config(num_epochs=10), rows=34)[0] == 20  # 17 pairs: each epoch has a step of ten and one of seven
 
 
 def test_an_earlier_run_says_how_long_a_pair_takes() -> None:

@@ -105,6 +105,17 @@ def test_an_adapter_that_is_off_leaves_the_model_as_it_was() -> None:
     assert torch.allclose(found.sums, expected.sums, rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_that_drops_out_attention_weights_is_run_its_own_way() -> None:
+    model = adapted(random_model(attention_dropout=0.1))
+    before = torch.get_rng_state()
+    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    assert reason is not None
+    assert "NotImplementedError" in reason
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+    loss_and_gradients(model, run, [PACK])
+
+
 def test_a_model_that_carries_a_state_on_is_run_its_own_way() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 

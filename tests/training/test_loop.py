@@ -144,6 +144,23 @@ def test_batches_of_another_size_take_the_same_step(tiny_model: Path, tmp_path: 
         assert torch.allclose(ours, theirs, atol=2e-5), name
 
 
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.3])
+def test_gradients_that_are_no_numbers_are_never_written(
+    tiny_model: Path, tmp_path: Path, max_grad_norm: float
+) -> None:
+    config = configure(tiny_model, max_grad_norm=max_grad_norm)
+    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path)), config).model
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    trained[0].register_hook(lambda gradient: gradient * float("nan"))
+    trainer = PreferenceTrainer(
+        model, config, training=PAIRS, held_out=[], pad_id=0, dtype=torch.float32,
+        folder=tmp_path, reporter=Recorder(), resuming=False,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match="gradients became nan in step 1"):
+        trainer.train()
+    assert all(weight.isfinite().all() for weight in trained)
+
+
 def test_a_diverged_loss_ends_the_run_naming_the_step(tiny_model: Path, tmp_path: Path) -> None:
     config = configure(tiny_model, optimizer_type="sgd", learning_rate=1.0, max_grad_norm=0, max_steps=50, beta=10.0)
     recorder = Recorder()

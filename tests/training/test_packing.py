@@ -50,6 +50,18 @@ def test_packs_hold_every_unit_once_and_keep_to_their_budget(content: list[Share
     assert sorted(index for pack in packs for index in pack) == list(range(len(content)))
     for pack in packs:
         assert len(pack) == 1 or sum(content[index].positions for index in pack) <= budget
+    assert packs == first_fit([unit.positions for unit in content], budget)
+
+
+def first_fit(sizes: list[int], budget: int) -> list[list[int]]:
+    """The longest first, each into the first pack that has room for it."""
+    packs: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        fitting = [pack for pack in packs if sum(sizes[other] for other in pack) + sizes[index] <= budget]
+        if not fitting:
+            packs.append([])
+        (fitting or packs[-1:])[0].append(index)
+    return packs
 
 
 def test_no_targets_of_prompts_are_made_where_none_are_asked_for() -> None:

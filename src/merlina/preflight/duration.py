@@ -90,8 +90,10 @@ def estimate_time(
         return None
     pairs = rows * data.usable / data.rows
     held_out = pairs * config.dataset.test_size
-    steps = config.max_steps or math.ceil(max(1.0, pairs - held_out) / config.pairs_per_step * config.num_epochs)
-    trained = steps * min(config.pairs_per_step, pairs - held_out)
+    # Each epoch's last step takes what is left.
+    per_epoch = math.ceil(max(1.0, pairs - held_out) / config.pairs_per_step)
+    steps = config.max_steps or math.ceil(per_epoch * config.num_epochs)
+    trained = steps / per_epoch * (pairs - held_out)
     watched = _evaluations(config, steps) * held_out + (pairs if config.training_mode in _REFERENCED else 0)
     tried = _TRIED_PACKS * largest_pack(config, data, device) / (tokens.prompt + sum(_answers(config, tokens)))
     flops = (trained + tried) * _training_flops(config, model, tokens) + watched * _forward_flops(config, model, tokens)

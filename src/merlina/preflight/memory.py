@@ -33,6 +33,7 @@ OPTIMIZER_BYTES = {
 }
 # By bits of a weight: NF4 with doubly quantized scales takes a little more than its 4 bits.
 _HELD_BYTES = {4: 0.53, 8: 1.01}
+_HALF = 2
 # Of one chunk of logits (training/output_head), and what is made of it.
 _LOGIT_BYTES = {4: 0.4 * _GB, 2: 0.2 * _GB}
 
@@ -77,9 +78,11 @@ def estimate(
     logits = _LOGIT_BYTES[width] + 2 * positions * model.hidden_size * width
     # Gradients grow as activations are let go, so that only what is above those adds to the peak.
     gradients = max(0.0, trained * 4 - activations - logits)
+    # Autograd keeps what each float32 weight was cast to until the backward pass has used it.
+    cast = model.parameters * width if not config.use_lora and width == _HALF else 0.0
     return Estimate(
         {
-            "weights": _weight_bytes(config, model, width, parts) + (trained * 4 if config.use_lora else 0),
+            "weights": _weight_bytes(config, model, width, parts) + (trained * 4 if config.use_lora else 0) + cast,
             "gradients": gradients,
             "optimizer state": trained * OPTIMIZER_BYTES[config.optimizer_type],
             "activations": activations,
@@ -137,7 +140,7 @@ def check_memory(
     largest, size = parts[0]
     message = (
         f"memory: the run needs about {needed.total / _GB:.1f} GiB of {place} and {free / _GB:.1f} GiB are free. "
-        f"Most of it: {largest} ({size / _GB:.1f} GiB). {_what_helps(config, model, data, device)}"
+        f"Most of it: {largest} ({size / _GB:.1f} GiB). {_what_helps(config, model, data, device, spread_over)}"
     )
     if gpus_used > 1 and not config.use_lora:
         message += ". More GPUs don't: without LoRA each holds the whole model and takes its share of the pairs"
@@ -152,13 +155,13 @@ def _decisive_gpu(config: TrainingConfig, gpus: Sequence[Gpu]) -> Gpu | None:
     return min(asked_for, key=lambda gpu: gpu.memory_free_mb, default=None)
 
 
-def _what_helps(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str) -> str:
+def _what_helps(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, parts: int) -> str:
     """The changes that would save most, with what each leaves."""
-    now = estimate(config, model, data, device).total
+    now = estimate(config, model, data, device, parts).total
     left = [
-        (estimate(config.model_copy(update=changes), model, data, device).total, name)
+        (estimate(changed, model, data, device, parts if changed.weight_bits is None else 1).total, name)
         for name, changes, applies in _SAVINGS
-        if applies(config)
+        if applies(config) and (changed := config.model_copy(update=changes))
     ]
     helping = sorted((total, name) for total, name in left if total < 0.98 * now)
     if not helping:

@@ -26,6 +26,9 @@ from merlina.training.packing import Pack, Segment
 
 NAME = "merlina_packed"
 
+# From Ampere on, and up to this size of a head.
+_FLASH_CAPABILITY, _FLASH_HEAD = (8, 0), 256
+
 
 @dataclass(frozen=True)
 class _Varlen:
@@ -89,9 +92,14 @@ def _attend(
         return _masked(query, key, value, packed.visible(window), scale, softcap, packed.implementation), None
     if query.device.type == "cpu":
         return block_attention(query[0], key[0], value[0], packed.segments, scale, window)[None], None
-    if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16):
+    if query.device.type == "cuda" and _takes_flash_attention(query):
         return _attend_varlen(query[0], key[0], value[0], packed.varlen(), scale, window)[None], None
     return _masked(query, key, value, packed.visible(window), scale, None, "sdpa"), None
+
+
+def _takes_flash_attention(query: Tensor) -> bool:
+    is_new_enough = torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
+    return is_new_enough and query.shape[-1] <= _FLASH_HEAD and query.dtype in (torch.bfloat16, torch.float16)
 
 
 def _attend_varlen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ class Endings(TrainerCallback):  # type: ignore[misc]
         return control
 
     def _is_better(self, value: float, best: float | None) -> bool:
-        if best is None:
+        if not math.isfinite(value):
+            return False
+        if best is None or not math.isfinite(best):
             return True
         return value > best if self._measure in _HIGHER_IS_BETTER else value < best

@@ -51,17 +51,31 @@ def fast_path(
             fuse_layers(causal_lm)
             packed = PackedModel(model, implementation)
             found = packed(trial)
+        _refuse_dropout_in_attention(model, trial, packed, precision)
         apart = ((expected.sums - found.sums).abs() / expected.tokens.clamp(min=1).sqrt()).max().item()
         if apart <= close_enough:
             return packed, None
         reason = f"gives other log-probabilities that way (apart by {apart:.2g})"
-    except (AttributeError, TypeError, ValueError, NotImplementedError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        # Kernels refuse a GPU or a shape with a plain RuntimeError.
         reason = f"can't be run that way ({type(error).__name__})"
     finally:
         model.train(was_training)
     unfuse_layers(causal_lm)
     causal_lm.set_attn_implementation(attention)
     return own, reason
+
+
+def _refuse_dropout_in_attention(
+    model: nn.Module, trial: Pack, packed: PackedModel, precision: AbstractContextManager[Any]
+) -> None:
+    """Raises NotImplementedError where the model drops out attention weights, which shows in training alone."""
+    devices = [trial.input_ids.device] if trial.input_ids.device.type == "cuda" else []
+    model.train()
+    with torch.random.fork_rng(devices), torch.no_grad(), precision:
+        packed(trial)
 
 
 def _in_8_bits(model: nn.Module) -> bool:

@@ -138,10 +138,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         """Forward and backward passes of one optimizer step, pack by pack. -> its mean loss"""
         model.train()
         step = self.state.global_step + 1
-        divergence = self._divergence(inputs)
         each = torch.zeros(len(inputs), device=self.args.device)
         means = Means()
         with self._ranks.own_randomness(self._config.seed, step):
+            divergence = self._divergence(inputs)
             for indices, counts in self._passes([example.unit for example in inputs]):
                 losses = self._pair_losses([inputs[index] for index in indices], divergence)
                 self.accelerator.backward(losses.loss.sum() * (counts / len(inputs)))
@@ -158,9 +158,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._alarms.step(step, loss.item(), means.take())
         return loss
 
-    def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Raises TrainingError before an optimizer step would write gradients that are no numbers into the weights."""
-        norm = super()._clip_grad_norm(model)
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Asked for before each optimizer step, whether gradients are clipped or not.
+
+        Raises TrainingError before a step would write gradients that are no numbers into the weights.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
         # In float16 a step that overflows is skipped and taken again at another scale.
         if self._dtype != torch.float16 and not math.isfinite(norm):
             raise TrainingError(

@@ -93,7 +93,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
             **(_quantized(spec.weight_bits, dtype, device) if spec.weight_bits else {}),
         )
     if file:
-        _forget_quantization(model)
+        forget_quantization(model)
     if spec.weight_bits == 4:
         _keep_weights_as_they_are(model)
     model.config.use_cache = False
@@ -152,12 +152,12 @@ def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
         return target
     with readable_errors(spec.base_model):
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype)
-        _forget_quantization(model)
+        forget_quantization(model)
         model.save_pretrained(target)
     return target
 
 
-def _forget_quantization(model: PreTrainedModel) -> None:
+def forget_quantization(model: PreTrainedModel) -> None:
     """A GGUF is unpacked while it is read; the mark it leaves would keep the model from being saved."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

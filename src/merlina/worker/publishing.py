@@ -22,7 +22,7 @@ from merlina.errors import InvalidRequestError, MerlinaError
 from merlina.hub import in_words
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
-from merlina.training.models import split_gguf
+from merlina.training.models import forget_quantization, split_gguf
 from merlina.training.spreading import is_spread
 from merlina.worker.model_card import Placement, is_on_hub, model_card
 from merlina.worker.reporting import EventReporter
@@ -125,6 +125,7 @@ def _save_merged(model: Any, tokenizer: Any, order: RunOrder, folder: Path) -> N
             trust_remote_code=order.trust_remote_code,
             **({"gguf_file": gguf} if gguf else {"use_safetensors": True}),
         )
+        forget_quantization(base)
         model = PeftModel.from_pretrained(base, order.output_dir)
     model.merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
