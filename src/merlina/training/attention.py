@@ -11,7 +11,9 @@ call itself, also where a layer is computed again for its gradients. Which kerne
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -99,7 +101,16 @@ def _attend(
 
 def _takes_flash_attention(query: Tensor) -> bool:
     is_new_enough = torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
-    return is_new_enough and query.shape[-1] <= _FLASH_HEAD and query.dtype in (torch.bfloat16, torch.float16)
+    fits = query.shape[-1] <= _FLASH_HEAD and query.dtype in (torch.bfloat16, torch.float16)
+    return is_new_enough and fits and _varlen_is_complete()
+
+
+@cache
+def _varlen_is_complete() -> bool:
+    """Whether this torch can tell its kernel a scale, a window, and that queries share keys; older ones can't."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
 
 
 def _attend_varlen(
