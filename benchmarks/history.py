@@ -22,7 +22,7 @@ from merlina.storage import jobs, metrics
 from merlina.storage.database import Database
 from merlina.storage.metrics import MetricRecord
 
-_FIGURES = {
+FIGURES = {
     "loss": 1.2345678, "nll_loss": 1.1234567, "log_odds_loss": 0.1111111, "learning_rate": 1.9e-05, "epoch": 0.5,
     "rewards_accuracy": 0.75, "rewards_margin": 0.0123456, "grad_norm": 0.4321, "memory_gb": 1.5,
 }  # fmt: skip
@@ -82,7 +82,7 @@ def fill_job(database: Database, number: int, rows: int) -> None:
     for begin in range(0, rows, _BATCH):
         steps = range(begin + 1, min(rows, begin + _BATCH) + 1)
         with database.write() as connection:
-            metrics.record(connection, number, [MetricRecord(step, 1.7e9 + step, _FIGURES) for step in steps])
+            metrics.record(connection, number, [MetricRecord(step, 1.7e9 + step, FIGURES) for step in steps])
 
 
 def measure_all(server: Server, requests: int) -> None:

@@ -17,10 +17,11 @@ import tempfile
 from pathlib import Path
 
 from common import Server
-from history import fill
+from history import FIGURES, fill
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from merlina.api.page import STATIC
+from merlina.runs import EventLog
 
 _GAPS = """async (act) => {
   const gaps = []; let last = performance.now(), going = true;
@@ -63,13 +64,29 @@ def main() -> None:
             server.start()
         try:
             _report("empty list", [_there(browser, empty.url, "h1") for _ in range(options.rounds)])
-            run = f"{full.url}/runs/{full.history()[-1]}"
+            job = full.history()[-1]
+            _write_log(full.root / "data/runs" / job, options.rows)
+            run = f"{full.url}/runs/{job}"
             _report(f"run of {options.rows:,} rows", [_there(browser, run, ".u-over") for _ in range(options.rounds)])
             _report("frames", [_frames(browser, run) for _ in range(options.rounds)])
         finally:
             empty.stop()
             full.stop()
             browser.close()
+
+
+def _write_log(folder: Path, rows: int) -> None:
+    """The event log that a run with so many rows leaves, which the page's log and timeline are read from."""
+    folder.mkdir(parents=True)
+    log = EventLog(folder / "events.jsonl")
+    log.append("started", attempt=1, pid=1)
+    for step in range(1, rows + 1):
+        log.append("progress", step=step, total_steps=rows)
+        log.append("metrics", step=step, metrics=FIGURES)
+        if step % 1000 == 0:
+            log.append("log", level="info", message=f"{step} steps are done")
+    log.append("ended", state="completed")
+    log.close()
 
 
 def _there(browser: Browser, url: str, selector: str) -> float:

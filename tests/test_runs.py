@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from merlina.runs import EventLog, RunFolder, read_events
+from merlina.runs import EventLog, RunFolder, find_events, read_events
 
 
 def test_events_are_numbered_on_over_attempts(tmp_path: Path) -> None:
@@ -103,3 +103,20 @@ def test_lines_of_another_version_keep_their_number_and_rubbish_is_passed_over(t
         file.write('{"seq": 3, "time": 1.0, "type": "progress", "step": 2, "total_steps": 3}\n')
     events, _ = read_events(tmp_path / "events.jsonl")
     assert [(event.seq, event.type) for event in events] == [(1, "progress"), (2, "from_tomorrow"), (3, "progress")]
+
+
+def test_lines_of_one_type_are_found_among_others_and_only_whole_ones(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    assert list(find_events(file, ["log"])) == []
+    log = EventLog(file)
+    for step in range(20_000):
+        log.append("metrics", step=step, metrics={"loss": 1.0, "grad_norm": 1.0})
+        if step % 5_000 == 0:
+            log.append("log", level="info", message=f'{step} says "type":"metrics"')
+    log.append("ended", state="completed")
+    with file.open("ab") as torn:
+        torn.write(b'{"seq":99999,"time":1.0,"type":"log","level":"info","mess')
+    found = [event.model_dump()["message"] for event in find_events(file, ["log"])]
+    assert found == [f'{step} says "type":"metrics"' for step in (0, 5_000, 10_000, 15_000)]
+    assert [event.type for event in find_events(file, ["ended", "log"])] == ["log"] * 4 + ["ended"]
+    log.close()

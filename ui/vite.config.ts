@@ -1,7 +1,10 @@
+import { readFileSync } from 'node:fs';
 import { svelte } from '@sveltejs/vite-plugin-svelte';
 import { defineConfig } from 'vitest/config';
 
 const server = process.env.MERLINA_URL ?? 'http://127.0.0.1:8000';
+const paths = Object.keys((JSON.parse(readFileSync('src/api/openapi.json', 'utf8')) as { paths: object }).paths);
+const api = [...new Set(paths.map((path) => path.split('/')[1]))].join('|');
 
 export default defineConfig({
   plugins: [svelte()],
@@ -13,6 +16,6 @@ export default defineConfig({
     modulePreload: { polyfill: false },
   },
   // `npx vite` against a running server, while the page is worked on.
-  server: { proxy: { '^/(api|status|jobs|queue|stats|train|validate|dataset|gpu|configs|model|session|login|logout|health)': server, '/ws': { target: server, ws: true } } },
+  server: { proxy: { [`^/(${api})(/|\\?|$)`]: server, '/ws': { target: server, ws: true } } },
   test: { include: ['src/**/*.test.ts'] },
 });

@@ -21,8 +21,9 @@ import fcntl
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class RunOrder(BaseModel):
 
 _log = logging.getLogger(__name__)
 _RESERVE_BYTES = 64 * 1024
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def write_private(path: Path, content: bytes) -> None:
     os.replace(beside, path)
 
 
-def read_events(path: Path, offset: int = 0, limit_bytes: int = 1 << 20) -> tuple[list[Event], int]:
+def read_events(path: Path, offset: int = 0, limit_bytes: int = _BLOCK) -> tuple[list[Event], int]:
     """Whole lines from byte `offset` on, about `limit_bytes` of them, and the offset after the last of them.
 
     A line that is still being written (no newline yet) is left for the next call.
@@ -179,6 +181,23 @@ def read_events(path: Path, offset: int = 0, limit_bytes: int = 1 << 20) -> tupl
     if None in parsed:
         _log.error("%s has %d lines that are no events; going on without them", path, parsed.count(None))
     return [event for event in parsed if event is not None], offset + len(whole)
+
+
+def find_events(path: Path, kinds: Collection[str]) -> Iterator[Event]:
+    """The log's whole lines of some types, in order: lines of other types, which are most, are passed over unread."""
+    # Quotes are escaped inside texts, so that the mark stands nowhere else.
+    mark = re.compile(f'"type":"(?:{"|".join(kinds)})"'.encode())
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        rest = b""
+        while chunk := file.read(_BLOCK):
+            block = rest + chunk
+            whole = block.rfind(b"\n") + 1
+            for found in mark.finditer(block, 0, whole):
+                begin = block.rfind(b"\n", 0, found.start()) + 1
+                event = parse_event(block[begin : block.index(b"\n", found.end())])
+                if event is not None:
+                    yield event
+            rest = block[whole:]
 
 
 class EventLog:

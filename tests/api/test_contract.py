@@ -131,6 +131,7 @@ CASES = [
         (
             "job_id",
             "count",
+            "total",
             "metrics.0.step",
             "metrics.0.loss",
             "metrics.0.eval_loss",
@@ -141,6 +142,8 @@ CASES = [
     Case("GET /jobs/job_none/metrics", ("detail",), 404),
     Case("GET /jobs/{completed}/config", ("base_model", "dataset.source.source_type", "lora_r")),
     Case("GET /jobs/{completed}/logs", ("job_id", "count", "logs.0.message", "logs.0.timestamp", "logs.0.level")),
+    Case("GET /jobs/{completed}/timeline", ("job_id", "count", "states.0.state", "states.0.since", "states.0.attempt")),
+    Case("GET /jobs/job_none/timeline", ("detail",), 404),
     Case("POST /jobs/{completed}/stop", ("status", "message", "job_id")),
     Case("POST /jobs/job_none/stop", ("detail",), 404),
     Case("POST /jobs/{completed}/pause", ("status", "message", "job_id")),

@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,27 @@ def test_what_a_run_will_take_is_foreseen_from_an_earlier_one_with_its_model(
 def test_metrics_can_be_had_in_part(server: Server, done: str) -> None:
     with server.client() as client:
         assert [row.step for row in client.metrics(done, since_step=2, limit=2).metrics] == [2, 3]
-        assert [row.step for row in client.metrics(done, max_points=3).metrics] == [0, 3, 6]
+        assert [row.step for row in client.metrics(done, since_step=1, until_step=3).metrics] == [1, 2, 3]
+        thinned = client.metrics(done, max_points=3)
+    assert [row.step for row in thinned.metrics] == [0, 3, 6]
+    assert (thinned.count, thinned.total) == (3, 7)
+
+
+def test_the_timeline_has_each_state_in_order_with_its_time(server: Server, done: str) -> None:
+    with server.client() as client:
+        states = client.timeline(done).states
+    way = ["queued", "initializing", "loading_model", "loading_dataset", "training", "saving", "completed"]
+    assert [entry.state for entry in states] == way
+    times = [datetime.fromisoformat(entry.since) for entry in states]
+    assert times == sorted(times)
+
+
+def test_a_job_that_never_ran_was_cancelled_while_it_waited(server: Server, config: Config) -> None:
+    with server.client() as client:
+        first, second = (server.train(config(server, f"way-{number}")) for number in (1, 2))
+        client.stop(second)
+        assert [entry.state for entry in client.timeline(second).states] == ["queued", "cancelled"]
+        client.delete(first)
 
 
 def test_the_log_says_what_became_of_every_row(server: Server, done: str) -> None:

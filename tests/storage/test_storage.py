@@ -156,6 +156,50 @@ def test_a_thinned_chart_of_few_steps_far_apart_keeps_both_ends(database: Databa
     assert (found[0], found[-1]) == (0, 1_000_000)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+@given(
+    count=st.integers(0, 200),
+    every=st.integers(1, 60),
+    points=st.integers(1, 60),
+    part=st.tuples(*[st.integers(0, 200)] * 2),
+)
+def test_a_thinned_chart_keeps_evaluations_and_is_no_longer_than_asked_for(
+    database: Database, count: int, every: int, points: int, part: tuple[int, int]
+) -> None:
+    with database.write() as connection:
+        for job_id in jobs.summaries(connection):
+            jobs.remove(connection, job_id)
+    number = add(database, "a").number
+    evaluated = set(range(0, count, every))
+    with database.write() as connection:
+        metrics.record(connection, number, [MetricRecord(step, 1.0, {"loss": 1.0}) for step in range(count)])
+        metrics.record(connection, number, [MetricRecord(step, 1.0, {"eval_loss": 1.0}) for step in evaluated])
+        first, last = sorted(part)
+        rows = metrics.rows(connection, number, since_step=first, until_step=last, max_points=points)
+    steps, within = [row.step for row in rows], set(range(first, min(count, last + 1)))
+    assert steps == sorted(within & set(steps))
+    assert len(steps) <= points
+    found = {row.step for row in rows if "eval_loss" in row.figures}
+    room = max(0, points - 2) // 2
+    assert len(found) >= min(room, len(evaluated & within))
+    if points > 1 and within:
+        assert {min(within), max(within)} <= set(steps)
+
+
+def test_rows_from_before_evaluations_were_marked_are_marked_by_the_migration(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'merlina.db'}")
+    database.migrate("0004")
+    number = add(database, "a").number
+    with database.write() as connection:
+        for step in range(100):
+            figures = '{"loss": 1, "eval_loss": 2}' if step == 7 else '{"loss": 1}'
+            connection.exec_driver_sql(f"INSERT INTO metrics VALUES ({number}, {step}, 1.0, '{figures}')")
+    database.migrate()
+    with database.read() as connection:
+        assert 7 in [row.step for row in metrics.rows(connection, number, max_points=5)]
+    database.close()
+
+
 def test_metric_rows_are_counted_through_joins_resumes_and_deletions(database: Database) -> None:
     first, second = add(database, "a").number, add(database, "b").number
     with database.write() as connection:

@@ -10,8 +10,12 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from merlina.samples import PAIRS
+
 STATIC = Path(__file__).parent / "static"
 _ASSETS = "/assets"
+# For those who come without pairs of their own.
+_SAMPLE_PAIRS = f"{_ASSETS}/sample_pairs.jsonl"
 _VIEWS = ("/", "/new", "/runs", "/runs/{run}", "/runs/{run}/talk", "/compare", "/machine")
 # Nothing but our own files and our own API; nothing inline, no frame around the page.
 _POLICY = (
@@ -52,6 +56,11 @@ def nowhere() -> Response:
 
 def _index() -> Response:
     return _page(200)
+
+
+@router.get(_SAMPLE_PAIRS)
+def _sample_pairs() -> Response:
+    return FileResponse(PAIRS, media_type="application/jsonl")
 
 
 def _page(status: int) -> Response:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 
 from merlina.executors.talker import Status
 from merlina.jobs.win_rate import win_rate
 from merlina.schemas.datasets import UploadEntry, UploadResponse
-from merlina.schemas.events import Logged
+from merlina.schemas.events import BaseEvent, Ended, Logged, Paused, Started, StateChanged
 from merlina.schemas.jobs import (
     PRIORITY_NUMBER,
     JobHistoryEntry,
+    JobState,
     JobStatus,
     LogLine,
     MetricRow,
     Priority,
     QueueState,
+    TimelineEntry,
 )
 from merlina.schemas.talk import Better, Comparison, Place, TalkMessage, TalkState, Tally, Winner
 from merlina.storage.comparisons import ComparisonRecord
@@ -24,12 +26,14 @@ from merlina.storage.jobs import JobRecord
 from merlina.storage.metrics import MetricRecord
 from merlina.storage.uploads import UploadRecord
 
+# The types of event that change a job's state.
+TIMELINE_EVENTS = ("started", "state", "paused", "ended")
 _PRIORITY_NAME: dict[int, Priority] = {number: name for name, number in PRIORITY_NUMBER.items()}
 
 
-def iso(epoch_seconds: float) -> str:
-    """UTC with offset, to the second: `2025-01-16T14:30:22+00:00`."""
-    return datetime.fromtimestamp(epoch_seconds, timezone.utc).isoformat(timespec="seconds")
+def iso(epoch_seconds: float, timespec: str = "seconds") -> str:
+    """UTC with offset: `2025-01-16T14:30:22+00:00`."""
+    return datetime.fromtimestamp(epoch_seconds, timezone.utc).isoformat(timespec=timespec)
 
 
 def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:
@@ -87,6 +91,34 @@ def metric_row(record: MetricRecord) -> MetricRow:
 
 def log_line(event: Logged) -> LogLine:
     return LogLine(seq=event.seq, timestamp=iso(event.time), level=event.level, message=event.message)
+
+
+def timeline(record: JobRecord, events: Iterable[BaseEvent]) -> list[TimelineEntry]:
+    """`events` are those of TIMELINE_EVENTS. What the server alone did, while no worker was there, is in the record."""
+    found = [_entry("queued", record.created_at, 1)]
+    last_seq = 0
+    for event in events:
+        last_seq = event.seq
+        attempt = event.attempt if isinstance(event, Started) else found[-1].attempt
+        state = _entered(event)
+        if state is not None and (state != found[-1].state or attempt != found[-1].attempt):
+            found.append(_entry(state, event.time, attempt))
+    # A record that lags behind the log has nothing to add.
+    if record.state != found[-1].state and record.last_seq >= last_seq:
+        found.append(_entry(record.state, record.ended_at or record.updated_at, record.attempt))
+    return found
+
+
+def _entered(event: BaseEvent) -> JobState | None:
+    if isinstance(event, Started):
+        return "initializing"
+    if isinstance(event, StateChanged | Ended):
+        return event.state
+    return "paused" if isinstance(event, Paused) else None
+
+
+def _entry(state: JobState, since: float, attempt: int) -> TimelineEntry:
+    return TimelineEntry(state=state, since=iso(since, "milliseconds"), attempt=attempt)
 
 
 def upload_entry(record: UploadRecord) -> UploadEntry:

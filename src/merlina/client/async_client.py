@@ -65,6 +65,7 @@ class AsyncClient:
     metrics = _in_thread(Client.metrics)
     config = _in_thread(Client.config)
     logs = _in_thread(Client.logs)
+    timeline = _in_thread(Client.timeline)
     stop = _in_thread(Client.stop)
     pause = _in_thread(Client.pause)
     resume = _in_thread(Client.resume)

@@ -45,6 +45,7 @@ from merlina.schemas.jobs import (
     JobsCleared,
     JobStatus,
     JobSummary,
+    JobTimeline,
     Priority,
     QueueJobs,
     QueueStatus,
@@ -124,16 +125,25 @@ class Client:
         return self._get("/jobs/history", JobHistory, status=status, limit=limit, offset=offset)
 
     def metrics(
-        self, job_id: str, since_step: int | None = None, limit: int | None = None, max_points: int | None = None
+        self,
+        job_id: str,
+        since_step: int | None = None,
+        limit: int | None = None,
+        max_points: int | None = None,
+        until_step: int | None = None,
     ) -> JobMetrics:
         path = f"/jobs/{_segment(job_id)}/metrics"
-        return self._get(path, JobMetrics, since_step=since_step, limit=limit, max_points=max_points)
+        part = {"since_step": since_step, "until_step": until_step, "limit": limit, "max_points": max_points}
+        return self._get(path, JobMetrics, **part)
 
     def config(self, job_id: str) -> dict[str, Any]:
         return parse(self._send("GET", f"/jobs/{_segment(job_id)}/config"), _AnyObject).root
 
     def logs(self, job_id: str, limit: int = 1000) -> JobLogs:
         return self._get(f"/jobs/{_segment(job_id)}/logs", JobLogs, limit=limit)
+
+    def timeline(self, job_id: str) -> JobTimeline:
+        return self._get(f"/jobs/{_segment(job_id)}/timeline", JobTimeline)
 
     def stop(self, job_id: str) -> StopAnswer:
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/stop"), StopAnswer)

@@ -118,7 +118,8 @@ class JobMetrics(Response):
 
     job_id: str
     metrics: list[MetricRow]
-    count: int
+    count: int = Field(description="rows in this answer")
+    total: int = Field(description="rows recorded for the job")
 
 
 class LogLine(Response):
@@ -135,6 +136,22 @@ class JobLogs(Response):
 
     job_id: str
     logs: list[LogLine]
+    count: int
+
+
+class TimelineEntry(Response):
+    """A state that a job entered."""
+
+    state: JobState
+    since: str = Field(description="UTC, ISO 8601 with offset, to the millisecond")
+    attempt: int
+
+
+class JobTimeline(Response):
+    """A job's states in the order in which it entered them; the last one is its present one."""
+
+    job_id: str
+    states: list[TimelineEntry]
     count: int
 
 

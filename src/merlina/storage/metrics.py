@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from sqlalchemy import BigInteger, ColumnElement, Connection, Select, delete, func, literal, select, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, Select, delete, func, literal, select, union, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from merlina.storage.tables import jobs, metrics
@@ -37,15 +38,9 @@ def record(connection: Connection, job_number: int, rows: Iterable[MetricRecord]
     query = dialect.insert(metrics)
     query = query.on_conflict_do_update(
         index_elements=[metrics.c.job_number, metrics.c.step],
-        set_={"timestamp": query.excluded.timestamp, "figures": query.excluded.figures},
+        set_={name: query.excluded[name] for name in ("timestamp", "figures", "evaluated")},
     )
-    connection.execute(
-        query,
-        [
-            {"job_number": job_number, "step": row.step, "timestamp": row.timestamp, "figures": row.figures}
-            for row in merged.values()
-        ],
-    )
+    connection.execute(query, [_values(job_number, row) for row in merged.values()])
     _count_in(connection, job_number, len(merged.keys() - there.keys()))
 
 
@@ -60,16 +55,22 @@ def rows(
     job_number: int,
     *,
     since_step: int | None = None,
+    until_step: int | None = None,
     limit: int | None = None,
     max_points: int | None = None,
 ) -> list[MetricRecord]:
-    """Rows in step order; from `since_step` on, the first `limit`, or at most `max_points` spread evenly over all."""
+    """Rows in step order, from `since_step` to `until_step`; the first `limit` of them.
+
+    Of more than `max_points`, so many: evaluations, which may take half, and others spread evenly over all steps.
+    """
     matches = metrics.c.job_number == job_number
     if since_step is not None:
         matches &= metrics.c.step >= since_step
+    if until_step is not None:
+        matches &= metrics.c.step <= until_step
     query = select(metrics.c.step, metrics.c.timestamp, metrics.c.figures).where(matches).order_by(metrics.c.step)
     if max_points is not None and _are_more(connection, matches, max_points):
-        query = query.where(metrics.c.step.in_(_spread(connection, job_number, matches, max_points)))
+        query = query.where(_thinned(connection, job_number, matches, max_points))
     if limit is not None:
         query = query.limit(limit)
     return [MetricRecord(*row) for row in connection.execute(query)]
@@ -80,13 +81,42 @@ def count(connection: Connection) -> int:
     return int(connection.execute(select(func.coalesce(func.sum(jobs.c.metric_rows), 0))).scalar_one())
 
 
+def total(connection: Connection, job_number: int) -> int:
+    """How many rows a job has."""
+    return int(connection.execute(select(jobs.c.metric_rows).where(jobs.c.number == job_number)).scalar_one())
+
+
+def _values(job_number: int, row: MetricRecord) -> dict[str, Any]:
+    evaluated = any(name.startswith("eval_") for name in row.figures)
+    return {"job_number": job_number, "evaluated": evaluated, **asdict(row)}
+
+
 def _are_more(connection: Connection, matches: ColumnElement[bool], than: int) -> bool:
     some = select(metrics.c.step).where(matches).limit(than + 1).subquery()
     return connection.execute(select(func.count()).select_from(some)).scalar_one() > than
 
 
-def _spread(connection: Connection, job_number: int, matches: ColumnElement[bool], points: int) -> Select[tuple[int]]:
-    """Steps at even distances from the first to the last, each the next one that has a row.
+def _thinned(connection: Connection, job_number: int, matches: ColumnElement[bool], points: int) -> ColumnElement[bool]:
+    """Which rows stay where there are more than `points`."""
+    # The two ends are among the others.
+    most = max(0, points - 2) // 2
+    evaluated = matches & metrics.c.evaluated
+    if not most:
+        return metrics.c.step.in_(_spread(connection, job_number, matches, points))
+    if _are_more(connection, evaluated, most):
+        evaluations, count = _spread(connection, job_number, evaluated, most, evaluated=True), most
+    else:
+        evaluations = select(metrics.c.step).where(evaluated)
+        count = len(list(connection.execute(evaluations)))
+    others = _spread(connection, job_number, matches, points - count)
+    # As one set, so that rows are looked up by it; "in this or in that" would read them all.
+    return metrics.c.step.in_(union(others, evaluations))
+
+
+def _spread(
+    connection: Connection, job_number: int, matches: ColumnElement[bool], points: int, *, evaluated: bool = False
+) -> Select[tuple[int]]:
+    """Steps at even distances from the first to the last, each the next one that has a row, or an evaluated one.
 
     Each is looked up by itself, so that the time goes with the points and not with the rows.
     """
@@ -100,6 +130,8 @@ def _spread(connection: Connection, job_number: int, matches: ColumnElement[bool
     wanted = first + (2 * place.c.number * (last - first) + points - 1) // (2 * (points - 1))
     row = metrics.alias()
     found = select(func.min(row.c.step)).where(row.c.job_number == job_number, row.c.step >= wanted)
+    if evaluated:
+        found = found.where(row.c.evaluated)
     return select(found.correlate(place).scalar_subquery()).select_from(place)
 
 

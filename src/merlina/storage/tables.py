@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    text,
 )
 
 metadata = MetaData(
@@ -81,7 +82,18 @@ metrics = Table(
     Column("step", Integer, primary_key=True),
     Column("timestamp", Float, nullable=False),
     Column("figures", JSON, nullable=False),
+    # Whether figures of an evaluation are among them: those are few, and a chart must not lose them.
+    Column("evaluated", Boolean, nullable=False, server_default=false()),
     sqlite_with_rowid=False,
+)
+Index(
+    "ix_metrics_evaluated",
+    # `evaluated` among them, though it is always true here, has SQLite prefer this index to the primary key.
+    metrics.c.job_number,
+    metrics.c.evaluated,
+    metrics.c.step,
+    sqlite_where=text("evaluated = 1"),
+    postgresql_where=text("evaluated"),
 )
 
 uploads = Table(

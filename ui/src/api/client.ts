@@ -7,6 +7,7 @@ export type JobStatus = Schemas['JobStatus'];
 export type JobState = JobStatus['status'];
 export type HistoryEntry = Schemas['JobHistoryEntry'];
 export type MetricRow = Schemas['MetricRow'];
+export type TimelineEntry = Schemas['TimelineEntry'];
 export type LogLine = Schemas['LogLine'];
 export type QueueStatus = Schemas['QueueStatus'];
 export type JobCreated = Schemas['JobCreated'];
@@ -98,6 +99,7 @@ export const api = {
   metrics: (job: string, query: Record<string, number> = {}) =>
     ask<Schemas['JobMetrics']>('GET', `/jobs/${id(job)}/metrics?${new URLSearchParams(Object.entries(query).map(([k, v]) => [k, String(v)]))}`),
   logs: (job: string) => ask<Schemas['JobLogs']>('GET', `/jobs/${id(job)}/logs?limit=10000`),
+  timeline: (job: string) => ask<Schemas['JobTimeline']>('GET', `/jobs/${id(job)}/timeline`),
   config: (job: string) => ask<TrainingConfig>('GET', `/jobs/${id(job)}/config`),
   stop: (job: string) => ask<Schemas['StopAnswer']>('POST', `/jobs/${id(job)}/stop`),
   pause: (job: string) => ask<Schemas['JobAction']>('POST', `/jobs/${id(job)}/pause`),
@@ -108,6 +110,11 @@ export const api = {
   validate: (config: unknown) => ask<Schemas['ValidationResponse']>('POST', '/validate', config),
   train: (config: unknown, query: Record<string, string>) => ask<JobCreated>('POST', `/train?${new URLSearchParams(query)}`, config),
   upload: (file: File, onsent: (share: number) => void) => send<Schemas['UploadResponse']>('/dataset/upload-file', file, onsent),
+  samplePairs: async () => {
+    const response = await fetch('/assets/sample_pairs.jsonl').catch(() => null);
+    if (!response?.ok) throw new ApiError(response?.status ?? 0, 'The sample pairs can’t be had from the server.');
+    return new File([await response.blob()], 'sample_pairs.jsonl');
+  },
   uploads: () => ask<Schemas['UploadList']>('GET', '/dataset/uploads'),
   columns: (dataset: unknown) => ask<Schemas['ColumnsResponse']>('POST', '/dataset/columns', dataset),
   formatted: (dataset: unknown, maxLength: number, maxPromptLength: number) =>

@@ -1,5 +1,9 @@
 import { expect, test } from 'vitest';
-import { ago, bytes, duration, number, percent, speedInWords } from './format';
+import { ago, brief, bytes, duration, number, percent, speedInWords } from './format';
+
+test('a few seconds get a digit more', () => {
+  expect([-1, 0.04, 2.46, 9.97, 61].map(brief)).toEqual(['0.0 s', '0.0 s', '2.5 s', '10 s', '1 min 1 s']);
+});
 
 test('durations are told in their two largest units', () => {
   expect([0, 59, 60, 61, 3600, 3661, 90_000].map(duration)).toEqual(['0 s', '59 s', '1 min', '1 min 1 s', '1 h', '1 h 1 min', '1 d 1 h']);

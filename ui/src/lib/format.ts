@@ -32,6 +32,11 @@ export function duration(seconds: number | null | undefined): string {
   return parts.join(' ');
 }
 
+/** The same, with a digit more where it is a few seconds. */
+export function brief(seconds: number): string {
+  return seconds < 9.95 ? `${Math.max(0, seconds).toFixed(1)} s` : duration(seconds);
+}
+
 export function bytes(count: number | null | undefined): string {
   if (count === null || count === undefined) return UNKNOWN;
   const units = ['B', 'kB', 'MB', 'GB', 'TB'];

@@ -24,6 +24,18 @@ test('a resume takes the later steps again', () => {
   expect(series.last('loss')).toBe(2);
 });
 
+test('thinning keeps evaluations, both ends, and half of the rest', () => {
+  const series = new Series();
+  for (let step = 0; step <= 100; step += 1) series.add({ step, loss: step });
+  series.add({ step: 7, eval_loss: 1 });
+  series.add({ step: 101, loss: 101 });
+  series.thin();
+  const [steps] = series.columns(['loss']);
+  expect([steps.length, steps[0], steps.at(-1), steps.includes(7), steps.includes(9)]).toEqual([53, 0, 101, true, false]);
+  series.add({ step: 102, loss: 102 });
+  expect(series.lastStep).toBe(102);
+});
+
 test('smoothing leaves gaps as they are', () => {
   expect(smoothed([1, null, 3], 0.5)).toEqual([1, null, 2]);
 });

@@ -36,6 +36,17 @@ export class Series {
     this.#steps = this.#steps.filter((known) => known <= step);
   }
 
+  /** Drops every other step, but none with an evaluation, so that a run may be watched for as long as it likes. */
+  thin(): void {
+    this.#sort();
+    const last = this.#steps.length - 1;
+    const isKept = (step: number, place: number): boolean =>
+      place % 2 === 0 || place === last || Object.keys(this.#rows.get(step) ?? {}).some((name) => name.startsWith('eval_'));
+    const kept = this.#steps.filter(isKept);
+    this.#rows = new Map(kept.map((step) => [step, this.#rows.get(step) as Record<string, number>]));
+    this.#steps = kept;
+  }
+
   has(name: string): boolean {
     for (const row of this.#rows.values()) if (name in row) return true;
     return false;

@@ -1,24 +1,34 @@
-/** The states a run goes through, as steps of a line: what is done, what it is at, what is to come. */
+/** The states a run goes through, as steps of a line: what is done and how long it took, what it is at, what is to come. */
 
-import type { JobState } from '../api/client';
+import type { JobState, TimelineEntry } from '../api/client';
 import { isEnded, STATE_WORDS } from './states';
 
 export interface Stop {
   label: string;
   phase: 'done' | 'now' | 'to come' | 'broken';
+  /** How long it was there, or has been by now; null where that says nothing. */
+  seconds: number | null;
 }
 
-const WAY: JobState[] = ['queued', 'initializing', 'loading_model', 'loading_dataset', 'training', 'saving', 'uploading'];
+const WAY: JobState[] = ['initializing', 'loading_model', 'loading_dataset', 'training', 'saving'];
 
-export function timeline(state: JobState, uploads: boolean, currentStep: number | null): Stop[] {
-  const way = uploads ? WAY : WAY.filter((each) => each !== 'uploading');
-  if (state === 'completed') return [...way, state].map((each) => ({ label: STATE_WORDS[each], phase: 'done' }));
-  if (isEnded(state) || state === 'paused') {
-    const reached = currentStep === null ? 0 : way.indexOf('training');
-    const before: Stop[] = way.slice(0, reached + 1).map((each) => ({ label: STATE_WORDS[each], phase: 'done' }));
-    return [...before, { label: STATE_WORDS[state], phase: state === 'paused' ? 'now' : 'broken' }];
-  }
-  const now = way.indexOf(state);
-  const phase = (index: number): Stop['phase'] => (index < now ? 'done' : index === now ? 'now' : 'to come');
-  return [...way.map((each, index) => ({ label: STATE_WORDS[each], phase: phase(index) })), { label: 'Completed', phase: 'to come' }];
+/** Of the latest attempt. `now` in milliseconds. */
+export function timeline(entries: TimelineEntry[], uploads: boolean, now: number): Stop[] {
+  const attempt = entries.at(-1)?.attempt;
+  const own = entries.filter((entry) => entry.attempt === attempt);
+  const stops = own.map((entry, place): Stop => {
+    const next = own[place + 1];
+    const isAtEnd = next === undefined && isEnded(entry.state);
+    const seconds = isAtEnd ? null : ((next ? Date.parse(next.since) : now) - Date.parse(entry.since)) / 1000;
+    return { label: STATE_WORDS[entry.state], phase: next ? 'done' : phaseOf(entry.state), seconds };
+  });
+  const last = own.at(-1)?.state ?? 'queued';
+  if (isEnded(last) || last === 'paused') return stops;
+  const way: JobState[] = [...WAY, ...(uploads ? (['uploading'] as const) : []), 'completed'];
+  return [...stops, ...way.slice(way.indexOf(last) + 1).map((state): Stop => ({ label: STATE_WORDS[state], phase: 'to come', seconds: null }))];
+}
+
+function phaseOf(last: JobState): Stop['phase'] {
+  if (last === 'completed') return 'done';
+  return isEnded(last) ? 'broken' : 'now';
 }

@@ -1,14 +1,14 @@
 /** One run, as it was and as it goes on. */
 
-import { api, ApiError, type JobStatus, type LogLine } from '../api/client';
+import { api, ApiError, type JobStatus, type LogLine, type TimelineEntry } from '../api/client';
 import { LiveRun, type Connection, type Message } from '../api/live';
 import { Pace } from '../lib/pace';
 import { Series, type Row } from '../lib/series';
 import { isEnded } from '../lib/states';
 import { page } from './page.svelte';
 
-/** More than a screen has pixels; the server thins longer runs to this. */
-const POINTS = 2500;
+/** More than a screen has pixels; the server thins longer runs to this, and a run that is watched to twice as many. */
+const POINTS = 1500;
 const DRAW_EVERY = 100;
 
 interface Arrived {
@@ -20,6 +20,7 @@ interface Arrived {
 export class Run {
   status = $state.raw<JobStatus | null>(null);
   logs = $state.raw<LogLine[]>([]);
+  timeline = $state.raw<TimelineEntry[]>([]);
   config = $state.raw<Record<string, unknown> | null>(null);
   connection = $state<Connection>('connecting');
   error = $state<ApiError | null>(null);
@@ -32,6 +33,7 @@ export class Run {
   #arriving: Arrived[] | null = null;
   #drawTimer = 0;
   #attempt = 1;
+  #isThinned = false;
   #isClosed = false;
 
   constructor(readonly job: string) {
@@ -52,18 +54,23 @@ export class Run {
 
   /** The rows of a range in full, where the whole run was thinned. */
   async refine(from: number, to: number): Promise<void> {
-    const steps = Math.ceil(to) - Math.floor(from) + 1;
-    if (this.series.size < POINTS || steps < 2) return;
-    const answer = await api.metrics(this.job, { since_step: Math.max(0, Math.floor(from)), limit: steps, max_points: POINTS });
-    for (const row of answer.metrics) if (row.step <= to) this.series.add(row as unknown as Row);
-    this.#changed();
+    if (!this.#isThinned) return;
+    const range = { since_step: Math.max(0, Math.floor(from)), until_step: Math.max(0, Math.ceil(to)) };
+    try {
+      const answer = await api.metrics(this.job, { ...range, max_points: POINTS });
+      for (const row of answer.metrics) this.series.add(row as unknown as Row);
+      this.#changed();
+    } catch (error) {
+      page.heard(error);
+    }
   }
 
   async #load(): Promise<void> {
     try {
       const status = await api.status(this.job);
-      const [logs, config] = await Promise.all([api.logs(this.job), api.config(this.job), this.#loadFigures()]);
+      const [logs, config, timeline] = await Promise.all([api.logs(this.job), api.config(this.job), api.timeline(this.job), this.#loadFigures()]);
       if (this.#isClosed) return;
+      this.timeline = timeline.states;
       page.heard();
       this.status = status;
       this.#attempt = status.attempt;
@@ -111,8 +118,9 @@ export class Run {
   /** What the messages don't carry: times, attempt, error, where the model lies. */
   async #refreshStatus(): Promise<void> {
     try {
-      const status = await api.status(this.job);
+      const [status, timeline] = await Promise.all([api.status(this.job), api.timeline(this.job)]);
       if (this.#isClosed) return;
+      this.timeline = timeline.states;
       const isAnother = status.attempt !== this.#attempt;
       this.#attempt = status.attempt;
       this.status = status;
@@ -126,17 +134,26 @@ export class Run {
   async #loadFigures(): Promise<void> {
     const later: Arrived[] = [];
     this.#arriving = later;
-    const metrics = await api.metrics(this.job, { max_points: POINTS });
-    this.#arriving = null;
-    this.series.rewind(-1);
-    for (const row of metrics.metrics) this.#add(row as unknown as Row, Date.parse(row.timestamp));
-    for (const { row, at } of later) this.#add(row, at);
-    this.#changed();
+    try {
+      const metrics = await api.metrics(this.job, { max_points: POINTS });
+      this.#isThinned = metrics.count < metrics.total;
+      this.series.rewind(-1);
+      this.#arriving = null;
+      for (const row of metrics.metrics) this.#add(row as unknown as Row, Date.parse(row.timestamp));
+      for (const { row, at } of later) this.#add(row, at);
+      this.#changed();
+    } finally {
+      this.#arriving = null;
+    }
   }
 
   #add(row: Row, at: number): void {
     this.series.add(row);
     this.#arriving?.push({ row, at });
+    if (this.series.size > 2 * POINTS) {
+      this.series.thin();
+      this.#isThinned = true;
+    }
     this.pace.see(row.step, at);
   }
 

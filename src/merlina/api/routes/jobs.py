@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
 from merlina.api.services import Inject, Services
-from merlina.api.views import history_entry, job_status, log_line, metric_row
+from merlina.api.views import TIMELINE_EVENTS, history_entry, job_status, log_line, metric_row, timeline
 from merlina.errors import InvalidRequestError
-from merlina.runs import read_events
+from merlina.runs import find_events
 from merlina.schemas.events import Logged
 from merlina.schemas.jobs import (
     JobAction,
@@ -21,7 +22,7 @@ from merlina.schemas.jobs import (
     JobState,
     JobStatus,
     JobSummary,
-    LogLine,
+    JobTimeline,
     Priority,
     StopAnswer,
 )
@@ -76,14 +77,26 @@ def job_metrics(
     job_id: str,
     services: Inject,
     since_step: Annotated[int | None, Query(ge=0, le=2**31)] = None,
+    until_step: Annotated[int | None, Query(ge=0, le=2**31)] = None,
     limit: Annotated[int | None, Query(ge=1, le=2**31)] = None,
     max_points: Annotated[int | None, Query(ge=1, le=100_000)] = None,
 ) -> JobMetrics:
-    """Every recorded figure, one row an optimizer step; step 0 holds the evaluation before training."""
+    """Every recorded figure, one row an optimizer step; step 0 holds the evaluation before training.
+
+    `max_points` thins them for a chart: evaluations stay first, and others are spread evenly over the steps.
+    """
     record = services.desk.find(job_id)
     with services.database.read() as connection:
-        rows = metrics.rows(connection, record.number, since_step=since_step, limit=limit, max_points=max_points)
-    return JobMetrics(job_id=job_id, metrics=[metric_row(row) for row in rows], count=len(rows))
+        rows = metrics.rows(
+            connection,
+            record.number,
+            since_step=since_step,
+            until_step=until_step,
+            limit=limit,
+            max_points=max_points,
+        )
+        total = metrics.total(connection, record.number)
+    return JobMetrics(job_id=job_id, metrics=[metric_row(row) for row in rows], count=len(rows), total=total)
 
 
 @router.get("/jobs/{job_id}/config")
@@ -96,8 +109,18 @@ def job_config(job_id: str, services: Inject) -> dict[str, Any]:
 def job_logs(job_id: str, services: Inject, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> JobLogs:
     """The newest lines of the run's log, oldest first."""
     services.desk.find(job_id)
-    lines = _log_lines(services, job_id)[-limit:]
+    newest = deque(find_events(services.desk.folder(job_id).events_file, ["log"]), maxlen=limit)
+    lines = [log_line(event) for event in newest if isinstance(event, Logged)]
     return JobLogs(job_id=job_id, logs=lines, count=len(lines))
+
+
+@router.get("/jobs/{job_id}/timeline")
+def job_timeline(job_id: str, services: Inject) -> JobTimeline:
+    """The states the job went through and when it entered each, over all its attempts."""
+    record = services.desk.find(job_id)
+    events = find_events(services.desk.folder(job_id).events_file, TIMELINE_EVENTS)
+    states = timeline(record, events)
+    return JobTimeline(job_id=job_id, states=states, count=len(states))
 
 
 @router.post("/jobs/{job_id}/stop")
@@ -193,13 +216,3 @@ def _position(services: Services, record: JobRecord) -> int | None:
         return None
     with services.database.read() as connection:
         return jobs.queue_position(connection, record)
-
-
-def _log_lines(services: Services, job_id: str) -> list[LogLine]:
-    file, offset = services.desk.folder(job_id).events_file, 0
-    lines: list[LogLine] = []
-    while True:
-        found, offset = read_events(file, offset)
-        if not found:
-            return lines
-        lines += [log_line(event) for event in found if isinstance(event, Logged)]
