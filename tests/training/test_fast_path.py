@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from merlina.training.fast_path import fast_path
+from merlina.training.fused_layers import fuse_layers
 from merlina.training.logprobs import LogprobModel, PaddedModel
 from merlina.training.packing import Pack, lay_out
 from tests.training.models import FAMILIES, TARGETS, UNITS, adapted, assert_same_gradients, gradients, random_model
@@ -77,6 +78,70 @@ def test_all_weights_get_their_gradients_where_all_are_trained() -> None:
     found = loss_and_gradients(model, run, [PACK])
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
     assert_same_gradients(found[1], expected[1], 1e-4)
+
+
+@pytest.mark.parametrize("family", ["Llama", "Gemma3Text", "Phi"])
+def test_all_weights_are_trained_in_16_bits_as_the_model_itself_computes_in_them(family: str) -> None:
+    """Weights in float32 under autocast, which leaves queries and keys in another dtype than values."""
+
+    class InBits:
+        """Whose passes are made under autocast and whose gradients are not, as in training."""
+
+        def __init__(self, run: LogprobModel) -> None:
+            self.layout, self._run = run.layout, run
+
+        def __call__(self, pack: Pack) -> Any:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return self._run(pack)
+
+    model = random_model(family)
+    exact = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
+    padded = loss_and_gradients(model, InBits(PaddedModel(model, 0)), [PACK])
+    run, reason = fast_path(model, PACK, 0, "auto", torch.autocast("cpu", dtype=torch.bfloat16))
+    assert reason is None
+    found = loss_and_gradients(model, InBits(run), [PACK])
+    assert found[0] == pytest.approx(exact[0], rel=2e-3)
+    ours, theirs = (
+        sum(float((of[1][name] - gradient).norm() / gradient.norm()) for name, gradient in exact[1].items())
+        for of in (found, padded)
+    )
+    assert ours < 1.2 * theirs
+
+
+def test_a_model_that_packs_only_lead_forward_is_run_its_own_way() -> None:
+    model = adapted(random_model())
+
+    def refuse(_: Any, __: Any, named: dict[str, Any], output: Any) -> None:
+        def fail(_: torch.Tensor) -> None:
+            raise RuntimeError("no kernel")
+
+        if "packed" in named and output[0].requires_grad:
+            output[0].register_hook(fail)
+
+    model.get_base_model().model.layers[0].self_attn.register_forward_hook(refuse, with_kwargs=True)
+    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    assert reason == "can't be run that way (RuntimeError)"
+    assert all(weight.grad is None for weight in model.parameters())
+    loss_and_gradients(model, run, [PACK])
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_pytorch_tanh"])
+def test_a_feed_forward_keeps_its_very_activation(activation: str) -> None:
+    """Those of GELU's two forms are nearly the same."""
+    causal_lm = adapted(random_model(hidden_act=activation)).get_base_model()
+    feed_forward = causal_lm.model.layers[1].mlp
+    x = 5 * torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = feed_forward(x)
+        fuse_layers(causal_lm)
+        assert "forward" in vars(feed_forward)
+        assert (feed_forward(x) - expected).abs().max() < 1e-6 * expected.abs().max()
+
+
+def test_a_feed_forward_with_any_other_activation_is_left_as_it_is() -> None:
+    causal_lm = adapted(random_model(hidden_act="relu")).get_base_model()
+    fuse_layers(causal_lm)
+    assert "forward" not in vars(causal_lm.model.layers[1].mlp)
 
 
 def test_dropout_falls_on_the_share_it_is_told_and_keeps_the_mean() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from merlina.schemas.training import OptimizerType, SchedulerType, TrainingConfi
 from merlina.training import checkpoints
 from merlina.training.adapters import make_trainable
 from merlina.training.loop import PreferenceTrainer
-from merlina.training.models import ModelSpec, load_model
+from merlina.training.models import ModelSpec, compute_dtype, load_model, training_device
 from merlina.training.tokens import TokenPair
 
 PAIRS = [TokenPair([5, 6, 7, n], [8, 9, 10, 2], [11, 12, 2], row=n - 19) for n in range(20, 26)]
@@ -69,7 +70,8 @@ def train(config: TrainingConfig, folder: Path, recorder: Recorder, held_out: li
     spec = ModelSpec(config.base_model, config.dtype, config.weight_bits, config.attn_implementation, folder)
     model = make_trainable(load_model(spec), config).model
     trainer = PreferenceTrainer(
-        model, config, training=PAIRS, held_out=held_out or [], pad_id=0, dtype=torch.float32,
+        model, config, training=PAIRS, held_out=held_out or [], pad_id=0,
+        dtype=compute_dtype(config.dtype, training_device()),
         folder=folder / "checkpoints", reporter=recorder, resuming=False,
     )  # fmt: skip
     trainer.run(None)
@@ -192,6 +194,36 @@ def test_all_weights_train_without_adapters(tiny_model: Path, tmp_path: Path) ->
     model = train(configure(tiny_model, use_lora=False, max_steps=4, dtype="bfloat16"), tmp_path, recorder)
     assert all(weight.requires_grad and weight.dtype == torch.float32 for weight in model.parameters())
     assert recorder.rows[-1][1]["loss"] < recorder.rows[0][1]["loss"]
+
+
+class Clock(Recorder):
+    """Keeps when each step was done, the 0th being the beginning, and when each row of figures came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[float] = []
+        self.told: list[float] = []
+
+    def progress(self, step: int, total_steps: int) -> None:
+        super().progress(step, total_steps)
+        self.done.append(time.monotonic())
+
+    def metrics(self, step: int, figures: dict[str, float]) -> None:
+        super().metrics(step, figures)
+        self.told.append(time.monotonic())
+
+
+def test_the_speed_is_that_of_the_steps_alone(tiny_model: Path, tmp_path: Path) -> None:
+    """A step has 30 tokens, its two prompts counted with both answers."""
+    clock = Clock()
+    train(configure(tiny_model, max_steps=1), tmp_path / "a", clock)
+    seconds = 30 / clock.rows[0][1]["tokens_per_second"]
+    assert seconds <= clock.told[0] - clock.done[0]
+    between = Clock()
+    config = configure(tiny_model, max_steps=4, logging_steps=4, eval_steps=3)
+    train(config, tmp_path / "b", between, held_out=PAIRS)
+    seconds = 120 / next(row["tokens_per_second"] for _, row in between.rows if "loss" in row)
+    assert between.done[3] - between.done[1] <= seconds <= between.told[-1] - between.done[0]
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,10 @@ def test_log_probabilities_and_gradients_are_those_of_whole_logits_in_float64(ki
 @pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
 @pytest.mark.parametrize("kind", ["plain", "capped"])
 def test_nothing_of_the_size_of_targets_by_vocabulary_ever_exists(kind: str, trained: bool) -> None:
-    words, targets = 64_000, torch.randint(64_000, (2_500,))
+    words, targets = 64_000, torch.randint(64_000, (1_100,))
     model = _Model(_CONFIGS[kind], torch.randn(words, 8))
     model.head.weight.requires_grad_(trained)
     hidden = torch.randn(len(targets), 8, requires_grad=True)
     with _Largest() as largest:
         OutputHead(model).logprobs(hidden, targets).sum().backward()
-    assert words < largest.elements < len(targets) * words / 4
+    assert words < largest.elements < len(targets) * words / 2

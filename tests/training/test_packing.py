@@ -1,4 +1,4 @@
-"""The layout of packs: each token once, positions and targets where they belong, no pack over its budget."""
+"""The layout of packs: each token once, positions and targets where they belong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.training.packing import Segment, SharedPrompt, cut, lay_out
+from merlina.training.packing import Segment, SharedPrompt, lay_out
 
 ids = st.lists(st.integers(0, 99), min_size=1, max_size=12)
 units = st.builds(lambda prompt, first, second: SharedPrompt(prompt, (first, second)), ids, ids, ids)
@@ -42,26 +42,6 @@ def test_every_answer_is_predicted_once_from_what_stands_before_it(content: list
     assert (
         sum(segment.end - segment.begin for segment in pack.segments) == len(read) == sum(u.positions for u in content)
     )
-
-
-@given(content=st.lists(units, min_size=1, max_size=30), budget=st.integers(1, 60))
-def test_packs_hold_every_unit_once_and_keep_to_their_budget(content: list[SharedPrompt], budget: int) -> None:
-    packs = cut(content, budget)
-    assert sorted(index for pack in packs for index in pack) == list(range(len(content)))
-    for pack in packs:
-        assert len(pack) == 1 or sum(content[index].positions for index in pack) <= budget
-    assert packs == first_fit([unit.positions for unit in content], budget)
-
-
-def first_fit(sizes: list[int], budget: int) -> list[list[int]]:
-    """The longest first, each into the first pack that has room for it."""
-    packs: list[list[int]] = []
-    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
-        fitting = [pack for pack in packs if sum(sizes[other] for other in pack) + sizes[index] <= budget]
-        if not fitting:
-            packs.append([])
-        (fitting or packs[-1:])[0].append(index)
-    return packs
 
 
 def test_no_targets_of_prompts_are_made_where_none_are_asked_for() -> None:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merlina.errors import TrainingError
-from merlina.training.packing import SharedPrompt, cut
-from merlina.training.probe import fitting_budget, largest_pack
+from merlina.training.packing import SharedPrompt
+from merlina.training.passes import Packed, Padded, Passes
+from merlina.training.probe import as_amidst_a_step, fitting
 from tests.training.test_loop import Recorder, configure, train, weights_of
 
 
@@ -29,20 +30,24 @@ def device_of(room: int, tried: list[int]) -> Callable[[Sequence[SharedPrompt]],
     return run
 
 
-@given(sizes=st.lists(st.integers(2, 60), min_size=1, max_size=30), budget=st.integers(2, 100))
-def test_what_is_tried_is_as_large_as_the_longest_pair_and_any_pack_of_all(sizes: list[int], budget: int) -> None:
+@pytest.mark.parametrize("layout", [Packed(), Padded()])
+@given(sizes=st.lists(st.integers(2, 60), min_size=1, max_size=30), budget=st.integers(2, 200))
+def test_what_is_tried_is_as_large_as_the_longest_pair_and_any_pack_of_all(
+    layout: Packed | Padded, sizes: list[int], budget: int
+) -> None:
     units = [unit(size) for size in sizes]
-    largest = sum(one.positions for one in largest_pack(units, budget))
-    assert max(sizes) <= largest <= max([budget, *sizes])
-    assert all(sum(sizes[index] for index in pack) <= largest for pack in cut(units, budget))
+    passes, alone = Passes(layout, budget), max(layout.size([one]) for one in units)
+    largest = layout.size(passes.largest(units))
+    assert alone <= largest <= max(budget, alone)
+    assert all(layout.size([units[index] for index in indices]) <= largest for indices in passes.cut(units))
 
 
 def test_the_budget_is_halved_until_it_fits_and_each_try_is_told() -> None:
     tried: list[int] = []
     told: list[str] = []
     units = [unit(100) for _ in range(90)]
-    found = fitting_budget(units, 8192, device_of(2500, tried), lambda _level, message: told.append(message))
-    assert found == 2048
+    found = fitting(Passes(Packed(), 8192), units, device_of(2500, tried), lambda _level, message: told.append(message))
+    assert found == Passes(found.layout, 2048)
     assert tried == [8100, 4000, 2000]
     assert told[0] == "No room on the GPU for 8,192 tokens in one forward pass; trying 4,096"
     assert len(told) == 2
@@ -51,9 +56,29 @@ def test_the_budget_is_halved_until_it_fits_and_each_try_is_told() -> None:
 def test_the_longest_pair_is_the_least_that_must_fit_and_the_error_says_what_helps() -> None:
     tried: list[int] = []
     with pytest.raises(TrainingError, match=r"The longest pair, 3,000 tokens .* a max_length below 1,500") as raised:
-        fitting_budget([unit(3000), unit(10)], 8192, device_of(2500, tried), lambda *_: None)
+        fitting(Passes(Packed(), 8192), [unit(3000), unit(10)], device_of(2500, tried), lambda *_: None)
     assert tried == [3010, 3010, 3000]
     assert "gradient_checkpointing, use_4bit" in str(raised.value)
+
+
+def test_ranks_that_are_in_step_try_once_since_the_others_wait_amidst_a_pass() -> None:
+    tried: list[int] = []
+    passes = Passes(Packed(), 8192, are_in_step=True)
+    with pytest.raises(TrainingError, match=r"30 pairs in one pass, 3,000 tokens, .* a smaller batch_size"):
+        fitting(passes, [unit(100) for _ in range(30)], device_of(2500, tried), lambda *_: None)
+    assert tried == [3000]
+
+
+def test_the_optimizers_state_and_kept_gradients_are_there_during_the_try_alone() -> None:
+    trained, frozen = torch.nn.Parameter(torch.ones(6, 2)), torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        with as_amidst_a_step([trained, frozen], 4_000_000.0, has_gradients=True):
+            assert torch.equal(trained.grad, torch.zeros(6, 2))
+            assert frozen.grad is None
+        assert trained.grad is None
+    held = [event.cpu_memory_usage for event in profile.events()]
+    assert max(held) == 48_000_000
+    assert min(held) == -48_000_000
 
 
 def test_the_try_leaves_no_trace_in_the_training(tiny_model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from merlina.schemas.training import TrainingConfig
 from merlina.training.adapters import make_trainable
 from merlina.training.loop import PreferenceTrainer
 from merlina.training.models import ModelSpec, load_model
-from merlina.training.ranks import ALONE, join
+from merlina.training.packing import SharedPrompt
+from merlina.training.passes import Packed, Passes
+from merlina.training.probe import fitting
+from merlina.training.ranks import ALONE, Ranks, join
 from merlina.training.spreading import is_spread, spread_frozen_weights
 from merlina.training.tokens import TokenPair
 from tests.harness import training_config
@@ -78,9 +82,22 @@ def train(rank: int, folder: Path, base_model: Path, count: int) -> None:
             local = model.get_base_model().get_decoder().layers[0].mlp.up_proj.base_layer.weight.to_local()
             found[f"{mode} part"] = torch.tensor(local.shape[0])
             assert (folder / f"{mode}-{count}" / "checkpoint-2" / "adapter_model.safetensors").is_file()
+    if count > 1:
+        found |= {f"room for {room}": torch.tensor(budget_where_the_second_has(room, ranks)) for room in (30, 70)}
     if ranks.is_first:
         save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, folder / f"{count}")
     ranks.part()
+
+
+def budget_where_the_second_has(room: int, ranks: Ranks) -> int:
+    """Positions of a pass that all ranks end with where only the second runs out of memory."""
+
+    def run(units: Sequence[SharedPrompt]) -> None:
+        if ranks.rank == 1 and Packed().size(units) > room:
+            raise torch.OutOfMemoryError
+
+    units = [SharedPrompt([1], ([2] * 9, [3] * 2))] * 20
+    return fitting(Passes(Packed(), 100, ranks), units, run, lambda *_: None).budget
 
 
 def test_losses_and_adapters_are_those_of_the_whole_model(tiny_model: Path, tmp_path: Path) -> None:
@@ -89,6 +106,7 @@ def test_losses_and_adapters_are_those_of_the_whole_model(tiny_model: Path, tmp_
     whole, spread = load_file(tmp_path / "1"), load_file(tmp_path / "2")
     for mode in _MODES:
         assert int(spread.pop(f"{mode} part")) * 2 == 64
+    assert (int(spread.pop("room for 30")), int(spread.pop("room for 70"))) == (25, 50)
     assert spread.keys() == whole.keys()
     assert any("eval_loss" in name for name in whole)
     for name, tensor in whole.items():

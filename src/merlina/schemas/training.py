@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from merlina.schemas.base import Request, Token
 from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.problems import at_field
 
 TrainingMode = Literal["orpo", "dpo", "simpo", "cpo", "ipo", "kto", "sft"]
 OptimizerType = Literal[
@@ -32,6 +33,18 @@ SECRET_FIELDS = ("hf_token", "wandb_key")
 KEPT_CHECKPOINTS = 2
 # Positions of one forward pass: enough for products to run at the device's full rate, and no more memory than that.
 PACK_POSITIONS = {"cpu": 1024, "cuda": 8192}
+# Bytes for each trained weight that the optimizer keeps beside it.
+OPTIMIZER_BYTES: dict[OptimizerType, float] = {
+    "adamw_torch": 8.0,
+    "adamw_torch_fused": 8.0,
+    "adamw_8bit": 2.0,
+    "paged_adamw_8bit": 2.0,
+    "paged_adamw_32bit": 8.0,
+    "lion_8bit": 1.0,
+    "paged_lion_8bit": 1.0,
+    "adafactor": 0.1,
+    "sgd": 0.0,
+}
 # Of a GPU's free memory: a frozen model that takes more of it is spread over the run's GPUs.
 _WHOLE_MODEL_SHARE = 0.5
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -41,94 +54,132 @@ _DEFAULT_TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_
 class TrainingConfig(Request):
     """One training run. `base_model`, `output_name` and `dataset` are required; the rest has defaults."""
 
-    base_model: str = Field(min_length=1, max_length=4096, description="Hub id, local folder, or `.gguf` file")
+    base_model: str = Field(
+        min_length=1, max_length=4096, description="Hub id, local folder or `.gguf` file of the model to train."
+    )
     output_name: str = Field(
-        description="folder of the finished model below MODELS_DIR; `org/name` only with push_to_hub",
+        description="Folder that the finished model gets below MODELS_DIR; `org/name` where it is pushed to the Hub.",
         json_schema_extra={"pattern": f"^{OUTPUT_NAME.pattern}$"},
     )
     dataset: DatasetConfig
 
     training_mode: TrainingMode = Field(
-        "orpo", description="the objective; dpo, ipo and kto hold the model against what it was at the beginning"
+        "orpo", description="The method. dpo, ipo and kto hold the model against what it was at the beginning."
     )
     beta: float = Field(
-        0.1, gt=0, le=10, description="orpo: weight of the odds ratio (lambda in the paper); else the scale of rewards"
+        0.1,
+        gt=0,
+        le=10,
+        description="Weight of the odds ratio in orpo (lambda in the paper), scale of rewards in the others.",
     )
-    simpo_gamma: float = Field(0.5, ge=0, le=10, description="simpo: by how much the chosen answer's reward is to lead")
+    simpo_gamma: float = Field(
+        0.5, ge=0, le=10, description="By how much the chosen answer's reward is to lead in simpo."
+    )
 
-    use_lora: bool = Field(True, description="train low-rank adapters on a frozen model; false trains every weight")
-    lora_r: int = Field(64, ge=1, le=1024, description="rank of the adapters")
-    lora_alpha: int = Field(32, ge=1, le=4096, description="adapters are scaled by lora_alpha / lora_r")
-    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapters' input, a probability")
+    use_lora: bool = Field(True, description="Train low-rank adapters on a frozen model, rather than every weight.")
+    lora_r: int = Field(64, ge=1, le=1024, description="Rank of the adapters: how much they can hold.")
+    lora_alpha: int = Field(32, ge=1, le=4096, description="Adapters act with a strength of lora_alpha / lora_r.")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Share of the adapters' input that is dropped at random.")
     target_modules: list[str] = Field(
         default_factory=lambda: list(_DEFAULT_TARGETS),
         min_length=1,
-        description="names of the layers that get an adapter",
+        description="Names of the layers that get an adapter.",
     )
 
-    learning_rate: float = Field(5e-6, gt=0, le=1, description="peak learning rate, per optimizer step")
-    num_epochs: float = Field(2, gt=0, le=1000, description="passes over the training rows; parts of one are allowed")
+    learning_rate: float = Field(
+        5e-6, gt=0, le=1, description="Peak learning rate, and the setting with the greatest effect."
+    )
+    num_epochs: float = Field(2, gt=0, le=1000, description="Passes over the training rows; parts of one are allowed.")
     max_steps: int | None = Field(
-        None, ge=1, description="stop after so many optimizer steps, whatever num_epochs says"
+        None, ge=1, description="Stop after so many optimizer steps, whatever the number of epochs."
     )
     batch_size: int = Field(
-        1, ge=1, le=1024, description="preference pairs; times gradient_accumulation_steps, those of an optimizer step"
+        1,
+        ge=1,
+        le=1024,
+        description="Pairs that, times gradient_accumulation_steps, make an optimizer step; only the product counts.",
     )
     gradient_accumulation_steps: int = Field(
-        16, ge=1, le=4096, description="see batch_size; how a step is cut into forward passes is found by itself"
+        16,
+        ge=1,
+        le=4096,
+        description="Times batch_size: pairs of an optimizer step. How they are cut into passes is found by itself.",
     )
-    max_length: int = Field(2048, ge=16, le=1_048_576, description="longest prompt with answer, in tokens")
-    max_prompt_length: int = Field(1024, ge=8, le=1_048_576, description="longest prompt, in tokens; below max_length")
+    max_length: int = Field(
+        2048, ge=16, le=1_048_576, description="Longest prompt with its answer, in tokens; longer ones are cut."
+    )
+    max_prompt_length: int = Field(1024, ge=8, le=1_048_576, description="Longest prompt, in tokens, below max_length.")
 
-    seed: int = Field(42, ge=0, le=2**32 - 1, description="of the split, the order, the adapters and the dropout")
-    max_grad_norm: float = Field(
-        0.3, ge=0, le=1e6, description="gradients are clipped to this L2 norm; 0 clips nothing"
+    seed: int = Field(
+        42, ge=0, le=2**32 - 1, description="Seed of the held-out rows, their order, the adapters and dropout."
     )
-    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate climbs")
+    max_grad_norm: float = Field(
+        0.3, ge=0, le=1e6, description="Gradients longer than this are cut to it; 0 cuts none."
+    )
+    warmup_ratio: float = Field(
+        0.05, ge=0, lt=1, description="Share of the steps in which the learning rate climbs to its peak."
+    )
     eval_steps: float = Field(
-        0.2, ge=0, le=1e9, description="evaluate: 0 never, below 1 every such share of the steps, from 1 every so many"
+        0.2,
+        ge=0,
+        le=1e9,
+        description="When to evaluate: 0 never, below 1 after each such share of the steps, from 1 after so many.",
     )
     early_stopping_patience: int | None = Field(
-        None, ge=1, le=1000, description="end the run after so many evaluations without a better one; null: never"
+        None, ge=1, le=1000, description="End the run after so many evaluations in a row without a better one."
     )
     load_best_at_end: Literal["eval_loss", "eval_reward_margin"] | None = Field(
-        None, description="save the model of the best evaluation by this figure, not the last one; null: the last"
+        None, description="Save the model that was best by this figure, rather than the last one."
     )
     save_steps: float = Field(
-        0.1, ge=0, le=1e9, description="checkpoint: 0 only on a stop, below 1 every such share, from 1 every so many"
+        0.1,
+        ge=0,
+        le=1e9,
+        description="When to write checkpoints: 0 only on a stop, below 1 after each such share, from 1 after so many.",
     )
-    shuffle_dataset: bool = Field(True, description="draw the rows in random order; false keeps the file's order")
-    weight_decay: float = Field(0.01, ge=0, le=10, description="decoupled weight decay")
-    lr_scheduler_type: SchedulerType = Field("cosine", description="course of the learning rate after the warm-up")
-    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, about a third slower")
-    logging_steps: int = Field(1, ge=1, le=1_000_000, description="optimizer steps between two metric rows")
+    shuffle_dataset: bool = Field(
+        True, description="Draw the rows in random order, rather than as they stand in the data."
+    )
+    weight_decay: float = Field(
+        0.01, ge=0, le=10, description="By how much weights are drawn towards zero (decoupled weight decay)."
+    )
+    lr_scheduler_type: SchedulerType = Field("cosine", description="Course of the learning rate after the warm-up.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations anew instead of keeping them: less memory, about a third slower."
+    )
+    logging_steps: int = Field(1, ge=1, le=1_000_000, description="Optimizer steps between two rows of figures.")
 
-    optimizer_type: OptimizerType = Field("paged_adamw_8bit", description="the optimizer; 8bit and paged save memory")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradient's running mean")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of the squared gradient's running mean")
-    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="added to the denominator for stability")
+    optimizer_type: OptimizerType = Field(
+        "paged_adamw_8bit", description="The optimizer; those with 8bit and paged in their names save memory."
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the gradient's running mean.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the squared gradient's running mean.")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="Added to the denominator for stability.")
 
-    use_4bit: bool = Field(True, description="hold the frozen weights as 4-bit NF4 (bitsandbytes)")
+    use_4bit: bool = Field(True, description="Hold the frozen weights in 4 bits (NF4), for a quarter of the memory.")
     use_8bit: bool = Field(
-        False, description="hold them as 8-bit integers instead (bitsandbytes); use_4bit is then false unless given"
+        False,
+        description="Hold the frozen weights in 8 bits, for half of the memory; 4 bits are then off unless asked for.",
     )
-    dtype: Dtype = Field("auto", description="precision of the model: auto is bfloat16 on a GPU, float32 on a CPU")
+    dtype: Dtype = Field("auto", description="Precision of the model; auto is bfloat16 on a GPU and float32 on a CPU.")
     attn_implementation: AttentionImplementation = Field(
-        "auto", description="attention kernel; auto takes the best here"
+        "auto", description="Attention kernel; auto takes the best that is here."
     )
-    gpu_ids: list[int] | None = Field(None, description="GPU indices to use; null lets the server choose")
+    gpu_ids: list[int] | None = Field(None, description="Indices of the GPUs to use; left out, the server chooses.")
 
-    push_to_hub: bool = Field(False, description="upload the finished model to the Hugging Face Hub")
-    merge_lora_before_upload: bool = Field(True, description="upload whole weights rather than the adapter")
-    hf_hub_private: bool = Field(True, description="make the uploaded repository private")
-    hf_token: Token | None = Field(None, description="Hugging Face token; never stored with the job, never shown")
+    push_to_hub: bool = Field(False, description="Upload the finished model to the Hugging Face Hub.")
+    merge_lora_before_upload: bool = Field(True, description="Upload whole weights rather than the adapter.")
+    hf_hub_private: bool = Field(True, description="Make the uploaded repository private.")
+    hf_token: Token | None = Field(None, description="Hugging Face token; it is never stored with the job nor shown.")
 
-    use_wandb: bool = Field(False, description="send metrics to Weights & Biases")
-    wandb_key: Token | None = Field(None, description="Weights & Biases key; never stored with the job, never shown")
-    wandb_project: str | None = Field(None, max_length=128, description="project to log to")
-    wandb_run_name: str | None = Field(None, max_length=256, description="the run's name there")
-    wandb_tags: list[str] | None = Field(None, max_length=64, description="the run's tags there")
-    wandb_notes: str | None = Field(None, max_length=10_000, description="the run's notes there")
+    use_wandb: bool = Field(False, description="Send settings and figures to Weights & Biases.")
+    wandb_key: Token | None = Field(
+        None, description="Weights & Biases key; it is never stored with the job nor shown."
+    )
+    wandb_project: str | None = Field(None, max_length=128, description="Project in Weights & Biases.")
+    wandb_run_name: str | None = Field(None, max_length=256, description="What the run is called there.")
+    wandb_tags: list[str] | None = Field(None, max_length=64, description="Tags that the run gets there.")
+    wandb_notes: str | None = Field(None, max_length=10_000, description="Notes that the run gets there.")
 
     @field_validator("output_name")
     @classmethod
@@ -165,24 +216,25 @@ class TrainingConfig(Request):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.max_prompt_length >= self.max_length:
-            raise ValueError(
-                f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
-                "so that there is room for an answer"
+            raise at_field(
+                "max_prompt_length",
+                f"{self.max_prompt_length} must be below max_length ({self.max_length}), so that there is room for an "
+                "answer",
             )
         wishes = {name: getattr(self, name) for name in ("early_stopping_patience", "load_best_at_end")}
         for name, wish in wishes.items():
             if wish is not None and (self.eval_steps == 0 or self.dataset.test_size == 0):
-                raise ValueError(f"{name} needs evaluations: eval_steps and dataset.test_size must be above 0")
+                raise at_field(name, "needs evaluations: eval_steps and dataset.test_size must be above 0")
         if self.training_mode == "sft" and self.load_best_at_end == "eval_reward_margin":
-            raise ValueError("load_best_at_end: sft has no eval_reward_margin; use eval_loss")
+            raise at_field("load_best_at_end", "sft has no eval_reward_margin; use eval_loss")
         if "/" in self.output_name and not self.push_to_hub:
-            raise ValueError(f"output_name {self.output_name!r}: a name with '/' needs push_to_hub")
+            raise at_field("output_name", f"{self.output_name!r} has a '/', which needs push_to_hub")
         if self.use_4bit and self.use_8bit:
-            raise ValueError("use_4bit and use_8bit can't both be true: weights are held one way")
+            raise at_field("use_4bit", "can't be true beside use_8bit: weights are held one way")
         if self.weight_bits and not self.use_lora:
             bits = self.weight_bits
-            raise ValueError(
-                f"use_lora false trains every weight, which {bits}-bit weights can't: set use_{bits}bit to false too"
+            raise at_field(
+                "use_lora", f"false trains every weight, which {bits}-bit weights can't: set use_{bits}bit to false too"
             )
         return self
 
@@ -195,6 +247,16 @@ class TrainingConfig(Request):
         """Whether a run in several processes holds its frozen model in parts, each with so much free memory."""
         is_frozen = self.use_lora and self.weight_bits is None
         return processes > 1 and is_frozen and weight_bytes > _WHOLE_MODEL_SHARE * free_bytes
+
+    @property
+    def merges(self) -> bool:
+        """Whether the adapter is to be uploaded as whole weights."""
+        return self.use_lora and self.push_to_hub and self.merge_lora_before_upload
+
+    def merging_bytes(self, weight_bytes: float) -> float:
+        """RAM to load the base model anew for merging, whose weights take so much in 16 bits."""
+        # A GGUF's weights lie there twice while they are unpacked, others one by one.
+        return weight_bytes * (1.5 if self.base_model.lower().endswith(".gguf") else 1.1)
 
     @property
     def needs_rejected(self) -> bool:

@@ -30,6 +30,8 @@ NAME = "merlina_packed"
 
 # From Ampere on, and up to this size of a head.
 _FLASH_CAPABILITY, _FLASH_HEAD = (8, 0), 256
+# Kernels copy a mask whose rows don't begin at multiples of it.
+_MASK_ROW = 16
 
 
 @dataclass(frozen=True)
@@ -52,18 +54,23 @@ class PackedAttention:
         self._device = pack.input_ids.device
         self._positions = pack.input_ids.shape[1]
         self._varlen: _Varlen | None = None
-        self._distance: Tensor | None = None
+        self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     def varlen(self) -> _Varlen:
         if self._varlen is None:
             self._varlen = _varlen(self.segments, self._device)
         return self._varlen
 
-    def visible(self, window: int | None) -> Tensor:
-        """[N, N], whether query n sees key m"""
-        if self._distance is None:
-            self._distance = _distances(self.segments, self._positions, self._device)
-        return (self._distance >= 0) & (self._distance < (window or self._positions))
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[N, N], what is added to the score of query n and key m: 0 where it sees it, else minus infinity.
+
+        Autograd keeps a mask for each layer: the same one for all of them, and in the dtype that kernels would turn
+        it into.
+        """
+        kind = (window, dtype)
+        if kind not in self._masks:
+            self._masks[kind] = _mask(self.segments, self._positions, window, dtype, self._device)
+        return self._masks[kind]
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
@@ -88,15 +95,18 @@ def _attend(
     """-> [1, N, H, D]"""
     if packed is None or dropout or other.get("s_aux") is not None or other.get("position_bias") is not None:
         raise NotImplementedError("this attention can't be packed")
+    # Autocast leaves what rotary embeddings make of float32 weights' queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = sliding_window or getattr(module, "sliding_window", None)
     if softcap is not None or packed.implementation in ("eager", "sdpa"):
-        return _masked(query, key, value, packed.visible(window), scale, softcap, packed.implementation), None
+        mask = packed.mask(window, value.dtype)
+        return _masked(query, key, value, mask, scale, softcap, packed.implementation), None
     if query.device.type == "cpu":
         return block_attention(query[0], key[0], value[0], packed.segments, scale, window)[None], None
     if query.device.type == "cuda" and _takes_flash_attention(query):
         return _attend_varlen(query[0], key[0], value[0], packed.varlen(), scale, window)[None], None
-    return _masked(query, key, value, packed.visible(window), scale, None, "sdpa"), None
+    return _masked(query, key, value, packed.mask(window, value.dtype), scale, None, "sdpa"), None
 
 
 def _takes_flash_attention(query: Tensor) -> bool:
@@ -136,17 +146,17 @@ def _attend_varlen(
 
 
 def _masked(
-    query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float, softcap: float | None, how: str
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, how: str
 ) -> Tensor:
     """-> [1, N, H, D]"""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if softcap is None and how != "eager":
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale).transpose(1, 2)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).transpose(1, 2)
     scores = (query @ key.transpose(2, 3)) * scale
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = (scores + mask).softmax(-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2)
 
 
@@ -167,17 +177,22 @@ def _varlen(segments: tuple[Segment, ...], device: torch.device) -> _Varlen:
     )
 
 
-def _distances(segments: tuple[Segment, ...], positions: int, device: torch.device) -> Tensor:
-    """[N, N], how many keys back in its own text a query's key lies; -1 where it isn't in it or comes after"""
-    distance = torch.full((positions, positions), -1, device=device)
+def _mask(
+    segments: tuple[Segment, ...], positions: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[N, N], 0 where a key is in its query's own text, not after it and within its window"""
+    width = -(-positions // _MASK_ROW) * _MASK_ROW
+    mask = torch.full((positions, width), -torch.inf, dtype=dtype, device=device)
     for segment in segments:
-        length = segment.end - segment.begin
-        text = torch.arange(segment.prefix + length, device=device)
-        apart = text[segment.prefix :, None] - text[None, :]
-        rows = slice(segment.begin, segment.end)
-        distance[rows, segment.prefix_begin : segment.prefix_end] = apart[:, : segment.prefix]
-        distance[rows, segment.begin : segment.end] = apart[:, segment.prefix :]
-    return distance
+        text = torch.arange(segment.prefix + segment.end - segment.begin, device=device)
+        queries = text[segment.prefix :, None]
+        seen = text <= queries
+        if window is not None:
+            seen &= text > queries - window
+        rows = mask[segment.begin : segment.end]
+        rows[:, segment.prefix_begin : segment.prefix_end].masked_fill_(seen[:, : segment.prefix], 0)
+        rows[:, segment.begin : segment.end].masked_fill_(seen[:, segment.prefix :], 0)
+    return mask[:, :positions]
 
 
 AttentionInterface.register(NAME, _attend)

@@ -140,7 +140,10 @@ def _blocks(segment: Segment, window: int | None) -> Iterator[_Block]:
         # Of the segment's own key list: where the block's first query stands, and what its last one sees.
         first, last = segment.prefix + begin - segment.begin, segment.prefix + end - segment.begin
         first_key = 0 if window is None else max(0, first - window + 1)
-        hidden = _after(end - begin) if window is None or last <= window else _outside(first, last, first_key, window)
+        if window is None or last <= window:
+            hidden = _after(end - begin)
+        else:
+            hidden = _outside(first - first_key, window)[: end - begin, : last - first_key]
         yield _Block(begin, end, first_key, last, hidden)
 
 
@@ -150,8 +153,9 @@ def _after(queries: int) -> Tensor:
     return torch.ones(queries, queries, dtype=torch.bool).triu(1)
 
 
-@lru_cache(maxsize=1024)
-def _outside(first: int, last: int, first_key: int, window: int) -> Tensor:
-    """[Q, L], where the key comes after the query or before its window"""
-    distance = torch.arange(first, last)[:, None] - torch.arange(first_key, last)[None, :]
+@lru_cache(maxsize=_QUERIES)
+def _outside(before: int, window: int) -> Tensor:
+    """[Q, before + Q] of a whole block, the first of whose queries comes after so many keys of the block: where the key
+    comes after the query or before its window"""
+    distance = torch.arange(before, before + _QUERIES)[:, None] - torch.arange(before + _QUERIES)
     return (distance < 0) | (distance >= window)

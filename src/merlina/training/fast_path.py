@@ -51,7 +51,7 @@ def fast_path(
             fuse_layers(causal_lm)
             packed = PackedModel(model, implementation)
             found = packed(trial)
-        _refuse_dropout_in_attention(model, trial, packed, precision)
+        _train_on(model, trial, packed, precision)
         apart = ((expected.sums - found.sums).abs() / expected.tokens.clamp(min=1).sqrt()).max().item()
         if apart <= close_enough:
             return packed, None
@@ -68,14 +68,17 @@ def fast_path(
     return own, reason
 
 
-def _refuse_dropout_in_attention(
-    model: nn.Module, trial: Pack, packed: PackedModel, precision: AbstractContextManager[Any]
-) -> None:
-    """Raises NotImplementedError where the model drops out attention weights, which shows in training alone."""
+def _train_on(model: nn.Module, trial: Pack, packed: PackedModel, precision: AbstractContextManager[Any]) -> None:
+    """Raises what shows in training alone: attention weights that are dropped out, kernels that can't go backward."""
     devices = [trial.input_ids.device] if trial.input_ids.device.type == "cuda" else []
     model.train()
-    with torch.random.fork_rng(devices), torch.no_grad(), precision:
-        packed(trial)
+    try:
+        with torch.random.fork_rng(devices):
+            with precision:
+                logprobs = packed(trial)
+            logprobs.sums.sum().backward()
+    finally:
+        model.zero_grad()
 
 
 def _in_8_bits(model: nn.Module) -> bool:

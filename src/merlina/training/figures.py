@@ -1,6 +1,10 @@
-"""What is reported of steps and evaluations: means over pairs, and the memory that is held."""
+"""What is reported of steps and evaluations: means over pairs, speed, and the memory that is held."""
 
 from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 
 import psutil
 import torch
@@ -37,6 +41,38 @@ class Means:
         means = {name: float(total) / max(self._pairs, 1) for name, total in self._sums.items()}
         self._sums, self._pairs = {}, 0
         return means
+
+
+class Speed:
+    """Tokens per second of training, from its first step on and without the time of evaluations."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._tokens = 0
+        self._since: float | None = None
+
+    def start(self) -> None:
+        """Does nothing once it was started."""
+        if self._since is None:
+            self._since = self._clock()
+
+    def add(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile is no training."""
+        began = self._clock()
+        yield
+        if self._since is not None:
+            self._since += self._clock() - began
+
+    def take(self) -> float:
+        """Of what was added since it was last taken."""
+        now = self._clock()
+        speed = self._tokens / max(now - (now if self._since is None else self._since), 1e-9)
+        self._tokens, self._since = 0, now
+        return speed
 
 
 def memory() -> dict[str, float]:

@@ -16,6 +16,7 @@ from merlina.schemas.training import AttentionImplementation
 from merlina.training.attention import PackedAttention, use_packed_attention
 from merlina.training.output_head import OutputHead
 from merlina.training.packing import Pack
+from merlina.training.passes import Layout, Packed, Padded
 
 _NO_TARGET = -100
 
@@ -46,11 +47,15 @@ class Logprobs:
 class LogprobModel(Protocol):
     """Runs a model on a pack."""
 
+    layout: Layout
+
     def __call__(self, pack: Pack) -> Logprobs: ...
 
 
 class PackedModel:
     """Every prompt once, no padding, no logits. `model` may be wrapped by peft."""
+
+    layout: Layout = Packed()
 
     def __init__(self, model: nn.Module, implementation: AttentionImplementation) -> None:
         causal_lm = unwrapped(model)
@@ -72,6 +77,8 @@ class PackedModel:
 
 class PaddedModel:
     """Each answer with its own copy of the prompt, padded, and all logits: what any causal language model can do."""
+
+    layout: Layout = Padded()
 
     def __init__(self, model: nn.Module, pad_id: int) -> None:
         self._model = model

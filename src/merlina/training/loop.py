@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,27 +19,31 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerState
 
 from merlina.errors import TrainingError
-from merlina.schemas.training import PACK_POSITIONS, TrainingConfig
+from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig
 from merlina.training import checkpoints
 from merlina.training.alarms import Alarms, check_losses
 from merlina.training.endings import Endings
 from merlina.training.fast_path import fast_path
-from merlina.training.figures import Means, memory
+from merlina.training.figures import Means, Speed, memory
 from merlina.training.flow import Flow
 from merlina.training.host_memory import keep_freed_memory
-from merlina.training.logprobs import Logprobs
+from merlina.training.logprobs import Logprobs, unwrapped
 from merlina.training.objectives import OBJECTIVES, Evidence, PairLosses
-from merlina.training.packing import Pack, SharedPrompt, cut, lay_out
-from merlina.training.probe import fitting_budget, largest_pack
+from merlina.training.packing import Pack, SharedPrompt, lay_out
+from merlina.training.passes import Passes, limits_of_positions
+from merlina.training.probe import as_amidst_a_step, fitting
 from merlina.training.ranks import ALONE, Ranks
 from merlina.training.reference import Example, reference_logprobs, unrelated_units
-from merlina.training.reporter import Reporter
+from merlina.training.reporter import Reporter, StoppedEarly
 from merlina.training.spreading import is_spread
 from merlina.training.tokens import TokenPair
 from merlina.training.trainer_arguments import training_arguments
 
 # Enough to tell one text's tokens from another's; all logits of whole pairs could be the run's largest array.
 _TRIAL_PAIRS, _TRIAL_TOKENS = 2, 48
+# For each rank, between two looks at whether a stop is asked for: shared by length, few would come out unequal.
+_SHARED_PASSES = 4
+_SECONDS_BETWEEN_NOTES = 60.0
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
@@ -62,13 +66,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._config = config
         self._reporter = reporter
         self._ranks = ranks
-        self._is_spread = is_spread(model)
         self._objective = OBJECTIVES[config.training_mode]
         self._dtype = dtype
         self._resuming = resuming
         self._figures = Means()
-        self._tokens = 0
-        self._logged_at = time.monotonic()
+        self._speed = Speed()
         evaluates = bool(held_out) and config.eval_steps > 0
         self._alarms = Alarms(reporter.note, has_evaluations=evaluates)
         self._endings = Endings(config, folder, reporter.note)
@@ -85,10 +87,16 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        self._budget = PACK_POSITIONS.get(self.args.device.type, PACK_POSITIONS["cuda"])
         trial = self._pack([_beginning(self._unit(pair)) for pair in training[:_TRIAL_PAIRS]])
         self._logprobs, reason = fast_path(model, trial, pad_id, config.attn_implementation, self._precision())
-        self._probe([self._unit(pair) for pair in (*training, *held_out)])
+        passes = Passes(
+            self._logprobs.layout,
+            PACK_POSITIONS.get(self.args.device.type, PACK_POSITIONS["cuda"]),
+            ranks,
+            are_in_step=is_spread(model),
+            limits=limits_of_positions(unwrapped(model).config),
+        )
+        self._passes = self._probe(passes, [self._unit(pair) for pair in (*training, *held_out)])
         self.train_dataset = self._examples("training", training)
         self.eval_dataset = self._examples("held-out", held_out) if evaluates else None
         if config.optimizer_type.startswith("paged") and not torch.cuda.is_available():
@@ -136,13 +144,14 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: int | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Forward and backward passes of one optimizer step, pack by pack. -> its mean loss"""
+        self._speed.start()
         model.train()
         step = self.state.global_step + 1
         each = torch.zeros(len(inputs), device=self.args.device)
         means = Means()
         with self._ranks.own_randomness(self._config.seed, step):
             divergence = self._divergence(inputs)
-            for indices, counts in self._passes([example.unit for example in inputs]):
+            for indices, counts in self._passes.of_rank([example.unit for example in inputs]):
                 losses = self._pair_losses([inputs[index] for index in indices], divergence)
                 self.accelerator.backward(losses.loss.sum() * (counts / len(inputs)))
                 if counts:
@@ -153,7 +162,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._ranks.sum_gradients(model.parameters())
         means.gather(self._ranks, len(inputs))
         self._figures.merge(means)
-        self._tokens += sum(example.unit.tokens for example in inputs)
+        self._speed.add(sum(example.unit.tokens for example in inputs))
         loss = each.mean()
         self._alarms.step(step, loss.item(), means.take())
         return loss
@@ -177,6 +186,15 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
         One that is to go on later takes its evaluation to the end: a resume would not come by here again.
         """
+        with self._speed.paused():
+            figures = self._held_out_means()
+        if figures:
+            self._reporter.metrics(self.state.global_step, figures)
+            self._alarms.evaluation(self.state.global_step, figures)
+            self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
+    def _held_out_means(self) -> dict[str, float]:
         means, pairs = Means(), 0
         self.model.eval()
         for inputs in self.get_eval_dataloader():
@@ -184,7 +202,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
                 self.model.train()
                 return {}
             divergence = self._divergence(inputs)
-            for indices, counts in self._passes([example.unit for example in inputs]):
+            for indices, counts in self._passes.of_rank([example.unit for example in inputs]):
                 with torch.no_grad():
                     losses = self._pair_losses([inputs[index] for index in indices], divergence)
                 if counts:
@@ -192,12 +210,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             pairs += len(inputs)
         self.model.train()
         means.gather(self._ranks, pairs)
-        figures = {f"eval_{name}": value for name, value in means.take().items()}
-        self._reporter.metrics(self.state.global_step, figures)
-        self._alarms.evaluation(self.state.global_step, figures)
-        self._logged_at = time.monotonic()
-        self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
-        return figures
+        return {f"eval_{name}": value for name, value in means.take().items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Reports the figures of the steps since the last report."""
@@ -206,27 +219,34 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         figures = {
             "loss": logs["loss"],
             **self._figures.take(),
-            **self._speed(),
+            "tokens_per_second": self._speed.take(),
             **memory(),
             "epoch": self.state.epoch or 0.0,
         }
         figures |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
         self._reporter.metrics(self.state.global_step, figures)
 
-    def _probe(self, units: Sequence[SharedPrompt]) -> None:
-        """Forward and backward of the largest pack; neither gradients nor random numbers of it are left."""
+    def _probe(self, passes: Passes, units: Sequence[SharedPrompt]) -> Passes:
+        """Forward and backward of the largest pack; neither gradients nor random numbers of it are left.
+
+        -> passes that fit
+        """
+        # What is paged makes room on the GPU by itself.
+        is_paged = self._config.optimizer_type.startswith("paged") and self.args.device.type == "cuda"
+        state_bytes = 0.0 if is_paged else OPTIMIZER_BYTES[self._config.optimizer_type]
+        has_gradients = self._config.pairs_per_step > 1
 
         def run(pack: Sequence[SharedPrompt]) -> None:
-            with self._precision():
-                logprobs = self._logprobs(self._pack(pack))
-            logprobs.sums.sum().backward()
-            self.model.zero_grad()
+            with as_amidst_a_step(self.model.parameters(), state_bytes, has_gradients=has_gradients):
+                with self._precision():
+                    logprobs = self._logprobs(self._pack(pack))
+                logprobs.sums.sum().backward()
 
         self.model.train()
         devices = [self.args.device] if self.args.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            self._budget = fitting_budget(units, self._budget, run, self._reporter.note)
-        positions = sum(unit.positions for unit in largest_pack(units, self._budget))
+            passes = fitting(passes, units, run, self._reporter.note)
+        positions = passes.layout.size(passes.largest(units))
         held = memory()
         on_gpu = f" and {held['gpu_memory']:.2f} GB of the GPU's" if "gpu_memory" in held else ""
         self._reporter.note(
@@ -234,18 +254,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             f"{positions:,} tokens in its largest forward pass, which was tried first and left {held['memory_gb']:.2f} "
             f"GB of memory{on_gpu} in use",
         )
-
-    def _passes(self, units: Sequence[SharedPrompt]) -> list[tuple[list[int], bool]]:
-        """Indices of those units that are this rank's, cut into packs; and whether each pack counts.
-
-        One that doesn't is another rank's again: a rank without a pair makes a pass too, since what scales float16's
-        gradients must see every step; and where weights are spread all ranks make the same number of them.
-        """
-        share = self._ranks.share([unit.positions for unit in units])
-        packs = [[share[index] for index in pack] for pack in cut([units[index] for index in share], self._budget)]
-        passes = self._ranks.most(len(packs)) if self._is_spread else max(1, len(packs))
-        shortest = min(range(len(units)), key=lambda index: units[index].positions)
-        return [(pack, True) for pack in packs] + [([shortest], False)] * (passes - len(packs))
+        return passes
 
     def _pair_losses(self, examples: Sequence[Example], divergence: Tensor | None) -> PairLosses:
         pack = self._pack([example.unit for example in examples])
@@ -279,18 +288,34 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return reference_logprobs(
             name,
             units,
-            self._answer_logprobs,
+            self._answer_logprobs_until_stopped,
             self.model,
             folder,
             resuming=self._resuming,
             keeps=self._ranks.is_first,
         )
 
+    def _answer_logprobs_until_stopped(self, units: Sequence[SharedPrompt]) -> Iterator[tuple[list[int], Tensor]]:
+        """A few passes at a time, told of where it takes minutes. Raises StoppedEarly where a stop is asked for."""
+        passes = self._passes.cut(units)
+        some = 1 if self._ranks.count == 1 else _SHARED_PASSES * self._ranks.count
+        told_at = time.monotonic()
+        for number in range(0, len(passes), some):
+            if self._ranks.of_first(self._reporter.should_stop()):
+                raise StoppedEarly
+            if time.monotonic() - told_at > _SECONDS_BETWEEN_NOTES:
+                told_at = time.monotonic()
+                self._reporter.note(
+                    "info", f"The untrained model has made {number:,} of the {len(passes):,} passes over the answers"
+                )
+            indices = [index for one in passes[number : number + some] for index in one]
+            yield indices, self._answer_logprobs([units[index] for index in indices])
+
     @torch.no_grad()
     def _answer_logprobs(self, units: Sequence[SharedPrompt]) -> Tensor:
         """-> [U, A], each rank having computed its share"""
         found = torch.zeros(len(units), len(units[0].answers), device=self.args.device)
-        for indices, counts in self._passes(units):
+        for indices, counts in self._passes.of_rank(units):
             with self._precision():
                 logprobs = self._logprobs(self._pack([units[index] for index in indices]))
             if counts:
@@ -310,12 +335,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if self._dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.args.device.type, dtype=self._dtype)
-
-    def _speed(self) -> dict[str, float]:
-        now = time.monotonic()
-        speed = self._tokens / max(now - self._logged_at, 1e-9)
-        self._tokens, self._logged_at = 0, now
-        return {"tokens_per_second": speed}
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._ranks.is_first:

@@ -96,35 +96,6 @@ def lay_out(units: Sequence[SharedPrompt], *, with_prompt_targets: bool) -> Pack
     )
 
 
-def cut(units: Sequence[SharedPrompt], budget: int) -> list[list[int]]:
-    """Indices of `units`, cut into packs of at most `budget` positions; a longer unit is a pack by itself.
-
-    The longest first, each into the first pack that has room: by a tree over the rooms of the packs, so that whole
-    data sets are cut in no time.
-    """
-    packs: list[list[int]] = []
-    leaves = 1 << max(0, len(units) - 1).bit_length()
-    # A pack that isn't begun has room for anything that fits at all. rooms[n] is the most below node n, 1 is the root.
-    rooms = [budget] * (2 * leaves)
-    for index in sorted(range(len(units)), key=lambda index: -units[index].positions):
-        size = units[index].positions
-        chosen = len(packs)
-        if size <= budget:
-            node = 1
-            while node < leaves:
-                node = 2 * node if rooms[2 * node] >= size else 2 * node + 1
-            chosen = node - leaves
-        if chosen == len(packs):
-            packs.append([])
-        packs[chosen].append(index)
-        node = chosen + leaves
-        rooms[node] -= size
-        while node > 1:
-            node //= 2
-            rooms[node] = max(rooms[2 * node], rooms[2 * node + 1])
-    return packs
-
-
 class _Layout:
     def __init__(self, with_prompt_targets: bool) -> None:
         self._with_prompt_targets = with_prompt_targets

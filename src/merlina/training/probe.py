@@ -2,53 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
+from torch import nn
 
 from merlina.errors import TrainingError
 from merlina.training.alarms import Say
-from merlina.training.packing import SharedPrompt, cut
+from merlina.training.packing import SharedPrompt
+from merlina.training.passes import Passes
 
 _GB = 1e9
 
 
-def largest_pack(units: Sequence[SharedPrompt], budget: int) -> list[SharedPrompt]:
-    """The pack of `units` with the most positions that `budget` allows; the longest unit where that is longer."""
-    packs = cut(units, budget)
-    fullest = max(packs, key=lambda indices: sum(units[index].positions for index in indices))
-    return [units[index] for index in fullest]
+def fitting(
+    passes: Passes, units: Sequence[SharedPrompt], run: Callable[[Sequence[SharedPrompt]], None], say: Say
+) -> Passes:
+    """With the largest budget, halved as often as needed, of which `run`, a pass forward and backward, finds room.
 
-
-def fitting_budget(
-    units: Sequence[SharedPrompt], budget: int, run: Callable[[Sequence[SharedPrompt]], None], say: Say
-) -> int:
-    """The largest budget, halved from `budget` on, of which `run`, forward and backward of one pack, finds room.
-
-    Raises TrainingError where not even the longest unit fits. On a processor nothing is raised: the system ends a
-    process that takes too much, and the server says so.
+    All ranks end with the same one. Raises TrainingError where not even the largest unit fits, and, where ranks are in
+    step, as soon as one has no room: the others wait for it amidst a pass. On a processor nothing is raised: the system
+    ends a process that takes too much, and the server says so.
     """
-    longest = max(unit.positions for unit in units)
+    least = max(passes.layout.size([unit]) for unit in units)
     while True:
-        worst = largest_pack(units, budget)
+        worst = passes.largest(units)
+        fits = True
         try:
             run(worst)
         except torch.OutOfMemoryError as error:
-            if budget <= longest:
-                raise TrainingError(_does_not_fit(longest)) from error
-        else:
-            return budget
+            if passes.are_in_step or passes.budget <= least:
+                raise TrainingError(_does_not_fit(worst, passes, least)) from error
+            fits = False
+        if not passes.ranks.most(not fits):
+            return passes
         torch.cuda.empty_cache()
-        smaller = max(budget // 2, longest)
-        say("info", f"No room on the GPU for {budget:,} tokens in one forward pass; trying {smaller:,}")
-        budget = smaller
+        smaller = max(passes.budget // 2, least)
+        say("info", f"No room on the GPU for {passes.budget:,} tokens in one forward pass; trying {smaller:,}")
+        passes = replace(passes, budget=smaller)
 
 
-def _does_not_fit(longest: int) -> str:
-    message = (
-        f"The longest pair, {longest:,} tokens with both answers, doesn't fit on the GPU. In order of effect: "
-        f"gradient_checkpointing, use_4bit, a max_length below {longest // 2:,}, a smaller lora_r"
-    )
+@contextlib.contextmanager
+def as_amidst_a_step(weights: Iterable[nn.Parameter], state_bytes: float, *, has_gradients: bool) -> Iterator[None]:
+    """With what is held for the trained weights while a step's passes are made; nothing of it is left.
+
+    That is the optimizer's state, so many bytes for each, and the gradients of the passes before.
+    """
+    trained = [weight for weight in weights if weight.requires_grad]
+    size = int(state_bytes * sum(weight.numel() for weight in trained))
+    # Ones, since a system gives no memory for what is only reserved.
+    state = torch.ones(size, dtype=torch.uint8, device=trained[0].device)
+    try:
+        if has_gradients:
+            for weight in trained:
+                weight.grad = torch.zeros_like(weight)
+        yield
+    finally:
+        del state
+        for weight in trained:
+            weight.grad = None
+
+
+def _does_not_fit(worst: Sequence[SharedPrompt], passes: Passes, longest: int) -> str:
+    if passes.budget > longest:
+        message = (
+            f"{len(worst)} pairs in one pass, {passes.layout.size(worst):,} tokens, don't fit on the GPU beside "
+            "a part of the model. In order of effect: gradient_checkpointing, use_4bit, a smaller batch_size or "
+            "gradient_accumulation_steps, a smaller lora_r"
+        )
+    else:
+        message = (
+            f"The longest pair, {longest:,} tokens with both answers, doesn't fit on the GPU. In order of effect: "
+            f"gradient_checkpointing, use_4bit, a max_length below {longest // 2:,}, a smaller lora_r"
+        )
     if not torch.cuda.is_available():
         return message
     free, total = torch.cuda.mem_get_info()

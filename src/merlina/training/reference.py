@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -35,16 +35,31 @@ class Example:
     unrelated_reference: Tensor | None = None  # []
 
 
-Run = Callable[[Sequence[SharedPrompt]], Tensor]
-"""Units to the log-probabilities of their answers, [U, A], without a graph."""
+Run = Callable[[Sequence[SharedPrompt]], Iterator[tuple[list[int], Tensor]]]
+"""Units to the log-probabilities of their answers, some units at a time: indices of u of them, and [u, A]."""
 
 
 def unrelated_units(units: Sequence[SharedPrompt], max_length: int) -> list[SharedPrompt]:
-    """Each prompt with the chosen answer of the unit before it, cut to `max_length` tokens."""
+    """Each prompt with the chosen answer of the nearest unit before it that has another, cut to `max_length` tokens.
+
+    Several answers to one prompt are no strangers to it. Where there is but one prompt, another answer must do.
+    """
+    others = _nearest_others([unit.prompt for unit in units]) or _nearest_others([unit.answers[0] for unit in units])
     return [
-        SharedPrompt(unit.prompt, (units[index - 1].answers[0][: max_length - len(unit.prompt)],))
-        for index, unit in enumerate(units)
+        SharedPrompt(unit.prompt, (units[other].answers[0][: max_length - len(unit.prompt)],))
+        for unit, other in zip(units, others or range(len(units)), strict=True)
     ]
+
+
+def _nearest_others(texts: Sequence[list[int]]) -> list[int]:
+    """For each the index of the nearest different one before it, the last coming before the first; none if all are the
+    same."""
+    nearest = [-1] * len(texts)
+    # Twice around: what the first ones find may lie behind others that are as they are.
+    for index in (*range(len(texts)), *range(len(texts))):
+        before = (index - 1) % len(texts)
+        nearest[index] = before if texts[before] != texts[index] else nearest[before]
+    return nearest if -1 not in nearest else []
 
 
 def reference_logprobs(
@@ -52,32 +67,42 @@ def reference_logprobs(
 ) -> Tensor:
     """[U, A], from `folder` where they were kept for just these units, else computed with the adapter off.
 
-    What was computed is kept where this process `keeps` it.
+    What was computed is kept where this process `keeps` it, also when it is broken off halfway.
 
     Raises TrainingError where a model trained as a whole has moved on and nothing was kept.
     """
     path, fingerprint = folder / f"{name}-{_FILE}", _fingerprint(units)
-    kept = _kept(path, fingerprint)
-    if kept is not None:
-        return kept
+    found = _kept(path, fingerprint)
+    if found is None:
+        found = torch.full((len(units), len(units[0].answers)), torch.nan)
+    missing = found.isnan().any(1).nonzero().flatten()  # [m]
+    if not len(missing):
+        return found
     has_adapter = hasattr(model, "disable_adapter")
     if resuming and not has_adapter:
         raise TrainingError(f"{path} is gone, and the model has changed since: begin this run anew")
     was_training = model.training
     model.eval()
-    with model.disable_adapter() if has_adapter else contextlib.nullcontext():
-        found = run(units).cpu()
+    try:
+        with model.disable_adapter() if has_adapter else contextlib.nullcontext():
+            for indices, logprobs in run([units[index] for index in missing.tolist()]):
+                found[missing[indices]] = logprobs.cpu()
+    finally:
+        if keeps:
+            _keep(path, found, fingerprint)
     model.train(was_training)
-    if not keeps:
-        return found
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    save_file({"logprobs": found}, beside, metadata={"fingerprint": fingerprint})
-    beside.replace(path)
     return found
 
 
+def _keep(path: Path, found: Tensor, fingerprint: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial")
+    save_file({"logprobs": found}, beside, metadata={"fingerprint": fingerprint})
+    beside.replace(path)
+
+
 def _kept(path: Path, fingerprint: str) -> Tensor | None:
+    """[U, A], not a number where it isn't known yet"""
     if not path.is_file():
         return None
     with safe_open(path, framework="pt") as file:

@@ -6,6 +6,10 @@ from pathlib import Path
 from typing import Protocol
 
 
+class StoppedEarly(Exception):  # noqa: N818
+    """A stop was asked for before training began."""
+
+
 class Reporter(Protocol):
     """Who is told how the training goes, and says when it should end."""
 
@@ -25,7 +29,7 @@ class Reporter(Protocol):
         """Something people should know; `level` is info or warning."""
 
     def should_stop(self) -> bool:
-        """Asked after each optimizer step."""
+        """Asked after each optimizer step, and between the passes before the first one."""
 
     def will_go_on(self) -> bool:
         """Whether it should stop only to go on later just where it was."""

@@ -32,6 +32,7 @@ from merlina.training.models import (
     weight_bytes,
 )
 from merlina.training.ranks import ALONE, Ranks
+from merlina.training.reporter import StoppedEarly
 from merlina.training.spreading import spread_frozen_weights
 from merlina.training.tokens import TokenPair
 from merlina.worker.encoding import PairEncoder
@@ -41,10 +42,6 @@ from merlina.worker.wandb_link import follow_with_wandb
 _ITEMS_BETWEEN_LOOKS = 1000
 _HELD_AS = {4: "4-bit NF4", 8: "8-bit integers", None: ""}
 _T = TypeVar("_T")
-
-
-class StoppedEarly(Exception):  # noqa: N818
-    """A stop was asked for before training began."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""How units become passes: by what each costs in its layout, and with none that changes what another gives."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merlina.training.fast_path import fast_path
+from merlina.training.logprobs import PackedModel, PaddedModel
+from merlina.training.packing import SharedPrompt, lay_out
+from merlina.training.passes import Packed, Padded, Passes, limits_of_positions
+from tests.training.models import UNITS, adapted, random_model
+
+tokens = st.lists(st.integers(0, 99), min_size=1, max_size=12)
+units = st.builds(lambda prompt, first, second: SharedPrompt(prompt, (first, second)), tokens, tokens, tokens)
+
+
+@pytest.mark.parametrize("kind", [PackedModel, PaddedModel])
+def test_a_layout_knows_what_its_model_computes(kind: Any) -> None:
+    model, computed = random_model(), []
+    run = kind(model, "auto" if kind is PackedModel else 0)
+    model.model.register_forward_pre_hook(lambda _, __, named: computed.append(named["input_ids"]), with_kwargs=True)
+    run(lay_out(UNITS, with_prompt_targets=False))
+    assert run.layout.size(UNITS) == computed[0].numel()
+    alone = lay_out(UNITS[1:2], with_prompt_targets=False)
+    run(alone)
+    furthest = int(alone.position_ids.max()) + 1
+    assert run.layout.reach(UNITS[1]) == (furthest if kind is PackedModel else computed[1].shape[1])
+
+
+@given(content=st.lists(units, min_size=1, max_size=30), budget=st.integers(1, 60))
+def test_packs_hold_every_unit_once_and_keep_to_their_budget(content: list[SharedPrompt], budget: int) -> None:
+    packs = Packed().cut(content, budget)
+    assert sorted(index for pack in packs for index in pack) == list(range(len(content)))
+    for pack in packs:
+        assert len(pack) == 1 or sum(content[index].positions for index in pack) <= budget
+    assert packs == first_fit([unit.positions for unit in content], budget)
+
+
+def first_fit(sizes: list[int], budget: int) -> list[list[int]]:
+    """The longest first, each into the first pack that has room for it."""
+    packs: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+        fitting = [pack for pack in packs if sum(sizes[other] for other in pack) + sizes[index] <= budget]
+        if not fitting:
+            packs.append([])
+        (fitting or packs[-1:])[0].append(index)
+    return packs
+
+
+@given(content=st.lists(units, min_size=1, max_size=30), budget=st.integers(1, 150))
+def test_padded_passes_hold_every_unit_once_and_keep_to_their_budget(content: list[SharedPrompt], budget: int) -> None:
+    passes = Padded().cut(content, budget)
+    assert sorted(index for indices in passes for index in indices) == list(range(len(content)))
+    for indices in passes:
+        assert len(indices) == 1 or Padded().size([content[index] for index in indices]) <= budget
+    # The next longest had no room in the pass before.
+    for before, after in pairwise(passes):
+        assert Padded().size([content[index] for index in (*before, after[0])]) > budget
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_a_long_text_changes_nothing_of_a_short_one(kind: str) -> None:
+    """Where positions are turned by other angles as soon as a pass reaches beyond a limit."""
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 24}
+    trained_to = 25 if kind == "dynamic" else 96
+    model = adapted(random_model(rope_parameters=rope, max_position_embeddings=trained_to, initializer_range=0.2))
+    draw = torch.Generator().manual_seed(0)
+    # The third reaches just to the limit.
+    answers = [4, 30, 17, 5]
+    content = [
+        SharedPrompt([5] * 8, (torch.randint(5, 60, (length,), generator=draw).tolist(), [6, 7])) for length in answers
+    ]
+    run, reason = fast_path(model, lay_out(content[:1], with_prompt_targets=False), 0, "auto", nullcontext())
+    assert reason is None
+    model.eval()
+
+    def sums(passes: list[list[int]]) -> torch.Tensor:
+        found = torch.zeros(len(content), 3)
+        with torch.no_grad():
+            for indices in passes:
+                found[indices] = run(lay_out([content[index] for index in indices], with_prompt_targets=False)).sums
+        return found
+
+    alone = sums([[index] for index in range(len(content))])
+    passes = Passes(run.layout, 1000, limits=limits_of_positions(model.get_base_model().config))
+    assert passes.limits == (24,)
+    assert [sorted(indices) for indices in passes.cut(content)] == [[0, 2, 3], [1]]
+    assert torch.allclose(sums(passes.cut(content)), alone, atol=1e-4)
+    together = Passes(run.layout, 1000).cut(content)
+    assert (sums(together) - alone).abs().max() > 0.1
+
+
+def test_limits_are_those_of_each_kind_of_layer_and_most_models_have_none() -> None:
+    assert limits_of_positions(random_model().config) == ()
+    assert limits_of_positions(random_model("Gemma3Text").config) == ()
+    kinds = {"full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}
+    model = random_model("Gemma3Text", rope_parameters=kinds, max_position_embeddings=77)
+    assert limits_of_positions(model.config) == (76,)

@@ -1,0 +1,98 @@
+"""What the reference is asked, and that what it has said is kept however the asking ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merlina.schemas.training import WeightBits
+from merlina.training.adapters import make_trainable
+from merlina.training.loop import PreferenceTrainer
+from merlina.training.models import ModelSpec, load_model
+from merlina.training.packing import SharedPrompt
+from merlina.training.reference import unrelated_units
+from merlina.training.reporter import StoppedEarly
+from merlina.training.tokens import TokenPair
+from tests.training.test_loop import Recorder, configure
+
+# Each as long as a pass on a processor may be, so that it is one by itself.
+LONG = [TokenPair([5, 6, n], [8 + n] * 500 + [2], [9] * 480 + [2], row=n) for n in range(4)]
+
+
+def unit(prompt: int, chosen: int) -> SharedPrompt:
+    return SharedPrompt([prompt], ([chosen, chosen, 2], [99, 2]))
+
+
+@pytest.mark.parametrize(
+    ("rows", "strangers"),
+    [
+        ([(1, 10), (2, 20), (3, 30)], [30, 10, 20]),
+        ([(1, 10), (1, 10), (1, 11), (2, 20), (2, 21)], [21, 21, 21, 11, 11]),
+        ([(2, 20), (1, 10), (2, 21), (2, 22)], [10, 20, 10, 10]),
+        ([(1, 10), (1, 10), (1, 11)], [11, 11, 10]),
+        ([(1, 10), (1, 10)], [10, 10]),
+        ([(1, 10)], [10]),
+    ],
+)
+def test_an_unrelated_answer_is_the_nearest_that_belongs_to_another_prompt(
+    rows: list[tuple[int, int]], strangers: list[int]
+) -> None:
+    units = [unit(*row) for row in rows]
+    found = unrelated_units(units, max_length=3)
+    assert [one.prompt for one in found] == [one.prompt for one in units]
+    assert [one.answers for one in found] == [([stranger, stranger],) for stranger in strangers]
+
+
+@pytest.mark.parametrize("weight_bits", [None, 4, 8])
+def test_before_the_first_step_nothing_tells_model_and_reference_apart(
+    tiny_model: Path, tmp_path: Path, weight_bits: WeightBits | None
+) -> None:
+    config = configure(
+        tiny_model, training_mode="dpo", use_4bit=weight_bits == 4, use_8bit=weight_bits == 8, eval_steps=1
+    )
+    recorder = Recorder()
+    begin(config, tmp_path, recorder).evaluate()
+    ((_, figures),) = recorder.rows
+    assert (figures["eval_rewards_chosen"], figures["eval_rewards_rejected"]) == (0, 0)
+    assert figures["eval_logps_chosen"] < -1
+
+
+class Impatient(Recorder):
+    """Asks for a stop when it is asked for the n-th time."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        self.asked = 0
+        self._stop_at = stop_at
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self.asked == self._stop_at
+
+
+def begin(config: Any, folder: Path, recorder: Recorder) -> PreferenceTrainer:
+    torch.manual_seed(0)
+    spec = ModelSpec(config.base_model, "float32", config.weight_bits, "auto", folder)
+    model = make_trainable(load_model(spec), config).model
+    return PreferenceTrainer(
+        model, config, training=LONG, held_out=LONG[:1], pad_id=0, dtype=torch.float32,
+        folder=folder / "checkpoints", reporter=recorder, resuming=False,
+    )  # fmt: skip
+
+
+def test_a_stop_is_heard_between_its_passes_and_what_is_known_by_then_is_not_asked_again(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    config = configure(tiny_model, training_mode="dpo")
+    with pytest.raises(StoppedEarly):
+        begin(config, tmp_path / "a", Impatient(stop_at=4))
+    rest, undisturbed = Impatient(), Impatient()
+    resumed = begin(config, tmp_path / "a", rest)
+    whole = begin(config, tmp_path / "b", undisturbed)
+    assert (rest.asked, undisturbed.asked) == (1, 4)
+    for ours, theirs in zip(resumed.train_dataset, whole.train_dataset, strict=True):
+        assert torch.allclose(ours.reference, theirs.reference)
+        assert ours.reference.isfinite().all()
