@@ -61,3 +61,35 @@ def build_tiny_tokenizer(folder: Path):
     tokenizer.chat_template = _TEMPLATE
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def build_tiny_sentencepiece_tokenizer(begins: str, bos: str | None = "<s>"):
+    """One as Llama 2's: words begin with ▁, also the first of a text; byte fallback, a `bos` it adds, ends with </s>.
+
+    `begins` says how the first ▁ comes: "prepend" normalizes it into each piece between special tokens, as Llama 2's
+    files have it, "first" into the beginning of a text alone.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    as_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", *as_bytes])
+    trained.train_from_iterator(_TEXT, trainer)
+    # Anew, since only there are bytes no special tokens.
+    backend = Tokenizer(trained.model)
+    if begins == "prepend":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=begins, split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    if bos is not None:
+        backend.add_special_tokens([bos])
+        named = [(bos, backend.token_to_id(bos))]
+        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=named)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )

@@ -9,12 +9,13 @@ import pytest
 
 from merlina.hardware.gpus import Gpu
 from merlina.preflight.findings import Finding
-from merlina.preflight.machine import check_disk, check_gpus, check_precision
+from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_precision
 from merlina.preflight.memory import check_memory, estimate, trained_weights
 from merlina.preflight.method import check_method
 from merlina.preflight.models import check_model, judge_lengths, judge_targets
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import TrainingConfig
+from merlina.schemas.validation import MemoryEstimate
 from merlina.settings import Settings
 
 
@@ -62,6 +63,10 @@ FACTS = ModelFacts(
     hidden_size=4096,
     intermediate_size=14336,
     attention_size=4096,
+    attention_heads=32,
+    caps_scores=False,
+    drops_scores=False,
+    takes_packs=True,
     layers=32,
     vocab_size=128_256,
     max_positions=8192,
@@ -127,14 +132,62 @@ def test_each_saving_makes_the_estimate_smaller() -> None:
         assert estimate(config(**{"use_4bit": False, **change}), FACTS, None, "cuda").total < whole
 
 
+def test_scores_that_no_kernel_leaves_out_are_counted() -> None:
+    def scores(facts: ModelFacts = FACTS, device: str = "cuda", **changes: Any) -> float:
+        return estimate(config(**changes), facts, None, device).parts.get("attention scores", 0)
+
+    capped = FACTS.model_copy(update={"caps_scores": True})
+    dropped = FACTS.model_copy(update={"drops_scores": True, "takes_packs": False})
+    assert scores() == scores(device="cpu") == 0
+    queries_by_keys = 4096**2  # a pair as long as max_length allows, both answers
+    assert scores(capped) == pytest.approx(1.1 * 32 * queries_by_keys * (32 * 8 + 8))
+    assert scores(capped, gradient_checkpointing=True) == pytest.approx(1.1 * 32 * queries_by_keys * 16)
+    assert scores(attn_implementation="eager") == pytest.approx(1.1 * 32 * queries_by_keys * (32 * 6 + 8))
+    assert scores(attn_implementation="sdpa") == queries_by_keys * 4
+    assert scores(dropped) == 0
+    assert scores(dropped, "cpu") > 0
+
+
+def test_a_model_that_takes_no_packs_makes_all_logits() -> None:
+    own_way = FACTS.model_copy(update={"takes_packs": False})
+    logits = estimate(config(), own_way, None, "cuda").parts["log-probabilities"]
+    assert logits == 2 * 2048 * 128_256 * 14
+    assert logits > 5 * estimate(config(), FACTS, None, "cuda").parts["log-probabilities"]
+
+
 def test_a_folder_that_cannot_be_written_or_has_no_room_is_named(tmp_path: Path) -> None:
     fresh = Settings(data_dir=tmp_path / "new" / "deeper", models_dir=tmp_path)
-    assert check_disk(config(), fresh, None).passed
+    assert check_disk(config(), fresh, None, "cpu").passed
     huge = FACTS.model_copy(update={"parameters": 10**15})
-    assert "are needed" in check_disk(config(use_lora=False, use_4bit=False), fresh, huge).errors[0]
+    assert "are needed" in check_disk(config(use_lora=False, use_4bit=False), fresh, huge, "cpu").errors[0]
     (tmp_path / "file").touch()
     blocked = Settings(data_dir=tmp_path / "file" / "data", models_dir=tmp_path)
-    assert "file can't be written to" in check_disk(config(), blocked, None).errors[0]
+    assert "file can't be written to" in check_disk(config(), blocked, None, "cpu").errors[0]
+
+
+def test_merged_weights_are_as_wide_on_the_disk_as_the_run_held_them(tmp_path: Path) -> None:
+    def mib(device: str, **changes: Any) -> float:
+        wanted = config(push_to_hub=True, **changes)
+        huge = FACTS.model_copy(update={"parameters": 2**50, "adapter_width": {}})
+        (error,) = check_disk(wanted, Settings(data_dir=tmp_path, models_dir=tmp_path), huge, device).errors
+        return float(error.split(" MiB are free, ")[1].split()[0].replace(",", "")) - 256
+
+    assert mib("cpu") == mib("cuda", use_4bit=False) == 2 * 2**30
+    assert mib("cpu", use_4bit=False) == mib("cuda", use_4bit=False, dtype="float32") == 4 * 2**30
+    assert mib("cpu", use_4bit=False, use_lora=False) > 8 * 2**30  # once saved, once copied for the upload
+
+
+def test_merging_that_will_not_fit_into_ram_is_foretold() -> None:
+    huge = FACTS.model_copy(update={"parameters": 2**43})
+    (warning,) = check_merging(config(push_to_hub=True), huge, None).warnings
+    assert "about 18022.4 GiB" in warning
+    assert warning.endswith("the adapter alone is uploaded")
+    tiny = FACTS.model_copy(update={"parameters": 1000})
+    assert check_merging(config(push_to_hub=True), tiny, None) == Finding()
+    held = MemoryEstimate(place="RAM", needed_mb=1, free_mb=1, parts_mb={"weights": 2**40})
+    assert "0.0 GiB are free" in check_merging(config(push_to_hub=True), tiny, held).warnings[0]
+    for changes in ({"push_to_hub": False}, {"merge_lora_before_upload": False}, {"use_4bit": False}):
+        assert check_merging(config(**{"push_to_hub": True, **changes}), huge, None) == Finding()
 
 
 @pytest.mark.parametrize(

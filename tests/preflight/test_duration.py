@@ -26,6 +26,10 @@ MODEL = ModelFacts(
     hidden_size=100,
     intermediate_size=400,
     attention_size=100,
+    attention_heads=2,
+    caps_scores=False,
+    drops_scores=False,
+    takes_packs=True,
     layers=2,
     vocab_size=1000,
     max_positions=4096,
@@ -34,10 +38,13 @@ MODEL = ModelFacts(
 )
 # One pair forwards, by hand: 200 tokens through a million weights; who looks at whom, two layers of a hundred wide
 # (the prompt at half of itself, each answer at the prompt and half of itself); a hundred answer tokens at a head of
-# 100 by 1,000.
+# 100 by 1,000, and with ORPO, the default, a hundred of the prompt too.
 LAYERS = 2 * 200 * 1_000_000 + 4 * 2 * 100 * (100 * 100 / 2 + 2 * (50 * 100 + 50 * 50 / 2))
-HEAD = 2 * 100 * 100 * 1000
+HEAD_OF_ANSWERS = 2 * 100 * 100 * 1000
+HEAD = 2 * HEAD_OF_ANSWERS
 TRAINED = 2 * LAYERS + 2 * HEAD
+# What KTO computes beside: the prompt with the 50 tokens of another pair's answer.
+UNRELATED = 2 * 150 * 1_000_000 + 4 * 2 * 100 * (100 * 100 / 2 + 50 * 100 + 50 * 50 / 2) + 2 * 50 * 100 * 1000
 # The largest pack holds five pairs (1,024 tokens); it is tried, and the first step is as slow again.
 TRIED = 2 * 5
 
@@ -76,7 +83,13 @@ def test_an_earlier_run_says_how_long_a_pair_takes() -> None:
     evaluated = seconds(config(test_size=0.1, eval_steps=30), earlier=config())[1]
     assert evaluated == pytest.approx(900 + TRIED + 4 * 100 * (LAYERS + HEAD) / TRAINED)
     referenced = seconds(config(training_mode="dpo"), earlier=config())[1]
-    assert referenced == pytest.approx(1000 + TRIED + 1000 * (LAYERS + HEAD) / TRAINED)
+    without_prompts = (1000 + TRIED) * (2 * LAYERS + 2 * HEAD_OF_ANSWERS) + 1000 * (LAYERS + HEAD_OF_ANSWERS)
+    assert referenced == pytest.approx(without_prompts / TRAINED)
+    held_against_others = seconds(config(training_mode="kto"), earlier=config())[1]
+    assert held_against_others == pytest.approx((without_prompts + 2 * 1000 * UNRELATED) / TRAINED)
+    again = 2 * LAYERS + 2 * HEAD_OF_ANSWERS + UNRELATED
+    known = seconds(config(training_mode="kto"), earlier=config(training_mode="kto"))[1]
+    assert known == pytest.approx((without_prompts + 2 * 1000 * UNRELATED) / again)
     assert seconds(config(gpu_ids=[0, 1]), earlier=config())[1] == pytest.approx(505)
 
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from merlina.training.tokens import Cut, PairTokenizer
-from tests.tiny import build_tiny_tokenizer
+from tests.tiny import build_tiny_sentencepiece_tokenizer, build_tiny_tokenizer
 
 PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -94,3 +94,13 @@ def test_a_pair_that_is_too_long_keeps_its_prompts_end_and_its_answers_beginning
         assert pair == whole
     else:
         assert len(pair.prompt) <= longest_prompt
+
+
+@pytest.mark.parametrize("answer", ["Paris", "\nParis", "is"])
+def test_an_answer_that_melts_into_its_prompt_is_what_the_model_can_write_behind_it(answer: str) -> None:
+    """The prompt's last token is the space that one text of both would give to the answer."""
+    tokenizer = build_tiny_sentencepiece_tokenizer("prepend")
+    pair, _ = encode(tokenizer, "Q: Why A: ", answer, answer)
+    assert tokenizer.convert_ids_to_tokens(pair.prompt)[-1] == "▁"
+    assert "▁" not in "".join(tokenizer.convert_ids_to_tokens(pair.chosen))
+    assert tokenizer.decode(pair.prompt + pair.chosen) == f"<s> Q: Why A: {answer}</s>"

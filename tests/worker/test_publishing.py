@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from merlina.runs import read_events
 from tests.harness import training_config
@@ -24,21 +25,22 @@ from merlina.worker.stages import TrainingData
 from merlina.worker.stop import StopRequest
 folder = Path(sys.argv[1])
 reporter = EventReporter(EventLog(folder / "events.jsonl"), StopRequest(folder / "stop", folder / "pause"))
-for config, token in json.loads(sys.argv[2]):
+for config, token, result in json.loads(sys.argv[2]):
     os.environ["HF_TOKEN"] = token
     config = TrainingConfig.model_validate(config)
-    order = RunOrder(job_id="job", attempt=1, config=config, output_dir=str(folder / "m"))
+    order = RunOrder(job_id="job", attempt=1, config=config, output_dir=str(folder / result))
     publish(None, None, order, TrainingData([], []), {}, reporter)
 """
 
 
 def upload_each(hub: FakeHub, folder: Path, uploads: list[tuple[str, str]]) -> list[str]:
-    """The last word about each upload, which is an output_name and a token."""
+    """The last words about each upload, which is an output_name and a token, and about that of a giant's adapter."""
     (folder / "m").mkdir()
     (folder / "m" / "model.safetensors").write_bytes(b"weights")
     changes = {"use_lora": False, "push_to_hub": True}
     configs = [training_config(folder / "base", folder / "pairs.jsonl", name, **changes) for name, _ in uploads]
-    arguments = json.dumps([[config, token] for config, (_, token) in zip(configs, uploads, strict=True)])
+    orders = [[config, token, "m"] for config, (_, token) in zip(configs, uploads, strict=True)]
+    arguments = json.dumps([*orders, [adapter_of_giant(folder), "hf_right", "adapter"]])
     offline_no_more = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     environment = {**os.environ, **offline_no_more, "HF_HOME": str(folder / "hf")}
     command = [sys.executable, "-c", PUBLISH, str(folder), arguments]
@@ -46,6 +48,18 @@ def upload_each(hub: FakeHub, folder: Path, uploads: list[tuple[str, str]]) -> l
     assert done.returncode == 0, done.stderr
     assert "hf_right" not in done.stderr + (folder / "events.jsonl").read_text()
     return [event.message for event in read_events(folder / "events.jsonl")[0] if event.type == "log"]
+
+
+def adapter_of_giant(folder: Path) -> dict[str, Any]:
+    """The configuration of a run in 4 bits whose base, in 16 bits, would take some 5 TB."""
+    from transformers import LlamaConfig
+
+    sizes = {"hidden_size": 2**17, "intermediate_size": 2**18, "num_hidden_layers": 16, "vocab_size": 1000}
+    LlamaConfig(**sizes).save_pretrained(folder / "giant")
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    changes = {"use_lora": True, "use_4bit": True, "push_to_hub": True}
+    return training_config(folder / "giant", folder / "pairs.jsonl", "org/giant", **changes)
 
 
 def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> None:
@@ -60,7 +74,7 @@ def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> 
         hub.private["org/readonly"] = True
         uploads = [(f"org/{name}", "hf_right") for name in expected]
         uploads += [("org/x", "hf_wrong"), ("org/x", ""), ("alone", "hf_right")]
-        *told, unknown, none, made = upload_each(hub, tmp_path, uploads)
+        *told, unknown, none, made, not_merged, made_alone = upload_each(hub, tmp_path, uploads)
     for words, (name, complaint) in zip(told, expected.items(), strict=True):
         assert words.startswith("The upload to the Hub failed: ")
         assert complaint in words
@@ -68,7 +82,11 @@ def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> 
     assert "The Hub doesn't accept the hf_token given" in unknown
     assert "there is no hf_token; give one that may write" in none
     assert made == f"Uploaded to {hub.endpoint}/user/alone"
-    assert [repo for repo, files in hub.repos.items() if files] == ["models/user/alone"]
+    assert not_merged.startswith("merge_lora_before_upload: the base model in 16 bits needs about ")
+    assert not_merged.endswith(" GiB are free, so the adapter alone is uploaded")
+    assert made_alone == f"Uploaded to {hub.endpoint}/org/giant"
+    assert "PeftModel.from_pretrained" in hub.repos["models/org/giant"]["README.md"].decode()
+    assert [repo for repo, files in hub.repos.items() if files] == ["models/user/alone", "models/org/giant"]
     assert [path.name for path in (tmp_path / "m").iterdir()] == ["model.safetensors"]
     assert not list(tmp_path.glob(".m.*"))
     look_at_whole_model(hub.repos["models/user/alone"])

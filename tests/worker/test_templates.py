@@ -10,7 +10,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from merlina.data.formats import formatter
 from merlina.data.pairs import Message, Pair
 from merlina.schemas.datasets import DatasetFormat
-from merlina.worker.templates import chat_template
+from merlina.worker.encoding import PairEncoder
+from merlina.worker.templates import chat_template, saved_template
+from tests.tiny import build_tiny_sentencepiece_tokenizer
 
 PROMPTS = [
     (Message("user", "Hi {{ x }}"),),
@@ -20,18 +22,18 @@ CUSTOM = {"system_prefix": "<s>{% raw %}", "system_suffix": "\n", "user_prefix":
           "assistant_prefix": "ä: {{", "assistant_suffix": "}}"}  # fmt: skip
 
 
+SPECS = [
+    {"format_type": "chatml"},
+    {"format_type": "llama3"},
+    {"format_type": "mistral"},
+    {"format_type": "qwen3", "enable_thinking": True},
+    {"format_type": "qwen3", "enable_thinking": False},
+    {"format_type": "custom", "custom_templates": CUSTOM},
+]
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize(
-    "spec",
-    [
-        {"format_type": "chatml"},
-        {"format_type": "llama3"},
-        {"format_type": "mistral"},
-        {"format_type": "qwen3", "enable_thinking": True},
-        {"format_type": "qwen3", "enable_thinking": False},
-        {"format_type": "custom", "custom_templates": CUSTOM},
-    ],
-)
+@pytest.mark.parametrize("spec", SPECS)
 def test_the_saved_template_renders_a_prompt_as_training_did(spec: dict[str, Any], prompt: tuple[Message, ...]) -> None:
     trained = DatasetFormat.model_validate(spec)
     template = chat_template(trained)
@@ -44,3 +46,31 @@ def test_the_saved_template_renders_a_prompt_as_training_did(spec: dict[str, Any
 
 def test_the_models_own_template_is_kept_where_it_was_trained_in() -> None:
     assert chat_template(DatasetFormat(format_type="tokenizer")) is None
+
+
+@pytest.mark.parametrize("bos", ["<s>", "<|begin_of_text|>", None])
+@pytest.mark.parametrize("begins", ["prepend", "first"])
+@pytest.mark.parametrize("spec", [*SPECS, {"format_type": "tokenizer"}])
+def test_the_finished_tokenizer_makes_of_a_prompt_the_ids_trained_on(
+    spec: dict[str, Any], begins: str, bos: str | None
+) -> None:
+    """Also where the format's text has the BOS in some prompts only, as that custom one before a system part."""
+    tokenizer = build_tiny_sentencepiece_tokenizer(begins, bos)
+    tokenizer.chat_template = chat_template(DatasetFormat(format_type="chatml"))
+    trained = DatasetFormat.model_validate(spec)
+    encoder = PairEncoder(tokenizer, "it", trained, 512, 256)
+    ids = [encoder.encode(Pair(prompt, "c", "r")).tokens.prompt for prompt in PROMPTS]
+    tokenizer.chat_template = saved_template(tokenizer, trained)
+    for prompt, expected in zip(PROMPTS, ids, strict=True):
+        turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
+        assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == expected
+        assert bos is None or expected.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_template_that_takes_no_system_part_is_begun_all_the_same() -> None:
+    tokenizer = build_tiny_sentencepiece_tokenizer("prepend", "<s>")
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0]['content'] }}"
+    )
+    tokenizer.chat_template = saved_template(tokenizer, DatasetFormat(format_type="tokenizer"))
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) == "<s>Hi"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import psutil
@@ -12,6 +14,15 @@ import psutil
 def available_memory() -> int:
     """RAM a new process could use without swapping, in bytes."""
     return int(psutil.virtual_memory().available)
+
+
+def give_back_freed_memory() -> None:
+    """Lets go of what this process keeps for its next blocks (training/host_memory). Does nothing without glibc."""
+    if not sys.platform.startswith("linux"):
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def total_memory() -> int:

@@ -15,7 +15,7 @@ from merlina.preflight.datasets import judge_dataset, look_without_tokens
 from merlina.preflight.duration import estimate_time, find_earlier_run
 from merlina.preflight.findings import Finding, Report
 from merlina.preflight.hub import check_repo, check_upload
-from merlina.preflight.machine import check_disk, check_gpus, check_output, check_precision
+from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_output, check_precision
 from merlina.preflight.memory import check_memory
 from merlina.preflight.method import check_method
 from merlina.preflight.models import check_model, judge_lengths, judge_model, judge_targets, judge_tokenizer
@@ -66,8 +66,10 @@ class Preflight:
         report.findings["vram_sufficient"], report.memory = check_memory(
             config, model, report.data, gpus, self.talker.gives_up
         )
-        report.time = self._estimate_time(config, report, model, "cuda" if gpus else "cpu")
-        report.findings["disk_space_ok"] = check_disk(config, self.settings, model)
+        report.findings["merging_fits"] = check_merging(config, model, report.memory)
+        device = "cuda" if gpus else "cpu"
+        report.time = self._estimate_time(config, report, model, device)
+        report.findings["disk_space_ok"] = check_disk(config, self.settings, model, device)
         report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
         report.findings["upload_ready"] = check_upload(config.push_to_hub, self._hub_token(config))
         report.findings["wandb_ready"] = self._check_wandb(config)

@@ -79,7 +79,8 @@ def estimate_time(
     tokens = data.mean_tokens
     if earlier is not None:
         then, now = _devices(earlier.config), _devices(config)
-        speed = _training_flops(earlier.config, model, tokens) / earlier.seconds_a_pair(tokens) * now / then
+        a_pair = _training_flops(earlier.config, model, tokens) + _unrelated_flops(earlier.config, model, tokens)
+        speed = a_pair / earlier.seconds_a_pair(tokens) * now / then
     elif device == "cpu":
         width = compute_bytes(config, device)
         try:
@@ -94,9 +95,14 @@ def estimate_time(
     per_epoch = math.ceil(max(1.0, pairs - held_out) / config.pairs_per_step)
     steps = config.max_steps or math.ceil(per_epoch * config.num_epochs)
     trained = steps / per_epoch * (pairs - held_out)
-    watched = _evaluations(config, steps) * held_out + (pairs if config.training_mode in _REFERENCED else 0)
+    evaluated = _evaluations(config, steps) * held_out
+    referenced = pairs if config.training_mode in _REFERENCED else 0
     tried = _TRIED_PACKS * largest_pack(config, data, device) / (tokens.prompt + sum(_answers(config, tokens)))
-    flops = (trained + tried) * _training_flops(config, model, tokens) + watched * _forward_flops(config, model, tokens)
+    flops = (
+        (trained + tried) * _training_flops(config, model, tokens)
+        + (evaluated + referenced) * _forward_flops(config, model, tokens)
+        + (trained + evaluated + referenced) * _unrelated_flops(config, model, tokens)
+    )
     seconds = flops / speed + (0.0 if earlier else steps * _STEP_SECONDS)
     return TimeEstimate(seconds=seconds, steps=steps, earlier_run=earlier.job_id if earlier else None)
 
@@ -127,21 +133,33 @@ def _answers(config: TrainingConfig, tokens: PairTokens) -> tuple[float, ...]:
     return (tokens.chosen,) if config.training_mode == "sft" else (tokens.chosen, tokens.rejected)
 
 
-def _layer_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
-    """Of the layers for one pair, forwards: its products, and its attention with each prompt once."""
-    answers = _answers(config, tokens)
-    looked_at = tokens.prompt**2 / 2 + sum(answer * tokens.prompt + answer**2 / 2 for answer in answers)
-    products = 2 * model.linear_parameters * (tokens.prompt + sum(answers))
+def _layer_flops(model: ModelFacts, prompt: float, *answers: float) -> float:
+    """Of the layers for one unit, forwards: its products, and its attention with the prompt once."""
+    looked_at = prompt**2 / 2 + sum(answer * prompt + answer**2 / 2 for answer in answers)
+    products = 2 * model.linear_parameters * (prompt + sum(answers))
     return products + 4 * model.layers * model.attention_size * looked_at
 
 
-def _head_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
-    """Of the output head for one pair, forwards: it is only asked about the answers."""
-    return 2 * model.hidden_size * model.vocab_size * sum(_answers(config, tokens))
+def _head_flops(model: ModelFacts, targets: float) -> float:
+    """Of the output head, forwards: it is only asked about targets."""
+    return 2 * model.hidden_size * model.vocab_size * targets
+
+
+def _targets(config: TrainingConfig, tokens: PairTokens) -> float:
+    """Of a pair: its answers, and with ORPO its prompt."""
+    return sum(_answers(config, tokens)) + (tokens.prompt if config.training_mode == "orpo" else 0)
+
+
+def _unrelated_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
+    """Of what KTO holds a pair against, forwards: its prompt with another pair's answer."""
+    if config.training_mode != "kto":
+        return 0.0
+    return _layer_flops(model, tokens.prompt, tokens.chosen) + _head_flops(model, tokens.chosen)
 
 
 def _forward_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
-    return _layer_flops(config, model, tokens) + _head_flops(config, model, tokens)
+    layers = _layer_flops(model, tokens.prompt, *_answers(config, tokens))
+    return layers + _head_flops(model, _targets(config, tokens))
 
 
 def _training_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
@@ -149,4 +167,5 @@ def _training_flops(config: TrainingConfig, model: ModelFacts, tokens: PairToken
     passes = 2 + (not config.use_lora) + config.gradient_checkpointing
     # The head's probabilities are computed again where it is trained.
     of_head = 2 if config.use_lora else 4
-    return passes * _layer_flops(config, model, tokens) + of_head * _head_flops(config, model, tokens)
+    of_layers = _layer_flops(model, tokens.prompt, *_answers(config, tokens))
+    return passes * of_layers + of_head * _head_flops(model, _targets(config, tokens))

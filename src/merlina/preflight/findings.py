@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,11 +37,11 @@ class Report:
 
     @property
     def errors(self) -> list[str]:
-        return [error for finding in self.findings.values() for error in finding.errors]
+        return _once(error for finding in self.findings.values() for error in finding.errors)
 
     @property
     def warnings(self) -> list[str]:
-        return [warning for finding in self.findings.values() for warning in finding.warnings]
+        return _once(warning for finding in self.findings.values() for warning in finding.warnings)
 
     def response(self) -> ValidationResponse:
         checks = ValidationChecks.model_validate({name: finding.passed for name, finding in self.findings.items()})
@@ -54,3 +55,8 @@ class Report:
             rows_examined=self.data.rows if self.data else 0,
         )
         return ValidationResponse(valid=not self.errors, results=results)
+
+
+def _once(lines: Iterable[str]) -> list[str]:
+    """In order; what two checks found alike is told once."""
+    return list(dict.fromkeys(lines))

@@ -8,14 +8,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from merlina.hardware.gpus import Gpu
-from merlina.hardware.host import existing_parent, free_disk
+from merlina.hardware.host import available_memory, existing_parent, free_disk
 from merlina.preflight.findings import Finding
-from merlina.preflight.memory import OPTIMIZER_BYTES, trained_weights
+from merlina.preflight.memory import compute_bytes, trained_weights
 from merlina.schemas.inspection import ModelFacts
-from merlina.schemas.training import KEPT_CHECKPOINTS, TrainingConfig
+from merlina.schemas.training import KEPT_CHECKPOINTS, OPTIMIZER_BYTES, TrainingConfig
+from merlina.schemas.validation import MemoryEstimate
 from merlina.settings import Settings
 
-_MIN_FREE_DISK = 256 * 1024**2
+_MB, _GB = 1024**2, 1024**3
+_MIN_FREE_DISK = 256 * _MB
 
 
 def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
@@ -53,9 +55,28 @@ def check_precision(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
     return Finding()
 
 
-def check_disk(config: TrainingConfig, settings: Settings, model: ModelFacts | None) -> Finding:
-    """Each folder can be written to, and its disk has room for what the run puts there."""
-    checkpoints, finished = _bytes_to_write(config, model)
+def check_merging(config: TrainingConfig, model: ModelFacts | None, memory: MemoryEstimate | None) -> Finding:
+    """Whether RAM has room for the base model in 16 bits, which an adapter of a quantized one is merged into.
+
+    `memory` is what the run is to need; one in RAM still holds its weights then.
+    """
+    if model is None or not config.merges or not config.weight_bits:
+        return Finding()
+    held = memory.parts_mb["weights"] * _MB if memory and memory.place == "RAM" else 0
+    needed, free = config.merging_bytes(model.parameters * 2), available_memory() - held
+    if needed <= free:
+        return Finding()
+    message = (
+        f"merge_lora_before_upload: merging takes the base model into RAM in 16 bits, about {needed / _GB:.1f} GiB; "
+        f"{max(0.0, free) / _GB:.1f} GiB are free beside the run. Unless there is room at its end, the adapter alone "
+        "is uploaded"
+    )
+    return Finding(passed=False, warnings=(message,))
+
+
+def check_disk(config: TrainingConfig, settings: Settings, model: ModelFacts | None, device: str) -> Finding:
+    """Each folder can be written to, and its disk has room for what a run on `device`, cpu or cuda, puts there."""
+    checkpoints, finished = _bytes_to_write(config, model, device)
     needed = {settings.data_dir: checkpoints, settings.models_dir: finished}
     if _disk_of(settings.data_dir) == _disk_of(settings.models_dir):
         needed = dict.fromkeys(needed, checkpoints + finished)
@@ -71,16 +92,20 @@ def check_output(target: Path) -> Finding:
     )
 
 
-def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None) -> tuple[float, float]:
+def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None, device: str) -> tuple[float, float]:
     """For checkpoints and for the finished model; 0 where the model's size isn't known."""
     if model is None:
         return 0, 0
-    trained = trained_weights(config, model)
+    trained, width = trained_weights(config, model), compute_bytes(config, device)
     a_checkpoint = trained * (4 + OPTIMIZER_BYTES[config.optimizer_type])
-    merged = model.parameters * 2 if config.push_to_hub and config.merge_lora_before_upload and config.use_lora else 0
-    converted = model.parameters * 2 if config.weight_bits and config.base_model.lower().endswith(".gguf") else 0
+    converted = model.parameters * width if config.weight_bits and config.base_model.lower().endswith(".gguf") else 0
+    uploaded = 0
+    if config.push_to_hub:
+        # What was quantized is merged in 16 bits; what isn't merged is copied.
+        merged = model.parameters * (2 if config.weight_bits else width)
+        uploaded = merged if config.merges else trained * 4
     # One more than is kept: an old checkpoint goes only when the new one is whole.
-    return (KEPT_CHECKPOINTS + 1) * a_checkpoint + converted, trained * 4 + merged
+    return (KEPT_CHECKPOINTS + 1) * a_checkpoint + converted, trained * 4 + uploaded
 
 
 def _disk_of(folder: Path) -> int:
@@ -93,6 +118,6 @@ def _disk_problem(folder: Path, needed: float) -> str | None:
         return f"{existing} can't be written to; {folder} is needed for the run"
     free = free_disk(existing)
     if free < needed + _MIN_FREE_DISK:
-        wanted = (needed + _MIN_FREE_DISK) / 1024**2
-        return f"the disk of {folder} is full: {free / 1024**2:,.0f} MiB are free, {wanted:,.0f} are needed"
+        wanted = (needed + _MIN_FREE_DISK) / _MB
+        return f"the disk of {folder} is full: {free / _MB:,.0f} MiB are free, {wanted:,.0f} are needed"
     return None

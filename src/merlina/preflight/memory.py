@@ -13,29 +13,24 @@ from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory
 from merlina.preflight.findings import Finding
 from merlina.schemas.inspection import DataFacts, ModelFacts
-from merlina.schemas.training import PACK_POSITIONS, TrainingConfig
+from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig
 from merlina.schemas.validation import MemoryEstimate
 
 _MB = 1024**2
 _GB = 1024**3
 
-# Bytes for each trained weight that the optimizer keeps beside it.
-OPTIMIZER_BYTES = {
-    "adamw_torch": 8.0,
-    "adamw_torch_fused": 8.0,
-    "adamw_8bit": 2.0,
-    "paged_adamw_8bit": 2.0,
-    "paged_adamw_32bit": 8.0,
-    "lion_8bit": 1.0,
-    "paged_lion_8bit": 1.0,
-    "adafactor": 0.1,
-    "sgd": 0.0,
-}
 # By bits of a weight: NF4 with doubly quantized scales takes a little more than its 4 bits.
 _HELD_BYTES = {4: 0.53, 8: 1.01}
 _HALF = 2
 # Of one chunk of logits (training/output_head), and what is made of it.
 _LOGIT_BYTES = {4: 0.4 * _GB, 2: 0.2 * _GB}
+# For each logit where a model makes all of them: their log-softmax, its gradient and theirs, and in 16 bits themselves.
+_OWN_LOGIT_BYTES = {4: 12, 2: 14}
+# Kept for each head, query and key where attention isn't left to a kernel that keeps no scores.
+_CAPPED_BYTES, _DROPPED_BYTES = 8, 13
+_EAGER_BYTES = {4: 4, 2: 6}
+# While one layer's scores are computed, or their gradients.
+_PASSING_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -44,12 +39,14 @@ class _Device:
 
     process: float  # bytes of interpreter and libraries, or of the CUDA context
     slack: dict[int, float]  # what the allocator holds for each byte of activations in use, by bytes of the dtype
+    score_slack: dict[int, float]  # the same for scores of a dense attention, in blocks of heads by queries by keys
     layers_alive: int  # with checkpointing, how many layers' activations are held at the worst moment
 
 
 _DEVICES = {
-    "cpu": _Device(0.75 * _GB, {4: 1.65, 2: 1.3}, 9),
-    "cuda": _Device(0.6 * _GB, {4: 1.1, 2: 1.1}, 1),
+    # Blocks of scores are kept for the next ones (training/host_memory) and fit between each other badly.
+    "cpu": _Device(0.75 * _GB, {4: 1.65, 2: 1.3}, {4: 3.4, 2: 1.8}, 9),
+    "cuda": _Device(0.6 * _GB, {4: 1.1, 2: 1.1}, {4: 1.1, 2: 1.1}, 1),
 }
 
 
@@ -73,11 +70,12 @@ def estimate(
     """
     facts, width = _DEVICES[device], compute_bytes(config, device)
     trained = trained_weights(config, model)
-    positions = largest_pack(config, data, device)
-    activations = _activation_bytes(config, model, positions, width, facts)
-    logits = _LOGIT_BYTES[width] + 2 * positions * model.hidden_size * width
+    tokens = _largest_pass(config, model, data, device)
+    activations = _activation_bytes(config, model, tokens.positions, width, facts)
+    scores = _score_bytes(config, model, tokens.pairs_seen, device)
+    logits = _logit_bytes(model, tokens.positions, width)
     # Gradients grow as activations are let go, so that only what is above those adds to the peak.
-    gradients = max(0.0, trained * 4 - activations - logits)
+    gradients = max(0.0, trained * 4 - activations - scores - logits)
     # Autograd keeps what each float32 weight was cast to until the backward pass has used it.
     cast = model.parameters * width if not config.use_lora and width == _HALF else 0.0
     return Estimate(
@@ -86,6 +84,7 @@ def estimate(
             "gradients": gradients,
             "optimizer state": trained * OPTIMIZER_BYTES[config.optimizer_type],
             "activations": activations,
+            **({"attention scores": scores} if scores else {}),
             "log-probabilities": logits,
             "libraries": facts.process,
         }
@@ -171,6 +170,7 @@ def _what_helps(config: TrainingConfig, model: ModelFacts, data: DataFacts | Non
 
 _Applies = Callable[[TrainingConfig], bool]
 _SAVINGS: tuple[tuple[str, dict[str, Any], _Applies], ...] = (
+    ("attn_implementation auto", {"attn_implementation": "auto"}, lambda config: config.attn_implementation != "auto"),
     ("use_4bit", {"use_4bit": True}, lambda config: config.use_lora and config.weight_bits is None),
     ("use_lora", {"use_lora": True}, lambda config: not config.use_lora),
     ("gradient_checkpointing", {"gradient_checkpointing": True}, lambda config: not config.gradient_checkpointing),
@@ -192,9 +192,33 @@ def largest_pack(config: TrainingConfig, data: DataFacts | None, device: str) ->
 
     On a GPU packs are cut to what is free, so that the longest pair is all that must fit.
     """
-    a_pair = min(data.most_tokens if data and data.most_tokens else 2 * config.max_length, 2 * config.max_length)
-    pairs = 1 if device == "cuda" else min(config.pairs_per_step, max(1, PACK_POSITIONS[device] // a_pair))
-    return pairs * a_pair
+    longest = 2 * config.max_length
+    a_pair = min(data.most_tokens if data and data.most_tokens else longest, longest)
+    return a_pair * _pairs_at_once(config, a_pair, device)
+
+
+def _pairs_at_once(config: TrainingConfig, positions: int, device: str) -> int:
+    """Of so many positions each."""
+    return 1 if device == "cuda" else min(config.pairs_per_step, max(1, PACK_POSITIONS[device] // positions))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass: how many positions it has, and how many pairs of a query with a key a dense mask has."""
+
+    positions: int
+    pairs_seen: int
+
+
+def _largest_pass(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str) -> _Pass:
+    """Of a pack; or, the model's own way, of answers that each stand behind their prompt, padded to the longest."""
+    if model.takes_packs:
+        positions = largest_pack(config, data, device)
+        return _Pass(positions, positions**2)
+    longest = min(data.longest if data and data.longest else config.max_length, config.max_length)
+    a_pair = longest * (1 if config.training_mode == "sft" else 2)
+    positions = a_pair * _pairs_at_once(config, a_pair, device)
+    return _Pass(positions, positions * longest)
 
 
 def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int, parts: int = 1) -> float:
@@ -224,7 +248,7 @@ def _activation_bytes(config: TrainingConfig, model: ModelFacts, positions: int,
     hidden, inner, heads = model.hidden_size, model.intermediate_size, model.attention_size
     inputs = {"q": hidden, "k": hidden, "v": hidden, "o": heads, "gate": hidden, "up": hidden, "down": inner}
     adapted = sum(size for name, size in inputs.items() if f"{name}_proj" in config.target_modules)
-    if config.use_lora:
+    if config.use_lora and model.takes_packs:
         # Both norms' inputs and outputs; queries, keys, values and what attention makes of them; gate and up.
         kept = (4 * hidden + 4 * heads + 2 * inner) * width + (adapted if config.lora_dropout else 0)
     else:
@@ -234,3 +258,31 @@ def _activation_bytes(config: TrainingConfig, model: ModelFacts, positions: int,
     if config.gradient_checkpointing:
         return model.layers * positions * hidden * width + min(facts.layers_alive, model.layers) * a_layer
     return model.layers * a_layer
+
+
+def _score_bytes(config: TrainingConfig, model: ModelFacts, pairs_seen: int, device: str) -> float:
+    """What attention keeps of each query with each key, beside its inputs and outputs; 0 for kernels that keep none."""
+    width = compute_bytes(config, device)
+    of_a_head = _bytes_of_a_score(config, model, device)
+    if of_a_head:
+        facts, layers = _DEVICES[device], 1 if config.gradient_checkpointing else model.layers
+        slack = (facts.score_slack if model.takes_packs else facts.slack)[width]
+        return slack * pairs_seen * model.attention_heads * (layers * of_a_head + _PASSING_BYTES)
+    is_masked = config.attn_implementation == "sdpa" or (device == "cuda" and width == 4)
+    # One mask for all layers, and as much while it is made.
+    return 2.0 * pairs_seen * width if is_masked and model.takes_packs else 0.0
+
+
+def _bytes_of_a_score(config: TrainingConfig, model: ModelFacts, device: str) -> int:
+    is_eager = config.attn_implementation == "eager"
+    if model.drops_scores and (is_eager or device == "cpu"):
+        return _DROPPED_BYTES
+    if model.caps_scores:
+        return _CAPPED_BYTES
+    return _EAGER_BYTES[compute_bytes(config, device)] if is_eager else 0
+
+
+def _logit_bytes(model: ModelFacts, positions: int, width: int) -> float:
+    if not model.takes_packs:
+        return positions * model.vocab_size * _OWN_LOGIT_BYTES[width]
+    return _LOGIT_BYTES[width] + 2 * positions * model.hidden_size * width

@@ -21,12 +21,21 @@ class ModelFacts(_Facts):
     hidden_size: int
     intermediate_size: int
     attention_size: int = Field(description="width of all attention heads together")
+    attention_heads: int
+    caps_scores: bool = Field(
+        description="whether attention caps its scores, which no kernel does without keeping them"
+    )
+    drops_scores: bool = Field(description="whether training drops out what attention makes of its scores")
+    takes_packs: bool = Field(
+        description="whether it can be trained on packs; false where its own way is known to be the only one beforehand"
+    )
     layers: int
     vocab_size: int
     max_positions: int | None
     learned_positions: bool = Field(description="whether each position has weights, so that there are no more of them")
     adapter_width: dict[str, int] = Field(
-        description="for each layer name, inputs plus outputs over all layers called so: its adapter's weights per rank"
+        description="for each layer name, head and embeddings among them, inputs plus outputs over all layers called "
+        "so: its adapter's weights per rank"
     )
 
 

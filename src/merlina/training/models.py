@@ -13,7 +13,14 @@ from typing import Any
 import psutil
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedModel,
+)
 
 from merlina.errors import ModelError
 from merlina.hub import in_words
@@ -89,7 +96,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
             token=spec.token,
             trust_remote_code=spec.trust_remote_code,
             attn_implementation=_attention(spec.attn_implementation, device),
-            **({"gguf_file": file} if file else {"use_safetensors": True}),
+            **weights_from(file),
             **(_quantized(spec.weight_bits, dtype, device) if spec.weight_bits else {}),
         )
     if file:
@@ -98,6 +105,16 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
         _keep_weights_as_they_are(model)
     model.config.use_cache = False
     return model if spec.weight_bits or spec.stays_in_ram else model.to(device)
+
+
+def weights_from(gguf: str | None) -> dict[str, Any]:
+    """What the library is to be told of where weights are: in that file of the model's folder, or in safetensors.
+
+    A GGUF is unpacked: adapters and merging want dense weights, whatever kernels for packed ones there may be.
+    """
+    if gguf is None:
+        return {"use_safetensors": True}
+    return {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
 
 
 def weight_bytes(spec: ModelSpec) -> int:
@@ -137,10 +154,11 @@ def _keep_weights_as_they_are(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _attention(wanted: AttentionImplementation, device: torch.device) -> str:
+def _attention(wanted: AttentionImplementation, device: torch.device) -> str | None:
+    """None leaves it to the library, which knows for which models torch's own attention does not do."""
     flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
     if wanted == "auto" or (wanted == "flash_attention_2" and not flash):
-        return "flash_attention_2" if flash else "sdpa"
+        return "flash_attention_2" if flash else None
     return wanted
 
 
@@ -151,7 +169,7 @@ def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
     if spec.is_converted:
         return target
     with readable_errors(spec.base_model):
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **weights_from(file))
         forget_quantization(model)
         model.save_pretrained(target)
     return target

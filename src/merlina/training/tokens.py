@@ -1,6 +1,7 @@
 """Formatted texts to token ids, with the room they may take.
 
-1. Prompt and answers are encoded apart, without the tokenizer's own additions: a format's markers are in the text.
+1. Texts are encoded without the tokenizer's own additions: a format's markers are in them. An answer's ids are those it
+   has behind its prompt, which are the same alone but for tokenizers that mark where a text begins.
 2. The prompt begins with exactly one BOS where the tokenizer uses one.
 3. An answer ends with an end token: the EOS, or whichever special token its format ends with.
 4. A pair that is too long loses the prompt's beginning first, then each answer's end before its end token.
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _SHORTEST_ANSWER = 2
+# What an answer is put behind where it would melt into its prompt: a token of its own before most texts.
+_STAND_INS = ("\n", ".")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class PairTokenizer:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._max_prompt_length = max_prompt_length
-        self._bos = _bos_it_adds(tokenizer)
+        self._bos = bos_it_adds(tokenizer)
+        self._same_anywhere = _encodes_alike_anywhere(tokenizer)
         self._end: int | None = tokenizer.eos_token_id
         # Some end markers, as Llama 3's, are special without being among those the tokenizer has a name for.
         added = (token for token, facts in tokenizer.added_tokens_decoder.items() if facts.special)
@@ -54,8 +58,9 @@ class PairTokenizer:
 
     def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Cut]:
         """The ids that are trained on, and how many tokens were left out to make them fit."""
-        of_rejected = [] if rejected is None else self._answer(rejected)
-        whole = TokenPair(self._prompt(prompt), self._answer(chosen), of_rejected)
+        begun = _Beginning(self._tokenizer, _with_one_bos(prompt, self._bos))
+        of_rejected = [] if rejected is None else self._answer(begun, rejected)
+        whole = TokenPair(begun.ids, self._answer(begun, chosen), of_rejected)
         kept = _fit(whole, self._tokenizer.bos_token_id, self._max_length, self._max_prompt_length)
         cut = Cut(
             len(whole.prompt) - len(kept.prompt),
@@ -64,33 +69,64 @@ class PairTokenizer:
         )
         return kept, cut
 
-    def _prompt(self, prompt: str) -> list[int]:
-        return _with_one_bos(list(self._tokenizer.encode(prompt, add_special_tokens=False)), self._bos)
-
-    def _answer(self, answer: str) -> list[int]:
-        ids = list(self._tokenizer.encode(answer, add_special_tokens=False))
+    def _answer(self, begun: _Beginning, answer: str) -> list[int]:
+        ids = _ids(self._tokenizer, answer) if self._same_anywhere else begun.followed_by(answer)
         ended = bool(ids) and (ids[-1] == self._end or ids[-1] in self._special)
         return ids if ended or self._end is None else [*ids, self._end]
 
 
+class _Beginning:
+    """A text that others follow, with its ids when nothing does: what a model is given before it answers."""
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self._tokenizer = tokenizer
+        self._text = text
+        self.ids = _ids(tokenizer, text)
+
+    def followed_by(self, answer: str) -> list[int]:
+        """The answer's ids in one text with this one; where tokens reach over the border, those it has in any text."""
+        ids = self._added_by(answer)
+        if ids is None:
+            others = (_Beginning(self._tokenizer, text)._added_by(answer) for text in _STAND_INS)
+            ids = next((ids for ids in others if ids is not None), None)
+        return _ids(self._tokenizer, answer) if ids is None else ids
+
+    def _added_by(self, answer: str) -> list[int] | None:
+        whole = _ids(self._tokenizer, self._text + answer)
+        return whole[len(self.ids) :] if whole[: len(self.ids)] == self.ids else None
+
+
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
     """A prompt's ids alone, as they stand before an answer in training."""
-    return _with_one_bos(list(tokenizer.encode(prompt, add_special_tokens=False)), _bos_it_adds(tokenizer))
+    return _ids(tokenizer, _with_one_bos(prompt, bos_it_adds(tokenizer)))
 
 
-def _with_one_bos(ids: list[int], bos: int | None) -> list[int]:
-    """The ids beginning with exactly one `bos`; as they are where it is None."""
-    if bos is None:
-        return ids
-    while len(ids) > 1 and ids[0] == ids[1] == bos:
-        ids = ids[1:]
-    return ids if ids[:1] == [bos] else [bos, *ids]
-
-
-def _bos_it_adds(tokenizer: Any) -> int | None:
+def bos_it_adds(tokenizer: Any) -> str | None:
     """The BOS, where the tokenizer puts one before a text of its own."""
-    bos: int | None = tokenizer.bos_token_id
-    return bos if bos is not None and tokenizer.encode("a", add_special_tokens=True)[:1] == [bos] else None
+    bos: str | None = tokenizer.bos_token
+    return bos if bos is not None and tokenizer.encode("a")[:1] == [tokenizer.bos_token_id] else None
+
+
+def _with_one_bos(text: str, bos: str | None) -> str:
+    """The text beginning with exactly one `bos`; as it is where that is None.
+
+    Encoded with the text, as a chat template's BOS is: a tokenizer may take what follows for no beginning any more.
+    """
+    if bos is None:
+        return text
+    while text.startswith(bos + bos):
+        text = text.removeprefix(bos)
+    return text if text.startswith(bos) else bos + text
+
+
+def _encodes_alike_anywhere(tokenizer: Any) -> bool:
+    """Whether a text has the same ids alone as behind another. SentencePiece's kind begins each with a space."""
+    alone = _ids(tokenizer, "a")
+    return _ids(tokenizer, "\na")[-len(alone) :] == alone
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def _fit(pair: TokenPair, bos: int | None, max_length: int, max_prompt_length: int) -> TokenPair:

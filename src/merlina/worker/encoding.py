@@ -7,7 +7,7 @@ from typing import Any
 
 from merlina.data.doctor import Lengths
 from merlina.data.formats import Rendered, formatter
-from merlina.data.pairs import Pair, UnusableRowError
+from merlina.data.pairs import Message, Pair, UnusableRowError
 from merlina.schemas.datasets import DatasetFormat
 from merlina.training.tokens import Cut, PairTokenizer, TokenPair
 from merlina.worker.templates import TokenizerTemplate
@@ -52,3 +52,11 @@ class PairEncoder:
         if not tokens.prompt:
             raise UnusableRowError("its prompt has no tokens at all in this format")
         return EncodedPair(text, replace(tokens, row=pair.number), cut)
+
+    def end_token(self) -> int | None:
+        """The token that ends answers in this format: what two different ones both end with. None without any."""
+        try:
+            ids = self.encode(Pair((Message("user", "a"),), "a", "b")).tokens
+        except UnusableRowError:
+            return None
+        return ids.chosen[-1] if ids.chosen[-1] == ids.rejected[-1] else None

@@ -37,7 +37,6 @@ _WITHOUT_BITSANDBYTES = (
     "accelerate",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
-    "torch._inductor.compile_fx",
 )
 _EVERYTHING = (
     *_WITHOUT_BITSANDBYTES,

@@ -26,6 +26,9 @@ _TEMPLATE_SHOWN = 200
 _NO_LIMIT = 10**9
 _MOST_ROWS = 2000
 _MOST_SECONDS = 3.0
+# What training's fast path refuses before it tries anything: layers of other kinds, dropped scores, attention sinks.
+_PACKED_KINDS = {"full_attention", "sliding_attention"}
+_DROPOUTS = ("attention_dropout", "attn_pdrop")
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 
 
@@ -109,11 +112,8 @@ def _measure(model: Any) -> ModelFacts:
     text = model.config.get_text_config()
     head = model.get_output_embeddings()
     linear = [(name, module) for name, module in model.named_modules() if _is_linear(module) and module is not head]
-    width: dict[str, int] = {}
-    for name, module in linear:
-        last = name.rsplit(".", 1)[-1]
-        width[last] = width.get(last, 0) + sum(module.weight.shape)
     heads = getattr(text, "num_attention_heads", None) or 1  # state-space models have none
+    drops_scores = any(getattr(text, name, None) for name in _DROPOUTS)
     return ModelFacts(
         model_type=text.model_type,
         architecture=type(model).__name__,
@@ -122,12 +122,32 @@ def _measure(model: Any) -> ModelFacts:
         hidden_size=text.hidden_size,
         intermediate_size=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         attention_size=heads * (getattr(text, "head_dim", None) or text.hidden_size // heads),
+        attention_heads=heads,
+        caps_scores=bool(getattr(text, "attn_logit_softcapping", None)),
+        drops_scores=drops_scores,
+        takes_packs=not drops_scores and _takes_packs(model),
         layers=text.num_hidden_layers,
         vocab_size=text.vocab_size,
         max_positions=getattr(text, "max_position_embeddings", None),
         learned_positions=any(_is_position_table(name, module) for name, module in model.named_modules()),
-        adapter_width=width,
+        adapter_width=_adapter_width(model),
     )
+
+
+def _adapter_width(model: Any) -> dict[str, int]:
+    """By layer name. The output head and embeddings take adapters as well, where they are asked for."""
+    width: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if _is_linear(module) or isinstance(module, nn.Embedding):
+            last = name.rsplit(".", 1)[-1]
+            width[last] = width.get(last, 0) + sum(module.weight.shape)
+    return width
+
+
+def _takes_packs(model: Any) -> bool:
+    kinds = set(getattr(model.config, "layer_types", None) or ())
+    has_sinks = any(name.rsplit(".", 1)[-1] == "sinks" for name, _ in model.named_parameters())
+    return kinds <= _PACKED_KINDS and model._can_set_attn_implementation() and not has_sinks
 
 
 def _is_linear(module: nn.Module) -> bool:

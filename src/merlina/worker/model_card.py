@@ -108,13 +108,16 @@ def _how_to_load(placement: Placement) -> str:
         )
     path = Path(placement.base).expanduser()
     base = repr(placement.base)
+    names = "AutoModelForCausalLM, AutoTokenizer, GenerationConfig"
     if placement.base.lower().endswith(".gguf"):
-        base = f"{str(path.parent)!r}, gguf_file={path.name!r}"
+        base = f"{str(path.parent)!r}, gguf_file={path.name!r}, quantization_config=GgufConfig(dequantize=True)"
+        names += ", GgufConfig"
     return (
         "from peft import PeftModel\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"from transformers import {names}\n\n"
         f"base = AutoModelForCausalLM.from_pretrained({base})\n"
         f"model = PeftModel.from_pretrained(base, {address!r})\n"
+        f"model.generation_config = GenerationConfig.from_pretrained({address!r})\n"
         f"tokenizer = AutoTokenizer.from_pretrained({address!r})"
     )
 

@@ -19,15 +19,19 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from merlina.errors import InvalidRequestError, MerlinaError
+from merlina.hardware.host import available_memory, give_back_freed_memory
 from merlina.hub import in_words
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
-from merlina.training.models import forget_quantization, split_gguf
+from merlina.training.models import ModelSpec, forget_quantization, split_gguf, weight_bytes, weights_from
 from merlina.training.spreading import is_spread
+from merlina.worker.generation_config import GENERATION_CONFIG_FILE
 from merlina.worker.model_card import Placement, is_on_hub, model_card
 from merlina.worker.reporting import EventReporter
 from merlina.worker.saving import CONFIG_FILE
 from merlina.worker.stages import TrainingData
+
+_GB = 1024**3
 
 
 def publish(
@@ -44,7 +48,8 @@ def publish(
     try:
         repo = _create_repo(order.config)
         shutil.rmtree(staged, ignore_errors=True)
-        _stage(staged, repo.repo_id, model, tokenizer, order, data, final_metrics)
+        merged = _merges(model, order, reporter)
+        _stage(staged, repo.repo_id, model, tokenizer, order, data, final_metrics, merged=merged)
         HfApi().upload_folder(repo_id=repo.repo_id, folder_path=staged, commit_message="Upload the fine-tuned model")
         reporter.note("info", f"Uploaded to {repo}")
     except Exception as error:
@@ -67,6 +72,42 @@ def _create_repo(config: TrainingConfig) -> RepoUrl:
     return repo
 
 
+def _merges(model: Any, order: RunOrder, reporter: EventReporter) -> bool:
+    """Whether whole weights are uploaded: where they are wanted and, if the base must be loaded anew, fit into RAM."""
+    config = order.config
+    if not config.merges:
+        return False
+    if not _needs_base_anew(model, config):
+        return True
+    give_back_freed_memory()
+    needed, free = config.merging_bytes(weight_bytes(_base_in_16_bits(order))), available_memory()
+    if needed <= free:
+        return True
+    reporter.note(
+        "warning",
+        f"merge_lora_before_upload: the base model in 16 bits needs about {needed / _GB:.1f} GiB of RAM and "
+        f"{free / _GB:.1f} GiB are free, so the adapter alone is uploaded",
+    )
+    return False
+
+
+def _needs_base_anew(model: Any, config: TrainingConfig) -> bool:
+    """Whether the run held its weights in few bits or in parts, which no adapter is merged into."""
+    return bool(config.weight_bits) or is_spread(model)
+
+
+def _base_in_16_bits(order: RunOrder) -> ModelSpec:
+    return ModelSpec(
+        base_model=order.config.base_model,
+        dtype="bfloat16",
+        weight_bits=None,
+        attn_implementation="auto",
+        scratch=Path(order.output_dir),
+        token=os.environ.get("HF_TOKEN"),
+        trust_remote_code=order.trust_remote_code,
+    )
+
+
 def _stage(
     folder: Path,
     repo_id: str,
@@ -75,9 +116,10 @@ def _stage(
     order: RunOrder,
     data: TrainingData,
     final_metrics: dict[str, float],
+    *,
+    merged: bool,
 ) -> None:
     """What is uploaded: as on the disk or merged, with a card and a configuration for readers on the Hub."""
-    merged = order.config.use_lora and order.config.merge_lora_before_upload
     if merged:
         _save_merged(model, tokenizer, order, folder)
     else:
@@ -115,20 +157,21 @@ def _why(error: Exception, config: TrainingConfig) -> str:
 
 
 def _save_merged(model: Any, tokenizer: Any, order: RunOrder, folder: Path) -> None:
-    """Whole weights with the adapter in them: where the run held them in few bits or in parts, the original ones."""
-    if order.config.weight_bits or is_spread(model):
+    """Whole weights with the adapter in them: where the run's own won't do, the original ones."""
+    if _needs_base_anew(model, order.config):
         name, gguf = split_gguf(order.config.base_model)
         base = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=torch.bfloat16,
             token=os.environ.get("HF_TOKEN"),
             trust_remote_code=order.trust_remote_code,
-            **({"gguf_file": gguf} if gguf else {"use_safetensors": True}),
+            **weights_from(gguf),
         )
         forget_quantization(base)
         model = PeftModel.from_pretrained(base, order.output_dir)
     model.merge_and_unload().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    shutil.copy(Path(order.output_dir) / GENERATION_CONFIG_FILE, folder)
 
 
 def _name_base(adapter_config: Path, base_model: str) -> None:

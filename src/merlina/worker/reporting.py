@@ -104,6 +104,9 @@ class EventReporter:
     def note(self, level: str, message: str) -> None:
         self._log.append("log", level=level, message=without_tokens(message))
 
+    def set_aside(self, folder: Path, kept_as: Path) -> None:
+        self._log.append("set_aside", durable=True, folder=str(folder), kept_as=str(kept_as))
+
     def link(self, wandb_url: str) -> None:
         self._log.append("link", wandb_url=wandb_url)
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 import sys
 import traceback
 from pathlib import Path
 
-import torch
-
-from merlina.errors import MerlinaError
+from merlina.errors import MerlinaError, ModelError
 from merlina.runs import EventLog, RunFolder, RunOrder
+from merlina.training.reporter import StoppedEarly
 from merlina.worker.publishing import publish
 from merlina.worker.reporting import EventReporter, without_tokens
 from merlina.worker.saving import save_model
-from merlina.worker.stages import Stages, StoppedEarly
+from merlina.worker.shortages import disk_is_full, memory_short_of
+from merlina.worker.stages import Stages
 from merlina.worker.stop import StopRequest
 
 _FAILED = 1
@@ -79,19 +78,24 @@ def _run_stages(stages: Stages) -> None:
 
 def in_words(error: Exception, folder: RunFolder) -> str:
     """What happened and what to do about it."""
-    if isinstance(error, MerlinaError):
-        return error.message
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        place = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
+    cause = _behind_words_about_the_model(error)
+    place = memory_short_of(cause)
+    if place is not None:
         return (
             f"The run needs more {place} than there is. In order of effect: use_4bit, gradient_checkpointing, "
             "a smaller max_length, an 8bit optimizer_type, a smaller lora_r"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"The disk is full: no room to write {error.filename or folder.path}. Free some space, then resume or retry"
-        )
+    if disk_is_full(cause):
+        written = "the model's files" if cause is not error else getattr(error, "filename", None) or folder.path
+        return f"The disk is full: no room to write {written}. Free some space, then resume or retry"
+    if isinstance(error, MerlinaError):
+        return error.message
     if isinstance(error, PermissionError):
         return f"{error.filename} can't be written to: {error.strerror}"
     first_line = next(iter(str(error).strip().splitlines()), "no message")
     return f"Unexpected {type(error).__name__}: {first_line}. The traceback is in {folder.log_file}"
+
+
+def _behind_words_about_the_model(error: Exception) -> BaseException:
+    """What was raised while a model was loaded: its files are not at fault where it was disk or memory."""
+    return error.__cause__ or error if isinstance(error, ModelError) else error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from pathlib import Path
@@ -12,10 +11,13 @@ from torch import nn
 
 from merlina.errors import DiskFullError
 from merlina.runs import RunOrder
+from merlina.worker.encoding import PairEncoder
+from merlina.worker.generation_config import write_generation_config
 from merlina.worker.model_card import Placement, is_on_hub, model_card
 from merlina.worker.reporting import EventReporter
+from merlina.worker.shortages import disk_is_full
 from merlina.worker.stages import TrainingData
-from merlina.worker.templates import chat_template
+from merlina.worker.templates import saved_template
 
 CONFIG_FILE = "merlina.json"
 
@@ -30,7 +32,7 @@ def save_model(
 ) -> None:
     """Weights, tokenizer, configuration and model card into `order.output_dir`.
 
-    What was there before is kept beside it as `<name>.before-<job id>`.
+    What was there before is kept beside it as `<name>.before-<job id>`, and an event tells of it.
     """
     target = Path(order.output_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -42,8 +44,8 @@ def save_model(
         _write(beside, model, tokenizer, order, model_card(order, data, final_metrics, placement))
         _sync_all(beside)
         _swap(beside, target, order.job_id, reporter)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if disk_is_full(error):
             raise DiskFullError(
                 f"The disk is full: no room to save the model in {target}. Free some space, then resume"
             ) from error
@@ -56,9 +58,14 @@ def save_model(
 def _write(folder: Path, model: Any, tokenizer: Any, order: RunOrder, card: str) -> None:
     folder.mkdir(mode=0o755)
     model.save_pretrained(folder)
-    tokenizer.chat_template = chat_template(order.config.dataset.format) or tokenizer.chat_template
+    config = order.config
+    encoder = PairEncoder(
+        tokenizer, config.base_model, config.dataset.format, config.max_length, config.max_prompt_length
+    )
+    write_generation_config(folder, model, tokenizer.eos_token_id, encoder.end_token())
+    tokenizer.chat_template = saved_template(tokenizer, config.dataset.format)
     tokenizer.save_pretrained(folder)
-    (folder / CONFIG_FILE).write_text(order.config.without_secrets().model_dump_json(indent=2) + "\n")
+    (folder / CONFIG_FILE).write_text(config.without_secrets().model_dump_json(indent=2) + "\n")
     (folder / "README.md").write_text(card)
     # A run works with files for its owner only; a finished model is for whoever may read the models folder.
     for path in (folder, *folder.rglob("*")):
@@ -69,6 +76,12 @@ def _swap(beside: Path, target: Path, job_id: str, reporter: EventReporter) -> N
     if target.exists():
         kept = _free_name(target.with_name(f"{target.name}.before-{job_id}"))
         os.rename(target, kept)
+        # Told before another model has its name: that of a worker killed in between must not pass for the older job's.
+        try:
+            reporter.set_aside(target, kept)
+        except OSError:
+            os.rename(kept, target)
+            raise
         reporter.note("warning", f"{target} was there already; it is kept as {kept}")
     os.rename(beside, target)
     _sync(target.parent)

@@ -21,6 +21,7 @@ from merlina.schemas.talk import Sampling, Side
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models import ModelSpec, load_model, load_tokenizer, readable_errors, training_device
 from merlina.worker.encoding import PairEncoder
+from merlina.worker.shortages import memory_short_of
 from merlina.worker.text_pieces import TextPieces
 
 _MB = 1024**2
@@ -198,6 +199,8 @@ def _out_of_memory_in_words() -> Iterator[None]:
     """Raises ConflictError."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        place = "GPU memory" if isinstance(error, torch.OutOfMemoryError) else "memory"
+    except Exception as error:
+        place = memory_short_of(error)
+        if place is None:
+            raise
         raise ConflictError(f"The model needs more {place} than is free now; ask again when there is more") from error

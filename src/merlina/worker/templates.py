@@ -12,6 +12,7 @@ from jinja2 import TemplateError
 from merlina.data.pairs import Message, UnusableRowError
 from merlina.errors import ModelError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
+from merlina.training.tokens import bos_it_adds
 
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -29,7 +30,33 @@ _MISTRAL = (
     "{% else %} {{ message['content'] }}</s>{% endif %}{% endfor %}"
 )
 _QWEN3_WITHOUT_THOUGHTS = _CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
+# By whose turn is first, the shortest conversation that most templates take.
+_SHORTEST = {"user": ("user",), "system": ("system", "user")}
 _TEMPLATES: dict[FormatType, str] = {"chatml": _CHATML, "qwen3": _CHATML, "llama3": _LLAMA3, "mistral": _MISTRAL}
+
+
+def saved_template(tokenizer: Any, spec: DatasetFormat) -> Any:
+    """The template that a finished model's tokenizer has: what it renders begins with a BOS where training put one.
+
+    A rendered text is encoded as it stands, without what the tokenizer adds to others.
+    """
+    template = chat_template(spec) or tokenizer.chat_template
+    if bos_it_adds(tokenizer) is None or not isinstance(template, str):
+        return template  # some tokenizers have several, by name
+    without = [role for role in _SHORTEST if _begins_without_bos(tokenizer, template, role)]
+    if len(without) == len(_SHORTEST):
+        return "{{ bos_token }}" + template
+    conditions = " or ".join(f"messages[0]['role'] == '{role}'" for role in without)
+    return f"{{% if {conditions} %}}{{{{ bos_token }}}}{{% endif %}}{template}" if without else template
+
+
+def _begins_without_bos(tokenizer: Any, template: str, first: str) -> bool:
+    turns = [{"role": role, "content": "a"} for role in _SHORTEST[first]]
+    try:
+        text: str = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+    except TemplateError:
+        return False  # it takes no conversation that begins so
+    return not text.startswith(tokenizer.bos_token)
 
 
 def chat_template(spec: DatasetFormat) -> str | None:
