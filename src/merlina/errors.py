@@ -80,6 +80,10 @@ class ConflictError(MerlinaError):
     """What was asked for would get in the way of something else, or something else has got in its way."""
 
 
+class NoRoomError(ConflictError):
+    """A model to talk with would need memory that isn't free or that runs have or wait for; it can be forced."""
+
+
 class BusyError(MerlinaError):
     """Too much is asked at the same time; asking again later may go well."""
 

@@ -160,7 +160,7 @@ CASES = [
     Case("POST /dataset/preview", ("detail.errors.0",), 400, body=lambda _: {"source": {}}),
     Case(
         "POST /dataset/preview-formatted",
-        ("status", "samples.0.prompt", "samples.0.chosen", "samples.0.rejected", "num_samples"),
+        ("status", "samples.0.prompt", "samples.0.chosen", "samples.0.rejected", "samples.0.row", "num_samples"),
         body=dataset,
     ),
     Case("POST /dataset/columns", ("status", "columns.0", "samples.0.chosen", "total_rows"), body=dataset),

@@ -55,7 +55,19 @@ def test_a_preview_shows_ten_rows_as_they_are_and_five_as_they_are_trained_on(
             "prompt": CHATML,
             "chosen": "It is 0. The runes agree.<|im_end|>",
             "rejected": "I can't really say what 0 and 0 may add up to.<|im_end|>",
+            "row": 1,
         }
+
+
+def test_a_formatted_sample_says_which_row_it_was(server: Server, tiny_model: Path) -> None:
+    rows = [{"prompt": f"Why {n}?", "chosen": "" if n % 2 else "So.", "rejected": "No."} for n in range(9)]
+    body = {"source": {"source_type": "local_file", "file_path": str(write_rows(server.root / "gaps.jsonl", rows))}}
+    with server.http() as http:
+        for model_name in (None, str(tiny_model)):
+            shown = http.post("/dataset/preview-formatted", json={**body, "model_name": model_name}).json()
+            assert [sample["row"] for sample in shown["samples"]] == [1, 3, 5, 7, 9]
+            assert all(f"Why {sample['row'] - 1}?" in sample["prompt"] for sample in shown["samples"])
+            assert [warning.split(" can't")[0] for warning in shown["warnings"]] == ["row 2", "row 4", "row 6", "row 8"]
 
 
 def test_a_models_own_template_is_previewed_through_the_helper(

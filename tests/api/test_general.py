@@ -104,7 +104,7 @@ def test_the_schema_tells_each_fields_default_range_and_meaning(http: httpx.Clie
     assert set(fields) == set(TrainingConfig.model_fields)
     assert fields["lora_r"] | {"title": ""} == {
         "type": "integer", "minimum": 1, "maximum": 1024, "default": 64, "title": "",
-        "description": "rank of the adapters",
+        "description": "Rank of the adapters: how much they can hold.",
     }  # fmt: skip
 
 

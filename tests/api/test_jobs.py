@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from merlina.errors import InvalidRequestError
+from merlina.schemas.training import TrainingConfig
+from tests.cli.test_commands import command
 from tests.harness import Server, damaged_model, pairs_file, until
 
 Config = Callable[..., dict[str, Any]]
@@ -245,8 +248,31 @@ def test_a_model_that_is_there_already_is_kept_beside_the_new_one(server: Server
         assert second != first
         assert client.config(second) == client.config(first)
     assert server.until_ended(second).status == "completed"
-    kept = server.root / "models" / f"again.before-{second}" / "adapter_model.safetensors"
-    assert kept.read_bytes() == before
+    models = server.root / "models"
+    kept = models / f"again.before-{second}"
+    assert (kept / "adapter_model.safetensors").read_bytes() == before
+    with server.client() as client:
+        listed = {job.job_id: job.output_dir for job in client.history(limit=1000).jobs}
+    for job_id, folder in ((first, kept), (second, models / "again")):
+        assert server.status(job_id).output_dir == listed[job_id] == str(folder)
+
+
+def test_a_folder_that_no_job_made_is_kept_and_a_model_taken_away_is_nobodys(server: Server, config: Config) -> None:
+    models = server.root / "models"
+    (models / "by-hand").mkdir(parents=True)
+    (models / "by-hand" / "notes").touch()
+    first = server.train(config(server, "by-hand", max_steps=1))
+    server.until_ended(first)
+    with server.client() as client:
+        assert client.status(first).output_dir == str(models / "by-hand")
+        assert [path.name for path in (models / f"by-hand.before-{first}").iterdir()] == ["notes"]
+        shutil.rmtree(models / "by-hand")
+        second = client.retry(first).job_id
+        assert server.until_ended(second).output_dir == str(models / "by-hand")
+        assert client.status(first).output_dir is None
+        *_, last = client.watch(first)
+    assert (last["type"], last["output_dir"]) == ("completed", None)
+    assert "completed: its model is gone" in command("watch", first, url=server.url).stdout
 
 
 def test_only_a_run_with_a_checkpoint_can_be_resumed(server: Server, done: str) -> None:
@@ -257,10 +283,32 @@ def test_only_a_run_with_a_checkpoint_can_be_resumed(server: Server, done: str) 
 
 
 def test_what_contradicts_itself_is_said_without_blaming_the_body(server: Server, config: Config) -> None:
+    body = config(server, "contradicts", max_length=64, max_prompt_length=64)
+    source = {"source_type": "upload"}
     with server.http() as http:
-        answer = http.post("/validate", json=config(server, "contradicts", max_length=64, max_prompt_length=64))
-    (error,) = answer.json()["detail"]["errors"]
-    assert error.startswith("max_prompt_length (64) must be below max_length (64)")
+        (error,) = http.post("/validate", json=body).json()["detail"]["errors"]
+        (nested,) = http.post("/train", json={**body, "dataset": {"source": source}}).json()["detail"]["errors"]
+        (alone,) = http.post("/dataset/columns", json={"source": source}).json()["detail"]["errors"]
+    assert error.startswith("max_prompt_length: 64 must be below max_length (64)")
+    assert nested == "dataset.source.dataset_id: source_type 'upload' needs it"
+    assert alone == "source.dataset_id: source_type 'upload' needs it"
+
+
+def test_what_two_checks_find_alike_is_told_once(server: Server, config: Config, tiny_model: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, server.root / "own-code"))
+    own = {
+        "config.json": {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.M"}},
+        "tokenizer_config.json": {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}},
+    }
+    for name, changes in own.items():
+        content = json.loads((model / name).read_text())
+        (model / name).write_text(json.dumps({**content, **changes}))
+    with server.client() as client:
+        results = client.validate(TrainingConfig.model_validate(config(server, "own", base_model=str(model)))).results
+    (error,) = results.errors
+    assert "contains custom code" in error
+    checks = results.checks.model_dump()
+    assert (checks["model_supported"], checks["tokenizer_ready"]) == (False, False)
 
 
 def test_a_run_that_fails_says_why(server: Server, config: Config, tiny_model: Path, tmp_path: Path) -> None:

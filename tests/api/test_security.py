@@ -224,7 +224,7 @@ def test_templates_are_text_and_reach_nothing(server: Server) -> None:
                 "format": {"format_type": "custom", "custom_templates": templates},
             }
             shown = http.post("/dataset/preview-formatted", json=body).json()["samples"]
-            assert shown[0] == {"prompt": f"{attack}p {{0.__class__}}", "chosen": "c!", "rejected": "r!"}
+            assert shown == [{"prompt": f"{attack}p {{0.__class__}}", "chosen": "c!", "rejected": "r!", "row": 1}]
 
 
 def test_a_models_template_is_kept_in_its_sandbox(server: Server, tiny_model: Path) -> None:

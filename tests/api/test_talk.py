@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from merlina.client import AsyncClient, Client
-from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
+from merlina.errors import ConflictError, InvalidRequestError, NoRoomError, NotFoundError
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.talk import AnswerBegins, AnswerEnds, AnswerRequest, AnswerText, ComparisonRequest
 from merlina.storage.database import Database
@@ -125,7 +125,7 @@ def test_a_job_without_a_model_is_refused(client: Client, trained: Trained, tiny
     pairs = trained.server.root / "pairs.jsonl"
     bad = training_config(tiny_model, pairs, "never-saved", max_steps=2, learning_rate=1.0, max_grad_norm=0)
     failed = trained.server.train({**bad, "dtype": "float32", "base_model": str(tiny_model)}, "low")
-    with pytest.raises(InvalidRequestError, match="has saved no model"):
+    with pytest.raises(InvalidRequestError, match="has no model to talk with"):
         client.load_talk(failed)
     trained.server.until_ended(failed)
 
@@ -134,7 +134,7 @@ def test_every_weight_trained_needs_its_base_loaded_beside_it(
     client: Client, trained: Trained, tiny_model: Path
 ) -> None:
     whole = Trained.on(trained.server, tiny_model, "whole", use_lora=False, learning_rate=1e-3)
-    alone = client.load_talk(whole.job_id)
+    alone = client.load_talk(whole.job_id, with_base=False)
     process = talk_process(trained.server)
     assert not alone.with_base
     drawn = {"temperature": 1.0, "top_p": 1.0}
@@ -143,16 +143,24 @@ def test_every_weight_trained_needs_its_base_loaded_beside_it(
     base = text_of(client, whole, side="base", **drawn)
     assert client.talk().with_base
     assert base == text_of(client, trained, side="base", **drawn) != tuned
-    client.load_talk(whole.job_id, with_base=True)
-    assert text_of(client, whole, **drawn) == tuned
+    client.release_talk()
+    assert client.load_talk(whole.job_id).with_base
+    process = talk_process(trained.server)
+    assert [text_of(client, whole, side=side, **drawn) for side in ("tuned", "base")] == [tuned, base]
+    assert talk_process(trained.server) == process
 
 
-def test_a_model_that_a_later_job_replaced_is_not_passed_off_as_the_first_ones(
+def test_a_model_that_a_later_job_replaced_answers_from_where_it_is_kept(
     client: Client, trained: Trained, tiny_model: Path
 ) -> None:
-    first = Trained.on(trained.server, tiny_model, "twice", max_steps=2)
-    second = Trained.on(trained.server, tiny_model, "twice", max_steps=2)
-    assert client.load_talk(second.job_id).job_id == second.job_id
+    first = Trained.on(trained.server, tiny_model, "twice")
+    before, base = text_of(client, first), text_of(client, first, side="base")
+    client.release_talk()
+    second = Trained.on(trained.server, tiny_model, "twice", max_steps=1, learning_rate=1e-9)
+    assert text_of(client, second) == base
+    assert text_of(client, first) == before != base
+    # As an older version has left it.
+    _change(trained.server, "UPDATE jobs SET output_dir = ? WHERE job_id = ?", (str(first.folder), first.job_id))
     with pytest.raises(InvalidRequestError, match=f"what {second.job_id} trained later"):
         client.load_talk(first.job_id)
 
@@ -173,8 +181,9 @@ def test_blind_votes_are_counted_and_can_be_trained_on(client: Client, trained: 
         assert (voted.tuned, voted.winner, voted.better) == (better, "tuned", better)
     assert client.vote(made[10].comparison_id, "tie").winner == "tie"
     assert client.vote(made[11].comparison_id, "left" if made[11].left == given["base"] else "right").winner == "base"
-    with pytest.raises(ConflictError, match="a vote"):
+    with pytest.raises(ConflictError, match="a vote") as refused:
         client.vote(made[0].comparison_id, "tie")
+    assert not isinstance(refused.value, NoRoomError)
     listed = client.comparisons(trained.job_id, limit=5)
     assert (listed.count, listed.total) == (5, 24)
     assert [one.comparison_id for one in listed.comparisons] == [one.comparison_id for one in made[:-6:-1]]
@@ -224,6 +233,7 @@ def test_a_run_that_needs_the_memory_gets_it_and_the_answer_says_so(
 ) -> None:
     server = new_server()
     trained = Trained.on(server, tiny_model, "beside-a-run", max_steps=2)
+    whole = Trained.on(server, tiny_model, "whole", max_steps=2, use_lora=False)
     config = training_config(tiny_model, pairs_file(server.root / "pairs.jsonl"), "big", max_steps=2)
     with server.client() as client:
         client.load_talk(trained.job_id)
@@ -241,21 +251,45 @@ def test_a_run_that_needs_the_memory_gets_it_and_the_answer_says_so(
         running = server.train({**config, "max_steps": 2000, "num_epochs": 1000})
         server.until_step(running, 1)
         _say_it_needs(server, running, 10**7)
-        with pytest.raises(ConflictError, match="0 MiB are free for it; send force: true"):
+        with pytest.raises(NoRoomError, match="0 MiB are free for it; send force: true"):
             client.load_talk(trained.job_id)
-        with pytest.raises(ConflictError, match="MiB of RAM"):
+        with pytest.raises(NoRoomError, match="MiB of RAM"):
             list(client.answer(AnswerRequest.model_validate(trained.ask())))
+        _assert_it_can_be_forced(server, trained)
         assert client.talk().state == "empty"
         assert client.load_talk(trained.job_id, force=True).state == "ready"
         assert list(client.answer(AnswerRequest.model_validate(trained.ask())))
+        assert not client.load_talk(whole.job_id, with_base=False, force=True).with_base
+        assert list(client.answer(AnswerRequest.model_validate(whole.ask(side="base"))))
+        assert client.talk().with_base
+        with pytest.raises(NoRoomError):
+            client.load_talk(trained.job_id)
+        client.release_talk()
+        with pytest.raises(NoRoomError):
+            client.load_talk(whole.job_id)
+        client.load_talk(whole.job_id, force=True)
     process = talk_process(server)
     assert process is not None
     server.kill()
     until(lambda: has_ended(process), 20, "the end of what nobody asks any more")
 
 
+def _assert_it_can_be_forced(server: Server, trained: Trained) -> None:
+    bodies = {"load": {"job_id": trained.job_id}, "answer": trained.ask(), "comparisons": trained.ask()}
+    with server.http() as http:
+        for path, body in bodies.items():
+            refused = http.post(f"/talk/{path}", json=body)
+            detail = refused.json()["detail"]
+            assert "send force: true" in detail.pop("message")
+            assert (refused.status_code, detail) == (409, {"errors": [], "warnings": [], "can_force": True}), path
+
+
 def _say_it_needs(server: Server, job_id: str, mebibytes: int) -> None:
+    _change(server, "UPDATE jobs SET memory_needed_mb = ? WHERE job_id = ?", (mebibytes, job_id))
+
+
+def _change(server: Server, statement: str, values: tuple[Any, ...]) -> None:
     database = Database(f"sqlite:///{server.root / 'data' / 'merlina.db'}")
     with database.write() as connection:
-        connection.exec_driver_sql("UPDATE jobs SET memory_needed_mb = ? WHERE job_id = ?", (mebibytes, job_id))
+        connection.exec_driver_sql(statement, values)
     database.close()

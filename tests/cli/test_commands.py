@@ -68,6 +68,10 @@ def test_a_configuration_file_that_cannot_be_is_explained(tmp_path: Path) -> Non
         "dataset: required, but missing",
         "lerning_rate: unknown field; did you mean learning_rate?",
     )
+    file.write_text("base_model: m\noutput_name: o/p\ndataset: {source: {source_type: huggingface, repo_id: o/d}}\n")
+    with pytest.raises(InvalidRequestError) as caught:
+        read_config_file(file)
+    assert caught.value.errors == ("output_name: 'o/p' has a '/', which needs push_to_hub",)
     file.write_text("just text")
     with pytest.raises(InvalidRequestError, match="one mapping of fields"):
         read_config_file(file)
@@ -172,7 +176,7 @@ def test_a_configuration_is_checked_and_its_data_shown(server: Server, config: C
     for expected in ("valid: it can be run", "MiB needed", "libraries", " steps, ", "trains on the CPU"):
         assert expected in valid.stdout
     shown = command("preview", str(file), url=server.url)
-    assert "prompt (23 tokens): <|im_start|>user\nWhat is 0 plus 0?<|im_end|>" in shown.stdout
+    assert "1\n  prompt (23 tokens): <|im_start|>user\nWhat is 0 plus 0?<|im_end|>" in shown.stdout
     raw = json.loads(command("preview", str(file), "--raw", "--json", url=server.url).stdout)
     assert raw["samples"][0]["prompt"] == "What is 0 plus 0?"
     file.write_text(json.dumps({**body, "gpu_ids": [3]}))

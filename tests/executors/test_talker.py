@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from merlina.errors import BusyError, ConflictError, HelperError, InvalidRequestError
+from merlina.errors import BusyError, ConflictError, HelperError, InvalidRequestError, NoRoomError
 from merlina.executors.fork_server import ForkServer
 from merlina.executors.talker import Admission, Claim, Talker
 from tests.harness import has_ended, until
@@ -131,6 +131,28 @@ def test_what_is_loaded_stays_where_another_may_not_be_loaded(talker: Talker, tr
     with pytest.raises(ConflictError, match="no room"):
         talker.load(other, Admission(lambda: Claim(None, 1), refuse), threading.Event())
     assert (talker.status.state, talker.status.order) == ("ready", before.order)
+
+
+def test_what_was_forced_once_is_not_refused_until_it_is_let_go(talker: Talker, trained: Trained) -> None:
+    def refuse(_: Claim) -> None:
+        raise NoRoomError("no room")
+
+    def load(attempt: int, admission: Admission, **changes: Any) -> int | None:
+        talker.load(replace(trained.order(), attempt=attempt, **changes), admission, threading.Event())
+        return talker.pid
+
+    refused = Admission(ADMITTED.plan, refuse)
+    first = load(1, ADMITTED)
+    # It is there already, and forced from now on.
+    assert load(1, replace(refused, forced=True)) == first
+    assert load(2, refused) != first
+    assert load(3, refused) is not None
+    with pytest.raises(NoRoomError):
+        load(1, refused, job_id="other")
+    assert talker.status.forced
+    talker.release("once")
+    with pytest.raises(NoRoomError):
+        load(3, refused)
 
 
 def test_what_a_later_attempt_saved_is_loaded_anew(talker: Talker, trained: Trained) -> None:

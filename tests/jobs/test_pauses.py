@@ -14,7 +14,8 @@ from tests.harness import Server, pairs_file, until
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 
-LONG: dict[str, Any] = {"max_steps": 120, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
+LAST = 80
+LONG: dict[str, Any] = {"max_steps": LAST, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
 
 
 def until_state(server: Server, job: str, state: str, seconds: float = 30) -> None:
@@ -49,7 +50,7 @@ def test_a_reader_stays_over_a_pause_and_everyone_counts_it(server: Server, conf
                     assert 'merlina_jobs{state="paused"} 1.0' in http.get("/metrics").text
                     client.resume(job)
     assert message["type"] == "completed"
-    assert steps == list(range(1, 121))
+    assert steps == list(range(1, LAST + 1))
     assert states.count("paused") == 1
     assert states[states.index("paused") - 1] == "training"
     assert "training" in states[states.index("paused") :]
@@ -88,7 +89,7 @@ def test_a_worker_that_does_not_obey_is_killed_by_a_server_that_was_killed_befor
         client.resume(job)
     ended = server.until_ended(job)
     assert (ended.status, ended.attempt) == ("completed", 2)
-    assert list(server.losses(job)) == list(range(1, 121))
+    assert list(server.losses(job)) == list(range(1, LAST + 1))
 
 
 def test_a_stop_outweighs_a_pause(server: Server, config: Config) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -65,12 +66,7 @@ def test_the_needed_fields_are_named_when_missing() -> None:
         ({"learning_rate": float("nan")}, "learning_rate: should be a finite number"),
         ({"lr_scheduler_type": "cosin"}, "lr_scheduler_type: should be 'cosine'"),
         ({"output_name": "../x"}, "output_name: '../x' is no usable name"),
-        ({"output_name": "org/x"}, "needs push_to_hub"),
-        ({"max_prompt_length": 2048}, "max_prompt_length (2048) must be below max_length (2048)"),
         ({"gpu_ids": [0, 0]}, "gpu_ids: [0, 0] must be one or more different indices"),
-        ({"use_lora": False}, "set use_4bit to false"),
-        ({"dataset": {"source": {"source_type": "upload"}}}, "source_type 'upload' needs dataset_id"),
-        ({"dataset": {**DATASET, "format": {"format_type": "custom"}}}, "needs custom_templates"),
         ({"dataset": {**DATASET, "column_mapping": {"a": "chosen", "b": "chosen"}}}, "mapped to chosen"),
         ({"dataset": {**DATASET, "column_mapping": {"a": "answer"}}}, "dataset.column_mapping.a: should be 'prompt'"),
         ({"dataset": {**DATASET, "test_size": 1}}, "dataset.test_size: should be less than 1, not 1"),
@@ -80,6 +76,39 @@ def test_a_value_that_cannot_be_is_named_with_what_can(changes: dict[str, Any], 
     lines = problems(**changes)
     assert len(lines) == 1, lines
     assert complaint in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"max_prompt_length": 2048}, "max_prompt_length: 2048 must be below max_length (2048)"),
+        ({"early_stopping_patience": 2, "eval_steps": 0}, "early_stopping_patience: needs evaluations: eval_steps"),
+        ({"load_best_at_end": "eval_loss", "eval_steps": 0}, "load_best_at_end: needs evaluations: eval_steps"),
+        (
+            {"load_best_at_end": "eval_reward_margin", "training_mode": "sft"},
+            "load_best_at_end: sft has no eval_reward_margin; use eval_loss",
+        ),
+        ({"output_name": "org/x"}, "output_name: 'org/x' has a '/', which needs push_to_hub"),
+        ({"use_4bit": True, "use_8bit": True}, "use_4bit: can't be true beside use_8bit"),
+        ({"use_lora": False}, "use_lora: false trains every weight, which 4-bit weights can't: set use_4bit to false"),
+        ({"use_lora": False, "use_8bit": True}, "use_lora: false trains every weight, which 8-bit weights can't"),
+        (
+            {"dataset": {"source": {"source_type": "upload"}}},
+            "dataset.source.dataset_id: source_type 'upload' needs it",
+        ),
+        (
+            {"dataset": {**DATASET, "format": {"format_type": "custom"}}},
+            "dataset.format.custom_templates: format_type 'custom' needs them",
+        ),
+    ],
+)
+def test_of_fields_that_do_not_fit_together_the_one_to_blame_comes_first(
+    changes: dict[str, Any], complaint: str
+) -> None:
+    (line,) = problems(**changes)
+    assert line.startswith(complaint)
+    with pytest.raises(ValidationError, match=re.escape(complaint.split(".")[-1])):
+        TrainingConfig.model_validate({**NEEDED, **changes})
 
 
 def test_tokens_are_taken_out_and_never_shown() -> None:

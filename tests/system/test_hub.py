@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.test_commands import command
 from tests.data.test_hub import REPOS
 from tests.harness import Server, training_config
 from tests.hub import FakeHub, fake_hub
@@ -54,6 +56,41 @@ def test_a_private_model_is_trained_on_private_data(
         ended = server.until_ended(server.train(body))
         assert (ended.status, ended.error) == ("completed", None)
         assert "12 rows read, all of them usable" in server.log_lines(ended.job_id)
+    assert_nowhere(server.root, b"hf_right", b"hf_wrong", b"hf_stranger")
+
+
+def test_private_data_are_looked_at_with_a_token_that_nothing_keeps(
+    new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
+) -> None:
+    repos = {**REPOS, "models/org/tiny": {path.name: path.read_bytes() for path in tiny_model.iterdir()}}
+    question = {"source": body["dataset"]["source"], "model_name": "org/tiny"}
+    paths = ("preview", "columns", "preview-formatted")
+    with fake_hub(repos, token="hf_right") as hub:
+        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
+        with server.http() as http:
+
+            def ask(path: str, **given: Any) -> Any:
+                answer = http.post(f"/dataset/{path}", json={**question, **given})
+                assert "hf_" not in answer.text.replace("hf_token", ""), path
+                return answer.json()
+
+            for path in paths:
+                assert ask(path, hf_token="hf_right")["samples"][0]["prompt"].count("Why 0?") == 1
+            # What was asked with the token opens nothing for those without it.
+            for path in paths:
+                assert "if it is private, give a hf_token" in ask(path)["detail"]
+                assert "doesn't accept the hf_token given" in ask(path, hf_token="hf_wrong")["detail"]
+                assert "the hf_token given can't see it" in ask(path, hf_token="hf_stranger")["detail"]
+                assert ask(path, hf_token="hf_ ü")["detail"]["errors"] == [
+                    "hf_token: holds characters that no token has"
+                ]
+            refused = http.post("/validate", json={**body, "dataset": {**question, "hf_token": "hf_right"}}).json()
+            assert refused["detail"]["errors"][0].startswith("dataset.hf_token: unknown field")
+        file = tmp_path / "run.json"
+        file.write_text(json.dumps(body))
+        for options in ([], ["--raw"]):
+            assert "Why 0?" in command("preview", str(file), *options, url=server.url).stdout
+        file.unlink()
     assert_nowhere(server.root, b"hf_right", b"hf_wrong", b"hf_stranger")
 
 
@@ -109,6 +146,7 @@ def assert_uploaded(hub: FakeHub, saved: Path, machine: bytes) -> None:
     assert set(uploaded) == {path.name for path in (saved / "adapter").iterdir()}
     assert all(uploaded[name] == (saved / "adapter" / name).read_bytes() for name in set(uploaded) - changed)
     assert "model.safetensors" in merged
+    assert merged["generation_config.json"] == uploaded["generation_config.json"]
     assert not any(name.startswith("adapter") for name in merged)
     assert "AutoModelForCausalLM.from_pretrained('org/whole')" in merged["README.md"].decode()
     assert "PeftModel.from_pretrained(base, 'org/adapter')" in uploaded["README.md"].decode()

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from tests.harness import Server, pairs_file, training_config, until
 from tests.system.test_recovery import Config, NewServer
 
-LONG: dict[str, Any] = {"max_steps": 120, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
+LAST = 80
+LONG: dict[str, Any] = {"max_steps": LAST, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
 
 
 def weights(server: Server, name: str) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def test_a_server_killed_over_a_pause_comes_back_to_it(new_server: NewServer, co
         assert client.status(job).status == "stopped"
         client.resume(job)
     assert server.until_ended(job).status == "completed"
-    assert list(server.losses(job)) == list(range(1, 121))
+    assert list(server.losses(job)) == list(range(1, LAST + 1))
 
 
 def test_a_cancelled_resume_can_be_resumed(server: Server, config: Config) -> None:

@@ -16,7 +16,8 @@ Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 
 # Long enough to be hit in the middle.
-LONG = {"max_steps": 120, "save_steps": 20, "eval_steps": 60}
+LAST = 80
+LONG = {"max_steps": LAST, "save_steps": 20, "eval_steps": 40}
 
 
 def parent_of_worker(server: Server, job_id: str) -> psutil.Process:
@@ -27,7 +28,9 @@ def parent_of_worker(server: Server, job_id: str) -> psutil.Process:
     return parent
 
 
-def test_a_run_outlives_its_server_and_no_step_is_lost_or_counted_twice(new_server: NewServer, config: Config) -> None:
+def test_a_run_outlives_its_server_without_a_step_lost_or_counted_twice_and_its_death_is_found_later(
+    new_server: NewServer, config: Config
+) -> None:
     server = new_server()
     running = server.train(config(server, "outlives", **LONG))
     waiting = server.train(config(server, "waits", max_steps=3))
@@ -39,8 +42,17 @@ def test_a_run_outlives_its_server_and_no_step_is_lost_or_counted_twice(new_serv
     until(lambda: has_ended(forked_from), what="the end of the process that workers are forked from")
     server.start()
     assert server.until_ended(running).status == "completed"
-    assert list(server.losses(running)) == list(range(1, 121))
+    assert list(server.losses(running)) == list(range(1, LAST + 1))
     assert server.until_ended(waiting).status == "completed"
+
+    both = server.train(config(server, "both", **LONG))
+    server.until_step(both, 25)
+    server.kill()
+    server.kill_worker(both)
+    server.start()
+    failed = server.until_ended(both, 10)
+    assert failed.status == "failed"
+    assert "while the server was away" in failed.error
 
 
 def test_a_run_outlives_what_it_was_forked_from_and_the_next_begins_without_it(
@@ -81,20 +93,6 @@ def test_a_killed_worker_is_noticed_and_its_run_goes_on_exactly_where_its_checkp
     assert server.losses(job) == server.losses(uninterrupted)
 
 
-def test_a_worker_killed_while_the_server_is_away_is_found_dead_on_its_return(
-    new_server: NewServer, config: Config
-) -> None:
-    server = new_server()
-    job = server.train(config(server, "both", **LONG))
-    server.until_step(job, 25)
-    server.kill()
-    server.kill_worker(job)
-    server.start()
-    failed = server.until_ended(job, 10)
-    assert failed.status == "failed"
-    assert "while the server was away" in failed.error
-
-
 def test_a_stop_saves_what_there_is_and_a_resume_finishes_it(server: Server, config: Config) -> None:
     job = server.train(config(server, "stopped", **{**LONG, "save_steps": 0}))
     server.until_step(job, 15)
@@ -103,14 +101,31 @@ def test_a_stop_saves_what_there_is_and_a_resume_finishes_it(server: Server, con
         assert (answer.status, answer.was_queued) == ("success", False)
         stopped = server.until_ended(job, 20)
         assert stopped.status == "stopped"
-        assert stopped.current_step < 120
+        assert stopped.current_step < LAST
         assert _is_loadable(Path(stopped.output_dir), server)
         again = client.stop(job)
         assert (again.status, again.was_queued) == ("warning", False)
         client.resume(job)
     ended = server.until_ended(job)
     assert ended.status == "completed"
-    assert list(server.losses(job)) == list(range(1, 121))
+    assert list(server.losses(job)) == list(range(1, LAST + 1))
+
+
+def test_each_job_of_a_name_knows_where_its_model_is_however_often_one_saves(server: Server, config: Config) -> None:
+    models, body = server.root / "models", config(server, "shared", **{**LONG, "save_steps": 0})
+    first = server.train({**body, "max_steps": 1})
+    server.until_ended(first)
+    second = server.train(body)
+    server.until_step(second, 5)
+    with server.client() as client:
+        client.stop(second)
+        assert server.until_ended(second, 20).output_dir == str(models / "shared")
+        assert client.status(first).output_dir == str(models / f"shared.before-{second}")
+        client.resume(second)
+    assert server.until_ended(second).output_dir == str(models / "shared")
+    assert server.status(first).output_dir == str(models / f"shared.before-{second}")
+    # What its first attempt saved is no job's model any more.
+    assert (models / f"shared.before-{second}-2").is_dir()
 
 
 def test_a_worker_that_does_not_obey_is_killed_after_the_grace(new_server: NewServer, config: Config) -> None:

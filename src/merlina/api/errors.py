@@ -25,11 +25,12 @@ from merlina.errors import (
     InvalidRequestError,
     MerlinaError,
     ModelError,
+    NoRoomError,
     NotFoundError,
     TooLargeError,
     UnauthorizedError,
 )
-from merlina.schemas.problems import describe_one
+from merlina.schemas.problems import OWN_TYPES, describe_one
 
 _log = logging.getLogger(__name__)
 
@@ -64,13 +65,19 @@ def status_of(error: MerlinaError) -> int:
 
 
 def answer(
-    status: int, message: str, errors: list[str] | None = None, warnings: list[str] | None = None
+    status: int,
+    message: str,
+    errors: list[str] | None = None,
+    warnings: list[str] | None = None,
+    *,
+    can_force: bool = False,
 ) -> JSONResponse:
-    """`detail` is a string, or an object where there are single errors or warnings to list."""
+    """`detail` is a string, or an object where there is more to tell: errors, warnings, that it can be forced."""
     detail: Any = _encodable(message)
-    if errors or warnings:
+    if errors or warnings or can_force:
         lists = {"errors": errors or [], "warnings": warnings or []}
         detail = {"message": detail, **{name: [_encodable(line) for line in lines] for name, lines in lists.items()}}
+        detail |= {"can_force": True} if can_force else {}
     return JSONResponse({"detail": detail}, status)
 
 
@@ -82,7 +89,7 @@ def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MerlinaError)
     if isinstance(error, InvalidRequestError):
         return answer(400, error.message, list(error.errors), list(error.warnings))
-    return answer(status_of(error), error.message)
+    return answer(status_of(error), error.message, can_force=isinstance(error, NoRoomError))
 
 
 def _on_bad_request(request: Request, error: Exception) -> JSONResponse:
@@ -99,7 +106,7 @@ def _describe(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
     where, *loc = problem["loc"]
     if problem["type"] == "json_invalid":
         return f"body: not valid JSON ({problem.get('ctx', {}).get('error', problem['msg'])})"
-    if where == "body" and not loc and problem["type"] != "value_error":
+    if where == "body" and not loc and problem["type"] not in OWN_TYPES:
         return f"body: a JSON object is needed ({problem['msg']})"
     if where == "body":
         return describe_one({**problem, "loc": loc}, model)

@@ -34,7 +34,7 @@ class Talk:
     talker: Talker
 
     def load(self, job_id: str, closed: threading.Event, *, with_base: bool, force: bool) -> None:
-        """Raises NotFoundError, InvalidRequestError where the job has no model, ConflictError where there's no room."""
+        """Raises NotFoundError, InvalidRequestError where the job has no model, NoRoomError where there's no room."""
         order = self._order(self.desk.find(job_id), with_base=with_base)
         self.talker.load(order, self._admission(order, force=force), closed)
 
@@ -79,7 +79,7 @@ class Talk:
     def _model_dir(self, record: JobRecord) -> Path:
         """Raises InvalidRequestError where the model isn't there, or is that of a later job."""
         if record.output_dir is None or not record.ended:
-            raise InvalidRequestError(f"Job {record.job_id} is {record.state} and has saved no model to talk with")
+            raise InvalidRequestError(f"Job {record.job_id} is {record.state} and has no model to talk with")
         if not Path(record.output_dir).is_dir():
             raise InvalidRequestError(f"The model of {record.job_id} is gone from {record.output_dir}")
         with self.desk.database.read() as connection:
@@ -91,11 +91,7 @@ class Talk:
         return Path(record.output_dir)
 
     def _admission(self, order: TalkOrder, *, force: bool) -> Admission:
-        def admit(claim: Claim) -> None:
-            if not force:
-                self.room.admit(claim)
-
-        return Admission(lambda: self._claim(order), admit)
+        return Admission(lambda: self._claim(order), self.room.admit, force)
 
     def _claim(self, order: TalkOrder) -> Claim:
         """Raises ModelError where the base can't be found."""

@@ -41,17 +41,19 @@ def preview(
 ) -> None:
     """Show the first pairs of a configuration's data set as the text and tokens that are trained on."""
     config = read_config_file(file)
-    dataset = config.dataset
+    dataset, token = config.dataset, config.secrets().get("hf_token")
     with client(url, api_key) as server:
         if raw:
-            answer = server.preview(dataset)
+            answer = server.preview(dataset, token)
         else:
             spoken_to = dataset.model_copy(update={"model_name": dataset.model_name or config.base_model})
-            answer = server.preview_formatted(spoken_to, config.max_length, config.max_prompt_length)
+            answer = server.preview_formatted(spoken_to, config.max_length, config.max_prompt_length, token)
     if as_json:
         print_json(answer)
+    elif raw:
+        _show_rows(answer)
     else:
-        _show_samples(answer)
+        _show_pairs(answer)
 
 
 def _show_results(results: ValidationResults) -> None:
@@ -75,12 +77,23 @@ def _memory_table(memory: MemoryEstimate) -> Table:
     return table
 
 
-def _show_samples(answer: PreviewResponse) -> None:
-    for number, sample in enumerate(answer.samples, start=1):
-        output.print(f"[bold]{number}[/]")
+def _show_rows(answer: PreviewResponse) -> None:
+    for row, sample in enumerate(answer.samples, start=1):
+        output.print(f"[bold]{row}[/]")
         for name, value in sample.items():
-            if name not in ("tokens", "cut"):
-                output.print(f"  [cyan]{escape(name)}[/]{_token_count(sample, name)}: {escape(str(value))}")
+            output.print(f"  [cyan]{escape(name)}[/]: {escape(str(value))}")
+    _show_rest(answer)
+
+
+def _show_pairs(answer: PreviewResponse) -> None:
+    for sample in answer.samples:
+        output.print(f"[bold]{sample['row']}[/]")
+        for name in ("prompt", "chosen", "rejected"):
+            output.print(f"  [cyan]{name}[/]{_token_count(sample, name)}: {escape(str(sample[name]))}")
+    _show_rest(answer)
+
+
+def _show_rest(answer: PreviewResponse) -> None:
     of_all = f" of {answer.total_rows:,}" if answer.total_rows is not None else ""
     output.print(f"[dim]{answer.num_samples}{of_all} rows shown[/]")
     for line in [*answer.warnings, *(finding.message for finding in answer.findings)]:

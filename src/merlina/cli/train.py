@@ -77,7 +77,8 @@ def follow(server: Client, job_id: str, after: int | None = None) -> int:
 
 def _say_how_it_ended(last: dict[str, Any]) -> int:
     if last["type"] == "completed":
-        output.print(f"[green]completed[/]: the model is in {escape(last['output_dir'])}")
+        where = f"the model is in {last['output_dir']}" if last["output_dir"] else "its model is gone"
+        output.print(f"[green]completed[/]: {escape(where)}")
         return 0
     if last["type"] == "error":
         output.print(f"[red]failed[/]: {escape(last['error'] or 'no reason is known')}")

@@ -14,6 +14,7 @@ from merlina.errors import (
     ForbiddenError,
     InvalidRequestError,
     MerlinaError,
+    NoRoomError,
     NotFoundError,
     ServerError,
     TooLargeError,
@@ -64,6 +65,8 @@ def error_of(response: httpx.Response) -> MerlinaError:
     except (ValueError, KeyError, TypeError):
         return ServerError(f"The server answered {response.status_code}: {response.text[:200]}")
     if isinstance(detail, dict) and {"message", "errors", "warnings"} <= detail.keys():
+        if detail.get("can_force"):
+            return NoRoomError(detail["message"])
         return InvalidRequestError(detail["message"], detail["errors"], detail["warnings"])
     return _ERRORS.get(response.status_code, ServerError)(detail if isinstance(detail, str) else str(detail)[:200])
 

@@ -185,20 +185,27 @@ class Client:
     def delete_upload(self, dataset_id: str) -> UploadDeleted:
         return parse(self._send("DELETE", f"/dataset/uploads/{_segment(dataset_id)}"), UploadDeleted)
 
-    def preview(self, config: DatasetConfig) -> PreviewResponse:
+    def preview(self, config: DatasetConfig, hf_token: str | None = None) -> PreviewResponse:
         """The first rows as they are."""
-        return parse(self._send("POST", "/dataset/preview", json=sendable(config)), PreviewResponse)
+        question = sendable(config) | _given(hf_token=hf_token)
+        return parse(self._send("POST", "/dataset/preview", json=question), PreviewResponse)
 
     def preview_formatted(
-        self, config: DatasetConfig, max_length: int | None = None, max_prompt_length: int | None = None
+        self,
+        config: DatasetConfig,
+        max_length: int | None = None,
+        max_prompt_length: int | None = None,
+        hf_token: str | None = None,
     ) -> PreviewResponse:
         """The first pairs as they are trained on; with `model_name`, as tokens of these lengths."""
+        question = sendable(config) | _given(hf_token=hf_token)
         lengths = _given(max_length=max_length, max_prompt_length=max_prompt_length)
-        response = self._send("POST", "/dataset/preview-formatted", json=sendable(config), params=lengths)
+        response = self._send("POST", "/dataset/preview-formatted", json=question, params=lengths)
         return parse(response, PreviewResponse)
 
-    def columns(self, config: DatasetConfig) -> ColumnsResponse:
-        return parse(self._send("POST", "/dataset/columns", json=sendable(config)), ColumnsResponse)
+    def columns(self, config: DatasetConfig, hf_token: str | None = None) -> ColumnsResponse:
+        question = sendable(config) | _given(hf_token=hf_token)
+        return parse(self._send("POST", "/dataset/columns", json=question), ColumnsResponse)
 
     def gpus(self) -> GpuList:
         return self._get("/gpu/list", GpuList)
@@ -250,8 +257,8 @@ class Client:
         """Which model is loaded for talking."""
         return self._get("/talk", TalkState)
 
-    def load_talk(self, job_id: str, *, with_base: bool = False, force: bool = False) -> TalkState:
-        """Loads the model that a job saved; it may take minutes. Raises ConflictError where runs leave no room."""
+    def load_talk(self, job_id: str, *, with_base: bool = True, force: bool = False) -> TalkState:
+        """Loads the model that a job saved; it may take minutes. Raises NoRoomError where runs leave no room."""
         request = {"job_id": job_id, "with_base": with_base, "force": force}
         return parse(self._send("POST", "/talk/load", json=request, timeout=LOAD_SECONDS), TalkState)
 

@@ -42,7 +42,7 @@ def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class FormattedPreview:
-    """`samples` as they are trained on; `warnings` name the rows among them that can't be used."""
+    """`samples` as they are trained on, each with the number of its `row`; `warnings` name those that can't be used."""
 
     samples: list[dict[str, Any]]
     warnings: list[str]
@@ -78,7 +78,7 @@ def preview_formatted(
         else:
             doctor.see(item, lengths)
             pairs.append(item)
-            samples += [sample] if len(samples) < limit else []
+            samples += [{**sample, "row": item.number}] if len(samples) < limit else []
         if len(samples) == limit and time.monotonic() > give_up_at:
             break
     if not doctor.rows:

@@ -46,6 +46,8 @@ def child_environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name.upper() not in _SERVER_ONLY} | _ALWAYS
     # Threads that spin while they wait bring a run to a halt as soon as anything else wants a core.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Nothing here is compiled by torch; to be able to would take each process that imports bitsandbytes a second.
+    environment.setdefault("TORCHDYNAMO_DISABLE", "1")
     return environment
 
 

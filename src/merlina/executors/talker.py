@@ -51,7 +51,7 @@ class TalkOrder:
 
 @dataclass(frozen=True)
 class Admission:
-    """`plan` says what a model would claim; `admit` raises ConflictError where it may not.
+    """`plan` says what a model would claim; `admit` raises NoRoomError where it may not, unless that is `forced`.
 
     `admit` is called once more when the claim can be seen by whoever starts runs: so of two that want the same memory
     at the same moment, at least one sees the other.
@@ -59,15 +59,21 @@ class Admission:
 
     plan: Callable[[], Claim]
     admit: Callable[[Claim], None]
+    forced: bool = False
+
+    def check(self, claim: Claim) -> None:
+        if not self.forced:
+            self.admit(claim)
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is loaded. `idle_until` is in epoch seconds."""
+    """What is loaded, and whether that was `forced`. `idle_until` is in epoch seconds."""
 
     state: State
     order: TalkOrder | None = None
     claim: Claim | None = None
+    forced: bool = False
     memory_mb: int | None = None
     idle_until: float | None = None
 
@@ -109,6 +115,8 @@ class Talker:
 
     def load(self, order: TalkOrder, admission: Admission, closed: threading.Event) -> None:
         """Loads the model unless it is loaded. `closed` is set where nobody waits for it any more.
+
+        Once forced, whatever else of the job is loaded, its base too, is as well, until it is let go.
 
         Raises what `admission` and the process raise; ConflictError where it was let go meanwhile; BusyError.
         """
@@ -188,11 +196,15 @@ class Talker:
             raise ConflictError(f"The model was let go: {self._why_released}")
 
     def _ensure(self, order: TalkOrder, admission: Admission) -> PipedProcess:
-        if self._process is not None and self._process.lives and _serves(self._status.order, order):
+        loaded = self.status
+        forced = admission.forced or (loaded.forced and _job_of(loaded) == order.job_id)
+        if self._process is not None and self._process.lives and _serves(loaded.order, order):
+            self._status = replace(self._status, forced=forced)
             return self._process
+        admission = replace(admission, forced=forced)
         claim = admission.plan()
         # What is loaded is not given up for what may not be loaded.
-        admission.admit(claim)
+        admission.check(claim)
         self._end()
         try:
             return self._load(order, claim, admission)
@@ -201,8 +213,8 @@ class Talker:
             raise
 
     def _load(self, order: TalkOrder, claim: Claim, admission: Admission) -> PipedProcess:
-        self._status = Status("loading", order, claim)
-        admission.admit(claim)
+        self._status = Status("loading", order, claim, admission.forced)
+        admission.check(claim)
         environment = child_environment() | shown_gpus(None if claim.gpu is None else [claim.gpu])
         process = self._process = PipedProcess.start("talk", environment, self._log_file, self._fork_server)
         # Whoever let it go before there was a process to end could not end it.
@@ -251,6 +263,10 @@ class Talker:
         if process is not None:
             process.end()
         self._status = Status("empty")
+
+
+def _job_of(status: Status) -> str | None:
+    return status.order.job_id if status.order else None
 
 
 def _serves(loaded: TalkOrder | None, wanted: TalkOrder) -> bool:

@@ -63,6 +63,12 @@ def _(event: events.Checkpointed, _record: JobRecord) -> dict[str, Any]:
 
 
 @_changes.register
+def _(event: events.SetAside, record: JobRecord) -> dict[str, Any]:
+    # What an earlier attempt has saved; the models of other jobs are seen to by `storage.jobs.move_model`.
+    return {"output_dir": event.kept_as} if record.output_dir == event.folder else {}
+
+
+@_changes.register
 def _(event: events.Linked, _record: JobRecord) -> dict[str, Any]:
     return {"wandb_url": event.wandb_url}
 
@@ -80,7 +86,8 @@ def _(event: events.Ended, record: JobRecord) -> dict[str, Any]:
     return {
         "state": event.state,
         "error": event.error,
-        "output_dir": event.output_dir or record.output_dir,
+        # Told when the upload began, too; another run may have set it aside since.
+        "output_dir": record.output_dir if record.state == "uploading" else event.output_dir or record.output_dir,
         "final_metrics": event.final_metrics,
         "progress": 1.0 if event.state == "completed" else record.progress,
         "last_checkpoint": None if event.state == "completed" else record.last_checkpoint,

@@ -86,7 +86,13 @@ def _take_in(database: Database, record: JobRecord, fresh: list[Event], offset: 
                 rows = []
             elif isinstance(event, events.Metrics):
                 rows.append(metrics.MetricRecord(event.step, event.time, event.metrics))
+            elif isinstance(event, events.SetAside):
+                jobs.move_model(connection, event.folder, event.kept_as)
         metrics.record(connection, current.number, rows)
         values = asdict(folded)
         changes = {name: values[name] for name in _FOLDED} | {"log_offset": offset}
-        return jobs.change(connection, record.job_id, changes, while_in=[current.state])
+        taken = jobs.change(connection, record.job_id, changes, while_in=[current.state])
+        if folded.output_dir is not None and folded.output_dir != current.output_dir:
+            jobs.forget_replaced(connection, folded.output_dir)
+            taken = jobs.get(connection, record.job_id)
+        return taken

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from merlina.errors import ConflictError
+from merlina.errors import NoRoomError
 from merlina.executors.talker import Claim, Talker
 from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory, resident_memory
@@ -39,14 +39,14 @@ class Room:
         return best.index if best else None
 
     def admit(self, claim: Claim) -> None:
-        """Raises ConflictError where the claim is on memory that a job has or waits for, or on more than is free.
+        """Raises NoRoomError where the claim is on memory that a job has or waits for, or on more than is free.
 
         What the model that is loaded now holds counts as free: it goes before another is loaded.
         """
         gpus, gives_up = self.list_gpus(), self.talker.gives_up
         if claim.gpu is not None:
             if (claimed := self._wanted_gpus(gpus).get(claim.gpu)) is not None:
-                raise ConflictError(f"GPU {claim.gpu} {claimed}; wait for it, or {_HOW_TO_FORCE}")
+                raise NoRoomError(f"GPU {claim.gpu} {claimed}; wait for it, or {_HOW_TO_FORCE}")
             _refuse_beyond(_free_on_gpu(gpus, claim.gpu) + gives_up(claim.gpu), claim, f"GPU {claim.gpu}")
         _refuse_beyond(self._free_ram() + gives_up(None), claim, "RAM")
 
@@ -103,7 +103,7 @@ def _free_on_gpu(gpus: Sequence[Gpu], index: int) -> int:
 
 def _refuse_beyond(free_mb: int, claim: Claim, place: str) -> None:
     if claim.needed_mb > free_mb:
-        raise ConflictError(
+        raise NoRoomError(
             f"The model needs about {claim.needed_mb:,} MiB of {place}, and {max(0, free_mb):,} MiB are free for it; "
             f"{_HOW_TO_FORCE}"
         )

@@ -181,8 +181,8 @@ class Supervisor:
             if (record.job_id, record.attempt) in self._forced:
                 return f"The run did not stop within {self._grace:g} s and was killed; {_ways_on(record)}"
             return f"The worker ended before it had saved what it had; {_ways_on(record)}"
-        where = f" at step {record.step} of {record.total_steps}" if record.step else f" while {record.state}"
-        return f"The worker process {self._executor.cause_of_death(folder)}{where}; {_ways_on(record)}"
+        where = f"At step {record.step} of {record.total_steps}" if record.step else f"While {record.state}"
+        return f"{where} the worker process {self._executor.cause_of_death(folder)}; {_ways_on(record)}"
 
     def _preempt(self, plan: Plan) -> None:
         for record, high in plan.preempted:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from merlina.schemas.base import Request, Response
+from merlina.schemas.base import Request, Response, Token
+from merlina.schemas.problems import at_field
 
 SourceType = Literal["huggingface", "local_file", "upload"]
 FileFormat = Literal["json", "jsonl", "csv", "parquet"]
@@ -55,7 +56,7 @@ class DatasetSource(Request):
     def _needs_its_field(self) -> Self:
         needed = _NEEDED[self.source_type]
         if getattr(self, needed) is None:
-            raise ValueError(f"source_type {self.source_type!r} needs {needed}")
+            raise at_field(needed, f"source_type {self.source_type!r} needs it")
         return self
 
 
@@ -80,7 +81,7 @@ class DatasetFormat(Request):
     @model_validator(mode="after")
     def _custom_needs_templates(self) -> Self:
         if self.format_type == "custom" and self.custom_templates is None:
-            raise ValueError("format_type 'custom' needs custom_templates")
+            raise at_field("custom_templates", "format_type 'custom' needs them")
         return self
 
 
@@ -112,6 +113,12 @@ class DatasetConfig(Request):
         return value
 
 
+class DatasetQuestion(DatasetConfig):
+    """`POST /dataset/preview`, `/dataset/preview-formatted`, `/dataset/columns`: a data set, and a token to read it."""
+
+    hf_token: Token | None = Field(None, description="for private and gated data sets and models; not stored")
+
+
 class DataFinding(Response):
     """Something about the rows that one should know before training on them."""
 
@@ -125,7 +132,10 @@ class PreviewResponse(Response):
     """Rows as they are in the file, or as the text that is trained on."""
 
     status: Literal["success"] = "success"
-    samples: list[dict[str, Any]]
+    samples: list[dict[str, Any]] = Field(
+        description="the file's columns; or, as trained on, prompt, chosen and rejected, the number of their row from "
+        "1, and with model_name their tokens and cut"
+    )
     num_samples: int = Field(description="how many samples came back")
     total_rows: int | None = Field(None, description="rows in the whole data set; null where counting means reading it")
     warnings: list[str] = Field(default_factory=list, description="rows left out of the samples, each with its reason")

@@ -70,6 +70,14 @@ class Checkpointed(BaseEvent):
     path: str
 
 
+class SetAside(BaseEvent):
+    """The model that lay in `folder` is in `kept_as` from now on: it made room for this run's."""
+
+    type: Literal["set_aside"] = "set_aside"
+    folder: str
+    kept_as: str
+
+
 class Logged(BaseEvent):
     """A line for people; `warning` ones need their attention."""
 
@@ -109,7 +117,7 @@ class Unknown(BaseEvent):
 
 
 KnownEvent = Annotated[
-    Started | Resumed | StateChanged | Progress | Metrics | Checkpointed | Logged | Linked | Paused | Ended,
+    Started | Resumed | StateChanged | Progress | Metrics | Checkpointed | SetAside | Logged | Linked | Paused | Ended,
     Field(discriminator="type"),
 ]
 Event = KnownEvent | Unknown

@@ -10,10 +10,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
 
 # A value that was meant to be a token is never shown, whatever is wrong with it.
 _SECRET_NAME = re.compile(r"token|key|secret|password", re.IGNORECASE)
 _LONGEST_PATH = 200
+_AT_FIELD = "at_field"
+# What a validator of ours finds, rather than pydantic itself.
+OWN_TYPES = ("value_error", _AT_FIELD)
+
+
+def at_field(name: str, problem: str) -> PydanticCustomError:
+    """To be raised by a validator of a whole model whose fields don't fit together: `name` is the one to blame."""
+    return PydanticCustomError(_AT_FIELD, "{field}: {problem}", {"field": name, "problem": problem})
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -29,6 +38,8 @@ def describe_one(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
         return f"{path}: unknown field{_nearest(str(loc[-1]), _fields_at(model, loc[:-1]))}"
     if problem["type"] == "missing":
         return f"{path}: required, but missing"
+    if problem["type"] == _AT_FIELD:
+        return ".".join(map(str, [*loc, problem["msg"]]))
     text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     shown = "" if _SECRET_NAME.search(str(loc[-1]) if loc else "") else _shown(problem.get("input"))
     has_value = problem["type"] != "value_error" and shown

@@ -11,11 +11,14 @@ from merlina.schemas.jobs import QueueStats
 
 
 class ErrorDetails(Response):
-    """Several things that are wrong with one request."""
+    """What is wrong with a request, where there is more to tell than one line."""
 
     message: str
     errors: list[str]
     warnings: list[str]
+    can_force: bool = Field(
+        False, description="a model to talk with has no room, and `force` at /talk/load loads it all the same"
+    )
 
 
 class ErrorAnswer(Response):

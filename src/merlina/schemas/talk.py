@@ -64,11 +64,15 @@ class LoadRequest(Request):
 
     job_id: str = Field(max_length=64, description="a job whose model was saved")
     with_base: bool = Field(
-        False,
+        True,
         description="load the base beside a model of which every weight was trained, for twice the memory; an adapter "
         "has its base anyway",
     )
-    force: bool = Field(False, description="load it even beside a run, or where memory may not suffice")
+    force: bool = Field(
+        False,
+        description="load it even beside a run, or where memory may not suffice; holds for this job until its model is "
+        "let go",
+    )
 
 
 class AnswerRequest(Prompt):

@@ -154,8 +154,22 @@ def paused_for_now(connection: Connection) -> list[JobRecord]:
 
 def last_to_save(connection: Connection, output_dir: str) -> str | None:
     """The id of the job whose model is the one in that folder: the last that saved one there."""
-    query = select(jobs.c.job_id).where(jobs.c.output_dir == output_dir).order_by(jobs.c.ended_at.desc()).limit(1)
+    # One that still uploads what it has saved has not ended.
+    saved_at = func.coalesce(jobs.c.ended_at, jobs.c.updated_at)
+    query = select(jobs.c.job_id).where(jobs.c.output_dir == output_dir).order_by(saved_at.desc()).limit(1)
     return connection.execute(query).scalar_one_or_none()
+
+
+def move_model(connection: Connection, folder: str, kept_as: str) -> None:
+    """The job whose model is in `folder` has it in `kept_as` from now on; a folder may be no job's."""
+    owner = last_to_save(connection, folder)
+    connection.execute(update(jobs).where(jobs.c.job_id == owner).values(output_dir=kept_as))
+
+
+def forget_replaced(connection: Connection, output_dir: str) -> None:
+    """Leaves that folder to the last job to save there: the models of others were taken away, by whomever."""
+    others = (jobs.c.output_dir == output_dir) & (jobs.c.job_id != last_to_save(connection, output_dir))
+    connection.execute(update(jobs).where(others).values(output_dir=None))
 
 
 def completed_with(connection: Connection, base_model: str, limit: int) -> list[JobRecord]:

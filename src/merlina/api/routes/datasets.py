@@ -18,7 +18,7 @@ from merlina.errors import InvalidRequestError
 from merlina.preflight.rows import rows_known
 from merlina.schemas.datasets import (
     ColumnsResponse,
-    DatasetConfig,
+    DatasetQuestion,
     PreviewResponse,
     UploadDeleted,
     UploadList,
@@ -69,7 +69,7 @@ def remove_upload(dataset_id: str, services: Inject) -> UploadDeleted:
 
 
 @router.post("/preview")
-def preview(config: DatasetConfig, services: Inject) -> PreviewResponse:
+def preview(config: DatasetQuestion, services: Inject) -> PreviewResponse:
     """The first rows as they are in the file."""
     file = _file(services, config)
     samples = _first_rows(services, config, file)
@@ -80,7 +80,7 @@ def preview(config: DatasetConfig, services: Inject) -> PreviewResponse:
 
 @router.post("/preview-formatted")
 def preview_as_trained(
-    config: DatasetConfig,
+    config: DatasetQuestion,
     services: Inject,
     max_length: Annotated[int, Query(ge=16, le=1_048_576)] = 2048,
     max_prompt_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
@@ -111,7 +111,7 @@ def preview_as_trained(
 
 
 @router.post("/columns")
-def columns(config: DatasetConfig, services: Inject) -> ColumnsResponse:
+def columns(config: DatasetQuestion, services: Inject) -> ColumnsResponse:
     """Column names with the first rows and the number of all, for mapping them to ours."""
     file = _file(services, config)
     samples = _first_rows(services, config, file)
@@ -124,23 +124,23 @@ def columns(config: DatasetConfig, services: Inject) -> ColumnsResponse:
     return ColumnsResponse(columns=names, samples=samples, total_rows=total, suggested_mapping=guess_mapping(names))
 
 
-def _file(services: Services, config: DatasetConfig) -> Path | None:
+def _file(services: Services, config: DatasetQuestion) -> Path | None:
     return resolve_file(config.source, services.settings.uploads_dir, services.allowed)
 
 
-def _first_rows(services: Services, config: DatasetConfig, file: Path | None) -> list[dict[str, Any]]:
+def _first_rows(services: Services, config: DatasetQuestion, file: Path | None) -> list[dict[str, Any]]:
     if file is not None:
         return preview_rows(config, file, None, _RAW_SAMPLES)
     found: list[dict[str, Any]] = _ask_helper(services, "preview_rows", config, file=None, limit=_RAW_SAMPLES)
     return found
 
 
-def _ask_helper(services: Services, operation: str, config: DatasetConfig, **arguments: Any) -> Any:
+def _ask_helper(services: Services, operation: str, config: DatasetQuestion, **arguments: Any) -> Any:
     """Has the helper process do what needs the Hub's client or a tokenizer."""
-    token = services.settings.hf_token
+    token = config.hf_token or services.settings.hf_token
     return services.helper.call(
         operation,
-        config=config.model_dump(mode="json"),
+        config=config.model_dump(mode="json", exclude={"hf_token"}),
         token=token.get_secret_value() if token else None,
         **arguments,
     )
