@@ -34,6 +34,7 @@ def test_from_a_file_to_an_answer_by_keyboard_alone(
     file = own_server.root / "asked.jsonl"
     file.write_text("\n".join(json.dumps({**row, "ask": row["prompt"], "prompt": "?"}) for row in rows))
     page = visit(own_server)
+    expect(page.get_by_role("link", name="Begin a run")).to_be_visible()
     page.on("filechooser", lambda chooser: chooser.set_files(file))
     tab_to(page, "Skip to the content")
     page.keyboard.press("Enter")

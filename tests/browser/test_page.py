@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,10 +78,21 @@ def test_a_run_is_watched_through_a_reload_to_its_end(own_server: Server, visit:
     steps = len(own_server.losses(job))
     expect(loss).to_have_attribute("data-points", str(steps + 1))
     expect(page.get_by_role("region", name="The model")).to_contain_text("PeftModel.from_pretrained")
+    way = page.get_by_role("list", name="What the run goes through")
+    expect(way.get_by_role("listitem").filter(has_text="Training")).to_contain_text(re.compile(r"\d s"))
     look_at(page, "run")
     page.get_by_label("to", exact=True).fill("30")
     page.get_by_label("to", exact=True).press("Enter")
     expect(page.get_by_label("Steps", exact=True)).to_have_value("0")
+    # Another theme draws the charts anew, and what they show stays.
+    page.get_by_role("button", name="theme").click()
+    loss.get_by_role("group").focus()
+    page.keyboard.press("End")
+    expect(loss).to_contain_text("Step 30: training")
+    page.keyboard.press("ArrowLeft")
+    margin = page.locator("figure", has=page.get_by_role("heading", name="Reward margin"))
+    for chart in (loss, margin):
+        expect(chart.get_by_text("Step 29", exact=True)).to_be_visible()
     page.get_by_role("button", name="Show all").click()
     expect(page.get_by_label("to", exact=True)).to_have_value("")
 
@@ -96,7 +108,7 @@ def test_its_model_is_talked_to_and_judged_blindly(own_server: Server, visit: Vi
     expect(page.get_by_text("In memory")).to_be_visible(timeout=60_000)
     expect(page.get_by_role("button", name="Ask both")).to_be_visible(timeout=60_000)
     for side in ("Tuned", "Base"):
-        expect(page.get_by_role("region", name=side).locator("p.assistant")).not_to_be_empty()
+        expect(page.get_by_role("region", name=side).locator("p.answer")).not_to_be_empty()
     look_at(page, "talk")
     page.get_by_role("button", name="Blind").click()
     page.get_by_label("Your question").fill("What is 3 plus 3?")
@@ -137,9 +149,12 @@ def test_runs_are_found_compared_and_deleted_after_a_question(own_server: Server
     page.get_by_role("button", name="Delete").first.click()
     page.get_by_role("dialog").get_by_role("button", name="Keep it").click()
     expect(page.get_by_role("listitem")).to_have_count(2)
+    expect(page.get_by_role("button", name="Delete").first).to_be_focused()
     page.get_by_role("button", name="Delete").first.click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_role("listitem")).to_have_count(1)
+    expect(page.get_by_role("main")).to_be_focused()
+    expect(page.get_by_text("Deleted: tiny-tuned")).to_be_attached()
 
 
 def test_a_configuration_is_saved_replaced_loaded_and_deleted(
@@ -163,6 +178,8 @@ def test_a_configuration_is_saved_replaced_loaded_and_deleted(
     page.get_by_role("button", name="Delete with-questions").click()
     page.get_by_role("dialog").get_by_role("button", name="Delete").click()
     expect(page.get_by_label("Load a saved configuration")).to_have_count(0)
+    page.get_by_role("button", name="Take the samples").click()
+    expect(page.get_by_role("heading", name="Columns, 216 rows")).to_be_visible()
 
 
 def test_the_machine_and_places_that_are_not_there(own_server: Server, visit: Visit) -> None:
@@ -186,14 +203,17 @@ def test_a_server_that_went_away_is_told_of_and_nothing_is_missed(
     steps = {"max_steps": 500, "num_epochs": 1000, "eval_steps": 0, "save_steps": 0}
     config = training_config(tiny_model, pairs_file(own_server.root / "pairs.jsonl"), "away", **steps)
     job = own_server.train(config)
-    page = visit(own_server, f"/runs/{job}")
+    page, other = visit(own_server, f"/runs/{job}"), visit(own_server, "/new")
     own_server.until_step(job, 5)
     own_server.kill()
     expect(page.get_by_role("alert")).to_contain_text("can’t be reached")
+    other.get_by_label("Base model").fill(str(tiny_model))
+    expect(other.get_by_text("This page comes back by itself")).to_be_visible()
     look_at(page, "away")
     page.wait_for_timeout(10_000)
     own_server.start()
-    expect(page.get_by_role("alert")).to_have_count(0, timeout=15_000)
+    for each in (page, other):
+        expect(each.get_by_text("This page comes back by itself")).to_have_count(0, timeout=15_000)
     own_server.until_ended(job, 120)
     loss = page.locator("figure", has=page.get_by_role("heading", name="Loss"))
     expect(loss).to_have_attribute("data-points", "500")

@@ -28,4 +28,6 @@ function field([name, spec]) {
 }
 
 const { dataset: _dataset, ...properties } = schemas.TrainingConfig.properties;
-writeFileSync('src/api/fields.json', `${JSON.stringify(Object.entries(properties).map(field), null, 1)}\n`);
+const initial = (schema) => Object.fromEntries(Object.entries(schema.properties).map(([name, spec]) => [name, spec.default ?? null]));
+const fields = { settings: Object.entries(properties).map(field), dataset: { ...initial(schemas.DatasetConfig), format: initial(schemas.DatasetFormat) } };
+writeFileSync('src/api/fields.json', `${JSON.stringify(fields, null, 1)}\n`);

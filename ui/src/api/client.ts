@@ -22,43 +22,68 @@ export class ApiError extends Error {
     readonly status: number,
     message: string,
     readonly errors: string[] = [],
-    readonly warnings: string[] = [],
+    /** Whether it is only for want of memory, and may be insisted on. */
+    readonly canForce = false,
   ) {
     super(message);
   }
+
+  /** Whether the same question may be answered in a moment. */
+  get isPassing(): boolean {
+    return this.status === 0 || this.status >= 500;
+  }
+
+  /** With its reasons. */
+  get whole(): string {
+    return [this.message, ...this.errors].join(' ');
+  }
 }
 
-let onLoginRequired = (): void => {};
-
-/** `act` is called whenever the server wants an API key that this browser hasn't given. */
-export function whenLoginIsRequired(act: () => void): void {
-  onLoginRequired = act;
+export function asApiError(error: unknown): ApiError {
+  return error instanceof ApiError ? error : new ApiError(1, error instanceof Error ? error.message : String(error));
 }
 
-export async function ask<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
+interface Listener {
+  /** The server wants an API key that this browser hasn't given. */
+  onLoginRequired: () => void;
+  /** A question could be asked, or not. */
+  onReached: (isReachable: boolean) => void;
+}
+let listener: Listener = { onLoginRequired: () => {}, onReached: () => {} };
+
+export function listen(to: Listener): void {
+  listener = to;
+}
+
+/** Throws ApiError unless the answer is a good one. */
+export async function request(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<Response> {
   const init: RequestInit = { method, signal };
   if (body !== undefined) {
     init.body = JSON.stringify(body);
     init.headers = { 'Content-Type': 'application/json' };
   }
-  let response: Response;
-  try {
-    response = await fetch(path, init);
-  } catch {
-    throw new ApiError(0, 'The server can’t be reached.');
-  }
-  const answer: unknown = await response.json().catch(() => null);
-  if (response.ok) return answer as T;
-  if (response.status === 401 && path !== '/login') onLoginRequired();
-  throw asError(response.status, answer);
+  const response = await fetch(path, init).catch(() => null);
+  if (response?.ok) listener.onReached(true);
+  else if (!signal?.aborted) throw refusal(path, response?.status ?? 0, await response?.json().catch(() => null));
+  if (!response) throw new ApiError(1, 'It was taken back.');
+  return response;
 }
 
-function asError(status: number, answer: unknown): ApiError {
+export async function ask<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
+  return (await (await request(method, path, body, signal)).json()) as T;
+}
+
+/** `answer` is null where it was no JSON, as from a proxy that found no server. */
+function refusal(path: string, status: number, answer: unknown): ApiError {
+  const isReachable = status !== 0 && (status < 502 || answer !== null);
+  listener.onReached(isReachable);
+  if (!isReachable) return new ApiError(0, 'The server can’t be reached.');
+  if (status === 401 && path !== '/login') listener.onLoginRequired();
   const detail = (answer as { detail?: unknown } | null)?.detail;
   if (typeof detail === 'string') return new ApiError(status, detail);
   if (detail && typeof detail === 'object') {
-    const { message, errors, warnings } = detail as Schemas['ErrorDetails'];
-    return new ApiError(status, message, errors ?? [], warnings ?? []);
+    const { message, errors, can_force } = detail as Schemas['ErrorDetails'];
+    return new ApiError(status, message, errors ?? [], can_force);
   }
   return new ApiError(status, `The server answered with ${status} and no reason.`);
 }
@@ -73,13 +98,7 @@ function send<T>(path: string, file: File, onsent: (share: number) => void): Pro
   return new Promise((resolve, reject) => {
     request.upload.onprogress = (event) => onsent(event.loaded / Math.max(1, event.total));
     request.onerror = () => reject(new ApiError(0, 'The upload broke off: the server can’t be reached, or refused the file.'));
-    request.onload = () => {
-      if (request.status < 300) resolve(request.response as T);
-      else {
-        if (request.status === 401) onLoginRequired();
-        reject(asError(request.status, request.response));
-      }
-    };
+    request.onload = () => (request.status < 300 ? resolve(request.response as T) : reject(refusal(path, request.status, request.response)));
     request.responseType = 'json';
     request.open('POST', path);
     request.send(form);
@@ -110,15 +129,11 @@ export const api = {
   validate: (config: unknown) => ask<Schemas['ValidationResponse']>('POST', '/validate', config),
   train: (config: unknown, query: Record<string, string>) => ask<JobCreated>('POST', `/train?${new URLSearchParams(query)}`, config),
   upload: (file: File, onsent: (share: number) => void) => send<Schemas['UploadResponse']>('/dataset/upload-file', file, onsent),
-  samplePairs: async () => {
-    const response = await fetch('/assets/sample_pairs.jsonl').catch(() => null);
-    if (!response?.ok) throw new ApiError(response?.status ?? 0, 'The sample pairs can’t be had from the server.');
-    return new File([await response.blob()], 'sample_pairs.jsonl');
-  },
+  samplePairs: async () => new File([await (await request('GET', '/assets/sample_pairs.jsonl')).blob()], 'sample_pairs.jsonl'),
   uploads: () => ask<Schemas['UploadList']>('GET', '/dataset/uploads'),
-  columns: (dataset: unknown) => ask<Schemas['ColumnsResponse']>('POST', '/dataset/columns', dataset),
-  formatted: (dataset: unknown, maxLength: number, maxPromptLength: number) =>
-    ask<Schemas['PreviewResponse']>('POST', `/dataset/preview-formatted?max_length=${maxLength}&max_prompt_length=${maxPromptLength}`, dataset),
+  columns: (source: unknown, hf_token: string | null) => ask<Schemas['ColumnsResponse']>('POST', '/dataset/columns', { source, hf_token }),
+  formatted: (dataset: Record<string, unknown> | null, hf_token: string | null, maxLength: number, maxPromptLength: number) =>
+    ask<Schemas['PreviewResponse']>('POST', `/dataset/preview-formatted?max_length=${maxLength}&max_prompt_length=${maxPromptLength}`, { ...dataset, hf_token }),
   preload: (model_name: string, hf_token: string | null) => ask<Schemas['PreloadResponse']>('POST', '/model/preload', { model_name, hf_token }),
   cachedModels: () => ask<Schemas['CachedModels']>('GET', '/model/cached'),
   savedConfigs: () => ask<Schemas['ConfigList']>('GET', '/configs/list'),
@@ -126,7 +141,7 @@ export const api = {
   saveConfig: (name: string, config: unknown) => ask<Schemas['ConfigWritten']>('POST', '/configs/save', { name, config }),
   removeConfig: (name: string) => ask<Schemas['ConfigDeleted']>('DELETE', `/configs/${id(name)}`),
   talk: () => ask<Schemas['TalkState']>('GET', '/talk'),
-  loadTalk: (job_id: string, force: boolean) => ask<Schemas['TalkState']>('POST', '/talk/load', { job_id, force }),
+  loadTalk: (job_id: string, force: boolean, signal: AbortSignal) => ask<Schemas['TalkState']>('POST', '/talk/load', { job_id, force, with_base: true }, signal),
   releaseTalk: () => ask<Schemas['TalkState']>('DELETE', '/talk'),
   compareBlind: (request: unknown, signal: AbortSignal) => ask<Comparison>('POST', '/talk/comparisons', request, signal),
   vote: (comparison: string, better: string) => ask<Comparison>('POST', `/talk/comparisons/${id(comparison)}/vote`, { better }),

@@ -73,7 +73,6 @@ export class LiveRun {
 
   #open(): void {
     this.#heardAt = Date.now();
-    this.onConnection('connecting');
     const scheme = location.protocol === 'https:' ? 'wss' : 'ws';
     const socket = new WebSocket(`${scheme}://${location.host}/ws/${encodeURIComponent(this.job)}?after=${this.seq}`);
     this.#socket = socket;

@@ -13,6 +13,8 @@ export interface Line {
 export interface ChartSpec {
   title: string;
   help: string;
+  /** What is always to be seen of the figures' axis: a share is read against the whole, a size against nothing. */
+  shows?: [number] | [number, number];
   lines: Line[];
 }
 
@@ -36,6 +38,7 @@ export const CHARTS: ChartSpec[] = [
   {
     title: 'Accuracy',
     help: 'Share of pairs in which the chosen answer is the preferred one. One half is a coin toss.',
+    shows: [0, 1],
     lines: [
       { name: 'reward_accuracy', label: 'training', color: '--chart-1', isNoisy: true },
       { name: 'eval_reward_accuracy', label: 'evaluation', color: '--chart-2', points: true, dash: [6, 4] },
@@ -51,10 +54,11 @@ export const CHARTS: ChartSpec[] = [
   },
   { title: 'Learning rate', help: 'Of the optimizer.', lines: [{ name: 'learning_rate', label: 'learning rate', color: '--chart-1' }] },
   { title: 'Gradient norm', help: 'Before clipping. Jumps mean that a step was rough.', lines: [{ name: 'grad_norm', label: 'norm', color: '--chart-1', isNoisy: true }] },
-  { title: 'Speed', help: 'Tokens per second, each prompt counted with both its answers.', lines: [{ name: 'tokens_per_second', label: 'tokens/s', color: '--chart-1', isNoisy: true }] },
+  { title: 'Speed', help: 'Tokens per second, each prompt counted with both its answers.', shows: [0], lines: [{ name: 'tokens_per_second', label: 'tokens/s', color: '--chart-1', isNoisy: true }] },
   {
     title: 'Memory',
     help: 'What the run holds, in GB.',
+    shows: [0],
     lines: [
       { name: 'memory_gb', label: 'RAM', color: '--chart-1' },
       { name: 'gpu_memory', label: 'GPU', color: '--chart-2', dash: [6, 4] },

@@ -32,6 +32,12 @@ test('an earlier configuration comes back without its defaults', () => {
   expect(parts).toEqual({ model: 'm', name: 'n', data, values: { lora_r: 8 } });
 });
 
+test('what a configuration leaves out is what the API takes for it, not what a fresh form begins with', () => {
+  const dataset = { source: { source_type: 'upload', dataset_id: 'u' } };
+  const parts = partsOf({ base_model: 'm', output_name: 'n', dataset }, new Map());
+  expect([parts.data.format, parts.data.testSize]).toEqual(['chatml', 0.01]);
+});
+
 test('nothing of a data set is lost on the way through the form', () => {
   const dataset = {
     source: { source_type: 'huggingface', repo_id: 'a/b', split: 'test', file_format: 'csv' },

@@ -1,5 +1,7 @@
 /** A configuration that is being written: its parts, and what the server has to say about each. */
 
+import { DATASET_DEFAULTS } from './fields';
+
 export type Values = Record<string, unknown>;
 
 export interface Source {
@@ -22,6 +24,7 @@ export interface DataDraft {
   maxSamples: number | null;
 }
 
+/** What a fresh form begins with: better suited to the few hundred pairs that people begin with than what the API takes. */
 export const EMPTY_DATA: DataDraft = { source: null, mapping: {}, format: 'tokenizer', templates: {}, keepsReasoning: true, testSize: 0.05, maxSamples: null };
 
 /** The data set as the API takes it; null while there is none. */
@@ -82,19 +85,21 @@ export function partsOf(config: Values, defaults: Map<string, unknown>): { model
   const data: DataDraft = {
     source: given.source ? (Object.fromEntries(Object.entries(given.source).filter(([, value]) => value != null)) as unknown as Source) : null,
     mapping: given.column_mapping ?? {},
-    format: given.format?.format_type ?? EMPTY_DATA.format,
+    format: given.format?.format_type ?? DATASET_DEFAULTS.format.format_type,
     templates: given.format?.custom_templates ?? {},
-    keepsReasoning: given.format?.enable_thinking ?? true,
-    testSize: given.test_size ?? EMPTY_DATA.testSize,
+    keepsReasoning: given.format?.enable_thinking ?? DATASET_DEFAULTS.format.enable_thinking,
+    testSize: given.test_size ?? DATASET_DEFAULTS.test_size,
     maxSamples: given.max_samples ?? null,
   };
   const changed = Object.entries(rest).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(defaults.get(name) ?? null));
   return { model: String(base_model ?? ''), name: String(output_name ?? ''), data, values: Object.fromEntries(changed) };
 }
 
+export const PROCESSOR: Values = { use_4bit: false, optimizer_type: 'adamw_torch', max_length: 512, max_prompt_length: 256, lora_r: 16, lora_alpha: 32, learning_rate: 2e-4, gradient_accumulation_steps: 8 };
+
 export const PRESETS: { name: string; help: string; values: Values }[] = [
   { name: 'Defaults', help: 'A good place to begin on a GPU.', values: {} },
   { name: 'Quick look', help: 'Fifty steps, to see that all is well.', values: { max_steps: 50, learning_rate: 2e-5 } },
   { name: 'Little memory', help: 'For small GPUs: four bits, recomputed activations, shorter pairs.', values: { use_4bit: true, gradient_checkpointing: true, max_length: 1024, max_prompt_length: 512, lora_r: 16, lora_alpha: 16 } },
-  { name: 'Processor', help: 'For a machine without a GPU, and a small model.', values: { use_4bit: false, optimizer_type: 'adamw_torch', max_length: 512, max_prompt_length: 256, lora_r: 16, lora_alpha: 32, learning_rate: 2e-4, gradient_accumulation_steps: 8 } },
+  { name: 'Processor', help: 'For a machine without a GPU, and a small model.', values: PROCESSOR },
 ];

@@ -17,7 +17,15 @@ export interface Field {
   initial: unknown;
 }
 
-export const FIELDS = new Map((described as Field[]).map((field) => [field.name, field]));
+export const FIELDS = new Map((described.settings as Field[]).map((field) => [field.name, field]));
+/** What the API takes where a data set leaves it out. */
+export const DATASET_DEFAULTS = described.dataset;
+const SECRETS = new Set([...FIELDS.values()].filter((field) => field.isSecret).map((field) => field.name));
+
+/** What may be shown, copied and saved. */
+export function withoutSecrets(values: Record<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(values).filter(([name]) => !SECRETS.has(name)));
+}
 
 const ELSEWHERE = ['base_model', 'output_name', 'hf_token'];
 export const ESSENTIAL = ['training_mode', 'learning_rate', 'num_epochs', 'gradient_accumulation_steps', 'max_length', 'lora_r', 'use_4bit'];
@@ -53,6 +61,8 @@ export function rangeOf(field: Field): string {
   const high = field.maximum === undefined ? '' : `${field.isBelow ? 'below' : 'to'} ${field.maximum}`;
   return [low, high].filter(Boolean).join(' ');
 }
+
+export const sentence = (words: string): string => `${words.charAt(0).toUpperCase()}${words.slice(1)}.`;
 
 /** What was typed, as the API takes it. `undefined`: nothing, so the default holds. Throws what is wrong with it. */
 export function parse(field: Field, text: string): unknown {

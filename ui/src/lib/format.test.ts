@@ -1,5 +1,12 @@
 import { expect, test } from 'vitest';
-import { ago, brief, bytes, duration, number, percent, speedInWords } from './format';
+import { ago, brief, bytes, duration, number, percent, speedInWords, tick } from './format';
+
+test('ticks that are close together can be told apart', () => {
+  expect([2.763, 2.7635, 2.764].map((value) => tick(value, 0.0005))).toEqual(['2.763', '2.7635', '2.764']);
+  expect([0, 0.5, 1].map((value) => tick(value, 0.5))).toEqual(['0', '0.5', '1']);
+  expect([0, 5e-5, 1e-4].map((value) => tick(value, 5e-5))).toEqual(['0', '5.0e-5', '1.0e-4']);
+  expect(tick(20_000, 5000)).toBe('20,000');
+});
 
 test('a few seconds get a digit more', () => {
   expect([-1, 0.04, 2.46, 9.97, 61].map(brief)).toEqual(['0.0 s', '0.0 s', '2.5 s', '10 s', '1 min 1 s']);

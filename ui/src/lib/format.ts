@@ -8,6 +8,13 @@ export function number(value: number | null | undefined, digits = 4): string {
   return value.toLocaleString('en', { maximumSignificantDigits: Math.max(digits, 1), useGrouping: true });
 }
 
+/** A tick of an axis whose ticks are `apart`, so that no two of them read alike. */
+export function tick(value: number, apart: number): string {
+  const size = Math.abs(value);
+  if (value !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(Math.max(1, Math.min(4, Math.ceil(Math.log10(size / apart)))));
+  return value.toLocaleString('en', { maximumFractionDigits: Math.max(0, -Math.floor(Math.log10(apart))) });
+}
+
 export function whole(value: number | null | undefined): string {
   return value === null || value === undefined ? UNKNOWN : Math.round(value).toLocaleString('en');
 }

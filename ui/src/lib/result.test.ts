@@ -3,7 +3,7 @@ import { loadingCode } from './result';
 
 test('an adapter is put on its base, a GGUF by its file', () => {
   const code = loadingCode('/models/x', { base_model: '/weights/a.gguf', use_lora: true });
-  expect(code).toContain('from_pretrained("/weights", gguf_file="a.gguf")');
+  expect(code).toContain('from_pretrained("/weights", gguf_file="a.gguf", quantization_config=GgufConfig(dequantize=True))');
   expect(code).toContain('PeftModel.from_pretrained(base, "/models/x")');
 });
 

@@ -8,19 +8,23 @@ export function loadingCode(outputDir: string, config: Record<string, unknown>):
   if (!isAdapter(config)) {
     return ['from transformers import AutoModelForCausalLM, AutoTokenizer', '', `model = AutoModelForCausalLM.from_pretrained(${folder})`, tokenizer].join('\n');
   }
+  const base = String(config.base_model);
   return [
     'from peft import PeftModel',
-    'from transformers import AutoModelForCausalLM, AutoTokenizer',
+    `from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig${isGguf(base) ? ', GgufConfig' : ''}`,
     '',
-    `base = ${baseModel(String(config.base_model))}`,
+    `base = ${baseModel(base)}`,
     `model = PeftModel.from_pretrained(base, ${folder})`,
+    `model.generation_config = GenerationConfig.from_pretrained(${folder})`,
     tokenizer,
   ].join('\n');
 }
 
+const isGguf = (name: string): boolean => name.toLowerCase().endsWith('.gguf');
+
 function baseModel(name: string): string {
   const slash = name.lastIndexOf('/');
-  if (!name.toLowerCase().endsWith('.gguf')) return `AutoModelForCausalLM.from_pretrained(${JSON.stringify(name)})`;
+  if (!isGguf(name)) return `AutoModelForCausalLM.from_pretrained(${JSON.stringify(name)})`;
   const [folder, file] = [name.slice(0, slash) || '.', name.slice(slash + 1)];
-  return `AutoModelForCausalLM.from_pretrained(${JSON.stringify(folder)}, gguf_file=${JSON.stringify(file)})`;
+  return `AutoModelForCausalLM.from_pretrained(${JSON.stringify(folder)}, gguf_file=${JSON.stringify(file)}, quantization_config=GgufConfig(dequantize=True))`;
 }

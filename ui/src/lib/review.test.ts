@@ -7,4 +7,6 @@ test('a run is told in words, defaults included', () => {
     'Adapters of rank 8 on the weights of org/m will be trained by ORPO on your upload, for 1 pass over the data, 16 pairs a step. ' +
       '5 % of the pairs are held out to evaluate on. The result will be called n; nothing leaves this machine.',
   );
+  expect(inWords({ base_model: 'm', output_name: 'n', dataset, use_wandb: true })).toContain('called n; settings and figures go to Weights & Biases.');
+  expect(inWords({ base_model: 'm', output_name: 'n', dataset, push_to_hub: true })).toContain('called n and be uploaded to the Hub.');
 });

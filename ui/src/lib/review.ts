@@ -18,8 +18,13 @@ export function inWords(config: Values): string {
     `${what} of ${config.base_model} will be trained by ${METHODS[String(value('training_mode'))] ?? value('training_mode')}`,
     ` on ${placeOf(dataset.source)}, ${long}, ${perStep} ${perStep === 1 ? 'pair' : 'pairs'} a step. `,
     `${held}. The result will be called ${config.output_name}`,
-    value('push_to_hub') ? ' and be uploaded to the Hub.' : '; nothing leaves this machine.',
+    leaving(value('push_to_hub') === true, value('use_wandb') === true),
   ].join('');
+}
+
+function leaving(uploads: boolean, reports: boolean): string {
+  if (uploads) return reports ? ' and be uploaded to the Hub; settings and figures go to Weights & Biases.' : ' and be uploaded to the Hub.';
+  return reports ? '; settings and figures go to Weights & Biases.' : '; nothing leaves this machine.';
 }
 
 function weights(in4bit: unknown, in8bit: unknown): string {

@@ -24,16 +24,22 @@ test('a resume takes the later steps again', () => {
   expect(series.last('loss')).toBe(2);
 });
 
-test('thinning keeps evaluations, both ends, and half of the rest', () => {
+test('a run that is watched for long is drawn evenly from its first step to its last, with its evaluations', () => {
   const series = new Series();
-  for (let step = 0; step <= 100; step += 1) series.add({ step, loss: step });
-  series.add({ step: 7, eval_loss: 1 });
-  series.add({ step: 101, loss: 101 });
-  series.thin();
+  const most = 50;
+  for (let step = 0; step <= 10_000; step += 1) {
+    series.add({ step, loss: step, ...(step % 1000 === 7 ? { eval_loss: 1 } : {}) });
+    if (series.size >= 3 * most) series.thin(most);
+  }
   const [steps] = series.columns(['loss']);
-  expect([steps.length, steps[0], steps.at(-1), steps.includes(7), steps.includes(9)]).toEqual([53, 0, 101, true, false]);
-  series.add({ step: 102, loss: 102 });
-  expect(series.lastStep).toBe(102);
+  expect([steps[0], steps.at(-1), series.columns(['eval_loss'])[0].length]).toEqual([0, 10_000, 10]);
+  for (let from = 0; from < 10_000; from += 1000) {
+    const inside = steps.filter((step) => step >= from && step < from + 1000).length;
+    expect(inside).toBeGreaterThanOrEqual(2);
+    expect(inside).toBeLessThan(120);
+  }
+  series.add({ step: 10_001, loss: 1 });
+  expect(series.lastStep).toBe(10_001);
 });
 
 test('smoothing leaves gaps as they are', () => {

@@ -36,13 +36,19 @@ export class Series {
     this.#steps = this.#steps.filter((known) => known <= step);
   }
 
-  /** Drops every other step, but none with an evaluation, so that a run may be watched for as long as it likes. */
-  thin(): void {
+  /** Keeps about `most` steps, evenly over all of them, and as many evaluations: a run may be watched for as long as it likes. */
+  thin(most: number): void {
     this.#sort();
-    const last = this.#steps.length - 1;
-    const isKept = (step: number, place: number): boolean =>
-      place % 2 === 0 || place === last || Object.keys(this.#rows.get(step) ?? {}).some((name) => name.startsWith('eval_'));
-    const kept = this.#steps.filter(isKept);
+    const [first, last] = [this.#steps[0] ?? 0, this.#steps.at(-1) ?? 0];
+    const width = (last - first + 1) / most;
+    const taken = new Set<string>();
+    const kept = this.#steps.filter((step) => {
+      const isEvaluated = Object.keys(this.#rows.get(step) as object).some((name) => name.startsWith('eval_'));
+      const stretch = `${Math.floor((step - first) / width)} ${isEvaluated}`;
+      if (step !== last && taken.has(stretch)) return false;
+      taken.add(stretch);
+      return true;
+    });
     this.#rows = new Map(kept.map((step) => [step, this.#rows.get(step) as Record<string, number>]));
     this.#steps = kept;
   }

@@ -27,7 +27,7 @@ export type Action = 'pause' | 'resume' | 'stop' | 'retry' | 'remove';
 export function actionsFor(state: JobState, lastCheckpoint: number | null | undefined): Action[] {
   if (state === 'queued') return ['pause', 'stop'];
   if (state === 'paused') return ['resume', 'stop'];
-  if (!isEnded(state)) return state === 'saving' || state === 'uploading' ? [] : ['pause', 'stop'];
+  if (!isEnded(state)) return state === 'saving' || state === 'uploading' ? ['stop'] : ['pause', 'stop'];
   const canGoOn = state !== 'completed' && lastCheckpoint != null;
   return canGoOn ? ['resume', 'retry', 'remove'] : ['retry', 'remove'];
 }
@@ -40,11 +40,25 @@ export const ACTION_WORDS: Record<Action, string> = {
   remove: 'Delete',
 };
 
+export const DONE_WORDS: Record<Action, string> = {
+  pause: 'Asked to pause:',
+  resume: 'In the queue to go on:',
+  stop: 'Asked to stop:',
+  retry: 'In the queue once more:',
+  remove: 'Deleted:',
+};
+
+const STOP_QUESTIONS: Partial<Record<JobState, string>> = {
+  paused: 'End this run? It keeps its last checkpoint, but no model is saved.',
+  training: 'Stop after the current step? What it has learnt so far is saved, and it can be resumed.',
+  saving: 'Stop while the model is being saved? It is given some minutes to finish, and ended then.',
+  uploading: 'Stop the upload? The model is on this machine already.',
+};
+
 /** What is lost by an action, as a question; null where nothing is, so that nobody needs to be asked. */
 export function questionBefore(action: Action, state: JobState): string | null {
   if (action === 'stop' && state === 'queued') return null;
-  if (action === 'stop' && state === 'paused') return 'End this run? It keeps its last checkpoint, but no model is saved.';
-  if (action === 'stop') return 'Stop after the current step? What it has learnt so far is saved, and it can be resumed.';
+  if (action === 'stop') return STOP_QUESTIONS[state] ?? 'Stop it before it trains? Then no model is saved.';
   if (action === 'remove') return 'Delete this run, with its figures, log and checkpoints? Model files stay where they are.';
   return null;
 }

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import type { JobState, TimelineEntry } from '../api/client';
-import { timeline } from './timeline';
+import { attemptBegan, secondsRunning, timeline } from './timeline';
 
 const BEGAN = Date.parse('2026-01-01T12:00:00.000+00:00');
 const entry = (state: JobState, seconds: number, attempt = 1): TimelineEntry => ({ state, since: new Date(BEGAN + seconds * 1000).toISOString(), attempt });
@@ -28,4 +28,11 @@ test('of several attempts the latest is shown, and a pause is where it is', () =
   const entries = [entry('queued', 0), entry('training', 1), entry('paused', 4)];
   expect(said(timeline(entries, false, BEGAN + 9000))).toBe('Waiting:done:1 Training:done:3 Paused:now:5');
   expect(said(timeline([...entries, entry('queued', 5, 2), entry('initializing', 6, 2)], false, BEGAN + 7000))).toMatch(/^Waiting:done:1 Starting:now:1 Loading/);
+});
+
+test('pauses and waiting are no running', () => {
+  const entries = [entry('queued', 0), entry('initializing', 5), entry('training', 6), entry('paused', 10), entry('queued', 100, 2), entry('initializing', 110, 2)];
+  expect(secondsRunning(entries, BEGAN + 112_000)).toBe(7);
+  expect(attemptBegan(entries)).toBe(BEGAN + 110_000);
+  expect([secondsRunning([], BEGAN), attemptBegan([])]).toEqual([0, 0]);
 });

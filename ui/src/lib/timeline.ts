@@ -1,7 +1,7 @@
 /** The states a run goes through, as steps of a line: what is done and how long it took, what it is at, what is to come. */
 
 import type { JobState, TimelineEntry } from '../api/client';
-import { isEnded, STATE_WORDS } from './states';
+import { isEnded, isRunning, STATE_WORDS } from './states';
 
 export interface Stop {
   label: string;
@@ -26,6 +26,22 @@ export function timeline(entries: TimelineEntry[], uploads: boolean, now: number
   if (isEnded(last) || last === 'paused') return stops;
   const way: JobState[] = [...WAY, ...(uploads ? (['uploading'] as const) : []), 'completed'];
   return [...stops, ...way.slice(way.indexOf(last) + 1).map((state): Stop => ({ label: STATE_WORDS[state], phase: 'to come', seconds: null }))];
+}
+
+/** When the latest attempt began to run, in milliseconds; 0 where that isn't known. */
+export function attemptBegan(entries: TimelineEntry[]): number {
+  const attempt = entries.at(-1)?.attempt;
+  const began = entries.find((entry) => entry.attempt === attempt && isRunning(entry.state));
+  return began ? Date.parse(began.since) : 0;
+}
+
+/** Seconds that a worker was at it, over all attempts: pauses and waiting don't count. `now` in milliseconds. */
+export function secondsRunning(entries: TimelineEntry[], now: number): number {
+  const stretches = entries.map((entry, place) => {
+    const next = entries[place + 1];
+    return isRunning(entry.state) ? (next ? Date.parse(next.since) : now) - Date.parse(entry.since) : 0;
+  });
+  return stretches.reduce((sum, stretch) => sum + Math.max(0, stretch), 0) / 1000;
 }
 
 function phaseOf(last: JobState): Stop['phase'] {

@@ -1,9 +1,9 @@
 /** The run that is being put together, checked by the server as it changes. */
 
-import { api, ApiError } from '../api/client';
+import { api, asApiError } from '../api/client';
 import type { components } from '../api/types';
 import { configOf, EMPTY_DATA, partsOf, said, suggestedName, type DataDraft, type Said, type Values } from '../lib/draft';
-import { FIELDS } from '../lib/fields';
+import { FIELDS, withoutSecrets } from '../lib/fields';
 
 const WAIT = 800;
 
@@ -36,7 +36,8 @@ export class Draft {
   #errors = $state.raw<Said[]>([]);
   #asked = 0;
 
-  config = $derived(configOf(this.model.trim(), this.outputName, this.data, this.values));
+  /** Without tokens, so that it can be shown and saved. */
+  config = $derived(configOf(this.model.trim(), this.outputName, this.data, withoutSecrets(this.values)));
   loose = $derived(this.#errors.flatMap((each) => (each.field === null ? [each.text] : [])));
   #warned = $derived(said(this.results?.warnings ?? [], FIELDS.keys()));
   /** Those that no field stands for, or the data as a whole. */
@@ -46,14 +47,18 @@ export class Draft {
     return this.isNamed ? this.name.trim() : suggestedName(this.model.trim());
   }
 
+  get isUntouched(): boolean {
+    return Object.keys(this.values).length === 0 && this.takes === 0;
+  }
+
   get missing(): string {
     if (!this.model.trim()) return 'Name a base model first.';
     return this.data.source === null ? 'Choose data first.' : 'Give the result a name.';
   }
 
-  /** The configuration with the token, which is never shown nor saved. */
+  /** The configuration with its tokens. */
   get toSend(): Values | null {
-    return this.config && this.token ? { ...this.config, hf_token: this.token } : this.config;
+    return this.config && { ...this.config, ...this.values, ...(this.token ? { hf_token: this.token } : {}) };
   }
 
   saidOf(field: string): string[] {
@@ -93,7 +98,7 @@ export class Draft {
       this.name = parts.name;
       this.isNamed = true;
     }
-    if (parts.data.source) this.data = parts.data;
+    if (config.dataset) this.data = parts.data.source ? parts.data : { ...parts.data, source: this.data.source, mapping: this.data.mapping };
     this.take(parts.values);
     this.loads += 1;
   }
@@ -123,7 +128,9 @@ export class Draft {
     } catch (error) {
       if (mine !== this.#asked) return;
       this.results = null;
-      const lines = error instanceof ApiError ? (error.errors.length > 0 ? error.errors : [error.message]) : [String(error)];
+      const found = asApiError(error);
+      // While the server can't be reached the page says so itself.
+      const lines = found.status === 0 ? [] : found.errors.length > 0 ? found.errors : [found.message];
       this.#errors = said(lines, FIELDS.keys());
     } finally {
       if (mine === this.#asked) this.isChecking = false;

@@ -1,22 +1,35 @@
 /** Where the visitor is, whether the server answers, and whether it knows them. */
 
-import { api, ApiError, whenLoginIsRequired } from '../api/client';
+import { api, listen } from '../api/client';
 import { routeOf, type Route } from '../lib/route';
 
+const ASK_AGAIN_AFTER = 2000;
+
 class Page {
+  #timer = 0;
   route = $state<Route>(routeOf(location.pathname, location.search));
   isReachable = $state(true);
   needsLogin = $state(false);
   canLogOut = $state(false);
   isReady = $state(false);
+  said = $state('');
 
   go(address: string, replace = false): void {
     if (replace) history.replaceState(null, '', address);
     else history.pushState(null, '', address);
     this.#follow();
     scrollTo(0, 0);
-    // The link that led here is gone; who reads with a screen reader or walks by keyboard begins at the content.
+    this.focusContent();
+  }
+
+  /** Where what had the focus is gone, those who read with a screen reader or walk by keyboard go on at the content. */
+  focusContent(): void {
     document.getElementById('main')?.focus({ preventScroll: true });
+  }
+
+  /** Tells what was done to those who don't see it. */
+  say(what: string): void {
+    this.said = what;
   }
 
   #follow = (): void => {
@@ -37,23 +50,29 @@ class Page {
   }
 
   async checkSession(): Promise<void> {
-    whenLoginIsRequired(() => {
-      this.needsLogin = true;
-    });
-    try {
-      const session = await api.session();
+    const session = await api.session().catch(() => null);
+    if (session) {
       this.needsLogin = session.login_required && !session.logged_in;
       this.canLogOut = session.login_required && session.logged_in;
-      this.isReachable = true;
-    } catch (error) {
-      this.isReachable = !(error instanceof ApiError && error.status === 0);
     }
     this.isReady = true;
   }
 
-  /** Notes whether a question could be asked at all. */
-  heard(error?: unknown): void {
-    this.isReachable = !(error instanceof ApiError && (error.status === 0 || error.status >= 502));
+  /** Hears of every question whether it could be asked, and where it couldn't, asks until one can. */
+  listenToApi(): void {
+    listen({
+      onLoginRequired: () => (this.needsLogin = true),
+      onReached: (isReachable) => {
+        if (isReachable) clearTimeout(this.#timer);
+        else this.#askAgain();
+        this.isReachable = isReachable;
+      },
+    });
+  }
+
+  #askAgain(): void {
+    clearTimeout(this.#timer);
+    this.#timer = window.setTimeout(() => void this.checkSession(), ASK_AGAIN_AFTER);
   }
 }
 

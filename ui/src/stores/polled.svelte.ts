@@ -1,7 +1,5 @@
 /** An answer of the server that is asked for again and again while someone looks. */
 
-import { page } from './page.svelte';
-
 export class Polled<T> {
   value = $state.raw<T | null>(null);
   error = $state<Error | null>(null);
@@ -22,10 +20,8 @@ export class Polled<T> {
     try {
       this.value = await this.question();
       this.error = null;
-      page.heard();
     } catch (error) {
       this.error = error as Error;
-      page.heard(error);
     }
     clearTimeout(this.#timer);
     if (!this.#isStopped && !document.hidden) this.#timer = window.setTimeout(this.refresh, this.milliseconds);

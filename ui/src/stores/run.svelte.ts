@@ -1,15 +1,23 @@
 /** One run, as it was and as it goes on. */
 
-import { api, ApiError, type JobStatus, type LogLine, type TimelineEntry } from '../api/client';
+import { api, ApiError, asApiError, type JobStatus, type LogLine, type TimelineEntry } from '../api/client';
 import { LiveRun, type Connection, type Message } from '../api/live';
 import { Pace } from '../lib/pace';
 import { Series, type Row } from '../lib/series';
 import { isEnded } from '../lib/states';
+import { attemptBegan } from '../lib/timeline';
 import { page } from './page.svelte';
 
-/** More than a screen has pixels; the server thins longer runs to this, and a run that is watched to twice as many. */
+/** More than a chart has pixels. The server thins longer runs to this, and the page those that grow while it looks. */
 const POINTS = 1500;
+const MOST_POINTS = 3 * POINTS;
 const DRAW_EVERY = 100;
+const RETRY_AFTER = 2000;
+
+export interface Range {
+  from: number;
+  to: number;
+}
 
 interface Arrived {
   row: Row;
@@ -19,6 +27,8 @@ interface Arrived {
 
 export class Run {
   status = $state.raw<JobStatus | null>(null);
+  /** Of the result; it never changes, so that what depends on it is not made anew with every status. */
+  name = $state('');
   logs = $state.raw<LogLine[]>([]);
   timeline = $state.raw<TimelineEntry[]>([]);
   config = $state.raw<Record<string, unknown> | null>(null);
@@ -27,76 +37,90 @@ export class Run {
   /** Counts up whenever `series` has changed, at most ten times a second. */
   version = $state(0);
   readonly series = new Series();
-  readonly pace = new Pace();
+  pace = new Pace();
   #live: LiveRun | null = null;
   /** Rows that came while all others were asked for. */
   #arriving: Arrived[] | null = null;
   #drawTimer = 0;
+  #retryTimer = 0;
   #attempt = 1;
   #isThinned = false;
-  #isClosed = false;
+  #range: Range | null = null;
+  /** Counts loads: what a load before the latest one finds is of no use any more. */
+  #loads = 0;
 
   constructor(readonly job: string) {
     void this.#load();
   }
 
   close(): void {
-    this.#isClosed = true;
+    this.#loads += 1;
     this.#live?.close();
     clearTimeout(this.#drawTimer);
+    clearTimeout(this.#retryTimer);
   }
 
   /** Takes up again after something was done that changes the job's course. */
   async again(): Promise<void> {
-    this.#live?.close();
     await this.#load();
   }
 
-  /** The rows of a range in full, where the whole run was thinned. */
-  async refine(from: number, to: number): Promise<void> {
-    if (!this.#isThinned) return;
-    const range = { since_step: Math.max(0, Math.floor(from)), until_step: Math.max(0, Math.ceil(to)) };
-    try {
-      const answer = await api.metrics(this.job, { ...range, max_points: POINTS });
-      for (const row of answer.metrics) this.series.add(row as unknown as Row);
-      this.#changed();
-    } catch (error) {
-      page.heard(error);
-    }
+  /** The rows of a range in full, where the whole run was thinned; null for no range. */
+  async refine(range: Range | null): Promise<void> {
+    this.#range = range;
+    if (!range || !this.#isThinned) return;
+    const load = this.#loads;
+    const part = { since_step: Math.max(0, Math.floor(range.from)), until_step: Math.max(0, Math.ceil(range.to)) };
+    const answer = await api.metrics(this.job, { ...part, max_points: POINTS }).catch(() => null);
+    if (load !== this.#loads || range !== this.#range || !answer) return;
+    for (const row of answer.metrics) this.series.add(row as unknown as Row);
+    this.#changed();
   }
 
   async #load(): Promise<void> {
+    const load = ++this.#loads;
+    this.#live?.close();
+    this.#live = null;
+    clearTimeout(this.#retryTimer);
     try {
       const status = await api.status(this.job);
-      const [logs, config, timeline] = await Promise.all([api.logs(this.job), api.config(this.job), api.timeline(this.job), this.#loadFigures()]);
-      if (this.#isClosed) return;
-      this.timeline = timeline.states;
-      page.heard();
-      this.status = status;
-      this.#attempt = status.attempt;
+      const [logs, config, timeline] = await Promise.all([api.logs(this.job), api.config(this.job), api.timeline(this.job)]);
+      if (load !== this.#loads) return;
+      this.#take(status, timeline.states);
       this.logs = logs.logs;
       this.config = config as unknown as Record<string, unknown>;
+      await this.#loadFigures();
+      if (load !== this.#loads) return;
       this.error = null;
       if (isEnded(status.status)) this.connection = 'ended';
-      else this.#live = new LiveRun(this.job, status.seq, this.#take, this.#onConnection);
+      else this.#live = new LiveRun(this.job, status.seq, this.#hear, this.#onConnection);
     } catch (error) {
-      if (this.#isClosed) return;
-      page.heard(error);
-      this.error = error instanceof ApiError ? error : new ApiError(0, String(error));
-      if (this.error.status === 0) this.#drawTimer = window.setTimeout(() => void this.#load(), 2000);
+      if (load !== this.#loads) return;
+      this.error = asApiError(error);
+      if (this.error.isPassing) this.#retryTimer = window.setTimeout(() => void this.#load(), RETRY_AFTER);
     }
+  }
+
+  #take(status: JobStatus, timeline: TimelineEntry[]): void {
+    if (status.attempt !== this.#attempt) this.pace = new Pace();
+    this.status = status;
+    this.name = status.output_name;
+    this.timeline = timeline;
+    this.#attempt = status.attempt;
   }
 
   #onConnection = (connection: Connection): void => {
     this.connection = connection;
-    if (connection === 'live') page.isReachable = true;
-    if (connection === 'broken') void page.checkSession();
+    if (connection === 'broken' || !page.isReachable) void page.checkSession();
     if (connection === 'ended') void this.#refreshStatus();
   };
 
-  #take = (message: Message): void => {
+  #hear = (message: Message): void => {
     if (message.type === 'metrics') {
-      this.#add({ step: message.step as number, ...(message.metrics as Record<string, unknown>) }, message.timestamp * 1000);
+      const step = message.step as number;
+      // A resumed run takes steps again, from its checkpoint on.
+      if (!this.#arriving && step < this.series.lastStep) this.series.rewind(step);
+      this.#add({ step, ...(message.metrics as Record<string, unknown>) }, message.timestamp * 1000);
       this.#changed();
     } else if (message.type === 'log') {
       this.#log(message);
@@ -117,44 +141,46 @@ export class Run {
 
   /** What the messages don't carry: times, attempt, error, where the model lies. */
   async #refreshStatus(): Promise<void> {
+    const load = this.#loads;
     try {
       const [status, timeline] = await Promise.all([api.status(this.job), api.timeline(this.job)]);
-      if (this.#isClosed) return;
-      this.timeline = timeline.states;
+      if (load !== this.#loads) return;
       const isAnother = status.attempt !== this.#attempt;
-      this.#attempt = status.attempt;
-      this.status = status;
+      this.#take(status, timeline.states);
       if (isAnother) await this.#loadFigures();
     } catch (error) {
-      if (!this.#isClosed && error instanceof ApiError && error.status === 404) this.error = error;
+      if (load === this.#loads && error instanceof ApiError && error.status === 404) this.error = error;
     }
   }
 
   /** All figures anew: steps that are taken again replace those taken before. */
   async #loadFigures(): Promise<void> {
+    const load = this.#loads;
     const later: Arrived[] = [];
     this.#arriving = later;
     try {
       const metrics = await api.metrics(this.job, { max_points: POINTS });
+      if (load !== this.#loads) return;
       this.#isThinned = metrics.count < metrics.total;
-      this.series.rewind(-1);
       this.#arriving = null;
+      this.series.rewind(-1);
       for (const row of metrics.metrics) this.#add(row as unknown as Row, Date.parse(row.timestamp));
       for (const { row, at } of later) this.#add(row, at);
       this.#changed();
     } finally {
-      this.#arriving = null;
+      if (this.#arriving === later) this.#arriving = null;
     }
+    await this.refine(this.#range);
   }
 
   #add(row: Row, at: number): void {
     this.series.add(row);
     this.#arriving?.push({ row, at });
-    if (this.series.size > 2 * POINTS) {
-      this.series.thin();
-      this.#isThinned = true;
-    }
-    this.pace.see(row.step, at);
+    if (at >= attemptBegan(this.timeline)) this.pace.see(row.step, at);
+    if (this.series.size < MOST_POINTS) return;
+    this.series.thin(POINTS);
+    this.#isThinned = true;
+    void this.refine(this.#range);
   }
 
   #changed(): void {

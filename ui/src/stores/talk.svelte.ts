@@ -1,23 +1,39 @@
 /** A conversation with a run's model and with its base, side by side. */
 
-import { api, ApiError, type Comparison } from '../api/client';
+import { api, ApiError, asApiError, type Comparison } from '../api/client';
 import { lines } from '../api/lines';
 import type { components } from '../api/types';
 
 export type Side = 'base' | 'tuned';
-export interface Turn {
-  role: 'user' | 'assistant';
-  content: string;
+const SIDES = ['tuned', 'base'] as const;
+
+export interface Answer {
+  text: string;
+  /** Why it ends where it does, where it wasn't at its own end. */
+  note: string;
+}
+/** A question and what each side said to it. */
+export interface Exchange {
+  question: string;
+  answers: Record<Side, Answer>;
 }
 export interface Sampling {
   max_new_tokens: number;
   temperature: number;
   seed: number;
 }
-type Line = { type: 'begin' } | { type: 'text'; text: string } | { type: 'end' } | { type: 'error'; error?: string; message?: string };
+type Line = components['schemas']['AnswerLine'];
+
+const ENDS: Record<string, string> = {
+  end_token: '',
+  max_new_tokens: 'cut off at the longest answer that was asked for',
+  max_positions: 'cut off, since the model can’t read on',
+};
 
 export class Talk {
-  turns = $state<Record<Side, Turn[]>>({ base: [], tuned: [] });
+  exchanges = $state<Exchange[]>([]);
+  /** Who is being asked. */
+  side = $state<Side | null>(null);
   state = $state.raw<components['schemas']['TalkState'] | null>(null);
   tally = $state.raw<components['schemas']['ComparisonList']['tally'] | null>(null);
   comparison = $state.raw<Comparison | null>(null);
@@ -35,33 +51,38 @@ export class Talk {
     this.tally = comparisons.tally;
   }
 
-  /** Both sides answer, the tuned one first; each goes on with its own answers so far. */
-  async say(content: string, system: string, sampling: Sampling): Promise<void> {
+  /** Both sides answer, the tuned one first; each goes on with its own answers so far. Whether anything was said. */
+  async say(question: string, system: string, sampling: Sampling, force: boolean): Promise<boolean> {
+    this.exchanges.push({ question, answers: { tuned: { text: '', note: '' }, base: { text: '', note: '' } } });
+    const place = this.exchanges.length - 1;
     await this.#busy(async (signal) => {
-      for (const side of ['tuned', 'base'] as const) this.turns[side].push({ role: 'user', content });
-      for (const side of ['tuned', 'base'] as const) {
-        const asked = [...(system ? [{ role: 'system', content: system }] : []), ...$state.snapshot(this.turns[side])];
-        this.turns[side].push({ role: 'assistant', content: '' });
-        await this.#draw(side, asked, sampling, signal);
+      await this.#load(force, signal);
+      for (const side of SIDES) {
+        this.side = side;
+        await this.#draw(place, side, this.#messages(side, place, system), sampling, signal);
       }
     });
+    this.side = null;
+    const exchange = this.exchanges[place];
+    const isAnswered = SIDES.some((side) => exchange?.answers[side].text);
+    if (!isAnswered) this.exchanges.splice(place, 1);
+    else for (const side of SIDES) if (exchange && !exchange.answers[side].text) exchange.answers[side].note ||= 'not asked any more';
+    return isAnswered;
   }
 
-  async compare(content: string, system: string, sampling: Sampling): Promise<void> {
+  async compare(content: string, system: string, sampling: Sampling, force: boolean): Promise<boolean> {
     const messages = [...(system ? [{ role: 'system', content: system }] : []), { role: 'user', content }];
+    this.comparison = null;
     await this.#busy(async (signal) => {
-      this.comparison = null;
+      await this.#load(force, signal);
       this.comparison = await api.compareBlind({ job_id: this.job, messages, ...sampling }, signal);
     });
+    return this.comparison !== null;
   }
 
   async vote(better: 'left' | 'right' | 'tie'): Promise<void> {
     const open = this.comparison;
     if (open) await this.#busy(async () => (this.comparison = await api.vote(open.comparison_id, better)));
-  }
-
-  async load(force: boolean): Promise<void> {
-    await this.#busy(async () => (this.state = await api.loadTalk(this.job, force)));
   }
 
   async release(): Promise<void> {
@@ -74,15 +95,30 @@ export class Talk {
   }
 
   clear(): void {
-    this.turns = { base: [], tuned: [] };
-    this.comparison = null;
+    this.exchanges = [];
   }
 
-  async #draw(side: Side, messages: unknown, sampling: Sampling, signal: AbortSignal): Promise<void> {
-    const answer = this.turns[side].at(-1) as Turn;
+  async #load(force: boolean, signal: AbortSignal): Promise<void> {
+    this.state = await api.loadTalk(this.job, force, signal);
+  }
+
+  /** What a side is asked: the conversation as it went with it, without questions that it never answered. */
+  #messages(side: Side, place: number, system: string): { role: string; content: string }[] {
+    const before = this.exchanges.slice(0, place).filter((exchange) => exchange.answers[side].text);
+    return [
+      ...(system ? [{ role: 'system', content: system }] : []),
+      ...before.flatMap(({ question, answers }) => [{ role: 'user', content: question }, { role: 'assistant', content: answers[side].text }]),
+      { role: 'user', content: this.exchanges[place]?.question ?? '' },
+    ];
+  }
+
+  async #draw(place: number, side: Side, messages: unknown, sampling: Sampling, signal: AbortSignal): Promise<void> {
+    const answer = (this.exchanges[place] as Exchange).answers[side];
+    answer.note = 'stopped';
     for await (const line of lines<Line>('/talk/answer', { job_id: this.job, side, messages, ...sampling }, signal)) {
-      if (line.type === 'text') answer.content += line.text;
-      else if (line.type === 'error') throw new ApiError(500, line.error ?? line.message ?? 'The answer broke off.');
+      if (line.type === 'text') answer.text += line.text;
+      else if (line.type === 'error') throw new ApiError(500, line.error);
+      else if (line.type === 'end') answer.note = ENDS[line.reason] ?? '';
     }
   }
 
@@ -93,19 +129,10 @@ export class Talk {
     try {
       await act(this.#stopping.signal);
     } catch (error) {
-      if (!this.#stopping.signal.aborted) this.failure = error instanceof ApiError ? error : new ApiError(0, String(error));
-      this.#dropUnanswered();
+      if (!this.#stopping.signal.aborted) this.failure = asApiError(error);
     } finally {
       this.isBusy = false;
       await this.refresh().catch(() => {});
-    }
-  }
-
-  /** Takes back questions that got no answer, so that roles go on taking turns. */
-  #dropUnanswered(): void {
-    for (const turns of Object.values(this.turns)) {
-      if (turns.at(-1)?.role === 'assistant' && !turns.at(-1)?.content) turns.pop();
-      if (turns.at(-1)?.role === 'user') turns.pop();
     }
   }
 }
