@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
@@ -107,6 +108,7 @@ class Server:
     settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
+    _asking: Client | None = field(default=None, repr=False)
 
     def start(self) -> Server:
         self.port = self.port or _free_port()
@@ -145,11 +147,13 @@ class Server:
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
         assert self.process
+        self._hang_up()
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> int:
         assert self.process
+        self._hang_up()
         self.process.terminate()
         return self.process.wait(20)
 
@@ -177,8 +181,10 @@ class Server:
         return str(response.json()["job_id"])
 
     def status(self, job_id: str) -> JobStatus:
-        with self.client() as client:
-            return client.status(job_id)
+        # One client for all of these: to make one takes twice as long as to wait between two questions.
+        if self._asking is None:
+            self._asking = self.client()
+        return self._asking.status(job_id)
 
     def until_step(self, job_id: str, step: int, seconds: float = 60) -> JobStatus:
         def reached() -> JobStatus | None:
@@ -216,10 +222,19 @@ class Server:
     def _answers(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, (self.root / "server.log").read_text()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
         try:
-            return httpx.get(f"{self.url}/health", timeout=1).status_code == 200
-        except httpx.TransportError:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
             return False
+        finally:
+            connection.close()
+
+    def _hang_up(self) -> None:
+        if self._asking is not None:
+            self._asking.close()
+            self._asking = None
 
 
 def _free_port() -> int:

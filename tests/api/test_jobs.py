@@ -98,7 +98,7 @@ def test_a_job_that_never_ran_was_cancelled_while_it_waited(server: Server, conf
         first, second = (server.train(config(server, f"way-{number}")) for number in (1, 2))
         client.stop(second)
         assert [entry.state for entry in client.timeline(second).states] == ["queued", "cancelled"]
-        client.delete(first)
+    server.until_ended(first)
 
 
 def test_the_log_says_what_became_of_every_row(server: Server, done: str) -> None:
