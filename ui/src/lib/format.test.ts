@@ -6,6 +6,7 @@ test('ticks that are close together can be told apart', () => {
   expect([0, 0.5, 1].map((value) => tick(value, 0.5))).toEqual(['0', '0.5', '1']);
   expect([0, 5e-5, 1e-4].map((value) => tick(value, 5e-5))).toEqual(['0', '5.0e-5', '1.0e-4']);
   expect(tick(20_000, 5000)).toBe('20,000');
+  expect([0.025, 0.05, 0.075].map((value) => tick(value, 0.025))).toEqual(['0.025', '0.05', '0.075']);
 });
 
 test('a few seconds get a digit more', () => {

@@ -12,7 +12,10 @@ export function number(value: number | null | undefined, digits = 4): string {
 export function tick(value: number, apart: number): string {
   const size = Math.abs(value);
   if (value !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(Math.max(1, Math.min(4, Math.ceil(Math.log10(size / apart)))));
-  return value.toLocaleString('en', { maximumFractionDigits: Math.max(0, -Math.floor(Math.log10(apart))) });
+  const digits = Math.max(0, -Math.floor(Math.log10(apart)));
+  // Ticks 0.025 apart need one digit more than ticks 0.02 apart.
+  const isEven = Math.abs(apart * 10 ** digits - Math.round(apart * 10 ** digits)) < 1e-6;
+  return value.toLocaleString('en', { maximumFractionDigits: isEven ? digits : digits + 1 });
 }
 
 export function whole(value: number | null | undefined): string {
