@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class _Incoming:
 @contextlib.contextmanager
 def _incoming(services: Services) -> Iterator[_Incoming]:
     now = time.time()
-    moment = datetime.fromtimestamp(now, timezone.utc).strftime("%Y%m%d_%H%M%S")
+    moment = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d_%H%M%S")
     dataset_id = f"upload_{moment}_{secrets.token_hex(4)}"
     folder = services.settings.uploads_dir / f".incoming_{dataset_id}"
     folder.mkdir(parents=True, mode=0o700)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from merlina.executors.talker import Status
 from merlina.jobs.win_rate import win_rate
@@ -33,7 +33,7 @@ _PRIORITY_NAME: dict[int, Priority] = {number: name for name, number in PRIORITY
 
 def iso(epoch_seconds: float, timespec: str = "seconds") -> str:
     """UTC with offset: `2025-01-16T14:30:22+00:00`."""
-    return datetime.fromtimestamp(epoch_seconds, timezone.utc).isoformat(timespec=timespec)
+    return datetime.fromtimestamp(epoch_seconds, UTC).isoformat(timespec=timespec)
 
 
 def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:

@@ -6,10 +6,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
-from typing_extensions import Self
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from itertools import chain, islice, repeat
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, urlsplit
 
 import httpx
 from pydantic import RootModel
-from typing_extensions import Self
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
@@ -121,7 +121,7 @@ class Desk:
 
     def _new_folder(self) -> RunFolder:
         """A fresh run folder; making it reserves its name, which is the job's id."""
-        moment = datetime.fromtimestamp(self.clock(), timezone.utc).strftime("job_%Y%m%d_%H%M%S")
+        moment = datetime.fromtimestamp(self.clock(), UTC).strftime("job_%Y%m%d_%H%M%S")
         self.runs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for number in count(1):
             folder = self.folder(moment if number == 1 else f"{moment}_{number}")

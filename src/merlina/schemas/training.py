@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from typing_extensions import Self
 
 from merlina.schemas.base import Request, Token
 from merlina.schemas.datasets import DatasetConfig

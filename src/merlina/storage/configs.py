@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -33,7 +33,7 @@ class ConfigStore:
         problems = check_partial(config)
         if problems:
             raise InvalidRequestError("The configuration is not valid", [f"config.{problem}" for problem in problems])
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._lock:
             before = self._read(name)
             saved = SavedConfig(
