@@ -47,7 +47,7 @@ class RunOrder(BaseModel):
     output_dir: str
     trust_remote_code: bool = False
     # One for each GPU; one where there is none.
-    processes: int = Field(1, ge=1)
+    processes: int = Field(default=1, ge=1)
 
 
 _log = logging.getLogger(__name__)

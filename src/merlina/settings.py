@@ -28,36 +28,44 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    domain: str = Field("", description="the public address, where a proxy stands before the server")
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    domain: str = Field(default="", description="the public address, where a proxy stands before the server")
     cors_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="origins whose pages may call the API: comma list, JSON list or *"
     )
-    api_key: SecretStr | None = Field(None, description="where set, every request must carry it")
+    api_key: SecretStr | None = Field(default=None, description="where set, every request must carry it")
 
-    data_dir: Path = Field(Path("data"), description="database, uploads and run folders")
-    models_dir: Path = Field(Path("models"), description="finished models")
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data folder")
+    data_dir: Path = Field(default=Path("data"), description="database, uploads and run folders")
+    models_dir: Path = Field(default=Path("models"), description="finished models")
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data folder")
     allowed_paths: Annotated[list[Path], NoDecode] = Field(
         default_factory=list,
         description="folders a request may read files from; empty: the data folder and the one started in",
     )
-    max_upload_size_mb: int = Field(500, ge=1, description="largest upload, in MiB")
+    max_upload_size_mb: int = Field(default=500, ge=1, description="largest upload, in MiB")
 
-    max_concurrent_jobs: int = Field(1, ge=1, description="jobs that may run at the same time")
-    share_gpus: bool = Field(False, description="let several jobs run on one GPU")
-    stop_grace_seconds: float = Field(180.0, ge=0, description="time a stopped run has to save itself, in seconds")
-    executor: Literal["local"] = Field("local", description="where jobs run")
-    helper_idle_seconds: float = Field(300.0, gt=0, description="time after which idle helpers are let go, in seconds")
+    max_concurrent_jobs: int = Field(default=1, ge=1, description="jobs that may run at the same time")
+    share_gpus: bool = Field(default=False, description="let several jobs run on one GPU")
+    stop_grace_seconds: float = Field(
+        default=180.0, ge=0, description="time a stopped run has to save itself, in seconds"
+    )
+    executor: Literal["local"] = Field(default="local", description="where jobs run")
+    helper_idle_seconds: float = Field(
+        default=300.0, gt=0, description="time after which idle helpers are let go, in seconds"
+    )
     talk_idle_seconds: float = Field(
-        300.0, gt=0, description="time after which a model that nobody talks with is let go, in seconds"
+        default=300.0, gt=0, description="time after which a model that nobody talks with is let go, in seconds"
     )
 
-    hf_token: SecretStr | None = Field(None, description="Hugging Face token for jobs that bring none")
-    wandb_api_key: SecretStr | None = Field(None, description="Weights & Biases key for jobs that bring none")
-    trust_remote_code: bool = Field(False, description="let models run code of their own: only for models you trust")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="how much the server logs")
+    hf_token: SecretStr | None = Field(default=None, description="Hugging Face token for jobs that bring none")
+    wandb_api_key: SecretStr | None = Field(default=None, description="Weights & Biases key for jobs that bring none")
+    trust_remote_code: bool = Field(
+        default=False, description="let models run code of their own: only for models you trust"
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        default="INFO", description="how much the server logs"
+    )
 
     @field_validator("cors_origins", "allowed_paths", mode="before")
     @classmethod

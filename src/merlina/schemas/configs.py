@@ -51,8 +51,8 @@ class SaveConfigRequest(Request):
         json_schema_extra={"pattern": f"^{CONFIG_NAME.pattern}$"},
     )
     config: PartialConfig = Field(description="a TrainingConfig, or part of one")
-    description: str | None = Field(None, max_length=10_000)
-    tags: list[Tag] | None = Field(None, max_length=100)
+    description: str | None = Field(default=None, max_length=10_000)
+    tags: list[Tag] | None = Field(default=None, max_length=100)
 
     @field_validator("name")
     @classmethod
@@ -74,7 +74,7 @@ class ImportConfigRequest(Request):
         min_length=1, description="file to read, under ALLOWED_PATHS: an export or a bare configuration"
     )
     name: str | None = Field(
-        None,
+        default=None,
         description="left out: the name in the file, else the file's own",
         json_schema_extra={"pattern": f"^{CONFIG_NAME.pattern}$"},
     )

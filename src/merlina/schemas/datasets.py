@@ -34,16 +34,20 @@ class DatasetSource(Request):
 
     source_type: SourceType = Field(description="huggingface (the Hub), local_file (on the server) or upload")
     repo_id: str | None = Field(
-        None,
+        default=None,
         max_length=200,
         pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$",
         description="huggingface: the data set's id, `org/name`",
     )
-    split: str = Field("train", min_length=1, description="huggingface: the split to read")
-    file_path: str | None = Field(None, min_length=1, description="local_file: path on the server's machine")
-    file_format: FileFormat | None = Field(None, description="left out: found from the name, else from the content")
+    split: str = Field(default="train", min_length=1, description="huggingface: the split to read")
+    file_path: str | None = Field(default=None, min_length=1, description="local_file: path on the server's machine")
+    file_format: FileFormat | None = Field(
+        default=None, description="left out: found from the name, else from the content"
+    )
     dataset_id: str | None = Field(
-        None, pattern=r"^upload_\d{8}_\d{6}_[0-9a-f]{8}$", description="upload: the id the upload was answered with"
+        default=None,
+        pattern=r"^upload_\d{8}_\d{6}_[0-9a-f]{8}$",
+        description="upload: the id the upload was answered with",
     )
 
     @field_validator("split", mode="before")
@@ -73,9 +77,13 @@ class CustomTemplates(Request):
 class DatasetFormat(Request):
     """How a conversation becomes the text the model reads."""
 
-    format_type: FormatType = Field("chatml", description="the chat format; tokenizer uses the model's own template")
-    custom_templates: CustomTemplates | None = Field(None, description="needed by the format custom, unused elsewhere")
-    enable_thinking: bool = Field(True, description="qwen3: keep the reasoning before the answer")
+    format_type: FormatType = Field(
+        default="chatml", description="the chat format; tokenizer uses the model's own template"
+    )
+    custom_templates: CustomTemplates | None = Field(
+        default=None, description="needed by the format custom, unused elsewhere"
+    )
+    enable_thinking: bool = Field(default=True, description="qwen3: keep the reasoning before the answer")
 
     @model_validator(mode="after")
     def _custom_needs_templates(self) -> Self:
@@ -90,17 +98,17 @@ class DatasetConfig(Request):
     source: DatasetSource
     format: DatasetFormat = Field(default_factory=lambda: DatasetFormat())
     model_name: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         description="whose chat template a preview in the format tokenizer uses; runs use base_model",
     )
     column_mapping: dict[str, PairColumn] | None = Field(
-        None, description="{their column: our column}; ours are prompt, chosen, rejected, system, reasoning"
+        default=None, description="{their column: our column}; ours are prompt, chosen, rejected, system, reasoning"
     )
     test_size: float = Field(
-        0.01, ge=0, lt=1, description="share of the rows held out for evaluation; 0 holds out none"
+        default=0.01, ge=0, lt=1, description="share of the rows held out for evaluation; 0 holds out none"
     )
-    max_samples: int | None = Field(None, ge=1, description="use the first so many rows only")
+    max_samples: int | None = Field(default=None, ge=1, description="use the first so many rows only")
 
     @field_validator("column_mapping")
     @classmethod
@@ -115,7 +123,7 @@ class DatasetConfig(Request):
 class DatasetQuestion(DatasetConfig):
     """`POST /dataset/preview`, `/dataset/preview-formatted`, `/dataset/columns`: a data set, and a token to read it."""
 
-    hf_token: Token | None = Field(None, description="for private and gated data sets and models; not stored")
+    hf_token: Token | None = Field(default=None, description="for private and gated data sets and models; not stored")
 
 
 class DataFinding(Response):
@@ -136,7 +144,9 @@ class PreviewResponse(Response):
         "1, and with model_name their tokens and cut"
     )
     num_samples: int = Field(description="how many samples came back")
-    total_rows: int | None = Field(None, description="rows in the whole data set; null where counting means reading it")
+    total_rows: int | None = Field(
+        default=None, description="rows in the whole data set; null where counting means reading it"
+    )
     warnings: list[str] = Field(default_factory=list, description="rows left out of the samples, each with its reason")
     findings: list[DataFinding] = Field(
         default_factory=list, description="what the first rows_examined rows have about them that one should know"

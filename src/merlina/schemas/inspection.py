@@ -68,7 +68,7 @@ class DataFacts(_Facts):
     longest: int | None = Field(description="tokens of the longest prompt with answer; null without tokenizer")
     highest_id: int | None = Field(description="the highest token id among them; null without tokenizer")
     most_tokens: int | None = Field(description="the most tokens a pair's prompt and two answers have together")
-    mean_tokens: PairTokens | None = Field(None, description="null without tokenizer")
+    mean_tokens: PairTokens | None = Field(default=None, description="null without tokenizer")
     findings: list[DataFinding]
 
 

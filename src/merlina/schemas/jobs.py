@@ -49,7 +49,7 @@ class JobStatus(Response):
     loss: float | None
     eval_loss: float | None = None
     learning_rate: float | None = None
-    gpu_memory: float | None = Field(None, description="peak GPU memory held by the run, in GB")
+    gpu_memory: float | None = Field(default=None, description="peak GPU memory held by the run, in GB")
     error: str | None
     wandb_url: str | None
     queue_position: int | None = Field(description="1 is next; null once the job runs")
@@ -63,7 +63,7 @@ class JobStatus(Response):
     started_at: str | None = None
     ended_at: str | None = None
     attempt: int = Field(description="1, and one more for each resume")
-    last_checkpoint: int | None = Field(None, description="optimizer step a resume would go on from")
+    last_checkpoint: int | None = Field(default=None, description="optimizer step a resume would go on from")
     seq: int = Field(description="number of the last event taken in")
 
 
@@ -82,7 +82,7 @@ class JobHistoryEntry(Response):
     progress: float
     loss: float | None = None
     eval_loss: float | None = None
-    last_checkpoint: int | None = Field(None, description="optimizer step a resume would go on from")
+    last_checkpoint: int | None = Field(default=None, description="optimizer step a resume would go on from")
     created_at: str
     updated_at: str
     output_dir: str | None
@@ -194,7 +194,7 @@ class QueuedJob(Response):
     priority: int = Field(description="1 low, 3 normal, 5 high")
     preemptible: bool
     position: int = Field(description="1 is next")
-    waiting_for: str | None = Field(None, description="what keeps it from starting")
+    waiting_for: str | None = Field(default=None, description="what keeps it from starting")
 
 
 class RunningJob(Response):

@@ -14,7 +14,7 @@ class PreloadRequest(Request):
     """`POST /model/preload`."""
 
     model_name: str = Field(min_length=1, max_length=4096, description="Hub id, local folder, or `.gguf` file")
-    hf_token: Token | None = Field(None, description="for private and gated models; not stored")
+    hf_token: Token | None = Field(default=None, description="for private and gated models; not stored")
 
 
 class PreloadResponse(Response, TokenizerFacts):

@@ -17,7 +17,7 @@ class ErrorDetails(Response):
     errors: list[str]
     warnings: list[str]
     can_force: bool = Field(
-        False, description="a model to talk with has no room, and `force` at /talk/load loads it all the same"
+        default=False, description="a model to talk with has no room, and `force` at /talk/load loads it all the same"
     )
 
 

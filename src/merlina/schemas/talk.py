@@ -31,14 +31,14 @@ class TalkMessage(Request):
 class Sampling(Request):
     """How tokens are drawn. The same seed gives the same answer again, as long as device and libraries are the same."""
 
-    max_new_tokens: int = Field(256, ge=1, le=8192, description="the answer's length at most, in tokens")
+    max_new_tokens: int = Field(default=256, ge=1, le=8192, description="the answer's length at most, in tokens")
     temperature: float = Field(
-        0.7, ge=0, le=2, description="divides the logits before the softmax; 0 always takes the likeliest token"
+        default=0.7, ge=0, le=2, description="divides the logits before the softmax; 0 always takes the likeliest token"
     )
     top_p: float = Field(
-        0.95, gt=0, le=1, description="draw from the fewest likeliest tokens that have this much probability"
+        default=0.95, gt=0, le=1, description="draw from the fewest likeliest tokens that have this much probability"
     )
-    seed: int = Field(42, ge=0, le=2**32 - 1, description="of the draw")
+    seed: int = Field(default=42, ge=0, le=2**32 - 1, description="of the draw")
 
 
 class Prompt(Sampling):
@@ -64,12 +64,12 @@ class LoadRequest(Request):
 
     job_id: str = Field(max_length=64, description="a job whose model was saved")
     with_base: bool = Field(
-        True,
+        default=True,
         description="load the base beside a model of which every weight was trained, for twice the memory; an adapter "
         "has its base anyway",
     )
     force: bool = Field(
-        False,
+        default=False,
         description="load it even beside a run, or where memory may not suffice; holds for this job until its model is "
         "let go",
     )
@@ -78,7 +78,7 @@ class LoadRequest(Request):
 class AnswerRequest(Prompt):
     """`POST /talk/answer`."""
 
-    side: Side = Field("tuned", description="tuned: the trained model; base: what it was trained from")
+    side: Side = Field(default="tuned", description="tuned: the trained model; base: what it was trained from")
 
 
 class TalkState(Response):
@@ -86,11 +86,15 @@ class TalkState(Response):
 
     state: Literal["empty", "loading", "ready", "answering"]
     job_id: str | None = None
-    with_base: bool = Field(False, description="whether the base can be asked without loading anything more")
-    gpu: int | None = Field(None, description="the GPU it is on; null: on the CPU, or nothing is loaded")
-    needed_mb: int | None = Field(None, description="what it was estimated to need before it was loaded, in MiB")
-    memory_mb: int | None = Field(None, description="what it holds, in MiB: of the GPU, or without one of RAM")
-    idle_until: str | None = Field(None, description="when it is let go unless something is asked; null while it works")
+    with_base: bool = Field(default=False, description="whether the base can be asked without loading anything more")
+    gpu: int | None = Field(default=None, description="the GPU it is on; null: on the CPU, or nothing is loaded")
+    needed_mb: int | None = Field(
+        default=None, description="what it was estimated to need before it was loaded, in MiB"
+    )
+    memory_mb: int | None = Field(default=None, description="what it holds, in MiB: of the GPU, or without one of RAM")
+    idle_until: str | None = Field(
+        default=None, description="when it is let go unless something is asked; null while it works"
+    )
 
 
 class AnswerBegins(Response):
@@ -144,7 +148,7 @@ class GivenAnswers(Request):
 class ComparisonRequest(Prompt):
     """`POST /talk/comparisons`."""
 
-    answers: GivenAnswers | None = Field(None, description="left out: both are generated now")
+    answers: GivenAnswers | None = Field(default=None, description="left out: both are generated now")
 
 
 class Vote(Request):

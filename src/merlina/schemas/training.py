@@ -63,22 +63,28 @@ class TrainingConfig(Request):
     dataset: DatasetConfig
 
     training_mode: TrainingMode = Field(
-        "orpo", description="The method. dpo, ipo and kto hold the model against what it was at the beginning."
+        default="orpo", description="The method. dpo, ipo and kto hold the model against what it was at the beginning."
     )
     beta: float = Field(
-        0.1,
+        default=0.1,
         gt=0,
         le=10,
         description="Weight of the odds ratio in orpo (lambda in the paper), scale of rewards in the others.",
     )
     simpo_gamma: float = Field(
-        0.5, ge=0, le=10, description="By how much the chosen answer's reward is to lead in simpo."
+        default=0.5, ge=0, le=10, description="By how much the chosen answer's reward is to lead in simpo."
     )
 
-    use_lora: bool = Field(True, description="Train low-rank adapters on a frozen model, rather than every weight.")
-    lora_r: int = Field(64, ge=1, le=1024, description="Rank of the adapters: how much they can hold.")
-    lora_alpha: int = Field(32, ge=1, le=4096, description="Adapters act with a strength of lora_alpha / lora_r.")
-    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Share of the adapters' input that is dropped at random.")
+    use_lora: bool = Field(
+        default=True, description="Train low-rank adapters on a frozen model, rather than every weight."
+    )
+    lora_r: int = Field(default=64, ge=1, le=1024, description="Rank of the adapters: how much they can hold.")
+    lora_alpha: int = Field(
+        default=32, ge=1, le=4096, description="Adapters act with a strength of lora_alpha / lora_r."
+    )
+    lora_dropout: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of the adapters' input that is dropped at random."
+    )
     target_modules: list[str] = Field(
         default_factory=lambda: list(_DEFAULT_TARGETS),
         min_length=1,
@@ -86,99 +92,116 @@ class TrainingConfig(Request):
     )
 
     learning_rate: float = Field(
-        5e-6, gt=0, le=1, description="Peak learning rate, and the setting with the greatest effect."
+        default=5e-6, gt=0, le=1, description="Peak learning rate, and the setting with the greatest effect."
     )
-    num_epochs: float = Field(2, gt=0, le=1000, description="Passes over the training rows; parts of one are allowed.")
+    num_epochs: float = Field(
+        default=2, gt=0, le=1000, description="Passes over the training rows; parts of one are allowed."
+    )
     max_steps: int | None = Field(
-        None, ge=1, description="Stop after so many optimizer steps, whatever the number of epochs."
+        default=None, ge=1, description="Stop after so many optimizer steps, whatever the number of epochs."
     )
     batch_size: int = Field(
-        1,
+        default=1,
         ge=1,
         le=1024,
         description="Pairs that, times gradient_accumulation_steps, make an optimizer step; only the product counts.",
     )
     gradient_accumulation_steps: int = Field(
-        16,
+        default=16,
         ge=1,
         le=4096,
         description="Times batch_size: pairs of an optimizer step. How they are cut into passes is found by itself.",
     )
     max_length: int = Field(
-        2048, ge=16, le=1_048_576, description="Longest prompt with its answer, in tokens; longer ones are cut."
+        default=2048, ge=16, le=1_048_576, description="Longest prompt with its answer, in tokens; longer ones are cut."
     )
-    max_prompt_length: int = Field(1024, ge=8, le=1_048_576, description="Longest prompt, in tokens, below max_length.")
+    max_prompt_length: int = Field(
+        default=1024, ge=8, le=1_048_576, description="Longest prompt, in tokens, below max_length."
+    )
 
     seed: int = Field(
-        42, ge=0, le=2**32 - 1, description="Seed of the held-out rows, their order, the adapters and dropout."
+        default=42, ge=0, le=2**32 - 1, description="Seed of the held-out rows, their order, the adapters and dropout."
     )
     max_grad_norm: float = Field(
-        0.3, ge=0, le=1e6, description="Gradients longer than this are cut to it; 0 cuts none."
+        default=0.3, ge=0, le=1e6, description="Gradients longer than this are cut to it; 0 cuts none."
     )
     warmup_ratio: float = Field(
-        0.05, ge=0, lt=1, description="Share of the steps in which the learning rate climbs to its peak."
+        default=0.05, ge=0, lt=1, description="Share of the steps in which the learning rate climbs to its peak."
     )
     eval_steps: float = Field(
-        0.2,
+        default=0.2,
         ge=0,
         le=1e9,
         description="When to evaluate: 0 never, below 1 after each such share of the steps, from 1 after so many.",
     )
     early_stopping_patience: int | None = Field(
-        None, ge=1, le=1000, description="End the run after so many evaluations in a row without a better one."
+        default=None, ge=1, le=1000, description="End the run after so many evaluations in a row without a better one."
     )
     load_best_at_end: Literal["eval_loss", "eval_reward_margin"] | None = Field(
-        None, description="Save the model that was best by this figure, rather than the last one."
+        default=None, description="Save the model that was best by this figure, rather than the last one."
     )
     save_steps: float = Field(
-        0.1,
+        default=0.1,
         ge=0,
         le=1e9,
         description="When to write checkpoints: 0 only on a stop, below 1 after each such share, from 1 after so many.",
     )
     shuffle_dataset: bool = Field(
-        True, description="Draw the rows in random order, rather than as they stand in the data."
+        default=True, description="Draw the rows in random order, rather than as they stand in the data."
     )
     weight_decay: float = Field(
-        0.01, ge=0, le=10, description="By how much weights are drawn towards zero (decoupled weight decay)."
+        default=0.01, ge=0, le=10, description="By how much weights are drawn towards zero (decoupled weight decay)."
     )
-    lr_scheduler_type: SchedulerType = Field("cosine", description="Course of the learning rate after the warm-up.")
+    lr_scheduler_type: SchedulerType = Field(
+        default="cosine", description="Course of the learning rate after the warm-up."
+    )
     gradient_checkpointing: bool = Field(
-        False, description="Compute activations anew instead of keeping them: less memory, about a third slower."
+        default=False,
+        description="Compute activations anew instead of keeping them: less memory, about a third slower.",
     )
-    logging_steps: int = Field(1, ge=1, le=1_000_000, description="Optimizer steps between two rows of figures.")
+    logging_steps: int = Field(
+        default=1, ge=1, le=1_000_000, description="Optimizer steps between two rows of figures."
+    )
 
     optimizer_type: OptimizerType = Field(
-        "paged_adamw_8bit", description="The optimizer; those with 8bit and paged in their names save memory."
+        default="paged_adamw_8bit", description="The optimizer; those with 8bit and paged in their names save memory."
     )
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the gradient's running mean.")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Decay of the squared gradient's running mean.")
-    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="Added to the denominator for stability.")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the gradient's running mean.")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the squared gradient's running mean.")
+    adam_epsilon: float = Field(default=1e-8, gt=0, le=1, description="Added to the denominator for stability.")
 
-    use_4bit: bool = Field(True, description="Hold the frozen weights in 4 bits (NF4), for a quarter of the memory.")
+    use_4bit: bool = Field(
+        default=True, description="Hold the frozen weights in 4 bits (NF4), for a quarter of the memory."
+    )
     use_8bit: bool = Field(
-        False,
+        default=False,
         description="Hold the frozen weights in 8 bits, for half of the memory; 4 bits are then off unless asked for.",
     )
-    dtype: Dtype = Field("auto", description="Precision of the model; auto is bfloat16 on a GPU and float32 on a CPU.")
+    dtype: Dtype = Field(
+        default="auto", description="Precision of the model; auto is bfloat16 on a GPU and float32 on a CPU."
+    )
     attn_implementation: AttentionImplementation = Field(
-        "auto", description="Attention kernel; auto takes the best that is here."
+        default="auto", description="Attention kernel; auto takes the best that is here."
     )
-    gpu_ids: list[int] | None = Field(None, description="Indices of the GPUs to use; left out, the server chooses.")
+    gpu_ids: list[int] | None = Field(
+        default=None, description="Indices of the GPUs to use; left out, the server chooses."
+    )
 
-    push_to_hub: bool = Field(False, description="Upload the finished model to the Hugging Face Hub.")
-    merge_lora_before_upload: bool = Field(True, description="Upload whole weights rather than the adapter.")
-    hf_hub_private: bool = Field(True, description="Make the uploaded repository private.")
-    hf_token: Token | None = Field(None, description="Hugging Face token; it is never stored with the job nor shown.")
+    push_to_hub: bool = Field(default=False, description="Upload the finished model to the Hugging Face Hub.")
+    merge_lora_before_upload: bool = Field(default=True, description="Upload whole weights rather than the adapter.")
+    hf_hub_private: bool = Field(default=True, description="Make the uploaded repository private.")
+    hf_token: Token | None = Field(
+        default=None, description="Hugging Face token; it is never stored with the job nor shown."
+    )
 
-    use_wandb: bool = Field(False, description="Send settings and figures to Weights & Biases.")
+    use_wandb: bool = Field(default=False, description="Send settings and figures to Weights & Biases.")
     wandb_key: Token | None = Field(
-        None, description="Weights & Biases key; it is never stored with the job nor shown."
+        default=None, description="Weights & Biases key; it is never stored with the job nor shown."
     )
-    wandb_project: str | None = Field(None, max_length=128, description="Project in Weights & Biases.")
-    wandb_run_name: str | None = Field(None, max_length=256, description="What the run is called there.")
-    wandb_tags: list[str] | None = Field(None, max_length=64, description="Tags that the run gets there.")
-    wandb_notes: str | None = Field(None, max_length=10_000, description="Notes that the run gets there.")
+    wandb_project: str | None = Field(default=None, max_length=128, description="Project in Weights & Biases.")
+    wandb_run_name: str | None = Field(default=None, max_length=256, description="What the run is called there.")
+    wandb_tags: list[str] | None = Field(default=None, max_length=64, description="Tags that the run gets there.")
+    wandb_notes: str | None = Field(default=None, max_length=10_000, description="Notes that the run gets there.")
 
     @field_validator("output_name")
     @classmethod

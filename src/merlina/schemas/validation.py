@@ -46,12 +46,13 @@ class ValidationResults(Response):
     errors: list[str]
     warnings: list[str]
     checks: ValidationChecks
-    memory: MemoryEstimate | None = Field(None, description="null where the model's size can't be known")
+    memory: MemoryEstimate | None = Field(default=None, description="null where the model's size can't be known")
     time: TimeEstimate | None = Field(
-        None, description="null where rows or tokens can't be counted, or no run with this model was made on a GPU yet"
+        default=None,
+        description="null where rows or tokens can't be counted, or no run with this model was made on a GPU yet",
     )
     dataset_findings: list[DataFinding] = Field(default_factory=list)
-    rows_examined: int = Field(0, description="rows of the data set that were looked at, from the first on")
+    rows_examined: int = Field(default=0, description="rows of the data set that were looked at, from the first on")
 
 
 class ValidationResponse(Response):
