@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from merlina.errors import ModelError, TrainingError
+from merlina.schemas.plan import StepPlan
 from merlina.schemas.training import OptimizerType, SchedulerType, TrainingConfig
 from merlina.training import checkpoints
 from merlina.training.adapters import make_trainable
@@ -90,13 +91,24 @@ def test_every_optimizer_takes_steps_that_lower_the_loss(tiny_model: Path, tmp_p
 
 
 @pytest.mark.parametrize("schedule", get_args(SchedulerType))
-def test_every_schedule_runs_its_course(tiny_model: Path, tmp_path: Path, schedule: str) -> None:
+def test_every_schedule_takes_its_planned_rates(tiny_model: Path, tmp_path: Path, schedule: str) -> None:
     recorder = Recorder()
-    train(configure(tiny_model, lr_scheduler_type=schedule, max_steps=4), tmp_path, recorder)
-    rates = [figures["learning_rate"] for _, figures in recorder.rows]
-    assert rates[0] == pytest.approx(1e-3)
-    falls = not schedule.startswith("constant")
-    assert (rates[-1] < rates[0]) == falls
+    config = configure(
+        tiny_model, lr_scheduler_type=schedule, max_steps=5, warmup_ratio=0.3, learning_rate=5e-8, save_steps=0.6
+    )
+    train(config, tmp_path, recorder)
+    planned = [StepPlan(config, len(PAIRS)).rate(step) for step in range(1, 6)]
+    assert [figures["learning_rate"] for _, figures in recorder.rows] == pytest.approx(planned)
+    assert planned[:2] == [2.5e-8, 5e-8]
+
+
+def test_a_run_of_one_step_trains_at_the_full_rate(tiny_model: Path, tmp_path: Path) -> None:
+    recorder = Recorder()
+    trained = train(configure(tiny_model, warmup_ratio=0.05, max_steps=1), tmp_path, recorder)
+    assert [figures["learning_rate"] for _, figures in recorder.rows] == [1e-3]
+    moved = [weight.abs().max().item() for name, weight in trained.named_parameters() if "lora_B" in name]
+    assert moved
+    assert moved == pytest.approx([1e-3] * len(moved), rel=0.01)  # Adam's first step is as long as the rate
 
 
 def test_evaluations_come_before_the_first_step_at_their_share_and_after_the_last(

@@ -69,14 +69,21 @@ def load_pairs(rows: Iterable[Pair | SkippedRow]) -> LoadedPairs:
     return loaded
 
 
+def held_out_count(pairs: int, test_size: float) -> int:
+    """Return how many of `pairs` pairs are held out for evaluation."""
+    if test_size == 0 or pairs < 2:
+        return 0
+    return min(max(1, round(pairs * test_size)), pairs - 1)
+
+
 def split_pairs(pairs: Sequence[Pair], test_size: float, seed: int) -> tuple[list[Pair], list[Pair]]:
     """(training, held out), the same for the same seed; both keep the file's order.
 
     A `test_size` above 0 holds out at least one pair, and never the last one left to train on.
     """
-    if test_size == 0 or len(pairs) < 2:
+    count = held_out_count(len(pairs), test_size)
+    if count == 0:
         return list(pairs), []
-    count = min(max(1, round(len(pairs) * test_size)), len(pairs) - 1)
     held_out = set(random.Random(seed).sample(range(len(pairs)), count))  # noqa: S311
     training = [pair for index, pair in enumerate(pairs) if index not in held_out]
     return training, [pairs[index] for index in sorted(held_out)]

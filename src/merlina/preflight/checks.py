@@ -19,6 +19,7 @@ from merlina.preflight.machine import check_disk, check_gpus, check_merging, che
 from merlina.preflight.memory import check_memory
 from merlina.preflight.method import check_method
 from merlina.preflight.models import check_model, judge_lengths, judge_model, judge_targets, judge_tokenizer
+from merlina.preflight.plan import check_plan, plan_steps
 from merlina.preflight.rows import rows_soon_known
 from merlina.schemas.inspection import ModelFacts, RunFacts
 from merlina.schemas.training import TrainingConfig
@@ -68,7 +69,9 @@ class Preflight:
         )
         report.findings["merging_fits"] = check_merging(config, model, report.memory)
         device = "cuda" if gpus else "cpu"
-        report.time = self._estimate_time(config, report, model, device)
+        rows = self._count_rows(config, report)
+        report.findings["steps_suffice"] = check_plan(plan_steps(config, report.data, rows))
+        report.time = self._estimate_time(config, report, model, rows, device)
         report.findings["disk_space_ok"] = check_disk(config, self.settings, model, device)
         report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
         report.findings["upload_ready"] = check_upload(config.push_to_hub, self._hub_token(config))
@@ -119,13 +122,13 @@ class Preflight:
         report.findings["dataset_valid"] = Finding(judged.passed, judged.errors, found.warnings + judged.warnings)
 
     def _estimate_time(
-        self, config: TrainingConfig, report: Report, model: ModelFacts | None, device: str
+        self, config: TrainingConfig, report: Report, model: ModelFacts | None, rows: int | None, device: str
     ) -> TimeEstimate | None:
         return estimate_time(
             config,
             model,
             report.data,
-            self._count_rows(config, report),
+            rows,
             device,
             find_earlier_run(self.database, config, device),
             lambda dtype, width: self.helper.call("product_rate", timeout=_SPEED_SECONDS, dtype=dtype, width=width),

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from merlina.errors import HelperError
 from merlina.preflight.memory import compute_bytes, largest_pack
+from merlina.preflight.plan import plan_steps
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import TimeEstimate
@@ -89,12 +90,12 @@ def estimate_time(
             return None
     else:
         return None
-    pairs = rows * data.usable / data.rows
-    held_out = pairs * config.dataset.test_size
-    # Each epoch's last step takes what is left.
-    per_epoch = math.ceil(max(1.0, pairs - held_out) / config.pairs_per_step)
-    steps = config.max_steps or math.ceil(per_epoch * config.num_epochs)
-    trained = steps / per_epoch * (pairs - held_out)
+    plan = plan_steps(config, data, rows)
+    if plan is None:
+        return None
+    pairs, steps = rows * data.usable / data.rows, plan.steps
+    held_out = pairs - plan.pairs
+    trained = steps / plan.steps_per_epoch * plan.pairs
     evaluated = _evaluations(config, steps) * held_out
     referenced = pairs if config.training_mode in _REFERENCED else 0
     tried = _TRIED_PACKS * largest_pack(config, data, device) / (tokens.prompt + sum(_answers(config, tokens)))

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from merlina.preflight.findings import Finding
-from merlina.schemas.training import TrainingConfig, TrainingMode
+from merlina.schemas.training import SchedulerType, TrainingConfig, TrainingMode
 
 _COMPARING: tuple[TrainingMode, ...] = ("orpo", "dpo", "ipo", "simpo", "cpo", "kto")
 _USED_BY: dict[str, tuple[TrainingMode, ...]] = {"beta": _COMPARING, "simpo_gamma": ("simpo",)}
 
 
+_OF_SCHEDULE: dict[str, SchedulerType] = {
+    "lr_scheduler_cycles": "cosine_with_restarts",
+    "lr_scheduler_power": "polynomial",
+}
+
+
 def check_method(config: TrainingConfig) -> Finding:
-    """A warning for each setting of another method that was changed: it does nothing."""
+    """Return a warning for each changed setting of another method or schedule: it has no effect."""
     unused = [
         f"{name}: training_mode {config.training_mode} doesn't use it, only {', '.join(methods)}"
         for name, methods in _USED_BY.items()
-        if config.training_mode not in methods and getattr(config, name) != type(config).model_fields[name].default
+        if config.training_mode not in methods and _is_changed(config, name)
+    ]
+    unused += [
+        f"{name}: lr_scheduler_type {config.lr_scheduler_type} doesn't use it, only {schedule}"
+        for name, schedule in _OF_SCHEDULE.items()
+        if config.lr_scheduler_type != schedule and _is_changed(config, name)
     ]
     return Finding(passed=not unused, warnings=tuple(unused))
+
+
+def _is_changed(config: TrainingConfig, name: str) -> bool:
+    return bool(getattr(config, name) != type(config).model_fields[name].default)

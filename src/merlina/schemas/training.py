@@ -126,7 +126,10 @@ class TrainingConfig(Request):
         default=0.3, ge=0, le=1e6, description="Gradients longer than this are cut to it; 0 cuts none."
     )
     warmup_ratio: float = Field(
-        default=0.05, ge=0, lt=1, description="Share of the steps in which the learning rate climbs to its peak."
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Share of the steps in which the learning rate rises to its peak; step k of w has k/w of it.",
     )
     eval_steps: float = Field(
         default=0.2,
@@ -153,7 +156,17 @@ class TrainingConfig(Request):
         default=0.01, ge=0, le=10, description="By how much weights are drawn towards zero (decoupled weight decay)."
     )
     lr_scheduler_type: SchedulerType = Field(
-        default="cosine", description="Course of the learning rate after the warm-up."
+        default="cosine",
+        description="Schedule of the learning rate after the warm-up. constant and constant_with_warmup are the same.",
+    )
+    lr_scheduler_cycles: int = Field(
+        default=2, ge=2, le=1000, description="Cycles of cosine_with_restarts; each falls from the peak rate towards 0."
+    )
+    lr_scheduler_power: float = Field(
+        default=2.0,
+        gt=0,
+        le=10,
+        description="Exponent of polynomial: 1 falls linearly, higher values fall faster at first.",
     )
     gradient_checkpointing: bool = Field(
         default=False,

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerState
 
 from merlina.errors import TrainingError
+from merlina.schemas.plan import rate_factor
 from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig
 from merlina.training import checkpoints
 from merlina.training.alarms import Alarms, check_losses
@@ -166,6 +168,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         loss = each.mean()
         self._alarms.step(step, loss.item(), means.take())
         return loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
+        """Replace transformers' schedules, whose first step has a rate of 0 where there is a warm-up."""
+        if self.lr_scheduler is None:
+            config, warmup = self._config, math.ceil(num_training_steps * self._config.warmup_ratio)
+            self.lr_scheduler = LambdaLR(
+                optimizer or self.optimizer,
+                lambda taken: rate_factor(config, taken + 1, num_training_steps, warmup),
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Asked for before each optimizer step, whether gradients are clipped or not.

@@ -23,8 +23,8 @@ def training_arguments(
         num_train_epochs=config.num_epochs,
         max_steps=config.max_steps or -1,
         learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_ratio,
+        # The loop makes its own schedule (schemas/plan).
+        lr_scheduler_type="constant",
         optim=config.optimizer_type,
         adam_beta1=config.adam_beta1,
         adam_beta2=config.adam_beta2,

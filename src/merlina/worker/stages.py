@@ -19,6 +19,7 @@ from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair, UnusableRowError
 from merlina.errors import DataError, TrainingError
 from merlina.runs import RunFolder, RunOrder
+from merlina.schemas.plan import StepPlan
 from merlina.training import checkpoints
 from merlina.training.adapters import make_trainable
 from merlina.training.loop import PreferenceTrainer
@@ -131,6 +132,8 @@ class Stages:
         self.reporter.note(
             "info", f"{len(data.training)} pairs to train on, {len(data.held_out)} held out for evaluation"
         )
+        for warning in StepPlan(config, len(data.training)).warnings():
+            self.reporter.note("warning", warning)
         self._leave_if_stopped()
         return data
 

@@ -1,0 +1,28 @@
+"""Does the run take enough optimizer steps to change the model?"""
+
+from __future__ import annotations
+
+from merlina.data.dataset import held_out_count
+from merlina.preflight.findings import Finding
+from merlina.schemas.inspection import DataFacts
+from merlina.schemas.plan import StepPlan
+from merlina.schemas.training import TrainingConfig
+
+
+def plan_steps(config: TrainingConfig, data: DataFacts | None, rows: int | None) -> StepPlan | None:
+    """Return the plan for a data set of `rows` rows, of which as many are usable as of those that were examined.
+
+    None where the rows can't be counted.
+    """
+    if data is None or not rows or not data.rows:
+        return None
+    pairs = round(rows * data.usable / data.rows)
+    return StepPlan(config, pairs - held_out_count(pairs, config.dataset.test_size))
+
+
+def check_plan(plan: StepPlan | None) -> Finding:
+    """Return a warning for a plan that can't be expected to change the model much."""
+    if plan is None or plan.pairs == 0:
+        return Finding()
+    warnings = tuple(plan.warnings())
+    return Finding(passed=not warnings, warnings=warnings)
