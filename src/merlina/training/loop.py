@@ -171,14 +171,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Replace transformers' schedules, whose first step has a rate of 0 where there is a warm-up."""
-        if self.lr_scheduler is None:
-            config, warmup = self._config, math.ceil(num_training_steps * self._config.warmup_ratio)
-            self.lr_scheduler = LambdaLR(
-                optimizer or self.optimizer,
-                lambda taken: rate_factor(config, taken + 1, num_training_steps, warmup),
-            )
-            self._created_lr_scheduler = True
-        return self.lr_scheduler
+        config, warmup = self._config, math.ceil(num_training_steps * self._config.warmup_ratio)
+        scheduler = LambdaLR(
+            optimizer or self.optimizer, lambda taken: rate_factor(config, taken + 1, num_training_steps, warmup)
+        )
+        self.lr_scheduler: LambdaLR | None = scheduler
+        self._created_lr_scheduler = True
+        return scheduler
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Asked for before each optimizer step, whether gradients are clipped or not.
