@@ -131,7 +131,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        until(self._answers, 20, "the server's first answer")
+        until(self._answers, 60, "the server's first answer")
         return self
 
     @property

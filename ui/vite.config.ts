@@ -8,6 +8,8 @@ const api = [...new Set(paths.map((path) => path.split('/')[1]))].join('|');
 
 export default defineConfig({
   plugins: [svelte()],
+  // Below which path the page is served is known only when it is asked for.
+  base: './',
   build: {
     outDir: '../src/merlina/api/static',
     emptyOutDir: true,

@@ -30,7 +30,9 @@ class Settings(BaseSettings):
 
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    domain: str = Field(default="", description="the public address, where a proxy stands before the server")
+    domain: str = Field(
+        default="", description="public address, with its path if it has one, when a proxy stands before the server"
+    )
     cors_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="origins whose pages may call the API: comma list, JSON list or *"
     )

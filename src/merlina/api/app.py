@@ -10,13 +10,14 @@ from fastapi.middleware.cors import CORSMiddleware
 from sqlalchemy.exc import SQLAlchemyError
 
 from merlina import __version__
-from merlina.api import errors, openapi, page
+from merlina.api import docs, errors, openapi, page
 from merlina.api.limits import BodyLimitMiddleware
 from merlina.api.origins import OwnNames, OwnNamesMiddleware
 from merlina.api.repeats import RepeatMiddleware
 from merlina.api.routes import ROUTERS
 from merlina.api.security import ApiKeyMiddleware, Sessions
 from merlina.api.services import Services
+from merlina.api.sub_path import SubPathMiddleware, sub_path_of
 from merlina.api.talk import Talk
 from merlina.api.uploads import sweep_incoming
 from merlina.errors import ServerError
@@ -58,8 +59,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="Merlina",
         version=__version__,
         summary="Fine-tunes language models on preference pairs",
-        docs_url="/api/docs",
-        redoc_url="/api/redoc",
+        docs_url=None,
+        redoc_url=None,
         openapi_url="/api/openapi.json",
         lifespan=lifespan,
         # A request for a job without a name must not end up at the one for all jobs.
@@ -67,10 +68,11 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for router in ROUTERS:
         app.include_router(router)
+    app.include_router(docs.router)
     page.install(app)
     errors.install(app)
     _add_middleware(app, settings)
-    app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
+    app.openapi = lambda: openapi.describe(app, sub_path_of(settings))  # type: ignore[method-assign]
     return app
 
 
@@ -154,3 +156,5 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
+    if sub_path := sub_path_of(settings):
+        app.add_middleware(SubPathMiddleware, sub_path=sub_path)

@@ -125,7 +125,7 @@ def _on_http_error(request: Request, error: Exception) -> Response:
     message = str(error.detail)
     if error.status_code == 404:
         if page.wants_page(request):
-            return page.nowhere()
+            return page.nowhere(request)
         message = f"There is nothing at {request.url.path}; GET /api lists what there is"
     if error.status_code == 405:
         allowed = ", ".join(_methods_at(request))

@@ -22,10 +22,12 @@ _WITH_BODY = {
 _SCHEMA_NAME = "ErrorAnswer"
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """Built once, then kept."""
+def describe(app: FastAPI, sub_path: str = "") -> dict[str, Any]:
+    """Return the description, built once and then kept. `sub_path` is the path of DOMAIN, if it has one."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
+        if sub_path:
+            schema["servers"] = [{"url": sub_path}]
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
         schemas[_SCHEMA_NAME] = ErrorAnswer.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas |= schemas[_SCHEMA_NAME].pop("$defs", {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import FileResponse, PlainTextResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, Response
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -49,13 +49,13 @@ def wants_page(request: Request) -> bool:
     return request.method == "GET" and "text/html" in request.headers.get("accept", "")
 
 
-def nowhere() -> Response:
-    """The page, which says that there is nothing at its address."""
-    return _page(404)
+def nowhere(request: Request) -> Response:
+    """Return the page, which says that there is nothing at its address."""
+    return _page(request, 404)
 
 
-def _index() -> Response:
-    return _page(200)
+def _index(request: Request) -> Response:
+    return _page(request, 200)
 
 
 @router.get(_SAMPLE_PAIRS)
@@ -63,11 +63,22 @@ def _sample_pairs() -> Response:
     return FileResponse(PAIRS, media_type="application/jsonl")
 
 
-def _page(status: int) -> Response:
+def _page(request: Request, status: int) -> Response:
     index = STATIC / "index.html"
     if not index.is_file():
         return PlainTextResponse("The web page was not built. `pip install .` builds it; the API is at /api/docs.", 503)
-    return FileResponse(index, status, headers=_HEADERS)
+    html = index.read_text().replace('"./', f'"{_way_to_root(request)}')
+    return HTMLResponse(html, status, headers=_HEADERS)
+
+
+def _way_to_root(request: Request) -> str:
+    """Return the relative path from the requested address to the server's root.
+
+    The page names its files relative to itself, so that it also works below a path that a proxy removes before it
+    forwards a request: at `/runs/job_1`, which a browser may know as `/merlina/runs/job_1`, they are in `../assets`.
+    """
+    path = request.scope.get("raw_path") or request.url.path.encode()
+    return "../" * (path.count(b"/") - 1) or "./"
 
 
 for _view in _VIEWS:

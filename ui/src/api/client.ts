@@ -1,5 +1,6 @@
 /** The public API: one function a question, errors as one kind. */
 
+import { addressOf } from '../lib/address';
 import type { components } from './types';
 
 type Schemas = components['schemas'];
@@ -62,7 +63,7 @@ export async function request(method: string, path: string, body?: unknown, sign
     init.body = JSON.stringify(body);
     init.headers = { 'Content-Type': 'application/json' };
   }
-  const response = await fetch(path, init).catch(() => null);
+  const response = await fetch(addressOf(path), init).catch(() => null);
   if (response?.ok) listener.onReached(true);
   else if (!signal?.aborted) throw refusal(path, response?.status ?? 0, await response?.json().catch(() => null));
   if (!response) throw new ApiError(1, 'It was taken back.');
@@ -100,7 +101,7 @@ function send<T>(path: string, file: File, onsent: (share: number) => void): Pro
     request.onerror = () => reject(new ApiError(0, 'The upload broke off: the server can’t be reached, or refused the file.'));
     request.onload = () => (request.status < 300 ? resolve(request.response as T) : reject(refusal(path, request.status, request.response)));
     request.responseType = 'json';
-    request.open('POST', path);
+    request.open('POST', addressOf(path));
     request.send(form);
   });
 }

@@ -1,5 +1,7 @@
 /** A run's WebSocket, taken up again behind the last event seen whenever it breaks. */
 
+import { addressOf } from '../lib/address';
+
 export type Connection = 'connecting' | 'live' | 'broken' | 'ended';
 
 export interface Message {
@@ -74,7 +76,8 @@ export class LiveRun {
   #open(): void {
     this.#heardAt = Date.now();
     const scheme = location.protocol === 'https:' ? 'wss' : 'ws';
-    const socket = new WebSocket(`${scheme}://${location.host}/ws/${encodeURIComponent(this.job)}?after=${this.seq}`);
+    const address = addressOf(`/ws/${encodeURIComponent(this.job)}?after=${this.seq}`);
+    const socket = new WebSocket(`${scheme}://${location.host}${address}`);
     this.#socket = socket;
     socket.onopen = () => {
       this.#wait = FIRST_WAIT;

@@ -1,22 +1,26 @@
 /** Where the visitor is, whether the server answers, and whether it knows them. */
 
 import { api, listen } from '../api/client';
+import { addressOf, pathOf } from '../lib/address';
 import { routeOf, type Route } from '../lib/route';
 
 const ASK_AGAIN_AFTER = 2000;
 
+const here = (): Route => routeOf(pathOf(location.pathname) ?? location.pathname, location.search);
+
 class Page {
   #timer = 0;
-  route = $state<Route>(routeOf(location.pathname, location.search));
+  route = $state<Route>(here());
   isReachable = $state(true);
   needsLogin = $state(false);
   canLogOut = $state(false);
   isReady = $state(false);
   said = $state('');
 
-  go(address: string, replace = false): void {
-    if (replace) history.replaceState(null, '', address);
-    else history.pushState(null, '', address);
+  /** Shows the view of a path of the server, such as `/runs/job_1`. */
+  go(path: string, replace = false): void {
+    if (replace) history.replaceState(null, '', addressOf(path));
+    else history.pushState(null, '', addressOf(path));
     this.#follow();
     scrollTo(0, 0);
     this.focusContent();
@@ -33,7 +37,7 @@ class Page {
   }
 
   #follow = (): void => {
-    this.route = routeOf(location.pathname, location.search);
+    this.route = here();
   };
 
   /** Links within the page are followed without loading it anew. */
@@ -43,9 +47,10 @@ class Page {
       if (event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey) return;
       const link = (event.target as Element).closest('a');
       if (!link || link.target || link.hasAttribute('download') || link.origin !== location.origin || link.hash) return;
-      if (routeOf(link.pathname).view === 'nowhere') return;
+      const path = pathOf(link.pathname);
+      if (path === null || routeOf(path).view === 'nowhere') return;
       event.preventDefault();
-      this.go(link.pathname + link.search);
+      this.go(path + link.search);
     });
   }
 

@@ -24,6 +24,8 @@ def login(credentials: LoginRequest, request: Request, response: Response, servi
         SESSION_COOKIE,
         sessions.new(),
         max_age=SESSION_SECONDS,
+        # Without a path the browser takes that of this request: servers below different paths of a host stay apart.
+        path=None,
         httponly=True,
         samesite="strict",
         secure=request.url.scheme == "https" or services.settings.domain.startswith("https:"),
@@ -34,7 +36,7 @@ def login(credentials: LoginRequest, request: Request, response: Response, servi
 @router.post("/logout")
 def logout(response: Response, services: Inject) -> SessionState:
     """Takes the cookie back."""
-    response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+    response.set_cookie(SESSION_COOKIE, max_age=0, path=None, httponly=True, samesite="strict")
     required = services.settings.api_key is not None
     return SessionState(login_required=required, logged_in=not required)
 
