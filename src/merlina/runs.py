@@ -3,7 +3,7 @@
 DATA_DIR/runs/<job_id>/            0700
     order.json       server        what to run: configuration without tokens, resolved paths
     secrets.json     server, 0600  the run's tokens, and nothing else holds them
-    lock             worker        held (flock) as long as a worker lives; inside: its pid and start time
+    lock             worker        held (flock) as long as a worker lives; inside: its ProcessId
     events.jsonl     worker        the numbered event log (see merlina.schemas.events)
     reserve          worker        room for the last event, given up when the disk is full
     meeting          worker        where the processes of a run on several GPUs find each other
@@ -30,6 +30,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from merlina.processes import ProcessId
 from merlina.schemas.events import Event, event_line, parse_event
 from merlina.schemas.training import TrainingConfig
 
@@ -53,14 +54,6 @@ class RunOrder(BaseModel):
 _log = logging.getLogger(__name__)
 _RESERVE_BYTES = 64 * 1024
 _BLOCK = 1 << 20
-
-
-@dataclass(frozen=True)
-class WorkerProcess:
-    """A process by pid and start time (epoch seconds), which together never name another one."""
-
-    pid: int
-    start_time: float
 
 
 @dataclass(frozen=True)
@@ -144,11 +137,10 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def worker(self) -> WorkerProcess | None:
+    def worker(self) -> ProcessId | None:
         """The process named in the lock file, alive or not."""
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            pid, start_time = self.lock_file.read_text().split()
-            return WorkerProcess(int(pid), float(start_time))
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            return ProcessId.parse(self.lock_file.read_text())
         return None
 
 

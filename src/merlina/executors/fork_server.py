@@ -16,9 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
-
 from merlina.executors.idle import IdleTimer
+from merlina.processes import identify
 
 _log = logging.getLogger(__name__)
 _ANSWER_SECONDS = 5.0
@@ -242,7 +241,7 @@ class Forked:
     seen_exit_code: int | None = None
 
     def __post_init__(self) -> None:
-        self._start_time = _start_time(self.pid)
+        self._identity = identify(self.pid)
 
     def poll(self) -> int | None:
         """Its exit code as subprocess has it, None where it lives, UNSEEN where nobody can tell any more."""
@@ -253,8 +252,7 @@ class Forked:
         return UNSEEN if code is None else code
 
     def is_alive(self) -> bool:
-        started = _start_time(self.pid)
-        return started is not None and started == self._start_time
+        return self._identity is not None and self._identity.is_alive()
 
     def wait(self, seconds: float = 5.0) -> int | None:
         """Its exit code, once it has ended."""
@@ -262,12 +260,3 @@ class Forked:
         while self.is_alive() and time.monotonic() < until:
             time.sleep(0.01)
         return self.poll()
-
-
-def _start_time(pid: int) -> float | None:
-    """None where no process lives by that number."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return float(process.create_time())
-    return None

@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment, shown_gpus
 from merlina.hardware.host import killed_by, oom_kills
 from merlina.runs import RunFolder, RunOrder, write_private
@@ -63,14 +61,17 @@ class LocalExecutor:
 
     def _signal(self, folder: RunFolder) -> None:
         # The worker names itself in the lock file once its signal handler is set; before that the file above is enough.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if (process := _worker(folder)) is not None:
-                process.send_signal(signal.SIGTERM)
+        worker = folder.worker()
+        if worker is not None and worker.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGTERM)
 
     def kill(self, folder: RunFolder) -> None:
         child = self._children.get(folder.path)
-        process = _worker(folder) if self.is_alive(folder) else None
-        pid = process.pid if process else child.process.pid if child and child.process.poll() is None else None
+        worker = folder.worker()
+        pid = child.process.pid if child and child.process.poll() is None else None
+        if worker is not None and worker.is_alive():
+            pid = worker.pid
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
@@ -114,15 +115,3 @@ class LocalExecutor:
         tokens = {**self.tokens, **folder.read_secrets()}
         environment |= {_TOKEN_VARIABLES[name]: token for name, token in tokens.items()}
         return environment | shown_gpus(gpus)
-
-
-def _worker(folder: RunFolder) -> psutil.Process | None:
-    """The process named in the lock file, if it is still that one."""
-    named = folder.worker()
-    if named is None:
-        return None
-    try:
-        process = psutil.Process(named.pid)
-        return process if abs(process.create_time() - named.start_time) < 2 else None
-    except psutil.NoSuchProcess:
-        return None

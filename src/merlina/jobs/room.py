@@ -90,7 +90,7 @@ class Room:
 
     def _held_by(self, record: JobRecord) -> int:
         worker = RunFolder(self.runs_dir / record.job_id).worker()
-        return resident_memory(worker.pid) // _MB if worker else 0
+        return resident_memory(worker.pid) // _MB if worker and worker.is_alive() else 0
 
 
 def _on_same_device(claim: Claim, record: JobRecord) -> bool:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
 from setproctitle import setproctitle
 
+from merlina.processes import identify
 from merlina.runs import EventLog, RunFolder
 from merlina.worker.imports import import_at_once
 from merlina.worker.stop import StopRequest
@@ -49,9 +49,8 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _name_myself(lock: int) -> None:
-    me = psutil.Process()
     os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{me.pid} {me.create_time()}".encode(), 0)
+    os.pwrite(lock, str(identify(os.getpid())).encode(), 0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+"""Identities of processes that hold across clock changes: boot id, process id and start time in clock ticks."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_DEAD_STATES = ("Z", "X", "x")
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """Identify one process of one boot of a machine.
+
+    A process id alone is reused after the process ended, and a start time in epoch seconds changes when the clock is
+    set. `start_ticks` counts from the boot that `boot_id` names.
+    """
+
+    pid: int
+    boot_id: str
+    start_ticks: int
+
+    def __str__(self) -> str:
+        return f"{self.pid} {self.boot_id} {self.start_ticks}"
+
+    @staticmethod
+    def parse(text: str) -> ProcessId | None:
+        """Read what `str` wrote; None for any other text."""
+        with contextlib.suppress(ValueError):
+            pid, boot_id, ticks = text.split()
+            return ProcessId(int(pid), boot_id, int(ticks))
+        return None
+
+    def is_alive(self) -> bool:
+        """Return whether this process still runs; a zombie does not."""
+        return identify(self.pid) == self
+
+
+def identify(pid: int) -> ProcessId | None:
+    """Return the identity of the process that runs under `pid` now; None if there is none, or only a zombie."""
+    ticks = _linux_start_ticks(pid) if sys.platform == "linux" else _other_start_ticks(pid)
+    return None if ticks is None else ProcessId(pid, _boot_id(), ticks)
+
+
+@cache
+def _boot_id() -> str:
+    with contextlib.suppress(OSError):
+        return _BOOT_ID.read_text().strip() or "-"
+    return "-"
+
+
+def _linux_start_ticks(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # The second field is the program's name in parentheses, which may hold anything; the state follows it.
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in _DEAD_STATES else int(fields[18])
+
+
+def _other_start_ticks(pid: int) -> int | None:
+    """Return hundredths of a second since the epoch: macOS records them once, at the start of the process."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return round(process.create_time() * 100)
+    return None
