@@ -104,7 +104,7 @@ def test_settings_that_cannot_be_are_named() -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "complaint"),
     [
-        ("DATA_DIR", "/etc/passwd/x", "can't be made: Not a directory"),
+        ("DATA_DIR", "/etc/passwd/x", "can't be used: Not a directory"),
         ("DATABASE_URL", "nonsense", "The database of DATABASE_URL can't be opened"),
         ("DOMAIN", "https://[bad", "DOMAIN: is no address"),
         ("API_KEY", "schlüssel", "API_KEY: must be plain ASCII"),

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from sqlalchemy.exc import SQLAlchemyError
 
 from merlina import __version__
 from merlina.api import docs, errors, openapi, page
+from merlina.api.folders import make_folders
 from merlina.api.limits import BodyLimitMiddleware
 from merlina.api.origins import OwnNames, OwnNamesMiddleware
 from merlina.api.repeats import RepeatMiddleware
@@ -20,7 +20,6 @@ from merlina.api.services import Services
 from merlina.api.sub_path import SubPathMiddleware, sub_path_of
 from merlina.api.talk import Talk
 from merlina.api.uploads import sweep_incoming
-from merlina.errors import ServerError
 from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper import Helper
 from merlina.executors.local import LocalExecutor
@@ -34,7 +33,7 @@ from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
 from merlina.settings import Settings
 from merlina.storage.configs import ConfigStore
-from merlina.storage.database import Database
+from merlina.storage.opening import open_database
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -78,8 +77,11 @@ def create_app(settings: Settings) -> FastAPI:
 
 def build_services(settings: Settings) -> Services:
     """Opens the database and builds every part; nothing runs yet."""
-    _make_folders(settings)
-    database = _open_database(settings)
+    make_folders(settings)
+    where = "DATABASE_URL" if settings.database_url else str(settings.data_dir)
+    database = open_database(settings.sqlalchemy_url, where)
+    # Not before the database is known to be ours to use.
+    sweep_incoming(settings.uploads_dir)
     allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
     hub = Hub()
     fork_server = ForkServer(settings.helper_idle_seconds, settings.helper_log)
@@ -114,30 +116,6 @@ def build_services(settings: Settings) -> Services:
         fork_server=fork_server,
         configs=ConfigStore(settings.configs_dir),
     )
-
-
-def _make_folders(settings: Settings) -> None:
-    """Raises ServerError."""
-    try:
-        for folder in (settings.data_dir, settings.runs_dir, settings.uploads_dir):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        settings.models_dir.mkdir(parents=True, exist_ok=True)
-        settings.runs_dir.chmod(0o700)
-        sweep_incoming(settings.uploads_dir)
-    except OSError as error:
-        raise ServerError(f"DATA_DIR and MODELS_DIR: {error.filename}: {error.strerror}") from error
-
-
-def _open_database(settings: Settings) -> Database:
-    """Raises ServerError where there can be none by that address."""
-    try:
-        database = Database(settings.sqlalchemy_url)
-        database.migrate()
-    except (SQLAlchemyError, ModuleNotFoundError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        where = "DATABASE_URL" if settings.database_url else f"{settings.data_dir}"
-        raise ServerError(f"The database of {where} can't be opened: {reason}") from error
-    return database
 
 
 def _server_tokens(settings: Settings) -> dict[str, str]:

@@ -145,6 +145,9 @@ def _on_os_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OSError)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return answer(507, f"The disk is full ({error.filename or 'data folder'}): free some space and try again")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        _log.error("%s %s: %s", request.method, request.url.path, error)
+        return answer(500, f"The server has no access to {error.filename or 'its files'}: {error.strerror}")
     return _on_bug(request, error)
 
 

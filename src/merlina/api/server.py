@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 
 from merlina.api.app import create_app
+from merlina.api.folders import sole_server
 from merlina.errors import ServerError
 from merlina.settings import Settings
 
@@ -30,7 +27,7 @@ def serve(settings: Settings) -> None:
     if settings.host not in _LOOPBACK and settings.api_key is None:
         _log.warning("listening on %s without API_KEY: whoever reaches this address may use it", settings.host)
     listener = _listen(settings.host, settings.port)
-    with listener, _sole_server(settings.lock_file):
+    with listener, sole_server(settings.lock_file):
         config = uvicorn.Config(
             create_app(settings),
             log_level=settings.log_level.lower(),
@@ -57,20 +54,3 @@ def _listen(host: str, port: int) -> socket.socket:
             f"can't listen on {host}:{port}: {error.strerror}; choose another with --port or PORT"
         ) from error
     return listener
-
-
-@contextmanager
-def _sole_server(lock_file: Path) -> Iterator[None]:
-    """Holds the data folder's lock, so that two servers never move the same jobs. Raises ServerError."""
-    try:
-        lock_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise ServerError(f"DATA_DIR: {lock_file.parent} can't be made: {error.strerror}") from error
-    with lock_file.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ServerError(
-                f"Another Merlina server uses {lock_file.parent}; stop it or take another DATA_DIR"
-            ) from error
-        yield

@@ -51,8 +51,7 @@ class Database:
 
     def migrate(self, version: str = "head") -> None:
         """Brings the tables to a version, the newest if none is named."""
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        config = migrations()
         with self._write_lock, self._writer() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, version)
@@ -68,6 +67,13 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def migrations() -> Config:
+    """Alembic's configuration of our migrations, without a connection."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    return config
 
 
 def _tune_sqlite(engine: Engine) -> None:

@@ -1,0 +1,108 @@
+"""Opening the database: refuse what this version cannot use before anything is written to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from alembic.script import ScriptDirectory
+from sqlalchemy import Select, column, create_engine, inspect, make_url, select, table
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from merlina.errors import ServerError
+from merlina.storage.database import Database, migrations
+from merlina.storage.tables import metadata
+
+_VERSION_TABLE = "alembic_version"
+# In every version of the database since the first.
+_ALWAYS_THERE = {"jobs", "metrics", "uploads"}
+_MAGIC = b"SQLite format 3\0"
+
+
+def open_database(url: str, setting: str) -> Database:
+    """Open the database at `url` and bring its tables to this version; `setting` names where `url` comes from.
+
+    Raises ServerError with one sentence where the database cannot be opened, was written by a newer version or belongs
+    to another program; it is then left as it was.
+    """
+    try:
+        _refuse_unusable(url, setting)
+        database = Database(url)
+        try:
+            database.migrate()
+        except BaseException:
+            database.close()
+            raise
+        return database
+    except (SQLAlchemyError, ModuleNotFoundError, OSError) as error:
+        raise ServerError(f"The database of {setting} can't be opened: {_reason(error)}") from error
+
+
+def _refuse_unusable(url: str, setting: str) -> None:
+    """Look at an existing database through a connection that cannot write to it. Raises ServerError."""
+    readable, file = url, None
+    parsed = make_url(url)
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    if is_sqlite:
+        file = Path(parsed.database or "")
+        if not parsed.database or not file.exists() or file.stat().st_size == 0:
+            return
+        _refuse_unusable_file(file, setting)
+        readable = f"sqlite:///file:{file}?mode=ro&uri=true"
+    engine = create_engine(readable)
+    try:
+        with engine.connect() as connection:
+            tables = set(inspect(connection).get_table_names())
+            has_version = _VERSION_TABLE in tables
+            query: Select[tuple[str]] = select(column("version_num")).select_from(table(_VERSION_TABLE))
+            versions = [str(version) for version in connection.execute(query).scalars()] if has_version else []
+    finally:
+        engine.dispose()
+    name = str(file or setting)
+    if versions:
+        _refuse_unknown_versions(versions, name)
+        if tables >= _ALWAYS_THERE:
+            return
+    # Programs may share a database server; a file belongs to one of them.
+    shared = not is_sqlite and not versions
+    in_the_way = tables & set(metadata.tables) if shared else tables - {_VERSION_TABLE}
+    if in_the_way:
+        raise ServerError(
+            f"{name} is no database of Merlina: it holds the tables {', '.join(sorted(in_the_way)[:5])} of another "
+            "program; choose another DATA_DIR or DATABASE_URL"
+        )
+
+
+def _refuse_unusable_file(file: Path, setting: str) -> None:
+    if not file.is_file():
+        raise ServerError(f"The database of {setting} can't be opened: {file} is not a file")
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise ServerError(f"The database of {setting} can't be opened: no permission to read and write {file}")
+    with file.open("rb") as opened:
+        if opened.read(len(_MAGIC)) != _MAGIC:
+            raise ServerError(f"The database of {setting} can't be opened: {file} is not a SQLite database")
+
+
+def _refuse_unknown_versions(versions: Sequence[str], name: str) -> None:
+    script = ScriptDirectory.from_config(migrations())
+    known = [revision.revision for revision in script.walk_revisions()]
+    for version in versions:
+        if version in known:
+            continue
+        newest = known[0]
+        if version.isdigit() and int(version) > int(newest):
+            raise ServerError(
+                f"{name} was written by a newer version of Merlina (database version {version}; this one knows up to "
+                f"{newest}): install that version again, or choose another DATA_DIR or DATABASE_URL"
+            )
+        raise ServerError(
+            f"{name} has the database version {version[:40]!r}, which no version of Merlina up to this one has "
+            f"written; choose another DATA_DIR or DATABASE_URL"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """Return the database's own words, without SQLAlchemy's around them."""
+    cause: object = error.orig if isinstance(error, DBAPIError) else error
+    return next(iter(str(cause).splitlines()), type(error).__name__)
