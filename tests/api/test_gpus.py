@@ -44,7 +44,9 @@ def test_one_card_by_its_index(with_gpus: httpx.Client) -> None:
     assert with_gpus.get("/gpu/0").json() == {"status": "success", "gpu": FIRST}
     missing = with_gpus.get("/gpu/7")
     assert missing.status_code == 404
-    assert missing.json()["detail"] == "GPU 7 not found; this machine has 0, 1"
+    assert missing.json()["detail"] == (
+        "There is no GPU with the index 7; this machine has 2 GPUs, with the indices 0 and 1"
+    )
     assert with_gpus.get("/gpu/first").status_code == 400
 
 

@@ -44,7 +44,7 @@ def test_bench_takes_first_steps_without_a_server_and_keeps_nothing(tiny_model: 
     measured = json.loads(done.stdout)
     assert measured["total_steps"] == 900
     assert measured["hours"] == pytest.approx(900 * measured["seconds_per_step"] / 3600)
-    assert min(measured[name] for name in ("seconds_to_first_step", "tokens_per_second", "memory_gb")) > 0
+    assert min(measured[name] for name in ("seconds_to_first_step", "tokens_per_second", "memory_gib")) > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "run.json"]
 
 

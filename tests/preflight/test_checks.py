@@ -28,9 +28,15 @@ def test_no_gpu_is_a_warning_unless_one_is_asked_for() -> None:
     assert check_gpus(config(), []).errors == ()
     assert "trains on the CPU" in check_gpus(config(), []).warnings[0]
     assert "no CUDA GPU" in check_gpus(config(gpu_ids=[0]), []).errors[0]
+    assert (
+        "this machine has 1 GPU, with the index 0" in check_gpus(config(gpu_ids=[7]), [Gpu(0, "a", 1, 1, 0)]).errors[0]
+    )
     cards = [Gpu(0, "a", 1, 1, 0), Gpu(1, "b", 1, 1, 0)]
     assert check_gpus(config(gpu_ids=[1]), cards).passed
-    assert "there is no GPU 2; this machine has 0, 1" in check_gpus(config(gpu_ids=[2]), cards).errors[0]
+    assert (
+        "there is no GPU with the index 2; this machine has 2 GPUs, with the indices 0 and 1"
+        in check_gpus(config(gpu_ids=[2]), cards).errors[0]
+    )
 
 
 def test_more_gpus_than_pairs_of_a_step_is_a_warning() -> None:
@@ -180,7 +186,7 @@ def test_merged_weights_are_as_wide_on_the_disk_as_the_run_held_them(tmp_path: P
 def test_merging_that_will_not_fit_into_ram_is_foretold() -> None:
     huge = FACTS.model_copy(update={"parameters": 2**43})
     (warning,) = check_merging(config(push_to_hub=True), huge, None).warnings
-    assert "about 18022.4 GiB" in warning
+    assert "about 18,022.4 GiB" in warning
     assert warning.endswith("the adapter alone is uploaded")
     tiny = FACTS.model_copy(update={"parameters": 1000})
     assert check_merging(config(push_to_hub=True), tiny, None) == Finding()
@@ -235,7 +241,10 @@ def test_rows_that_the_model_has_no_place_for_are_named() -> None:
     assert "has 8,192 positions; set max_length" in judge_lengths(long, learned, DATA).errors[0]
     assert judge_lengths(config(max_length=4096), learned, DATA) == Finding()
     strange = DATA.model_copy(update={"highest_id": 128_256})
-    assert "belongs to another model" in judge_lengths(config(), FACTS, strange).errors[0]
+    assert (
+        "the token id 128,256, but the model has the ids 0 to 128,255"
+        in judge_lengths(config(), FACTS, strange).errors[0]
+    )
 
 
 def test_layers_named_with_their_parents_count_in_the_adapters_size() -> None:

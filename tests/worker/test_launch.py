@@ -80,7 +80,7 @@ def figures(events: list[Event]) -> dict[tuple[int, str], float]:
         for event in events
         if event.type == "metrics"
         for name, value in event.metrics.items()
-        if name not in ("tokens_per_second", "memory_gb")
+        if name not in ("tokens_per_second", "memory_gib")
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from merlina.executors.local import LocalExecutor
 from merlina.runs import RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
 from tests.harness import pairs_file, training_config, until
+from tests.tiny import build_tiny_model
 
 
 def run_worker(
@@ -59,6 +61,7 @@ def test_a_run_goes_through_its_states_and_completes_even_in_4_bit_on_a_cpu(fini
     ]  # fmt: skip
     ended = events[-1]
     assert (ended.state, ended.error) == ("completed", None), finished.log_file.read_text()
+    assert any("Only 4 optimizer steps" in event.message for event in events if event.type == "log")
     assert any("held as 4-bit NF4" in event.message for event in events if event.type == "log")
     assert [event.step for event in events if event.type == "metrics" and "loss" in event.metrics] == [1, 2, 3, 4]
     assert {"final_loss", "final_eval_loss", "initial_eval_loss", "initial_eval_reward_accuracy"} <= set(
@@ -116,6 +119,50 @@ def test_a_failure_is_one_last_event_with_a_reason(
     assert ended.state == "failed"
     assert reason in ended.error
     assert not (tmp_path / "models").exists()
+
+
+def test_a_token_that_the_model_does_not_have_is_named_with_its_row_before_training(
+    fork_server: ForkServer, tiny_model: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(["<|added|>"])
+    tokenizer.save_pretrained(model)
+    dataset = pairs_file(tmp_path / "pairs.jsonl", rows=60)
+    rows = dataset.read_text().splitlines()
+    rows[40] = rows[40].replace("It is", "<|added|>")
+    dataset.write_text("\n".join(rows) + "\n")
+    events = log_of(run_worker(fork_server, tmp_path, model, dataset))
+    assert events[-1].state == "failed"
+    assert events[-1].error.startswith(
+        "Row 41 has the token id 400 ('<|added|>'), but the model has the ids 0 to 399. The tokenizer of "
+    )
+    assert "training" not in [event.state for event in events if event.type == "state"]
+
+
+def test_padding_by_a_token_that_the_model_does_not_have_changes_nothing(
+    fork_server: ForkServer, tmp_path: Path
+) -> None:
+    """With attention dropout, which is trained the model's own way, in padded batches."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    losses = []
+    for pad in ("<|endoftext|>", "<|pad|>"):
+        model = build_tiny_model(tmp_path / f"model-{len(losses)}")
+        config = AutoConfig.from_pretrained(model, attention_dropout=1e-9)
+        AutoModelForCausalLM.from_pretrained(model, config=config).save_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer.add_special_tokens({"pad_token": pad})
+        tokenizer.save_pretrained(model)
+        folder = tmp_path / f"run-{len(losses)}"
+        folder.mkdir()
+        run = run_worker(fork_server, folder, model, pairs_file(folder / "pairs.jsonl", rows=8), max_steps=1)
+        ended = log_of(run)[-1]
+        assert (ended.state, ended.error) == ("completed", None)
+        losses.append(ended.final_metrics["final_loss"])
+    assert losses[0] == losses[1]
 
 
 def test_a_models_folder_that_cannot_be_written_is_named_and_nothing_half_made_is_left(

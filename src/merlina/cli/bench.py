@@ -38,13 +38,13 @@ _NOT_MEASURED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds and speeds are medians over the steps that count; memory is that of the first process, in GB."""
+    """Seconds and speeds are medians over the steps that count; memory is that of the first process, in GiB."""
 
     seconds_to_first_step: float
     seconds_per_step: float
     tokens_per_second: float
-    memory_gb: float
-    gpu_memory_gb: float | None
+    memory_gib: float
+    gpu_memory_gib: float | None
     total_steps: int
 
     @property
@@ -115,8 +115,8 @@ def _watch(events: Iterator[Event], steps: int) -> Measured:
         seconds_to_first_step=seen[0].time - began,
         seconds_per_step=statistics.median(after.time - before.time for before, after in pairwise(seen)),
         tokens_per_second=statistics.median(event.metrics["tokens_per_second"] or 0.0 for event in counted),
-        memory_gb=last["memory_gb"] or 0.0,
-        gpu_memory_gb=last.get("gpu_memory"),
+        memory_gib=last["memory_gib"] or 0.0,
+        gpu_memory_gib=last.get("gpu_memory"),
         total_steps=total_steps,
     )
 
@@ -141,11 +141,11 @@ def _table(measured: Measured) -> Table:
         ("until the first step", f"{measured.seconds_to_first_step:.1f} s"),
         ("an optimizer step", f"{measured.seconds_per_step:.2f} s"),
         ("speed", f"{measured.tokens_per_second:,.0f} tokens/s"),
-        ("memory", f"{measured.memory_gb:.1f} GB"),
+        ("memory", f"{measured.memory_gib:.1f} GiB"),
         ("all steps", f"{measured.total_steps:,} in about {measured.hours:.1f} h"),
     ]
-    if measured.gpu_memory_gb is not None:
-        rows.insert(4, ("GPU memory", f"{measured.gpu_memory_gb:.1f} GB"))
+    if measured.gpu_memory_gib is not None:
+        rows.insert(4, ("GPU memory", f"{measured.gpu_memory_gib:.1f} GiB"))
     for name, value in rows:
         table.add_row(name, value)
     return table

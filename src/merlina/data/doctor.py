@@ -58,7 +58,8 @@ class _Count:
 class Doctor:
     """Sees each row once; `findings` may be asked for at any time. `markers` are the chat format's own.
 
-    `longest`, `most_tokens` and `highest_id` are the largest of the Lengths seen, 0 without any.
+    `longest`, `most_tokens` and `highest_id` are the largest of the Lengths seen, 0 without any; `highest_id_row` is
+    the first row with that id.
     """
 
     markers: Sequence[str] = ()
@@ -66,6 +67,7 @@ class Doctor:
     longest: int = 0
     most_tokens: int = 0
     highest_id: int = 0
+    highest_id_row: int = 0
     _counts: dict[FindingKind, _Count] = field(default_factory=dict)
     _reasons: list[str] = field(default_factory=list)
     _seen: set[bytes] = field(default_factory=set)
@@ -140,7 +142,8 @@ class Doctor:
     def _look_at_tokens(self, pair: Pair, lengths: Lengths) -> None:
         self.longest = max(self.longest, lengths.longest)
         self.most_tokens = max(self.most_tokens, lengths.all_parts)
-        self.highest_id = max(self.highest_id, lengths.highest_id)
+        if lengths.highest_id > self.highest_id:
+            self.highest_id, self.highest_id_row = lengths.highest_id, pair.number
         prompt, chosen, rejected = self._tokens
         self._tokens = (prompt + lengths.prompt, chosen + lengths.chosen, rejected + lengths.rejected)
         self._tokenized += 1

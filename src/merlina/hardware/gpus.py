@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,14 @@ def list_gpus() -> list[Gpu]:
         return [_gpu(index) for index in found if visible is None or index in visible]
     finally:
         pynvml.nvmlShutdown()
+
+
+def count_in_words(gpus: Sequence[Gpu]) -> str:
+    """Return how many GPUs there are and their indices, such as `2 GPUs, with the indices 0 and 1`."""
+    *others, last = (str(gpu.index) for gpu in gpus)
+    if not others:
+        return f"1 GPU, with the index {last}"
+    return f"{len(gpus)} GPUs, with the indices {', '.join(others)} and {last}"
 
 
 def _visible_indices() -> set[int] | None:

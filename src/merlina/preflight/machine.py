@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from merlina.hardware.gpus import Gpu
+from merlina.hardware.gpus import Gpu, count_in_words
 from merlina.hardware.host import available_memory, existing_parent, free_disk
 from merlina.preflight.findings import Finding
 from merlina.preflight.memory import compute_bytes, trained_weights
 from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.training import KEPT_CHECKPOINTS, OPTIMIZER_BYTES, TrainingConfig
+from merlina.schemas.units import MIB, gib
 from merlina.schemas.validation import MemoryEstimate
 from merlina.settings import Settings
 
-_MB, _GB = 1024**2, 1024**3
-_MIN_FREE_DISK = 256 * _MB
+_MIN_FREE_DISK = 256 * MIB
 
 
 def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
@@ -25,8 +25,10 @@ def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
     there = [gpu.index for gpu in gpus]
     missing = [index for index in config.gpu_ids or [] if index not in there]
     if missing:
-        known = f"this machine has {', '.join(map(str, there))}" if there else "this machine has no CUDA GPU"
-        return Finding(passed=False, errors=(f"gpu_ids: there is no GPU {', '.join(map(str, missing))}; {known}",))
+        known = f"this machine has {count_in_words(gpus)}" if gpus else "this machine has no CUDA GPU"
+        return Finding(
+            passed=False, errors=(f"gpu_ids: there is no GPU with the index {', '.join(map(str, missing))}; {known}",)
+        )
     if len(config.gpu_ids or []) > config.pairs_per_step:
         return Finding(passed=False, warnings=(_more_gpus_than_pairs(config),))
     if not there:
@@ -62,13 +64,13 @@ def check_merging(config: TrainingConfig, model: ModelFacts | None, memory: Memo
     """
     if model is None or not config.merges or not config.weight_bits:
         return Finding()
-    held = memory.parts_mb["weights"] * _MB if memory and memory.place == "RAM" else 0
+    held = memory.parts_mb["weights"] * MIB if memory and memory.place == "RAM" else 0
     needed, free = config.merging_bytes(model.parameters * 2), available_memory() - held
     if needed <= free:
         return Finding()
     message = (
-        f"merge_lora_before_upload: merging takes the base model into RAM in 16 bits, about {needed / _GB:.1f} GiB; "
-        f"{max(0.0, free) / _GB:.1f} GiB are free beside the run. Unless there is room at its end, the adapter alone "
+        f"merge_lora_before_upload: merging takes the base model into RAM in 16 bits, about {gib(needed)}; "
+        f"{gib(max(0.0, free))} are free beside the run. Unless there is room at its end, the adapter alone "
         "is uploaded"
     )
     return Finding(passed=False, warnings=(message,))
@@ -118,6 +120,6 @@ def _disk_problem(folder: Path, needed: float) -> str | None:
         return f"{existing} can't be written to; {folder} is needed for the run"
     free = free_disk(existing)
     if free < needed + _MIN_FREE_DISK:
-        wanted = (needed + _MIN_FREE_DISK) / _MB
-        return f"the disk of {folder} is full: {free / _MB:,.0f} MiB are free, {wanted:,.0f} are needed"
+        wanted = (needed + _MIN_FREE_DISK) / MIB
+        return f"the disk of {folder} is full: {free / MIB:,.0f} MiB are free, {wanted:,.0f} are needed"
     return None

@@ -64,8 +64,9 @@ def judge_lengths(config: TrainingConfig, model: ModelFacts, data: DataFacts) ->
     """Whether the model has a place for every token of the rows looked at, and for as many as there are."""
     if data.highest_id is not None and data.highest_id >= model.vocab_size:
         return _error(
-            f"base_model: its tokenizer makes ids up to {data.highest_id} of these rows, but the model knows "
-            f"{model.vocab_size:,}; the tokenizer in this folder belongs to another model"
+            f"base_model: in row {data.highest_id_row or 1:,} its tokenizer makes the token id {data.highest_id:,}, "
+            f"but the model has the ids 0 to {model.vocab_size - 1:,}; the tokenizer belongs to another model, or has "
+            "tokens that were added after the model was saved"
         )
     longest = min(data.longest or 0, config.max_length)
     if model.max_positions is None or longest <= model.max_positions:

@@ -30,7 +30,7 @@ class ModelFacts(_Facts):
         description="whether it can be trained on packs; false where its own way is known to be the only one beforehand"
     )
     layers: int
-    vocab_size: int
+    vocab_size: int = Field(description="token ids that both the embedding and the output head have")
     max_positions: int | None
     learned_positions: bool = Field(description="whether each position has weights, so that there are no more of them")
     adapter_width: dict[str, int] = Field(
@@ -43,7 +43,10 @@ class TokenizerFacts(_Facts):
     """What a preview and a format need to know of a tokenizer."""
 
     vocab_size: int
-    model_max_length: int | None = Field(description="in tokens; null where the tokenizer sets no limit")
+    model_max_length: int = Field(
+        description="the longest text in tokens: the tokenizer's limit, otherwise the model's positions; a model "
+        "without a limit takes what max_length allows at most"
+    )
     has_chat_template: bool
     chat_template_preview: str | None
     pad_token: str | None
@@ -67,6 +70,7 @@ class DataFacts(_Facts):
     usable: int
     longest: int | None = Field(description="tokens of the longest prompt with answer; null without tokenizer")
     highest_id: int | None = Field(description="the highest token id among them; null without tokenizer")
+    highest_id_row: int | None = Field(default=None, description="the row that has it; null without tokenizer")
     most_tokens: int | None = Field(description="the most tokens a pair's prompt and two answers have together")
     mean_tokens: PairTokens | None = Field(default=None, description="null without tokenizer")
     findings: list[DataFinding]

@@ -49,7 +49,7 @@ class JobStatus(Response):
     loss: float | None
     eval_loss: float | None = None
     learning_rate: float | None = None
-    gpu_memory: float | None = Field(default=None, description="peak GPU memory held by the run, in GB")
+    gpu_memory: float | None = Field(default=None, description="peak GPU memory held by the run, in GiB")
     error: str | None
     wandb_url: str | None
     queue_position: int | None = Field(description="1 is next; null once the job runs")

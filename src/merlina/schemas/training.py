@@ -46,6 +46,7 @@ OPTIMIZER_BYTES: dict[OptimizerType, float] = {
 }
 # Of a GPU's free memory: a frozen model that takes more of it is spread over the run's GPUs.
 _WHOLE_MODEL_SHARE = 0.5
+LONGEST_TEXT = 1_048_576
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _DEFAULT_TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
 
@@ -113,10 +114,13 @@ class TrainingConfig(Request):
         description="Times batch_size: pairs of an optimizer step. How they are cut into passes is found by itself.",
     )
     max_length: int = Field(
-        default=2048, ge=16, le=1_048_576, description="Longest prompt with its answer, in tokens; longer ones are cut."
+        default=2048,
+        ge=16,
+        le=LONGEST_TEXT,
+        description="Longest prompt with its answer, in tokens; longer ones are cut.",
     )
     max_prompt_length: int = Field(
-        default=1024, ge=8, le=1_048_576, description="Longest prompt, in tokens, below max_length."
+        default=1024, ge=8, le=LONGEST_TEXT, description="Longest prompt, in tokens, below max_length."
     )
 
     seed: int = Field(

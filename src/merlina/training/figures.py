@@ -10,9 +10,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from merlina.schemas.units import GIB
 from merlina.training.ranks import Ranks
-
-_GB = 1e9
 
 
 class Means:
@@ -76,8 +75,8 @@ class Speed:
 
 
 def memory() -> dict[str, float]:
-    """What this process holds: peak GPU memory where there is a GPU, and resident RAM, in GB."""
-    held = {"memory_gb": psutil.Process().memory_info().rss / _GB}
+    """What this process holds: peak GPU memory where there is a GPU, and resident RAM, in GiB."""
+    held = {"memory_gib": psutil.Process().memory_info().rss / GIB}
     if torch.cuda.is_available():
-        held["gpu_memory"] = torch.cuda.max_memory_reserved() / _GB
+        held["gpu_memory"] = torch.cuda.max_memory_reserved() / GIB
     return held

@@ -260,11 +260,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             passes = fitting(passes, units, run, self._reporter.note)
         positions = passes.layout.size(passes.largest(units))
         held = memory()
-        on_gpu = f" and {held['gpu_memory']:.2f} GB of the GPU's" if "gpu_memory" in held else ""
+        on_gpu = f" and {held['gpu_memory']:.2f} GiB of the GPU's" if "gpu_memory" in held else ""
         self._reporter.note(
             "info",
-            f"{positions:,} tokens in its largest forward pass, which was tried first and left {held['memory_gb']:.2f} "
-            f"GB of memory{on_gpu} in use",
+            f"{positions:,} tokens in its largest forward pass, which was tried first and left "
+            f"{held['memory_gib']:.2f} GiB of memory{on_gpu} in use",
         )
         return passes
 

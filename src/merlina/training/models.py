@@ -26,6 +26,9 @@ from merlina.errors import ModelError
 from merlina.hub import in_words
 from merlina.schemas.training import AttentionImplementation, Dtype, WeightBits
 
+# What model families call the number of their positions.
+_POSITION_COUNTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -115,6 +118,27 @@ def weights_from(gguf: str | None) -> dict[str, Any]:
     if gguf is None:
         return {"use_safetensors": True}
     return {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def vocabulary_size(model: Any) -> int:
+    """Return how many token ids a causal language model knows: rows of its embedding, or of its head where fewer."""
+    parts = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
+    return min(_rows(part) for part in parts)
+
+
+def _rows(part: Any) -> int:
+    """Of an embedding or a head; the weight of a quantized one has another shape."""
+    for name in ("num_embeddings", "out_features"):
+        if isinstance(rows := getattr(part, name, None), int):
+            return rows
+    return int(part.weight.shape[0])
+
+
+def max_positions(config: Any) -> int | None:
+    """Return how many positions a model's configuration declares, None for models without such a limit."""
+    text = config.get_text_config()
+    declared = (getattr(text, name, None) for name in _POSITION_COUNTS)
+    return next((count for count in declared if isinstance(count, int) and count > 0), None)
 
 
 def weight_bytes(spec: ModelSpec) -> int:

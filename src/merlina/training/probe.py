@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from merlina.errors import TrainingError
+from merlina.schemas.units import gib
 from merlina.training.alarms import Say
 from merlina.training.packing import SharedPrompt
 from merlina.training.passes import Passes
-
-_GB = 1e9
 
 
 def fitting(
@@ -82,6 +81,6 @@ def _does_not_fit(worst: Sequence[SharedPrompt], passes: Passes, longest: int) -
     free, total = torch.cuda.mem_get_info()
     held = torch.cuda.max_memory_allocated()
     return (
-        f"{message}. The run held {held / _GB:.1f} GB of the card's {total / _GB:.1f} GB when it failed, and "
-        f"{(total - free) / _GB:.1f} GB are in use in all: something else on the card may be in its way"
+        f"{message}. The run held {gib(held)} of the card's {gib(total)} when it failed, and "
+        f"{gib(total - free)} are in use in all: something else on the card may be in its way"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from merlina.data.doctor import Lengths
@@ -33,6 +34,11 @@ class EncodedPair:
             cut_answers=self.cut.chosen + self.cut.rejected,
         )
 
+    def id_outside(self, vocabulary: int) -> int | None:
+        """Return the first token id that a model with this many token ids doesn't have, None without any."""
+        ids = chain(self.tokens.prompt, self.tokens.chosen, self.tokens.rejected)
+        return next((token for token in ids if token >= vocabulary), None)
+
 
 class PairEncoder:
     """`tokenizer_name` is whose tokenizer it is, for errors. Raises ModelError where the format needs a template
@@ -42,6 +48,7 @@ class PairEncoder:
         self, tokenizer: Any, tokenizer_name: str, spec: DatasetFormat, max_length: int, max_prompt_length: int
     ) -> None:
         own = TokenizerTemplate(tokenizer, tokenizer_name) if spec.format_type == "tokenizer" else None
+        self._tokenizer = tokenizer
         self._render = formatter(spec, own)
         self._tokens = PairTokenizer(tokenizer, max_length, max_prompt_length)
 
@@ -52,6 +59,10 @@ class PairEncoder:
         if not tokens.prompt:
             raise UnusableRowError("its prompt has no tokens at all in this format")
         return EncodedPair(text, replace(tokens, row=pair.number), cut)
+
+    def token(self, token_id: int) -> str:
+        """Return a token as the tokenizer writes it."""
+        return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
     def end_token(self) -> int | None:
         """The token that ends answers in this format: what two different ones both end with. None without any."""

@@ -18,8 +18,8 @@ from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair, UnusableRowError
 from merlina.errors import MerlinaError
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens, RunFacts, TokenizerFacts
-from merlina.schemas.training import TrainingConfig
-from merlina.training.models import load_tokenizer, readable_errors, split_gguf
+from merlina.schemas.training import LONGEST_TEXT, TrainingConfig
+from merlina.training.models import load_tokenizer, max_positions, readable_errors, split_gguf, vocabulary_size
 from merlina.worker.encoding import PairEncoder
 
 _TEMPLATE_SHOWN = 200
@@ -42,10 +42,9 @@ def tokenizer_facts(model_name: str, token: str | None, trust_remote_code: bool)
     """A TokenizerFacts. Raises ModelError."""
     tokenizer = cached_tokenizer(model_name, token, trust_remote_code)
     template = tokenizer.chat_template
-    longest = tokenizer.model_max_length
     return TokenizerFacts(
         vocab_size=len(tokenizer),
-        model_max_length=longest if longest < _NO_LIMIT else None,
+        model_max_length=_longest_text(tokenizer, model_name, _Access(token, trust_remote_code)),
         has_chat_template=bool(template),
         chat_template_preview=str(template)[:_TEMPLATE_SHOWN] if template else None,
         pad_token=tokenizer.pad_token,
@@ -94,18 +93,31 @@ def _or_error(ask: Any) -> tuple[Any, str | None]:
 def _model_facts(base_model: str, access: _Access) -> ModelFacts:
     """Builds the model without its weights. Raises ModelError."""
     with readable_errors(base_model, access.token):
-        name, gguf = split_gguf(base_model)
-        config = AutoConfig.from_pretrained(
-            name,
-            token=access.token,
-            trust_remote_code=access.trust_remote_code,
-            **({"gguf_file": gguf} if gguf else {}),
-        )
-        if gguf and hasattr(config, "quantization_config"):
+        config = _config(base_model, access)
+        if hasattr(config, "quantization_config") and split_gguf(base_model)[1]:
             del config.quantization_config
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=access.trust_remote_code)
     return _measure(model)
+
+
+def _config(base_model: str, access: _Access) -> Any:
+    """transformers' configuration of a model."""
+    name, gguf = split_gguf(base_model)
+    return AutoConfig.from_pretrained(
+        name,
+        token=access.token,
+        trust_remote_code=access.trust_remote_code,
+        **({"gguf_file": gguf} if gguf else {}),
+    )
+
+
+def _longest_text(tokenizer: Any, base_model: str, access: _Access) -> int:
+    """In tokens. Raises ModelError where the tokenizer sets no limit and the model's configuration can't be read."""
+    if tokenizer.model_max_length < _NO_LIMIT:
+        return int(tokenizer.model_max_length)
+    with readable_errors(base_model, access.token):
+        return max_positions(_config(base_model, access)) or LONGEST_TEXT
 
 
 def _measure(model: Any) -> ModelFacts:
@@ -127,8 +139,8 @@ def _measure(model: Any) -> ModelFacts:
         drops_scores=drops_scores,
         takes_packs=not drops_scores and _takes_packs(model),
         layers=text.num_hidden_layers,
-        vocab_size=text.vocab_size,
-        max_positions=getattr(text, "max_position_embeddings", None),
+        vocab_size=vocabulary_size(model),
+        max_positions=max_positions(model.config),
         learned_positions=any(_is_position_table(name, module) for name, module in model.named_modules()),
         adapter_width=_adapter_width(model),
     )
@@ -188,6 +200,7 @@ def _look_at_data(training: TrainingConfig, file: Path | None, access: _Access, 
         usable=doctor.usable,
         longest=doctor.longest or None,
         highest_id=doctor.highest_id or None,
+        highest_id_row=doctor.highest_id_row or None,
         most_tokens=doctor.most_tokens or None,
         mean_tokens=PairTokens(prompt=means[0], chosen=means[1], rejected=means[2]) if means else None,
         findings=doctor.findings(held_out),

@@ -54,7 +54,7 @@ def _run_stages(stages: Stages) -> None:
     reporter.state("loading_model")
     loaded = stages.load_model()
     reporter.state("loading_dataset")
-    data = stages.load_data(loaded.tokenizer)
+    data = stages.load_data(loaded)
     reporter.state("training")
     trained = stages.train(loaded, data)
     if not stages.ranks.is_first:

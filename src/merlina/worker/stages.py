@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +21,10 @@ from merlina.data.pairs import Pair, UnusableRowError
 from merlina.errors import DataError, TrainingError
 from merlina.runs import RunFolder, RunOrder
 from merlina.schemas.plan import StepPlan
+from merlina.schemas.units import gib
 from merlina.training import checkpoints
 from merlina.training.adapters import make_trainable
+from merlina.training.logprobs import unwrapped
 from merlina.training.loop import PreferenceTrainer
 from merlina.training.models import (
     ModelSpec,
@@ -30,6 +33,7 @@ from merlina.training.models import (
     load_model,
     load_tokenizer,
     training_device,
+    vocabulary_size,
     weight_bytes,
 )
 from merlina.training.ranks import ALONE, Ranks
@@ -52,6 +56,17 @@ class LoadedModel:
     model: nn.Module
     tokenizer: Any
     dtype: torch.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model has."""
+        return vocabulary_size(unwrapped(self.model))
+
+    @property
+    def pad_id(self) -> int:
+        """What fills padded rows. No mask lets anything see it, but it must have a row in the embedding."""
+        pad: int = self.tokenizer.pad_token_id
+        return pad if pad < self.vocabulary else 0
 
 
 @dataclass(frozen=True)
@@ -109,8 +124,8 @@ class Stages:
         self._leave_if_stopped()
         return LoadedModel(trainable.model, tokenizer, dtype)
 
-    def load_data(self, tokenizer: Any) -> TrainingData:
-        config = self.order.config
+    def load_data(self, loaded: LoadedModel) -> TrainingData:
+        config, tokenizer = self.order.config, loaded.tokenizer
         dataset = config.dataset
         file = Path(self.order.dataset_file) if self.order.dataset_file else None
         if file is not None and not file.is_file():
@@ -119,13 +134,12 @@ class Stages:
         doctor = Doctor(MARKERS[dataset.format.format_type])
         keep = dataset.max_samples is None
         rows = read_pairs(dataset, file, self._token, needs_rejected=config.needs_rejected, keep=keep)
-        loaded = load_pairs(self._until_stopped(rows))
-        for row in loaded.skipped:
+        found = load_pairs(self._until_stopped(rows))
+        for row in found.skipped:
             doctor.skip(row)
-        training, held_out = split_pairs(loaded.pairs, dataset.test_size, config.seed)
-        data = TrainingData(
-            training=self._encode(training, encoder, doctor), held_out=self._encode(held_out, encoder, doctor)
-        )
+        training, held_out = split_pairs(found.pairs, dataset.test_size, config.seed)
+        encode = partial(self._encode, encoder=encoder, doctor=doctor, vocabulary=loaded.vocabulary)
+        data = TrainingData(training=encode(training), held_out=encode(held_out))
         self._say_what_was_found(doctor, held_out)
         if not data.training:
             raise DataError("No row can be used in this chat format; choose another, such as chatml")
@@ -147,7 +161,7 @@ class Stages:
                 self.order.config,
                 training=data.training,
                 held_out=data.held_out,
-                pad_id=loaded.tokenizer.pad_token_id,
+                pad_id=loaded.pad_id,
                 dtype=loaded.dtype,
                 folder=self.folder.checkpoints_dir,
                 reporter=reporter,
@@ -169,8 +183,8 @@ class Stages:
             return None
         self.reporter.note(
             "info",
-            f"The model's {weights / 1e9:.1f} GB of weights are spread over the {self.ranks.count} processes, since "
-            f"each has {free / 1e9:.1f} GB free: slower than a whole model in each",
+            f"The model's {gib(weights)} of weights are spread over the {self.ranks.count} processes, since "
+            f"each has {gib(free)} free: slower than a whole model in each",
         )
         return self.ranks.mesh()
 
@@ -187,7 +201,8 @@ class Stages:
             self.reporter.note("warning", "There is no whole checkpoint to go on from: beginning anew")
         return checkpoint
 
-    def _encode(self, pairs: list[Pair], encoder: PairEncoder, doctor: Doctor) -> list[TokenPair]:
+    def _encode(self, pairs: list[Pair], encoder: PairEncoder, doctor: Doctor, vocabulary: int) -> list[TokenPair]:
+        """Raises DataError for the first row with a token that the model doesn't have."""
         encoded: list[TokenPair] = []
         for pair in self._until_stopped(pairs):
             try:
@@ -195,6 +210,12 @@ class Stages:
             except UnusableRowError as error:
                 doctor.skip(SkippedRow(pair.number, error.message, error.kind))
                 continue
+            if (token := made.id_outside(vocabulary)) is not None:
+                raise DataError(
+                    f"Row {pair.number:,} has the token id {token:,} ({encoder.token(token)!r}), but the model has the "
+                    f"ids 0 to {vocabulary - 1:,}. The tokenizer of {self.order.config.base_model} belongs to another "
+                    "model, or has tokens that were added after the model was saved"
+                )
             doctor.see(pair, made.lengths)
             encoded.append(made.tokens)
         return encoded

@@ -57,10 +57,10 @@ export const CHARTS: ChartSpec[] = [
   { title: 'Speed', help: 'Tokens per second, each prompt counted with both its answers.', shows: [0], lines: [{ name: 'tokens_per_second', label: 'tokens/s', color: '--chart-1', isNoisy: true }] },
   {
     title: 'Memory',
-    help: 'What the run holds, in GB.',
+    help: 'What the run holds, in GiB.',
     shows: [0],
     lines: [
-      { name: 'memory_gb', label: 'RAM', color: '--chart-1' },
+      { name: 'memory_gib', label: 'RAM', color: '--chart-1' },
       { name: 'gpu_memory', label: 'GPU', color: '--chart-2', dash: [6, 4] },
     ],
   },

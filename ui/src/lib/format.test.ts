@@ -30,7 +30,7 @@ test('a share is never rounded up to done', () => {
 });
 
 test('sizes are told in the largest unit', () => {
-  expect([bytes(0), bytes(999), bytes(1500), bytes(2_000_000_000)]).toEqual(['0 B', '999 B', '1.5 kB', '2 GB']);
+  expect([bytes(0), bytes(999), bytes(1536), bytes(2 * 1024 ** 3)]).toEqual(['0 B', '999 B', '1.5 KiB', '2 GiB']);
 });
 
 test('yesterday and before is a date', () => {

@@ -49,9 +49,9 @@ export function brief(seconds: number): string {
 
 export function bytes(count: number | null | undefined): string {
   if (count === null || count === undefined) return UNKNOWN;
-  const units = ['B', 'kB', 'MB', 'GB', 'TB'];
-  const power = count < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log10(count) / 3));
-  return `${number(count / 1000 ** power, 3)} ${units[power]}`;
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB'];
+  const power = count < 1 ? 0 : Math.min(units.length - 1, Math.floor(Math.log2(count) / 10));
+  return `${number(count / 1024 ** power, 3)} ${units[power]}`;
 }
 
 /** How long ago, or the date where that is over a day. */

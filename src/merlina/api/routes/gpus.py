@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from merlina.errors import NotFoundError
-from merlina.hardware.gpus import Gpu, list_gpus
+from merlina.hardware.gpus import Gpu, count_in_words, list_gpus
 from merlina.schemas.hardware import AvailableGpus, GpuAnswer, GpuInfo, GpuList, RecommendedGpu
 from merlina.schemas.system import ErrorAnswer
 
@@ -53,8 +53,7 @@ def one(index: int) -> GpuAnswer:
     gpus = _some_gpus()
     found = next((gpu for gpu in gpus if gpu.index == index), None)
     if found is None:
-        there = ", ".join(str(gpu.index) for gpu in gpus)
-        raise NotFoundError(f"GPU {index} not found; this machine has {there}")
+        raise NotFoundError(f"There is no GPU with the index {index}; this machine has {count_in_words(gpus)}")
     return GpuAnswer(gpu=_info(found))
 
 
