@@ -80,6 +80,10 @@ class ConflictError(MerlinaError):
     """What was asked for would get in the way of something else, or something else has got in its way."""
 
 
+class StoredConfigError(ConflictError):
+    """A stored configuration is of a form that this version cannot read."""
+
+
 class NoRoomError(ConflictError):
     """A model to talk with would need memory that isn't free or that runs have or wait for; it can be forced."""
 

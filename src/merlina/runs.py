@@ -30,8 +30,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from merlina.errors import StoredConfigError
 from merlina.processes import ProcessId
 from merlina.schemas.events import Event, event_line, parse_event
+from merlina.schemas.stored_config import read_stored_config
 from merlina.schemas.training import TrainingConfig
 
 
@@ -110,7 +112,14 @@ class RunFolder:
         write_private(self.order_file, order.model_dump_json(indent=2).encode())
 
     def read_order(self) -> RunOrder:
-        return RunOrder.model_validate_json(self.order_file.read_bytes())
+        """Raises OSError, or StoredConfigError where another version wrote an order that this one cannot read."""
+        try:
+            content = json.loads(self.order_file.read_bytes())
+            return RunOrder.model_validate({**content, "config": read_stored_config(content["config"], self.path.name)})
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoredConfigError(
+                f"{self.order_file} is no run order that this version of Merlina can read"
+            ) from error
 
     def write_secrets(self, secrets: dict[str, str]) -> None:
         if secrets:

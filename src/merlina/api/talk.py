@@ -14,8 +14,8 @@ from merlina.jobs.desk import Desk
 from merlina.jobs.room import Room
 from merlina.preflight.memory import talk_mb
 from merlina.schemas.inspection import ModelFacts
+from merlina.schemas.stored_config import read_stored_config
 from merlina.schemas.talk import AnswerBegins, AnswerEnds, AnswerText, Sampling, Side, TalkMessage
-from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
@@ -70,7 +70,7 @@ class Talk:
             job_id=record.job_id,
             attempt=record.attempt,
             model_dir=str(model_dir),
-            config=record.config,
+            config=read_stored_config(record.config, record.job_id).model_dump(mode="json"),
             with_base=with_base or _is_adapter(model_dir),
             trust_remote_code=self.settings.trust_remote_code,
             token=tokens.get("hf_token") or (own.get_secret_value() if own else None),
@@ -95,7 +95,7 @@ class Talk:
 
     def _claim(self, order: TalkOrder) -> Claim:
         """Raises ModelError where the base can't be found."""
-        config = TrainingConfig.model_validate(order.config)
+        config = read_stored_config(order.config, order.job_id)
         is_adapter = _is_adapter(Path(order.model_dir))
         facts = self.helper.call(
             "model_facts",

@@ -17,6 +17,7 @@ from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, Cause
 from merlina.jobs.pauses import ask_to_pause, leave_wish, requeue
 from merlina.runs import RunFolder
 from merlina.schemas.jobs import PRIORITY_NUMBER, JobState, Priority
+from merlina.schemas.stored_config import read_stored_config
 from merlina.schemas.training import TrainingConfig
 from merlina.storage import jobs
 from merlina.storage.database import Database
@@ -103,16 +104,21 @@ class Desk:
             )
         if record.last_checkpoint is None and record.state != "paused":
             raise InvalidRequestError(f"Job {job_id} has no checkpoint yet; POST /jobs/{job_id}/retry begins it anew")
+        read_stored_config(record.config, job_id)
         _check_data_is_there(record)
         queued = requeue(self.database, self.hub, self.folder(job_id), record, self.clock)
         self.wake()
         return queued or self.find(job_id)
 
+    def config(self, job_id: str) -> TrainingConfig:
+        """Return what a job runs with, without tokens. Raises NotFoundError, StoredConfigError."""
+        return read_stored_config(self.find(job_id).config, job_id)
+
     def again(self, job_id: str) -> tuple[TrainingConfig, Priority, bool]:
         """What a job was told, for a new one. Its tokens are there only until it has completed."""
         record = self.find(job_id)
         _check_data_is_there(record)
-        config = TrainingConfig.model_validate({**record.config, **self.folder(job_id).read_secrets()})
+        config = read_stored_config({**record.config, **self.folder(job_id).read_secrets()}, job_id)
         priority = next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
         return config, priority, record.preemptible
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from merlina.errors import StoredConfigError
 from merlina.executors.protocol import Executor
 from merlina.hardware.gpus import Gpu
 from merlina.jobs.follower import follow, record_end, record_pause
@@ -21,7 +22,7 @@ from merlina.jobs.lifecycle import END_STATE, Cause
 from merlina.jobs.pauses import ask_to_pause, is_to_pause, leave_wish, reason_to_pause, requeue
 from merlina.jobs.scheduler import Plan, Start, plan
 from merlina.runs import RunFolder, RunOrder
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.stored_config import read_stored_config
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
@@ -227,7 +228,7 @@ class Supervisor:
             _log.exception("%s may lack the memory that others hold", record.job_id)
         try:
             self._executor.launch(folder, self._order(record), record.gpus)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StoredConfigError) as error:
             record_end(folder, END_STATE[Cause.NOT_STARTED], f"The worker could not be started: {error}")
         self._alive_checked[record.job_id] = self._clock()
 
@@ -236,7 +237,7 @@ class Supervisor:
             job_id=record.job_id,
             attempt=record.attempt,
             resume=record.attempt > 1,
-            config=TrainingConfig.model_validate(record.config),
+            config=read_stored_config(record.config, record.job_id),
             dataset_file=record.dataset_file,
             output_dir=record.target_dir,
             trust_remote_code=self._trust_remote_code,

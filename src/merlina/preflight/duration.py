@@ -10,12 +10,11 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
-from merlina.errors import HelperError
+from merlina.errors import HelperError, StoredConfigError
 from merlina.preflight.memory import compute_bytes, largest_pack
 from merlina.preflight.plan import plan_steps
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
+from merlina.schemas.stored_config import read_stored_config
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import TimeEstimate
 from merlina.storage import jobs, metrics
@@ -51,8 +50,8 @@ def find_earlier_run(database: Database, config: TrainingConfig, device: str) ->
     with database.read() as connection:
         for record in jobs.completed_with(connection, config.base_model, _RUNS_LOOKED_AT):
             try:
-                then = TrainingConfig.model_validate(record.config)
-            except ValidationError:
+                then = read_stored_config(record.config, record.job_id)
+            except StoredConfigError:
                 continue  # of another version
             if bool(record.gpus) != (device == "cuda") or _precision(then, device) != _precision(config, device):
                 continue

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from merlina.schemas.base import Request, Response
-from merlina.schemas.problems import describe_one
-from merlina.schemas.training import SECRET_FIELDS, TrainingConfig
+from merlina.schemas.stored_config import PartialConfig
+from merlina.schemas.training import SECRET_FIELDS
 
 CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RESERVED_NAMES = ("list", "save", "import", "export")
 
-PartialConfig = dict[str, Any]
 Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
 
@@ -27,16 +26,6 @@ def check_name(value: str) -> str:
     if value in RESERVED_NAMES:
         raise ValueError(f"{value!r} is a word of the API; choose another name")
     return value
-
-
-def check_partial(config: PartialConfig) -> list[str]:
-    """What is wrong with the fields that are there, one line each; missing ones are no mistake."""
-    try:
-        TrainingConfig.model_validate(config)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=True)
-        return [describe_one(dict(problem), TrainingConfig) for problem in problems if problem["type"] != "missing"]
-    return []
 
 
 def without_tokens(config: PartialConfig) -> PartialConfig:

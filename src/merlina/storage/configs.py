@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from merlina.errors import InvalidRequestError, NotFoundError
+from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
 from merlina.runs import write_private
-from merlina.schemas.configs import PartialConfig, SavedConfig, check_name, check_partial, without_tokens
+from merlina.schemas.configs import SavedConfig, check_name, without_tokens
+from merlina.schemas.stored_config import PartialConfig, check_partial, in_present_form, read_stored_partial
 
 _log = logging.getLogger(__name__)
 _LARGEST_FILE = 1024**2
@@ -36,6 +37,8 @@ class ConfigStore:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._lock:
             before = self._read(name)
+            if before is None and os.path.lexists(self._path(name)):
+                raise ConflictError(f"{self._path(name)} exists and is no configuration; choose another name")
             saved = SavedConfig(
                 name=name,
                 description=description or "",
@@ -49,11 +52,9 @@ class ConfigStore:
         return self._path(name)
 
     def get(self, name: str) -> SavedConfig:
-        """Raises NotFoundError."""
-        saved = self._read(name)
-        if saved is None:
-            raise _not_found(name)
-        return saved
+        """Return one in the present form. Raises NotFoundError, or StoredConfigError where it has another."""
+        saved = self._find(name)
+        return saved.model_copy(update={"config": read_stored_partial(saved.config, f"{name!r}")})
 
     def all(self, tag: str | None = None) -> list[SavedConfig]:
         """By name; files that hold no configuration are passed over with a line in the log."""
@@ -62,7 +63,7 @@ class ConfigStore:
 
     def delete(self, name: str) -> None:
         """Raises NotFoundError."""
-        self.get(name)
+        self._find(name)
         self._path(name).unlink(missing_ok=True)
 
     def export(self, name: str, target: Path) -> None:
@@ -86,10 +87,19 @@ class ConfigStore:
             raise NotFoundError(f"There is no file {str(source)!r} on the server's machine")
         content = _read_json_object(source)
         saved = _as_saved(content) or SavedConfig(name=source.stem, created_at="", updated_at="", config=content)
+        saved = saved.model_copy(update={"config": in_present_form(saved.config)})
         try:
             return check_name(name or saved.name), saved
         except ValueError as error:
             raise InvalidRequestError(f"name: {error}") from error
+
+    def _find(self, name: str) -> SavedConfig:
+        saved = self._read(name)
+        if saved is not None:
+            return saved
+        if self._path(name).is_file():
+            raise NotFoundError(f"{self._path(name)} holds no configuration that this version of Merlina can read")
+        raise _not_found(name)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.json"

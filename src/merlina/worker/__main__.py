@@ -15,6 +15,7 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
+from merlina.errors import StoredConfigError
 from merlina.processes import identify
 from merlina.runs import EventLog, RunFolder
 from merlina.worker.imports import import_at_once
@@ -28,11 +29,15 @@ def main(given: Sequence[str] | None = None) -> int:
     os.umask(0o077)
     os.set_inheritable(arguments.lock_fd, False)
     folder = RunFolder(arguments.folder)
-    order = folder.read_order()
-    setproctitle(f"merlina worker {order.job_id} {folder.path}")
+    setproctitle(f"merlina worker {folder.path.name} {folder.path}")
     stop = StopRequest(folder.stop_file, folder.pause_file)
     _name_myself(arguments.lock_fd)
     log = EventLog(folder.events_file)
+    try:
+        order = folder.read_order()
+    except StoredConfigError as error:
+        log.append("ended", durable=True, state="failed", error=error.message)
+        return 1
     versions = {name: version(name) for name in _NAMED_VERSIONS}
     log.append("started", durable=True, attempt=order.attempt, pid=os.getpid(), versions=versions)
 

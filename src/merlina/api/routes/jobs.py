@@ -102,7 +102,7 @@ def job_metrics(
 @router.get("/jobs/{job_id}/config")
 def job_config(job_id: str, services: Inject) -> dict[str, Any]:
     """The configuration the job runs with; tokens are left out."""
-    return services.desk.find(job_id).config
+    return services.desk.config(job_id).model_dump(mode="json")
 
 
 @router.get("/jobs/{job_id}/logs")

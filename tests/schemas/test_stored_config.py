@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from merlina.errors import StoredConfigError
+from merlina.schemas.stored_config import read_stored_config, read_stored_partial
+from merlina.schemas.training import TrainingConfig
+
+SOURCE = {"source_type": "local_file", "file_path": "/d.jsonl"}
+NEEDED = {"base_model": "m", "output_name": "o", "dataset": {"source": SOURCE}}
+
+
+def test_what_was_stored_comes_back() -> None:
+    config = TrainingConfig.model_validate({**NEEDED, "lora_r": 7})
+    assert read_stored_config(config.model_dump(mode="json"), "job_1") == config
+
+
+@pytest.mark.parametrize(
+    ("older", "present"),
+    [
+        ({"dataset": {"source": SOURCE, "training_mode": "dpo"}}, {"training_mode": "dpo"}),
+        ({"dataset": {"source": SOURCE, "training_mode": "dpo"}, "training_mode": "ipo"}, {"training_mode": "ipo"}),
+        ({"dataset": {"source": SOURCE, "training_mode": None}}, {}),
+        ({"hf_namespace": None}, {}),
+    ],
+)
+def test_known_older_forms_are_brought_up_to_date(older: dict[str, object], present: dict[str, object]) -> None:
+    expected = TrainingConfig.model_validate({**NEEDED, **present})
+    assert read_stored_config({**NEEDED, **older}, "job_1") == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"from_tomorrow": 1}, "from_tomorrow: unknown field"),
+        ({"training_mode": "telepathy"}, "training_mode: "),
+        ({"from_tomorrow": 1, "lora_r": 0}, r"\(and 1 more\)"),
+        ({"dataset": "gone"}, "dataset: "),
+    ],
+)
+def test_anything_else_is_one_sentence(change: dict[str, object], problem: str) -> None:
+    for read in (read_stored_config, read_stored_partial):
+        with pytest.raises(StoredConfigError, match=problem) as caught:
+            read({**NEEDED, **change}, "job_1")
+        assert "job_1 was stored by another version of Merlina" in caught.value.message
+        assert "\n" not in caught.value.message
+        assert "pydantic" not in caught.value.message
+
+
+def test_a_part_needs_no_more_than_it_has() -> None:
+    assert read_stored_partial({"lora_r": 7, "hf_namespace": None}, "mine") == {"lora_r": 7}
