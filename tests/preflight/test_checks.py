@@ -143,15 +143,16 @@ def test_scores_that_no_kernel_leaves_out_are_counted() -> None:
         return estimate(config(**changes), facts, None, device).parts.get("attention scores", 0)
 
     capped = FACTS.model_copy(update={"caps_scores": True})
-    dropped = FACTS.model_copy(update={"drops_scores": True, "takes_packs": False})
+    dropped = FACTS.model_copy(update={"drops_scores": True})
     assert scores() == scores(device="cpu") == 0
     queries_by_keys = 4096**2  # a pair as long as max_length allows, both answers
     assert scores(capped) == pytest.approx(1.1 * 32 * queries_by_keys * (32 * 8 + 8))
     assert scores(capped, gradient_checkpointing=True) == pytest.approx(1.1 * 32 * queries_by_keys * 16)
     assert scores(attn_implementation="eager") == pytest.approx(1.1 * 32 * queries_by_keys * (32 * 6 + 8))
     assert scores(attn_implementation="sdpa") == queries_by_keys * 4
-    assert scores(dropped) == 0
-    assert scores(dropped, "cpu") > 0
+    assert scores(dropped, "cpu") == 0
+    assert scores(dropped, disable_dropout=False) == 0
+    assert scores(dropped, "cpu", disable_dropout=False) > 0
 
 
 def test_a_model_that_takes_no_packs_makes_all_logits() -> None:

@@ -84,7 +84,8 @@ def test_objectives_with_a_reference_are_their_equations(
     for mode, value in expected.items():
         losses = OBJECTIVES[mode].loss(evidence, config(mode, beta=beta))
         assert losses.loss.item() == pytest.approx(value, rel=1e-9, abs=1e-9)
-        assert losses.figures["reward_accuracy"].item() == (losses.figures["reward_margin"].item() > 0)
+        margin = losses.figures["reward_margin"].item()
+        assert losses.figures["reward_accuracy"].item() == (0.5 if margin == 0 else margin > 0)
 
 
 def test_orpo_stays_finite_where_the_model_is_certain() -> None:
@@ -93,3 +94,15 @@ def test_orpo_stays_finite_where_the_model_is_certain() -> None:
     losses.loss.sum().backward()
     assert torch.isfinite(losses.loss).all()
     assert torch.isfinite(certain.sums.grad).all()
+
+
+@pytest.mark.parametrize("mode", [mode for mode in get_args(TrainingMode) if mode != "sft"])
+def test_a_tie_counts_as_half_a_pair(mode: str) -> None:
+    """As guessing would; a lead as small as it may be decides."""
+    same = logprobs([-3.0, -5.0, -5.0], [4, 3, 3])
+    reference = logprobs([-3.0, -6.0, -6.0], [4, 3, 3])
+    for rejected, accuracy in ((-5.0, 0.5), (-5.000001, 1.0), (-4.999999, 0.0)):
+        policy = Logprobs(same.sums.detach().clone(), same.tokens)
+        policy.sums[0, 2] = rejected
+        losses = OBJECTIVES[mode].loss(Evidence(policy, reference, torch.tensor(0.0)), config(mode))
+        assert losses.figures["reward_accuracy"].tolist() == [accuracy]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def test_before_the_first_step_nothing_tells_model_and_reference_apart(
     begin(config, tmp_path, recorder).evaluate()
     ((_, figures),) = recorder.rows
     assert (figures["eval_rewards_chosen"], figures["eval_rewards_rejected"]) == (0, 0)
+    assert (figures["eval_loss"], figures["eval_reward_accuracy"]) == (pytest.approx(math.log(2), abs=1e-7), 0.5)
     assert figures["eval_logps_chosen"] < -1
 
 

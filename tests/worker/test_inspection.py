@@ -47,7 +47,7 @@ def test_head_and_embeddings_may_be_trained_and_are_counted(tmp_path: Path, targ
     [
         ("Llama", {}, (False, False, True)),
         ("Gemma2", {}, (True, False, True)),
-        ("Llama", {"attention_dropout": 0.1}, (False, True, False)),
+        ("Llama", {"attention_dropout": 0.1}, (False, True, True)),
         ("GptOss", {"num_local_experts": 2, "num_experts_per_tok": 1}, (False, False, False)),
         ("Lfm2", {"layer_types": ["conv", "full_attention"]}, (False, False, False)),
     ],

@@ -68,6 +68,7 @@ def estimate(
 
     `parts` is over how many devices the frozen layers are spread.
     """
+    model = _as_trained(config, model)
     facts, width = _DEVICES[device], compute_bytes(config, device)
     trained = trained_weights(config, model)
     tokens = _largest_pass(config, model, data, device)
@@ -88,6 +89,14 @@ def estimate(
             "log-probabilities": logits,
             "libraries": facts.process,
         }
+    )
+
+
+def _as_trained(config: TrainingConfig, model: ModelFacts) -> ModelFacts:
+    """The model as the run will have it: attention that drops out its scores takes no packs."""
+    drops_scores = model.drops_scores and not config.disable_dropout
+    return model.model_copy(
+        update={"drops_scores": drops_scores, "takes_packs": model.takes_packs and not drops_scores}
     )
 
 

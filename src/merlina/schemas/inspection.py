@@ -25,7 +25,7 @@ class ModelFacts(_Facts):
     caps_scores: bool = Field(
         description="whether attention caps its scores, which no kernel does without keeping them"
     )
-    drops_scores: bool = Field(description="whether training drops out what attention makes of its scores")
+    drops_scores: bool = Field(description="whether the configuration has attention dropout")
     takes_packs: bool = Field(
         description="whether it can be trained on packs; false where its own way is known to be the only one beforehand"
     )

@@ -86,6 +86,10 @@ class TrainingConfig(Request):
     lora_dropout: float = Field(
         default=0.05, ge=0, lt=1, description="Share of the adapters' input that is dropped at random."
     )
+    disable_dropout: bool = Field(
+        default=True,
+        description="Disable the base model's own dropout during training, as TRL does. lora_dropout is not affected.",
+    )
     target_modules: list[str] = Field(
         default_factory=lambda: list(_DEFAULT_TARGETS),
         min_length=1,

@@ -7,10 +7,14 @@ from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from merlina.errors import ModelError
 from merlina.schemas.training import TrainingConfig
+
+# Numbers by which modules multiply noise into their inputs while they train.
+_NOISE = ("jitter_noise", "input_jitter_noise")
 
 
 @dataclass
@@ -23,6 +27,8 @@ class Trainable:
 
 def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     """Raises ModelError where none of `target_modules` is there."""
+    if config.disable_dropout:
+        _disable_dropout(model)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if not config.use_lora:
@@ -31,6 +37,20 @@ def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     present, missing = _match_targets(model, config.target_modules)
     adapted: Any = get_peft_model(model, _lora(config, present))
     return Trainable(adapted, missing)
+
+
+def _disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability of the model to 0. The configuration, which is saved with it, keeps its values.
+
+    Some models have dropout modules (GPT-2), others pass a number of their own to a function (OPT, and attention in
+    general); a few also multiply their inputs by noise (Mixtral's `router_jitter_noise`).
+    """
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or name in _NOISE):
+                setattr(module, name, 0.0)
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
 
 
 def _lora(config: TrainingConfig, targets: list[str]) -> LoraConfig:

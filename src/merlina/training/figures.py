@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -36,10 +39,53 @@ class Means:
             self._sums[name] = self._sums.get(name, 0.0) + total
         self._pairs += other._pairs
 
+    def state(self) -> dict[str, Any]:
+        """The sums so far, as plain numbers that `restore` takes."""
+        return {"sums": {name: float(total) for name, total in self._sums.items()}, "pairs": self._pairs}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._sums, self._pairs = dict(state["sums"]), state["pairs"]
+
     def take(self) -> dict[str, float]:
         means = {name: float(total) / max(self._pairs, 1) for name, total in self._sums.items()}
         self._sums, self._pairs = {}, 0
         return means
+
+
+class Window:
+    """The figures of the optimizer steps since the last row: each step's loss weighs the same, and so does each pair.
+
+    A checkpoint taken between two rows keeps them, so that the row after a resume covers all of its steps.
+    """
+
+    _FILE = "figures.json"
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self._means = Means()
+
+    def add(self, loss: float, means: Means) -> None:
+        """Add one step. `means` are those of its pairs."""
+        self._losses.append(loss)
+        self._means.merge(means)
+
+    def take(self) -> dict[str, float]:
+        """Return the means and begin the next row."""
+        figures = {"loss": sum(self._losses) / max(len(self._losses), 1), **self._means.take()}
+        self._losses = []
+        return figures
+
+    def save(self, checkpoint: Path) -> None:
+        state = {"losses": self._losses, "means": self._means.state()}
+        (checkpoint / self._FILE).write_text(json.dumps(state))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Continue as the run that wrote the checkpoint would have. Older checkpoints have no such file."""
+        file = checkpoint / self._FILE
+        if file.is_file():
+            state = json.loads(file.read_bytes())
+            self._losses = state["losses"]
+            self._means.restore(state["means"])
 
 
 class Speed:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from merlina.training import checkpoints
 from merlina.training.alarms import Alarms, check_losses
 from merlina.training.endings import Endings
 from merlina.training.fast_path import fast_path
-from merlina.training.figures import Means, Speed, memory
+from merlina.training.figures import Means, Speed, Window, memory
 from merlina.training.flow import Flow
 from merlina.training.host_memory import keep_freed_memory
 from merlina.training.logprobs import Logprobs, unwrapped
@@ -46,6 +47,7 @@ _TRIAL_PAIRS, _TRIAL_TOKENS = 2, 48
 # For each rank, between two looks at whether a stop is asked for: shared by length, few would come out unequal.
 _SHARED_PASSES = 4
 _SECONDS_BETWEEN_NOTES = 60.0
+_HELD_OUT = "held-out"
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
@@ -71,7 +73,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._objective = OBJECTIVES[config.training_mode]
         self._dtype = dtype
         self._resuming = resuming
-        self._figures = Means()
+        self._window = Window()
         self._speed = Speed()
         evaluates = bool(held_out) and config.eval_steps > 0
         self._alarms = Alarms(reporter.note, has_evaluations=evaluates)
@@ -100,7 +102,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         )
         self._passes = self._probe(passes, [self._unit(pair) for pair in (*training, *held_out)])
         self.train_dataset = self._examples("training", training)
-        self.eval_dataset = self._examples("held-out", held_out) if evaluates else None
+        self.eval_dataset = self._examples(_HELD_OUT, held_out) if evaluates else None
         if config.optimizer_type.startswith("paged") and not torch.cuda.is_available():
             reporter.note(
                 "info", f"{config.optimizer_type}: without a GPU there is nothing to page to; its state stays in RAM"
@@ -119,6 +121,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             self._load_from_checkpoint(str(checkpoint))
             self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         else:
+            if checkpoint is not None:
+                self._window.restore(checkpoint)
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stopped = bool(self.state.global_step < self.state.max_steps) and not self._endings.ended_early
         if not (stopped and self._ranks.of_first(self._reporter.will_go_on())):
@@ -163,9 +167,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         check_losses(step, [example.row for example in inputs], each.tolist())
         self._ranks.sum_gradients(model.parameters())
         means.gather(self._ranks, len(inputs))
-        self._figures.merge(means)
         self._speed.add(sum(example.unit.tokens for example in inputs))
         loss = each.mean()
+        self._window.add(loss.item(), means)
         self._alarms.step(step, loss.item(), means.take())
         return loss
 
@@ -229,8 +233,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if "loss" not in logs:
             return
         figures = {
-            "loss": logs["loss"],
-            **self._figures.take(),
+            **self._window.take(),
             "tokens_per_second": self._speed.take(),
             **memory(),
             "epoch": self.state.epoch or 0.0,
@@ -287,41 +290,58 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         rows = [pair.row for pair in pairs]
         if not self._objective.reference:
             return [Example(unit, row) for unit, row in zip(units, rows, strict=True)]
-        known = self._reference_logprobs(name, units)
+        evaluated = name == _HELD_OUT
+        known = self._reference_logprobs(name, units, evaluated=evaluated)
         if not self._objective.divergence:
             return [Example(*column) for column in zip(units, rows, known, strict=True)]
         unrelated = unrelated_units(units, self._config.max_length)
-        of_unrelated = self._reference_logprobs(f"{name}-unrelated", unrelated)
+        of_unrelated = self._reference_logprobs(f"{name}-unrelated", unrelated, evaluated=evaluated)
         columns = zip(units, rows, known, unrelated, of_unrelated[:, 0], strict=True)
         return [Example(*column) for column in columns]
 
-    def _reference_logprobs(self, name: str, units: Sequence[SharedPrompt]) -> Tensor:
+    def _reference_logprobs(self, name: str, units: Sequence[SharedPrompt], *, evaluated: bool) -> Tensor:
         folder = Path(self.args.output_dir)
         return reference_logprobs(
             name,
             units,
-            self._answer_logprobs_until_stopped,
+            partial(self._answer_logprobs_until_stopped, evaluated=evaluated),
             self.model,
             folder,
             resuming=self._resuming,
             keeps=self._ranks.is_first,
         )
 
-    def _answer_logprobs_until_stopped(self, units: Sequence[SharedPrompt]) -> Iterator[tuple[list[int], Tensor]]:
+    def _answer_logprobs_until_stopped(
+        self, units: Sequence[SharedPrompt], *, evaluated: bool
+    ) -> Iterator[tuple[list[int], Tensor]]:
         """A few passes at a time, told of where it takes minutes. Raises StoppedEarly where a stop is asked for."""
-        passes = self._passes.cut(units)
-        some = 1 if self._ranks.count == 1 else _SHARED_PASSES * self._ranks.count
-        told_at = time.monotonic()
-        for number in range(0, len(passes), some):
+        groups = self._evaluation_batches(len(units)) if evaluated else self._groups_of_passes(units)
+        told_at, done = time.monotonic(), 0
+        for indices in groups:
             if self._ranks.of_first(self._reporter.should_stop()):
                 raise StoppedEarly
             if time.monotonic() - told_at > _SECONDS_BETWEEN_NOTES:
                 told_at = time.monotonic()
                 self._reporter.note(
-                    "info", f"The untrained model has made {number:,} of the {len(passes):,} passes over the answers"
+                    "info", f"The untrained model's log-probabilities of {done:,} of {len(units):,} pairs are computed"
                 )
-            indices = [index for one in passes[number : number + some] for index in one]
             yield indices, self._answer_logprobs([units[index] for index in indices])
+            done += len(indices)
+
+    def _evaluation_batches(self, count: int) -> list[list[int]]:
+        """The pairs that an evaluation passes through the model together.
+
+        A reference computed in the same passes equals an untrained policy bit for bit: before training, every reward
+        is exactly 0 and every pair a tie.
+        """
+        size = self.args.per_device_eval_batch_size
+        return [list(range(begin, min(begin + size, count))) for begin in range(0, count, size)]
+
+    def _groups_of_passes(self, units: Sequence[SharedPrompt]) -> list[list[int]]:
+        passes = self._passes.cut(units)
+        some = 1 if self._ranks.count == 1 else _SHARED_PASSES * self._ranks.count
+        groups = (passes[number : number + some] for number in range(0, len(passes), some))
+        return [[index for one in group for index in one] for group in groups]
 
     @torch.no_grad()
     def _answer_logprobs(self, units: Sequence[SharedPrompt]) -> Tensor:
@@ -351,6 +371,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         if self._ranks.is_first:
             super()._save_checkpoint(model, trial)
+            self._window.save(checkpoints.path_of(Path(self.args.output_dir), self.state.global_step))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         if not self._config.shuffle_dataset:

@@ -153,6 +153,14 @@ def _log_ratio(evidence: Evidence, answer: int) -> Tensor:
     return evidence.policy.total(answer) - evidence.reference.total(answer)
 
 
+def _accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """[U], 1 where the chosen answer has the higher reward, 0 where the rejected one has, and 0.5 for a tie.
+
+    Before training, a method with a reference ties every pair: 0.5 is what guessing gets. (TRL counts ties as 0.)
+    """
+    return torch.where(chosen == rejected, 0.5, (chosen > rejected).float())
+
+
 def _losses(
     loss: Tensor, chosen: Tensor, rejected: Tensor, policy: Logprobs, figures: dict[str, Tensor] | None = None
 ) -> PairLosses:
@@ -161,7 +169,7 @@ def _losses(
         **(figures or {}),
         "rewards_chosen": chosen,
         "rewards_rejected": rejected,
-        "reward_accuracy": (chosen > rejected).float(),
+        "reward_accuracy": _accuracy(chosen, rejected),
         "reward_margin": chosen - rejected,
         "logps_chosen": policy.mean(CHOSEN),
         "logps_rejected": policy.mean(REJECTED),

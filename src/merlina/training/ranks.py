@@ -64,14 +64,12 @@ class Ranks:
 
     @contextlib.contextmanager
     def own_randomness(self, seed: int, step: int) -> Iterator[None]:
-        """Random numbers of this rank and step alone; what comes after goes on as if none had been drawn.
+        """Seed the random numbers of one step by seed, step and rank; afterwards, restore the generators.
 
-        So ranks drop different elements, and a resumed run the same as an undisturbed one, without a state for each.
+        Dropout then depends on nothing else that draws random numbers: evaluations, checkpoints, a resume. Ranks drop
+        different elements.
         """
-        if self.count == 1:
-            yield
-            return
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
             torch.manual_seed(((seed << 40) + (step << 10) + self.rank) % 2**63)
             yield
 

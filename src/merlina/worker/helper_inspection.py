@@ -26,7 +26,7 @@ _TEMPLATE_SHOWN = 200
 _NO_LIMIT = 10**9
 _MOST_ROWS = 2000
 _MOST_SECONDS = 3.0
-# What training's fast path refuses before it tries anything: layers of other kinds, dropped scores, attention sinks.
+# What training's fast path refuses before it tries anything: layers of other kinds, attention sinks.
 _PACKED_KINDS = {"full_attention", "sliding_attention"}
 _DROPOUTS = ("attention_dropout", "attn_pdrop")
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
@@ -137,7 +137,7 @@ def _measure(model: Any) -> ModelFacts:
         attention_heads=heads,
         caps_scores=bool(getattr(text, "attn_logit_softcapping", None)),
         drops_scores=drops_scores,
-        takes_packs=not drops_scores and _takes_packs(model),
+        takes_packs=_takes_packs(model),
         layers=text.num_hidden_layers,
         vocab_size=vocabulary_size(model),
         max_positions=max_positions(model.config),

@@ -33,7 +33,7 @@ export const ESSENTIAL = ['training_mode', 'learning_rate', 'num_epochs', 'gradi
 const GROUPS: [string, string[]][] = [
   ['Method', ['beta', 'simpo_gamma', 'seed', 'shuffle_dataset']],
   ['Lengths and steps', ['max_prompt_length', 'batch_size', 'max_steps', 'warmup_ratio', 'lr_scheduler_type', 'lr_scheduler_cycles', 'lr_scheduler_power', 'weight_decay', 'max_grad_norm']],
-  ['Adapters', ['use_lora', 'lora_alpha', 'lora_dropout', 'target_modules']],
+  ['Adapters', ['use_lora', 'lora_alpha', 'lora_dropout', 'disable_dropout', 'target_modules']],
   ['Evaluation and checkpoints', ['eval_steps', 'save_steps', 'logging_steps', 'early_stopping_patience', 'load_best_at_end']],
   ['Memory and precision', ['use_8bit', 'gradient_checkpointing', 'dtype', 'attn_implementation', 'gpu_ids']],
   ['Optimizer', ['optimizer_type', 'adam_beta1', 'adam_beta2', 'adam_epsilon']],
