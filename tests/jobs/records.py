@@ -19,4 +19,5 @@ _BLANK: dict[str, Any] = {
 
 
 def job(**changes: Any) -> JobRecord:
-    return JobRecord(**{**_BLANK, **changes})
+    own_folder = {"target_dir": f"/m/{changes.get('job_id', 'job_1')}"}
+    return JobRecord(**{**_BLANK, **own_folder, **changes})

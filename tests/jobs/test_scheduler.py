@@ -44,6 +44,14 @@ def test_a_job_that_waits_for_its_gpu_does_not_hold_up_one_behind_it() -> None:
     assert result.waiting == {"a": "GPU 0"}
 
 
+def test_a_job_waits_for_another_that_saves_into_its_folder_and_holds_up_none_behind_it() -> None:
+    waiting = [job(job_id="a", target_dir="/m/r/inner"), job(job_id="b"), job(job_id="c", target_dir="/m/b")]
+    result = planned(waiting, [job(job_id="r", state="training")], [])
+    assert starts(result) == [("b", None)]
+    saves = "which saves into the same folder"
+    assert result.waiting == {"a": f"r, {saves}", "c": f"b, {saves}"}
+
+
 def test_gpus_are_shared_only_where_that_was_asked_for() -> None:
     running = [job(job_id="r", state="training", gpus=[0])]
     assert starts(planned([job(job_id="a")], running, gpus(10))) == []

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
 from merlina.jobs.hub import Hub
 from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, Cause
+from merlina.jobs.outputs import refuse_nested, refuse_taken
 from merlina.jobs.pauses import ask_to_pause, leave_wish, requeue
 from merlina.runs import RunFolder
 from merlina.schemas.jobs import PRIORITY_NUMBER, JobState, Priority
@@ -54,6 +56,7 @@ class Desk:
         memory_needed_mb: int | None,
     ) -> JobRecord:
         """Puts a job into the queue. Its folder with the tokens is on disk before the row that makes it a job."""
+        refuse_taken(self.models_dir, self.models_dir / config.output_name)
         folder = self._new_folder()
         try:
             folder.write_secrets(config.secrets())
@@ -106,6 +109,8 @@ class Desk:
             raise InvalidRequestError(f"Job {job_id} has no checkpoint yet; POST /jobs/{job_id}/retry begins it anew")
         read_stored_config(record.config, job_id)
         _check_data_is_there(record)
+        with self.database.read() as connection:
+            refuse_nested(connection, record.target_dir, job_id)
         queued = requeue(self.database, self.hub, self.folder(job_id), record, self.clock)
         self.wake()
         return queued or self.find(job_id)
@@ -147,7 +152,7 @@ class Desk:
         given: Mapping[str, object],
     ) -> JobRecord:
         now = self.clock()
-        values = {
+        values: dict[str, Any] = {
             **given,
             "job_id": folder.path.name,
             "state": "queued",
@@ -161,6 +166,7 @@ class Desk:
             "updated_at": now,
         }
         with self.database.write() as connection:
+            refuse_nested(connection, values["target_dir"])
             record = jobs.add(connection, values)
         self._tell(record)
         return record

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from merlina.hardware.gpus import Gpu
 from merlina.jobs.lifecycle import PAUSABLE_STATES
+from merlina.jobs.outputs import owner_among
 from merlina.schemas.jobs import PRIORITY_NUMBER
 from merlina.storage.jobs import JobRecord
 
@@ -79,8 +80,10 @@ class _Room:
         held = [*(one.gpus for one in stay), *(start.gpus for start in self.starts)]
         busy = {index for indices in held for index in indices or []}
         chosen, reason = _choose_gpus(record, self.gpus, set() if self.share_gpus else busy)
-        full = len(stay) + len(self.starts) >= self.slots
-        return chosen, reason or ("a free slot" if full else None)
+        if len(stay) + len(self.starts) >= self.slots:
+            return chosen, reason or "a free slot"
+        owner = owner_among([*stay, *(start.record for start in self.starts)], record) if reason is None else None
+        return chosen, reason or (f"{owner.job_id}, which saves into the same folder" if owner else None)
 
 
 def _who_leaves(record: JobRecord, candidates: Sequence[JobRecord], room: _Room) -> list[JobRecord]:

@@ -19,6 +19,7 @@ from merlina.hardware.gpus import Gpu
 from merlina.jobs.follower import follow, record_end, record_pause
 from merlina.jobs.hub import Hub
 from merlina.jobs.lifecycle import END_STATE, Cause
+from merlina.jobs.outputs import owner_among, settle_kept_models
 from merlina.jobs.pauses import ask_to_pause, is_to_pause, leave_wish, reason_to_pause, requeue
 from merlina.jobs.scheduler import Plan, Start, plan
 from merlina.runs import RunFolder, RunOrder
@@ -157,6 +158,8 @@ class Supervisor:
         record = follow(self._database, self._hub, record, folder)
         if not record.running:
             return
+        with self._database.write() as connection:
+            settle_kept_models(connection, record)
         if is_to_pause(record):
             if record_pause(folder, reason_to_pause(record), self._end_of_paused(record, folder)):
                 follow(self._database, self._hub, record, folder)
@@ -212,6 +215,8 @@ class Supervisor:
 
     def _start_job(self, start: Start) -> None:
         with self._database.write() as connection:
+            if owner_among(jobs.running(connection), start.record) is not None:
+                return
             changes = {"state": "initializing", "gpus": start.gpus, "updated_at": self._clock()}
             record = jobs.change(connection, start.record.job_id, changes, while_in=["queued"])
         if record is None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal, select, update
 
 from merlina.schemas.jobs import JobState
 from merlina.storage.tables import jobs
@@ -161,15 +162,35 @@ def last_to_save(connection: Connection, output_dir: str) -> str | None:
 
 
 def move_model(connection: Connection, folder: str, kept_as: str) -> None:
-    """The job whose model is in `folder` has it in `kept_as` from now on; a folder may be no job's."""
+    """Record that `folder` was moved to `kept_as`: with its job's model, if it is a job's, and with those inside it."""
     owner = last_to_save(connection, folder)
     connection.execute(update(jobs).where(jobs.c.job_id == owner).values(output_dir=kept_as))
+    inside = jobs.c.output_dir.startswith(f"{folder}/", autoescape=True)
+    moved = literal(kept_as) + func.substr(jobs.c.output_dir, len(folder) + 1)
+    connection.execute(update(jobs).where(inside).values(output_dir=moved))
 
 
 def forget_replaced(connection: Connection, output_dir: str) -> None:
     """Leaves that folder to the last job to save there: the models of others were taken away, by whomever."""
     others = (jobs.c.output_dir == output_dir) & (jobs.c.job_id != last_to_save(connection, output_dir))
     connection.execute(update(jobs).where(others).values(output_dir=None))
+
+
+def output_dirs_below(connection: Connection, prefix: str) -> list[str]:
+    """Folders of models whose path begins with `prefix`."""
+    matches = jobs.c.output_dir.startswith(prefix, autoescape=True)
+    return list(connection.execute(select(jobs.c.output_dir).where(matches).distinct()).scalars())
+
+
+def saving_around(connection: Connection, target_dir: str, *, without: str | None) -> list[JobRecord]:
+    """Jobs other than `without` that have or may still save a model in a folder inside `target_dir`, or around it."""
+
+    def is_around(column: ColumnElement[str | None]) -> ColumnElement[bool]:
+        return column.startswith(f"{target_dir}/", autoescape=True) | (column == str(Path(target_dir).parent))
+
+    has_one = is_around(jobs.c.output_dir)
+    may_save = is_around(jobs.c.target_dir) & jobs.c.state.not_in(END_STATES)
+    return _records(connection, ~jobs.c.deleting & (jobs.c.job_id != (without or "")) & (has_one | may_save))
 
 
 def completed_with(connection: Connection, base_model: str, limit: int) -> list[JobRecord]:

@@ -73,14 +73,14 @@ def _write(folder: Path, model: Any, tokenizer: Any, order: RunOrder, card: str)
 
 
 def _swap(beside: Path, target: Path, job_id: str, reporter: EventReporter) -> None:
-    if target.exists():
+    if os.path.lexists(target):
         kept = _free_name(target.with_name(f"{target.name}.before-{job_id}"))
-        os.rename(target, kept)
-        # Told before another model has its name: that of a worker killed in between must not pass for the older job's.
+        # Announced first: where a worker is killed in between, the server finds that nothing was moved and corrects it.
+        reporter.set_aside(target, kept)
         try:
-            reporter.set_aside(target, kept)
+            os.rename(target, kept)
         except OSError:
-            os.rename(kept, target)
+            reporter.set_aside(kept, target)
             raise
         reporter.note("warning", f"{target} was there already; it is kept as {kept}")
     os.rename(beside, target)
@@ -90,7 +90,7 @@ def _swap(beside: Path, target: Path, job_id: str, reporter: EventReporter) -> N
 def _free_name(path: Path) -> Path:
     number = 1
     candidate = path
-    while candidate.exists():
+    while os.path.lexists(candidate):
         number += 1
         candidate = path.with_name(f"{path.name}-{number}")
     return candidate

@@ -1,0 +1,75 @@
+"""Which job owns an output folder: one at a time, and no model's folder lies inside another's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from merlina.errors import ConflictError
+from merlina.storage import jobs
+from merlina.storage.jobs import JobRecord
+
+_MODEL_FILES = ("merlina.json", "adapter_config.json", "config.json")
+
+
+def owner_among(others: Iterable[JobRecord], record: JobRecord) -> JobRecord | None:
+    """Return the first of `others` that saves into the same folder as `record`, or into one inside or around it."""
+    wanted = _real(record.target_dir)
+    return next((other for other in others if _overlap(_real(other.target_dir), wanted)), None)
+
+
+def refuse_nested(connection: Connection, target_dir: str, job_id: str | None = None) -> None:
+    """Raise ConflictError where other jobs have or may still save a model inside `target_dir` or around it.
+
+    `job_id` is the job that the folder is for, where it has one already.
+    """
+    around = jobs.saving_around(connection, target_dir, without=job_id)
+    if around:
+        other = around[0]
+        raise ConflictError(
+            f"output_name: {target_dir} and {other.output_dir or other.target_dir} of {other.job_id} "
+            f"({other.state}) would lie one inside the other; choose another output_name"
+        )
+
+
+def refuse_taken(models_dir: Path, target_dir: Path) -> None:
+    """Raise ConflictError where models on the disk, of any job or none, are in the way of `target_dir`."""
+    owner = target_dir.parent
+    if owner != models_dir:
+        if owner.exists() and not owner.is_dir():
+            raise ConflictError(f"output_name: {owner} is a file; choose another output_name")
+        if _is_model(owner):
+            raise ConflictError(f"output_name: {owner} is the folder of a model; choose another output_name")
+    elif target_dir.is_dir() and not _is_model(target_dir) and (inside := _models_in(target_dir)):
+        raise ConflictError(f"output_name: {target_dir} holds the model {inside[0]}; choose another output_name")
+
+
+def settle_kept_models(connection: Connection, record: JobRecord) -> None:
+    """Correct the folders of models that a dead worker of `record` announced to move aside, but did not move."""
+    for folder in jobs.output_dirs_below(connection, f"{record.target_dir}.before-{record.job_id}"):
+        if not os.path.lexists(folder) and os.path.lexists(record.target_dir):
+            jobs.move_model(connection, folder, record.target_dir)
+
+
+def _real(folder: str) -> Path:
+    """Return the folder with symbolic links above it resolved; a link in its own place would be moved, not followed."""
+    parent, name = os.path.split(folder)
+    return Path(os.path.realpath(parent), name)
+
+
+def _overlap(one: Path, other: Path) -> bool:
+    return one == other or one in other.parents or other in one.parents
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).exists() for name in _MODEL_FILES)
+
+
+def _models_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and _is_model(path))
+    except OSError:
+        return []
