@@ -32,7 +32,7 @@ def tokenizer_with_bos(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def encode(
     tokenizer: Any, prompt: str, chosen: str, rejected: str, longest: int = 512, longest_prompt: int = 256
 ) -> Any:
-    return PairTokenizer(tokenizer, longest, longest_prompt).encode(prompt, chosen, rejected)
+    return PairTokenizer(tokenizer, longest, longest_prompt, tokenizer.eos_token_id).encode(prompt, chosen, rejected)
 
 
 def test_markers_are_special_tokens_and_answers_end_once(tokenizer: Any) -> None:
@@ -54,17 +54,6 @@ def test_there_is_exactly_one_bos_where_the_tokenizer_uses_one(tokenizer: Any, t
     pair, _ = encode(tokenizer, PROMPT, "a", "b")
     assert tokenizer.bos_token_id is None
     assert pair.prompt[0] != bos
-
-
-def test_an_end_marker_that_is_special_without_a_name_ends_an_answer(tokenizer_with_bos: Any) -> None:
-    from tokenizers import AddedToken
-
-    tokenizer_with_bos.backend_tokenizer.add_special_tokens([AddedToken("<|eot_id|>", special=True)])
-    end = tokenizer_with_bos.convert_tokens_to_ids("<|eot_id|>")
-    assert end not in tokenizer_with_bos.all_special_ids
-    pair, _ = encode(tokenizer_with_bos, "a", "Because.<|eot_id|>", "No.")
-    assert pair.chosen[-1] == end
-    assert tokenizer_with_bos.eos_token_id not in pair.chosen
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

@@ -3,7 +3,8 @@
 1. Texts are encoded without the tokenizer's own additions: a format's markers are in them. An answer's ids are those it
    has behind its prompt, which are the same alone but for tokenizers that mark where a text begins.
 2. The prompt begins with exactly one BOS where the tokenizer uses one.
-3. An answer ends with an end token: the EOS, or whichever special token its format ends with.
+3. An answer ends with exactly one end token, which its format decides: see `end_token`. An end token that the data
+   itself has at the end of an answer is not repeated, and white space behind the end token is left out.
 4. A pair that is too long loses the prompt's beginning first, then each answer's end before its end token.
 """
 
@@ -43,18 +44,20 @@ class Cut:
 
 
 class PairTokenizer:
-    """`tokenizer` is one of transformers'. Lengths are in tokens; `max_length` is that of a prompt with its answer."""
+    """`tokenizer` is one of transformers'. Lengths are in tokens; `max_length` is that of a prompt with its answer.
 
-    def __init__(self, tokenizer: Any, max_length: int, max_prompt_length: int) -> None:
+    `end` is the token that ends every answer; None where the tokenizer has none.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, max_prompt_length: int, end: int | None) -> None:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._max_prompt_length = max_prompt_length
         self._bos = bos_it_adds(tokenizer)
         self._same_anywhere = _encodes_alike_anywhere(tokenizer)
-        self._end: int | None = tokenizer.eos_token_id
-        # Some end markers, as Llama 3's, are special without being among those the tokenizer has a name for.
-        added = (token for token, facts in tokenizer.added_tokens_decoder.items() if facts.special)
-        self._special = frozenset([*tokenizer.all_special_ids, *added])
+        self._end = end
+        self._ends = frozenset({end, tokenizer.eos_token_id} - {None})
+        self._is_blank: dict[int, bool] = {}
 
     def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Cut]:
         """The ids that are trained on, and how many tokens were left out to make them fit."""
@@ -71,8 +74,22 @@ class PairTokenizer:
 
     def _answer(self, begun: _Beginning, answer: str) -> list[int]:
         ids = _ids(self._tokenizer, answer) if self._same_anywhere else begun.followed_by(answer)
-        ended = bool(ids) and (ids[-1] == self._end or ids[-1] in self._special)
-        return ids if ended or self._end is None else [*ids, self._end]
+        return ids if self._end is None else [*self._without_end(ids), self._end]
+
+    def _without_end(self, ids: list[int]) -> list[int]:
+        """The ids up to the first of the end tokens that nothing but white space and other end tokens follows."""
+        begins = len(ids)
+        for place in reversed(range(len(ids))):
+            if ids[place] in self._ends:
+                begins = place
+            elif not self._blank(ids[place]):
+                break
+        return ids[:begins]
+
+    def _blank(self, token: int) -> bool:
+        if token not in self._is_blank:
+            self._is_blank[token] = not self._tokenizer.decode([token]).strip()
+        return self._is_blank[token]
 
 
 class _Beginning:
@@ -94,6 +111,19 @@ class _Beginning:
     def _added_by(self, answer: str) -> list[int] | None:
         whole = _ids(self._tokenizer, self._text + answer)
         return whole[len(self.ids) :] if whole[: len(self.ids)] == self.ids else None
+
+
+def end_token(tokenizer: Any, suffix: str) -> int | None:
+    """The token that ends answers in a format that puts `suffix` after each of them; None where there is none.
+
+    It is the suffix's last token, if that is the EOS or was added to the vocabulary as a whole, special or not: text
+    never becomes such a token by accident. Anything else, such as a line break, also occurs inside answers, so that
+    generation could not end there: the EOS follows it.
+    """
+    ids = _ids(tokenizer, suffix.rstrip()) if suffix.strip() else []
+    eos: int | None = tokenizer.eos_token_id
+    is_marker = bool(ids) and ids[-1] in tokenizer.added_tokens_decoder and ids[-1] != tokenizer.unk_token_id
+    return ids[-1] if is_marker else eos
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:

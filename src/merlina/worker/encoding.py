@@ -10,7 +10,7 @@ from merlina.data.doctor import Lengths
 from merlina.data.formats import Rendered, formatter
 from merlina.data.pairs import Message, Pair, UnusableRowError
 from merlina.schemas.datasets import DatasetFormat
-from merlina.training.tokens import Cut, PairTokenizer, TokenPair
+from merlina.training.tokens import Cut, PairTokenizer, TokenPair, end_token
 from merlina.worker.templates import TokenizerTemplate
 
 
@@ -50,7 +50,8 @@ class PairEncoder:
         own = TokenizerTemplate(tokenizer, tokenizer_name) if spec.format_type == "tokenizer" else None
         self._tokenizer = tokenizer
         self._render = formatter(spec, own)
-        self._tokens = PairTokenizer(tokenizer, max_length, max_prompt_length)
+        self._end = end_token(tokenizer, self._suffix())
+        self._tokens = PairTokenizer(tokenizer, max_length, max_prompt_length, self._end)
 
     def encode(self, pair: Pair) -> EncodedPair:
         """Raises UnusableRowError where the format can't hold it, or nothing would stand before the answer."""
@@ -65,9 +66,14 @@ class PairEncoder:
         return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
     def end_token(self) -> int | None:
-        """The token that ends answers in this format: what two different ones both end with. None without any."""
+        """The token that ends every answer in this format, or None where the tokenizer has none."""
+        return self._end
+
+    def _suffix(self) -> str:
+        """The text that the format puts after every answer."""
         try:
-            ids = self.encode(Pair((Message("user", "a"),), "a", "b")).tokens
+            text = self._render(Pair((Message("user", "Hi"),), "Yes", "No"))
         except UnusableRowError:
-            return None
-        return ids.chosen[-1] if ids.chosen[-1] == ids.rejected[-1] else None
+            return ""
+        after_chosen, after_rejected = text.chosen.rpartition("Yes")[2], (text.rejected or "").rpartition("No")[2]
+        return after_chosen if after_chosen == after_rejected else ""
