@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def test_a_part_of_a_configuration_is_saved_and_comes_back(server: Server, http:
         "part", "For llamas", ["llama", "8b"], PART,
     )  # fmt: skip
     assert whole["created_at"].endswith("+00:00")
+
+
+def test_the_list_names_each_file_and_when_it_was_written(http: httpx.Client) -> None:
+    file = Path(save(http, "edited").json()["filepath"])
+    os.utime(file, (1_700_000_000, 1_700_000_000))
+    (entry,) = [entry for entry in http.get("/configs/list").json()["configs"] if entry["name"] == "edited"]
+    assert (entry["filename"], entry["modified_at"]) == ("edited.json", "2023-11-14T22:13:20+00:00")
+    assert entry["updated_at"] > entry["modified_at"]
 
 
 def test_tokens_are_never_saved(http: httpx.Client) -> None:
@@ -76,7 +85,8 @@ def test_they_are_listed_by_tag_and_deleted(http: httpx.Client) -> None:
     answer = http.get("/configs/list", params={"tag": "only-here"}).json()
     assert (answer["status"], answer["count"]) == ("success", 2)
     assert [entry["name"] for entry in answer["configs"]] == ["tagged-1", "tagged-2"]
-    assert set(answer["configs"][0]) == {"name", "description", "tags", "created_at", "updated_at"}
+    times = {"created_at", "updated_at", "modified_at"}
+    assert set(answer["configs"][0]) == {"name", "filename", "description", "tags"} | times
     assert http.delete("/configs/tagged-1").json()["message"] == "Configuration 'tagged-1' deleted successfully"
     gone = http.delete("/configs/tagged-1")
     assert (gone.status_code, gone.json()["detail"]) == (404, "Configuration 'tagged-1' not found")

@@ -42,6 +42,23 @@ def test_an_upload_is_answered_listed_and_kept(server: Server, uploaded: dict[st
     assert (entry["filename"], entry["size"]) == (uploaded["filename"], uploaded["size"])
 
 
+def test_a_preview_shows_no_more_rows_than_max_samples(server: Server, uploaded: dict[str, Any]) -> None:
+    with server.http() as http:
+        for endpoint in ("preview", "preview-formatted", "columns"):
+            answer = http.post(f"/dataset/{endpoint}", json=source(uploaded["dataset_id"], max_samples=3)).json()
+            assert (len(answer["samples"]), answer["total_rows"]) == (3, 40), endpoint
+
+
+def test_a_preview_for_sft_needs_no_rejected_answers(server: Server) -> None:
+    row = {"prompt": "What is 1 plus 1?", "chosen": "2"}
+    dataset_id = upload(server, "one.json", json.dumps(row).encode()).json()["dataset_id"]
+    with server.http() as http:
+        preview = http.post("/dataset/preview-formatted", json=source(dataset_id, training_mode="sft")).json()
+        compared = http.post("/dataset/preview-formatted", json=source(dataset_id)).json()
+    assert (preview["samples"][0]["chosen"], preview["warnings"]) == ("2<|im_end|>", [])
+    assert (compared["samples"], len(compared["warnings"])) == ([], 1)
+
+
 def test_a_preview_shows_ten_rows_as_they_are_and_five_as_they_are_trained_on(
     server: Server, uploaded: dict[str, Any]
 ) -> None:

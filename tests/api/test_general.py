@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,10 +23,32 @@ def test_the_api_names_every_endpoint_it_has(http: httpx.Client) -> None:
     info = http.get("/api").json()
     assert info["version"] == merlina.__version__
     paths = http.get("/api/openapi.json").json()["paths"]
-    assert set(info["endpoints"]) == {f"{verb.upper()} {path}" for path, verbs in paths.items() for verb in verbs}
+    documentation = {"GET /api/docs", "GET /api/redoc", "GET /api/openapi.json"}
+    described = {f"{verb.upper()} {path}" for path, verbs in paths.items() for verb in verbs}
+    assert set(info["endpoints"]) == described | documentation
     assert all(info["endpoints"].values())
     for needed in ("POST /train", "GET /status/{job_id}", "GET /jobs", "POST /dataset/upload-file"):
         assert needed in info["endpoints"]
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/runs/job_1", "/assets/theme.js", "/api", "/api/docs", "/jobs", "/metrics", "/nowhere"]
+)
+def test_head_is_answered_like_get_without_a_body(server: Server, path: str) -> None:
+    with server.http() as http:
+        got, head = http.get(path), http.head(path)
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(f"HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert head.status_code == got.status_code
+    assert head.headers["content-type"] == got.headers["content-type"]
+    assert received.partition(b"\r\n\r\n")[2] == b""
+
+
+def test_head_is_refused_where_get_is(http: httpx.Client) -> None:
+    answer = http.head("/train")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert "HEAD" in http.put("/health").headers["allow"]
 
 
 def test_the_documentation_pages_are_there(http: httpx.Client) -> None:

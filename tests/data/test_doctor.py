@@ -47,6 +47,13 @@ def test_rows_that_lack_a_side_are_named_with_the_reason() -> None:
     assert (found["unusable"].count, found["unusable"].rows) == (1, [4])
 
 
+def test_each_finding_quotes_the_reasons_of_its_own_kind_only() -> None:
+    found = examine([{"prompt": "d", "chosen": 3, "rejected": "x"}] * 9 + [pair("a"), pair("")])
+    assert found["empty_side"].message.endswith("can't be used: row 11: prompt is empty")
+    assert "prompt is empty" not in found["unusable"].message
+    assert "row 5: chosen is a int" in found["unusable"].message
+
+
 def test_repeated_rows_are_counted_after_the_first() -> None:
     found = examine([pair("a"), pair("a"), pair("a", chosen="other"), pair(" a ")])
     assert (found["duplicates"].count, found["duplicates"].rows) == (2, [2, 4])

@@ -115,7 +115,6 @@ def test_nan_in_lines_and_columns_is_missing(tmp_path: Path) -> None:
         ("x.json", '[{"a": 1}, {"a" 2}]', "row 2 is not valid JSON"),
         ("x.json", '[{"a": 1}, 3]', "row 2 is a JSON number"),
         ("x.json", '[{"a": 1}', "row 2 is not valid JSON"),
-        ("x.json", '{"a": 1}', "not one of columns"),
         ("x.json", '{"a": [1], "b": []}', "differ in length"),
         ("x.json", '"text"', "must hold an array"),
         ("x.csv", "a,b\n1,2\n1,2,3\n", "line 3 has more cells"),
@@ -171,6 +170,38 @@ def test_json_lines_in_a_file_named_json_are_read_as_lines(tmp_path: Path) -> No
     path = tmp_path / "x.json"
     path.write_text('{"a": 1}\n{"a": 2}\n')
     assert detect_format(path) == "jsonl"
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ('{"prompt": "p", "chosen": "c"}', [{"prompt": "p", "chosen": "c"}]),
+        ('\n{\n  "prompt": "p",\n  "chosen": ["c"]\n}\n', [{"prompt": "p", "chosen": ["c"]}]),
+        ('[{"a": 1},\n {"a": 2}]\n', [{"a": 1}, {"a": 2}]),
+        ('[\n  {"a": 1}\n]', [{"a": 1}]),
+        ('\ufeff{"a": 1}\n\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+        (
+            '{\n"chosen": [{"role": "user"}, {"role": "assistant"}], "rejected": [{"role": "user"}]}',
+            [{"chosen": [{"role": "user"}, {"role": "assistant"}], "rejected": [{"role": "user"}]}],
+        ),
+    ],
+)
+def test_the_content_decides_how_json_is_read_whatever_the_name(
+    tmp_path: Path, name: str, content: str, rows: list[Any]
+) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    assert list(read_rows(path, detect_format(path))) == rows
+    assert count_rows(path, detect_format(path)) == parse_all(path, detect_format(path)) == len(rows)
+    assert list(read_rows(path, "json")) == list(read_rows(path, "jsonl")) == rows
+
+
+def test_columns_of_messages_with_one_role_each_are_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    user, model = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+    path.write_text(json.dumps({"prompt": [user, user], "chosen": [model, model]}))
+    assert list(read_rows(path, "json")) == [{"prompt": user, "chosen": model}] * 2
 
 
 def test_parquet_text_that_is_none_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from merlina.schemas.configs import ImportConfigRequest, SaveConfigRequest
+from merlina.schemas.datasets import DatasetConfig, DatasetSource
 from merlina.schemas.problems import describe
+from merlina.schemas.talk import AnswerRequest
 from merlina.schemas.training import TrainingConfig
 
 DATASET = {"source": {"source_type": "huggingface", "repo_id": "org/set"}}
@@ -144,3 +147,66 @@ def test_a_token_loses_the_white_space_of_pasting_and_nothing_else_is_let_into_a
         (line,) = problems(hf_token=token)
         assert line == "hf_token: holds characters that no token has"
     assert TrainingConfig.model_validate({**NEEDED, "hf_token": " "}).secrets() == {}
+
+
+def test_whole_numbers_may_be_written_with_a_point() -> None:
+    changes = {"batch_size": 8.0, "max_steps": 30.0, "gpu_ids": [0.0, 1.0], "seed": 7, "num_epochs": 2.0}
+    config = TrainingConfig.model_validate({**NEEDED, **changes, "dataset": {**DATASET, "max_samples": 10.0}})
+    assert (config.batch_size, config.max_steps, config.gpu_ids, config.dataset.max_samples) == (8, 30, [0, 1], 10)
+    assert all(type(value) is int for value in (config.batch_size, config.max_steps, *(config.gpu_ids or ())))
+    assert type(config.num_epochs) is float
+    sampling = AnswerRequest.model_validate(
+        {"job_id": "j", "side": "base", "messages": [{"role": "user", "content": "q"}], "max_new_tokens": 5.0}
+    )
+    assert sampling.max_new_tokens == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"dataset": 3}, "dataset: should be a JSON object, not 3"),
+        ({"dataset": {"source": []}}, "dataset.source: should be a JSON object"),
+        ({"dataset": {**DATASET, "column_mapping": []}}, "dataset.column_mapping: should be a JSON object"),
+        ({"target_modules": []}, "target_modules: should have at least 1 item, not 0"),
+        ({"wandb_tags": ["a"] * 100}, "wandb_tags: should have at most 64 items, not 100"),
+        ({"base_model": ""}, "base_model: should have at least 1 character, not ''"),
+        ({"base_model": "\ud800"}, "base_model: holds half of a surrogate pair"),
+        (
+            {"dataset": {"source": {"source_type": "huggingface", "repo_id": "a b"}}},
+            "dataset.source.repo_id: 'a b' is no Hub id; it looks like org/name",
+        ),
+        (
+            {"dataset": {"source": {"source_type": "upload", "dataset_id": "1"}}},
+            "dataset.source.dataset_id: '1' is no upload's id; it looks like upload_2026",
+        ),
+    ],
+)
+def test_messages_speak_of_json_and_show_no_pattern(changes: dict[str, Any], complaint: str) -> None:
+    (line,) = problems(**changes)
+    assert line.startswith(complaint)
+
+
+def test_no_schema_has_a_pattern_that_would_be_shown_to_users() -> None:
+    requests = [TrainingConfig, DatasetConfig, DatasetSource, SaveConfigRequest, ImportConfigRequest]
+    fields = [field for model in requests for field in model.model_fields.values()]
+    assert not [field for field in fields if any(getattr(rule, "pattern", None) for rule in field.metadata)]
+
+
+@pytest.mark.parametrize("value", [8.5, 1e300, "8", True, None])
+def test_other_values_are_no_whole_numbers(value: Any) -> None:
+    assert [line.partition(":")[0] for line in problems(batch_size=value)] == ["batch_size"]
+
+
+def test_fields_that_older_clients_send_are_accepted() -> None:
+    config = TrainingConfig.model_validate(
+        {**NEEDED, "hf_namespace": None, "dataset": {**DATASET, "training_mode": "sft"}}
+    )
+    assert config.training_mode == "sft"
+    assert not problems(training_mode="dpo", dataset={**DATASET, "training_mode": "dpo"})
+
+
+def test_fields_of_older_clients_are_refused_where_they_would_mean_something_else() -> None:
+    differing = problems(training_mode="dpo", dataset={**DATASET, "training_mode": "sft"})
+    assert differing == ["dataset.training_mode: 'sft' differs from training_mode 'dpo'; leave it out"]
+    assert problems(dataset={**DATASET, "training_mode": "rlhf"})[0].startswith("dataset.training_mode: ")
+    assert [line.partition(":")[0] for line in problems(hf_namespace="org")] == ["hf_namespace"]

@@ -11,6 +11,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from merlina import __version__
 from merlina.api import docs, errors, openapi, page
 from merlina.api.folders import make_folders
+from merlina.api.head_requests import HeadMiddleware
 from merlina.api.limits import BodyLimitMiddleware
 from merlina.api.origins import OwnNames, OwnNamesMiddleware
 from merlina.api.repeats import RepeatMiddleware
@@ -134,5 +135,6 @@ def _add_middleware(app: FastAPI, settings: Settings) -> None:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
+    app.add_middleware(HeadMiddleware)
     if sub_path := sub_path_of(settings):
         app.add_middleware(SubPathMiddleware, sub_path=sub_path)

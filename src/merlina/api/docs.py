@@ -13,9 +13,11 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/api/docs")
 def swagger_ui() -> HTMLResponse:
+    """The API's documentation, to try out."""
     return get_swagger_ui_html(openapi_url=_DESCRIPTION, title="Merlina: Swagger UI")
 
 
 @router.get("/api/redoc")
 def redoc() -> HTMLResponse:
+    """The API's documentation, to read."""
     return get_redoc_html(openapi_url=_DESCRIPTION, title="Merlina: ReDoc")

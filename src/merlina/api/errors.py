@@ -107,7 +107,7 @@ def _describe(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
     if problem["type"] == "json_invalid":
         return f"body: not valid JSON ({problem.get('ctx', {}).get('error', problem['msg'])})"
     if where == "body" and not loc and problem["type"] not in OWN_TYPES:
-        return f"body: a JSON object is needed ({problem['msg']})"
+        return "body: a JSON object is needed"
     if where == "body":
         return describe_one({**problem, "loc": loc}, model)
     return describe_one({**problem, "loc": loc or [where]}, None)
@@ -138,7 +138,8 @@ def _methods_at(request: Request) -> list[str]:
     """The methods of the endpoint at the request's path."""
     paths, asked = request.app.openapi()["paths"], request.url.path
     path = asked if asked in paths else next((path for path in paths if compile_path(path)[0].match(asked)), None)
-    return sorted(method.upper() for method in paths[path]) if path else ["GET"]
+    methods = {method.upper() for method in paths[path]} if path else {"GET"}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def _on_os_error(request: Request, error: Exception) -> JSONResponse:

@@ -69,7 +69,7 @@ class Doctor:
     highest_id: int = 0
     highest_id_row: int = 0
     _counts: dict[FindingKind, _Count] = field(default_factory=dict)
-    _reasons: list[str] = field(default_factory=list)
+    _reasons: dict[FindingKind, list[str]] = field(default_factory=dict)
     _seen: set[bytes] = field(default_factory=set)
     _prompts: list[tuple[int, bytes]] = field(default_factory=list)
     _chosen_longer: int = 0
@@ -96,8 +96,9 @@ class Doctor:
         self.rows += 1
         kind: FindingKind = row.kind
         self._count(kind).add(row.number)
-        if len(self._reasons) < _EXAMPLES:
-            self._reasons.append(f"row {row.number}: {row.reason}")
+        reasons = self._reasons.setdefault(kind, [])
+        if len(reasons) < _EXAMPLES:
+            reasons.append(f"row {row.number}: {row.reason}")
 
     def see(self, pair: Pair, lengths: Lengths | None = None) -> None:
         """A pair; `lengths` where it was turned into tokens."""
@@ -183,7 +184,7 @@ class Doctor:
         message = _MESSAGES[kind].format(
             count=f"{count.rows:,}",
             of=f"{self.rows:,}",
-            reasons="; ".join(self._reasons),
+            reasons="; ".join(self._reasons.get(kind, [])),
             prompts=f"{prompts:,}",
             answers=f"{answers:,}",
         )

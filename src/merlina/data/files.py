@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ _ENDINGS: dict[str, FileFormat] = {
     ".parquet": "parquet",
 }
 _SUPPORTED = "json, jsonl, csv and parquet files can be read"
-_HEAD_BYTES = 1024**2
 _COUNTS_KEPT = 256
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -47,7 +45,7 @@ def detect_format(path: Path, name: str | None = None) -> FileFormat:
     if by_name is not None and by_name != "json":
         return by_name
     with path.open("rb") as file:
-        head = file.read(_HEAD_BYTES)
+        head = file.read(json_files.HEAD_BYTES)
     return _by_content(head) or by_name or _unknown(name or path.name)
 
 
@@ -98,23 +96,13 @@ def _by_content(head: bytes) -> FileFormat | None:
         return "json"
     if not text.startswith(b"{"):
         return "csv" if _looks_like_csv(text) else None
-    first, _, rest = text.partition(b"\n")
-    # One object and nothing more is one of columns; a line that is whole, with others below it, is a row.
-    return "jsonl" if rest.lstrip().startswith(b"{") and _is_json(first) else "json"
+    return "jsonl" if json_files.holds_lines(text) else "json"
 
 
 def _looks_like_csv(text: bytes) -> bool:
     """Whether there is a header of several columns with lines below it."""
     header, newline, _ = text.partition(b"\n")
     return bool(newline) and header.isascii() and b"\0" not in text and any(sign in header for sign in b",;\t|")
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _unknown(name: str) -> FileFormat:

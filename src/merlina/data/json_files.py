@@ -1,10 +1,11 @@
-"""Rows out of JSON: one object a line, one array of objects, or one object of columns."""
+"""Rows out of JSON: one object a line, one array of objects, one object of columns, or one object that is a row."""
 
 from __future__ import annotations
 
 import codecs
 import json
 import re
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,43 +13,79 @@ from typing import Any, BinaryIO
 
 from merlina.errors import DataError
 
+HEAD_BYTES = 1024**2
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_LINE = 64 * 1024**2
 _LARGEST_COLUMNS = 64 * 1024**2
+_TOO_MANY_DIGITS = f"holds a number with more than {sys.get_int_max_str_digits():,} digits"
 # Where a text was cut, an error lies no further from its end than the longest word or escape of JSON.
 _LONGEST_WORD = 16
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """One object a line; blank lines are passed over. Raises DataError with the line."""
-    for number, line in _lines(path):
-        yield _json_object(line, number)
+    """Yield one object per line, passing over blank lines; an array or one indented object is read as in `read_json`.
+
+    Raises DataError with the line or row.
+    """
+    if _holds_one_value(path):
+        yield from read_json(path)
+    else:
+        for number, line in _lines(path):
+            yield _json_object(line, number)
 
 
 def count_jsonl(path: Path) -> int:
-    return sum(1 for _ in _lines(path))
+    return count_json(path) if _holds_one_value(path) else sum(1 for _ in _lines(path))
 
 
 def read_json(path: Path) -> Iterator[dict[str, Any]]:
-    """An array of objects, read as it goes, or one object of columns. Raises DataError with the row."""
+    """Yield the rows of an array, read as it goes, of one object of columns, or the one row that an object is.
+
+    Raises DataError with the row.
+    """
     with path.open("rb") as file:
         start = _skip_to_json(file)
         if start == b"[":
             yield from _read_array(file)
+        elif start == b"{" and holds_lines(file.read(HEAD_BYTES)):
+            yield from read_jsonl(path)
         elif start == b"{":
-            yield from _read_columns(file, path.stat().st_size)
+            file.seek(0)
+            _skip_to_json(file)
+            yield from _read_one_object(file, path.stat().st_size)
         elif start:
-            raise DataError("The JSON file must hold an array of objects, or one object of columns")
+            raise DataError("The JSON file must hold an array of objects, one object of columns, or one row")
 
 
 def count_json(path: Path) -> int:
     return sum(1 for _ in read_json(path))
 
 
+def holds_lines(head: bytes) -> bool:
+    """Whether a text that begins with an object has a complete object in its first line and another one below it."""
+    first, _, rest = head.partition(b"\n")
+    return rest.lstrip().startswith(b"{") and _is_json(first)
+
+
 def first_line(error: BaseException) -> str:
     """An error's message without the lines that libraries put below it."""
     return next(islice(str(error).splitlines(), 1), type(error).__name__)
+
+
+def _holds_one_value(path: Path) -> bool:
+    """Whether a file begins with an array, or with the first line of an indented object, rather than with a row."""
+    with path.open("rb") as file:
+        start = _skip_to_json(file)
+        return start == b"[" or (start == b"{" and file.readline(_LONGEST_WORD).strip() == b"{")
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -73,8 +110,8 @@ def _json_object(line: bytes, number: int) -> dict[str, Any]:
         raise DataError(f"line {number} is not valid JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise DataError(f"line {number} is nested too deeply") from error
-    except ValueError as error:  # a number with more digits than Python turns into one
-        raise DataError(f"line {number} can't be read: {first_line(error)}") from error
+    except ValueError as error:
+        raise DataError(f"line {number} {_TOO_MANY_DIGITS}") from error
     if not isinstance(value, dict):
         raise DataError(f"line {number} is a JSON {_kind(value)}, not an object with columns")
     return value
@@ -122,8 +159,8 @@ def _read_array(file: BinaryIO) -> Iterator[dict[str, Any]]:
             raise DataError(f"row {number} is not UTF-8 text ({error.reason})") from error
         except json.JSONDecodeError as error:
             raise DataError(f"row {number} is not valid JSON: {error.msg}") from error
-        except ValueError as error:  # a number with more digits than Python turns into one
-            raise DataError(f"row {number} can't be read: {first_line(error)}") from error
+        except ValueError as error:
+            raise DataError(f"row {number} {_TOO_MANY_DIGITS}") from error
         number += 1
     if window.next_character() != "]":
         raise DataError(f"row {number + 1} is not valid JSON: neither a comma nor the array's end stands before it")
@@ -182,22 +219,41 @@ class _Window:
         self._text, self._at = held + self._decode(more, final=self._ended), 0
 
 
-def _read_columns(file: BinaryIO, size: int) -> Iterator[dict[str, Any]]:
-    """One object of columns, each an array: it lies column by column, so it has to be held as a whole."""
+def _read_one_object(file: BinaryIO, size: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of an object of columns, or the object itself; either has to be held as a whole."""
     if size > _LARGEST_COLUMNS:
         raise DataError(
-            f"The JSON file is one object of columns and larger than {_LARGEST_COLUMNS // 1024**2} MB: "
+            f"The JSON file is one object and larger than {_LARGEST_COLUMNS // 1024**2} MB: "
             "it can't be read row by row. Write it as JSONL, CSV or Parquet"
         )
     try:
-        columns = json.load(file, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"The file is not valid JSON: {first_line(error)}") from error
-    if not all(isinstance(column, list) for column in columns.values()):
-        raise DataError("The JSON file is one object, but not one of columns: each value must be an array")
+        value: dict[str, Any] = json.load(file, parse_constant=_no_number)
+    except UnicodeDecodeError as error:
+        raise DataError(f"The file is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"The file is not valid JSON: {error.msg} in line {error.lineno}") from error
+    except RecursionError as error:
+        raise DataError("The file is nested too deeply") from error
+    except ValueError as error:
+        raise DataError(f"The file {_TOO_MANY_DIGITS}") from error
+    yield from _rows_of_columns(value) if _are_columns(value) else iter([value] if value else [])
+
+
+def _are_columns(value: dict[str, Any]) -> bool:
+    """Whether every value is an array with one element per row, rather than the messages of one conversation."""
+    columns = value.values()
+    return bool(value) and all(isinstance(column, list) for column in columns) and not any(map(_is_dialogue, columns))
+
+
+def _is_dialogue(column: list[Any]) -> bool:
+    """Whether messages of different roles follow each other; a column of messages has the same role in each row."""
+    roles = {str(item.get("role", item.get("from"))) if isinstance(item, dict) else "None" for item in column}
+    return len(roles) > 1 and "None" not in roles
+
+
+def _rows_of_columns(columns: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(f"The columns differ in length: {lengths}")
-    names = list(columns)
     for values in zip(*columns.values(), strict=True):
-        yield dict(zip(names, values, strict=True))
+        yield dict(zip(columns, values, strict=True))

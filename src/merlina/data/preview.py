@@ -28,8 +28,8 @@ _PREVIEW_SEED = 42  # a run's default
 
 
 def preview_rows(config: DatasetConfig, file: Path | None, token: str | None, limit: int) -> list[dict[str, Any]]:
-    """Up to `limit` rows, their values in a form JSON can carry. Raises DataError."""
-    rows = list(islice(open_rows(config.source, file, token), limit))
+    """Up to `limit` and `max_samples` rows, their values in a form JSON can carry. Raises DataError."""
+    rows = list(islice(open_rows(config.source, file, token), min(limit, config.max_samples or limit)))
     if not rows:
         raise DataError("The data set has no rows")
     return [{_encodable(name): _jsonable(value) for name, value in row.items()} for row in rows]
@@ -66,7 +66,8 @@ def preview_formatted(
     warnings: list[str] = []
     pairs: list[Pair] = []
     give_up_at = time.monotonic() + _SECONDS_LOOKED
-    for item in islice(read_pairs(config, file, token), _ROWS_LOOKED_AT):
+    needs_rejected = config.training_mode != "sft"
+    for item in islice(read_pairs(config, file, token, needs_rejected=needs_rejected), _ROWS_LOOKED_AT):
         try:
             if isinstance(item, SkippedRow):
                 raise UnusableRowError(item.reason, item.kind)

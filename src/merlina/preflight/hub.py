@@ -15,8 +15,8 @@ def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None) -> F
     """`field` is the one of the configuration that names the repository. A cached one will do without the network."""
     try:
         ask_access(repo_id, kind, token)
-    except HFValidationError as error:
-        return _error(field, f"{repo_id!r} is no Hub id: {error}")
+    except HFValidationError:
+        return _error(field, f"{repo_id!r} is neither a folder or file here nor a Hub id, which looks like org/name")
     except Exception as error:  # the Hub client lets errors of its HTTP library through, whichever that is
         if not is_refusal(error) and _is_cached(repo_id, kind):
             return Finding(warnings=(f"The Hub can't be reached; using {repo_id!r} from this machine's cache",))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import types
+import typing
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, ValidationInfo, field_validator
 
 
 def _clean_token(value: SecretStr) -> SecretStr:
@@ -19,7 +21,10 @@ Token = Annotated[SecretStr, AfterValidator(_clean_token)]
 
 
 class Request(BaseModel):
-    """Base of everything a client sends: unknown fields, wrong types, NaN and infinities are errors."""
+    """Base of everything a client sends: unknown fields, wrong types, NaN and infinities are errors.
+
+    A whole number may be written as `8.0`, as JSON allows.
+    """
 
     model_config = ConfigDict(
         extra="forbid",
@@ -29,6 +34,26 @@ class Request(BaseModel):
         hide_input_in_errors=True,
         protected_namespaces=(),
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _whole_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name
+        return _as_integers(value) if _holds_integers(cls.model_fields[info.field_name].annotation) else value
+
+
+def _holds_integers(annotation: Any) -> bool:
+    """Whether a field is an integer, or a list of them, and never a float."""
+    if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
+        parts = typing.get_args(annotation)
+        return float not in parts and any(map(_holds_integers, parts))
+    return annotation is int
+
+
+def _as_integers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_integers(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 class Response(BaseModel):

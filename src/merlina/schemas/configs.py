@@ -91,10 +91,14 @@ class ConfigEntry(Response):
     """One configuration in the list."""
 
     name: str
+    filename: str = Field(description="name of its file in DATA_DIR/configs")
     description: str
     tags: list[str]
     created_at: str
     updated_at: str
+    modified_at: str = Field(
+        description="when its file was last written; differs from updated_at after an edit by hand"
+    )
 
 
 class ConfigList(Response):

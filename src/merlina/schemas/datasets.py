@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +12,7 @@ from merlina.schemas.problems import at_field
 
 SourceType = Literal["huggingface", "local_file", "upload"]
 FileFormat = Literal["json", "jsonl", "csv", "parquet"]
+TrainingMode = Literal["orpo", "dpo", "simpo", "cpo", "ipo", "kto", "sft"]
 FormatType = Literal["chatml", "llama3", "mistral", "qwen3", "tokenizer", "custom"]
 PairColumn = Literal["prompt", "chosen", "rejected", "system", "reasoning"]
 
@@ -26,6 +28,8 @@ FindingKind = Literal[
     "length_bias",
 ]
 
+_REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
+_DATASET_ID = re.compile(r"upload_[0-9]{8}_[0-9]{6}_[0-9a-f]{8}")
 _NEEDED: dict[SourceType, str] = {"huggingface": "repo_id", "local_file": "file_path", "upload": "dataset_id"}
 
 
@@ -36,8 +40,8 @@ class DatasetSource(Request):
     repo_id: str | None = Field(
         default=None,
         max_length=200,
-        pattern=r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$",
         description="huggingface: the data set's id, `org/name`",
+        json_schema_extra={"pattern": f"^{_REPO_ID.pattern}$"},
     )
     split: str = Field(default="train", min_length=1, description="huggingface: the split to read")
     file_path: str | None = Field(default=None, min_length=1, description="local_file: path on the server's machine")
@@ -46,14 +50,28 @@ class DatasetSource(Request):
     )
     dataset_id: str | None = Field(
         default=None,
-        pattern=r"^upload_\d{8}_\d{6}_[0-9a-f]{8}$",
         description="upload: the id the upload was answered with",
+        json_schema_extra={"pattern": f"^{_DATASET_ID.pattern}$"},
     )
 
     @field_validator("split", mode="before")
     @classmethod
     def _default_split(cls, value: Any) -> Any:
         return "train" if value is None else value
+
+    @field_validator("repo_id")
+    @classmethod
+    def _is_a_repo_id(cls, value: str | None) -> str | None:
+        if value is not None and not _REPO_ID.fullmatch(value):
+            raise ValueError(f"{value[:100]!r} is no Hub id; it looks like org/name, in letters, digits, '.', '_', '-'")
+        return value
+
+    @field_validator("dataset_id")
+    @classmethod
+    def _is_an_upload(cls, value: str | None) -> str | None:
+        if value is not None and not _DATASET_ID.fullmatch(value):
+            raise ValueError(f"{value[:100]!r} is no upload's id; it looks like upload_20260101_120000_a1b2c3d4")
+        return value
 
     @model_validator(mode="after")
     def _needs_its_field(self) -> Self:
@@ -109,6 +127,10 @@ class DatasetConfig(Request):
         default=0.01, ge=0, lt=1, description="share of the rows held out for evaluation; 0 holds out none"
     )
     max_samples: int | None = Field(default=None, ge=1, description="use the first so many rows only")
+    training_mode: TrainingMode | None = Field(
+        default=None,
+        description="the run's training_mode, as older clients send it; a preview for sft needs no rejected answers",
+    )
 
     @field_validator("column_mapping")
     @classmethod

@@ -16,6 +16,20 @@ from pydantic_core import PydanticCustomError
 _SECRET_NAME = re.compile(r"token|key|secret|password", re.IGNORECASE)
 _LONGEST_PATH = 200
 _AT_FIELD = "at_field"
+# Instead of the library's text where that names a type or function of its own, or shows a regular expression.
+_TEXTS = {
+    "model_type": "should be a JSON object",
+    "model_attributes_type": "should be a JSON object",
+    "dict_type": "should be a JSON object",
+    "string_unicode": "holds half of a surrogate pair, which no text can have",
+    "string_pattern_mismatch": "does not have the form that is needed",
+    "int_parsing": "should be a valid integer",
+    "int_parsing_size": "is too large",
+    "int_from_float": "should be a valid integer",
+    "float_parsing": "should be a valid number",
+    "bool_parsing": "should be a valid boolean",
+}
+_SUBJECT = re.compile(r"^(Value error, |(Input|String|List|Dictionary) (?=should|must))")
 # What a validator of ours finds, rather than pydantic itself.
 OWN_TYPES = ("value_error", _AT_FIELD)
 
@@ -40,9 +54,9 @@ def describe_one(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
         return f"{path}: required, but missing"
     if problem["type"] == _AT_FIELD:
         return ".".join(map(str, [*loc, problem["msg"]]))
-    text = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    text = _TEXTS.get(problem["type"]) or _SUBJECT.sub("", problem["msg"]).replace(" after validation", "")
     shown = "" if _SECRET_NAME.search(str(loc[-1]) if loc else "") else _shown(problem.get("input"))
-    has_value = problem["type"] != "value_error" and shown
+    has_value = problem["type"] not in ("value_error", "too_short", "too_long") and shown
     line = f"{text}, not {shown}" if has_value else text
     return f"{path}: {line}" if path else line
 

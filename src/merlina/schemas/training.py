@@ -9,9 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from merlina.schemas.base import Request, Token
 from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets import TrainingMode as TrainingMode
 from merlina.schemas.problems import at_field
 
-TrainingMode = Literal["orpo", "dpo", "simpo", "cpo", "ipo", "kto", "sft"]
 OptimizerType = Literal[
     "adamw_torch",
     "adamw_torch_fused",
@@ -251,6 +251,17 @@ class TrainingConfig(Request):
 
     @model_validator(mode="before")
     @classmethod
+    def _as_older_clients_send_it(cls, given: Any) -> Any:
+        """Accept `hf_namespace: null`, and take `training_mode` from the data set where it is given only there."""
+        if not isinstance(given, dict):
+            return given
+        known = {name: value for name, value in given.items() if (name, value) != ("hf_namespace", None)}
+        dataset = known.get("dataset")
+        mode = dataset.get("training_mode") if isinstance(dataset, dict) else getattr(dataset, "training_mode", None)
+        return known if mode is None else {"training_mode": mode, **known}
+
+    @model_validator(mode="before")
+    @classmethod
     def _prefers_what_is_said(cls, given: Any) -> Any:
         if isinstance(given, dict) and given.get("use_8bit") is True and "use_4bit" not in given:
             return {**given, "use_4bit": False}
@@ -263,6 +274,11 @@ class TrainingConfig(Request):
                 "max_prompt_length",
                 f"{self.max_prompt_length} must be below max_length ({self.max_length}), so that there is room for an "
                 "answer",
+            )
+        if self.dataset.training_mode not in (None, self.training_mode):
+            raise at_field(
+                "dataset.training_mode",
+                f"{self.dataset.training_mode!r} differs from training_mode {self.training_mode!r}; leave it out",
             )
         wishes = {name: getattr(self, name) for name in ("early_stopping_patience", "load_best_at_end")}
         for name, wish in wishes.items():

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
 from merlina.runs import write_private
-from merlina.schemas.configs import SavedConfig, check_name, without_tokens
+from merlina.schemas.configs import ConfigEntry, SavedConfig, check_name, without_tokens
 from merlina.schemas.stored_config import PartialConfig, check_partial, in_present_form, read_stored_partial
 
 _log = logging.getLogger(__name__)
@@ -56,10 +56,10 @@ class ConfigStore:
         saved = self._find(name)
         return saved.model_copy(update={"config": read_stored_partial(saved.config, f"{name!r}")})
 
-    def all(self, tag: str | None = None) -> list[SavedConfig]:
+    def entries(self, tag: str | None = None) -> list[ConfigEntry]:
         """By name; files that hold no configuration are passed over with a line in the log."""
-        found = [self._read_or_warn(path) for path in sorted(self.folder.glob("*.json"))]
-        return [saved for saved in found if saved is not None and (tag is None or tag in saved.tags)]
+        found = [self._entry_or_warn(path) for path in sorted(self.folder.glob("*.json"))]
+        return [entry for entry in found if entry is not None and (tag is None or tag in entry.tags)]
 
     def delete(self, name: str) -> None:
         """Raises NotFoundError."""
@@ -111,11 +111,13 @@ class ConfigStore:
             raise _not_found(name) from None
         return _parse(self._path(name))
 
-    def _read_or_warn(self, path: Path) -> SavedConfig | None:
+    def _entry_or_warn(self, path: Path) -> ConfigEntry | None:
         saved = _parse(path)
         if saved is None:
             _log.warning("%s holds no saved configuration; it is not listed", path)
-        return saved
+            return None
+        modified = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        return ConfigEntry(**saved.model_dump(exclude={"config"}), filename=path.name, modified_at=modified)
 
 
 def _as_bytes(saved: SavedConfig) -> bytes:

@@ -8,7 +8,6 @@ from merlina.api.services import Inject
 from merlina.schemas.configs import (
     ConfigAnswer,
     ConfigDeleted,
-    ConfigEntry,
     ConfigList,
     ConfigWritten,
     ExportConfigRequest,
@@ -29,7 +28,7 @@ def save(request: SaveConfigRequest, services: Inject) -> ConfigWritten:
 @router.get("/list")
 def list_all(services: Inject, tag: str | None = None) -> ConfigList:
     """All saved configurations, or those with a tag."""
-    found = [ConfigEntry(**saved.model_dump(exclude={"config"})) for saved in services.configs.all(tag)]
+    found = services.configs.entries(tag)
     return ConfigList(configs=found, count=len(found))
 
 

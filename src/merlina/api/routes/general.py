@@ -6,10 +6,11 @@ import time
 
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse, Response
+from fastapi.routing import APIRoute
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from merlina import __version__
-from merlina.api import prometheus
+from merlina.api import docs, prometheus
 from merlina.api.services import Inject
 from merlina.schemas.jobs import QueueStats
 from merlina.schemas.system import ApiInfo, DatabaseStats, Health, Stats, WebSocketStats
@@ -28,6 +29,9 @@ async def api_info(request: Request) -> ApiInfo:
         for path, operations in request.app.openapi()["paths"].items()
         for method, operation in operations.items()
     }
+    pages = (route for route in docs.router.routes if isinstance(route, APIRoute))
+    endpoints |= {f"GET {route.path}": route.description for route in pages}
+    endpoints |= {"GET /api/openapi.json": "The API's description for programs (OpenAPI)."}
     return ApiInfo(
         name="Merlina",
         version=__version__,
