@@ -207,7 +207,7 @@ def test_a_preview_with_a_model_shows_the_tokens_that_are_trained_on(
     lengths = {"max_length": 40, "max_prompt_length": 16}
     with server.http() as http:
         shown = http.post("/dataset/preview-formatted", json=spec, params=lengths).json()
-        wrong = http.post("/dataset/preview-formatted", json=spec, params={"max_length": 64})
+        wrong = http.post("/dataset/preview-formatted", json=spec, params={"max_length": 64, "max_prompt_length": 1024})
     first = shown["samples"][0]
     tokens = first["tokens"]
     assert [len(tokens[part]["ids"]) for part in ("prompt", "chosen", "rejected")] == [16, 21, 24]

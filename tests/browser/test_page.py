@@ -60,6 +60,9 @@ def test_from_an_empty_server_to_a_run(own_server: Server, tiny_model: Path, ans
     page.get_by_role("link", name="Machine").click()
     page.get_by_role("link", name="New run").click()
     expect(page.get_by_label("Base model")).to_have_value(str(tiny_model))
+    page.reload()
+    expect(page.get_by_label("Base model")).to_have_value(str(tiny_model))
+    expect(page.get_by_label("Chosen answer")).to_have_value("good")
     expect(page.get_by_label("Number of epochs")).to_have_value("15")
     page.get_by_role("button", name="Start the run").click()
     page.wait_for_url("**/runs/job_*")
@@ -128,6 +131,9 @@ def test_its_model_is_talked_to_and_judged_blindly(own_server: Server, visit: Vi
 def test_runs_are_found_compared_and_deleted_after_a_question(own_server: Server, visit: Visit) -> None:
     page = visit(own_server)
     page.get_by_role("button", name="Run again").click()
+    page.wait_for_url("**/new?from=*")
+    expect(page.get_by_label("Number of epochs")).to_have_value("15")
+    page.get_by_role("button", name="Start the run").click()
     page.wait_for_url("**/runs/job_*")
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("dialog").get_by_role("button", name="Stop").click()
@@ -217,6 +223,28 @@ def test_a_server_that_went_away_is_told_of_and_nothing_is_missed(
     own_server.until_ended(job, 120)
     loss = page.locator("figure", has=page.get_by_role("heading", name="Loss"))
     expect(loss).to_have_attribute("data-points", "500")
+
+
+def test_a_failed_upload_leaves_no_file_chosen(own_server: Server, answers: Path, tmp_path: Path, visit: Visit) -> None:
+    page = visit(own_server, "/new")
+    page.locator("input[type=file]").set_input_files(answers)
+    expect(page.get_by_label("Chosen answer")).to_be_visible()
+    (tmp_path / "broken.jsonl").write_text("no json\n")
+    page.locator("input[type=file]").set_input_files(tmp_path / "broken.jsonl")
+    expect(page.get_by_role("alert").first).to_contain_text("line 1")
+    expect(page.get_by_label("Chosen answer")).to_have_count(0)
+
+
+def test_a_short_pair_needs_no_shorter_prompt_length(own_server: Server, tiny_model: Path, visit: Visit) -> None:
+    page = visit(own_server, "/new")
+    page.get_by_label("Base model").fill(str(tiny_model))
+    page.get_by_role("button", name="Take the samples").click()
+    page.get_by_label("Max length", exact=True).fill("200")
+    page.get_by_label("Max length", exact=True).blur()
+    page.get_by_text("All settings").click()
+    expect(page.get_by_label("Max prompt length")).to_have_attribute("placeholder", "100")
+    expect(page.get_by_role("meter", name="RAM needed")).to_be_visible()
+    expect(page.get_by_text("must be below max_length")).to_have_count(0)
 
 
 def test_what_others_wrote_is_only_ever_text(own_server: Server, tiny_model: Path, visit: Visit) -> None:

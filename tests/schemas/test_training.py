@@ -210,3 +210,9 @@ def test_fields_of_older_clients_are_refused_where_they_would_mean_something_els
     assert differing == ["dataset.training_mode: 'sft' differs from training_mode 'dpo'; leave it out"]
     assert problems(dataset={**DATASET, "training_mode": "rlhf"})[0].startswith("dataset.training_mode: ")
     assert [line.partition(":")[0] for line in problems(hf_namespace="org")] == ["hf_namespace"]
+
+
+def test_the_prompt_length_follows_the_longest_pair_unless_it_is_set() -> None:
+    assert TrainingConfig.model_validate({**NEEDED, "max_length": 256}).max_prompt_length == 128
+    assert TrainingConfig.model_validate({**NEEDED, "max_length": 8192}).max_prompt_length == 4096
+    assert TrainingConfig.model_validate({**NEEDED, "max_length": 256, "max_prompt_length": 64}).max_prompt_length == 64

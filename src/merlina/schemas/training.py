@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal, Self
 
@@ -49,6 +50,11 @@ _WHOLE_MODEL_SHARE = 0.5
 LONGEST_TEXT = 1_048_576
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _DEFAULT_TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
+
+
+def default_prompt_length(max_length: int) -> int:
+    """Return `max_prompt_length` where it is not set: half of `max_length`, in tokens."""
+    return max_length // 2
 
 
 class TrainingConfig(Request):
@@ -124,7 +130,10 @@ class TrainingConfig(Request):
         description="Longest prompt with its answer, in tokens; longer ones are cut.",
     )
     max_prompt_length: int = Field(
-        default=1024, ge=8, le=LONGEST_TEXT, description="Longest prompt, in tokens, below max_length."
+        default=1024,
+        ge=8,
+        le=LONGEST_TEXT,
+        description="Prompt tokens kept when a pair exceeds max_length; below max_length, and half of it unless set.",
     )
 
     seed: int = Field(
@@ -262,10 +271,17 @@ class TrainingConfig(Request):
 
     @model_validator(mode="before")
     @classmethod
-    def _prefers_what_is_said(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("use_8bit") is True and "use_4bit" not in given:
-            return {**given, "use_4bit": False}
-        return given
+    def _follow_given_fields(cls, given: Any) -> Any:
+        """Derive what is not given from related fields that are: their defaults would contradict them."""
+        if not isinstance(given, dict):
+            return given
+        derived: dict[str, Any] = {}
+        if given.get("use_8bit") is True:
+            derived["use_4bit"] = False
+        max_length = given.get("max_length")
+        if isinstance(max_length, int | float) and math.isfinite(max_length):
+            derived["max_prompt_length"] = default_prompt_length(int(max_length))
+        return {**derived, **given}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -124,7 +124,6 @@ export const api = {
   stop: (job: string) => ask<Schemas['StopAnswer']>('POST', `/jobs/${id(job)}/stop`),
   pause: (job: string) => ask<Schemas['JobAction']>('POST', `/jobs/${id(job)}/pause`),
   resume: (job: string) => ask<JobCreated>('POST', `/jobs/${id(job)}/resume`),
-  retry: (job: string) => ask<JobCreated>('POST', `/jobs/${id(job)}/retry`),
   remove: (job: string) => ask<Schemas['JobAction']>('DELETE', `/jobs/${id(job)}`),
   machine: () => ask<Schemas['Machine']>('GET', '/system'),
   validate: (config: unknown) => ask<Schemas['ValidationResponse']>('POST', '/validate', config),

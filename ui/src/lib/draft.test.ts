@@ -28,13 +28,19 @@ test('a name is suggested from the model’s', () => {
 
 test('an earlier configuration comes back without its defaults', () => {
   const config = { ...configOf('m', 'n', data, { lora_r: 8 }), beta: 0.1 };
-  const parts = partsOf(config, new Map<string, unknown>([['beta', 0.1], ['lora_r', 64]]));
+  const parts = partsOf(config);
   expect(parts).toEqual({ model: 'm', name: 'n', data, values: { lora_r: 8 } });
+});
+
+test('the prompt length follows the longest pair unless it was set', () => {
+  const config = { base_model: 'm', output_name: 'n', max_length: 256 };
+  expect(partsOf({ ...config, max_prompt_length: 128 }).values).toEqual({ max_length: 256 });
+  expect(partsOf({ ...config, max_prompt_length: 64 }).values).toEqual({ max_length: 256, max_prompt_length: 64 });
 });
 
 test('what a configuration leaves out is what the API takes for it, not what a fresh form begins with', () => {
   const dataset = { source: { source_type: 'upload', dataset_id: 'u' } };
-  const parts = partsOf({ base_model: 'm', output_name: 'n', dataset }, new Map());
+  const parts = partsOf({ base_model: 'm', output_name: 'n', dataset });
   expect([parts.data.format, parts.data.testSize]).toEqual(['chatml', 0.01]);
 });
 
@@ -46,6 +52,6 @@ test('nothing of a data set is lost on the way through the form', () => {
     test_size: 0.3,
     max_samples: 7,
   };
-  const parts = partsOf({ base_model: 'm', output_name: 'n', dataset }, new Map());
+  const parts = partsOf({ base_model: 'm', output_name: 'n', dataset });
   expect(configOf('m', 'n', parts.data, parts.values)).toEqual({ base_model: 'm', output_name: 'n', dataset });
 });

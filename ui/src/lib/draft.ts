@@ -1,6 +1,6 @@
 /** A configuration that is being written: its parts, and what the server has to say about each. */
 
-import { DATASET_DEFAULTS } from './fields';
+import { DATASET_DEFAULTS, initialOf } from './fields';
 
 export type Values = Record<string, unknown>;
 
@@ -79,7 +79,7 @@ interface GivenDataset {
 }
 
 /** Which of the form's parts a configuration fills, for one that was saved or of an earlier run. */
-export function partsOf(config: Values, defaults: Map<string, unknown>): { model: string; name: string; data: DataDraft; values: Values } {
+export function partsOf(config: Values): { model: string; name: string; data: DataDraft; values: Values } {
   const { base_model, output_name, dataset, ...rest } = config;
   const given = (dataset ?? {}) as GivenDataset;
   const data: DataDraft = {
@@ -91,15 +91,15 @@ export function partsOf(config: Values, defaults: Map<string, unknown>): { model
     testSize: given.test_size ?? DATASET_DEFAULTS.test_size,
     maxSamples: given.max_samples ?? null,
   };
-  const changed = Object.entries(rest).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(defaults.get(name) ?? null));
+  const changed = Object.entries(rest).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(initialOf(name, rest) ?? null));
   return { model: String(base_model ?? ''), name: String(output_name ?? ''), data, values: Object.fromEntries(changed) };
 }
 
-export const PROCESSOR: Values = { use_4bit: false, optimizer_type: 'adamw_torch', max_length: 512, max_prompt_length: 256, lora_r: 16, lora_alpha: 32, learning_rate: 2e-4, gradient_accumulation_steps: 8 };
+export const PROCESSOR: Values = { use_4bit: false, optimizer_type: 'adamw_torch', max_length: 512, lora_r: 16, lora_alpha: 32, learning_rate: 2e-4, gradient_accumulation_steps: 8 };
 
 export const PRESETS: { name: string; help: string; values: Values }[] = [
   { name: 'Defaults', help: 'A good place to begin on a GPU.', values: {} },
   { name: 'Quick look', help: 'Fifty steps, to see that all is well.', values: { max_steps: 50, learning_rate: 2e-5 } },
-  { name: 'Little memory', help: 'For small GPUs: four bits, recomputed activations, shorter pairs.', values: { use_4bit: true, gradient_checkpointing: true, max_length: 1024, max_prompt_length: 512, lora_r: 16, lora_alpha: 16 } },
+  { name: 'Little memory', help: 'For small GPUs: four bits, recomputed activations, shorter pairs.', values: { use_4bit: true, gradient_checkpointing: true, max_length: 1024, lora_r: 16, lora_alpha: 16 } },
   { name: 'Processor', help: 'For a machine without a GPU, and a small model.', values: PROCESSOR },
 ];

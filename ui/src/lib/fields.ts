@@ -18,6 +18,12 @@ export interface Field {
 }
 
 export const FIELDS = new Map((described.settings as Field[]).map((field) => [field.name, field]));
+/** The value that the API takes for a setting which these values leave out. */
+export function initialOf(name: string, values: Record<string, unknown>): unknown {
+  if (name === 'max_prompt_length') return Math.floor(Number(values.max_length ?? FIELDS.get('max_length')?.initial) / 2);
+  return FIELDS.get(name)?.initial;
+}
+
 /** What the API takes where a data set leaves it out. */
 export const DATASET_DEFAULTS = described.dataset;
 const SECRETS = new Set([...FIELDS.values()].filter((field) => field.isSecret).map((field) => field.name));

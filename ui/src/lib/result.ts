@@ -25,6 +25,7 @@ const isGguf = (name: string): boolean => name.toLowerCase().endsWith('.gguf');
 function baseModel(name: string): string {
   const slash = name.lastIndexOf('/');
   if (!isGguf(name)) return `AutoModelForCausalLM.from_pretrained(${JSON.stringify(name)})`;
-  const [folder, file] = [name.slice(0, slash) || '.', name.slice(slash + 1)];
+  const folder = slash < 0 ? '.' : name.slice(0, slash) || '/';
+  const file = name.slice(slash + 1);
   return `AutoModelForCausalLM.from_pretrained(${JSON.stringify(folder)}, gguf_file=${JSON.stringify(file)}, quantization_config=GgufConfig(dequantize=True))`;
 }

@@ -22,29 +22,29 @@ const ENDED: JobState[] = ['completed', 'failed', 'stopped', 'cancelled'];
 export const isEnded = (state: JobState): boolean => ENDED.includes(state);
 export const isRunning = (state: JobState): boolean => !isEnded(state) && state !== 'queued' && state !== 'paused';
 
-export type Action = 'pause' | 'resume' | 'stop' | 'retry' | 'remove';
+export type Action = 'pause' | 'resume' | 'stop' | 'rerun' | 'remove';
 
 export function actionsFor(state: JobState, lastCheckpoint: number | null | undefined): Action[] {
   if (state === 'queued') return ['pause', 'stop'];
   if (state === 'paused') return ['resume', 'stop'];
   if (!isEnded(state)) return state === 'saving' || state === 'uploading' ? ['stop'] : ['pause', 'stop'];
   const canGoOn = state !== 'completed' && lastCheckpoint != null;
-  return canGoOn ? ['resume', 'retry', 'remove'] : ['retry', 'remove'];
+  return canGoOn ? ['resume', 'rerun', 'remove'] : ['rerun', 'remove'];
 }
 
 export const ACTION_WORDS: Record<Action, string> = {
   pause: 'Pause',
   resume: 'Resume',
   stop: 'Stop',
-  retry: 'Run again',
+  /** Opens the form of a new run with the settings of this one. */
+  rerun: 'Run again',
   remove: 'Delete',
 };
 
-export const DONE_WORDS: Record<Action, string> = {
+export const DONE_WORDS: Record<Exclude<Action, 'rerun'>, string> = {
   pause: 'Asked to pause:',
   resume: 'In the queue to go on:',
   stop: 'Asked to stop:',
-  retry: 'In the queue once more:',
   remove: 'Deleted:',
 };
 

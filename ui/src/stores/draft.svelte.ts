@@ -3,20 +3,28 @@
 import { api, asApiError } from '../api/client';
 import type { components } from '../api/types';
 import { configOf, EMPTY_DATA, partsOf, said, suggestedName, type DataDraft, type Said, type Values } from '../lib/draft';
-import { FIELDS, withoutSecrets } from '../lib/fields';
+import { keptDrafts, keyOf } from '../lib/kept-drafts';
+import { FIELDS, initialOf, withoutSecrets } from '../lib/fields';
 
 const WAIT = 800;
 
+/** Drafts that this tab held when it was reloaded, by the key they were kept under. */
+const kept = keptDrafts(sessionStorage);
 let inHand: Draft | null = null;
 
-/** The one that was begun and not yet sent, for those who look elsewhere and come back. */
-export function draftInHand(): Draft {
-  inHand ??= new Draft();
+/** The draft of a new run, or of one that begins with the settings of the run `from`: as it was left, or an empty one. */
+export function draftFor(from: string | null): Draft {
+  if (from !== null) return new Draft(from);
+  inHand ??= new Draft(null);
   return inHand;
 }
 
-export function forgetDraft(): void {
-  inHand = null;
+/** To be called once the draft was sent, or when its author logs out. */
+export function forgetDrafts(from: string | null | undefined = undefined): void {
+  if (from === undefined) kept.clear();
+  else kept.delete(keyOf(from));
+  for (const key of from === undefined ? keptDrafts(sessionStorage).keys() : [keyOf(from)]) sessionStorage.removeItem(key);
+  if (from == null) inHand = null;
 }
 
 export class Draft {
@@ -35,6 +43,20 @@ export class Draft {
   takes = $state(0);
   #errors = $state.raw<Said[]>([]);
   #asked = 0;
+  /** Whether it is as it was before the tab was reloaded. */
+  readonly isRestored: boolean;
+
+  constructor(private readonly from: string | null) {
+    const before = kept.get(keyOf(from));
+    kept.delete(keyOf(from));
+    this.isRestored = before !== undefined;
+    if (before === undefined) return;
+    this.model = before.model;
+    this.name = before.name;
+    this.isNamed = before.isNamed;
+    this.data = before.data;
+    this.take(before.values);
+  }
 
   /** Without tokens, so that it can be shown and saved. */
   config = $derived(configOf(this.model.trim(), this.outputName, this.data, withoutSecrets(this.values)));
@@ -71,7 +93,7 @@ export class Draft {
 
   set(name: string, value: unknown): void {
     const { [name]: _before, ...others } = this.values;
-    const isDefault = value === undefined || JSON.stringify(value) === JSON.stringify(FIELDS.get(name)?.initial);
+    const isDefault = value === undefined || JSON.stringify(value) === JSON.stringify(initialOf(name, others));
     this.values = isDefault ? others : { ...others, [name]: value };
     // Weights are held one way: whoever chooses one gives up the other.
     if (name === 'use_8bit' && value === true) this.set('use_4bit', false);
@@ -91,8 +113,7 @@ export class Draft {
   }
 
   load(config: Values): void {
-    const initial = new Map([...FIELDS].map(([name, field]) => [name, field.initial]));
-    const parts = partsOf(config, initial);
+    const parts = partsOf(config);
     this.model = parts.model || this.model;
     if (parts.name) {
       this.name = parts.name;
@@ -101,6 +122,13 @@ export class Draft {
     if (config.dataset) this.data = parts.data.source ? parts.data : { ...parts.data, source: this.data.source, mapping: this.data.mapping };
     this.take(parts.values);
     this.loads += 1;
+  }
+
+  /** For an effect: keeps the draft for a reload, without its tokens. */
+  keep(): void {
+    const { model, name, isNamed, data } = this;
+    if (this.isUntouched && !model && !data.source) return;
+    sessionStorage.setItem(keyOf(this.from), JSON.stringify({ model, name, isNamed, data, values: withoutSecrets(this.values) }));
   }
 
   /** For an effect: has the present configuration checked once it rests. Returns what takes that back. */

@@ -24,6 +24,7 @@ from merlina.schemas.datasets import (
     UploadList,
     UploadResponse,
 )
+from merlina.schemas.training import default_prompt_length
 from merlina.storage import uploads
 
 router = APIRouter(prefix="/dataset", tags=["datasets"])
@@ -83,9 +84,10 @@ def preview_as_trained(
     config: DatasetQuestion,
     services: Inject,
     max_length: Annotated[int, Query(ge=16, le=1_048_576)] = 2048,
-    max_prompt_length: Annotated[int, Query(ge=8, le=1_048_576)] = 1024,
+    max_prompt_length: Annotated[int | None, Query(ge=8, le=1_048_576)] = None,
 ) -> PreviewResponse:
     """The first pairs as the text that is trained on, and with `model_name` as tokens; what to know of the rows."""
+    max_prompt_length = max_prompt_length or default_prompt_length(max_length)
     if max_prompt_length >= max_length:
         raise InvalidRequestError(
             "The request is not valid",
