@@ -84,7 +84,11 @@ class StoredConfigError(ConflictError):
     """A stored configuration is of a form that this version cannot read."""
 
 
-class NoRoomError(ConflictError):
+class OverridableError(ConflictError):
+    """A conflict that the same request with `force` overrides."""
+
+
+class NoRoomError(OverridableError):
     """A model to talk with would need memory that isn't free or that runs have or wait for; it can be forced."""
 
 

@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from merlina.errors import OverridableError
+from merlina.storage import jobs
+from merlina.storage.database import Database
 from tests.harness import Server, pairs_file, training_config
 
 CHATML = "<|im_start|>user\nWhat is 0 plus 0?<|im_end|>\n<|im_start|>assistant\n"
@@ -160,8 +163,8 @@ def test_an_upload_can_be_trained_on_and_is_kept_while_it_is_needed(server: Serv
         assert "7 of 9 rows repeat an earlier one" in warnings
         job_id = http.post("/train", json=body).json()["job_id"]
         needed = http.delete(f"/dataset/uploads/{dataset_id}")
-        assert needed.status_code == 400
-        assert job_id in needed.json()["detail"]
+        assert needed.status_code == 409
+        assert job_id in needed.json()["detail"]["message"]
         assert server.until_ended(job_id).status == "completed"
         log = [line["message"] for line in http.get(f"/jobs/{job_id}/logs").json()["logs"]]
         assert "1 of 9 rows lack a prompt or an answer and can't be used: row 9: prompt is empty" in log
@@ -291,3 +294,52 @@ def test_json_under_another_name_is_told_so(server: Server) -> None:
         answer = http.post("/dataset/preview", content=b"{}", headers={"Content-Type": "text/plain"})
     assert answer.status_code == 400
     assert "the Content-Type is text/plain; send application/json" in answer.json()["detail"]["errors"]
+
+
+def test_an_upload_that_a_job_needs_is_deleted_only_by_force_and_files_of_others_stay(
+    server: Server, tmp_path: Path
+) -> None:
+    content = pairs_file(tmp_path / "pairs.jsonl").read_bytes()
+    first, second, third = (upload(server, "needed.jsonl", content).json()["dataset_id"] for _ in range(3))
+    folders = {name: server.root / "data" / "uploads" / name for name in (first, second, third)}
+    (folders[first] / "notes.txt").write_text("mine")
+    database = Database(f"sqlite:///{server.root / 'data' / 'merlina.db'}")
+    states: list[tuple[str, str, int | None, str]] = [
+        ("paused", "paused", None, first), ("failed", "failed", 4, first), ("stopped", "stopped", 4, first),
+        ("cancelled", "cancelled", 4, first), ("no_checkpoint", "failed", None, first),
+        ("done", "completed", None, second),
+        ("linked", "stopped", 2, third),
+    ]  # fmt: skip
+    (tmp_path / "link").symlink_to(folders[third])
+    try:
+        with database.write() as connection:
+            for job_id, state, checkpoint, name in states:
+                file = (tmp_path / "link" if job_id == "linked" else folders[name]) / "rows.jsonl"
+                jobs.add(connection, {
+                    "job_id": f"needs_{job_id}", "state": state, "priority": 3, "config": {}, "base_model": "m",
+                    "output_name": "o", "target_dir": f"/m/{job_id}", "dataset_file": str(file),
+                    "created_at": 1.0, "updated_at": 1.0, "last_checkpoint": checkpoint,
+                })  # fmt: skip
+        with server.http() as http:
+            refused = http.delete(f"/dataset/uploads/{first}")
+            assert refused.status_code == 409
+            detail = refused.json()["detail"]
+            assert detail["can_force"] is True
+            for job_id in ("paused", "failed", "stopped", "cancelled"):
+                assert f"needs_{job_id} ({job_id})" in detail["message"]
+            assert "no_checkpoint" not in detail["message"]
+            assert http.delete(f"/dataset/uploads/{third}").status_code == 409
+            assert http.delete(f"/dataset/uploads/{second}").status_code == 200
+            assert not folders[second].exists()
+            assert (folders[first] / "rows.jsonl").exists()
+            assert http.delete(f"/dataset/uploads/{first}", params={"force": True}).status_code == 200
+        assert [path.name for path in folders[first].iterdir()] == ["notes.txt"]
+        with server.client() as client:
+            with pytest.raises(OverridableError, match="needs_linked"):
+                client.delete_upload(third)
+            client.delete_upload(third, force=True)
+    finally:
+        with database.write() as connection:
+            for job_id, *_ in states:
+                jobs.remove(connection, f"needs_{job_id}")
+        database.close()

@@ -25,8 +25,8 @@ from merlina.errors import (
     InvalidRequestError,
     MerlinaError,
     ModelError,
-    NoRoomError,
     NotFoundError,
+    OverridableError,
     TooLargeError,
     UnauthorizedError,
 )
@@ -89,7 +89,7 @@ def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MerlinaError)
     if isinstance(error, InvalidRequestError):
         return answer(400, error.message, list(error.errors), list(error.warnings))
-    return answer(status_of(error), error.message, can_force=isinstance(error, NoRoomError))
+    return answer(status_of(error), error.message, can_force=isinstance(error, OverridableError))
 
 
 def _on_bad_request(request: Request, error: Exception) -> JSONResponse:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -20,9 +20,15 @@ from starlette.requests import Request
 from merlina.api.multipart import receive_file
 from merlina.api.services import Services
 from merlina.data.files import detect_format, parse_all
-from merlina.errors import InvalidRequestError, NotFoundError
+from merlina.errors import NotFoundError, OverridableError
+from merlina.schemas.datasets import FileFormat
 from merlina.storage import jobs, uploads
+from merlina.storage.jobs import JobRecord
 from merlina.storage.uploads import UploadRecord
+
+_INCOMING = re.compile(r"\.incoming_upload_\d{8}_\d{6}_[0-9a-f]{8}")
+_OWN_FILES = ("rows", *(f"rows.{file_format}" for file_format in get_args(FileFormat)))
+_MOST_NAMED = 10
 
 
 async def accept_upload(request: Request, services: Services) -> UploadRecord:
@@ -40,23 +46,50 @@ def keep_rows(services: Services, rows: Iterable[Mapping[str, Any]], filename: s
         return _keep(services, incoming, filename)
 
 
-def delete_upload(services: Services, dataset_id: str) -> None:
-    """Raises NotFoundError, or InvalidRequestError while a job that has not ended needs the upload."""
-    folder = services.settings.uploads_dir / dataset_id
+def delete_upload(services: Services, dataset_id: str, *, force: bool) -> None:
+    """Delete an upload and its file; whatever else lies in its folder stays.
+
+    Raises NotFoundError, or OverridableError without `force` while a job needs the file to run or to resume.
+    """
     with services.database.write() as connection:
-        users = [*jobs.queued(connection), *jobs.running(connection)]
-        needed_by = [job.job_id for job in users if job.dataset_file and Path(job.dataset_file).parent == folder]
-        if needed_by:
-            raise InvalidRequestError(f"Upload {dataset_id} is needed by {', '.join(needed_by)}; stop it first")
-        if not uploads.remove(connection, dataset_id):
+        if uploads.get(connection, dataset_id) is None:
             raise NotFoundError(f"There is no upload {dataset_id!r}; GET /dataset/uploads lists them")
-    shutil.rmtree(folder, ignore_errors=True)
+        folder = services.settings.uploads_dir / dataset_id
+        in_folder = [job for job in jobs.needing_data(connection) if _is_in(job.dataset_file, folder)]
+        if in_folder and not force:
+            raise OverridableError(_needed_by(dataset_id, in_folder))
+        uploads.remove(connection, dataset_id)
+        # Within the transaction: a job that is added at the same time finds its file either here or gone.
+        _remove_files(folder)
 
 
 def sweep_incoming(uploads_dir: Path) -> None:
-    """Removes what a killed server left of uploads in progress."""
-    for leftover in uploads_dir.glob(".incoming_*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Remove what a killed server left of uploads in progress."""
+    for folder in uploads_dir.iterdir():
+        if _INCOMING.fullmatch(folder.name) and not folder.is_symlink():
+            _remove_files(folder)
+
+
+def _is_in(file: str | None, folder: Path) -> bool:
+    return file is not None and os.path.realpath(Path(file).parent) == os.path.realpath(folder)
+
+
+def _needed_by(dataset_id: str, users: Sequence[JobRecord]) -> str:
+    shown = ", ".join(f"{job.job_id} ({job.state})" for job in users[:_MOST_NAMED])
+    more = f" and {len(users) - _MOST_NAMED} more" if len(users) > _MOST_NAMED else ""
+    return (
+        f"Upload {dataset_id} is needed by {shown}{more}, to run or to resume; delete those jobs first, or delete the "
+        "upload all the same with force=true"
+    )
+
+
+def _remove_files(folder: Path) -> None:
+    """Remove an upload's own files, and its folder where nothing else lies in it."""
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if path.name in _OWN_FILES:
+                path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 @dataclass(frozen=True)
@@ -78,7 +111,7 @@ def _incoming(services: Services) -> Iterator[_Incoming]:
     try:
         yield _Incoming(dataset_id, now, folder / "rows")
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_files(folder)
 
 
 def _keep(services: Services, incoming: _Incoming, filename: str) -> UploadRecord:
@@ -98,6 +131,6 @@ def _keep(services: Services, incoming: _Incoming, filename: str) -> UploadRecor
         with services.database.write() as connection:
             uploads.add(connection, record)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove_files(folder)
         raise
     return record

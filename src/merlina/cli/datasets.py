@@ -75,7 +75,12 @@ def columns(dataset_id: DatasetId, as_json: AsJson = False, url: Url = DEFAULT_U
 
 
 @commands.command()
-def delete(dataset_id: DatasetId, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Delete an uploaded data set that no waiting or running job needs."""
+def delete(
+    dataset_id: DatasetId,
+    force: Annotated[bool, typer.Option("--force", help="Delete it even if a job needs it to run or resume.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: ApiKey = None,
+) -> None:
+    """Delete an uploaded data set. One that a job needs to run or to resume is deleted only with --force."""
     with client(url, api_key) as server:
-        output.print(escape(server.delete_upload(dataset_id).message))
+        output.print(escape(server.delete_upload(dataset_id, force=force).message))

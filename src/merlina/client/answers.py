@@ -16,6 +16,7 @@ from merlina.errors import (
     MerlinaError,
     NoRoomError,
     NotFoundError,
+    OverridableError,
     ServerError,
     TooLargeError,
     UnauthorizedError,
@@ -66,7 +67,8 @@ def error_of(response: httpx.Response) -> MerlinaError:
         return ServerError(f"The server answered {response.status_code}: {response.text[:200]}")
     if isinstance(detail, dict) and {"message", "errors", "warnings"} <= detail.keys():
         if detail.get("can_force"):
-            return NoRoomError(detail["message"])
+            kind = NoRoomError if response.request.url.path.endswith("/talk/load") else OverridableError
+            return kind(detail["message"])
         return InvalidRequestError(detail["message"], detail["errors"], detail["warnings"])
     return _ERRORS.get(response.status_code, ServerError)(detail if isinstance(detail, str) else str(detail)[:200])
 

@@ -181,8 +181,10 @@ class Client:
     def uploads(self) -> UploadList:
         return self._get("/dataset/uploads", UploadList)
 
-    def delete_upload(self, dataset_id: str) -> UploadDeleted:
-        return parse(self._send("DELETE", f"/dataset/uploads/{_segment(dataset_id)}"), UploadDeleted)
+    def delete_upload(self, dataset_id: str, *, force: bool = False) -> UploadDeleted:
+        """Raises OverridableError without `force` where a job needs the upload to run or to resume."""
+        given = {"force": True} if force else None
+        return parse(self._send("DELETE", f"/dataset/uploads/{_segment(dataset_id)}", params=given), UploadDeleted)
 
     def preview(self, config: DatasetConfig, hf_token: str | None = None) -> PreviewResponse:
         """The first rows as they are."""

@@ -168,6 +168,7 @@ class Desk:
         with self.database.write() as connection:
             refuse_nested(connection, values["target_dir"])
             record = jobs.add(connection, values)
+            _check_data_is_there(record)
         self._tell(record)
         return record
 

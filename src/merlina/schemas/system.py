@@ -17,7 +17,7 @@ class ErrorDetails(Response):
     errors: list[str]
     warnings: list[str]
     can_force: bool = Field(
-        default=False, description="a model to talk with has no room, and `force` at /talk/load loads it all the same"
+        default=False, description="the same request with `force` is carried out in spite of the conflict"
     )
 
 

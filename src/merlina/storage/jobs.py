@@ -193,6 +193,13 @@ def saving_around(connection: Connection, target_dir: str, *, without: str | Non
     return _records(connection, ~jobs.c.deleting & (jobs.c.job_id != (without or "")) & (has_one | may_save))
 
 
+def needing_data(connection: Connection) -> list[JobRecord]:
+    """Jobs that read a file and may still do so: those that have not ended, and those with a checkpoint to resume."""
+    resumable = jobs.c.last_checkpoint.is_not(None) & (jobs.c.state != "completed")
+    still = jobs.c.state.not_in(END_STATES) | resumable
+    return _records(connection, jobs.c.dataset_file.is_not(None) & ~jobs.c.deleting & still)
+
+
 def completed_with(connection: Connection, base_model: str, limit: int) -> list[JobRecord]:
     """Completed runs with that model, the newest first."""
     matches = (jobs.c.base_model == base_model) & (jobs.c.state == "completed") & ~jobs.c.deleting

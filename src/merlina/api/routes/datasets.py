@@ -63,9 +63,9 @@ def list_uploads(services: Inject) -> UploadList:
 
 
 @router.delete("/uploads/{dataset_id}")
-def remove_upload(dataset_id: str, services: Inject) -> UploadDeleted:
-    """Deletes an upload that no waiting or running job needs."""
-    delete_upload(services, dataset_id)
+def remove_upload(dataset_id: str, services: Inject, force: bool = False) -> UploadDeleted:
+    """Deletes an upload. One that a job needs to run or to resume is deleted only with `force`."""
+    delete_upload(services, dataset_id, force=force)
     return UploadDeleted(message=f"Upload {dataset_id} deleted successfully", dataset_id=dataset_id)
 
 
