@@ -25,7 +25,8 @@ class FakeHub:
     """What the server holds and was sent: `repos` gains what is uploaded. `trouble` names what it does wrong:
 
     `refuse creation <org/name>`, `refuse writing <org/name>` (creation too), `fail commit <org/name>`,
-    `cut <repository>/<file>`, which breaks off in the middle of that file, once, or `always cut <repository>/<file>`.
+    `hang <path>`, which gets no answer, `cut <repository>/<file>`, which breaks off in the middle of that file, once,
+    or `always cut <repository>/<file>`.
     With a `token` all is private to it; `strangers` are tokens of accounts that may see nothing of that, and no token
     but these is known at all. The files of `gated` repositories are for nobody.
     """
@@ -38,6 +39,18 @@ class FakeHub:
     private: dict[str, bool] = field(default_factory=dict)
     commits: list[tuple[str, str | None]] = field(default_factory=list)
     """Each commit's repository and Authorization."""
+    account: dict[str, Any] = field(
+        default_factory=lambda: {
+            "name": "user",
+            "orgs": [{"name": "org", "roleInOrg": "write"}],
+            "auth": {"type": "access_token", "accessToken": {"role": "write"}},
+        }
+    )
+    """What the Hub knows about the one who sends the token."""
+    released: threading.Event = field(default_factory=threading.Event)
+    """Ends the wait of questions that hang."""
+    asked: list[str] = field(default_factory=list)
+    """Paths of the questions that were asked, in order."""
     large: dict[str, bytes] = field(default_factory=dict)
     cuts: int = 0
     endpoint: str = ""
@@ -58,6 +71,7 @@ def fake_hub(repos: Repos, token: str | None = None, trouble: Iterable[str] = ()
     try:
         yield hub
     finally:
+        hub.released.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -91,7 +105,12 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path).strip("/")
         if self._refuse():
             return
-        if path == "api/repos/create":
+        self.state.asked.append(path)
+        if f"hang {path}" in self.state.trouble:
+            self.state.released.wait(60)
+        if path == "api/whoami-v2":
+            self._json(self.state.account)
+        elif path == "api/repos/create":
             self._create(json.loads(body))
         elif path == "api/validate-yaml":
             self._json({"errors": [], "warnings": []})
@@ -129,6 +148,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json([entry for entry in entries if entry["path"] in wanted])
         elif not rest or rest.startswith("revision/"):
             self._json(self._description(repo))
+        elif rest == "auth-check/write":
+            self._json({}, 403 if self._is_in_trouble("refuse writing", repo) else 200)
         elif rest == "auth-check" and repo in self.state.gated:
             self._send(403, b"", {"X-Error-Code": "GatedRepo"})
         elif rest.split("/")[0] in ("preupload", "commit") and self._is_in_trouble("refuse writing", repo):

@@ -60,6 +60,8 @@ def _show_results(results: ValidationResults) -> None:
     for style, lines in (("red", results.errors), ("yellow", results.warnings)):
         for line in lines:
             output.print(f"[{style}]·[/] {escape(line)}")
+    for line in results.not_checked:
+        output.print(f"[dim]· not checked: {escape(line)}[/]")
     if results.memory is not None:
         output.print(_memory_table(results.memory))
     if results.time is not None:

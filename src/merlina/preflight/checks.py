@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from merlina.data.sources import resolve_file
 from merlina.errors import ForbiddenError, HelperError, MerlinaError
@@ -14,13 +14,15 @@ from merlina.paths import AllowedPaths
 from merlina.preflight.datasets import judge_dataset, look_without_tokens
 from merlina.preflight.duration import estimate_time, find_earlier_run
 from merlina.preflight.findings import Finding, Report
-from merlina.preflight.hub import check_repo, check_upload
+from merlina.preflight.hub import check_repo
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_output, check_precision
 from merlina.preflight.memory import check_memory
 from merlina.preflight.method import check_method
 from merlina.preflight.models import check_model, judge_lengths, judge_model, judge_targets, judge_tokenizer
 from merlina.preflight.plan import check_plan, plan_steps
 from merlina.preflight.rows import rows_soon_known
+from merlina.preflight.upload import UploadCheck
+from merlina.preflight.wandb import check_wandb
 from merlina.schemas.inspection import ModelFacts, RunFacts
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import TimeEstimate
@@ -42,6 +44,7 @@ class Preflight:
     talker: Talker
     list_gpus: Callable[[], Sequence[Gpu]]
     database: Database
+    upload: UploadCheck = field(default_factory=UploadCheck)
 
     def check(self, config: TrainingConfig) -> Report:
         """Runs every check.
@@ -68,14 +71,18 @@ class Preflight:
             config, model, report.data, gpus, self.talker.gives_up
         )
         report.findings["merging_fits"] = check_merging(config, model, report.memory)
+        if model is None:
+            report.findings["vram_sufficient"] = Finding(
+                passed=False, not_checked=("vram_sufficient: the model's size is unknown",)
+            )
         device = "cuda" if gpus else "cpu"
         rows = self._count_rows(config, report)
         report.findings["steps_suffice"] = check_plan(plan_steps(config, report.data, rows))
         report.time = self._estimate_time(config, report, model, rows, device)
         report.findings["disk_space_ok"] = check_disk(config, self.settings, model, device)
         report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
-        report.findings["upload_ready"] = check_upload(config.push_to_hub, self._hub_token(config))
-        report.findings["wandb_ready"] = self._check_wandb(config)
+        report.findings["upload_ready"] = self.upload.check(config, self._hub_token(config))
+        report.findings["wandb_ready"] = check_wandb(config.use_wandb, self._wandb_key(config))
         return report
 
     def _find_dataset(self, config: TrainingConfig, report: Report) -> Finding:
@@ -117,6 +124,9 @@ class Preflight:
         elif report.dataset_file is not None:
             report.data, error = look_without_tokens(config, report.dataset_file)
         else:
+            unread = ("dataset_valid: the data set exists, but its rows were not read",)
+            found = report.findings["dataset_valid"]
+            report.findings["dataset_valid"] = Finding(passed=False, warnings=found.warnings, not_checked=unread)
             return
         found, judged = report.findings["dataset_valid"], judge_dataset(report.data, error)
         report.findings["dataset_valid"] = Finding(judged.passed, judged.errors, found.warnings + judged.warnings)
@@ -156,11 +166,10 @@ class Preflight:
             return None
         return rows
 
-    def _check_wandb(self, config: TrainingConfig) -> Finding:
-        if not config.use_wandb or config.wandb_key or self.settings.wandb_api_key:
-            return Finding()
-        return Finding(passed=False, warnings=("use_wandb: there is no wandb_key; the run goes on without it",))
-
     def _hub_token(self, config: TrainingConfig) -> str | None:
         token = config.hf_token or self.settings.hf_token
         return token.get_secret_value() if token else None
+
+    def _wandb_key(self, config: TrainingConfig) -> str | None:
+        key = config.wandb_key or self.settings.wandb_api_key
+        return key.get_secret_value() if key else None

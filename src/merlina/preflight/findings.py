@@ -18,11 +18,15 @@ from merlina.schemas.validation import (
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's answer: whether it passed, with errors that stop a run and warnings that don't."""
+    """One check's answer: whether it passed, with errors that stop a run and warnings that don't.
 
-    passed: bool = True
+    `passed` is None where nothing was checked. `not_checked` names what remains open, with the reason.
+    """
+
+    passed: bool | None = True
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
 
 
 @dataclass
@@ -49,6 +53,7 @@ class Report:
             errors=self.errors,
             warnings=self.warnings,
             checks=checks,
+            not_checked=_once(open_ for finding in self.findings.values() for open_ in finding.not_checked),
             memory=self.memory,
             time=self.time,
             dataset_findings=self.data.findings if self.data else [],

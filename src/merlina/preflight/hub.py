@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from huggingface_hub import CachedRepoInfo, get_token, scan_cache_dir
+from huggingface_hub import CachedRepoInfo, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, HFValidationError
 
 from merlina.hub import RepoKind, ask_access, in_words, is_refusal
@@ -23,13 +23,6 @@ def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None) -> F
         words = in_words(error, repo_id, kind, token_given=token is not None)
         return _error(field, words or f"{repo_id!r} can't be looked up on the Hub ({type(error).__name__}); try again")
     return Finding()
-
-
-def check_upload(push_to_hub: bool, token: str | None) -> Finding:
-    """Whether there is a token to upload with, the run's, the server's or the machine's; not what it may do."""
-    if not push_to_hub or token or get_token():
-        return Finding()
-    return Finding(passed=False, warnings=("push_to_hub: there is no hf_token; the model will not be uploaded",))
 
 
 def cached_tokenizers() -> set[str]:

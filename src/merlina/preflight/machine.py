@@ -63,7 +63,7 @@ def check_merging(config: TrainingConfig, model: ModelFacts | None, memory: Memo
     `memory` is what the run is to need; one in RAM still holds its weights then.
     """
     if model is None or not config.merges or not config.weight_bits:
-        return Finding()
+        return Finding(passed=None)
     held = memory.parts_mb["weights"] * MIB if memory and memory.place == "RAM" else 0
     needed, free = config.merging_bytes(model.parameters * 2), available_memory() - held
     if needed <= free:
@@ -83,14 +83,16 @@ def check_disk(config: TrainingConfig, settings: Settings, model: ModelFacts | N
     if _disk_of(settings.data_dir) == _disk_of(settings.models_dir):
         needed = dict.fromkeys(needed, checkpoints + finished)
     problems = [problem for folder, size in needed.items() if (problem := _disk_problem(folder, size))]
-    return Finding(passed=not problems, errors=tuple(problems))
+    unknown = ("disk_space_ok: only whether the folders can be written, since the model's size is unknown",)
+    return Finding(passed=not problems, errors=tuple(problems), not_checked=() if model else unknown)
 
 
 def check_output(target: Path) -> Finding:
     if not target.exists():
         return Finding()
     return Finding(
-        warnings=(f"output_name: {target} exists; when the run ends it is kept beside under another name, not lost",)
+        passed=False,
+        warnings=(f"output_name: {target} exists; when the run ends it is kept beside under another name, not lost",),
     )
 
 

@@ -9,7 +9,7 @@ from merlina.schemas.datasets import DataFinding
 
 
 class ValidationChecks(Response):
-    """One boolean a check; more than these may be there."""
+    """One boolean for each check; more than these may be there. Others than these are null where not checked."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -46,6 +46,9 @@ class ValidationResults(Response):
     errors: list[str]
     warnings: list[str]
     checks: ValidationChecks
+    not_checked: list[str] = Field(
+        default_factory=list, description="what the checks leave open, each with the reason or the name of its check"
+    )
     memory: MemoryEstimate | None = Field(default=None, description="null where the model's size can't be known")
     time: TimeEstimate | None = Field(
         default=None,
