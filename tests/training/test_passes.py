@@ -95,8 +95,7 @@ def test_a_long_text_changes_nothing_of_a_short_one(kind: str) -> None:
     assert passes.limits == (24,)
     assert [sorted(indices) for indices in passes.cut(content)] == [[0, 2, 3], [1]]
     assert torch.allclose(sums(passes.cut(content)), alone, atol=1e-4)
-    together = Passes(run.layout, 1000).cut(content)
-    assert (sums(together) - alone).abs().max() > 0.1
+    assert torch.allclose(sums(Passes(run.layout, 1000).cut(content)), alone, atol=1e-4)
 
 
 def test_limits_are_those_of_each_kind_of_layer_and_most_models_have_none() -> None:

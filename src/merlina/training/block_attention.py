@@ -3,7 +3,8 @@
 For processors: no work is done above the diagonal beyond one block, nothing of the size of all queries by all keys
 exists, and bfloat16 products run at the processor's own rate, which the fused kernels of torch don't reach there.
 
-Legend: H query heads, K key heads, G = H / K, N positions, D head size, Q queries of a block, L keys they see.
+Legend: H query heads, K key heads, G = H / K, N positions, D head size of queries and keys, E of values, Q queries of a
+block, L keys they see.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class _Block:
 def block_attention(
     query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ...], scale: float, window: int | None
 ) -> Tensor:
-    """query[H, N, D], key[K, N, D], value[K, N, D] -> [N, H, D]
+    """query[H, N, D], key[K, N, D], value[K, N, E] -> [N, H, E]
 
     With a window a query sees so many keys at most, its own included.
     """
@@ -55,7 +56,7 @@ class _BlockAttention(torch.autograd.Function):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        heads, positions, size = query.shape
+        heads, positions, size = query.shape[0], query.shape[1], value.shape[2]
         queries = _grouped(query, key.shape[0])
         result = query.new_empty(positions, heads, size)
         by_group = result.view(positions, *queries.shape[:2], size).permute(1, 2, 0, 3)
@@ -75,7 +76,7 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         query, key, value = ctx.saved_tensors
         queries = _grouped(query, key.shape[0])
-        groups, positions, size = queries.shape[1], query.shape[1], query.shape[2]
+        groups, positions, size = queries.shape[1], query.shape[1], value.shape[2]
         outer = gradients[0].view(positions, key.shape[0], groups, size).permute(1, 2, 0, 3)
         d_query = torch.empty_like(query)
         d_queries = _grouped(d_query, key.shape[0])

@@ -51,6 +51,9 @@ class LogprobModel(Protocol):
 
     def __call__(self, pack: Pack) -> Logprobs: ...
 
+    def of_targets(self, pack: Pack) -> Tensor:
+        """-> [M], log-probability of each target"""
+
 
 class PackedModel:
     """Every prompt once, no padding, no logits. `model` may be wrapped by peft."""
@@ -65,14 +68,20 @@ class PackedModel:
         self._implementation = implementation
 
     def __call__(self, pack: Pack) -> Logprobs:
+        return summed(pack, self.of_targets(pack))
+
+    def of_targets(self, pack: Pack) -> Tensor:
+        """-> [M]"""
         output = self._decoder(
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,
+            # Without one, the library would see in the positions where texts begin, and forbid what prompts share.
+            attention_mask=torch.ones_like(pack.input_ids),
             use_cache=False,
             packed=PackedAttention(pack, self._implementation),
         )
         hidden = output.last_hidden_state[0]  # [N, H]
-        return _summed(pack, self._head.logprobs(hidden[pack.sources], pack.targets))
+        return self._head.logprobs(hidden[pack.sources], pack.targets)
 
 
 class PaddedModel:
@@ -85,8 +94,16 @@ class PaddedModel:
         self._pad_id = pad_id
 
     def __call__(self, pack: Pack) -> Logprobs:
+        return summed(pack, self.of_targets(pack))
+
+    def of_targets(self, pack: Pack) -> Tensor:
+        """-> [M]"""
         rows = [unit.prompt + answer for unit in pack.units for answer in unit.answers]
         device = pack.input_ids.device
+        return self._of_rows(rows, device)[targets_of(pack).to(device)]
+
+    def _of_rows(self, rows: list[list[int]], device: torch.device) -> Tensor:
+        """Of each row's tokens but its first, one row after the other."""
         ids = torch.full((len(rows), max(map(len, rows))), self._pad_id)  # [R, T]
         for number, row in enumerate(rows):
             ids[number, : len(row)] = torch.tensor(row)
@@ -98,7 +115,14 @@ class PaddedModel:
         losses = F.cross_entropy(
             logits[:, :-1].float().transpose(1, 2), next_ids, ignore_index=_NO_TARGET, reduction="none"
         )
-        return _summed(pack, -losses[mask[:, 1:]][_targets_of(pack).to(device)])
+        return -losses[mask[:, 1:]]
+
+
+class RowByRowModel(PaddedModel):
+    """For models that what stands behind a text changes, padding included: each text in a pass by itself."""
+
+    def _of_rows(self, rows: list[list[int]], device: torch.device) -> Tensor:
+        return torch.cat([super(RowByRowModel, self)._of_rows([row], device) for row in rows])
 
 
 def unwrapped(model: Any) -> Any:
@@ -106,7 +130,7 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _summed(pack: Pack, logprobs: Tensor) -> Logprobs:
+def summed(pack: Pack, logprobs: Tensor) -> Logprobs:
     """logprobs[M] -> sums by part"""
     shape = (len(pack.units), 1 + pack.answers)
     zeros = logprobs.new_zeros(shape[0] * shape[1])
@@ -116,9 +140,9 @@ def _summed(pack: Pack, logprobs: Tensor) -> Logprobs:
     )
 
 
-def _targets_of(pack: Pack) -> Tensor:
+def targets_of(pack: Pack) -> Tensor:
     """[M], where among all predicted tokens of the padded rows, one row after the other, each target of the pack is."""
-    with_prompt = bool((pack.parts == 0).any())
+    with_prompt = pack.has_prompt_targets
     order: list[int] = []
     begin = 0
     for unit in pack.units:

@@ -26,7 +26,7 @@ from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingCo
 from merlina.training import checkpoints
 from merlina.training.alarms import Alarms, check_losses
 from merlina.training.endings import Endings
-from merlina.training.fast_path import fast_path
+from merlina.training.fast_path import fast_path, telling
 from merlina.training.figures import Means, Speed, Window, memory
 from merlina.training.flow import Flow
 from merlina.training.host_memory import keep_freed_memory
@@ -91,8 +91,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        trial = self._pack([_beginning(self._unit(pair)) for pair in training[:_TRIAL_PAIRS]])
-        self._logprobs, reason = fast_path(model, trial, pad_id, config.attn_implementation, self._precision())
+        trial, long_trial = self._trials([self._unit(pair) for pair in (*training, *held_out)])
+        self._logprobs, reason = fast_path(
+            model, trial, pad_id, config.attn_implementation, self._precision(), long_trial
+        )
         passes = Passes(
             self._logprobs.layout,
             PACK_POSITIONS.get(self.args.device.type, PACK_POSITIONS["cuda"]),
@@ -241,6 +243,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         figures |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
         self._reporter.metrics(self.state.global_step, figures)
 
+    def _trials(self, units: Sequence[SharedPrompt]) -> tuple[Pack, Pack | None]:
+        """Beginnings of the first pairs, and where others are longer, the longest one behind them."""
+        beginnings = [_beginning(unit) for unit in units[:_TRIAL_PAIRS]]
+        longest = telling(unwrapped(self.model).config, max(units, key=_reach))
+        is_longer = _reach(longest) > max(map(_reach, beginnings))
+        return self._pack(beginnings), self._pack([*beginnings, longest]) if is_longer else None
+
     def _probe(self, passes: Passes, units: Sequence[SharedPrompt]) -> Passes:
         """Forward and backward of the largest pack; neither gradients nor random numbers of it are left.
 
@@ -388,6 +397,10 @@ def _reference(examples: Sequence[Example], policy: Logprobs) -> Logprobs | None
     sums = torch.zeros_like(policy.sums)
     sums[:, 1:] = torch.stack(known)
     return Logprobs(sums, policy.tokens)
+
+
+def _reach(unit: SharedPrompt) -> int:
+    return len(unit.prompt) + max(map(len, unit.answers))
 
 
 def _beginning(unit: SharedPrompt) -> SharedPrompt:

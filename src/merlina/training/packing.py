@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 
 
+class PackingError(Exception):
+    """Why a model cannot be run on packs, as the end of a sentence that begins with "This model"."""
+
+
 @dataclass(frozen=True)
 class SharedPrompt:
     """Token ids of a prompt and of the answers that share it."""
@@ -68,6 +72,11 @@ class Pack:
     def answers(self) -> int:
         """A."""
         return len(self.units[0].answers)
+
+    @property
+    def has_prompt_targets(self) -> bool:
+        """Whether prompts are predicted too. A prompt of one token has no target even then."""
+        return bool((self.parts % (1 + self.answers) == 0).any())
 
     @property
     def tokens(self) -> int:

@@ -105,23 +105,21 @@ class Passes:
 
 
 def limits_of_positions(config: Any) -> tuple[int, ...]:
-    """Lengths beyond which a transformers model turns all positions of a pass by other angles.
-
-    Its rotary embeddings of the kinds longrope and dynamic look at the furthest position in a pass
-    (transformers.modeling_rope_utils.dynamic_rope_update), so that a long text would change what a short one beside it
-    gives.
-    """
-    parameters = getattr(config, "rope_parameters", None) or {}
-    # One for all layers, or one for each kind of them.
-    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    """Lengths beyond which a transformers model turns all positions of a pass by other angles, see `rotary`."""
     limits = set()
-    for kind in kinds:
+    for kind in rope_kinds(config):
         if kind.get("rope_type") == "longrope":
             limits.add(kind["original_max_position_embeddings"])
         elif "dynamic" in (kind.get("rope_type") or ""):
             # A longer pass before leaves its angles to one that reaches just there.
-            limits.add(config.max_position_embeddings - 1)
+            limits.add(config.get_text_config().max_position_embeddings - 1)
     return tuple(sorted(limits))
+
+
+def rope_kinds(config: Any) -> list[dict[str, Any]]:
+    """The parameters of a model's rotary embeddings: one set for all layers, or one for each kind of them."""
+    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
 
 
 def _first_fit(units: Sequence[SharedPrompt], budget: int) -> list[list[int]]:
