@@ -75,16 +75,17 @@ class _Adapted(NamedTuple):
 
 
 def _is_plain_adapter(module: Any) -> bool:
-    """Whether it is one adapter of the usual kind on a frozen linear layer of plain, 4-bit or 8-bit weights."""
+    """Whether it is one adapter of the usual kind on a frozen linear layer of plain, 4-bit or 8-bit weights.
+
+    Adapters stand on other things too: on single parameters of experts, on embeddings, on convolutions.
+    """
     if not isinstance(module, LoraLayer) or list(module.lora_A) != ["default"]:
         return False
-    if (
-        "default" in module.lora_variant
-        or module.lora_B["default"].bias is not None
-        or module.base_layer.weight.requires_grad
-    ):
+    base = module.base_layer
+    if type(base) is not nn.Linear and type(base).__name__ not in ("Linear4bit", "Linear8bitLt"):
         return False
-    return type(module.base_layer) is nn.Linear or type(module.base_layer).__name__ in ("Linear4bit", "Linear8bitLt")
+    is_plain = "default" not in module.lora_variant and module.lora_B["default"].bias is None
+    return is_plain and not base.weight.requires_grad
 
 
 def _adapted(module: Any) -> _Adapted:
@@ -272,7 +273,11 @@ def _replace(module: Any, candidates: list[Callable[[Any, Tensor], Tensor]]) -> 
     dtype = weight.dtype if weight is not None else module.gate_proj.lora_A["default"].weight.dtype
     trial = torch.linspace(-2, 2, _TRIAL_POSITIONS * width, device=device).view(_TRIAL_POSITIONS, width).to(dtype)
     with torch.no_grad():
-        own = module(trial)
+        try:
+            own = module(trial)
+        except Exception:
+            # Such as a layer that needs more than its input, or one of another shape.
+            return
         apart = [float((candidate(module, trial) - own).abs().max()) for candidate in candidates]
     closest = min(range(len(candidates)), key=apart.__getitem__)
     if apart[closest] <= _CLOSE_ENOUGH * float(own.abs().max()):
