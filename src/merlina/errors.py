@@ -96,5 +96,20 @@ class BusyError(MerlinaError):
     """Too much is asked at the same time; asking again later may go well."""
 
 
+class TooManyAttemptsError(MerlinaError):
+    """An address has failed to log in too often; `seconds` says how long it has to wait."""
+
+    def __init__(self, message: str, seconds: int) -> None:
+        super().__init__(message, seconds)
+
+    @property
+    def message(self) -> str:
+        return f"{self.args[0]}; try again in {self.seconds} s"
+
+    @property
+    def seconds(self) -> int:
+        return self.args[1]  # type: ignore[no-any-return]
+
+
 class ServerError(MerlinaError):
     """A running Merlina server can't be reached, or answered with something unexpected."""

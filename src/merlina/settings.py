@@ -123,12 +123,16 @@ class Settings(BaseSettings):
         return self.data_dir / "server.lock"
 
     @property
+    def logged_out_file(self) -> Path:
+        """Sessions of the page that were logged out before they expired."""
+        return self.data_dir / "logged_out"
+
+    @property
     def private_paths(self) -> tuple[Path, ...]:
         """What is the server's own, though it lies in the data folder."""
         database = [self.data_dir / f"{_DATABASE_FILE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")]
-        return tuple(
-            path.resolve() for path in (self.runs_dir, self.helper_log, self.talk_log, self.lock_file, *database)
-        )
+        files = (self.helper_log, self.talk_log, self.lock_file, self.logged_out_file)
+        return tuple(path.resolve() for path in (self.runs_dir, *files, *database))
 
     @property
     def runs_dir(self) -> Path:

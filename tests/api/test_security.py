@@ -14,7 +14,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from merlina.api.origins import OwnNames
 from merlina.errors import InvalidRequestError, NotFoundError
+from merlina.settings import Settings
 from tests.harness import Server, damaged_model, training_config, until
 
 KEY = "open sesame"
@@ -68,10 +70,43 @@ def test_a_login_gives_a_cookie_for_pages_and_websockets(locked: Server) -> None
         assert http.get("/session", headers={"Cookie": session}).json()["logged_in"]
         assert websocket_status(locked, {"Cookie": session}) == 101
         assert http.get("/jobs", headers={"Cookie": session[:-1] + "x"}).status_code == 401
-        expires, signature = session.removeprefix("merlina_session=").split(".")
-        for forged in (f"{int(expires) + 1}.{signature}", f"1.{signature}", "..", ""):
+        name, expires, signature = session.removeprefix("merlina_session=").split(".")
+        forgeries = (f"{name}.{int(expires) + 1}.{signature}", f"x.{expires}.{signature}", f"{name}.1.{signature}")
+        for forged in (*forgeries, "..", ".", ""):
             assert http.get("/jobs", headers={"Cookie": f"merlina_session={forged}"}).status_code == 401
         assert 'merlina_session=""' in http.post("/logout", headers={"Cookie": session}).headers["set-cookie"]
+
+
+def test_a_session_that_was_logged_out_is_refused_even_after_a_restart(new_server: Callable[..., Server]) -> None:
+    server = new_server(API_KEY=KEY)
+    with server.http() as http:
+        kept, ended = (http.post("/login", json={"api_key": KEY}).headers["set-cookie"].split(";")[0] for _ in range(2))
+        assert http.post("/logout", headers={"Cookie": ended}).json() == {"login_required": True, "logged_in": False}
+        statuses = [http.get("/jobs", headers={"Cookie": cookie}).status_code for cookie in (kept, ended)]
+        assert statuses == [200, 401]
+        assert websocket_status(server, {"Cookie": ended}) == 403
+    assert (server.root / "data" / "logged_out").stat().st_mode & 0o077 == 0
+    server.stop()
+    server.start()
+    with server.http() as http:
+        statuses = [http.get("/jobs", headers={"Cookie": cookie}).status_code for cookie in (kept, ended)]
+        assert statuses == [200, 401]
+
+
+def test_an_address_that_fails_to_log_in_too_often_has_to_wait(new_server: Callable[..., Server]) -> None:
+    server = new_server(API_KEY=KEY)
+    elsewhere = {"X-Forwarded-For": "203.0.113.7"}  # by a proxy on this machine, which uvicorn believes
+    with server.http() as http:
+        session = http.post("/login", json={"api_key": KEY}).headers["set-cookie"].split(";")[0]
+        for number in range(10):
+            assert http.post("/login", json={"api_key": f"guess {number}"}).status_code == 401
+        refused = http.post("/login", json={"api_key": KEY})
+        assert refused.status_code == 429
+        assert 0 < int(refused.headers["retry-after"]) <= 300
+        assert "Too many failed logins from 127.0.0.1; try again in" in refused.json()["detail"]
+        assert http.post("/login", json={"api_key": KEY}, headers=elsewhere).status_code == 200
+        assert http.get("/jobs", headers={"Cookie": session}).status_code == 200
+        assert http.get("/jobs", headers={"X-API-Key": KEY}).status_code == 200
 
 
 def test_without_a_key_nobody_need_log_in(server: Server) -> None:
@@ -99,7 +134,9 @@ def test_names_that_only_this_machine_can_have_are_let_in(server: Server, host: 
 
 
 def test_pages_elsewhere_cannot_change_anything(server: Server) -> None:
-    foreign = ["http://evil.example", "null", "http://127.0.0.1:1", f"http://127.0.0.1:{server.port}.evil.example"]
+    port = server.port
+    foreign = ["http://evil.example", "null", "http://127.0.0.1:1", f"http://127.0.0.1:{port}.evil.example"]
+    foreign += [f"https://127.0.0.1:{port}", f"ws://127.0.0.1:{port}", "http://127.0.0.1", f"127.0.0.1:{port}", ""]
     with server.http() as http:
         for origin in foreign:
             for method, path in (("POST", "/train"), ("DELETE", "/jobs"), ("POST", "/dataset/upload-file")):
@@ -117,7 +154,7 @@ def test_its_public_name_and_named_origins_are_let_in(locked: Server, new_server
     with locked.http() as http:
         assert http.post("/jobs/none/stop", headers=own).status_code == 404
         assert http.post("/jobs/none/stop", headers={**own, "Origin": "https://other.example.com"}).status_code == 403
-    friendly = new_server(CORS_ORIGINS="https://lab.example, http://localhost:5173")
+    friendly = new_server(CORS_ORIGINS="https://Lab.example:443/, http://localhost:5173")
     with friendly.http() as http:
         origin = {"Origin": "https://lab.example"}
         answer = http.post("/jobs/none/stop", headers=origin)
@@ -125,6 +162,27 @@ def test_its_public_name_and_named_origins_are_let_in(locked: Server, new_server
         asked = http.options("/train", headers={**origin, "Access-Control-Request-Method": "POST"})
         assert asked.status_code == 200
         assert http.post("/jobs/none/stop", headers={"Origin": "https://evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("domain", "host", "let_in", "refused"),
+    [
+        ("merlina.example.com", "merlina.example.com", ["https://merlina.example.com", "http://merlina.example.com:80"],
+         ["https://merlina.example.com:8443", "ftp://merlina.example.com"]),
+        ("https://merlina.example.com:443/", "merlina.example.com", ["https://merlina.example.com"],
+         ["https://merlina.example.com:8443"]),
+        ("https://merlina.example.com:8443", "merlina.example.com:8443", ["https://merlina.example.com:8443"],
+         ["https://merlina.example.com"]),
+        ("", "[::1]:80", ["http://[::1]"], ["https://[::1]", "http://[::1]:8000", "http://[::2]"]),
+    ],
+)  # fmt: skip
+def test_an_origin_is_ours_with_scheme_host_and_port(
+    domain: str, host: str, let_in: list[str], refused: list[str]
+) -> None:
+    names = OwnNames.of(Settings(_env_file=None, domain=domain, cors_origins=["https://lab.example:443/"]))
+    assert all(names.is_own_origin(origin, "http", host) for origin in [*let_in, "https://lab.example"])
+    assert all(names.is_own_origin(origin, "ws", host) for origin in let_in)
+    assert not any(names.is_own_origin(origin, "http", host) for origin in [*refused, "http://lab.example"])
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Server) -> None:

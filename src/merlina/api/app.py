@@ -16,8 +16,9 @@ from merlina.api.limits import BodyLimitMiddleware
 from merlina.api.origins import OwnNames, OwnNamesMiddleware
 from merlina.api.repeats import RepeatMiddleware
 from merlina.api.routes import ROUTERS
-from merlina.api.security import ApiKeyMiddleware, Sessions
+from merlina.api.security import ApiKeyMiddleware
 from merlina.api.services import Services
+from merlina.api.sessions import LoggedOut, Sessions
 from merlina.api.sub_path import SubPathMiddleware, sub_path_of
 from merlina.api.talk import Talk
 from merlina.api.uploads import sweep_incoming
@@ -71,7 +72,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(docs.router)
     page.install(app)
     errors.install(app)
-    _add_middleware(app, settings)
+    _add_middleware(app, settings, services.sessions)
     app.openapi = lambda: openapi.describe(app, sub_path_of(settings))  # type: ignore[method-assign]
     return app
 
@@ -116,7 +117,14 @@ def build_services(settings: Settings) -> Services:
         talk=Talk(settings, desk, helper, room, talker),
         fork_server=fork_server,
         configs=ConfigStore(settings.configs_dir),
+        sessions=_sessions(settings),
     )
+
+
+def _sessions(settings: Settings) -> Sessions | None:
+    """None where no API key is needed."""
+    key = settings.api_key
+    return Sessions(key.get_secret_value().encode(), LoggedOut(settings.logged_out_file)) if key else None
 
 
 def _server_tokens(settings: Settings) -> dict[str, str]:
@@ -124,16 +132,17 @@ def _server_tokens(settings: Settings) -> dict[str, str]:
     return {name: token.get_secret_value() for name, token in held.items() if token}
 
 
-def _add_middleware(app: FastAPI, settings: Settings) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, sessions: Sessions | None) -> None:
     """The last one added meets a request first: whoever may not ask is turned away before anything is repeated."""
     app.add_middleware(RepeatMiddleware, revision=lambda: app.state.services.database.revision)
     app.add_middleware(BodyLimitMiddleware, streamed_path="/dataset/upload-file")
-    if settings.api_key:
-        app.add_middleware(ApiKeyMiddleware, sessions=Sessions(settings.api_key.get_secret_value().encode()))
-    app.add_middleware(OwnNamesMiddleware, names=OwnNames.of(settings))
+    if sessions:
+        app.add_middleware(ApiKeyMiddleware, sessions=sessions)
+    names = OwnNames.of(settings)
+    app.add_middleware(OwnNamesMiddleware, names=names)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware, allow_origins=sorted(names.allowed), allow_methods=["*"], allow_headers=["*"]
         )
     app.add_middleware(HeadMiddleware)
     if sub_path := sub_path_of(settings):

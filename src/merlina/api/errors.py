@@ -28,6 +28,7 @@ from merlina.errors import (
     NotFoundError,
     OverridableError,
     TooLargeError,
+    TooManyAttemptsError,
     UnauthorizedError,
 )
 from merlina.schemas.problems import OWN_TYPES, describe_one
@@ -44,6 +45,7 @@ STATUS: dict[type[MerlinaError], int] = {
     ForbiddenError: 403,
     ConflictError: 409,
     TooLargeError: 413,
+    TooManyAttemptsError: 429,
     HelperError: 500,
     BusyError: 503,
     DiskFullError: 507,
@@ -89,7 +91,10 @@ def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MerlinaError)
     if isinstance(error, InvalidRequestError):
         return answer(400, error.message, list(error.errors), list(error.warnings))
-    return answer(status_of(error), error.message, can_force=isinstance(error, OverridableError))
+    response = answer(status_of(error), error.message, can_force=isinstance(error, OverridableError))
+    if isinstance(error, TooManyAttemptsError):
+        response.headers["Retry-After"] = str(error.seconds)
+    return response
 
 
 def _on_bad_request(request: Request, error: Exception) -> JSONResponse:

@@ -2,54 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
-import time
-from dataclasses import dataclass
-
 from starlette.datastructures import Headers
-from starlette.requests import cookie_parser
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from merlina.api.page import is_of_page
+from merlina.api.sessions import Sessions
 
-SESSION_COOKIE = "merlina_session"
-SESSION_SECONDS = 30 * 24 * 3600
 _OPEN_PATHS = ("/health", "/login", "/session")
 _DENIED = {"detail": "A valid API key is needed: send it as 'Authorization: Bearer …' or 'X-API-Key', or POST /login"}
-
-
-@dataclass(frozen=True)
-class Sessions:
-    """Signed cookies that stand for the API key; changing the key ends them all."""
-
-    key: bytes
-
-    def is_key(self, given: str) -> bool:
-        """Compares in constant time."""
-        return secrets.compare_digest(given.encode("utf-8", "replace"), self.key)
-
-    def new(self) -> str:
-        expires = str(int(time.time()) + SESSION_SECONDS)
-        return f"{expires}.{self._sign(expires)}"
-
-    def is_valid(self, cookie: str) -> bool:
-        expires, _, signature = cookie.partition(".")
-        signed = secrets.compare_digest(signature.encode("utf-8", "replace"), self._sign(expires).encode())
-        return signed and expires.isdigit() and int(expires) > time.time()
-
-    def admits(self, headers: Headers) -> bool:
-        """Whether a request with these headers carries the key or a session."""
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
-        if given:
-            return self.is_key(given)
-        return self.is_valid(cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE, ""))
-
-    def _sign(self, expires: str) -> str:
-        return hmac.new(self.key, f"session until {expires}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
 
 
 class ApiKeyMiddleware:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
+from pathlib import Path
 
 import uvicorn
 
@@ -15,17 +17,18 @@ from merlina.settings import Settings
 _log = logging.getLogger(__name__)
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _GOODBYE_SECONDS = 5
+_SHORT_KEY = 16
 
 
 def serve(settings: Settings) -> None:
-    """Serves until SIGINT or SIGTERM.
+    """Serves until SIGINT, SIGTERM or SIGHUP.
 
     Raises ServerError where the address is taken, or the data folder is in use or can't be used.
     """
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    if settings.host not in _LOOPBACK and settings.api_key is None:
-        _log.warning("listening on %s without API_KEY: whoever reaches this address may use it", settings.host)
+    for warning in risks(settings, Path.cwd()):
+        _log.warning("%s", warning)
     listener = _listen(settings.host, settings.port)
     with listener, sole_server(settings.lock_file):
         config = uvicorn.Config(
@@ -40,7 +43,29 @@ def serve(settings: Settings) -> None:
         host, port = listener.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         _log.info("Merlina listens on %s%s", address, f", known as {settings.domain}" if settings.domain else "")
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        # A terminal that closes is a request to end, except where nohup has asked for the contrary.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, server.handle_exit)
+        server.run(sockets=[listener])
+
+
+def risks(settings: Settings, folder: Path) -> list[str]:
+    """What of these settings, in a server started in `folder`, its owner may not have meant, one line each."""
+    found = []
+    if settings.host not in _LOOPBACK and settings.api_key is None:
+        found.append(f"listening on {settings.host} without API_KEY: whoever reaches this address may use it")
+    if settings.api_key is not None and len(settings.api_key.get_secret_value()) < _SHORT_KEY:
+        found.append(f"API_KEY has fewer than {_SHORT_KEY} characters and may be guessed; use a long random one")
+    if not settings.allowed_paths and folder == Path(folder.anchor):
+        found.append(f"started in {folder} without ALLOWED_PATHS: requests may read and write any file below it")
+    for path in settings.allowed_paths:
+        resolved = path.expanduser().resolve()
+        if not resolved.is_dir():
+            found.append(f"ALLOWED_PATHS: {path} is not a folder that exists, so no request can use it")
+        elif resolved == Path(resolved.anchor):
+            found.append(f"ALLOWED_PATHS: {path} is the whole disk: requests may read and write any file below it")
+    return found
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
+from merlina.api.sessions import Sessions
 from merlina.api.talk import Talk
 from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper import Helper
@@ -40,6 +41,7 @@ class Services:
     talk: Talk
     fork_server: ForkServer
     configs: ConfigStore
+    sessions: Sessions | None
     started_at: float = field(default_factory=time.monotonic)
     websockets: int = 0
     preloaded: set[str] = field(default_factory=set)

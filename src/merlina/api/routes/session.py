@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from merlina.api.security import SESSION_COOKIE, SESSION_SECONDS, Sessions
-from merlina.api.services import Inject, Services
+from merlina.api.services import Inject
+from merlina.api.sessions import SESSION_COOKIE, SESSION_SECONDS
 from merlina.errors import UnauthorizedError
 from merlina.schemas.system import LoginRequest, SessionState
 
 router = APIRouter(tags=["session"])
 
 
-@router.post("/login")
+@router.post("/login", responses={429: {"description": "Too many failed logins from this address"}})
 def login(credentials: LoginRequest, request: Request, response: Response, services: Inject) -> SessionState:
-    """Exchanges the API key for a cookie that lasts 30 days."""
-    sessions = _sessions(services)
+    """Exchanges the API key for a cookie that lasts 30 days. An address may fail 10 times in 5 minutes."""
+    sessions = services.sessions
     if sessions is None:
         return SessionState(login_required=False, logged_in=True)
+    address = request.client.host if request.client else "unknown"
+    sessions.attempts.check(address)
     if not sessions.is_key(credentials.api_key.get_secret_value()):
+        sessions.attempts.failed(address)
         raise UnauthorizedError("That is not this server's API key")
     response.set_cookie(
         SESSION_COOKIE,
@@ -34,21 +37,18 @@ def login(credentials: LoginRequest, request: Request, response: Response, servi
 
 
 @router.post("/logout")
-def logout(response: Response, services: Inject) -> SessionState:
-    """Takes the cookie back."""
+def logout(request: Request, response: Response, services: Inject) -> SessionState:
+    """Ends the session: its cookie is taken back, and refused from now on."""
+    if services.sessions:
+        services.sessions.end(request.cookies.get(SESSION_COOKIE, ""))
     response.set_cookie(SESSION_COOKIE, max_age=0, path=None, httponly=True, samesite="strict")
-    required = services.settings.api_key is not None
+    required = services.sessions is not None
     return SessionState(login_required=required, logged_in=not required)
 
 
 @router.get("/session")
 def session(request: Request, services: Inject) -> SessionState:
     """Whether this server asks for a key, and whether the asker has one."""
-    sessions = _sessions(services)
+    sessions = services.sessions
     admitted = sessions is None or sessions.admits(request.headers)
     return SessionState(login_required=sessions is not None, logged_in=admitted)
-
-
-def _sessions(services: Services) -> Sessions | None:
-    key = services.settings.api_key
-    return Sessions(key.get_secret_value().encode()) if key else None

@@ -1,0 +1,118 @@
+"""Sessions of the page: signed cookies that stand for the API key, until they expire or are logged out."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import secrets
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+
+from merlina.errors import TooManyAttemptsError
+from merlina.runs import write_private
+
+SESSION_COOKIE = "merlina_session"
+SESSION_SECONDS = 30 * 24 * 3600
+_ATTEMPTS = 10
+_ATTEMPTS_SECONDS = 300.0
+_ADDRESSES_KEPT = 10_000
+
+
+class LoggedOut:
+    """Sessions that were logged out before they expired, kept in a file so that a restart does not revive them."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._lock = threading.Lock()
+        self._expiry = self._read()
+
+    def __contains__(self, session_id: str) -> bool:
+        return session_id in self._expiry
+
+    def add(self, session_id: str, expires: int) -> None:
+        """Record a logout durably. Raises OSError where it can't be written."""
+        with self._lock:
+            valid = {known: until for known, until in self._expiry.items() if until > time.time()}
+            self._expiry = {**valid, session_id: expires}
+            write_private(self._file, "".join(f"{known} {until}\n" for known, until in self._expiry.items()).encode())
+
+    def _read(self) -> dict[str, int]:
+        if not self._file.exists():
+            return {}
+        parts = (line.split() for line in self._file.read_text("ascii", errors="replace").splitlines())
+        return {part[0]: int(part[1]) for part in parts if len(part) == 2 and part[1].isdecimal()}
+
+
+@dataclass
+class Attempts:
+    """Failed logins per address: an address may fail 10 times in 5 minutes."""
+
+    _failures: dict[str, deque[float]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def check(self, address: str) -> None:
+        """Raises TooManyAttemptsError with the seconds to wait."""
+        with self._lock:
+            recent = self._recent(address)
+            if len(recent) >= _ATTEMPTS:
+                wait = math.ceil(recent[0] + _ATTEMPTS_SECONDS - time.monotonic())
+                raise TooManyAttemptsError(f"Too many failed logins from {address}", wait)
+
+    def failed(self, address: str) -> None:
+        with self._lock:
+            if len(self._failures) >= _ADDRESSES_KEPT:
+                self._failures = {known: times for known in list(self._failures) if (times := self._recent(known))}
+            self._failures.setdefault(address, deque(maxlen=_ATTEMPTS)).append(time.monotonic())
+
+    def _recent(self, address: str) -> deque[float]:
+        times = self._failures.get(address, deque())
+        while times and times[0] < time.monotonic() - _ATTEMPTS_SECONDS:
+            times.popleft()
+        return times
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """Cookies of the form `id.expires.signature`; changing the key ends them all."""
+
+    key: bytes
+    logged_out: LoggedOut
+    attempts: Attempts = field(default_factory=Attempts)
+
+    def is_key(self, given: str) -> bool:
+        """Compares in constant time."""
+        return secrets.compare_digest(given.encode("utf-8", "replace"), self.key)
+
+    def new(self) -> str:
+        session = f"{secrets.token_hex(16)}.{int(time.time()) + SESSION_SECONDS}"
+        return f"{session}.{self._sign(session)}"
+
+    def is_valid(self, cookie: str) -> bool:
+        session, _, signature = cookie.rpartition(".")
+        session_id, _, expires = session.partition(".")
+        signed = secrets.compare_digest(signature.encode("utf-8", "replace"), self._sign(session).encode())
+        return signed and expires.isdigit() and int(expires) > time.time() and session_id not in self.logged_out
+
+    def end(self, cookie: str) -> None:
+        """Log out: from now on the cookie's session is refused. One that is not valid is left alone."""
+        if self.is_valid(cookie):
+            session_id, expires, _ = cookie.split(".")
+            self.logged_out.add(session_id, int(expires))
+
+    def admits(self, headers: Headers) -> bool:
+        """Whether a request with these headers carries the key or a session."""
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
+        if given:
+            return self.is_key(given)
+        return self.is_valid(cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE, ""))
+
+    def _sign(self, session: str) -> str:
+        return hmac.new(self.key, f"session {session}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()
