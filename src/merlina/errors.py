@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_LONGEST_MESSAGE = 1000
+
+
+def shorten(text: str, most: int = _LONGEST_MESSAGE) -> str:
+    """Return the text cut to `most` characters: what a file, a library or a client says may be a book."""
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
+
 
 class MerlinaError(Exception):
     """Base of all errors whose message is meant for the user."""
 
     @property
     def message(self) -> str:
-        return str(self.args[0]) if self.args else type(self).__name__
+        return shorten(str(self.args[0])) if self.args else type(self).__name__
 
 
 class InvalidRequestError(MerlinaError):
@@ -28,16 +35,12 @@ class InvalidRequestError(MerlinaError):
         return "; ".join([self.message, *self.errors])
 
     @property
-    def message(self) -> str:
-        return str(self.args[0])
-
-    @property
     def errors(self) -> tuple[str, ...]:
-        return self.args[1]  # type: ignore[no-any-return]
+        return tuple(map(shorten, self.args[1]))
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return self.args[2]  # type: ignore[no-any-return]
+        return tuple(map(shorten, self.args[2]))
 
 
 class DataError(MerlinaError):
@@ -66,6 +69,10 @@ class ForbiddenError(MerlinaError):
 
 class TooLargeError(MerlinaError):
     """A body or a file over its limit."""
+
+
+class TimedOutError(MerlinaError):
+    """A client sent nothing for too long."""
 
 
 class DiskFullError(MerlinaError):
@@ -109,6 +116,10 @@ class TooManyAttemptsError(MerlinaError):
     @property
     def seconds(self) -> int:
         return self.args[1]  # type: ignore[no-any-return]
+
+
+class UnreachableError(MerlinaError):
+    """The Hugging Face Hub does not answer, and what is needed of it is not on this machine."""
 
 
 class ServerError(MerlinaError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Literal
 
 from huggingface_hub import HfApi
@@ -19,6 +20,8 @@ from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 RepoKind = Literal["model", "dataset"]
 
+# Why the Hub is not asked now although it may be; set where a call is answered from this machine's cache instead.
+HUB_PROBLEM: ContextVar[str | None] = ContextVar("hub_problem", default=None)
 _NAMES: dict[RepoKind, str] = {"model": "model", "dataset": "data set"}
 _TIMEOUT_SECONDS = 10
 
@@ -55,6 +58,8 @@ def _link_in_words(error: BaseException, what: str, token_given: bool) -> str | 
         return f"There is no {what} on the Hub; {hint}"
     if isinstance(error, HfHubHTTPError):
         return _answer_in_words(error, what)
+    if isinstance(error, OfflineModeIsEnabled) and (problem := HUB_PROBLEM.get()):
+        return f"{problem}, and the {what} is not in this machine's cache"
     if isinstance(error, OfflineModeIsEnabled):
         return f"The {what} is not in this machine's cache, and HF_HUB_OFFLINE keeps the server from the Hub"
     if isinstance(error, httpx.ConnectError):

@@ -49,6 +49,7 @@ class RunOrder(BaseModel):
     dataset_file: str | None = None
     output_dir: str
     trust_remote_code: bool = False
+    max_row_mb: int = 16
     # One for each GPU; one where there is none.
     processes: int = Field(default=1, ge=1)
 

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
         description="folders a request may read files from; empty: the data folder and the one started in",
     )
     max_upload_size_mb: int = Field(default=500, ge=1, description="largest upload, in MiB")
+    max_row_size_mb: int = Field(
+        default=16, ge=1, le=1024, description="largest row of a data set, in MiB; raise it for rows of longer texts"
+    )
 
     max_concurrent_jobs: int = Field(default=1, ge=1, description="jobs that may run at the same time")
     share_gpus: bool = Field(default=False, description="let several jobs run on one GPU")

@@ -82,7 +82,7 @@ def test_the_split_loses_nothing_and_is_the_same_again(count: int, share: float,
 def test_previews_show_rows_as_they_are_and_as_they_are_trained_on(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 20 + [{"broken": 1}])
     spec = config(file, column_mapping=MAPPING)
-    assert preview_rows(spec, file, None, 10) == [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 10
+    assert preview_rows(spec, file, None, 10).samples == [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 10
     shown = preview_formatted(spec, file, None, show_text(spec.format), 5)
     assert [sample["chosen"] for sample in shown.samples] == ["So.<|im_end|>"] * 5
     assert not shown.warnings

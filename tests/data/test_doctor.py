@@ -22,7 +22,7 @@ def examine(rows: list[dict[str, Any]], test_size: float = 0.0, **doctor: Any) -
         else:
             seen.see(pairs[-1])
     _, held_out = split_pairs(pairs, test_size, 42)
-    return {finding.kind: finding for finding in seen.findings(held_out)}
+    return {finding.kind: finding for finding in seen.findings(pair.number for pair in held_out)}
 
 
 def pair(prompt: str, chosen: str = "yes", rejected: str = "no!") -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merlina.data.files import count_rows, detect_format, known_rows, parse_all, read_rows
+from merlina.data.files import count_rows, detect_format, parse_all, read_rows
 from merlina.errors import DataError
 
 ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "ä\n1", "chosen": 'say "hi"', "rejected": "x, y"}]
@@ -141,16 +141,6 @@ def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
         parse_all(path, "jsonl")
 
 
-def test_rows_are_known_without_reading_where_parquet_says_them_or_they_were_counted(tmp_path: Path) -> None:
-    assert known_rows(write(tmp_path / "r.parquet", "parquet", ROWS), "parquet") == 2
-    path = write(tmp_path / "r.jsonl", "jsonl", ROWS)
-    assert known_rows(path, "jsonl") is None
-    assert count_rows(path, "jsonl") == known_rows(path, "jsonl") == 2
-    with path.open("a") as file:
-        file.write(json.dumps(ROWS[0]) + "\n")
-    assert known_rows(path, "jsonl") is None
-
-
 def test_reading_goes_no_further_than_asked(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' + "broken\n")
@@ -222,7 +212,7 @@ def test_an_array_nested_too_deeply_is_refused_without_filling_memory(tmp_path: 
 
 
 def test_long_values_without_a_space_are_read_in_time_that_grows_with_them(tmp_path: Path) -> None:
-    row = {"prompt": "a" * 20_000_000, "chosen": "b", "rejected": "c"}
+    row = {"prompt": "a" * 12_000_000, "chosen": "b", "rejected": "c"}
     path = write(tmp_path / "long.json", "json", [row, row])
     assert list(read_rows(path, "json")) == [row, row]
 

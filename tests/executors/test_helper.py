@@ -30,7 +30,7 @@ def preview(helper: Helper, folder: Path, **changes: Any) -> Any:
         "format": {"format_type": "tokenizer"},
         **changes,
     }  # fmt: skip
-    limits = {"limit": 2, "max_length": 512, "max_prompt_length": 256}
+    limits = {"limit": 2, "max_length": 512, "max_prompt_length": 256, "max_row_mb": 16}
     return helper.call(
         "preview_formatted", config=config, file=str(file), token=None, trust_remote_code=False, **limits
     )
@@ -76,7 +76,7 @@ def test_a_call_that_takes_too_long_ends_the_helper(helper: Helper, tmp_path: Pa
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(HelperError, match="took too long"):
-        helper.call("preview_rows", timeout=0.2, config={}, file=None, limit=1, token=None)
+        helper.call("preview_rows", timeout=0.2, config={}, file=None, limit=1, token=None, max_row_mb=16)
     assert helper.pid is None
 
 

@@ -13,6 +13,7 @@ from merlina.preflight.machine import check_disk, check_gpus, check_merging, che
 from merlina.preflight.memory import check_memory, estimate, trained_weights
 from merlina.preflight.method import check_method
 from merlina.preflight.models import check_model, judge_lengths, judge_targets
+from merlina.reach import HubReach
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import MemoryEstimate
@@ -208,18 +209,18 @@ def test_merging_that_will_not_fit_into_ram_is_foretold() -> None:
 )
 def test_what_a_models_folder_lacks_is_named(tiny_model: Path, tmp_path: Path, change: Any, complaint: str) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    assert check_model(str(folder), None).passed
+    assert check_model(str(folder), None, HubReach()).passed
     change(folder)
-    assert complaint in check_model(str(folder), None).errors[0]
+    assert complaint in check_model(str(folder), None, HubReach()).errors[0]
 
 
 def test_a_gguf_file_must_be_there_and_be_one(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
-    assert "there is no file" in check_model(str(file), None).errors[0]
+    assert "there is no file" in check_model(str(file), None, HubReach()).errors[0]
     file.write_bytes(b"rubbish")
-    assert "is not a GGUF file" in check_model(str(file), None).errors[0]
+    assert "is not a GGUF file" in check_model(str(file), None, HubReach()).errors[0]
     file.write_bytes(b"GGUF\x03\0\0\0")
-    assert check_model(str(file), None).passed
+    assert check_model(str(file), None, HubReach()).passed
 
 
 def test_precision_and_kernel_that_are_not_to_be_had_here_are_named() -> None:

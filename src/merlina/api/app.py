@@ -23,7 +23,7 @@ from merlina.api.sub_path import SubPathMiddleware, sub_path_of
 from merlina.api.talk import Talk
 from merlina.api.uploads import sweep_incoming
 from merlina.executors.fork_server import ForkServer
-from merlina.executors.helper import Helper
+from merlina.executors.helpers import Helpers
 from merlina.executors.local import LocalExecutor
 from merlina.executors.talker import Talker
 from merlina.hardware.gpus import list_gpus
@@ -33,6 +33,7 @@ from merlina.jobs.room import Room
 from merlina.jobs.supervisor import Supervisor
 from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
+from merlina.preflight.rows import RowCounts
 from merlina.settings import Settings
 from merlina.storage.configs import ConfigStore
 from merlina.storage.opening import open_database
@@ -52,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         services.supervisor.close()
         services.talker.close()
-        services.helper.close()
+        services.helpers.close()
         services.fork_server.close()
         services.database.close()
 
@@ -99,11 +100,13 @@ def build_services(settings: Settings) -> Services:
         share_gpus=settings.share_gpus,
         stop_grace_seconds=settings.stop_grace_seconds,
         trust_remote_code=settings.trust_remote_code,
+        max_row_mb=settings.max_row_size_mb,
         list_gpus=list_gpus,
         make_way=room.make_way,
     )
     desk = Desk(database, hub, executor, settings.runs_dir, settings.models_dir, supervisor.wake)
-    helper = Helper(settings.helper_idle_seconds, settings.helper_log, fork_server)
+    helpers = Helpers.build(settings.helper_idle_seconds, settings.helper_log, fork_server)
+    rows = RowCounts(database, helpers.rows, settings.max_row_size_mb)
     return Services(
         settings=settings,
         allowed=allowed,
@@ -111,10 +114,11 @@ def build_services(settings: Settings) -> Services:
         hub=hub,
         supervisor=supervisor,
         desk=desk,
-        preflight=Preflight(settings, allowed, helper, talker, list_gpus, database),
-        helper=helper,
+        preflight=Preflight(settings, allowed, helpers, rows, talker, list_gpus, database),
+        helpers=helpers,
+        rows=rows,
         talker=talker,
-        talk=Talk(settings, desk, helper, room, talker),
+        talk=Talk(settings, desk, helpers, room, talker),
         fork_server=fork_server,
         configs=ConfigStore(settings.configs_dir),
         sessions=_sessions(settings),

@@ -27,9 +27,11 @@ from merlina.errors import (
     ModelError,
     NotFoundError,
     OverridableError,
+    TimedOutError,
     TooLargeError,
     TooManyAttemptsError,
     UnauthorizedError,
+    UnreachableError,
 )
 from merlina.schemas.problems import OWN_TYPES, describe_one
 
@@ -44,10 +46,12 @@ STATUS: dict[type[MerlinaError], int] = {
     UnauthorizedError: 401,
     ForbiddenError: 403,
     ConflictError: 409,
+    TimedOutError: 408,
     TooLargeError: 413,
     TooManyAttemptsError: 429,
     HelperError: 500,
     BusyError: 503,
+    UnreachableError: 503,
     DiskFullError: 507,
     MerlinaError: 500,
 }

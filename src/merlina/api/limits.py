@@ -8,14 +8,16 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from merlina.schemas.json_text import has_more_values, nesting_depth
+
 _LARGEST_BODY = 1024**2
 _DEEPEST = 64
-_BRACKETS = b"[]{}"
-_ALL_BUT_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
+_MOST_VALUES = 100_000
 
 
 class BodyLimitMiddleware:
-    """Answers 413 for a body over 1 MiB, 400 for JSON that is nested deeper than 64 or can't be sent back as UTF-8."""
+    """Answers 413 for a body over 1 MiB, 400 for JSON that is nested deeper than 64, holds more than 100,000 values or
+    can't be sent back as UTF-8."""
 
     def __init__(self, app: ASGIApp, streamed_path: str) -> None:
         self._app = app
@@ -51,23 +53,13 @@ async def _read(receive: Receive, headers: Headers) -> bytes | None:
 
 
 def _problem(body: bytes) -> str | None:
-    if _depth(body) > _DEEPEST:
+    if nesting_depth(body, _DEEPEST) > _DEEPEST:
         return f"body: nested deeper than {_DEEPEST} levels"
+    if has_more_values(body, _MOST_VALUES):
+        return f"body: more than {_MOST_VALUES:,} values"
     if b"\\u" in body and not _is_encodable(body):
         return "body: a text in it has half of a surrogate pair, which is no character"
     return None
-
-
-def _depth(body: bytes) -> int:
-    """How deep arrays and objects lie in each other, for what is valid JSON; it stops counting past the limit."""
-    outside_strings = b"".join(body.replace(rb"\\", b"").replace(rb"\"", b"").split(b'"')[::2])
-    depth = deepest = 0
-    for bracket in outside_strings.translate(None, _ALL_BUT_BRACKETS):
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-        if deepest > _DEEPEST:
-            break
-    return deepest
 
 
 def _is_encodable(body: bytes) -> bool:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
+from anyio import CapacityLimiter, to_thread
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from merlina.errors import InvalidRequestError, TooLargeError
+from merlina.errors import InvalidRequestError, TimedOutError, TooLargeError
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-_BUFFER_BYTES = 4 * 1024**2
 _LARGEST_FRAME = 64 * 1024  # boundaries and headers around the file
+_LONGEST_HEADER = 8 * 1024
+_LONGEST_FILENAME = 255
+_LONGEST_PAUSE_SECONDS = 60
 _MISSING = "Send the data set as multipart form data, in a part named 'file' with a file name"
 
 
-async def receive_file(request: Request, target: Path, max_bytes: int) -> str:
-    """Writes the body's part named `file` to `target` and returns the file name its sender gave.
+async def receive_file(request: Request, target: Path, max_bytes: int, threads: CapacityLimiter) -> str:
+    """Writes the body's part named `file` to `target`, in one of the threads, and returns its sender's file name.
 
-    Raises InvalidRequestError where the body has no such part, TooLargeError above `max_bytes`.
+    Raises InvalidRequestError where the body has no such part, TooLargeError above `max_bytes`, TimedOutError where
+    nothing comes for a minute, ClientDisconnect where the sender has gone.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     if kind != b"multipart/form-data" or b"boundary" not in options:
@@ -31,23 +37,28 @@ async def receive_file(request: Request, target: Path, max_bytes: int) -> str:
     stated = request.headers.get("content-length", "")
     if stated.isdigit() and int(stated) > max_bytes + _LARGEST_FRAME:
         raise TooLargeError(_too_large(max_bytes))
-    part = _FilePart()
+    part = _FilePart(max_bytes)
     with target.open("wb") as file:
         try:
             parser = MultipartParser(options[b"boundary"], part.callbacks())
-            async for chunk in request.stream():
-                parser.write(chunk)
-                if part.size > max_bytes:
-                    raise TooLargeError(_too_large(max_bytes))
-                if len(part.pending) >= _BUFFER_BYTES:
-                    await asyncio.to_thread(file.write, part.take())
+            chunks = aiter(request.stream())
+            while chunk := await _next(chunks):
+                await to_thread.run_sync(partial(part.take_in, chunk, parser, file), limiter=threads)
             parser.finalize()
         except FormParserError as error:
             raise InvalidRequestError(f"The multipart body is broken: {error}") from error
-        await asyncio.to_thread(file.write, part.take())
     if part.filename is None:
         raise InvalidRequestError(_MISSING)
     return part.filename
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes:
+    """The next part of the body; empty at its end."""
+    try:
+        async with asyncio.timeout(_LONGEST_PAUSE_SECONDS):
+            return await anext(chunks, b"")
+    except TimeoutError as error:
+        raise TimedOutError(f"Nothing of the upload came for {_LONGEST_PAUSE_SECONDS} seconds") from error
 
 
 def _too_large(max_bytes: int) -> str:
@@ -57,9 +68,10 @@ def _too_large(max_bytes: int) -> str:
 class _FilePart:
     """Collects the bytes of the first part named `file`; every other part is read past."""
 
-    def __init__(self) -> None:
-        self.pending = bytearray()
-        self.size = 0
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._pending = bytearray()
+        self._received = 0
         self.filename: str | None = None
         self._wanted = False
         self._header: tuple[bytes, bytes] = (b"", b"")
@@ -75,16 +87,20 @@ class _FilePart:
             "on_part_end": self._on_part_end,
         }
 
-    def take(self) -> bytes:
-        taken = bytes(self.pending)
-        self.pending.clear()
-        return taken
+    def take_in(self, chunk: bytes, parser: MultipartParser, file: BinaryIO) -> None:
+        """Write what of the body's next chunk belongs to the file. Raises TooLargeError, InvalidRequestError."""
+        self._received += len(chunk)
+        parser.write(chunk)
+        file.write(self._pending)
+        self._pending.clear()
+        if self._received > self._max_bytes + _LARGEST_FRAME or file.tell() > self._max_bytes:
+            raise TooLargeError(_too_large(self._max_bytes))
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header = (self._header[0] + data[start:end], self._header[1])
+        self._header = (_longer(self._header[0], data[start:end]), self._header[1])
 
     def _on_header_value(self, data: bytes, start: int, end: int) -> None:
-        self._header = (self._header[0], self._header[1] + data[start:end])
+        self._header = (self._header[0], _longer(self._header[1], data[start:end]))
 
     def _on_header_end(self) -> None:
         name, value = self._header
@@ -97,13 +113,24 @@ class _FilePart:
         name = options.get(b"filename")
         if self.filename is None and options.get(b"name") == b"file" and name is not None:
             self._wanted = True
-            self.filename = Path(name.decode("utf-8", "replace").replace("\\", "/")).name or "upload"
+            self.filename = _file_name(name.decode("utf-8", "replace"))
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._wanted:
-            self.pending += data[start:end]
-            self.size += end - start
+            self._pending += data[start:end]
 
     def _on_part_end(self) -> None:
         self._wanted = False
         self._disposition = b""
+
+
+def _longer(header: bytes, more: bytes) -> bytes:
+    if len(header) + len(more) > _LONGEST_HEADER:
+        raise InvalidRequestError(f"The multipart body has a header of more than {_LONGEST_HEADER:,} bytes")
+    return header + more
+
+
+def _file_name(given: str) -> str:
+    """The last part of a path, in any system's way of writing one; its ending is kept where it is too long."""
+    name = Path(given.replace("\\", "/").replace("\0", "")).name or "upload"
+    return name if len(name) <= _LONGEST_FILENAME else name[: _LONGEST_FILENAME - 20] + name[-20:]

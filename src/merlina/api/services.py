@@ -6,13 +6,16 @@ import time
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
 from merlina.api.sessions import Sessions
+from merlina.api.slow import SLOW_THREADS
 from merlina.api.talk import Talk
+from merlina.api.upload_slots import UploadSlots
 from merlina.executors.fork_server import ForkServer
-from merlina.executors.helper import Helper
+from merlina.executors.helpers import Helpers
 from merlina.executors.talker import Talker
 from merlina.jobs.desk import Desk
 from merlina.jobs.hub import Hub
@@ -20,6 +23,7 @@ from merlina.jobs.shared import Shared
 from merlina.jobs.supervisor import Supervisor
 from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
+from merlina.preflight.rows import RowCounts
 from merlina.settings import Settings
 from merlina.storage.configs import ConfigStore
 from merlina.storage.database import Database
@@ -36,16 +40,19 @@ class Services:
     supervisor: Supervisor
     desk: Desk
     preflight: Preflight
-    helper: Helper
+    helpers: Helpers
     talker: Talker
     talk: Talk
     fork_server: ForkServer
     configs: ConfigStore
     sessions: Sessions | None
+    rows: RowCounts
     started_at: float = field(default_factory=time.monotonic)
     websockets: int = 0
     preloaded: set[str] = field(default_factory=set)
     shared: Shared = field(default_factory=Shared)
+    uploads: UploadSlots = field(default_factory=UploadSlots)
+    slow_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(SLOW_THREADS))
 
 
 def _services(connection: HTTPConnection) -> Services:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merlina.errors import BusyError, InvalidRequestError
-from merlina.executors.helper import Helper
+from merlina.executors.helpers import Helpers
 from merlina.executors.talker import Admission, Claim, Talker, TalkOrder
 from merlina.jobs.desk import Desk
 from merlina.jobs.room import Room
 from merlina.preflight.memory import talk_mb
+from merlina.preflight.models import model_repos
 from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.stored_config import read_stored_config
 from merlina.schemas.talk import AnswerBegins, AnswerEnds, AnswerText, Sampling, Side, TalkMessage
@@ -29,7 +30,7 @@ class Talk:
 
     settings: Settings
     desk: Desk
-    helper: Helper
+    helpers: Helpers
     room: Room
     talker: Talker
 
@@ -97,9 +98,11 @@ class Talk:
         """Raises ModelError where the base can't be found."""
         config = read_stored_config(order.config, order.job_id)
         is_adapter = _is_adapter(Path(order.model_dir))
-        facts = self.helper.call(
+        name = config.base_model if is_adapter else order.model_dir
+        facts = self.helpers.call(
             "model_facts",
-            model_name=config.base_model if is_adapter else order.model_dir,
+            model_repos(name, order.trust_remote_code),
+            model_name=name,
             token=order.token,
             trust_remote_code=order.trust_remote_code,
         )

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from merlina.api.multipart import receive_file
 from merlina.api.services import Services
-from merlina.data.files import detect_format, parse_all
-from merlina.errors import NotFoundError, OverridableError
+from merlina.api.slow import run_while_connected
+from merlina.errors import BusyError, NotFoundError, OverridableError
 from merlina.schemas.datasets import FileFormat
 from merlina.storage import jobs, uploads
 from merlina.storage.jobs import JobRecord
@@ -29,13 +29,28 @@ from merlina.storage.uploads import UploadRecord
 _INCOMING = re.compile(r"\.incoming_upload_\d{8}_\d{6}_[0-9a-f]{8}")
 _OWN_FILES = ("rows", *(f"rows.{file_format}" for file_format in get_args(FileFormat)))
 _MOST_NAMED = 10
+_PARSE_SECONDS = 24 * 3600.0
 
 
 async def accept_upload(request: Request, services: Services) -> UploadRecord:
-    """Raises what receiving and parsing raise; then nothing is left on the disk."""
-    with _incoming(services) as incoming:
-        filename = await receive_file(request, incoming.file, services.settings.max_upload_size_mb * 1024**2)
-        return await run_in_threadpool(_keep, services, incoming, filename)
+    """Raises what receiving and parsing raise, and ClientDisconnect; then nothing is left on the disk."""
+    slots = services.uploads
+    async with slots.receiving():
+        with _incoming(services) as incoming:
+            most = services.settings.max_upload_size_mb * 1024**2
+            filename = await receive_file(request, incoming.file, most, slots.threads)
+            return await run_while_connected(request, slots.parsing, _keep_unless_closed, services, incoming, filename)
+
+
+def _keep_unless_closed(
+    services: Services, incoming: _Incoming, filename: str, *, closed: threading.Event
+) -> UploadRecord:
+    try:
+        return _keep(services, incoming, filename, closed)
+    except BusyError:
+        if closed.is_set():
+            raise ClientDisconnect from None
+        raise
 
 
 def keep_rows(services: Services, rows: Iterable[Mapping[str, Any]], filename: str) -> UploadRecord:
@@ -114,20 +129,28 @@ def _incoming(services: Services) -> Iterator[_Incoming]:
         _remove_files(folder)
 
 
-def _keep(services: Services, incoming: _Incoming, filename: str) -> UploadRecord:
-    file_format = detect_format(incoming.file, filename)
+def _keep(
+    services: Services, incoming: _Incoming, filename: str, closed: threading.Event | None = None
+) -> UploadRecord:
+    parsed = services.helpers.rows.call(
+        "parse_upload",
+        timeout=_PARSE_SECONDS,
+        closed=closed,
+        file=str(incoming.file),
+        name=filename,
+        max_row_mb=services.settings.max_row_size_mb,
+    )
     record = UploadRecord(
         dataset_id=incoming.dataset_id,
         filename=filename,
-        file_format=file_format,
         size=incoming.file.stat().st_size,
-        total_rows=parse_all(incoming.file, file_format),
         created_at=incoming.now,
+        **parsed,
     )
     folder = services.settings.uploads_dir / incoming.dataset_id
     folder.mkdir(mode=0o700)
     try:
-        os.replace(incoming.file, folder / f"rows.{file_format}")
+        os.replace(incoming.file, folder / f"rows.{record.file_format}")
         with services.database.write() as connection:
             uploads.add(connection, record)
     except BaseException:

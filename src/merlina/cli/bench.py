@@ -81,6 +81,7 @@ def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measured:
         dataset_file=str(file) if file else None,
         output_dir=str(folder / "model"),
         trust_remote_code=settings.trust_remote_code,
+        max_row_mb=settings.max_row_size_mb,
         processes=max(1, len(config.gpu_ids or [])),
     )
     run = RunFolder(folder / "run")

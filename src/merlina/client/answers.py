@@ -18,6 +18,7 @@ from merlina.errors import (
     NotFoundError,
     OverridableError,
     ServerError,
+    TimedOutError,
     TooLargeError,
     UnauthorizedError,
 )
@@ -32,6 +33,7 @@ _ERRORS: dict[int, type[MerlinaError]] = {
     401: UnauthorizedError,
     403: ForbiddenError,
     404: NotFoundError,
+    408: TimedOutError,
     409: ConflictError,
     413: TooLargeError,
     503: BusyError,

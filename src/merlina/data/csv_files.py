@@ -7,21 +7,22 @@ import csv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError
 
-_LONGEST_CELL = 64 * 1024**2
 _LONGEST_HEADER = 1024**2
 _SEPARATORS = ",;\t|"
 
 
-def read_csv(path: Path) -> Iterator[dict[str, Any]]:
+def read_csv(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Cells are text; a row that ends early lacks its last columns. Raises DataError with the line."""
-    with _lines_of_cells(path) as lines:
+    with _lines_of_cells(path, limit) as lines:
         names = next(lines, None)
         if names is None:
             return
+        limit.check_columns(len(names), "the header")
         if len(set(names)) < len(names):
             raise DataError(f"the header names a column twice: {', '.join(names)}")
         for cells in lines:
@@ -30,53 +31,87 @@ def read_csv(path: Path) -> Iterator[dict[str, Any]]:
             yield dict(zip(names, cells, strict=False))
 
 
-def count_csv(path: Path) -> int:
-    with _lines_of_cells(path) as lines:
+def count_csv(path: Path, limit: RowLimit) -> int:
+    with _lines_of_cells(path, limit) as lines:
         return max(0, sum(1 for _ in lines) - 1)
 
 
 class _Lines:
     """Lines as lists of cells, blank ones left out; `number` is that of the last line read."""
 
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
+    def __init__(self, text: _BoundedText, separator: str) -> None:
+        self._text = text
+        self._reader: Any = csv.reader(text, strict=True, delimiter=separator)
 
     def __iter__(self) -> Iterator[list[str]]:
         return self
 
     def __next__(self) -> list[str]:
-        while not (cells := next(self._reader)):
-            continue
-        return list(cells)
+        while True:
+            self._text.begin_row()
+            if cells := next(self._reader):
+                return list(cells)
 
     @property
     def number(self) -> int:
         return int(self._reader.line_num)
 
 
+class _BoundedText:
+    """The file's lines for csv.reader, which joins lines into one row while a quotation is open.
+
+    Raises DataError as soon as the lines of one row exceed the limit.
+    """
+
+    def __init__(self, file: TextIO, limit: RowLimit) -> None:
+        self._file = file
+        self._limit = limit
+        self._row_size = 0
+        self._number = 0
+        self._row_number = 1
+
+    def begin_row(self) -> None:
+        self._row_size = 0
+        self._row_number = self._number + 1
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(self._limit.size + 1)
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._row_size += len(line) if line.isascii() else len(line.encode())
+        if self._row_size > self._limit.size:
+            raise self._limit.exceeded(f"line {self._row_number}")
+        return line
+
+
 @contextmanager
-def _lines_of_cells(path: Path) -> Iterator[_Lines]:
-    csv.field_size_limit(_LONGEST_CELL)
+def _lines_of_cells(path: Path, limit: RowLimit) -> Iterator[_Lines]:
+    # The reader's own limit for a cell would come before that for a row.
+    csv.field_size_limit(limit.size)
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = _Lines(iter(()))
+        lines: _Lines | None = None
         try:
             header = file.readline(_LONGEST_HEADER)
             file.seek(0)
-            lines = _Lines(csv.reader(file, strict=True, delimiter=_separator(header)))
+            lines = _Lines(_BoundedText(file, limit), _separator(header))
             yield lines
         except csv.Error as error:
-            raise DataError(f"line {lines.number} is not valid CSV: {error}") from error
+            raise DataError(f"line {lines.number if lines else 1} is not valid CSV: {error}") from error
         except UnicodeDecodeError as error:
-            raise DataError(_where_it_is_no_text(path)) from error
+            raise DataError(_where_it_is_no_text(path, limit)) from error
 
 
-def _where_it_is_no_text(path: Path) -> str:
+def _where_it_is_no_text(path: Path, limit: RowLimit) -> str:
     """The line that can't be decoded, which the reader, reading ahead, doesn't know."""
     with path.open("rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             return "the file is UTF-16 text; save it as UTF-8"
         file.seek(0)
-        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_CELL), b""), start=1):
+        for number, line in enumerate(iter(lambda: file.readline(limit.size), b""), start=1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:

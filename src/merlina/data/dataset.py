@@ -7,15 +7,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 from merlina.data.columns import check_mapping, map_columns
+from merlina.data.files import Row
 from merlina.data.pairs import Pair, UnusableKind, UnusableRowError, to_demonstration, to_pair
+from merlina.data.row_limit import RowLimit, approximate_size
 from merlina.data.sources import open_rows
 from merlina.errors import DataError
 from merlina.schemas.datasets import DatasetConfig
 
 _REASONS_SHOWN = 3
 _ROWS_WITH_ALL_COLUMNS = 20
+_BYTES_HELD_FOR_COLUMNS = 16 * 1024**2
+_USUAL_LIMIT = RowLimit()
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,13 @@ class LoadedPairs:
 
 
 def read_pairs(
-    config: DatasetConfig, file: Path | None, token: str | None, *, needs_rejected: bool = True, keep: bool = False
+    config: DatasetConfig,
+    file: Path | None,
+    token: str | None,
+    *,
+    needs_rejected: bool = True,
+    keep: bool = False,
+    limit: RowLimit = _USUAL_LIMIT,
 ) -> Iterator[Pair | SkippedRow]:
     """Each row as a pair, or as the reason why not; reads as it is asked. At most `max_samples` rows.
 
@@ -45,8 +57,8 @@ def read_pairs(
 
     Raises DataError where `column_mapping` names a column that none of the first rows has.
     """
-    rows = islice(open_rows(config.source, file, token, keep=keep), config.max_samples)
-    first = list(islice(rows, _ROWS_WITH_ALL_COLUMNS if config.column_mapping else 0))
+    rows = islice(open_rows(config.source, file, token, keep=keep, limit=limit), config.max_samples)
+    first = _first_rows(rows) if config.column_mapping else []
     check_mapping(first, config.column_mapping)
     convert = to_pair if needs_rejected else to_demonstration
     for number, row in enumerate(chain(first, rows), start=1):
@@ -54,6 +66,18 @@ def read_pairs(
             yield replace(convert(map_columns(row, config.column_mapping)), number=number)
         except UnusableRowError as error:
             yield SkippedRow(number, error.message, error.kind)
+
+
+def _first_rows(rows: Iterator[Row]) -> list[Row]:
+    """Enough rows to have seen every column, but not so many that they fill the memory."""
+    first: list[Row] = []
+    room = _BYTES_HELD_FOR_COLUMNS
+    for row in islice(rows, _ROWS_WITH_ALL_COLUMNS):
+        first.append(row)
+        room -= approximate_size(row, room)
+        if room <= 0:
+            break
+    return first
 
 
 def load_pairs(rows: Iterable[Pair | SkippedRow]) -> LoadedPairs:
@@ -76,8 +100,8 @@ def held_out_count(pairs: int, test_size: float) -> int:
     return min(max(1, round(pairs * test_size)), pairs - 1)
 
 
-def split_pairs(pairs: Sequence[Pair], test_size: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(training, held out), the same for the same seed; both keep the file's order.
+def split_pairs(pairs: Sequence[_T], test_size: float, seed: int) -> tuple[list[_T], list[_T]]:
+    """(training, held out) of pairs or of their numbers, the same for the same seed; both keep the file's order.
 
     A `test_size` above 0 holds out at least one pair, and never the last one left to train on.
     """

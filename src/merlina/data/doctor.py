@@ -112,10 +112,10 @@ class Doctor:
         if lengths is not None:
             self._look_at_tokens(pair, lengths)
 
-    def findings(self, held_out: Iterable[Pair]) -> list[DataFinding]:
-        """All that was found, the gravest first; `held_out` are those of the pairs seen that are not trained on."""
+    def findings(self, held_out: Iterable[int]) -> list[DataFinding]:
+        """All that was found, the gravest first; `held_out` are the numbers of the pairs that are not trained on."""
         counts = dict(self._counts)
-        if (leaked := self._leaked({pair.number for pair in held_out})).rows:
+        if (leaked := self._leaked(set(held_out))).rows:
             counts["evaluation_leak"] = leaked
         found = [self._finding(kind, counts[kind]) for kind in _MESSAGES if kind in counts]
         bias = self._length_bias()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from merlina.data import csv_files, json_files, parquet_files
+from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError
 from merlina.schemas.datasets import FileFormat
 
@@ -20,23 +21,21 @@ _ENDINGS: dict[str, FileFormat] = {
     ".parquet": "parquet",
 }
 _SUPPORTED = "json, jsonl, csv and parquet files can be read"
-_COUNTS_KEPT = 256
+_USUAL_LIMIT = RowLimit()
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-_READERS: dict[FileFormat, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[FileFormat, Callable[[Path, RowLimit], Iterator[Row]]] = {
     "json": json_files.read_json,
     "jsonl": json_files.read_jsonl,
     "csv": csv_files.read_csv,
     "parquet": parquet_files.read_parquet,
 }
-_COUNTERS: dict[FileFormat, Callable[[Path], int]] = {
+_COUNTERS: dict[FileFormat, Callable[[Path, RowLimit], int]] = {
     "json": json_files.count_json,
     "jsonl": json_files.count_jsonl,
     "csv": csv_files.count_csv,
     "parquet": parquet_files.count_parquet,
 }
-_Version = tuple[Path, FileFormat, int, int]
-_counted: dict[_Version, int] = {}
 
 
 def detect_format(path: Path, name: str | None = None) -> FileFormat:
@@ -49,43 +48,28 @@ def detect_format(path: Path, name: str | None = None) -> FileFormat:
     return _by_content(head) or by_name or _unknown(name or path.name)
 
 
-def read_rows(path: Path, file_format: FileFormat) -> Iterator[Row]:
+def read_rows(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> Iterator[Row]:
     """Rows in the file's order, read as they are asked for.
 
-    Raises DataError naming the line, or for parquet and json the row, that can't be read.
+    Raises DataError naming the line, or for parquet and json the row, that can't be read or exceeds the limit.
     """
-    return _READERS[file_format](path)
+    return _READERS[file_format](path, limit)
 
 
-def parse_all(path: Path, file_format: FileFormat) -> int:
+def parse_all(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> int:
     """Reads every row once and counts them. Raises DataError where one can't be read or there is none at all."""
     if file_format == "parquet":
-        count = parquet_files.parse_parquet(path)
+        count = parquet_files.parse_parquet(path, limit)
     else:
-        count = sum(1 for _ in read_rows(path, file_format))
+        count = sum(1 for _ in read_rows(path, file_format, limit))
     if count == 0:
         raise DataError(f"The {file_format} file has no rows")
     return count
 
 
-def count_rows(path: Path, file_format: FileFormat) -> int:
-    """The exact number of rows by the cheapest means the format has; kept as long as the file doesn't change."""
-    version = _version(path, file_format)
-    if version not in _counted:
-        if len(_counted) >= _COUNTS_KEPT:
-            _counted.clear()
-        _counted[version] = _COUNTERS[file_format](path)
-    return _counted[version]
-
-
-def known_rows(path: Path, file_format: FileFormat) -> int | None:
-    """The number of rows where the file says it itself (parquet) or was counted before, else None."""
-    return count_rows(path, file_format) if file_format == "parquet" else _counted.get(_version(path, file_format))
-
-
-def _version(path: Path, file_format: FileFormat) -> _Version:
-    facts = path.stat()
-    return path, file_format, facts.st_mtime_ns, facts.st_size
+def count_rows(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> int:
+    """Return the exact number of rows by the cheapest means the format has. Raises DataError."""
+    return _COUNTERS[file_format](path, limit)
 
 
 def _by_content(head: bytes) -> FileFormat | None:

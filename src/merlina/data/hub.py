@@ -6,26 +6,34 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
+from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError
 from merlina.hub import ask_access, in_words, is_refusal
 
+_USUAL_LIMIT = RowLimit()
 
-def read_hub_rows(repo_id: str, split: str, token: str | None, *, keep: bool) -> Iterator[dict[str, Any]]:
+
+def read_hub_rows(
+    repo_id: str, split: str, token: str | None, *, keep: bool, limit: RowLimit = _USUAL_LIMIT
+) -> Iterator[dict[str, Any]]:
     """Rows of one split in order; with `keep`, all of it is downloaded first, and is there offline from then on.
 
-    Raises DataError where it isn't there, may not be read or can't be reached.
+    Raises DataError where it isn't there, may not be read or can't be reached, or where a row exceeds the limit.
     """
     from datasets import load_dataset
 
-    _check_is_no_folder(repo_id)
+    check_is_no_folder(repo_id)
     try:
         _stop_where_refused(repo_id, token)
         # Only what was kept can be read offline; a stream leaves nothing behind.
-        streaming = not keep and not HF_HUB_OFFLINE
-        yield from load_dataset(repo_id, split=split, streaming=streaming, token=token or False)
+        streaming = not keep and not constants.is_offline_mode()
+        rows = load_dataset(repo_id, split=split, streaming=streaming, token=token or False)
+        for number, row in enumerate(rows, start=1):
+            limit.check_row(row, f"row {number}")
+            yield row
     except Exception as error:  # the clients let errors of their HTTP libraries through, whichever those are
         words = _in_words(error, repo_id, token)
         if words is None:
@@ -72,7 +80,7 @@ def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
     """Rows of one split, from the card or the Parquet files' own footers; None where only a download would tell."""
     from datasets import load_dataset_builder
 
-    _check_is_no_folder(repo_id)
+    check_is_no_folder(repo_id)
     try:
         builder = load_dataset_builder(repo_id, token=token or False)
         stated = (builder.info.splits or {}).get(split)
@@ -86,8 +94,8 @@ def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
         return None
 
 
-def _check_is_no_folder(repo_id: str) -> None:
-    """The Hub's client takes a folder for a data set, wherever it lies."""
+def check_is_no_folder(repo_id: str) -> None:
+    """Raises DataError for a folder, which the Hub's client takes for a data set, wherever it lies."""
     if os.path.exists(repo_id):
         raise DataError(f"{repo_id!r} is a folder on the server's machine, not a data set on the Hub; use local_file")
 

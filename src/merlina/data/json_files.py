@@ -11,11 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError
+from merlina.schemas.json_text import has_more_values
 
 HEAD_BYTES = 1024**2
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_LONGEST_LINE = 64 * 1024**2
+_MOST_VALUES_IN_COLUMNS = 4_000_000
 _LARGEST_COLUMNS = 64 * 1024**2
 _TOO_MANY_DIGITS = f"holds a number with more than {sys.get_int_max_str_digits():,} digits"
 # Where a text was cut, an error lies no further from its end than the longest word or escape of JSON.
@@ -23,23 +25,26 @@ _LONGEST_WORD = 16
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def read_jsonl(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Yield one object per line, passing over blank lines; an array or one indented object is read as in `read_json`.
 
     Raises DataError with the line or row.
     """
     if _holds_one_value(path):
-        yield from read_json(path)
+        yield from read_json(path, limit)
     else:
-        for number, line in _lines(path):
-            yield _json_object(line, number)
+        for number, line in _lines(path, limit):
+            limit.check_json(line, f"line {number}")
+            row = _json_object(line, number)
+            limit.check_columns(len(row), f"line {number}")
+            yield row
 
 
-def count_jsonl(path: Path) -> int:
-    return count_json(path) if _holds_one_value(path) else sum(1 for _ in _lines(path))
+def count_jsonl(path: Path, limit: RowLimit) -> int:
+    return count_json(path, limit) if _holds_one_value(path) else sum(1 for _ in _lines(path, limit))
 
 
-def read_json(path: Path) -> Iterator[dict[str, Any]]:
+def read_json(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Yield the rows of an array, read as it goes, of one object of columns, or the one row that an object is.
 
     Raises DataError with the row.
@@ -47,19 +52,19 @@ def read_json(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         start = _skip_to_json(file)
         if start == b"[":
-            yield from _read_array(file)
+            yield from _read_array(file, limit)
         elif start == b"{" and holds_lines(file.read(HEAD_BYTES)):
-            yield from read_jsonl(path)
+            yield from read_jsonl(path, limit)
         elif start == b"{":
             file.seek(0)
             _skip_to_json(file)
-            yield from _read_one_object(file, path.stat().st_size)
+            yield from _read_one_object(file, path.stat().st_size, limit)
         elif start:
             raise DataError("The JSON file must hold an array of objects, one object of columns, or one row")
 
 
-def count_json(path: Path) -> int:
-    return sum(1 for _ in read_json(path))
+def count_json(path: Path, limit: RowLimit) -> int:
+    return sum(1 for _ in read_json(path, limit))
 
 
 def holds_lines(head: bytes) -> bool:
@@ -88,14 +93,14 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, limit: RowLimit) -> Iterator[tuple[int, bytes]]:
     """Lines that aren't blank, numbered from 1 over all."""
     with path.open("rb") as file:
         number = 0
-        while line := file.readline(_LONGEST_LINE):
+        while line := file.readline(limit.size + 1):
             number += 1
-            if len(line) == _LONGEST_LINE:
-                raise DataError(f"line {number} is longer than {_LONGEST_LINE // 1024**2} MB; is this a JSONL file?")
+            if len(line) > limit.size:
+                raise limit.exceeded(f"line {number}")
             line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
             if line.strip():
                 yield number, line
@@ -137,18 +142,19 @@ def _skip_to_json(file: BinaryIO) -> bytes:
     return character
 
 
-def _read_array(file: BinaryIO) -> Iterator[dict[str, Any]]:
+def _read_array(file: BinaryIO, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Row by row, holding little more than the row that is read."""
-    window = _Window(file)
+    window = _Window(file, limit)
     window.skip("[")
     if window.next_character() == "]":
         return
     number = 1
     while True:
         try:
-            value = window.value()
+            value = window.value(f"row {number}")
             if not isinstance(value, dict):
                 raise DataError(f"row {number} is a JSON {_kind(value)}, not an object with columns")
+            limit.check_columns(len(value), f"row {number}")
             yield value
             if window.next_character() != ",":
                 break
@@ -174,8 +180,9 @@ class _Window:
 
     _BLOCK = 256 * 1024
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, limit: RowLimit) -> None:
         self._file = file
+        self._limit = limit
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._parse = json.JSONDecoder(parse_constant=_no_number).raw_decode
         self._text = ""
@@ -194,8 +201,8 @@ class _Window:
         assert self.next_character() == character
         self._at += 1
 
-    def value(self) -> Any:
-        """The value that comes next. Raises ValueError where it is none."""
+    def value(self, place: str) -> Any:
+        """The value that comes next, which errors call `place`. Raises ValueError where it is none, or DataError."""
         self.next_character()
         while True:
             try:
@@ -204,30 +211,37 @@ class _Window:
                 cut = error.pos > len(self._text) - _LONGEST_WORD or error.msg.startswith("Unterminated string")
                 if self._ended or not cut:
                     raise
-                if len(self._text) - self._at > _LONGEST_LINE:
-                    raise DataError(f"a row is longer than {_LONGEST_LINE // 1024**2} MB") from error
+                if len(self._text) - self._at > self._limit.size:
+                    raise self._limit.exceeded(place) from error
                 self._grow()
             else:
+                self._limit.check_json_text(self._text[self._at : end], place)
                 self._at = end
                 return value
 
     def _grow(self) -> None:
-        """Doubles what is held, so that a long value is not looked at again and again."""
+        """Doubles what is held, so that a long value is not looked at again and again; a row's limit is enough."""
         held = self._text[self._at :]
-        more = self._file.read(max(self._BLOCK, len(held)))
+        more = self._file.read(max(self._BLOCK, min(len(held), self._limit.size - len(held))))
         self._ended = not more
         self._text, self._at = held + self._decode(more, final=self._ended), 0
 
 
-def _read_one_object(file: BinaryIO, size: int) -> Iterator[dict[str, Any]]:
+def _read_one_object(file: BinaryIO, size: int, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Yield the rows of an object of columns, or the object itself; either has to be held as a whole."""
     if size > _LARGEST_COLUMNS:
         raise DataError(
             f"The JSON file is one object and larger than {_LARGEST_COLUMNS // 1024**2} MB: "
             "it can't be read row by row. Write it as JSONL, CSV or Parquet"
         )
+    text = file.read()
+    if has_more_values(text, _MOST_VALUES_IN_COLUMNS):
+        raise DataError(
+            f"The JSON file is one object with more than {_MOST_VALUES_IN_COLUMNS:,} values: "
+            "it can't be read row by row. Write it as JSONL, CSV or Parquet"
+        )
     try:
-        value: dict[str, Any] = json.load(file, parse_constant=_no_number)
+        value: dict[str, Any] = json.loads(text, parse_constant=_no_number)
     except UnicodeDecodeError as error:
         raise DataError(f"The file is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
@@ -236,7 +250,10 @@ def _read_one_object(file: BinaryIO, size: int) -> Iterator[dict[str, Any]]:
         raise DataError("The file is nested too deeply") from error
     except ValueError as error:
         raise DataError(f"The file {_TOO_MANY_DIGITS}") from error
-    yield from _rows_of_columns(value) if _are_columns(value) else iter([value] if value else [])
+    rows = _rows_of_columns(value) if _are_columns(value) else iter([value] if value else [])
+    for number, row in enumerate(rows, start=1):
+        limit.check_row(row, f"row {number}")
+        yield row
 
 
 def _are_columns(value: dict[str, Any]) -> bool:

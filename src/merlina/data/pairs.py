@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from merlina.data.columns import guess_mapping
 from merlina.data.files import Row
-from merlina.errors import DataError
+from merlina.errors import DataError, shorten
 
 _ROLES = {
     "system": "system",
@@ -29,6 +29,7 @@ _ROLES = {
 }
 _CONVERSATION_COLUMNS = ("conversations", "conversation", "messages")
 _LIST_COLUMNS_SHOWN = 12
+_LONGEST_REASON = 300
 
 
 UnusableKind = Literal["unusable", "empty_side", "differing_prompts"]
@@ -38,7 +39,7 @@ class UnusableRowError(DataError):
     """A row that gives no pair; the message is the reason."""
 
     def __init__(self, message: str, kind: UnusableKind = "unusable") -> None:
-        super().__init__(message.encode("utf-8", "replace").decode(), kind)
+        super().__init__(shorten(message, _LONGEST_REASON).encode("utf-8", "replace").decode(), kind)
 
     @property
     def kind(self) -> UnusableKind:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from merlina.data.json_files import first_line
+from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError
 
 _BATCH_ROWS = 64
@@ -17,12 +18,13 @@ _BUFFER_BYTES = 1024**2
 _LARGEST_GROWTH = 200
 _ALWAYS_ALLOWED = 256 * 1024**2
 _LARGEST_BATCH = 1024**3
+_MOST_VALUES_AT_ONCE = 100_000
 
 
-def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def read_parquet(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Raises DataError with the row after which it can't be read."""
     number = 0
-    for batch in _batches(path):
+    for batch in _small_batches(path, limit):
         try:
             rows = batch.to_pylist()
         except (ValueError, OverflowError) as error:  # text that is no UTF-8, times that Python can't hold
@@ -32,14 +34,54 @@ def read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             yield {name: _finite(value) for name, value in row.items()}
 
 
-def count_parquet(path: Path) -> int:
+def count_parquet(path: Path, _limit: RowLimit) -> int:
     with _opened(path) as file:
         return int(file.metadata.num_rows)
 
 
-def parse_parquet(path: Path) -> int:
-    """Unpacks everything once, checks that text is text, and counts the rows."""
-    return sum(batch.num_rows for batch in _batches(path, checked=True))
+def parse_parquet(path: Path, limit: RowLimit) -> int:
+    """Unpacks everything once, checks that text is text and no row too large, and counts the rows."""
+    return sum(batch.num_rows for batch in _small_batches(path, limit, checked=True))
+
+
+def _small_batches(path: Path, limit: RowLimit, *, checked: bool = False) -> Iterator[Any]:
+    """Batches that take little more memory as Python objects than one row may. Raises DataError."""
+    number = 0
+    for batch in _batches(path, checked=checked):
+        limit.check_columns(batch.num_columns, "the Parquet file")
+        if _unpacked_size(batch) <= limit.size and _value_count(batch) <= _MOST_VALUES_AT_ONCE:
+            yield batch
+        else:
+            for offset in range(batch.num_rows):
+                row, place = batch.slice(offset, 1), f"row {number + offset + 1}"
+                if _unpacked_size(row) > limit.size:
+                    raise limit.exceeded(place)
+                limit.check_values(_value_count(row), place)
+                yield row
+        number += batch.num_rows
+
+
+def _value_count(batch: Any) -> int:
+    return sum(map(_values_in, batch.columns))
+
+
+def _values_in(array: Any) -> int:
+    """Values of an array and of all that is nested in it: a list of nulls takes no bytes, but memory in Python."""
+    import pyarrow.types
+
+    kind = array.type
+    count = len(array)
+    if pyarrow.types.is_dictionary(kind):
+        return count
+    if pyarrow.types.is_struct(kind):
+        return count + sum(_values_in(array.field(index)) for index in range(kind.num_fields))
+    if pyarrow.types.is_map(kind):
+        first, last = (array.offsets[place].as_py() for place in (0, count))
+        items = (child.slice(first, last - first) for child in (array.keys, array.items))
+        return count + sum(map(_values_in, items))
+    if hasattr(array, "flatten") and pyarrow.types.is_nested(kind):
+        return count + _values_in(array.flatten())
+    return count
 
 
 def _batches(path: Path, *, checked: bool = False) -> Iterator[Any]:

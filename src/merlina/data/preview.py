@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,6 +13,8 @@ from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
 from merlina.data.doctor import Doctor, Lengths
 from merlina.data.formats import MARKERS, formatter
 from merlina.data.pairs import Pair, UnusableRowError
+from merlina.data.row_limit import RowLimit
+from merlina.data.shown import shown_name, shown_row
 from merlina.data.sources import open_rows
 from merlina.errors import DataError
 from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat
@@ -22,22 +22,37 @@ from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat
 _ROWS_LOOKED_AT = 500
 _SECONDS_LOOKED = 0.2
 _WARNINGS_SHOWN = 20
-_DEEPEST_SHOWN = 50
-_LONGEST_SHOWN = 100_000
+_COLUMNS_SHOWN = 1000
+_MOST_SECONDS = 10.0
+_USUAL_LIMIT = RowLimit()
 _PREVIEW_SEED = 42  # a run's default
 
 
-def preview_rows(config: DatasetConfig, file: Path | None, token: str | None, limit: int) -> list[dict[str, Any]]:
-    """Up to `limit` and `max_samples` rows, their values in a form JSON can carry. Raises DataError."""
-    rows = list(islice(open_rows(config.source, file, token), min(limit, config.max_samples or limit)))
-    if not rows:
+@dataclass(frozen=True)
+class RawPreview:
+    """`samples` are the first rows in a form JSON can carry; `columns` are the names that any of them has."""
+
+    samples: list[dict[str, Any]]
+    columns: list[str]
+    warnings: list[str]
+
+
+def preview_rows(
+    config: DatasetConfig, file: Path | None, token: str | None, limit: int, row_limit: RowLimit = _USUAL_LIMIT
+) -> RawPreview:
+    """Up to `limit` and `max_samples` rows, each cut at once to what a response may carry. Raises DataError."""
+    samples: list[dict[str, Any]] = []
+    columns: dict[str, None] = {}
+    most = min(limit, config.max_samples or limit)
+    for row in islice(open_rows(config.source, file, token, limit=row_limit), most):
+        samples.append(shown_row(row))
+        columns |= dict.fromkeys(row)
+    if not samples:
         raise DataError("The data set has no rows")
-    return [{_encodable(name): _jsonable(value) for name, value in row.items()} for row in rows]
-
-
-def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """All columns that any of the rows has, in order of appearance."""
-    return list(dict.fromkeys(name for row in rows for name in row))
+    names = list(map(shown_name, islice(columns, _COLUMNS_SHOWN)))
+    hidden = len(columns) - len(names)
+    warnings = [f"{hidden:,} more columns are not listed; {_COLUMNS_SHOWN:,} are"] if hidden else []
+    return RawPreview(samples, names, warnings)
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,12 @@ Show = Callable[[Pair], tuple[dict[str, Any], Lengths | None]]
 
 
 def preview_formatted(
-    config: DatasetConfig, file: Path | None, token: str | None, show: Show, limit: int
+    config: DatasetConfig,
+    file: Path | None,
+    token: str | None,
+    show: Show,
+    limit: int,
+    row_limit: RowLimit = _USUAL_LIMIT,
 ) -> FormattedPreview:
     """Up to `limit` samples, and what a doctor says of them and of as many rows behind them as take no time.
 
@@ -64,10 +84,12 @@ def preview_formatted(
     doctor = Doctor(MARKERS[config.format.format_type])
     samples: list[dict[str, Any]] = []
     warnings: list[str] = []
-    pairs: list[Pair] = []
-    give_up_at = time.monotonic() + _SECONDS_LOOKED
+    numbers: list[int] = []
+    enough_at = time.monotonic() + _SECONDS_LOOKED
+    give_up_at = time.monotonic() + _MOST_SECONDS
     needs_rejected = config.training_mode != "sft"
-    for item in islice(read_pairs(config, file, token, needs_rejected=needs_rejected), _ROWS_LOOKED_AT):
+    pairs = read_pairs(config, file, token, needs_rejected=needs_rejected, limit=row_limit)
+    for item in islice(pairs, _ROWS_LOOKED_AT):
         try:
             if isinstance(item, SkippedRow):
                 raise UnusableRowError(item.reason, item.kind)
@@ -78,41 +100,17 @@ def preview_formatted(
                 warnings.append(f"row {item.number} can't be used: {error.message}")
         else:
             doctor.see(item, lengths)
-            pairs.append(item)
+            numbers.append(item.number)
             samples += [{**sample, "row": item.number}] if len(samples) < limit else []
-        if len(samples) == limit and time.monotonic() > give_up_at:
+        if time.monotonic() > (enough_at if len(samples) == limit else give_up_at):
             break
     if not doctor.rows:
         raise DataError("The data set has no rows")
-    _, held_out = split_pairs(pairs, config.test_size, _PREVIEW_SEED)
+    _, held_out = split_pairs(numbers, config.test_size, _PREVIEW_SEED)
     return FormattedPreview(samples, warnings[:_WARNINGS_SHOWN], doctor.findings(held_out), doctor.rows)
 
 
 def show_text(spec: DatasetFormat) -> Show:
     """Samples of text alone, for formats that need no tokenizer."""
     render = formatter(spec, None)
-    return lambda pair: (asdict(render(pair)), None)
-
-
-def _jsonable(value: Any, depth: int = 0) -> Any:
-    if isinstance(value, (dict, list, tuple)) and depth == _DEEPEST_SHOWN:
-        return "…"
-    if isinstance(value, dict):
-        return {_encodable(name): _jsonable(inner, depth + 1) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(inner, depth + 1) for inner in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if value is None or isinstance(value, (int, bool)):
-        return value
-    return _encodable(value)
-
-
-def _encodable(value: Any) -> str:
-    """Half a surrogate pair is legal in JSON text, but no UTF-8 can carry it; and nobody reads a book in a cell."""
-    text = str(value)
-    shown = text[:_LONGEST_SHOWN].encode("utf-8", "replace").decode()
-    left_out = len(text) - _LONGEST_SHOWN
-    return shown if left_out <= 0 else f"{shown}… ({left_out:,} more characters)"
+    return lambda pair: (shown_row(asdict(render(pair))), None)

@@ -7,29 +7,36 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from merlina.data.files import Row, detect_format, read_rows
-from merlina.data.hub import read_hub_rows
+from merlina.data.hub import check_is_no_folder, read_hub_rows
+from merlina.data.row_limit import RowLimit
 from merlina.errors import NotFoundError
 from merlina.paths import AllowedPaths
 from merlina.schemas.datasets import DatasetSource
+
+_USUAL_LIMIT = RowLimit()
 
 
 def resolve_file(source: DatasetSource, uploads_dir: Path, allowed: AllowedPaths) -> Path | None:
     """The file to read; None for the Hub.
 
-    Raises ForbiddenError for a path that is not `allowed`, NotFoundError where nothing is.
+    Raises ForbiddenError for a path that is not `allowed`, NotFoundError where nothing is, DataError for a Hub id that
+    is a folder.
     """
     if source.source_type == "upload":
         return _uploaded_file(str(source.dataset_id), uploads_dir)
     if source.source_type == "local_file":
         return _local_file(str(source.file_path), allowed)
+    check_is_no_folder(str(source.repo_id))
     return None
 
 
-def open_rows(source: DatasetSource, file: Path | None, token: str | None, *, keep: bool = False) -> Iterator[Row]:
+def open_rows(
+    source: DatasetSource, file: Path | None, token: str | None, *, keep: bool = False, limit: RowLimit = _USUAL_LIMIT
+) -> Iterator[Row]:
     """Rows of the resolved source; `keep` has a Hub data set downloaded as a whole rather than streamed."""
     if file is None:
-        return read_hub_rows(str(source.repo_id), source.split, token, keep=keep)
-    return read_rows(file, source.file_format or detect_format(file))
+        return read_hub_rows(str(source.repo_id), source.split, token, keep=keep, limit=limit)
+    return read_rows(file, source.file_format or detect_format(file), limit)
 
 
 def _uploaded_file(dataset_id: str, uploads_dir: Path) -> Path:

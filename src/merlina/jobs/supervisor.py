@@ -48,6 +48,7 @@ class Supervisor:
         share_gpus: bool,
         stop_grace_seconds: float,
         trust_remote_code: bool,
+        max_row_mb: int,
         list_gpus: Callable[[], Sequence[Gpu]],
         make_way: Callable[[JobRecord], None],
         clock: Callable[[], float] = time.time,
@@ -60,6 +61,7 @@ class Supervisor:
         self._share_gpus = share_gpus
         self._grace = stop_grace_seconds
         self._trust_remote_code = trust_remote_code
+        self._max_row_mb = max_row_mb
         self._list_gpus = list_gpus
         self._make_way = make_way
         self._clock = clock
@@ -246,6 +248,7 @@ class Supervisor:
             dataset_file=record.dataset_file,
             output_dir=record.target_dir,
             trust_remote_code=self._trust_remote_code,
+            max_row_mb=self._max_row_mb,
             processes=max(1, len(record.gpus or [])),
         )
 

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from merlina.data.sources import resolve_file
-from merlina.errors import ForbiddenError, HelperError, MerlinaError
-from merlina.executors.helper import Helper
+from merlina.errors import BusyError, ForbiddenError, MerlinaError
+from merlina.executors.helpers import Helpers, Repo
 from merlina.executors.talker import Talker
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
-from merlina.preflight.datasets import judge_dataset, look_without_tokens
+from merlina.preflight.datasets import judge_dataset
 from merlina.preflight.duration import estimate_time, find_earlier_run
 from merlina.preflight.findings import Finding, Report
 from merlina.preflight.hub import check_repo
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_output, check_precision
 from merlina.preflight.memory import check_memory
 from merlina.preflight.method import check_method
-from merlina.preflight.models import check_model, judge_lengths, judge_model, judge_targets, judge_tokenizer
+from merlina.preflight.models import (
+    check_model,
+    judge_lengths,
+    judge_model,
+    judge_targets,
+    judge_tokenizer,
+    model_repos,
+)
 from merlina.preflight.plan import check_plan, plan_steps
-from merlina.preflight.rows import rows_soon_known
+from merlina.preflight.rows import RowCounts
 from merlina.preflight.upload import UploadCheck
 from merlina.preflight.wandb import check_wandb
-from merlina.schemas.inspection import ModelFacts, RunFacts
+from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import TimeEstimate
 from merlina.settings import Settings
@@ -40,14 +49,15 @@ class Preflight:
 
     settings: Settings
     allowed: AllowedPaths
-    helper: Helper
+    helpers: Helpers
+    rows: RowCounts
     talker: Talker
     list_gpus: Callable[[], Sequence[Gpu]]
     database: Database
     upload: UploadCheck = field(default_factory=UploadCheck)
 
-    def check(self, config: TrainingConfig) -> Report:
-        """Runs every check.
+    def check(self, config: TrainingConfig, closed: threading.Event | None = None) -> Report:
+        """Runs every check. `closed` is set once nobody waits for the report any more.
 
         Raises ForbiddenError for a data set outside the allowed folders, BusyError where too many wait to be checked.
         """
@@ -55,14 +65,16 @@ class Preflight:
         report = Report()
         report.findings["settings_used"] = check_method(config)
         report.findings["gpu_available"] = check_gpus(config, gpus)
-        report.findings["model_accessible"] = check_model(config.base_model, self._hub_token(config))
+        report.findings["model_accessible"] = check_model(
+            config.base_model, self._hub_token(config), self.helpers.reach
+        )
         report.findings["dataset_valid"] = self._find_dataset(config, report)
-        facts = self._inspect(config, report)
+        facts = self._inspect(config, report, closed)
         if facts is not None:
             report.findings["model_supported"] = judge_model(facts)
             report.findings["layers_found"] = judge_targets(config, facts.model) if facts.model else Finding()
             report.findings["tokenizer_ready"] = judge_tokenizer(facts, config.dataset.format.format_type)
-        self._judge_dataset(config, report, facts)
+        self._judge_dataset(config, report, facts, closed)
         model = facts.model if facts else None
         if model is not None and report.data is not None:
             report.findings["lengths_fit"] = judge_lengths(config, model, report.data)
@@ -76,12 +88,12 @@ class Preflight:
                 passed=False, not_checked=("vram_sufficient: the model's size is unknown",)
             )
         device = "cuda" if gpus else "cpu"
-        rows = self._count_rows(config, report)
+        rows = self._count_rows(config, report, closed)
         report.findings["steps_suffice"] = check_plan(plan_steps(config, report.data, rows))
-        report.time = self._estimate_time(config, report, model, rows, device)
+        report.time = self._estimate_time(config, report, model, rows, device, closed)
         report.findings["disk_space_ok"] = check_disk(config, self.settings, model, device)
         report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
-        report.findings["upload_ready"] = self.upload.check(config, self._hub_token(config))
+        report.findings["upload_ready"] = self.upload.check(config, self._hub_token(config), self.helpers.reach)
         report.findings["wandb_ready"] = check_wandb(config.use_wandb, self._wandb_key(config))
         return report
 
@@ -94,35 +106,48 @@ class Preflight:
         except MerlinaError as error:
             return Finding(passed=False, errors=(f"dataset: {error.message}",))
         if report.dataset_file is None:
-            return check_repo(str(source.repo_id), "dataset", "dataset.source.repo_id", self._hub_token(config))
+            token, reach = self._hub_token(config), self.helpers.reach
+            return check_repo(str(source.repo_id), "dataset", "dataset.source.repo_id", token, reach)
         return Finding()
 
-    def _inspect(self, config: TrainingConfig, report: Report) -> RunFacts | None:
+    def _inspect(self, config: TrainingConfig, report: Report, closed: threading.Event | None) -> RunFacts | None:
         """The helper's look at model and data, where both are there."""
         if not (report.findings["model_accessible"].passed and report.findings["dataset_valid"].passed):
             return None
         try:
-            found = self.helper.call(
+            found = self.helpers.call(
                 "inspect_run",
+                self._repos(config),
                 timeout=_INSPECTION_SECONDS,
+                closed=closed,
                 config=config.without_secrets().model_dump(mode="json"),
                 file=str(report.dataset_file) if report.dataset_file else None,
                 token=self._hub_token(config),
                 trust_remote_code=self.settings.trust_remote_code,
+                max_row_mb=self.settings.max_row_size_mb,
             )
-        except HelperError as error:
+        except BusyError:
+            raise
+        except MerlinaError as error:
             message = f"Model and data could not be looked into before the run: {error.message}"
             report.findings["inspected"] = Finding(passed=False, warnings=(message,))
             return None
         return RunFacts.model_validate(found)
 
-    def _judge_dataset(self, config: TrainingConfig, report: Report, facts: RunFacts | None) -> None:
+    def _repos(self, config: TrainingConfig) -> list[Repo]:
+        source = config.dataset.source
+        of_data = [Repo("dataset", str(source.repo_id))] if source.source_type == "huggingface" else []
+        return [*model_repos(config.base_model, self.settings.trust_remote_code), *of_data]
+
+    def _judge_dataset(
+        self, config: TrainingConfig, report: Report, facts: RunFacts | None, closed: threading.Event | None
+    ) -> None:
         if not report.findings["dataset_valid"].passed:
             return
         if facts is not None:
             report.data, error = facts.data, facts.data_error
         elif report.dataset_file is not None:
-            report.data, error = look_without_tokens(config, report.dataset_file)
+            report.data, error = self._look_without_tokens(config, str(report.dataset_file), closed)
         else:
             unread = ("dataset_valid: the data set exists, but its rows were not read",)
             found = report.findings["dataset_valid"]
@@ -131,8 +156,32 @@ class Preflight:
         found, judged = report.findings["dataset_valid"], judge_dataset(report.data, error)
         report.findings["dataset_valid"] = Finding(judged.passed, judged.errors, found.warnings + judged.warnings)
 
+    def _look_without_tokens(
+        self, config: TrainingConfig, file: str, closed: threading.Event | None
+    ) -> tuple[DataFacts | None, str | None]:
+        """The first rows of a file as text, where no tokenizer can be had; or why they can't be read."""
+        try:
+            found = self.helpers.rows.call(
+                "look_at_rows",
+                closed=closed,
+                config=config.without_secrets().model_dump(mode="json"),
+                file=file,
+                max_row_mb=self.settings.max_row_size_mb,
+            )
+        except BusyError:
+            raise
+        except MerlinaError as error:
+            return None, error.message
+        return DataFacts.model_validate(found), None
+
     def _estimate_time(
-        self, config: TrainingConfig, report: Report, model: ModelFacts | None, rows: int | None, device: str
+        self,
+        config: TrainingConfig,
+        report: Report,
+        model: ModelFacts | None,
+        rows: int | None,
+        device: str,
+        closed: threading.Event | None,
     ) -> TimeEstimate | None:
         return estimate_time(
             config,
@@ -141,30 +190,35 @@ class Preflight:
             rows,
             device,
             find_earlier_run(self.database, config, device),
-            lambda dtype, width: self.helper.call("product_rate", timeout=_SPEED_SECONDS, dtype=dtype, width=width),
+            lambda dtype, width: self.helpers.local.call(
+                "product_rate", timeout=_SPEED_SECONDS, closed=closed, dtype=dtype, width=width
+            ),
         )
 
-    def _count_rows(self, config: TrainingConfig, report: Report) -> int | None:
+    def _count_rows(self, config: TrainingConfig, report: Report, closed: threading.Event | None) -> int | None:
         """Of those a run would read; None where only reading them all would tell."""
         if report.data is None or report.data.all_rows:
             return report.data.rows if report.data else None
         dataset = config.dataset
         if report.dataset_file is None:
-            rows = self._ask_hub_for_rows(config)
+            rows = self._ask_hub_for_rows(config, closed)
         else:
-            rows = rows_soon_known(dataset.source, report.dataset_file, self.database)
+            rows = _or_none(partial(self.rows.soon_known, dataset.source, report.dataset_file, closed))
         return min((count for count in (rows, dataset.max_samples) if count is not None), default=None)
 
-    def _ask_hub_for_rows(self, config: TrainingConfig) -> int | None:
-        asked = config.dataset.model_dump(mode="json")
-        try:
-            rows: int | None = self.helper.call(
-                "count_hub_rows", timeout=_HUB_SECONDS, config=asked, token=self._hub_token(config)
+    def _ask_hub_for_rows(self, config: TrainingConfig, closed: threading.Event | None) -> int | None:
+        source = config.dataset.source
+        return _or_none(
+            partial(
+                self.helpers.call,
+                "count_hub_rows",
+                [Repo("dataset", str(source.repo_id))],
+                timeout=_HUB_SECONDS,
+                closed=closed,
+                config=config.dataset.model_dump(mode="json"),
+                token=self._hub_token(config),
             )
-        except MerlinaError:
-            # What is wrong with the data set is told by other checks; this is only for the estimate.
-            return None
-        return rows
+        )
 
     def _hub_token(self, config: TrainingConfig) -> str | None:
         token = config.hf_token or self.settings.hf_token
@@ -173,3 +227,11 @@ class Preflight:
     def _wandb_key(self, config: TrainingConfig) -> str | None:
         key = config.wandb_key or self.settings.wandb_api_key
         return key.get_secret_value() if key else None
+
+
+def _or_none(count: Callable[[], int | None]) -> int | None:
+    """A count for the estimate alone: other checks tell what is wrong with the data set."""
+    try:
+        return count()
+    except MerlinaError:
+        return None

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from huggingface_hub import CachedRepoInfo, scan_cache_dir
+from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, HFValidationError
 
 from merlina.hub import RepoKind, ask_access, in_words, is_refusal
 from merlina.preflight.findings import Finding
+from merlina.reach import HubReach
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None) -> Finding:
+def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, reach: HubReach) -> Finding:
     """`field` is the one of the configuration that names the repository. A cached one will do without the network."""
+    problem = reach.problem()
+    if problem is not None and not constants.is_offline_mode():
+        if _is_cached(repo_id, kind):
+            return Finding(warnings=(f"{problem}; using {repo_id!r} from this machine's cache",))
+        return _error(field, f"{problem}, and {repo_id!r} is not in this machine's cache")
     try:
         ask_access(repo_id, kind, token)
     except HFValidationError:

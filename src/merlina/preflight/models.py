@@ -7,8 +7,10 @@ import os
 import re
 from pathlib import Path
 
+from merlina.executors.helpers import Repo
 from merlina.preflight.findings import Finding
 from merlina.preflight.hub import check_repo
+from merlina.reach import HubReach
 from merlina.schemas.datasets import FormatType
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.training import TrainingConfig
@@ -16,18 +18,35 @@ from merlina.schemas.training import TrainingConfig
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-def check_model(base_model: str, token: str | None) -> Finding:
+def check_model(base_model: str, token: str | None, reach: HubReach) -> Finding:
     """A local folder, a `.gguf` file or a Hub id."""
     path = local_path(base_model)
     if os.path.isdir(path):
         return _check_folder(path)
     if base_model.lower().endswith(".gguf"):
         return _check_gguf(path)
-    if _looks_like_path(base_model) or not _HUB_ID.fullmatch(base_model):
+    if is_on_this_machine(base_model):
         return _error(
             f"base_model: there is no folder or .gguf file {base_model!r} here, and it is no Hub id (org/name) either"
         )
-    return check_repo(base_model, "model", "base_model", token)
+    return check_repo(base_model, "model", "base_model", token, reach)
+
+
+def model_repos(base_model: str, trust_remote_code: bool) -> list[Repo]:
+    """The repository of the Hub that a base model is read from; none for a folder or a file of this machine.
+
+    The code that a folder's configuration names may be on the Hub, where such code may run at all.
+    """
+    if not is_on_this_machine(base_model):
+        return [Repo("model", base_model)]
+    return [Repo("model", base_model, required=False)] if trust_remote_code else []
+
+
+def is_on_this_machine(base_model: str) -> bool:
+    """Whether it is a folder or a `.gguf` file, or at least no id of the Hub."""
+    if os.path.isdir(local_path(base_model)) or base_model.lower().endswith(".gguf"):
+        return True
+    return _looks_like_path(base_model) or not _HUB_ID.fullmatch(base_model)
 
 
 def judge_model(facts: RunFacts) -> Finding:

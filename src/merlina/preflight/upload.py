@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from merlina.preflight.findings import Finding
+from merlina.reach import HubReach
 from merlina.schemas.training import TrainingConfig
 
 _ALL_SECONDS = 5.0
@@ -28,7 +29,7 @@ class UploadCheck:
         self._answers: dict[str, tuple[float, Finding]] = {}
         self._lock = threading.Lock()
 
-    def check(self, config: TrainingConfig, token: str | None) -> Finding:
+    def check(self, config: TrainingConfig, token: str | None, reach: HubReach) -> Finding:
         """Return whether the token, the run's, the server's or the machine's, may write to `output_name`."""
         if not config.push_to_hub:
             return Finding(passed=None)
@@ -41,7 +42,8 @@ class UploadCheck:
             self._answers = {key: kept for key, kept in self._answers.items() if now - kept[0] < _KEPT_SECONDS}
             if asked in self._answers:
                 return self._answers[asked][1]
-        finding = _ask(config, token)
+        problem = reach.problem()
+        finding = _not_checked(problem) if problem else _ask(config, token)
         if finding.passed is not None:
             with self._lock:
                 self._answers[asked] = now, finding

@@ -184,6 +184,7 @@ class ColumnsResponse(Response):
     samples: list[dict[str, Any]]
     total_rows: int | None = Field(description="rows in the whole data set; null where counting means a download")
     suggested_mapping: dict[str, PairColumn] = Field(description="the column_mapping that the names suggest")
+    warnings: list[str] = Field(default_factory=list, description="what of the columns is not listed")
 
 
 class UploadResponse(Response):

@@ -1,11 +1,14 @@
-"""`python -m merlina.worker.helper`: does for the server what needs transformers or datasets.
+"""`python -m merlina.worker.helper`: does for the server what reads rows or needs transformers or datasets.
 
-One JSON object a line comes in, {"id", "op", "args"}; one goes out, {"id", "result"} or {"id", "error": {"kind",
-"message"}}. It ends when its input does. What libraries print goes to standard error.
+One JSON object a line comes in, {"id", "op", "args", "memory_mb", "hub_problem"}. Any number of {"id", "phase"} go out,
+then {"id", "result"} or {"id", "error": {"kind", "message"}}. `memory_mb` limits the memory that the call may take,
+`hub_problem` says why the Hub can't be asked now. It ends when its input does. What libraries print goes to standard
+error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -13,19 +16,43 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from huggingface_hub import constants
 from setproctitle import setproctitle
 
-from merlina.errors import HelperError, MerlinaError
+from merlina.errors import HelperError, MerlinaError, shorten
+from merlina.hub import HUB_PROBLEM
+from merlina.worker.bounds import memory_headroom
+from merlina.worker.phases import PHASES, Phase
+
+_LONGEST_FOREIGN_MESSAGE = 300
 
 
 def main() -> None:
     setproctitle("merlina helper")
+    _take_hub_settings()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
         request = json.loads(line)
-        answers.write(json.dumps({"id": request["id"], **_answer(request["op"], request["args"])}) + "\n")
-        answers.flush()
+
+        def say(content: dict[str, Any], number: int = request["id"]) -> None:
+            answers.write(json.dumps({"id": number, **content}) + "\n")
+            answers.flush()
+
+        PHASES.report = lambda phase, say=say: say({"phase": _as_json(phase)})
+        say(_answer(request))
+        PHASES.end()
+
+
+def _take_hub_settings() -> None:
+    """The Hub's libraries read the environment while they are imported: in a forked process, before it was ours."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
+    constants.HF_HUB_OFFLINE = offline
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        if os.environ.get(name, "").isdigit():
+            setattr(constants, name, int(os.environ[name]))
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = offline
 
 
 def as_reply(error: Exception) -> dict[str, Any]:
@@ -33,14 +60,26 @@ def as_reply(error: Exception) -> dict[str, Any]:
     if isinstance(error, MerlinaError):
         return {"error": {"kind": type(error).__name__, "message": error.message}}
     first_line = next(iter(str(error).strip().splitlines()), "no message")
-    return {"error": {"kind": HelperError.__name__, "message": f"{type(error).__name__}: {first_line}"}}
+    message = shorten(f"{type(error).__name__}: {first_line}", _LONGEST_FOREIGN_MESSAGE)
+    return {"error": {"kind": HelperError.__name__, "message": message}}
 
 
-def _answer(operation: str, arguments: dict[str, Any]) -> dict[str, Any]:
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    HUB_PROBLEM.set(request.get("hub_problem"))
+    memory_mb = request.get("memory_mb")
     try:
-        return {"result": OPERATIONS[operation](**arguments)}
+        with memory_headroom(memory_mb) if memory_mb else contextlib.nullcontext():
+            return {"result": OPERATIONS[request["op"]](**request["args"])}
+    except MemoryError:
+        phase = PHASES.current
+        message = f"{phase.name} takes more than {memory_mb:,} MB of memory" if memory_mb else "There is no memory left"
+        return {"error": {"kind": phase.error.__name__, "message": message}}
     except Exception as error:
         return as_reply(error)
+
+
+def _as_json(phase: Phase) -> dict[str, Any]:
+    return {"name": phase.name, "seconds": phase.seconds, "kind": phase.error.__name__}
 
 
 def _first_use(module: str, function: str) -> Callable[..., Any]:
@@ -53,7 +92,10 @@ def _first_use(module: str, function: str) -> Callable[..., Any]:
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    "preview_rows": _first_use("helper_previews", "rows"),
+    "preview_rows": _first_use("helper_rows", "first_rows"),
+    "count_rows": _first_use("helper_rows", "count"),
+    "parse_upload": _first_use("helper_rows", "parse"),
+    "look_at_rows": _first_use("helper_rows", "look"),
     "preview_formatted": _first_use("helper_previews", "formatted"),
     "count_hub_rows": _first_use("helper_previews", "hub_rows"),
     "tokenizer_facts": _first_use("helper_inspection", "tokenizer_facts"),

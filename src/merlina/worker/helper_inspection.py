@@ -16,6 +16,7 @@ from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
 from merlina.data.doctor import Doctor
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair, UnusableRowError
+from merlina.data.row_limit import RowLimit
 from merlina.errors import MerlinaError
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens, RunFacts, TokenizerFacts
 from merlina.schemas.training import LONGEST_TEXT, TrainingConfig
@@ -58,13 +59,16 @@ def model_facts(model_name: str, token: str | None, trust_remote_code: bool) -> 
     return _model_facts(model_name, _Access(token, trust_remote_code)).model_dump()
 
 
-def inspect_run(config: dict[str, Any], file: str | None, token: str | None, trust_remote_code: bool) -> dict[str, Any]:
+def inspect_run(
+    config: dict[str, Any], file: str | None, token: str | None, trust_remote_code: bool, max_row_mb: int
+) -> dict[str, Any]:
     """A RunFacts: where something can't be read, its error stands in its place."""
     training = TrainingConfig.model_validate(config)
     access = _Access(token, trust_remote_code)
     model, model_error = _or_error(lambda: _model_facts(training.base_model, access))
     tokenizer, tokenizer_error = _or_error(lambda: cached_tokenizer(training.base_model, token, trust_remote_code))
-    data, data_error = _or_error(lambda: _look_at_data(training, Path(file) if file else None, access, tokenizer))
+    path, limit = Path(file) if file else None, RowLimit.of_megabytes(max_row_mb)
+    data, data_error = _or_error(lambda: _look_at_data(training, path, access, tokenizer, limit))
     markers = MARKERS[training.dataset.format.format_type] if tokenizer else ()
     return RunFacts(
         model=model,
@@ -175,7 +179,9 @@ def _is_one_token(tokenizer: Any, marker: str) -> bool:
     return len(tokenizer.encode(marker, add_special_tokens=False)) == 1
 
 
-def _look_at_data(training: TrainingConfig, file: Path | None, access: _Access, tokenizer: Any) -> DataFacts:
+def _look_at_data(
+    training: TrainingConfig, file: Path | None, access: _Access, tokenizer: Any, limit: RowLimit
+) -> DataFacts:
     """The doctor's view of the first rows. Raises DataError."""
     dataset = training.dataset
     encoder = None
@@ -184,15 +190,15 @@ def _look_at_data(training: TrainingConfig, file: Path | None, access: _Access, 
             tokenizer, training.base_model, dataset.format, training.max_length, training.max_prompt_length
         )
     doctor = Doctor(MARKERS[dataset.format.format_type])
-    pairs: list[Pair] = []
+    numbers: list[int] = []
     give_up_at = time.monotonic() + _MOST_SECONDS
     ended = True
-    for item in read_pairs(dataset, file, access.token, needs_rejected=training.needs_rejected):
+    for item in read_pairs(dataset, file, access.token, needs_rejected=training.needs_rejected, limit=limit):
         if doctor.rows >= _MOST_ROWS or time.monotonic() > give_up_at:
             ended = False
             break
-        _show(doctor, item, encoder, pairs)
-    _, held_out = split_pairs(pairs, dataset.test_size, training.seed)
+        _show(doctor, item, encoder, numbers)
+    _, held_out = split_pairs(numbers, dataset.test_size, training.seed)
     means = doctor.mean_tokens
     return DataFacts(
         rows=doctor.rows,
@@ -207,7 +213,7 @@ def _look_at_data(training: TrainingConfig, file: Path | None, access: _Access, 
     )
 
 
-def _show(doctor: Doctor, item: Pair | SkippedRow, encoder: PairEncoder | None, pairs: list[Pair]) -> None:
+def _show(doctor: Doctor, item: Pair | SkippedRow, encoder: PairEncoder | None, numbers: list[int]) -> None:
     if isinstance(item, SkippedRow):
         doctor.skip(item)
         return
@@ -217,4 +223,4 @@ def _show(doctor: Doctor, item: Pair | SkippedRow, encoder: PairEncoder | None, 
         doctor.skip(SkippedRow(item.number, error.message, error.kind))
         return
     doctor.see(item, lengths)
-    pairs.append(item)
+    numbers.append(item.number)

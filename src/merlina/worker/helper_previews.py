@@ -8,13 +8,18 @@ from typing import Any
 
 from merlina.data.hub import count_hub_rows
 from merlina.data.pairs import Pair
-from merlina.data.preview import Show, preview_formatted, preview_rows, show_text
+from merlina.data.preview import Show, preview_formatted, show_text
+from merlina.data.row_limit import RowLimit
+from merlina.data.shown import shown_row
+from merlina.errors import DataError, shorten
 from merlina.schemas.datasets import DatasetConfig
 from merlina.worker.encoding import PairEncoder
+from merlina.worker.helper_rows import stated_rows
+from merlina.worker.phases import PHASES
 
-
-def rows(config: dict[str, Any], file: str | None, limit: int, token: str | None) -> list[dict[str, Any]]:
-    return preview_rows(DatasetConfig.model_validate(config), Path(file) if file else None, token, limit)
+_SECONDS = 60.0
+_TOKENS_SHOWN = 4096
+_LONGEST_PIECE = 200
 
 
 def hub_rows(config: dict[str, Any], token: str | None) -> int | None:
@@ -31,8 +36,11 @@ def formatted(
     max_length: int,
     max_prompt_length: int,
     trust_remote_code: bool,
+    max_row_mb: int,
 ) -> dict[str, Any]:
-    """A FormattedPreview; with tokens where the data set's `model_name` says whose."""
+    """A FormattedPreview; with tokens where the data set's `model_name` says whose, and `total_rows` where the file
+    states it."""
+    PHASES.begin("Reading the first rows", _SECONDS, DataError)
     dataset = DatasetConfig.model_validate(config)
     if dataset.model_name is None:
         show = show_text(dataset.format)
@@ -43,8 +51,10 @@ def formatted(
         tokenizer = cached_tokenizer(dataset.model_name, token, trust_remote_code)
         encoder = PairEncoder(tokenizer, dataset.model_name, dataset.format, max_length, max_prompt_length)
         show = _show_tokens(encoder, tokenizer)
-    preview = preview_formatted(dataset, Path(file) if file else None, token, show, limit)
-    return {**vars(preview), "findings": [finding.model_dump() for finding in preview.findings]}
+    path, row_limit = Path(file) if file else None, RowLimit.of_megabytes(max_row_mb)
+    preview = preview_formatted(dataset, path, token, show, limit, row_limit)
+    findings = [finding.model_dump() for finding in preview.findings]
+    return {**vars(preview), "findings": findings, "total_rows": stated_rows(dataset, path) if path else None}
 
 
 def _show_tokens(encoder: PairEncoder, tokenizer: Any) -> Show:
@@ -54,15 +64,20 @@ def _show_tokens(encoder: PairEncoder, tokenizer: Any) -> Show:
         made = encoder.encode(pair)
         ids = {"prompt": made.tokens.prompt, "chosen": made.tokens.chosen, "rejected": made.tokens.rejected}
         tokens = {name: _tokens(part, tokenizer, special) for name, part in ids.items()}
-        return {**asdict(made.text), "tokens": tokens, "cut": asdict(made.cut)}, made.lengths
+        return {**shown_row(asdict(made.text)), "tokens": tokens, "cut": asdict(made.cut)}, made.lengths
 
     return show
 
 
 def _tokens(ids: list[int], tokenizer: Any, special: frozenset[int]) -> dict[str, Any]:
-    """The ids that are trained on, the text of each, and at which places the special ones stand."""
+    """The ids that are trained on, the text of each, and at which places the special ones stand.
+
+    Of very many only the first are shown; `count` is that of all.
+    """
+    shown = ids[:_TOKENS_SHOWN]
     return {
-        "ids": ids,
-        "pieces": [tokenizer.decode([token]) for token in ids],
-        "special": [place for place, token in enumerate(ids) if token in special],
+        "ids": shown,
+        "pieces": [shorten(tokenizer.decode([token]), _LONGEST_PIECE) for token in shown],
+        "special": [place for place, token in enumerate(shown) if token in special],
+        "count": len(ids),
     }

@@ -18,6 +18,7 @@ from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
 from merlina.data.doctor import Doctor
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair, UnusableRowError
+from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError, TrainingError
 from merlina.runs import RunFolder, RunOrder
 from merlina.schemas.plan import StepPlan
@@ -133,7 +134,8 @@ class Stages:
         encoder = PairEncoder(tokenizer, config.base_model, dataset.format, config.max_length, config.max_prompt_length)
         doctor = Doctor(MARKERS[dataset.format.format_type])
         keep = dataset.max_samples is None
-        rows = read_pairs(dataset, file, self._token, needs_rejected=config.needs_rejected, keep=keep)
+        limit = RowLimit.of_megabytes(self.order.max_row_mb)
+        rows = read_pairs(dataset, file, self._token, needs_rejected=config.needs_rejected, keep=keep, limit=limit)
         found = load_pairs(self._until_stopped(rows))
         for row in found.skipped:
             doctor.skip(row)
@@ -243,5 +245,5 @@ class Stages:
     def _say_what_was_found(self, doctor: Doctor, held_out: list[Pair]) -> None:
         if doctor.usable == doctor.rows:
             self.reporter.note("info", f"{doctor.rows} rows read, all of them usable")
-        for finding in doctor.findings(held_out):
+        for finding in doctor.findings(pair.number for pair in held_out):
             self.reporter.note("warning", finding.message)

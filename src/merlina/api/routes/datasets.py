@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, HTTPException, Query, Request
+from starlette.requests import ClientDisconnect
 
 from merlina.api.services import Inject, Services
+from merlina.api.slow import run_while_connected
 from merlina.api.uploads import accept_upload, delete_upload
 from merlina.api.views import upload_answer, upload_entry
 from merlina.data.columns import guess_mapping
-from merlina.data.files import count_rows, detect_format
-from merlina.data.preview import column_names, preview_formatted, preview_rows, show_text
 from merlina.data.sources import resolve_file
 from merlina.errors import InvalidRequestError
-from merlina.preflight.rows import rows_known
+from merlina.executors.helpers import Repo
+from merlina.preflight.models import model_repos
 from merlina.schemas.datasets import (
     ColumnsResponse,
     DatasetQuestion,
@@ -27,6 +30,7 @@ from merlina.schemas.datasets import (
 from merlina.schemas.training import default_prompt_length
 from merlina.storage import uploads
 
+_log = logging.getLogger(__name__)
 router = APIRouter(prefix="/dataset", tags=["datasets"])
 
 _UPLOAD_BODY = {
@@ -44,13 +48,18 @@ _UPLOAD_BODY = {
     }
 }
 _RAW_SAMPLES = 10
+_CLIENT_CLOSED_REQUEST = 499
 _FORMATTED_SAMPLES = 5
 
 
 @router.post("/upload-file", openapi_extra=_UPLOAD_BODY)
 async def upload_file(request: Request, services: Inject) -> UploadResponse:
     """Takes in a json, jsonl, csv or parquet file once all of it can be read."""
-    record = await accept_upload(request, services)
+    try:
+        record = await accept_upload(request, services)
+    except ClientDisconnect as error:
+        _log.info("an upload was aborted by its client; nothing of it is kept")
+        raise HTTPException(_CLIENT_CLOSED_REQUEST) from error
     return upload_answer(record)
 
 
@@ -70,18 +79,15 @@ def remove_upload(dataset_id: str, services: Inject, force: bool = False) -> Upl
 
 
 @router.post("/preview")
-def preview(config: DatasetQuestion, services: Inject) -> PreviewResponse:
+async def preview(config: DatasetQuestion, connection: Request, services: Inject) -> PreviewResponse:
     """The first rows as they are in the file."""
-    file = _file(services, config)
-    samples = _first_rows(services, config, file)
-    return PreviewResponse(
-        samples=samples, num_samples=len(samples), total_rows=rows_known(config.source, file, services.database)
-    )
+    return await run_while_connected(connection, services.slow_threads, _preview, services, config)
 
 
 @router.post("/preview-formatted")
-def preview_as_trained(
+async def preview_as_trained(
     config: DatasetQuestion,
+    connection: Request,
     services: Inject,
     max_length: Annotated[int, Query(ge=16, le=1_048_576)] = 2048,
     max_prompt_length: Annotated[int | None, Query(ge=8, le=1_048_576)] = None,
@@ -93,56 +99,105 @@ def preview_as_trained(
             "The request is not valid",
             [f"max_prompt_length: {max_prompt_length} must be below max_length {max_length}"],
         )
-    file = _file(services, config)
-    if file is None or config.model_name is not None:
-        found = _ask_helper(
-            services,
-            "preview_formatted",
-            config,
-            file=str(file) if file else None,
-            limit=_FORMATTED_SAMPLES,
-            max_length=max_length,
-            max_prompt_length=max_prompt_length,
-            trust_remote_code=services.settings.trust_remote_code,
-        )
-    else:
-        found = vars(preview_formatted(config, file, None, show_text(config.format), _FORMATTED_SAMPLES))
-    return PreviewResponse(
-        num_samples=len(found["samples"]), total_rows=rows_known(config.source, file, services.database), **found
+    return await run_while_connected(
+        connection, services.slow_threads, _preview_as_trained, services, config, max_length, max_prompt_length
     )
 
 
 @router.post("/columns")
-def columns(config: DatasetQuestion, services: Inject) -> ColumnsResponse:
+async def columns(config: DatasetQuestion, connection: Request, services: Inject) -> ColumnsResponse:
     """Column names with the first rows and the number of all, for mapping them to ours."""
+    return await run_while_connected(connection, services.slow_threads, _columns, services, config)
+
+
+def _preview(services: Services, config: DatasetQuestion, *, closed: threading.Event) -> PreviewResponse:
     file = _file(services, config)
-    samples = _first_rows(services, config, file)
-    names = column_names(samples)
-    total = rows_known(config.source, file, services.database)
+    found = _first_rows(services, config, file, closed)
+    return PreviewResponse(
+        samples=found["samples"],
+        num_samples=len(found["samples"]),
+        total_rows=services.rows.known(config.source, file, found["total_rows"]),
+        warnings=found["warnings"],
+    )
+
+
+def _preview_as_trained(
+    services: Services, config: DatasetQuestion, max_length: int, max_prompt_length: int, *, closed: threading.Event
+) -> PreviewResponse:
+    file = _file(services, config)
+    found = _ask_helper(
+        services,
+        "preview_formatted",
+        config,
+        file,
+        closed,
+        file=str(file) if file else None,
+        limit=_FORMATTED_SAMPLES,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        trust_remote_code=services.settings.trust_remote_code,
+        max_row_mb=services.settings.max_row_size_mb,
+    )
+    found["total_rows"] = services.rows.known(config.source, file, found["total_rows"])
+    return PreviewResponse(num_samples=len(found["samples"]), **found)
+
+
+def _columns(services: Services, config: DatasetQuestion, *, closed: threading.Event) -> ColumnsResponse:
+    file = _file(services, config)
+    found = _first_rows(services, config, file, closed)
+    total = services.rows.known(config.source, file, found["total_rows"])
     if total is None and file is None:
-        total = _ask_helper(services, "count_hub_rows", config)
+        total = _ask_helper(services, "count_hub_rows", config, None, closed)
     elif total is None and file is not None:
-        total = count_rows(file, config.source.file_format or detect_format(file))
-    return ColumnsResponse(columns=names, samples=samples, total_rows=total, suggested_mapping=guess_mapping(names))
+        total = services.rows.count(config.source, file, closed)
+    return ColumnsResponse(
+        columns=found["columns"],
+        samples=found["samples"],
+        total_rows=total,
+        suggested_mapping=guess_mapping(found["columns"]),
+        warnings=found["warnings"],
+    )
 
 
 def _file(services: Services, config: DatasetQuestion) -> Path | None:
     return resolve_file(config.source, services.settings.uploads_dir, services.allowed)
 
 
-def _first_rows(services: Services, config: DatasetQuestion, file: Path | None) -> list[dict[str, Any]]:
-    if file is not None:
-        return preview_rows(config, file, None, _RAW_SAMPLES)
-    found: list[dict[str, Any]] = _ask_helper(services, "preview_rows", config, file=None, limit=_RAW_SAMPLES)
+def _first_rows(
+    services: Services, config: DatasetQuestion, file: Path | None, closed: threading.Event
+) -> dict[str, Any]:
+    # The columns of a data set do not depend on whose template its rows are formatted with.
+    asked = config.model_copy(update={"model_name": None})
+    found: dict[str, Any] = _ask_helper(
+        services,
+        "preview_rows",
+        asked,
+        file,
+        closed,
+        file=str(file) if file else None,
+        limit=_RAW_SAMPLES,
+        max_row_mb=services.settings.max_row_size_mb,
+    )
     return found
 
 
-def _ask_helper(services: Services, operation: str, config: DatasetQuestion, **arguments: Any) -> Any:
-    """Has the helper process do what needs the Hub's client or a tokenizer."""
+def _ask_helper(
+    services: Services,
+    operation: str,
+    config: DatasetQuestion,
+    path: Path | None,
+    closed: threading.Event,
+    **arguments: Any,
+) -> Any:
+    """Have a helper process read rows, with a tokenizer where the data set names a model."""
     token = config.hf_token or services.settings.hf_token
-    return services.helper.call(
-        operation,
-        config=config.model_dump(mode="json", exclude={"hf_token"}),
-        token=token.get_secret_value() if token else None,
+    asked = {
+        "config": config.model_dump(mode="json", exclude={"hf_token"}),
+        "token": token.get_secret_value() if token else None,
         **arguments,
-    )
+    }
+    if path is not None and config.model_name is None:
+        return services.helpers.rows.call(operation, closed=closed, **asked)
+    of_data = [Repo("dataset", str(config.source.repo_id))] if path is None else []
+    of_model = model_repos(config.model_name, services.settings.trust_remote_code) if config.model_name else []
+    return services.helpers.call(operation, [*of_data, *of_model], closed=closed, **asked)

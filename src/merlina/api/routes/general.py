@@ -12,6 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from merlina import __version__
 from merlina.api import docs, prometheus
 from merlina.api.services import Inject
+from merlina.api.slow import run_while_connected
 from merlina.schemas.jobs import QueueStats
 from merlina.schemas.system import ApiInfo, DatabaseStats, Health, Stats, WebSocketStats
 from merlina.schemas.training import TrainingConfig
@@ -67,9 +68,10 @@ def stats(services: Inject) -> Stats:
 
 
 @router.post("/validate")
-def validate(config: TrainingConfig, services: Inject) -> ValidationResponse:
+async def validate(config: TrainingConfig, connection: Request, services: Inject) -> ValidationResponse:
     """Checks a configuration against this machine without running it."""
-    return services.preflight.check(config).response()
+    report = await run_while_connected(connection, services.slow_threads, services.preflight.check, config)
+    return report.response()
 
 
 def queue_stats(services: Inject, queued: int, running: int, paused: int) -> QueueStats:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 
 from merlina.api.services import Inject, Services
+from merlina.api.slow import run_slow
 from merlina.api.views import TIMELINE_EVENTS, history_entry, job_status, log_line, metric_row, timeline
 from merlina.errors import InvalidRequestError
 from merlina.runs import find_events
@@ -34,14 +35,15 @@ router = APIRouter(tags=["jobs"])
 
 
 @router.post("/train")
-def train(
+async def train(
     config: TrainingConfig, services: Inject, priority: Priority = "normal", preemptible: bool = False
 ) -> JobCreated:
     """Checks a configuration and puts a job into the queue.
 
     A preemptible job of low priority makes way where one of high priority waits for its place, and comes back after it.
     """
-    return _submit(services, config, priority, "Training spell cast!", preemptible=preemptible)
+    greeting = "Training spell cast!"
+    return await run_slow(services.slow_threads, _submit, services, config, priority, greeting, preemptible=preemptible)
 
 
 @router.get("/status/{job_id}")
@@ -166,13 +168,12 @@ def resume(job_id: str, services: Inject) -> JobCreated:
 
 
 @router.post("/jobs/{job_id}/retry")
-def retry(job_id: str, services: Inject) -> JobCreated:
+async def retry(job_id: str, services: Inject) -> JobCreated:
     """Checks the configuration of this job once more and queues a new one with it.
 
     A job that has completed gave up its tokens: what needs one is then told by the checks.
     """
-    config, priority, preemptible = services.desk.again(job_id)
-    return _submit(services, config, priority, f"Once more, like {job_id}.", preemptible=preemptible)
+    return await run_slow(services.slow_threads, _retry, services, job_id)
 
 
 @router.delete("/jobs/{job_id}")
@@ -187,6 +188,11 @@ def clear(services: Inject) -> JobsCleared:
     """Deletes every job, as DELETE of one does."""
     deleted = services.desk.clear()
     return JobsCleared(message=f"Cleared all jobs ({deleted} jobs deleted)", deleted_count=deleted)
+
+
+def _retry(services: Services, job_id: str) -> JobCreated:
+    config, priority, preemptible = services.desk.again(job_id)
+    return _submit(services, config, priority, f"Once more, like {job_id}.", preemptible=preemptible)
 
 
 def _submit(

@@ -1,0 +1,80 @@
+"""The limit on one row, enforced while rows are read, so that no file can fill the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from merlina.errors import DataError
+from merlina.schemas.json_text import has_more_values
+
+_MB = 1024**2
+_MOST_VALUES = 1_000_000
+_MOST_COLUMNS = 10_000
+_BYTES_PER_VALUE = 8
+
+
+@dataclass(frozen=True)
+class RowLimit:
+    """One row may take `size` bytes of text. It may have 10,000 columns and 1,000,000 nested values."""
+
+    size: int = 16 * _MB
+
+    @staticmethod
+    def of_megabytes(megabytes: int) -> RowLimit:
+        """Return the limit that MAX_ROW_SIZE_MB sets."""
+        return RowLimit(megabytes * _MB)
+
+    def exceeded(self, place: str) -> DataError:
+        """Return the error for a row that is too large; `place` names it, such as "line 3"."""
+        return DataError(
+            f"{place} is larger than {self.size // _MB:,} MB, the limit for one row. Split it, "
+            "or raise MAX_ROW_SIZE_MB; a whole file in one line is usually of another format than its name says"
+        )
+
+    def check_json(self, text: bytes, place: str) -> None:
+        """Check the text of a row. Raises DataError."""
+        if len(text) > self.size:
+            raise self.exceeded(place)
+        if len(text) > _MOST_VALUES and has_more_values(text, _MOST_VALUES):
+            raise _too_many_values(place)
+
+    def check_json_text(self, text: str, place: str) -> None:
+        """The same for text that is decoded already. Raises DataError."""
+        if 4 * len(text) > min(self.size, _MOST_VALUES):
+            self.check_json(text.encode("utf-8", "surrogatepass"), place)
+
+    def check_columns(self, columns: int, place: str) -> None:
+        """Raises DataError for more columns than a row may have."""
+        if columns > _MOST_COLUMNS:
+            raise DataError(f"{place} has {columns:,} columns; a row may have at most {_MOST_COLUMNS:,}")
+
+    def check_values(self, values: int, place: str) -> None:
+        """Raises DataError for more nested values than a row may have."""
+        if values > _MOST_VALUES:
+            raise _too_many_values(place)
+
+    def check_row(self, row: Mapping[str, Any], place: str) -> None:
+        """Check a row that another library has read already. Raises DataError."""
+        self.check_columns(len(row), place)
+        if approximate_size(row, self.size) > self.size:
+            raise self.exceeded(place)
+
+
+def approximate_size(value: Any, stop_above: int) -> int:
+    """Return about how many bytes a row's texts and values take; it stops counting above `stop_above`."""
+    size, waiting = 0, [value]
+    while waiting and size <= stop_above:
+        item = waiting.pop()
+        size += len(item) if isinstance(item, (str, bytes)) else _BYTES_PER_VALUE
+        if isinstance(item, Mapping):
+            waiting += item.keys()
+            waiting += item.values()
+        elif isinstance(item, (list, tuple)):
+            waiting += item
+    return size
+
+
+def _too_many_values(place: str) -> DataError:
+    return DataError(f"{place} holds more than {_MOST_VALUES:,} values; a row may have at most that many")

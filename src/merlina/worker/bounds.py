@@ -1,0 +1,71 @@
+"""Limits on what one piece of untrusted work may take: memory, and time on the processor."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+_MB = 1024**2
+# A signal that arrives where Python ignores exceptions, as in a destructor, is lost; the next one is not.
+_REPEAT_SECONDS = 0.5
+
+
+class CpuTimeExceededError(Exception):
+    """The work took more time on the processor than it may."""
+
+
+@contextlib.contextmanager
+def memory_headroom(megabytes: float) -> Iterator[None]:
+    """Let this process take at most this much more memory than now: what exceeds it raises MemoryError.
+
+    Linux only; elsewhere the work is not limited. Libraries that can't report a failed allocation end the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    before, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = _data_bytes() + round(megabytes * _MB)
+    limits = [limit for limit in (wanted, before, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
+
+
+@contextlib.contextmanager
+def cpu_seconds(seconds: float) -> Iterator[None]:
+    """Raise CpuTimeExceededError once this process has computed for so long; waiting for a busy machine counts nothing.
+
+    Signals reach the main thread alone: in another thread the work is not limited. A single operation of C code is not
+    interrupted.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    running = True
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if running:
+            raise CpuTimeExceededError
+
+    before = signal.signal(signal.SIGPROF, on_signal)
+    signal.setitimer(signal.ITIMER_PROF, seconds, _REPEAT_SECONDS)
+    try:
+        yield
+    finally:
+        running = False
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _data_bytes() -> int:
+    """What the kernel counts against RLIMIT_DATA, with the stack."""
+    pages = int(Path("/proc/self/statm").read_text().split()[5])
+    return pages * resource.getpagesize()
