@@ -7,6 +7,7 @@ of `merlina.api.errors` only if no ancestor's HTTP status fits. Nothing here kno
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 _LONGEST_MESSAGE = 1000
@@ -77,6 +78,11 @@ class TimedOutError(MerlinaError):
 
 class DiskFullError(MerlinaError):
     """There is no room left for what was to be written."""
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether the system refused to write because the disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class HelperError(MerlinaError):

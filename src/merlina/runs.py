@@ -49,6 +49,8 @@ class RunOrder(BaseModel):
     dataset_file: str | None = None
     output_dir: str
     trust_remote_code: bool = False
+    # Number of the last event before this attempt: the server's own changes of a waiting job are counted too.
+    after_seq: int = Field(0, ge=0)
     max_row_mb: int = 16
     # One for each GPU; one where there is none.
     processes: int = Field(default=1, ge=1)
@@ -57,6 +59,8 @@ class RunOrder(BaseModel):
 _log = logging.getLogger(__name__)
 _RESERVE_BYTES = 64 * 1024
 _BLOCK = 1 << 20
+# No event is longer.
+MAX_LINE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,12 @@ class RunFolder:
                 f"{self.order_file} is no run order that this version of Merlina can read"
             ) from error
 
+    def after_seq(self) -> int:
+        """Return the number of the last event before this attempt, though the rest of the order may be unreadable."""
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            return int(json.loads(self.order_file.read_bytes())["after_seq"])
+        return 0
+
     def write_secrets(self, secrets: dict[str, str]) -> None:
         if secrets:
             write_private(self.secrets_file, json.dumps(secrets).encode())
@@ -130,6 +140,11 @@ class RunFolder:
         with contextlib.suppress(FileNotFoundError):
             return dict(json.loads(self.secrets_file.read_bytes()))
         return {}
+
+    def clear_wishes(self) -> None:
+        """Remove what asked an earlier attempt to stop or to pause."""
+        self.stop_file.unlink(missing_ok=True)
+        self.pause_file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int | None]:
@@ -205,10 +220,12 @@ def find_events(path: Path, kinds: Collection[str]) -> Iterator[Event]:
 class EventLog:
     """The writing end of a run's event log. Exactly one process may hold it: the one that holds the run's lock."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, after_seq: int = 0) -> None:
+        """Events are numbered on from the last one in the file, or from `after_seq` if that is greater."""
         self._path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        self.seq = self._mend()
+        self._cut_torn_line()
+        self.seq = max(after_seq, self._last_seq())
 
     def append(self, kind: str, *, durable: bool = False, **fields: Any) -> int:
         """Writes one event and returns its number; `durable` waits until it is on the disk."""
@@ -225,12 +242,33 @@ class EventLog:
     def close(self) -> None:
         os.close(self._descriptor)
 
-    def _mend(self) -> int:
-        """Cuts off a line that was torn by a kill, and finds the last number."""
+    def _cut_torn_line(self) -> None:
+        """Remove the end of a line whose writer was killed."""
         end = os.lseek(self._descriptor, 0, os.SEEK_END)
-        tail_from = max(0, end - (1 << 20))
-        tail = os.pread(self._descriptor, end - tail_from, tail_from)
-        whole = tail[: tail.rfind(b"\n") + 1]
-        os.ftruncate(self._descriptor, tail_from + len(whole))
+        for start, block in self._blocks_from_end(end):
+            if (newline := block.rfind(b"\n")) >= 0:
+                os.ftruncate(self._descriptor, start + newline + 1)
+                break
+        else:
+            os.ftruncate(self._descriptor, 0)
         os.lseek(self._descriptor, 0, os.SEEK_END)
-        return int(json.loads(whole.splitlines()[-1])["seq"]) if whole else 0
+
+    def _last_seq(self) -> int:
+        """Return the number of the last line that is an event; 0 without one."""
+        rest = b""
+        for start, block in self._blocks_from_end(os.lseek(self._descriptor, 0, os.SEEK_CUR)):
+            # The first line of a block may begin in the block before it.
+            rest, *lines = (block + rest).split(b"\n")
+            lines = lines if start else [rest, *lines]
+            for line in reversed(lines):
+                if (event := parse_event(line)) is not None:
+                    return event.seq
+            rest = rest if len(rest) <= MAX_LINE_BYTES else b""
+        return 0
+
+    def _blocks_from_end(self, end: int) -> Iterator[tuple[int, bytes]]:
+        """Blocks of the file, each with its offset, from the last one to the first."""
+        while end > 0:
+            start = max(0, end - _BLOCK)
+            yield start, os.pread(self._descriptor, end - start, start)
+            end = start

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,8 @@ def watched(server: Server, tiny_model: Any) -> tuple[str, list[dict[str, Any]],
     """A job that was watched from its submission to its end."""
     from tests.harness import pairs_file, training_config
 
-    job_id = server.train(training_config(tiny_model, pairs_file(server.root / "live.jsonl"), "live", max_steps=30))
+    pairs = pairs_file(server.root / "live.jsonl")
+    job_id = server.train(training_config(tiny_model, pairs, "live", max_steps=30, eval_steps=10))
     with open_socket(server, job_id) as socket:
         return job_id, *messages(socket)
 
@@ -64,6 +66,7 @@ def test_messages_have_the_documents_keys_and_numbers_that_never_fall(watched: A
     keys = {
         "status_update": {
             "status", "progress", "current_step", "total_steps", "loss", "eval_loss", "learning_rate", "gpu_memory",
+            "stop_requested", "pause_requested",
         },
         "metrics": {"step", "metrics"},
         "completed": {"output_dir", "final_metrics"},
@@ -74,8 +77,20 @@ def test_messages_have_the_documents_keys_and_numbers_that_never_fall(watched: A
         assert isinstance(message["timestamp"], float)
     numbers = [message["seq"] for message in received]
     assert numbers == sorted(numbers)
-    progress = [message["progress"] for message in received if message["type"] == "status_update"]
+    updates = [message for message in received if message["type"] == "status_update"]
+    progress = [message["progress"] for message in updates]
     assert progress == sorted(progress)
+    assert len({message["seq"] for message in updates}) == len(updates)
+    assert received[0] == updates[0]
+
+
+def test_a_step_is_one_message_with_the_figures_of_training_and_evaluation(watched: Any) -> None:
+    _, received, _ = watched
+    figures = {message["step"]: message["metrics"] for message in received if message["type"] == "metrics"}
+    steps = [message["step"] for message in received if message["type"] == "metrics"]
+    assert steps == sorted(set(steps))
+    assert {step for step in steps if step and "eval_loss" in figures[step]} == {10, 20, 30}
+    assert all("loss" in figures[step] for step in steps if step)
 
 
 def test_an_ended_job_gives_its_snapshot_and_its_last_message(server: Server, watched: Any) -> None:
@@ -110,14 +125,48 @@ def test_whatever_a_client_says_is_answered_by_a_heartbeat(server: Server, confi
     with open_socket(server, job_id) as socket:
         for said in ("ping", "{}", b"\x00"):
             socket.send(said)
-        hearts = 0
+        hearts, first = 0, None
         while hearts < 3:
             message = json.loads(socket.recv(timeout=30))
+            first = first or message
             hearts += message == {"type": "heartbeat", "status": "ok"}
+        assert first is not None
+        assert first["type"] == "status_update"
     with server.client() as client, open_socket(server, job_id) as socket:
         client.stop(job_id)
         received, code = messages(socket)
     assert (received[-1]["type"], received[-1]["status"], code) == ("status_update", "stopped", 1000)
+    assert any(message.get("stop_requested") for message in received[:-1])
+    with open_socket(server, job_id) as socket:
+        received, _ = messages(socket)
+    assert [(message["status"], message["stop_requested"]) for message in received] == [("stopped", False)] * 2
+    assert received[0]["seq"] < received[1]["seq"]
+
+
+def test_a_stop_that_is_not_reached_yet_is_seen_at_once(server: Server, config: Config) -> None:
+    job_id = server.train(config(server, "stopping", max_steps=300))
+    server.until_step(job_id, 5)
+    server.kill_worker(job_id, signal.SIGSTOP)
+    with server.client() as client, open_socket(server, job_id) as socket:
+        until(lambda: json.loads(socket.recv(timeout=10))["current_step"] == server.status(job_id).current_step)
+        client.pause(job_id)
+        assert client.status(job_id).pause_requested
+        client.stop(job_id)
+        asked = []
+        while len(asked) < 2:
+            message = json.loads(socket.recv(timeout=10))
+            asked += [message] if message["type"] == "request" else []
+        assert [(one["stop_requested"], one["pause_requested"]) for one in asked] == [(False, True), (True, False)]
+        for shown in (
+            client.status(job_id),
+            client.jobs()[job_id],
+            client.history().jobs[0],
+            client.queue_status().running_jobs[0],
+        ):
+            assert (shown.stop_requested, shown.pause_requested) == (True, False)
+        server.kill_worker(job_id, signal.SIGCONT)
+        assert server.until_ended(job_id).status == "stopped"
+        assert not client.status(job_id).stop_requested
 
 
 def test_a_failure_is_the_last_message(server: Server, config: Config, tiny_model: Path, tmp_path: Path) -> None:
@@ -137,7 +186,7 @@ def test_a_reader_of_a_waiting_job_hears_of_its_cancellation(server: Server, con
         client.stop(waiting)
         received, code = messages(socket)
         client.stop(first)
-    assert (received[-1]["status"], code) == ("cancelled", 1000)
+    assert (received[-1]["status"], received[-1]["seq"] > 0, code) == ("cancelled", True, 1000)
     server.until_ended(first)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from merlina.jobs.follower import follow
 from merlina.jobs.hub import Hub
+from merlina.jobs.moves import Moves
 from merlina.runs import EventLog, RunFolder
 from merlina.storage import jobs
 from merlina.storage.database import Database
@@ -41,7 +42,7 @@ class Runs:
         log.close()
 
     def follow(self, record: JobRecord) -> JobRecord:
-        return follow(self.database, self.hub, record, RunFolder(self.root / record.job_id))
+        return follow(Moves(self.database, self.hub), record, RunFolder(self.root / record.job_id))
 
     def folder_of(self, record: JobRecord) -> str | None:
         with self.database.read() as connection:

@@ -74,13 +74,13 @@ def test_what_is_kept_of_ended_jobs_is_bounded() -> None:
 def test_an_older_record_that_comes_late_takes_nothing_back() -> None:
     hub = Hub()
     hub.publish(job(state="completed", attempt=1, last_seq=9))
-    hub.publish(job(state="training", attempt=1, last_seq=7, stop_requested_at=1.0))
+    hub.publish(job(state="training", attempt=1, last_seq=7, operations=1, stop_requested_at=1.0))
     latest = hub.latest("job_1")
     assert latest is not None
     assert latest.state == "completed"
-    hub.publish(job(state="queued", attempt=2, last_seq=9))
-    hub.publish(job(state="initializing", attempt=2, last_seq=9))
-    hub.publish(job(state="queued", attempt=2, last_seq=9))
+    hub.publish(job(state="queued", attempt=2, last_seq=10))
+    hub.publish(job(state="initializing", attempt=2, last_seq=11))
+    hub.publish(job(state="queued", attempt=2, last_seq=10))
     latest = hub.latest("job_1")
     assert latest is not None
     assert latest.state == "initializing"
@@ -89,8 +89,9 @@ def test_an_older_record_that_comes_late_takes_nothing_back() -> None:
 def test_a_job_that_is_held_back_and_let_go_is_shown_waiting_again() -> None:
     hub = Hub()
     for moment, state in enumerate(("queued", "paused", "queued")):
-        hub.publish(job(state=state, updated_at=float(moment)))
-    hub.publish(job(state="paused", updated_at=1.0))
+        # The clock may be set back meanwhile.
+        hub.publish(job(state=state, last_seq=moment, updated_at=-float(moment)))
+    hub.publish(job(state="paused", last_seq=1, updated_at=10.0))
     latest = hub.latest("job_1")
     assert latest is not None
     assert latest.state == "queued"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,21 +61,23 @@ def test_the_queue_goes_by_priority_then_age(database: Database) -> None:
 
 
 def test_a_change_is_made_only_while_the_job_is_where_it_was_thought_to_be(database: Database) -> None:
-    add(database, "a")
+    before = add(database, "a")
     with database.write() as connection:
-        assert jobs.change(connection, "a", {"state": "training"}, while_in=["initializing"]) is None
-        changed = jobs.change(connection, "a", {"state": "initializing"}, while_in=["queued"])
+        changed = jobs.change(connection, before, {"state": "initializing", "operations": 1})
         assert changed is not None
         assert changed.state == "initializing"
+        assert jobs.change(connection, before, {"state": "cancelled"}) is None
+        for outdated in ({"operations": 0}, {"attempt": 2}, {"state": "training"}):
+            assert jobs.change(connection, replace(changed, **outdated), {"deleting": True}) is None
 
 
 def test_of_many_threads_exactly_one_takes_a_job(database: Database) -> None:
-    add(database, "a")
+    record = add(database, "a")
     taken: list[bool] = []
 
     def take() -> None:
         with database.write() as connection:
-            taken.append(jobs.change(connection, "a", {"state": "initializing"}, while_in=["queued"]) is not None)
+            taken.append(jobs.change(connection, record, {"state": "initializing"}) is not None)
 
     threads = [threading.Thread(target=take) for _ in range(16)]
     for thread in threads:
@@ -189,8 +192,12 @@ def test_a_thinned_chart_keeps_evaluations_and_is_no_longer_than_asked_for(
 def test_rows_from_before_evaluations_were_marked_are_marked_by_the_migration(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'merlina.db'}")
     database.migrate("0004")
-    number = add(database, "a").number
+    number = 1
     with database.write() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO jobs (number, job_id, state, priority, config, base_model, output_name, target_dir, "
+            f"created_at, updated_at) VALUES ({number}, 'a', 'failed', 3, '{{}}', 'm', 'o', 't', 1, 1)"
+        )
         for step in range(100):
             figures = '{"loss": 1, "eval_loss": 2}' if step == 7 else '{"loss": 1}'
             connection.exec_driver_sql(f"INSERT INTO metrics VALUES ({number}, {step}, 1.0, '{figures}')")

@@ -36,7 +36,7 @@ class Recorder:
     def progress(self, step: int, total_steps: int) -> None:
         self.steps.append(step)
 
-    def metrics(self, step: int, figures: dict[str, float]) -> None:
+    def metrics(self, step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
         self.rows.append((step, figures))
 
     def checkpoint(self, step: int, path: Path) -> None:
@@ -220,7 +220,7 @@ class Clock(Recorder):
         super().progress(step, total_steps)
         self.done.append(time.monotonic())
 
-    def metrics(self, step: int, figures: dict[str, float]) -> None:
+    def metrics(self, step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
         super().metrics(step, figures)
         self.told.append(time.monotonic())
 

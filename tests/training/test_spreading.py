@@ -31,7 +31,7 @@ class Voice:
     def __init__(self) -> None:
         self.figures: dict[str, float] = {}
 
-    def metrics(self, _step: int, figures: dict[str, float]) -> None:
+    def metrics(self, _step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
         self.figures |= {f"{name} {_step}": value for name, value in figures.items() if "loss" in name}
 
     def should_stop(self) -> bool:

@@ -29,6 +29,7 @@ from merlina.executors.talker import Talker
 from merlina.hardware.gpus import list_gpus
 from merlina.jobs.desk import Desk
 from merlina.jobs.hub import Hub
+from merlina.jobs.moves import Moves
 from merlina.jobs.room import Room
 from merlina.jobs.supervisor import Supervisor
 from merlina.paths import AllowedPaths
@@ -87,13 +88,14 @@ def build_services(settings: Settings) -> Services:
     sweep_incoming(settings.uploads_dir)
     allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
     hub = Hub()
+    moves = Moves(database, hub)
     fork_server = ForkServer(settings.helper_idle_seconds, settings.helper_log)
     executor = LocalExecutor(_server_tokens(settings), fork_server)
     talker = Talker(settings.talk_idle_seconds, settings.talk_log, fork_server)
     room = Room(database, talker, settings.runs_dir, list_gpus)
     supervisor = Supervisor(
         database,
-        hub,
+        moves,
         executor,
         runs_dir=settings.runs_dir,
         max_concurrent=settings.max_concurrent_jobs,
@@ -104,7 +106,7 @@ def build_services(settings: Settings) -> Services:
         list_gpus=list_gpus,
         make_way=room.make_way,
     )
-    desk = Desk(database, hub, executor, settings.runs_dir, settings.models_dir, supervisor.wake)
+    desk = Desk(database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake)
     helpers = Helpers.build(settings.helper_idle_seconds, settings.helper_log, fork_server)
     rows = RowCounts(database, helpers.rows, settings.max_row_size_mb)
     return Services(

@@ -12,10 +12,11 @@ import time
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from merlina.api.messages import HEARTBEAT, Message, last_message, lasting_message, status_update, unknown_job
+from merlina.api.messages import HEARTBEAT, Message, last_message, lasting_message, request, status_update, unknown_job
 from merlina.api.services import Services
 from merlina.jobs.cursor import EventCursor
 from merlina.jobs.fold import fold
+from merlina.jobs.pauses import Requested, requested
 from merlina.schemas.events import Event
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
@@ -51,10 +52,15 @@ class _Reader:
         self._services = services
         self._job_id = job_id
         self._sends = asyncio.Lock()
+        self._greeted = asyncio.Event()
         self._next_status_at = 0.0
+        self._status_seq = 0
+        self._requested: Requested | None = None
 
     async def answer_heartbeats(self) -> None:
+        """Answer each message of the client, but none before the snapshot."""
         while (await self._websocket.receive())["type"] != "websocket.disconnect":
+            await self._greeted.wait()
             await self._send(HEARTBEAT)
 
     async def send_all(self, after: int | None) -> int:
@@ -66,7 +72,10 @@ class _Reader:
             return await self._say_unknown()
         seq = shown.last_seq if after is None else min(after, shown.last_seq)
         cursor = EventCursor(hub, self._job_id, self._services.desk.folder(self._job_id).events_file, seq)
-        await self._send_status(shown, seq)
+        # The last message of an ended job carries the last number.
+        await self._send_status(shown, max(0, min(seq, shown.last_seq - 1)) if shown.ended else seq)
+        self._greeted.set()
+        self._status_seq = shown.last_seq
         await self._catch_up(cursor, shown)
         while not shown.ended:
             await hub.changed(self._job_id, version)
@@ -95,16 +104,24 @@ class _Reader:
                     await self._send_status(shown, event.seq)
                 if (text := shared.work(_lasting_text, shown, event)) is not None:
                     await self._send_text(text)
-        if not latest.ended:
-            await asyncio.sleep(max(0.0, self._next_status_at - time.monotonic()))
-            await self._send_status(latest, cursor.seq)
+        if latest.ended:
+            return
+        if latest.last_seq > self._status_seq:
+            await self._send_status(latest, latest.last_seq)
+        elif requested(latest) != self._requested:
+            self._requested = requested(latest)
+            await self._send(request(latest))
 
     async def _send_status(self, record: JobRecord, seq: int) -> None:
+        await asyncio.sleep(max(0.0, self._next_status_at - time.monotonic()))
         self._next_status_at = time.monotonic() + _STATUS_SECONDS
+        self._status_seq = seq
+        self._requested = requested(record)
         await self._send_text(self._services.shared.work(_status_text, record, seq))
 
     async def _say_unknown(self) -> int:
         await self._send(unknown_job(self._job_id, time.time()))
+        self._greeted.set()
         return _UNKNOWN_JOB
 
     async def _send(self, message: Message) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from merlina.jobs.pauses import requested
 from merlina.schemas import events
 from merlina.schemas.events import Event
 from merlina.storage.jobs import JobRecord
@@ -25,16 +26,24 @@ def status_update(record: JobRecord, seq: int, timestamp: float) -> Message:
         "eval_loss": record.eval_loss,
         "learning_rate": record.learning_rate,
         "gpu_memory": record.gpu_memory,
+        **requested(record),
     }
 
 
 def lasting_message(job_id: str, event: Event) -> Message | None:
     """What no reader may miss, metrics and lines of the log; None for the rest."""
     if isinstance(event, events.Metrics):
+        if event.awaits_evaluation:
+            return None
         return {**_head("metrics", job_id, event.time, event.seq), "step": event.step, "metrics": event.metrics}
     if isinstance(event, events.Logged):
         return {**_head("log", job_id, event.time, event.seq), "level": event.level, "message": event.message}
     return None
+
+
+def request(record: JobRecord) -> Message:
+    """A stop or a pause was requested, or withdrawn, between two events of the run."""
+    return {**_head("request", record.job_id, record.updated_at, record.last_seq), **requested(record)}
 
 
 def last_message(record: JobRecord) -> Message:

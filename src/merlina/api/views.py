@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from merlina.executors.talker import Status
+from merlina.jobs.pauses import requested
 from merlina.jobs.win_rate import win_rate
 from merlina.schemas.datasets import UploadEntry, UploadResponse
 from merlina.schemas.events import BaseEvent, Ended, Logged, Paused, Started, StateChanged
@@ -14,6 +15,7 @@ from merlina.schemas.jobs import (
     JobHistoryEntry,
     JobState,
     JobStatus,
+    JobSummary,
     LogLine,
     MetricRow,
     Priority,
@@ -22,7 +24,7 @@ from merlina.schemas.jobs import (
 )
 from merlina.schemas.talk import Better, Comparison, Place, TalkMessage, TalkState, Tally, Winner
 from merlina.storage.comparisons import ComparisonRecord
-from merlina.storage.jobs import JobRecord
+from merlina.storage.jobs import JobRecord, Summary
 from merlina.storage.metrics import MetricRecord
 from merlina.storage.uploads import UploadRecord
 
@@ -63,7 +65,12 @@ def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:
         attempt=record.attempt,
         last_checkpoint=record.last_checkpoint,
         seq=record.last_seq,
+        **requested(record),
     )
+
+
+def job_summary(summary: Summary) -> JobSummary:
+    return JobSummary(status=summary.state, progress=summary.progress, **requested(summary))
 
 
 def history_entry(record: JobRecord) -> JobHistoryEntry:
@@ -82,6 +89,7 @@ def history_entry(record: JobRecord) -> JobHistoryEntry:
         output_name=record.output_name,
         priority=_PRIORITY_NAME[record.priority],
         preemptible=record.preemptible,
+        **requested(record),
     )
 
 

@@ -1,4 +1,8 @@
-"""What people ask of jobs, from taking one in to deleting it. Each answers once the database holds it."""
+"""What people ask of jobs, from taking one in to deleting it. Each answers once the database holds it.
+
+An operation is decided on the job as it was read, and carried out by one guarded update (`jobs.moves`): of two at the
+same time, one wins and the other raises ConflictError with the job's current state.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from merlina.errors import InvalidRequestError, NotFoundError
+from sqlalchemy import Connection
+
+from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
-from merlina.jobs.hub import Hub
 from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, Cause
+from merlina.jobs.moves import Moves, describe_state
 from merlina.jobs.outputs import refuse_nested, refuse_taken
-from merlina.jobs.pauses import ask_to_pause, leave_wish, requeue
+from merlina.jobs.pauses import leave_wish, pause_changes, requeue_changes
 from merlina.runs import RunFolder
 from merlina.schemas.jobs import PRIORITY_NUMBER, JobState, Priority
 from merlina.schemas.stored_config import read_stored_config
@@ -31,7 +37,7 @@ class Desk:
     """`wake` tells the supervisor that there is something to do; `clock` gives epoch seconds."""
 
     database: Database
-    hub: Hub
+    moves: Moves
     executor: Executor
     runs_dir: Path
     models_dir: Path
@@ -71,49 +77,48 @@ class Desk:
 
         Returns it with the state it was in before. Raises NotFoundError.
         """
-        return self._end(job_id, {})
+        return self._end(job_id, delete=False)
 
     def pause(self, job_id: str) -> tuple[JobRecord, bool]:
         """Holds a waiting job back, or asks a running one for a checkpoint and its end; any other is left as it is.
 
-        Returns it and whether anything was done. Raises NotFoundError.
+        Returns it and whether anything was done. Raises NotFoundError and ConflictError.
         """
-        self.find(job_id)
-        asked = ask_to_pause(self.database, self.hub, self.executor, self.folder(job_id), self.clock)
+        found = self.find(job_id)
+        before, asked = self.moves.operate(found, lambda record: pause_changes(record, self.clock()))
+        leave_wish(self.executor, self.folder(job_id), asked)
         self.wake()
-        return asked or self.find(job_id), asked is not None
+        return asked, asked is not before
 
     def delete(self, job_id: str) -> None:
         """Removes a job at once; a running one is hidden, stopped, and removed when it has saved what it has.
 
-        Raises NotFoundError.
+        Raises NotFoundError and ConflictError.
         """
-        self._end(job_id, {"deleting": True})
+        self._end(job_id, delete=True)
 
     def clear(self) -> int:
-        """Deletes all jobs and says how many."""
+        """Deletes all jobs and says how many; those that another request deletes meanwhile are not counted."""
         with self.database.read() as connection:
             job_ids = list(jobs.summaries(connection))
-        for job_id in job_ids:
-            self.delete(job_id)
-        return len(job_ids)
+        return sum(self._delete_whatever_happens(job_id) for job_id in job_ids)
 
     def resume(self, job_id: str) -> JobRecord:
-        """Queues a failed, stopped or paused job to go on from its last checkpoint."""
+        """Queues a failed, stopped or paused job to go on from its last checkpoint.
+
+        Raises NotFoundError, ConflictError and InvalidRequestError.
+        """
         record = self.find(job_id)
-        if record.state not in RESUMABLE_STATES:
-            raise InvalidRequestError(
-                f"Job {job_id} is {record.state}; only a failed, stopped or paused job can be resumed"
-            )
-        if record.last_checkpoint is None and record.state != "paused":
-            raise InvalidRequestError(f"Job {job_id} has no checkpoint yet; POST /jobs/{job_id}/retry begins it anew")
-        read_stored_config(record.config, job_id)
-        _check_data_is_there(record)
-        with self.database.read() as connection:
+        folder = self.folder(job_id)
+
+        def before_commit(connection: Connection) -> None:
             refuse_nested(connection, record.target_dir, job_id)
-        queued = requeue(self.database, self.hub, self.folder(job_id), record, self.clock)
+            _check_data_is_there(record.dataset_file)
+            folder.clear_wishes()
+
+        _, queued = self.moves.operate(record, _resumption, before_commit)
         self.wake()
-        return queued or self.find(job_id)
+        return queued
 
     def config(self, job_id: str) -> TrainingConfig:
         """Return what a job runs with, without tokens. Raises NotFoundError, StoredConfigError."""
@@ -122,8 +127,11 @@ class Desk:
     def again(self, job_id: str) -> tuple[TrainingConfig, Priority, bool]:
         """What a job was told, for a new one. Its tokens are there only until it has completed."""
         record = self.find(job_id)
-        _check_data_is_there(record)
-        config = read_stored_config({**record.config, **self.folder(job_id).read_secrets()}, job_id)
+        _check_data_is_there(record.dataset_file)
+        secrets = self.folder(job_id).read_secrets()
+        # The tokens of a job that is deleted meanwhile may be gone, and a run must not start without them.
+        self.find(job_id)
+        config = read_stored_config({**record.config, **secrets}, job_id)
         priority = next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
         return config, priority, record.preemptible
 
@@ -151,61 +159,75 @@ class Desk:
         dataset_file: Path | None,
         given: Mapping[str, object],
     ) -> JobRecord:
-        now = self.clock()
         values: dict[str, Any] = {
             **given,
             "job_id": folder.path.name,
-            "state": "queued",
             "priority": PRIORITY_NUMBER[priority],
             "config": config.model_dump(mode="json"),
             "base_model": config.base_model,
             "output_name": config.output_name,
             "target_dir": str(self.models_dir / config.output_name),
             "dataset_file": str(dataset_file) if dataset_file else None,
-            "created_at": now,
-            "updated_at": now,
         }
-        with self.database.write() as connection:
+
+        def check(connection: Connection) -> None:
             refuse_nested(connection, values["target_dir"])
-            record = jobs.add(connection, values)
-            _check_data_is_there(record)
-        self._tell(record)
+            _check_data_is_there(values["dataset_file"])
+
+        record = self.moves.add(values, check)
+        self.wake()
         return record
 
-    def _end(self, job_id: str, also: dict[str, object]) -> tuple[JobRecord, JobState]:
-        with self.database.write() as connection:
-            before = jobs.get(connection, job_id)
-            if before is None or before.deleting:
-                raise NotFoundError("Job not found")
-            values = {**_ending(before, self.clock()), **also}
-            changed = jobs.change(connection, job_id, values, while_in=[before.state]) if values else None
-        record = changed or before
-        leave_wish(self.executor, self.folder(job_id), record)
-        if not before.ended:
-            if record.ended and record.last_checkpoint is None:
-                # Nothing is left that a resume could go on from.
-                self.folder(job_id).secrets_file.unlink(missing_ok=True)
-            self.hub.publish(record)
+    def _end(self, job_id: str, *, delete: bool) -> tuple[JobRecord, JobState]:
+        found = self.find(job_id)
+        doom = {"deleting": True} if delete else {}
+        before, record = self.moves.operate(found, lambda record: {**_ending(record, self.clock()), **doom})
+        folder = self.folder(job_id)
+        leave_wish(self.executor, folder, record)
+        if record.ended and not before.ended and record.last_checkpoint is None:
+            # Nothing is left that a resume could go on from.
+            folder.secrets_file.unlink(missing_ok=True)
         self.wake()
         return record, before.state
 
-    def _tell(self, record: JobRecord) -> None:
-        self.hub.publish(record)
-        self.wake()
+    def _delete_whatever_happens(self, job_id: str) -> bool:
+        """Delete a job however often other requests change it meanwhile; return False if one of them deletes it."""
+        while True:
+            try:
+                self.delete(job_id)
+            except NotFoundError:
+                return False
+            except ConflictError:
+                continue
+            return True
 
 
 def _ending(record: JobRecord, now: float) -> dict[str, object]:
     """What a stop changes: one that waits has ended, one that runs is asked to, one that has ended stays as it is."""
     if record.running:
-        return {"stop_requested_at": record.stop_requested_at or now, "updated_at": now}
+        return {} if record.stop_requested_at else {"stop_requested_at": now}
     if record.ended:
         return {}
     ran = record.state == "paused" and record.attempt_seen > 0
     cause = Cause.STOP_WAS_ASKED if ran else Cause.CANCELLED_IN_QUEUE
-    return {"state": END_STATE[cause], "preempted_by": None, "ended_at": now, "updated_at": now}
+    return {"state": END_STATE[cause], "preempted_by": None, "ended_at": now}
 
 
-def _check_data_is_there(record: JobRecord) -> None:
+def _resumption(record: JobRecord) -> dict[str, object]:
+    """What a resume changes. Raises ConflictError and InvalidRequestError where it is not possible."""
+    if record.state not in RESUMABLE_STATES:
+        raise ConflictError(
+            f"Job {record.job_id} is {describe_state(record)}; only a failed, stopped or paused job can be resumed"
+        )
+    if record.last_checkpoint is None and record.state != "paused":
+        raise InvalidRequestError(
+            f"Job {record.job_id} has no checkpoint yet; POST /jobs/{record.job_id}/retry begins it anew"
+        )
+    read_stored_config(record.config, record.job_id)
+    return requeue_changes(record)
+
+
+def _check_data_is_there(dataset_file: str | None) -> None:
     """Raises InvalidRequestError where the job's data set is a file that is gone."""
-    if record.dataset_file and not Path(record.dataset_file).is_file():
-        raise InvalidRequestError(f"The data set's file {record.dataset_file} is gone; upload it again")
+    if dataset_file and not Path(dataset_file).is_file():
+        raise InvalidRequestError(f"The data set's file {dataset_file} is gone; upload it again")

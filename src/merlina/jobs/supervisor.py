@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from merlina.errors import StoredConfigError
 from merlina.executors.protocol import Executor
 from merlina.hardware.gpus import Gpu
 from merlina.jobs.follower import follow, record_end, record_pause
-from merlina.jobs.hub import Hub
 from merlina.jobs.lifecycle import END_STATE, Cause
+from merlina.jobs.moves import Moves
 from merlina.jobs.outputs import owner_among, settle_kept_models
-from merlina.jobs.pauses import ask_to_pause, is_to_pause, leave_wish, reason_to_pause, requeue
+from merlina.jobs.pauses import is_to_pause, leave_wish, pause_changes, reason_to_pause, requeue
 from merlina.jobs.scheduler import Plan, Start, plan
 from merlina.runs import RunFolder, RunOrder
 from merlina.schemas.stored_config import read_stored_config
@@ -40,7 +42,7 @@ class Supervisor:
     def __init__(
         self,
         database: Database,
-        hub: Hub,
+        moves: Moves,
         executor: Executor,
         *,
         runs_dir: Path,
@@ -54,7 +56,7 @@ class Supervisor:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
-        self._hub = hub
+        self._moves = moves
         self._executor = executor
         self._runs_dir = runs_dir
         self._max_concurrent = max_concurrent
@@ -130,7 +132,7 @@ class Supervisor:
 
     def _attend(self, record: JobRecord) -> None:
         folder = self.folder(record.job_id)
-        record = follow(self._database, self._hub, record, folder)
+        record = follow(self._moves, record, folder)
         if not record.running:
             self._note_end(record)
             return
@@ -157,19 +159,19 @@ class Supervisor:
 
     def _bury(self, record: JobRecord, folder: RunFolder) -> None:
         """Writes the last event of a dead worker, unless it managed to write one between our two looks."""
-        record = follow(self._database, self._hub, record, folder)
+        record = follow(self._moves, record, folder)
         if not record.running:
             return
         with self._database.write() as connection:
             settle_kept_models(connection, record)
         if is_to_pause(record):
-            if record_pause(folder, reason_to_pause(record), self._end_of_paused(record, folder)):
-                follow(self._database, self._hub, record, folder)
+            if record_pause(record, folder, reason_to_pause(record), self._end_of_paused(record, folder)):
+                follow(self._moves, record, folder)
             return
         cause = Cause.STOP_WAS_ASKED if record.stop_requested_at is not None else Cause.WORKER_DIED
         error = self._obituary(record, folder, cause)
-        if record_end(folder, END_STATE[cause], error):
-            follow(self._database, self._hub, record, folder)
+        if record_end(record, folder, END_STATE[cause], error):
+            follow(self._moves, record, folder)
 
     def _end_of_paused(self, record: JobRecord, folder: RunFolder) -> str:
         forced = (record.job_id, record.attempt) in self._forced
@@ -192,9 +194,10 @@ class Supervisor:
 
     def _preempt(self, plan: Plan) -> None:
         for record, high in plan.preempted:
-            folder = self.folder(record.job_id)
-            asked = ask_to_pause(self._database, self._hub, self._executor, folder, self._clock, made_way_for=high)
+            changes = pause_changes(record, self._clock(), made_way_for=high)
+            asked = self._moves.change(record, changes) if changes else None
             if asked is not None:
+                leave_wish(self._executor, self.folder(record.job_id), asked)
                 _log.info("%s makes way for %s", record.job_id, high)
 
     def _move_on_paused(self) -> None:
@@ -203,28 +206,19 @@ class Supervisor:
             found = jobs.paused_for_now(connection)
         for record in found:
             if record.stop_requested_at is None:
-                requeue(self._database, self._hub, self.folder(record.job_id), record, self._clock)
+                requeue(self._moves, self.folder(record.job_id), record)
             else:
-                self._stop_paused(record)
-
-    def _stop_paused(self, record: JobRecord) -> None:
-        with self._database.write() as connection:
-            now = self._clock()
-            values = {"state": END_STATE[Cause.STOP_WAS_ASKED], "ended_at": now, "updated_at": now}
-            stopped = jobs.change(connection, record.job_id, values, while_in=["paused"])
-        if stopped is not None:
-            self._hub.publish(stopped)
+                values = {"state": END_STATE[Cause.STOP_WAS_ASKED], "ended_at": self._clock()}
+                self._moves.change(record, values)
 
     def _start_job(self, start: Start) -> None:
-        with self._database.write() as connection:
-            if owner_among(jobs.running(connection), start.record) is not None:
-                return
-            changes = {"state": "initializing", "gpus": start.gpus, "updated_at": self._clock()}
-            record = jobs.change(connection, start.record.job_id, changes, while_in=["queued"])
-        if record is None:
-            return
-        self._hub.publish(record)
-        self._launch(record)
+        def is_free(connection: Connection) -> bool:
+            return owner_among(jobs.running(connection), start.record) is None
+
+        changes = {"state": "initializing", "gpus": start.gpus}
+        record = self._moves.change(start.record, changes, only_if=is_free)
+        if record is not None:
+            self._launch(record)
 
     def _launch(self, record: JobRecord) -> None:
         folder = self.folder(record.job_id)
@@ -236,7 +230,7 @@ class Supervisor:
         try:
             self._executor.launch(folder, self._order(record), record.gpus)
         except (OSError, ValueError, StoredConfigError) as error:
-            record_end(folder, END_STATE[Cause.NOT_STARTED], f"The worker could not be started: {error}")
+            record_end(record, folder, END_STATE[Cause.NOT_STARTED], f"The worker could not be started: {error}")
         self._alive_checked[record.job_id] = self._clock()
 
     def _order(self, record: JobRecord) -> RunOrder:
@@ -244,6 +238,7 @@ class Supervisor:
             job_id=record.job_id,
             attempt=record.attempt,
             resume=record.attempt > 1,
+            after_seq=record.last_seq,
             config=read_stored_config(record.config, record.job_id),
             dataset_file=record.dataset_file,
             output_dir=record.target_dir,
@@ -267,7 +262,7 @@ class Supervisor:
         for record in running:
             try:
                 folder = self.folder(record.job_id)
-                record = follow(self._database, self._hub, record, folder)
+                record = follow(self._moves, record, folder)
                 leave_wish(self._executor, folder, record)
                 if not record.running:
                     self._note_end(record)
@@ -280,10 +275,8 @@ class Supervisor:
         with self._database.read() as connection:
             doomed = jobs.waiting_for_deletion(connection)
         for record in doomed:
-            with self._database.write() as connection:
-                jobs.remove(connection, record.job_id)
+            self._moves.remove(record)
             shutil.rmtree(self.folder(record.job_id).path, ignore_errors=True)
-            self._hub.forget(record.job_id)
 
 
 def _ways_on(record: JobRecord) -> str:

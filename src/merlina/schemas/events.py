@@ -55,11 +55,15 @@ class Progress(BaseEvent):
 
 
 class Metrics(BaseEvent):
-    """The figures of one optimizer step, or of the evaluation after it (names begin with `eval_`)."""
+    """The figures of one optimizer step and of the evaluation after it (names begin with `eval_`).
+
+    With `awaits_evaluation` another line of this step follows, which holds these figures again with the evaluation's.
+    """
 
     type: Literal["metrics"] = "metrics"
     step: int
     metrics: dict[str, float | None]
+    awaits_evaluation: bool = False
 
 
 class Checkpointed(BaseEvent):

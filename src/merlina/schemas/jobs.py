@@ -38,7 +38,14 @@ class JobCreated(Response):
     warnings: list[str] = Field(default_factory=list)
 
 
-class JobStatus(Response):
+class Requested(Response):
+    """What a running job was asked to do and has not done yet."""
+
+    stop_requested: bool = Field(False, description="a stop was requested and the run has not reached it yet")
+    pause_requested: bool = Field(False, description="a pause was requested and the run has not reached it yet")
+
+
+class JobStatus(Requested):
     """Where a job stands."""
 
     job_id: str
@@ -67,14 +74,14 @@ class JobStatus(Response):
     seq: int = Field(description="number of the last event taken in")
 
 
-class JobSummary(Response):
+class JobSummary(Requested):
     """One line of `GET /jobs`."""
 
     status: JobState
     progress: float
 
 
-class JobHistoryEntry(Response):
+class JobHistoryEntry(Requested):
     """One line of `GET /jobs/history`."""
 
     job_id: str
@@ -197,7 +204,7 @@ class QueuedJob(Response):
     waiting_for: str | None = Field(default=None, description="what keeps it from starting")
 
 
-class RunningJob(Response):
+class RunningJob(Requested):
     """A running job."""
 
     job_id: str

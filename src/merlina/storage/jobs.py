@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, TextClause, delete, func, insert, literal, select, text, update
 
 from merlina.schemas.jobs import JobState
 from merlina.storage.tables import jobs
@@ -56,6 +56,8 @@ class JobRecord:
     deleting: bool
     last_seq: int
     log_offset: int
+    operations: int
+    skipped_lines: int
 
     @property
     def ended(self) -> bool:
@@ -73,7 +75,8 @@ class JobRecord:
 
 _FIELDS = [field.name for field in fields(JobRecord)]
 _COLUMNS = [jobs.c[name] for name in _FIELDS]
-_RUNNING = jobs.c.state.not_in((*_AT_REST, *END_STATES))
+# By name, so that the index is used: all others may be a hundred thousand.
+_RUNNING = jobs.c.state.in_([state for state in get_args(JobState) if state not in (*_AT_REST, *END_STATES)])
 _QUEUE_ORDER = (jobs.c.priority.desc(), jobs.c.number)
 
 
@@ -85,8 +88,12 @@ def add(connection: Connection, values: dict[str, Any]) -> JobRecord:
     return record
 
 
-def get(connection: Connection, job_id: str) -> JobRecord | None:
-    return next(iter(_records(connection, jobs.c.job_id == job_id)), None)
+def get(connection: Connection, job_id: str, *, to_change: bool = False) -> JobRecord | None:
+    """Return the job, if there is one; `to_change` locks its row until the transaction ends."""
+    query = select(*_COLUMNS).where(jobs.c.job_id == job_id)
+    # SQLite has no row locks and needs none: it has one writer.
+    row = connection.execute(query.with_for_update() if to_change else query).one_or_none()
+    return JobRecord(**row._mapping) if row else None
 
 
 def running(connection: Connection) -> list[JobRecord]:
@@ -127,12 +134,21 @@ def counts_by_state(connection: Connection) -> dict[JobState, int]:
     return {state: number for state, number in connection.execute(query).tuples()}  # noqa: C416
 
 
-def summaries(connection: Connection, *, with_deleting: bool = False) -> dict[str, tuple[JobState, float]]:
-    """(state, progress) of every job, newest first; with those that are being deleted where asked for."""
-    query = select(jobs.c.job_id, jobs.c.state, jobs.c.progress).order_by(jobs.c.number.desc())
+class Summary(NamedTuple):
+    """What a list of all jobs shows of each."""
+
+    state: JobState
+    progress: float
+    stop_requested_at: float | None
+    pause_requested_at: float | None
+
+
+def summaries(connection: Connection, *, with_deleting: bool = False) -> dict[str, Summary]:
+    """Every job by id, newest first; with those that are being deleted where asked for."""
+    query = select(jobs.c.job_id, *(jobs.c[name] for name in Summary._fields)).order_by(jobs.c.number.desc())
     if not with_deleting:
         query = query.where(~jobs.c.deleting)
-    return {job_id: (state, progress) for job_id, state, progress in connection.execute(query)}
+    return {job_id: Summary(*shown) for job_id, *shown in connection.execute(query)}
 
 
 def page(connection: Connection, state: JobState | None, limit: int, offset: int) -> tuple[list[JobRecord], int]:
@@ -144,7 +160,10 @@ def page(connection: Connection, state: JobState | None, limit: int, offset: int
 
 
 def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
-    return [record for record in _records(connection, jobs.c.deleting) if not record.running]
+    """Return the jobs that are to be deleted and do not run."""
+    # As the index says it, or SQLite reads all rows.
+    doomed = text("deleting = 1") if connection.dialect.name == "sqlite" else jobs.c.deleting
+    return [record for record in _records(connection, doomed) if not record.running]
 
 
 def paused_for_now(connection: Connection) -> list[JobRecord]:
@@ -207,14 +226,17 @@ def completed_with(connection: Connection, base_model: str, limit: int) -> list[
     return [JobRecord(**row._mapping) for row in connection.execute(query)]
 
 
-def change(
-    connection: Connection, job_id: str, values: dict[str, Any], *, while_in: Sequence[JobState]
-) -> JobRecord | None:
-    """Updates a job that is still in one of the given states; None where it has moved on."""
-    query = update(jobs).where(jobs.c.job_id == job_id, jobs.c.state.in_(while_in)).values(values)
-    if connection.execute(query).rowcount == 0:
+def change(connection: Connection, record: JobRecord, values: Mapping[str, Any]) -> JobRecord | None:
+    """Update a job that is still as `record` says; return None if it has moved on. For `jobs.moves` only."""
+    unchanged = (
+        (jobs.c.job_id == record.job_id)
+        & (jobs.c.state == record.state)
+        & (jobs.c.attempt == record.attempt)
+        & (jobs.c.operations == record.operations)
+    )
+    if connection.execute(update(jobs).where(unchanged).values(**values)).rowcount == 0:
         return None
-    return get(connection, job_id)
+    return get(connection, record.job_id)
 
 
 def remove(connection: Connection, job_id: str) -> None:
@@ -222,6 +244,6 @@ def remove(connection: Connection, job_id: str) -> None:
     connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
 
 
-def _records(connection: Connection, condition: ColumnElement[bool]) -> list[JobRecord]:
+def _records(connection: Connection, condition: ColumnElement[bool] | TextClause) -> list[JobRecord]:
     rows = connection.execute(select(*_COLUMNS).where(condition).order_by(jobs.c.number))
     return [JobRecord(**row._mapping) for row in rows]

@@ -71,9 +71,15 @@ jobs = Table(
     Column("log_offset", Integer, nullable=False, server_default="0"),
     # How many rows of `metrics` are the job's, kept beside them: to count a million takes too long.
     Column("metric_rows", Integer, nullable=False, server_default="0"),
+    # How many requests changed the job: of two that were decided on the same row, the second is refused.
+    Column("operations", Integer, nullable=False, server_default="0"),
+    # Lines of the run's event log that could not be read as events.
+    Column("skipped_lines", Integer, nullable=False, server_default="0"),
     Index(None, "state", "priority", "number"),
     sqlite_autoincrement=True,
 )
+
+Index("ix_jobs_deleting", jobs.c.deleting, sqlite_where=text("deleting = 1"), postgresql_where=text("deleting"))
 
 metrics = Table(
     "metrics",

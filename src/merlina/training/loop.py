@@ -241,7 +241,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             "epoch": self.state.epoch or 0.0,
         }
         figures |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
-        self._reporter.metrics(self.state.global_step, figures)
+        self._reporter.metrics(self.state.global_step, figures, evaluation_follows=self.control.should_evaluate)
 
     def _trials(self, units: Sequence[SharedPrompt]) -> tuple[Pack, Pack | None]:
         """Beginnings of the first pairs, and where others are longer, the longest one behind them."""

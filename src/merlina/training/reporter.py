@@ -16,8 +16,8 @@ class Reporter(Protocol):
     def progress(self, step: int, total_steps: int) -> None:
         """An optimizer step was finished."""
 
-    def metrics(self, step: int, figures: dict[str, float]) -> None:
-        """The figures of a step, or of an evaluation after it (`eval_…`)."""
+    def metrics(self, step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
+        """The figures of a step, or of an evaluation after it (`eval_…`), which `evaluation_follows` announces."""
 
     def checkpoint(self, step: int, path: Path) -> None:
         """A checkpoint is whole."""

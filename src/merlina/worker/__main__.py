@@ -32,7 +32,7 @@ def main(given: Sequence[str] | None = None) -> int:
     setproctitle(f"merlina worker {folder.path.name} {folder.path}")
     stop = StopRequest(folder.stop_file, folder.pause_file)
     _name_myself(arguments.lock_fd)
-    log = EventLog(folder.events_file)
+    log = EventLog(folder.events_file, folder.after_seq())
     try:
         order = folder.read_order()
     except StoredConfigError as error:

@@ -62,6 +62,7 @@ class EventReporter:
         self._first: dict[str, float] = {}
         self._kept_step: int | None = None
         self._last: dict[str, float] = {}
+        self._awaiting: tuple[int, dict[str, float]] | None = None
 
     def recall(self, events_file: Path, until_step: int) -> None:
         """Takes over the figures of earlier attempts up to a step, so that the first and the last are the run's."""
@@ -82,6 +83,7 @@ class EventReporter:
         self._log.append("resumed", durable=True, step=step)
 
     def progress(self, step: int, total_steps: int) -> None:
+        self._complete_metrics()
         now = time.monotonic()
         if now - self._progress_at >= _PROGRESS_SECONDS or step in (0, total_steps):
             self._progress_at = now
@@ -90,9 +92,16 @@ class EventReporter:
         else:
             self._untold_progress = step, total_steps
 
-    def metrics(self, step: int, figures: dict[str, float]) -> None:
+    def metrics(self, step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
+        """One step's figures; those that an evaluation follows are written at once, and again with its figures."""
         self._keep(figures)
-        self._log.append("metrics", step=step, metrics=figures)
+        if self._awaiting is not None and self._awaiting[0] == step:
+            figures = {**self._awaiting[1], **figures}
+            self._awaiting = None
+        self._complete_metrics()
+        if evaluation_follows:
+            self._awaiting = step, figures
+        self._log.append("metrics", step=step, metrics=figures, awaits_evaluation=evaluation_follows)
 
     def checkpoint(self, step: int, path: Path) -> None:
         self._tell_progress()
@@ -128,8 +137,16 @@ class EventReporter:
     def should_stop(self) -> bool:
         return self._stop.is_set()
 
+    def _complete_metrics(self) -> None:
+        """Write the figures of a step again whose evaluation was given up."""
+        if self._awaiting is not None:
+            step, figures = self._awaiting
+            self._awaiting = None
+            self._log.append("metrics", step=step, metrics=figures)
+
     def _tell_progress(self) -> None:
         """The last progress, where it came too soon after another to be told at once."""
+        self._complete_metrics()
         if self._untold_progress is not None:
             step, total_steps = self._untold_progress
             self._untold_progress = None

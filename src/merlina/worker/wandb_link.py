@@ -71,8 +71,8 @@ class _Both:
         self._run = run
         self._reachable = True
 
-    def metrics(self, step: int, figures: dict[str, float]) -> None:
-        self._reporter.metrics(step, figures)
+    def metrics(self, step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
+        self._reporter.metrics(step, figures, evaluation_follows=evaluation_follows)
         self._reachable = self._reachable and _attempt(lambda: self._run.log(figures, step=step), self._reporter)
 
     def progress(self, step: int, total_steps: int) -> None:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 
 from merlina.api.services import Inject, Services
 from merlina.api.slow import run_slow
-from merlina.api.views import TIMELINE_EVENTS, history_entry, job_status, log_line, metric_row, timeline
+from merlina.api.views import TIMELINE_EVENTS, history_entry, job_status, job_summary, log_line, metric_row, timeline
 from merlina.errors import InvalidRequestError
 from merlina.runs import find_events
 from merlina.schemas.events import Logged
@@ -58,7 +58,7 @@ def list_jobs(services: Inject) -> dict[str, JobSummary]:
     """State and progress of every job, newest first."""
     with services.database.read() as connection:
         found = jobs.summaries(connection)
-    return {job_id: JobSummary(status=state, progress=progress) for job_id, (state, progress) in found.items()}
+    return {job_id: job_summary(summary) for job_id, summary in found.items()}
 
 
 @router.get("/jobs/history")

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 
 from merlina.api.routes.general import queue_stats
 from merlina.api.services import Inject, Services
+from merlina.jobs.pauses import requested
 from merlina.schemas.jobs import QueuedJob, QueueJobs, QueueStatus, RunningJob
 from merlina.storage import jobs
 
@@ -45,7 +46,12 @@ def _lists(services: Services) -> tuple[list[QueuedJob], list[RunningJob]]:
             for position, record in enumerate(queued, start=1)
         ],
         [
-            RunningJob(job_id=record.job_id, priority=record.priority, preemptible=record.preemptible)
+            RunningJob(
+                job_id=record.job_id,
+                priority=record.priority,
+                preemptible=record.preemptible,
+                **requested(record),
+            )
             for record in running
             if not record.deleting
         ],
