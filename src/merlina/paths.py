@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from merlina.errors import ForbiddenError, NotFoundError
 
 _SHOWN = 200
+
+
+def read_small_file(path: Path, most: int) -> bytes:
+    """Return the content of a regular file of at most `most` bytes, never waiting for a pipe or a device.
+
+    Raises OSError for one that is larger or no regular file, too.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
+    return content
 
 
 @dataclass(frozen=True)

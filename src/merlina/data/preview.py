@@ -65,8 +65,11 @@ class FormattedPreview:
     rows_examined: int
 
 
-Show = Callable[[Pair], tuple[dict[str, Any], Lengths | None]]
-"""A pair as a sample, with its lengths where it was turned into tokens. May raise UnusableRowError."""
+Show = Callable[[Pair], tuple[Callable[[], dict[str, Any]], Lengths | None]]
+"""Makes a pair's sample when it is called for, and its lengths where it was turned into tokens.
+
+May raise UnusableRowError.
+"""
 
 
 def preview_formatted(
@@ -93,7 +96,7 @@ def preview_formatted(
         try:
             if isinstance(item, SkippedRow):
                 raise UnusableRowError(item.reason, item.kind)
-            sample, lengths = show(item)
+            make_sample, lengths = show(item)
         except UnusableRowError as error:
             doctor.skip(SkippedRow(item.number, error.message, error.kind))
             if len(samples) < limit:
@@ -101,7 +104,7 @@ def preview_formatted(
         else:
             doctor.see(item, lengths)
             numbers.append(item.number)
-            samples += [{**sample, "row": item.number}] if len(samples) < limit else []
+            samples += [{**make_sample(), "row": item.number}] if len(samples) < limit else []
         if time.monotonic() > (enough_at if len(samples) == limit else give_up_at):
             break
     if not doctor.rows:
@@ -113,4 +116,9 @@ def preview_formatted(
 def show_text(spec: DatasetFormat) -> Show:
     """Samples of text alone, for formats that need no tokenizer."""
     render = formatter(spec, None)
-    return lambda pair: (shown_row(asdict(render(pair))), None)
+
+    def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], None]:
+        text = render(pair)
+        return lambda: shown_row(asdict(text)), None
+
+    return show

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from merlina.executors.helpers import Repo
+from merlina.paths import read_small_file
 from merlina.preflight.findings import Finding
 from merlina.preflight.hub import check_repo
 from merlina.reach import HubReach
@@ -16,6 +17,10 @@ from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.training import TrainingConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+_LARGEST_CONFIG = 16 * 1024**2
+# A larger one is left to the helper process, which may use the memory.
+_LARGEST_PARSED_CONFIG = 1024**2
 
 
 def check_model(base_model: str, token: str | None, reach: HubReach) -> Finding:
@@ -110,8 +115,12 @@ def _check_folder(path: Path) -> Finding:
     if not config.is_file():
         return _error(f"base_model: the folder {path} has no config.json, so it holds no transformers model")
     try:
-        json.loads(config.read_bytes())
-    except ValueError as error:
+        text = read_small_file(config, _LARGEST_CONFIG)
+        if len(text) <= _LARGEST_PARSED_CONFIG:
+            json.loads(text)
+    except OSError as error:
+        return _error(f"base_model: {config} can't be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
         return _error(f"base_model: {config} is no valid JSON ({error})")
     if any(path.glob("*.safetensors")):
         return Finding()

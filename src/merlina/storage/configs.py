@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
+from merlina.paths import read_small_file
 from merlina.runs import write_private
 from merlina.schemas.configs import ConfigEntry, SavedConfig, check_name, without_tokens
 from merlina.schemas.stored_config import PartialConfig, check_partial, in_present_form, read_stored_partial
@@ -127,7 +128,7 @@ def _as_bytes(saved: SavedConfig) -> bytes:
 def _parse(path: Path) -> SavedConfig | None:
     """None where there is no such file, or it is something else."""
     try:
-        return _as_saved(json.loads(path.read_bytes())) if path.stat().st_size <= _LARGEST_FILE else None
+        return _as_saved(json.loads(read_small_file(path, _LARGEST_FILE)))
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -141,11 +142,11 @@ def _as_saved(content: object) -> SavedConfig | None:
 
 
 def _read_json_object(path: Path) -> PartialConfig:
-    if path.stat().st_size > _LARGEST_FILE:
-        raise InvalidRequestError(f"filepath: {path} is larger than a configuration can be ({_LARGEST_FILE:,} bytes)")
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, PermissionError) as error:
+        content = json.loads(read_small_file(path, _LARGEST_FILE))
+    except OSError as error:
+        raise InvalidRequestError(f"filepath: {path} can't be read as a configuration: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"filepath: {path} is not readable as JSON") from error
     if not isinstance(content, dict):
         raise InvalidRequestError(f"filepath: {path} holds no JSON object of fields")

@@ -29,6 +29,15 @@ from merlina.schemas.training import AttentionImplementation, Dtype, WeightBits
 # What model families call the number of their positions.
 _POSITION_COUNTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
+_LARGEST_TEXT_FILE = 256 * 1024**2
+# What transformers reads as a whole, before and beside the weights.
+_TEXT_FILES = (
+    "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+    "chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ModelSpec:
@@ -207,9 +216,26 @@ def forget_quantization(model: PreTrainedModel) -> None:
     model.hf_quantizer = None
 
 
+def check_text_files(base_model: str) -> None:
+    """Raises ModelError where a file of a local folder that is read as a whole is too large, or a pipe or device."""
+    folder = Path(split_gguf(base_model)[0])
+    for name in _TEXT_FILES if folder.is_dir() else ():
+        path = folder / name
+        if not path.exists():
+            continue
+        if not path.is_file():
+            raise ModelError(f"{path} is not a regular file")
+        if (size := path.stat().st_size) > _LARGEST_TEXT_FILE:
+            raise ModelError(
+                f"{path} has {size:,} bytes, more than the {_LARGEST_TEXT_FILE:,} that any model's file of this name "
+                "needs; copy the model again"
+            )
+
+
 @contextlib.contextmanager
 def readable_errors(base_model: str, token: str | None = None) -> Iterator[None]:
-    """Turns what the libraries raise into one sentence about this model."""
+    """Turns what the libraries raise into one sentence about this model, whose files are looked at before."""
+    check_text_files(base_model)
     try:
         yield
     except torch.OutOfMemoryError:

@@ -41,7 +41,6 @@ def main() -> None:
 
         PHASES.report = lambda phase, say=say: say({"phase": _as_json(phase)})
         say(_answer(request))
-        PHASES.end()
 
 
 def _take_hub_settings() -> None:
@@ -71,9 +70,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         with memory_headroom(memory_mb) if memory_mb else contextlib.nullcontext():
             return {"result": OPERATIONS[request["op"]](**request["args"])}
     except MemoryError:
-        phase = PHASES.current
-        message = f"{phase.name} takes more than {memory_mb:,} MB of memory" if memory_mb else "There is no memory left"
-        return {"error": {"kind": phase.error.__name__, "message": message}}
+        return as_reply(HelperError(f"{request['op']} takes more memory than it may, so it was ended"))
     except Exception as error:
         return as_reply(error)
 

@@ -17,13 +17,15 @@ from merlina.data.doctor import Doctor
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair, UnusableRowError
 from merlina.data.row_limit import RowLimit
-from merlina.errors import MerlinaError
+from merlina.errors import MerlinaError, ModelError
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens, RunFacts, TokenizerFacts
 from merlina.schemas.training import LONGEST_TEXT, TrainingConfig
 from merlina.training.models import load_tokenizer, max_positions, readable_errors, split_gguf, vocabulary_size
 from merlina.worker.encoding import PairEncoder
+from merlina.worker.phases import PHASES
 
 _TEMPLATE_SHOWN = 200
+_LOADING_SECONDS = 120.0
 _NO_LIMIT = 10**9
 _MOST_ROWS = 2000
 _MOST_SECONDS = 3.0
@@ -83,7 +85,8 @@ def inspect_run(
 @lru_cache(maxsize=4)
 def cached_tokenizer(name: str, token: str | None, trust_remote_code: bool = False) -> Any:
     """Raises ModelError; what was loaded is kept for the next question."""
-    return load_tokenizer(name, token, trust_remote_code)
+    with PHASES.during(f"Loading the tokenizer of {name!r}", _LOADING_SECONDS, ModelError):
+        return load_tokenizer(name, token, trust_remote_code)
 
 
 def _or_error(ask: Any) -> tuple[Any, str | None]:
@@ -96,7 +99,8 @@ def _or_error(ask: Any) -> tuple[Any, str | None]:
 @lru_cache(maxsize=8)
 def _model_facts(base_model: str, access: _Access) -> ModelFacts:
     """Builds the model without its weights. Raises ModelError."""
-    with readable_errors(base_model, access.token):
+    phase = PHASES.during(f"Building the model {base_model!r} without its weights", _LOADING_SECONDS, ModelError)
+    with phase, readable_errors(base_model, access.token):
         config = _config(base_model, access)
         if hasattr(config, "quantization_config") and split_gguf(base_model)[1]:
             del config.quantization_config

@@ -27,10 +27,10 @@ def first_rows(
     config: dict[str, Any], file: str | None, limit: int, token: str | None, max_row_mb: int
 ) -> dict[str, Any]:
     """A RawPreview, and `total_rows` where the file states it (Parquet). Raises DataError."""
-    PHASES.begin("Reading the first rows", _PREVIEW_SECONDS, DataError)
-    dataset, row_limit = DatasetConfig.model_validate(config), RowLimit.of_megabytes(max_row_mb)
-    shown = preview_rows(dataset, Path(file) if file else None, token, limit, row_limit)
-    return {**vars(shown), "total_rows": stated_rows(dataset, Path(file)) if file else None}
+    with PHASES.during("Reading the first rows", _PREVIEW_SECONDS, DataError):
+        dataset, row_limit = DatasetConfig.model_validate(config), RowLimit.of_megabytes(max_row_mb)
+        shown = preview_rows(dataset, Path(file) if file else None, token, limit, row_limit)
+        return {**vars(shown), "total_rows": stated_rows(dataset, Path(file)) if file else None}
 
 
 def stated_rows(dataset: DatasetConfig, file: Path) -> int | None:
@@ -41,39 +41,42 @@ def stated_rows(dataset: DatasetConfig, file: Path) -> int | None:
 
 def count(file: str, file_format: FileFormat | None, max_row_mb: int) -> int:
     """Rows of a whole file. Raises DataError."""
-    PHASES.begin("Counting the rows", _WHOLE_FILE_SECONDS, DataError)
-    path = Path(file)
-    return count_rows(path, file_format or detect_format(path), RowLimit.of_megabytes(max_row_mb))
+    with PHASES.during("Counting the rows", _WHOLE_FILE_SECONDS, DataError):
+        path = Path(file)
+        return count_rows(path, file_format or detect_format(path), RowLimit.of_megabytes(max_row_mb))
 
 
 def parse(file: str, name: str, max_row_mb: int) -> dict[str, Any]:
     """Read every row of an uploaded file: its format and number of rows. Raises DataError."""
-    PHASES.begin("Reading the file", _WHOLE_FILE_SECONDS, DataError)
-    path = Path(file)
-    file_format = detect_format(path, name)
-    return {"file_format": file_format, "total_rows": parse_all(path, file_format, RowLimit.of_megabytes(max_row_mb))}
+    with PHASES.during("Reading the file", _WHOLE_FILE_SECONDS, DataError):
+        path = Path(file)
+        file_format = detect_format(path, name)
+        return {
+            "file_format": file_format,
+            "total_rows": parse_all(path, file_format, RowLimit.of_megabytes(max_row_mb)),
+        }
 
 
 def look(config: dict[str, Any], file: str, max_row_mb: int) -> dict[str, Any]:
     """A DataFacts of a file's first rows as text, for when no tokenizer can be had. Raises DataError."""
-    PHASES.begin("Reading the data set", _PREVIEW_SECONDS, DataError)
-    training, limit = TrainingConfig.model_validate(config), RowLimit.of_megabytes(max_row_mb)
-    dataset = training.dataset
-    doctor, numbers = Doctor(MARKERS[dataset.format.format_type]), list[int]()
-    rows = read_pairs(dataset, Path(file), None, needs_rejected=training.needs_rejected, limit=limit)
-    for item in islice(rows, _ROWS_LOOKED_AT):
-        if isinstance(item, SkippedRow):
-            doctor.skip(item)
-        else:
-            doctor.see(item)
-            numbers.append(item.number)
-    _, held_out = split_pairs(numbers, dataset.test_size, training.seed)
-    return DataFacts(
-        rows=doctor.rows,
-        all_rows=doctor.rows < _ROWS_LOOKED_AT,
-        usable=doctor.usable,
-        longest=None,
-        highest_id=None,
-        most_tokens=None,
-        findings=doctor.findings(held_out),
-    ).model_dump()
+    with PHASES.during("Reading the data set", _PREVIEW_SECONDS, DataError):
+        training, limit = TrainingConfig.model_validate(config), RowLimit.of_megabytes(max_row_mb)
+        dataset = training.dataset
+        doctor, numbers = Doctor(MARKERS[dataset.format.format_type]), list[int]()
+        rows = read_pairs(dataset, Path(file), None, needs_rejected=training.needs_rejected, limit=limit)
+        for item in islice(rows, _ROWS_LOOKED_AT):
+            if isinstance(item, SkippedRow):
+                doctor.skip(item)
+            else:
+                doctor.see(item)
+                numbers.append(item.number)
+        _, held_out = split_pairs(numbers, dataset.test_size, training.seed)
+        return DataFacts(
+            rows=doctor.rows,
+            all_rows=doctor.rows < _ROWS_LOOKED_AT,
+            usable=doctor.usable,
+            longest=None,
+            highest_id=None,
+            most_tokens=None,
+            findings=doctor.findings(held_out),
+        ).model_dump()

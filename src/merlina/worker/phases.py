@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from merlina.errors import HelperError, MerlinaError
@@ -18,23 +19,35 @@ class Phase:
 
 
 class Phases:
-    """The current phase of this process. Only a helper reports phases; elsewhere `begin` has no effect."""
+    """The current phase of this process. Only a helper reports phases; elsewhere they have no effect."""
 
     def __init__(self) -> None:
         self.report: Callable[[Phase], None] | None = None
         self.current = _CALL
 
-    def begin(self, name: str, seconds: float, error: type[MerlinaError]) -> None:
-        """Report the next phase, unless it is the current one. Its seconds count from now."""
-        phase = Phase(name, seconds, error)
-        if self.report is not None and phase != self.current:
-            self.current = phase
+    @contextlib.contextmanager
+    def during(self, name: str, seconds: float, error: type[MerlinaError]) -> Iterator[None]:
+        """Report a phase and, at its end, the one around it, whose seconds begin once more.
+
+        Raises `error` in place of MemoryError.
+        """
+        before = self.current
+        self._enter(Phase(name, seconds, error))
+        try:
+            yield
+        except MemoryError:
+            raise error(f"{name} takes more memory than it may, so it was ended") from None
+        finally:
+            # Where memory is short, the report may fail; the error that is on its way says more.
+            with contextlib.suppress(MemoryError):
+                self._enter(before)
+
+    def _enter(self, phase: Phase) -> None:
+        self.current = phase
+        if self.report is not None:
             self.report(phase)
 
-    def end(self) -> None:
-        """Forget the current phase when a call is over."""
-        self.current = _CALL
 
-
-_CALL = Phase("the call", 0.0, HelperError)
+# Around all phases; the whole call has a time limit of its own.
+_CALL = Phase("The call", 24 * 3600.0, HelperError)
 PHASES = Phases()

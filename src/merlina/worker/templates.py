@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
-
 from merlina.data.pairs import Message, UnusableRowError
 from merlina.errors import ModelError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
 from merlina.training.tokens import bos_it_adds
+from merlina.worker.rendering import render_template
 
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -53,8 +52,8 @@ def saved_template(tokenizer: Any, spec: DatasetFormat) -> Any:
 def _begins_without_bos(tokenizer: Any, template: str, first: str) -> bool:
     turns = [{"role": role, "content": "a"} for role in _SHORTEST[first]]
     try:
-        text: str = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
-    except TemplateError:
+        text = render_template(tokenizer, str(tokenizer.name_or_path), turns, chat_template=template)
+    except (UnusableRowError, ModelError):
         return False  # it takes no conversation that begins so
     return not text.startswith(tokenizer.bos_token)
 
@@ -102,10 +101,5 @@ class TokenizerTemplate:
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, enable_thinking: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            text = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt, enable_thinking=enable_thinking
-            )
-        except TemplateError as error:
-            raise UnusableRowError(f"the model's chat template can't render it: {error}") from error
-        return str(text)
+        options = {"add_generation_prompt": add_generation_prompt, "enable_thinking": enable_thinking}
+        return render_template(self.tokenizer, self.name, turns, **options)
