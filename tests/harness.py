@@ -169,6 +169,8 @@ class Server:
         """Ends whatever still trains, so that no test leaves a process behind."""
         for path in (self.root / "data" / "runs").glob("*"):
             folder = RunFolder(path)
+            if not folder.lock_file.exists():
+                continue
             worker = folder.worker()
             with folder.locked() as lock:
                 if lock is None and worker is not None:

@@ -1,6 +1,9 @@
 """The run folder: every file of a run, by name, and who writes it.
 
 DATA_DIR/runs/<job_id>/            0700
+    job.json         server        the mark: that this is a run's folder, and what it takes to list its job again
+    pending          server        present until the job is in the database
+    deleted          server        present once the job is deleted, until its files are
     order.json       server        what to run: configuration without tokens, resolved paths
     secrets.json     server, 0600  the run's tokens, and nothing else holds them
     lock             worker        held (flock) as long as a worker lives; inside: its ProcessId
@@ -22,6 +25,7 @@ import json
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -52,15 +56,20 @@ class RunOrder(BaseModel):
     # Number of the last event before this attempt: the server's own changes of a waiting job are counted too.
     after_seq: int = Field(0, ge=0)
     max_row_mb: int = 16
+    # The GPUs that the server has given to the run; None where there is none.
+    gpus: list[int] | None = None
     # One for each GPU; one where there is none.
     processes: int = Field(default=1, ge=1)
 
 
 _log = logging.getLogger(__name__)
 _RESERVE_BYTES = 64 * 1024
+_SILENCE_SECONDS = 2.0
 _BLOCK = 1 << 20
 # No event is longer.
 MAX_LINE_BYTES = 1 << 20
+# Of a worker that has ended itself because its run folder, lock or event log was gone.
+DETACHED_EXIT_CODE = 76
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,18 @@ class RunFolder:
     """Paths and small files of one run."""
 
     path: Path
+
+    @property
+    def mark_file(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def pending_file(self) -> Path:
+        return self.path / "pending"
+
+    @property
+    def deleted_file(self) -> Path:
+        return self.path / "deleted"
 
     @property
     def order_file(self) -> Path:
@@ -108,6 +129,22 @@ class RunFolder:
     @property
     def checkpoints_dir(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def unpacked_dir(self) -> Path:
+        """Weights of the base model that a worker had to convert."""
+        return self.path / "converted"
+
+    @property
+    def own_paths(self) -> frozenset[Path]:
+        """All that a run writes into its folder: whatever a property `…_file` or `…_dir` of this class names."""
+        names = [name for name in vars(RunFolder) if name.endswith(("_file", "_dir"))]
+        return frozenset(getattr(self, name) for name in names)
+
+    def is_unfinished(self, path: Path) -> bool:
+        """Whether `path` is what `write_private` had written of one of these files when its process was killed."""
+        name, _, process = path.name.removeprefix(".").rpartition(".")
+        return path.name.startswith(".") and process.isdigit() and path.with_name(name) in self.own_paths
 
     def reserve(self) -> None:
         """Takes the room on the disk that the last event may need."""
@@ -161,6 +198,20 @@ class RunFolder:
             yield descriptor
         finally:
             os.close(descriptor)
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the lock. Nothing is made where the folder or the file is gone."""
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDWR)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     def worker(self) -> ProcessId | None:
         """The process named in the lock file, alive or not."""
@@ -223,40 +274,49 @@ class EventLog:
     def __init__(self, path: Path, after_seq: int = 0) -> None:
         """Events are numbered on from the last one in the file, or from `after_seq` if that is greater."""
         self._path = path
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._writing = threading.Lock()
         self._cut_torn_line()
         self.seq = max(after_seq, self._last_seq())
 
     def append(self, kind: str, *, durable: bool = False, **fields: Any) -> int:
         """Writes one event and returns its number; `durable` waits until it is on the disk."""
+        with self._writing:
+            return self._append(kind, fields, durable=durable)
+
+    def silence(self) -> None:
+        """Keeps every other thread from writing, for good: its next `append` never returns."""
+        self._writing.acquire(timeout=_SILENCE_SECONDS)
+
+    def _append(self, kind: str, fields: dict[str, Any], *, durable: bool) -> int:
         line = event_line(self.seq + 1, time.time(), kind, fields)
-        written = os.write(self._descriptor, line)
+        written = os.write(self.descriptor, line)
         if written < len(line):
-            os.ftruncate(self._descriptor, os.lseek(self._descriptor, -written, os.SEEK_CUR))
+            os.ftruncate(self.descriptor, os.lseek(self.descriptor, -written, os.SEEK_CUR))
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
         if durable:
-            os.fsync(self._descriptor)
+            os.fsync(self.descriptor)
         self.seq += 1
         return self.seq
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
     def _cut_torn_line(self) -> None:
         """Remove the end of a line whose writer was killed."""
-        end = os.lseek(self._descriptor, 0, os.SEEK_END)
+        end = os.lseek(self.descriptor, 0, os.SEEK_END)
         for start, block in self._blocks_from_end(end):
             if (newline := block.rfind(b"\n")) >= 0:
-                os.ftruncate(self._descriptor, start + newline + 1)
+                os.ftruncate(self.descriptor, start + newline + 1)
                 break
         else:
-            os.ftruncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_END)
+            os.ftruncate(self.descriptor, 0)
+        os.lseek(self.descriptor, 0, os.SEEK_END)
 
     def _last_seq(self) -> int:
         """Return the number of the last line that is an event; 0 without one."""
         rest = b""
-        for start, block in self._blocks_from_end(os.lseek(self._descriptor, 0, os.SEEK_CUR)):
+        for start, block in self._blocks_from_end(os.lseek(self.descriptor, 0, os.SEEK_CUR)):
             # The first line of a block may begin in the block before it.
             rest, *lines = (block + rest).split(b"\n")
             lines = lines if start else [rest, *lines]
@@ -270,5 +330,5 @@ class EventLog:
         """Blocks of the file, each with its offset, from the last one to the first."""
         while end > 0:
             start = max(0, end - _BLOCK)
-            yield start, os.pread(self._descriptor, end - start, start)
+            yield start, os.pread(self.descriptor, end - start, start)
             end = start

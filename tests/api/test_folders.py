@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic.script import ScriptDirectory
 
 from merlina.api.folders import make_folders, sole_server
 from merlina.errors import ServerError
 from merlina.settings import Settings
-from merlina.storage.database import Database
+from merlina.storage.database import Database, migrations
 from merlina.storage.opening import open_database
 
 
@@ -41,6 +42,12 @@ def database_of_version(file: Path, version: str) -> None:
     database.close()
 
 
+def newest_version() -> str:
+    newest = ScriptDirectory.from_config(migrations()).get_current_head()
+    assert newest is not None
+    return newest
+
+
 def test_a_database_of_a_newer_version_is_one_sentence_and_nothing_is_touched(tmp_path: Path) -> None:
     file = tmp_path / "data" / "merlina.db"
     database_of_version(file, "9999")
@@ -61,7 +68,7 @@ def test_a_database_of_a_newer_version_is_one_sentence_and_nothing_is_touched(tm
     assert run.exists()
     # The newer version, installed again, finds what it left; so does this one, if it is the one that wrote it.
     with sqlite3.connect(file) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = (SELECT '0005')")
+        connection.execute("UPDATE alembic_version SET version_num = ?", (newest_version(),))
     open_database(f"sqlite:///{file}", "data").close()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from merlina.errors import InvalidRequestError
+from merlina.jobs.run_folders import write_mark
 from merlina.schemas.training import TrainingConfig
 from tests.cli.test_commands import command
 from tests.harness import Server, damaged_model, pairs_file, until
@@ -224,9 +225,11 @@ def test_a_folder_that_no_job_was_accepted_for_is_swept_at_the_next_start(new_se
     server.kill()
     left = server.folder("job_20260101_000000")
     left.path.mkdir()
+    write_mark(left, {"job_id": left.path.name, "config": {}, "target_dir": "/m/o", "created_at": 1.0})
     left.write_secrets({"hf_token": "hf_x"})
     server.start()
-    assert not left.path.exists()
+    until(lambda: not left.path.exists(), what="its removal")
+    assert server.history() == []
 
 
 def test_an_ended_job_is_deleted_at_once_with_all_its_traces(server: Server, config: Config) -> None:

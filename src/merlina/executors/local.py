@@ -15,7 +15,8 @@ from pathlib import Path
 
 from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment, shown_gpus
 from merlina.hardware.host import killed_by, oom_kills
-from merlina.runs import RunFolder, RunOrder, write_private
+from merlina.processes import ProcessId
+from merlina.runs import DETACHED_EXIT_CODE, RunFolder, RunOrder, write_private
 
 _TOKEN_VARIABLES = {"hf_token": "HF_TOKEN", "wandb_key": "WANDB_API_KEY"}
 _log = logging.getLogger(__name__)
@@ -47,16 +48,21 @@ class LocalExecutor:
             process = self._spawn(folder, lock, gpus)
             self._children[folder.path] = _Child(process, oom_kills())
 
-    def is_alive(self, folder: RunFolder) -> bool:
-        with folder.locked() as lock:
-            return lock is None
+    def is_alive(self, folder: RunFolder, worker: ProcessId | None = None) -> bool:
+        return folder.is_locked() or self._pid(folder, worker) is not None
+
+    def is_detached(self, folder: RunFolder) -> bool:
+        return not folder.is_locked()
 
     def request_stop(self, folder: RunFolder) -> None:
-        folder.stop_file.touch(mode=0o600)
+        # A worker whose folder was removed ends by itself.
+        with contextlib.suppress(FileNotFoundError):
+            folder.stop_file.touch(mode=0o600)
         self._signal(folder)
 
     def request_pause(self, folder: RunFolder, reason: str) -> None:
-        write_private(folder.pause_file, reason.encode())
+        with contextlib.suppress(FileNotFoundError):
+            write_private(folder.pause_file, reason.encode())
         self._signal(folder)
 
     def _signal(self, folder: RunFolder) -> None:
@@ -66,15 +72,19 @@ class LocalExecutor:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGTERM)
 
-    def kill(self, folder: RunFolder) -> None:
-        child = self._children.get(folder.path)
-        worker = folder.worker()
-        pid = child.process.pid if child and child.process.poll() is None else None
-        if worker is not None and worker.is_alive():
-            pid = worker.pid
+    def kill(self, folder: RunFolder, worker: ProcessId | None = None) -> None:
+        pid = self._pid(folder, worker)
         if pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
+
+    def _pid(self, folder: RunFolder, known: ProcessId | None) -> int | None:
+        """The worker's process id while it lives: by its lock file, by what else is known of it, or as our child."""
+        for worker in (folder.worker(), known):
+            if worker is not None and worker.is_alive():
+                return worker.pid
+        child = self._children.get(folder.path)
+        return child.process.pid if child and child.process.poll() is None else None
 
     def cause_of_death(self, folder: RunFolder) -> str:
         child = self._children.get(folder.path)
@@ -83,6 +93,8 @@ class LocalExecutor:
             return f"died while the server was away; its output is in {folder.log_file}"
         if code == UNSEEN:
             return f"died while nobody watched; its output is in {folder.log_file}"
+        if code == DETACHED_EXIT_CODE:
+            return f"ended itself because its lock {folder.lock_file} was removed while it was running"
         if code < 0:
             return killed_by(-code, out_of_memory=oom_kills() > child.oom_kills_before)
         return f"ended with exit code {code} without a word; its output is in {folder.log_file}"

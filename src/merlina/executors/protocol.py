@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from merlina.processes import ProcessId
 from merlina.runs import RunFolder, RunOrder
 
 
@@ -14,8 +15,11 @@ class Executor(Protocol):
     def launch(self, folder: RunFolder, order: RunOrder, gpus: Sequence[int] | None) -> None:
         """Starts the worker. Does nothing where one lives already. Raises OSError where it can't be started."""
 
-    def is_alive(self, folder: RunFolder) -> bool:
-        """Whether the run's worker lives, whichever server started it."""
+    def is_alive(self, folder: RunFolder, worker: ProcessId | None = None) -> bool:
+        """Whether the run's worker lives, whichever server started it.
+
+        `worker` is who it is as far as is known, for where its run folder or its lock is gone.
+        """
 
     def request_stop(self, folder: RunFolder) -> None:
         """Asks the worker to end after its optimizer step."""
@@ -23,7 +27,10 @@ class Executor(Protocol):
     def request_pause(self, folder: RunFolder, reason: str) -> None:
         """Asks the worker to write a checkpoint after its optimizer step and end, to be gone on with later."""
 
-    def kill(self, folder: RunFolder) -> None:
+    def is_detached(self, folder: RunFolder) -> bool:
+        """Whether a worker that lives no longer holds its run folder, because that or its lock was removed."""
+
+    def kill(self, folder: RunFolder, worker: ProcessId | None = None) -> None:
         """Ends the worker and all its children at once."""
 
     def cause_of_death(self, folder: RunFolder) -> str:

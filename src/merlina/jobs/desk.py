@@ -6,7 +6,6 @@ same time, one wins and the other raises ConflictError with the job's current st
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, Cause
 from merlina.jobs.moves import Moves, describe_state
 from merlina.jobs.outputs import refuse_nested, refuse_taken
 from merlina.jobs.pauses import leave_wish, pause_changes, requeue_changes
+from merlina.jobs.run_folders import remove_run_files, write_mark
 from merlina.runs import RunFolder
 from merlina.schemas.jobs import PRIORITY_NUMBER, JobState, Priority
 from merlina.schemas.stored_config import read_stored_config
@@ -64,13 +64,8 @@ class Desk:
         """Puts a job into the queue. Its folder with the tokens is on disk before the row that makes it a job."""
         refuse_taken(self.models_dir, self.models_dir / config.output_name)
         folder = self._new_folder()
-        try:
-            folder.write_secrets(config.secrets())
-            values = {"preemptible": preemptible, "memory_needed_mb": memory_needed_mb}
-            return self._add(folder, config.without_secrets(), priority, dataset_file, values)
-        except BaseException:
-            shutil.rmtree(folder.path, ignore_errors=True)
-            raise
+        given = {"preemptible": preemptible, "memory_needed_mb": memory_needed_mb}
+        return self._add(folder, config, priority, dataset_file, given)
 
     def stop(self, job_id: str) -> tuple[JobRecord, JobState]:
         """Cancels a waiting job, ends a paused one, asks a running one to end; an ended one is left as it is.
@@ -163,7 +158,7 @@ class Desk:
             **given,
             "job_id": folder.path.name,
             "priority": PRIORITY_NUMBER[priority],
-            "config": config.model_dump(mode="json"),
+            "config": config.without_secrets().model_dump(mode="json"),
             "base_model": config.base_model,
             "output_name": config.output_name,
             "target_dir": str(self.models_dir / config.output_name),
@@ -174,9 +169,22 @@ class Desk:
             refuse_nested(connection, values["target_dir"])
             _check_data_is_there(values["dataset_file"])
 
-        record = self.moves.add(values, check)
+        try:
+            write_mark(folder, {**values, "created_at": self.clock()})
+            folder.write_secrets(config.secrets())
+            record = self.moves.add(values, check)
+        except BaseException:
+            self._withdraw(folder)
+            raise
+        folder.pending_file.unlink(missing_ok=True)
         self.wake()
         return record
+
+    def _withdraw(self, folder: RunFolder) -> None:
+        """Remove the folder of a job that could not be added; one that was added in spite of an error keeps it."""
+        with self.database.read() as connection:
+            if jobs.get(connection, folder.path.name) is None:
+                remove_run_files(folder)
 
     def _end(self, job_id: str, *, delete: bool) -> tuple[JobRecord, JobState]:
         found = self.find(job_id)

@@ -29,8 +29,12 @@ def _changes(event: events.BaseEvent, _record: JobRecord) -> dict[str, Any]:  # 
 @_changes.register
 def _(event: events.Started, record: JobRecord) -> dict[str, Any]:
     # A live reader may last have seen the job waiting or paused: the way from there is in the database only.
-    state = record.state if record.running or record.ended else "initializing"
-    return {"state": state, "attempt_seen": event.attempt, "started_at": record.started_at or event.time}
+    changes: dict[str, Any] = {"attempt_seen": event.attempt, "started_at": record.started_at or event.time}
+    changes["worker"] = event.process
+    if record.ended and event.attempt > record.attempt_seen:
+        # A log that is read as a whole: that the job was resumed in between stood in a lost database only.
+        return changes | {"state": "initializing", "error": None, "ended_at": None}
+    return changes | {"state": record.state if record.running or record.ended else "initializing"}
 
 
 @_changes.register

@@ -38,6 +38,24 @@ def record_end(record: JobRecord, folder: RunFolder, state: EndState, error: str
     return _append(record, folder, [("ended", {"state": state, "error": error})])
 
 
+def end_without_log(moves: Moves, record: JobRecord, folder: RunFolder, state: EndState, error: str) -> None:
+    """Ends a job in the database alone, because its event log was removed or cut; a later attempt writes on from there."""
+    offset = 0
+    if folder.events_file.exists():
+        EventLog(folder.events_file).close()  # without a torn last line
+        offset = folder.events_file.stat().st_size
+    ended = {"state": state, "error": error, "gpus": None, "ended_at": moves.clock(), "log_offset": offset}
+    moves.change(record, ended)
+
+
+def has_log(record: JobRecord, folder: RunFolder) -> bool:
+    """Whether the log is there, up to the last event taken in; it may lack only before the first attempt."""
+    if not folder.path.is_dir():
+        return False
+    size = folder.events_file.stat().st_size if folder.events_file.exists() else 0
+    return size >= record.log_offset
+
+
 def record_pause(record: JobRecord, folder: RunFolder, reason: str, message: str) -> bool:
     """The same for a worker that died while it was asked to pause, with a line for the log."""
     return _append(record, folder, [("log", {"level": "warning", "message": message}), ("paused", {"reason": reason})])

@@ -6,8 +6,8 @@ nothing that a restarted server could not find again in the database and the run
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,12 +18,15 @@ from sqlalchemy import Connection
 from merlina.errors import StoredConfigError
 from merlina.executors.protocol import Executor
 from merlina.hardware.gpus import Gpu
-from merlina.jobs.follower import follow, record_end, record_pause
+from merlina.jobs.follower import end_without_log, follow, has_log, record_end, record_pause
 from merlina.jobs.lifecycle import END_STATE, Cause
 from merlina.jobs.moves import Moves
 from merlina.jobs.outputs import owner_among, settle_kept_models
 from merlina.jobs.pauses import is_to_pause, leave_wish, pause_changes, reason_to_pause, requeue
+from merlina.jobs.rebuilding import take_in_unknown, unknown_folders
+from merlina.jobs.run_folders import remove_partial_model, remove_run_files
 from merlina.jobs.scheduler import Plan, Start, plan
+from merlina.processes import ProcessId
 from merlina.runs import RunFolder, RunOrder
 from merlina.schemas.stored_config import read_stored_config
 from merlina.storage import jobs
@@ -34,6 +37,7 @@ _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.1
 _IDLE_TICK_SECONDS = 1.0
 _LIVENESS_SECONDS = 0.5
+_DETACHED_SECONDS = 10.0
 
 
 class Supervisor:
@@ -72,9 +76,12 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._alive_checked: dict[str, float] = {}
         self._forced: set[tuple[str, int]] = set()
+        self._unknown: list[RunFolder] = []
+        self._detached: dict[str, float] = {}
 
     def start(self) -> None:
-        self._sweep_unaccepted()
+        # Listed before the first request, which makes a folder before its job is in the database.
+        self._unknown = unknown_folders(self._database, self._runs_dir)
         self._take_up_running()
         self._thread.start()
 
@@ -116,11 +123,16 @@ class Supervisor:
         self._preempt(plan)
         for start in plan.starts:
             # A resumed run's last worker may still be on its way out; it is started when that one is gone.
-            if not self._executor.is_alive(self.folder(start.record.job_id)):
+            worker = ProcessId.parse(start.record.worker or "")
+            if not self._executor.is_alive(self.folder(start.record.job_id), worker):
                 self._start_job(start)
         return bool(running or plan.starts)
 
     def _run(self) -> None:
+        try:
+            take_in_unknown(self._moves, self._unknown, _log.warning)
+        except Exception:
+            _log.exception("folders among the runs that belong to no job could not be looked at")
         while not self._closing.is_set():
             busy = False
             try:
@@ -141,8 +153,21 @@ class Supervisor:
             self._force_stop(record, folder)
         if self._clock() - self._alive_checked.get(record.job_id, 0.0) >= _LIVENESS_SECONDS:
             self._alive_checked[record.job_id] = self._clock()
-            if not self._executor.is_alive(folder):
-                self._bury(record, folder)
+            self._look_at_worker(record, folder)
+
+    def _look_at_worker(self, record: JobRecord, folder: RunFolder) -> None:
+        """Records the end of a dead worker; one that lost its folder or lock is to end itself soon, or is killed."""
+        worker = ProcessId.parse(record.worker or "")
+        if not self._executor.is_alive(folder, worker):
+            self._detached.pop(record.job_id, None)
+            self._bury(record, folder)
+        elif self._executor.is_detached(folder):
+            since = self._detached.setdefault(record.job_id, time.monotonic())
+            if time.monotonic() - since > _DETACHED_SECONDS:
+                _log.warning("%s lost its run folder or its lock and did not end itself; killing it", record.job_id)
+                self._executor.kill(folder, worker)
+        else:
+            self._detached.pop(record.job_id, None)
 
     def _note_end(self, record: JobRecord) -> None:
         self._alive_checked.pop(record.job_id, None)
@@ -155,7 +180,7 @@ class Supervisor:
             self._forced.add((record.job_id, record.attempt))
             wish = "pause" if is_to_pause(record) else "stop"
             _log.warning("%s did not %s within %g s; killing it", record.job_id, wish, self._grace)
-        self._executor.kill(folder)
+        self._executor.kill(folder, ProcessId.parse(record.worker or ""))
 
     def _bury(self, record: JobRecord, folder: RunFolder) -> None:
         """Writes the last event of a dead worker, unless it managed to write one between our two looks."""
@@ -164,6 +189,11 @@ class Supervisor:
             return
         with self._database.write() as connection:
             settle_kept_models(connection, record)
+        if not has_log(record, folder):
+            lost = f"event log {folder.events_file}" if folder.path.is_dir() else f"run folder {folder.path}"
+            reason = f"The run ended because its {lost} was removed or cut while it was running"
+            end_without_log(self._moves, record, folder, END_STATE[Cause.WORKER_DIED], reason)
+            return
         if is_to_pause(record):
             if record_pause(record, folder, reason_to_pause(record), self._end_of_paused(record, folder)):
                 follow(self._moves, record, folder)
@@ -244,16 +274,9 @@ class Supervisor:
             output_dir=record.target_dir,
             trust_remote_code=self._trust_remote_code,
             max_row_mb=self._max_row_mb,
+            gpus=record.gpus,
             processes=max(1, len(record.gpus or [])),
         )
-
-    def _sweep_unaccepted(self) -> None:
-        """Removes folders that a server was killed over, between making them and accepting their job."""
-        with self._database.read() as connection:
-            known = jobs.summaries(connection, with_deleting=True)
-        for path in self._runs_dir.iterdir():
-            if path.name not in known and not self.folder(path.name).events_file.exists():
-                shutil.rmtree(path, ignore_errors=True)
 
     def _take_up_running(self) -> None:
         """Does what a server may have been killed over: leaving a wish after its row, starting a worker after its."""
@@ -275,8 +298,15 @@ class Supervisor:
         with self._database.read() as connection:
             doomed = jobs.waiting_for_deletion(connection)
         for record in doomed:
+            folder = self.folder(record.job_id)
+            if self._executor.is_alive(folder, ProcessId.parse(record.worker or "")):
+                continue  # a worker on its way out still writes
+            # A server killed after this finds at its next start that these files are to go.
+            with contextlib.suppress(FileNotFoundError):
+                folder.deleted_file.touch(mode=0o600)
             self._moves.remove(record)
-            shutil.rmtree(self.folder(record.job_id).path, ignore_errors=True)
+            remove_run_files(folder)
+            remove_partial_model(record.target_dir, record.job_id)
 
 
 def _ways_on(record: JobRecord) -> str:

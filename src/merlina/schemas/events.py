@@ -28,6 +28,7 @@ class Started(BaseEvent):
     type: Literal["started"] = "started"
     attempt: int
     pid: int
+    process: str | None = Field(default=None, description="its identity, as merlina.processes writes it")
     versions: dict[str, str] = Field(default_factory=dict)
 
 

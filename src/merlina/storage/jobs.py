@@ -53,6 +53,7 @@ class JobRecord:
     preempted_by: str | None
     preemptible: bool
     memory_needed_mb: int | None
+    worker: str | None
     deleting: bool
     last_seq: int
     log_offset: int
@@ -187,6 +188,10 @@ def move_model(connection: Connection, folder: str, kept_as: str) -> None:
     inside = jobs.c.output_dir.startswith(f"{folder}/", autoescape=True)
     moved = literal(kept_as) + func.substr(jobs.c.output_dir, len(folder) + 1)
     connection.execute(update(jobs).where(inside).values(output_dir=moved))
+
+
+def set_output_dir(connection: Connection, job_id: str, output_dir: str | None) -> None:
+    connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(output_dir=output_dir))
 
 
 def forget_replaced(connection: Connection, output_dir: str) -> None:

@@ -66,6 +66,8 @@ jobs = Table(
     Column("preemptible", Boolean, nullable=False, server_default=false()),
     # The estimate its checks made of its peak, in MiB, on the device it runs on.
     Column("memory_needed_mb", Integer),
+    # The identity of the process that runs the present attempt, for where its run folder is gone.
+    Column("worker", String(100)),
     Column("deleting", Boolean, nullable=False, server_default=false()),
     Column("last_seq", Integer, nullable=False, server_default="0"),
     Column("log_offset", Integer, nullable=False, server_default="0"),

@@ -20,6 +20,7 @@ from merlina.processes import identify
 from merlina.runs import EventLog, RunFolder
 from merlina.worker.imports import import_at_once
 from merlina.worker.stop import StopRequest
+from merlina.worker.watch import watch
 
 _NAMED_VERSIONS = ("merlina", "torch", "transformers", "peft")
 
@@ -39,11 +40,15 @@ def main(given: Sequence[str] | None = None) -> int:
         log.append("ended", durable=True, state="failed", error=error.message)
         return 1
     versions = {name: version(name) for name in _NAMED_VERSIONS}
-    log.append("started", durable=True, attempt=order.attempt, pid=os.getpid(), versions=versions)
+    process = str(identify(os.getpid()))
+    log.append("started", durable=True, attempt=order.attempt, pid=os.getpid(), process=process, versions=versions)
 
-    name, function = ("launch", "run_in_ranks") if order.processes > 1 else ("run", "run")
-    (module,) = import_at_once([f"merlina.worker.{name}"])
-    return int(getattr(module, function)(folder, order, log, stop))
+    if order.processes > 1:
+        (launch,) = import_at_once(["merlina.worker.launch"])
+        return int(launch.run_in_ranks(folder, order, log, stop, arguments.lock_fd))
+    (run,) = import_at_once(["merlina.worker.run"])
+    watch(folder, arguments.lock_fd, log)
+    return int(run.run(folder, order, log, stop))
 
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:

@@ -32,6 +32,7 @@ from setproctitle import setproctitle
 from merlina.hardware.host import killed_by, oom_kills
 from merlina.runs import EventLog, RunFolder, RunOrder, read_events
 from merlina.worker.stop import StopRequest
+from merlina.worker.watch import watch
 
 _LOOK_SECONDS = 0.5
 # For the rank that broke down to say so, where another has only noticed that it is gone.
@@ -60,12 +61,14 @@ class _Rank:
             self.how = "failed"
 
 
-def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) -> int:
+def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest, lock: int) -> int:
     """Runs an order in `order.processes` processes to its end and returns the worker's exit code."""
     begin, kills_before = folder.events_file.stat().st_size, oom_kills()
     folder.meeting_file.unlink(missing_ok=True)
     folder.reserve()
     ranks = [_start(number, folder, order, log, stop) for number in range(order.processes)]
+    # Not before the forks, which copy no thread.
+    watch(folder, lock, log, lambda: _kill(ranks))
     failed = _watch(ranks, stop)
     _end(ranks)
     folder.meeting_file.unlink(missing_ok=True)
@@ -113,6 +116,13 @@ def _end(ranks: Sequence[_Rank]) -> None:
             rank.process.join(_END_SECONDS)
         if not (rank.how == "failed" and not rank.words):
             rank.process.kill()
+        rank.process.join()
+
+
+def _kill(ranks: Sequence[_Rank]) -> None:
+    for rank in ranks:
+        rank.process.kill()
+    for rank in ranks:
         rank.process.join()
 
 

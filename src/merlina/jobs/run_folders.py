@@ -1,0 +1,113 @@
+"""Which folders below DATA_DIR/runs are ours, and what of them may be removed: nothing but files of our own making.
+
+Other programs may keep folders there, and people may put files into a run's. A folder is a run's if it holds a mark,
+`job.json`, that names the folder's own job.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from merlina.errors import StoredConfigError
+from merlina.runs import RunFolder, write_private
+
+_log = logging.getLogger(__name__)
+_CHECKPOINT = re.compile(r"\.?checkpoint-.*")
+
+
+class RunMark(BaseModel):
+    """What `job.json` holds: enough to list the job again if the database is lost. Times are epoch seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    kind: Literal["merlina run"] = "merlina run"
+    job_id: str
+    config: dict[str, Any]
+    priority: int = 3
+    preemptible: bool = False
+    memory_needed_mb: int | None = None
+    dataset_file: str | None = None
+    target_dir: str
+    created_at: float
+
+
+def write_mark(folder: RunFolder, values: Mapping[str, Any]) -> None:
+    """Mark a new folder as that of the job with these column values, which is not accepted yet."""
+    folder.pending_file.touch(mode=0o600)
+    mark = RunMark.model_validate({name: values[name] for name in RunMark.model_fields if name in values})
+    write_private(folder.mark_file, mark.model_dump_json(indent=2).encode())
+
+
+def read_mark(folder: RunFolder) -> RunMark | None:
+    """Return what the folder is marked with; None where it is not the folder of a run.
+
+    Folders of earlier versions have no mark. Their run order, if they have one, says the same.
+    """
+    try:
+        mark: RunMark | None = RunMark.model_validate_json(folder.mark_file.read_bytes())
+    except FileNotFoundError:
+        mark = _mark_of_order(folder)
+    except (OSError, ValidationError):
+        return None
+    return mark if mark is not None and mark.job_id == folder.path.name else None
+
+
+def remove_run_files(folder: RunFolder) -> None:
+    """Remove all files of a run, the mark last, and then the folder if nothing else is in it."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for path in sorted(folder.path.iterdir(), key=lambda path: path == folder.mark_file):
+            _remove_own(folder, path)
+        with contextlib.suppress(OSError):
+            folder.path.rmdir()
+        if folder.path.exists():
+            _log.warning("%s stays: it holds files that are not of its run", folder.path)
+
+
+def remove_partial_model(target_dir: str, job_id: str) -> None:
+    """Remove what a killed worker had written of a model; its name holds the job's id."""
+    target = Path(target_dir)
+    shutil.rmtree(target.with_name(f".{target.name}.{job_id}.partial"), ignore_errors=True)
+
+
+def _remove_own(folder: RunFolder, path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if path == folder.checkpoints_dir and not path.is_symlink():
+            for checkpoint in path.iterdir():
+                if _CHECKPOINT.fullmatch(checkpoint.name):
+                    _remove(checkpoint)
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        elif path in folder.own_paths or folder.is_unfinished(path):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a folder or a link, never what a link leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _mark_of_order(folder: RunFolder) -> RunMark | None:
+    try:
+        order = folder.read_order()
+        created_at = os.stat(folder.order_file).st_mtime
+    except (OSError, StoredConfigError):
+        return None
+    return RunMark(
+        job_id=order.job_id,
+        config=order.config.model_dump(mode="json"),
+        dataset_file=order.dataset_file,
+        target_dir=order.output_dir,
+        created_at=created_at,
+    )

@@ -1,0 +1,20 @@
+"""who runs a job's present attempt"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    # Not as a batch, which makes the table anew on SQLite, where its numbers would begin again.
+    op.add_column("jobs", sa.Column("worker", sa.String(length=100), nullable=True))
+
+
+def downgrade() -> None:
+    op.drop_column("jobs", "worker")

@@ -1,0 +1,85 @@
+"""A worker ends itself once its run folder, lock or event log is no longer its own: nobody could follow or stop it.
+
+Whoever removes them by hand must not leave a process that trains on, unseen, beside the next job's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from merlina.processes import identify
+from merlina.runs import DETACHED_EXIT_CODE, EventLog, RunFolder
+
+_LOOK_SECONDS = 0.5
+_LOCK_ATTEMPTS = 20
+
+
+def watch(folder: RunFolder, lock: int, log: EventLog, end_others: Callable[[], None] = lambda: None) -> None:
+    """Start to watch in a thread of its own, which ends this process without waiting for the other threads.
+
+    `end_others` ends further processes that write to the log.
+    """
+    arguments = (folder, lock, log, end_others)
+    threading.Thread(target=_watch, args=arguments, name="watch of the run folder", daemon=True).start()
+
+
+def _watch(folder: RunFolder, lock: int, log: EventLog, end_others: Callable[[], None]) -> None:
+    seen = None
+    while True:
+        time.sleep(_LOOK_SECONDS)
+        lost = _lost(folder, lock, log)
+        # Seen twice: on network file systems, a file that is there may be missing for a moment.
+        if lost is not None and lost == seen:
+            log.silence()
+            end_others()
+            _end(folder, log, f"The run ended because {lost} while it was running")
+        seen = lost
+
+
+def _lost(folder: RunFolder, lock: int, log: EventLog) -> str | None:
+    if not folder.path.is_dir():
+        return f"its folder {folder.path} was removed"
+    for path, descriptor, what in ((folder.events_file, log.descriptor, "event log"), (folder.lock_file, lock, "lock")):
+        if not _is_at(path, descriptor):
+            return f"its {what} {path} was removed or replaced"
+    return None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True  # It cannot be looked at now, which says nothing about whether it is there.
+
+
+def _end(folder: RunFolder, log: EventLog, reason: str) -> None:
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"{reason}\n")
+        sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        if _is_at(folder.events_file, log.descriptor) and _take_lock(folder):
+            EventLog(folder.events_file).append("ended", durable=True, state="failed", error=reason)
+    os._exit(DETACHED_EXIT_CODE)
+
+
+def _take_lock(folder: RunFolder) -> bool:
+    """Lock the file that is there now, so that nobody else writes to the log. The lock ends with this process."""
+    lock = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)  # The server may be looking whether it is held.
+            continue
+        os.pwrite(lock, str(identify(os.getpid())).encode(), 0)
+        return True
+    return False

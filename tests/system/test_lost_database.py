@@ -1,0 +1,109 @@
+"""The database is lost, restored or replaced, and others use the same folders: nothing of anyone's is deleted."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from merlina.jobs.run_folders import write_mark
+from merlina.runs import RunFolder
+from tests.harness import Server, until
+
+Config = Callable[..., dict[str, Any]]
+NewServer = Callable[..., Server]
+STEPS = 60
+
+
+def files_of_others(runs: Path) -> list[Path]:
+    """What other programs and people keep among the runs, some of it named like ours."""
+    files = [
+        runs / "tensorboard" / "events.out.tfevents.1",
+        runs / "job_20200101_000000" / "notes.txt",
+        runs / "job_20200102_000000" / "job.json",
+        runs / "checkpoints" / "checkpoint-1" / "model.bin",
+    ]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("theirs")
+    named_like_a_job = runs / "job_20200103_000000"
+    named_like_a_job.write_text("theirs")
+    outside = runs.parent / "outside"
+    (outside / "checkpoints").mkdir(parents=True)
+    (outside / "checkpoints" / "checkpoint-9").write_text("theirs")
+    (runs / "job_20200104_000000").symlink_to(outside)
+    return [*files, named_like_a_job, outside / "checkpoints" / "checkpoint-9"]
+
+
+def left_behind(runs: Path, job_id: str, mark: str) -> RunFolder:
+    """The folder of a job that a server was killed over: before it was accepted, or while it was deleted."""
+    folder = RunFolder(runs / job_id)
+    folder.path.mkdir()
+    write_mark(folder, {"job_id": job_id, "config": {}, "target_dir": "/m/o", "created_at": 1.0})
+    folder.write_secrets({"hf_token": "hf_secret"})
+    if mark == "deleted":
+        folder.pending_file.unlink()
+        folder.deleted_file.touch()
+    return folder
+
+
+def test_jobs_are_listed_again_from_their_folders_and_files_of_others_stay(
+    new_server: NewServer, config: Config
+) -> None:
+    server = new_server()
+    runs = server.root / "data" / "runs"
+    foreign = files_of_others(runs)
+    first = server.train(config(server, "same", max_steps=2))
+    assert server.until_ended(first).status == "completed"
+    done = server.train(config(server, "same", max_steps=3))
+    assert server.until_ended(done).status == "completed"
+    running = server.train(config(server, "running", max_steps=STEPS, save_steps=20))
+    waiting = server.train({**config(server, "waiting", max_steps=2), "hf_token": "hf_secret"}, "high")
+    shutil.copytree(runs / done, runs / f"{done}-copy")
+    server.until_step(running, 5)
+    server.kill()
+    abandoned = [
+        left_behind(runs, "job_20200105_000000", "pending"),
+        left_behind(runs, "job_20200106_000000", "deleted"),
+    ]
+    for file in (server.root / "data").glob("merlina.db*"):
+        file.unlink()
+    server.start()
+
+    until(lambda: waiting in server.history(), what="the jobs' return")
+    assert set(server.history()) == {first, done, running, waiting}
+    with server.client() as client:
+        by_id = {job.job_id: job for job in client.history().jobs}
+        models = server.root / "models"
+        assert (by_id[done].status, by_id[done].output_dir) == ("completed", str(models / "same"))
+        assert by_id[first].output_dir == str(models / f"same.before-{done}")
+        assert list(server.losses(done)) == [1, 2, 3]
+        # Whether it had been cancelled stood in the lost database only: it runs when someone says so.
+        assert by_id[waiting].status == "paused"
+        client.resume(waiting)
+        assert server.folder(waiting).read_secrets() == {"hf_token": "hf_secret"}
+        assert server.until_ended(running).status == "completed"
+        assert list(server.losses(running)) == list(range(1, STEPS + 1))
+        assert server.until_ended(waiting).status == "completed"
+        assert all(file.read_text() == "theirs" for file in foreign)
+        assert (runs / f"{done}-copy" / "events.jsonl").exists()
+        assert not any(folder.path.exists() for folder in abandoned)
+        log = (server.root / "server.log").read_text()
+        assert "4 runs were not in the database" in log
+        assert "are not Merlina's and are left alone" in log
+
+        mine = server.folder(done).path / "my notes.txt"
+        mine.write_text("mine")
+        (server.folder(first).path / "checkpoints").mkdir(exist_ok=True)
+        in_checkpoints = server.folder(first).path / "checkpoints" / "best"
+        in_checkpoints.symlink_to(models)
+        client.clear()
+        until(lambda: not server.folder(running).path.exists() and not server.history(), what="the deletion")
+    until(lambda: [path.name for path in server.folder(done).path.iterdir()] == [mine.name], what="its files' removal")
+    assert in_checkpoints.is_symlink()
+    assert (models / "same" / "adapter_model.safetensors").exists()
+    server.kill()
+    server.start()
+    assert server.history() == []
+    assert mine.exists()

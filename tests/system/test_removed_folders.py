@@ -1,0 +1,89 @@
+"""Someone removes a run's lock, log or folder by hand: its worker ends, the reason is told, and the next job waits."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from merlina.runs import RunFolder
+from tests.harness import Server, has_ended, until
+
+Config = Callable[..., dict[str, Any]]
+NewServer = Callable[..., Server]
+# Far more steps than a test waits for.
+ENDLESS = {"max_steps": 100_000, "save_steps": 0, "eval_steps": 0}
+
+
+def remove_lock(folder: RunFolder) -> None:
+    folder.lock_file.unlink()
+
+
+def replace_lock(folder: RunFolder) -> None:
+    folder.lock_file.unlink()
+    folder.lock_file.touch()
+
+
+def remove_log(folder: RunFolder) -> None:
+    folder.events_file.unlink()
+
+
+def remove_folder(folder: RunFolder) -> None:
+    shutil.rmtree(folder.path)
+
+
+@pytest.mark.parametrize(
+    ("remove", "reason"),
+    [
+        (remove_lock, "its lock {folder}/lock was removed or replaced"),
+        (replace_lock, "its lock {folder}/lock was removed or replaced"),
+        (remove_log, "its event log {folder}/events.jsonl was removed or cut"),
+        (remove_folder, "its run folder {folder} was removed or cut"),
+    ],
+)
+def test_a_worker_without_its_folder_ends_itself_and_the_next_starts_after_it(
+    server: Server, config: Config, remove: Callable[[RunFolder], None], reason: str
+) -> None:
+    job = server.train(config(server, "detached", **ENDLESS))
+    waiting = server.train(config(server, "after-it", max_steps=1))
+    server.until_step(job, 2)
+    folder = server.folder(job)
+    identity = folder.worker()
+    assert identity is not None
+    worker = psutil.Process(identity.pid)
+    remove(folder)
+    until(lambda: server.status(waiting).status != "queued", what="the next job's start")
+    assert has_ended(worker)
+    ended = server.status(job)
+    assert ended.status == "failed"
+    assert reason.format(folder=folder.path) in (ended.error or "")
+    assert server.until_ended(waiting).status == "completed"
+    with server.client() as client:
+        client.delete(job)
+        until(lambda: job not in server.history(), what="its deletion")
+
+
+def test_a_worker_that_cannot_end_itself_is_known_to_a_new_server_and_killed(
+    new_server: NewServer, config: Config
+) -> None:
+    server = new_server()
+    job = server.train(config(server, "frozen", **ENDLESS))
+    waiting = server.train(config(server, "after-it", max_steps=1))
+    server.until_step(job, 2)
+    identity = server.folder(job).worker()
+    assert identity is not None
+    worker = psutil.Process(identity.pid)
+    server.kill()
+    worker.send_signal(signal.SIGSTOP)
+    shutil.rmtree(server.folder(job).path)
+    server.start()
+    assert server.status(job).status == "training"
+    assert server.status(waiting).status == "queued"
+    until(lambda: server.status(waiting).status != "queued", what="the next job's start")
+    assert has_ended(worker)
+    assert server.status(job).status == "failed"
+    assert "was removed" in (server.status(job).error or "")
