@@ -48,6 +48,12 @@ def left_behind(runs: Path, job_id: str, mark: str) -> RunFolder:
     return folder
 
 
+def upload_pairs(server: Server, name: str) -> str:
+    content = (server.root / "pairs.jsonl").read_bytes()
+    with server.http() as http:
+        return str(http.post("/dataset/upload-file", files={"file": (name, content)}).json()["dataset_id"])
+
+
 def test_jobs_are_listed_again_from_their_folders_and_files_of_others_stay(
     new_server: NewServer, config: Config
 ) -> None:
@@ -61,6 +67,13 @@ def test_jobs_are_listed_again_from_their_folders_and_files_of_others_stay(
     running = server.train(config(server, "running", max_steps=STEPS, save_steps=20))
     waiting = server.train({**config(server, "waiting", max_steps=2), "hf_token": "hf_secret"}, "high")
     shutil.copytree(runs / done, runs / f"{done}-copy")
+    upload, deleted = (upload_pairs(server, name) for name in ("mine.jsonl", "deleted.jsonl"))
+    with server.http() as http:
+        assert http.delete(f"/dataset/uploads/{deleted}").status_code == 200
+        listed = http.get("/dataset/uploads").json()
+    theirs = server.root / "data" / "uploads" / "upload_20200101_000000_0123abcd" / "rows.jsonl"
+    theirs.parent.mkdir()
+    theirs.write_text("theirs")
     server.until_step(running, 5)
     server.kill()
     abandoned = [
@@ -86,7 +99,10 @@ def test_jobs_are_listed_again_from_their_folders_and_files_of_others_stay(
         assert server.until_ended(running).status == "completed"
         assert list(server.losses(running)) == list(range(1, STEPS + 1))
         assert server.until_ended(waiting).status == "completed"
-        assert all(file.read_text() == "theirs" for file in foreign)
+        assert all(file.read_text() == "theirs" for file in [*foreign, theirs])
+        with server.http() as http:
+            assert http.get("/dataset/uploads").json() == listed
+        assert [entry["dataset_id"] for entry in listed["datasets"]] == [upload]
         assert (runs / f"{done}-copy" / "events.jsonl").exists()
         assert not any(folder.path.exists() for folder in abandoned)
         log = (server.root / "server.log").read_text()

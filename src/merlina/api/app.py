@@ -21,7 +21,7 @@ from merlina.api.services import Services
 from merlina.api.sessions import LoggedOut, Sessions
 from merlina.api.sub_path import SubPathMiddleware, sub_path_of
 from merlina.api.talk import Talk
-from merlina.api.uploads import sweep_incoming
+from merlina.api.uploads import relist_uploads, sweep_incoming
 from merlina.executors.fork_server import ForkServer
 from merlina.executors.helpers import Helpers
 from merlina.executors.local import LocalExecutor
@@ -86,6 +86,7 @@ def build_services(settings: Settings) -> Services:
     database = open_database(settings.sqlalchemy_url, where)
     # Not before the database is known to be ours to use.
     sweep_incoming(settings.uploads_dir)
+    relist_uploads(database, settings.uploads_dir)
     allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
     hub = Hub()
     moves = Moves(database, hub)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -15,20 +16,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from merlina.api.multipart import receive_file
 from merlina.api.services import Services
 from merlina.api.slow import run_while_connected
 from merlina.errors import BusyError, NotFoundError, OverridableError
+from merlina.runs import write_private
 from merlina.schemas.datasets import FileFormat
 from merlina.storage import jobs, uploads
+from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
 from merlina.storage.uploads import UploadRecord
 
 _INCOMING = re.compile(r"\.incoming_upload_\d{8}_\d{6}_[0-9a-f]{8}")
-_OWN_FILES = ("rows", *(f"rows.{file_format}" for file_format in get_args(FileFormat)))
+_UPLOAD = re.compile(r"upload_\d{8}_\d{6}_[0-9a-f]{8}")
+# What the database holds of an upload, beside its file: it is listed again from here if the database is lost.
+_MARK = "upload.json"
+_OWN_FILES = (_MARK, "rows", *(f"rows.{file_format}" for file_format in get_args(FileFormat)))
 _MOST_NAMED = 10
+_RECORD = TypeAdapter(UploadRecord)
+_log = logging.getLogger(__name__)
 _PARSE_SECONDS = 24 * 3600.0
 
 
@@ -83,6 +92,28 @@ def sweep_incoming(uploads_dir: Path) -> None:
     for folder in uploads_dir.iterdir():
         if _INCOMING.fullmatch(folder.name) and not folder.is_symlink():
             _remove_files(folder)
+
+
+def relist_uploads(database: Database, uploads_dir: Path) -> None:
+    """List uploads again that the database does not know, because it was lost, restored or replaced."""
+    with database.read() as connection:
+        known = {record.dataset_id for record in uploads.newest_first(connection)}
+    folders = [path for path in uploads_dir.iterdir() if _UPLOAD.fullmatch(path.name) and path.name not in known]
+    found = [record for folder in folders if (record := _read_mark(folder)) is not None]
+    if found:
+        _log.warning("%d uploads were not in the database and are listed again from their folders", len(found))
+        with database.write() as connection:
+            for record in found:
+                uploads.add(connection, record)
+
+
+def _read_mark(folder: Path) -> UploadRecord | None:
+    try:
+        record = _RECORD.validate_json((folder / _MARK).read_bytes())
+    except (OSError, ValidationError):
+        return None
+    is_whole = record.dataset_id == folder.name and (folder / f"rows.{record.file_format}").is_file()
+    return record if is_whole else None
 
 
 def _is_in(file: str | None, folder: Path) -> bool:
@@ -151,6 +182,7 @@ def _keep(
     folder.mkdir(mode=0o700)
     try:
         os.replace(incoming.file, folder / f"rows.{record.file_format}")
+        write_private(folder / _MARK, _RECORD.dump_json(record, indent=2))
         with services.database.write() as connection:
             uploads.add(connection, record)
     except BaseException:
