@@ -39,7 +39,7 @@ def record_end(record: JobRecord, folder: RunFolder, state: EndState, error: str
 
 
 def end_without_log(moves: Moves, record: JobRecord, folder: RunFolder, state: EndState, error: str) -> None:
-    """Ends a job in the database alone, because its event log was removed or cut; a later attempt writes on from there."""
+    """End a job in the database alone, since its event log was removed or cut. Its next attempt continues that log."""
     offset = 0
     if folder.events_file.exists():
         EventLog(folder.events_file).close()  # without a torn last line

@@ -68,7 +68,10 @@ def _rebuild(moves: Moves, folder: RunFolder, mark: RunMark) -> None:
         "updated_at": mark.created_at,
     }
     if has_begun:
-        values |= {"last_seq": begin[0].seq - 1} | {"stop_requested_at": _time_of(folder.stop_file), "pause_requested_at": _time_of(folder.pause_file)}
+        values |= {"last_seq": begin[0].seq - 1} | {
+            "stop_requested_at": _time_of(folder.stop_file),
+            "pause_requested_at": _time_of(folder.pause_file),
+        }
     with moves.database.write() as connection:
         record = jobs.add(connection, values)
     follow(moves, record, folder)
