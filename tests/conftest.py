@@ -35,12 +35,34 @@ _LONGEST = (
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# What `--fast` leaves out: tests that start a server or another process, or train a model.
+_SLOW_FIXTURES = {"server", "new_server", "trained", "tiny_model", "fork_server", "locked", "http", "described"}
+_SLOW_FOLDERS = (
+    "browser", "cli", "docs/test_examples", "executors", "jobs/test_pauses", "jobs/test_win_rate", "system", "training",
+    "worker", "api/test_server", "data/test_hub", "schemas/test_types", "test_packages",
+)  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only tests that need no server, no process and no model")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        slow = [item for item in items if _is_slow(item)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
     def place(item: pytest.Item) -> int:
         ranks = (rank for rank, part in enumerate(_LONGEST) if f"tests/{part}" in item.nodeid)
         return next(ranks, len(_LONGEST))
 
     items.sort(key=place)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    fixtures = getattr(item, "fixturenames", ())
+    return bool(_SLOW_FIXTURES.intersection(fixtures)) or any(f"tests/{part}" in item.nodeid for part in _SLOW_FOLDERS)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""Builds the web page into the package, with a Node that pip brings, so that nobody has to have one.
+"""Builds the web page into the package, with a Node that pip brings, so that nobody has to have one; and notes in
+wheels and source archives which version they are.
 
 hatchling runs it for wheels and editable installs. `python ui/hatch_build.py [SCRIPT...]` does the same by hand, and
 runs npm scripts after it: `check`, `test`.
@@ -8,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,20 @@ _NOT_SOURCES = {"node_modules", "types.d.ts", "fields.json", "__pycache__"}
 
 
 class PageBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """The page, unless it is there already, built from the very same sources."""
+    """The page, unless it is there already, built from the very same sources; and `merlina/_built.py`."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
-        build(Path(self.root))
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        root = Path(self.root)
+        build(root)
+        # A clone, which an editable install runs from, asks git; a source archive has the file already.
+        if version != "editable" and not (root / "src/merlina/_built.py").exists():
+            name = "src/merlina/_built.py" if self.target_name == "sdist" else "merlina/_built.py"
+            self._note = _version_note(root)
+            build_data["force_include"][str(self._note)] = name
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002
+        if note := getattr(self, "_note", None):
+            note.unlink(missing_ok=True)
 
 
 def build(root: Path) -> None:
@@ -34,6 +47,16 @@ def build(root: Path) -> None:
     _npm(ui, "ci", "--no-audit", "--no-fund")
     _npm(ui, "run", "build")
     stamp.write_text(sources)
+
+
+def _version_note(root: Path) -> Path:
+    described = runpy.run_path(str(root / "src/merlina/version.py"))
+    descriptor, path = tempfile.mkstemp(suffix=".py")
+    os.close(descriptor)
+    note = Path(path)
+    note.write_text(described["as_module"](described["current"]()))
+    note.chmod(0o644)
+    return note
 
 
 def _fingerprint(ui: Path) -> str:

@@ -1,13 +1,28 @@
 import { readFileSync } from 'node:fs';
 import { svelte } from '@sveltejs/vite-plugin-svelte';
 import { defineConfig } from 'vitest/config';
+import type { Plugin } from 'vite';
 
 const server = process.env.MERLINA_URL ?? 'http://127.0.0.1:8000';
 const paths = Object.keys((JSON.parse(readFileSync('src/api/openapi.json', 'utf8')) as { paths: object }).paths);
 const api = [...new Set(paths.map((path) => path.split('/')[1]))].join('|');
 
+/** Lists the packages that the page is made of, for NOTICE and the test that holds it complete. */
+function listBundled(): Plugin {
+  return {
+    name: 'list-bundled',
+    generateBundle(_options, bundle) {
+      const parts = Object.values(bundle);
+      const files = parts.flatMap((part) => (part.type === 'chunk' ? part.moduleIds : part.originalFileNames));
+      const names = files.map((file) => /node_modules\/((?:@[^/]+\/)?[^/]+)\//.exec(file)?.[1]);
+      const packages = [...new Set(names.filter((name) => name !== undefined))].sort();
+      this.emitFile({ type: 'asset', fileName: 'bundled.json', source: JSON.stringify(packages) });
+    },
+  };
+}
+
 export default defineConfig({
-  plugins: [svelte()],
+  plugins: [svelte(), listBundled()],
   // Below which path the page is served is known only when it is asked for.
   base: './',
   build: {

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from merlina.schemas.datasets import DatasetConfig
     from merlina.schemas.training import TrainingConfig
 
-__version__ = "0.1.0"
+    __version__: str
+
 __all__ = ["AsyncClient", "Client", "DatasetConfig", "TrainingConfig", "__version__"]
 
 _HOMES = {
@@ -23,6 +24,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """What users need is imported when they ask for it: a worker has no use for the clients."""
+    if name == "__version__":
+        from merlina.version import current
+
+        return current().number
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

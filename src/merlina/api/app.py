@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from merlina import __version__
 from merlina.api import docs, errors, openapi, page
 from merlina.api.folders import make_folders
 from merlina.api.head_requests import HeadMiddleware
@@ -38,6 +37,7 @@ from merlina.preflight.rows import RowCounts
 from merlina.settings import Settings
 from merlina.storage.configs import ConfigStore
 from merlina.storage.opening import open_database
+from merlina.version import current
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -60,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="Merlina",
-        version=__version__,
+        version=current().number,
         summary="Fine-tunes language models on preference pairs",
         docs_url=None,
         redoc_url=None,

@@ -12,10 +12,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from merlina import __version__
 from merlina.client import Client
 from merlina.errors import MerlinaError, ServerError
 from merlina.settings import Settings
+from merlina.version import current
 
 _HOST = "127.0.0.1"
 _START_SECONDS = 30
@@ -57,7 +57,7 @@ def find_or_start(settings: Settings) -> DemoServer:
 
 def _is_ours(url: str) -> bool:
     with contextlib.suppress(MerlinaError), Client(url, timeout=2) as client:
-        return client.health().version == __version__
+        return client.health().version == current().number
     return False
 
 

@@ -8,10 +8,10 @@ import sys
 import typer
 from rich.markup import escape
 
-from merlina import __version__
 from merlina.cli import bench, check, configs, datasets, demo, gpus, jobs, serve, train
 from merlina.cli.console import errors
 from merlina.errors import InvalidRequestError, MerlinaError
+from merlina.version import current
 
 commands = typer.Typer(
     name="merlina",
@@ -40,13 +40,15 @@ commands.command()(demo.demo)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"merlina {__version__}")
+        typer.echo(f"merlina {current()}")
         raise typer.Exit
 
 
 @commands.callback()
 def options(
-    version: bool = typer.Option(False, "--version", callback=_show_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_show_version, is_eager=True, help="Show version and commit."
+    ),
 ) -> None:
     """Fine-tune language models on preference pairs, on your own machine."""
 

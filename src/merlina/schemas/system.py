@@ -41,6 +41,7 @@ class Health(Response):
 
     status: Literal["ok"] = "ok"
     version: str
+    commit: str | None = Field(default=None, description="of the code that runs; null where it is not known")
     uptime_seconds: float
 
 

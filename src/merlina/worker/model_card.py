@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from merlina import __version__
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
+from merlina.version import current
 from merlina.worker.stages import TrainingData
 
 _SHOWN_SETTINGS = (
@@ -85,7 +85,7 @@ Chat format: `{config.dataset.format.format_type}`.
 | --- | --- |
 {settings}
 
-All settings are in `merlina.json`. Made with Merlina {__version__}, {libraries}.
+All settings are in `merlina.json`. Made with Merlina {current().number}, {libraries}.
 """
 
 

@@ -9,7 +9,6 @@ from fastapi.responses import PlainTextResponse, Response
 from fastapi.routing import APIRoute
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from merlina import __version__
 from merlina.api import docs, prometheus
 from merlina.api.services import Inject
 from merlina.api.slow import run_while_connected
@@ -18,6 +17,7 @@ from merlina.schemas.system import ApiInfo, DatabaseStats, Health, Stats, WebSoc
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import ValidationResponse
 from merlina.storage import jobs, metrics
+from merlina.version import current
 
 router = APIRouter(tags=["general"])
 
@@ -35,7 +35,7 @@ async def api_info(request: Request) -> ApiInfo:
     endpoints |= {"GET /api/openapi.json": "The API's description for programs (OpenAPI)."}
     return ApiInfo(
         name="Merlina",
-        version=__version__,
+        version=current().number,
         description="Fine-tunes language models on preference pairs",
         endpoints=endpoints,
     )
@@ -44,7 +44,9 @@ async def api_info(request: Request) -> ApiInfo:
 @router.get("/health")
 async def health(services: Inject) -> Health:
     """Whether the server answers; touches neither disk nor GPU."""
-    return Health(version=__version__, uptime_seconds=round(time.monotonic() - services.started_at, 3))
+    version = current()
+    uptime = round(time.monotonic() - services.started_at, 3)
+    return Health(version=version.number, commit=version.commit, uptime_seconds=uptime)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

@@ -11,8 +11,9 @@ from fastapi import APIRouter
 from merlina.api.services import Inject
 from merlina.hardware.host import available_memory, disk_space, total_memory
 from merlina.schemas.system import Disk, Machine
+from merlina.version import current
 
-_PACKAGES = ("merlina", "torch", "transformers", "peft", "bitsandbytes", "datasets")
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "datasets")
 _MB = 1024**2
 
 router = APIRouter(tags=["general"])
@@ -30,7 +31,7 @@ def system(services: Inject) -> Machine:
             Disk(name=name, path=str(path), total_mb=total // _MB, free_mb=free // _MB)
             for name, (path, total, free) in spaces.items()
         ],
-        versions={"python": platform.python_version(), **_versions()},
+        versions={"python": platform.python_version(), "merlina": current().number, **_versions()},
     )
 
 

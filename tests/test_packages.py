@@ -1,0 +1,99 @@
+"""Which version a clone, a source archive and a wheel say they are, and what the packages contain."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import merlina
+from tests.lowest import lowest_versions
+
+ROOT = Path(__file__).parents[1]
+STATIC = Path(merlina.__file__).parent / "api/static"
+_SHOW = "from merlina.version import current; print(current().number, current().commit)"
+_IDENTITY = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+
+
+def run(*command: str, cwd: Path, **environment: str) -> str:
+    variables = {**os.environ, **_IDENTITY, **environment}
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+def shown(source: Path, cwd: Path) -> list[str]:
+    """Version and commit as the package in `source` gives them."""
+    return run(sys.executable, "-c", _SHOW, cwd=cwd, PYTHONPATH=str(source)).split()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of this repository as one commit without a tag, with the page that was built already."""
+    folder = tmp_path_factory.mktemp("clone") / "merlina"
+    folder.mkdir()
+    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
+        if (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes((ROOT / name).read_bytes())
+    run("git", "init", "-q", cwd=folder)
+    commit(folder)
+    run("cp", "-r", str(STATIC), str(folder / "src/merlina/api/static"), cwd=folder)
+    return folder
+
+
+def commit(folder: Path) -> str:
+    run("git", "add", "-A", cwd=folder)
+    run("git", "commit", "-q", "--allow-empty", "-m", "step", cwd=folder)
+    return run("git", "rev-parse", "HEAD", cwd=folder)
+
+
+def test_a_clone_moves_its_version_with_every_commit_and_tag(clone: Path, tmp_path: Path) -> None:
+    first = shown(clone / "src", tmp_path)
+    head = commit(clone)
+    assert shown(clone / "src", tmp_path) == [f"0.2.0.dev2+g{head[:10]}", head] != first
+    run("git", "tag", "v0.9.4", cwd=clone)
+    assert shown(clone / "src", tmp_path) == ["0.9.4", head]
+    head = commit(clone)
+    assert shown(clone / "src", tmp_path) == [f"0.9.5.dev1+g{head[:10]}", head]
+    run("git", "tag", "-d", "v0.9.4", cwd=clone)
+
+
+def test_packages_say_which_commit_they_were_built_from_and_contain_page_and_licenses(
+    clone: Path, tmp_path: Path
+) -> None:
+    number, head = shown(clone / "src", tmp_path)
+    run(sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path / "dist"), cwd=clone)
+    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path / "archive", filter="data")
+    (source,) = (tmp_path / "archive").iterdir()
+    assert shown(source / "src", tmp_path) == [number, head]
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "second"), cwd=source)
+    wheels = [*(tmp_path / "dist").glob("*.whl"), *(tmp_path / "second").glob("*.whl")]
+    for number_of_wheel, wheel in enumerate(wheels):
+        unpacked = tmp_path / f"wheel{number_of_wheel}"
+        with zipfile.ZipFile(wheel) as contents:
+            contents.extractall(unpacked)
+        assert shown(unpacked, tmp_path) == [number, head]
+        (facts,) = unpacked.glob("*.dist-info")
+        assert Parser().parsestr((facts / "METADATA").read_text())["Version"] == number
+        assert (facts / "licenses/NOTICE").read_bytes() == (ROOT / "NOTICE").read_bytes()
+        assert (unpacked / "merlina/api/static/index.html").is_file()
+    assert len(wheels) == 2
+    assert (source / "NOTICE").is_file()
+
+
+def test_the_command_names_version_and_commit() -> None:
+    shown = run(sys.executable, "-m", "merlina.cli.main", "--version", cwd=ROOT)
+    assert shown.startswith(f"merlina {merlina.__version__} (commit ")
+
+
+def test_every_dependency_has_a_lower_bound() -> None:
+    assert "transformers==5.24" in lowest_versions()
