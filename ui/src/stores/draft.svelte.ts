@@ -42,7 +42,6 @@ export class Draft {
   loads = $state(0);
   takes = $state(0);
   #errors = $state.raw<Said[]>([]);
-  #asked = 0;
   /** Whether it is as it was before the tab was reloaded. */
   readonly isRestored: boolean;
 
@@ -138,30 +137,33 @@ export class Draft {
     if (config === null) {
       this.results = null;
       this.#errors = [];
+      this.isChecking = false;
       return () => {};
     }
-    const timer = setTimeout(() => void this.#check(config), WAIT);
-    return () => clearTimeout(timer);
+    const asking = new AbortController();
+    const timer = setTimeout(() => void this.#check(config, asking.signal), WAIT);
+    return () => {
+      clearTimeout(timer);
+      asking.abort();
+    };
   }
 
-  async #check(config: Values): Promise<void> {
-    this.#asked += 1;
-    const mine = this.#asked;
+  async #check(config: Values, signal: AbortSignal): Promise<void> {
     this.isChecking = true;
     try {
-      const answer = await api.validate(config);
-      if (mine !== this.#asked) return;
+      const answer = await api.validate(config, signal);
+      if (signal.aborted) return;
       this.results = answer.results;
       this.#errors = said(answer.results.errors, FIELDS.keys());
     } catch (error) {
-      if (mine !== this.#asked) return;
+      if (signal.aborted) return;
       this.results = null;
       const found = asApiError(error);
       // While the server can't be reached the page says so itself.
       const lines = found.status === 0 ? [] : found.errors.length > 0 ? found.errors : [found.message];
       this.#errors = said(lines, FIELDS.keys());
     } finally {
-      if (mine === this.#asked) this.isChecking = false;
+      if (!signal.aborted) this.isChecking = false;
     }
   }
 }
