@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -223,6 +224,27 @@ def test_a_server_that_went_away_is_told_of_and_nothing_is_missed(
     own_server.until_ended(job, 120)
     loss = page.locator("figure", has=page.get_by_role("heading", name="Loss"))
     expect(loss).to_have_attribute("data-points", "500")
+
+
+def test_a_requested_stop_is_shown_before_the_step_ends(own_server: Server, tiny_model: Path, visit: Visit) -> None:
+    config = training_config(tiny_model, pairs_file(own_server.root / "pairs.jsonl"), "held", num_epochs=1000)
+    job = own_server.train(config)
+    own_server.until_step(job, 2)
+    page, runs = visit(own_server, f"/runs/{job}"), visit(own_server)
+    expect(page.get_by_text("Training", exact=True).first).to_be_visible()
+    own_server.kill_worker(job, signal.SIGSTOP)
+    try:
+        page.get_by_role("button", name="Pause").click()
+        for each in (page, runs):
+            expect(each.get_by_text("Pausing", exact=True)).to_be_visible(timeout=10_000)
+        page.get_by_role("button", name="Stop").click()
+        page.get_by_role("dialog").get_by_role("button", name="Stop").click()
+        for each in (page, runs):
+            expect(each.get_by_text("Stopping", exact=True)).to_be_visible(timeout=10_000)
+        expect(page.get_by_role("button", name="Stop")).to_have_count(0)
+    finally:
+        own_server.kill_worker(job, signal.SIGCONT)
+    expect(page.get_by_text("Stopped", exact=True).first).to_be_visible()
 
 
 def test_a_failed_upload_leaves_no_file_chosen(own_server: Server, answers: Path, tmp_path: Path, visit: Visit) -> None:

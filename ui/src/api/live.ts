@@ -5,7 +5,7 @@ import { addressOf } from '../lib/address';
 export type Connection = 'connecting' | 'live' | 'broken' | 'ended';
 
 export interface Message {
-  type: 'status_update' | 'metrics' | 'log' | 'completed' | 'error' | 'heartbeat';
+  type: 'status_update' | 'metrics' | 'log' | 'completed' | 'error' | 'request' | 'heartbeat';
   seq: number;
   timestamp: number;
   [field: string]: unknown;

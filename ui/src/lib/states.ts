@@ -17,6 +17,19 @@ export const STATE_WORDS: Record<JobState, string> = {
   cancelled: 'Cancelled',
 };
 
+/** What a running job was asked to do and has not done yet. */
+export interface Requested {
+  stop_requested?: boolean;
+  pause_requested?: boolean;
+}
+
+/** The state in a word: a running job that was asked to stop or to pause is already on its way there. */
+export function stateWord(state: JobState, requested: Requested = {}): string {
+  if (!isRunning(state)) return STATE_WORDS[state];
+  if (requested.stop_requested) return 'Stopping';
+  return requested.pause_requested ? 'Pausing' : STATE_WORDS[state];
+}
+
 const ENDED: JobState[] = ['completed', 'failed', 'stopped', 'cancelled'];
 
 export const isEnded = (state: JobState): boolean => ENDED.includes(state);
@@ -24,10 +37,13 @@ export const isRunning = (state: JobState): boolean => !isEnded(state) && state 
 
 export type Action = 'pause' | 'resume' | 'stop' | 'rerun' | 'remove';
 
-export function actionsFor(state: JobState, lastCheckpoint: number | null | undefined): Action[] {
+export function actionsFor(state: JobState, lastCheckpoint: number | null | undefined, requested: Requested = {}): Action[] {
   if (state === 'queued') return ['pause', 'stop'];
   if (state === 'paused') return ['resume', 'stop'];
-  if (!isEnded(state)) return state === 'saving' || state === 'uploading' ? ['stop'] : ['pause', 'stop'];
+  if (!isEnded(state)) {
+    if (requested.stop_requested) return [];
+    return requested.pause_requested || state === 'saving' || state === 'uploading' ? ['stop'] : ['pause', 'stop'];
+  }
   const canGoOn = state !== 'completed' && lastCheckpoint != null;
   return canGoOn ? ['resume', 'rerun', 'remove'] : ['rerun', 'remove'];
 }

@@ -124,6 +124,8 @@ export class Run {
       this.#changed();
     } else if (message.type === 'log') {
       this.#log(message);
+    } else if (message.type === 'request' && this.status) {
+      this.status = { ...this.status, stop_requested: message.stop_requested === true, pause_requested: message.pause_requested === true };
     } else if (message.type === 'status_update' && this.status) {
       const moved = message.status !== this.status.status;
       const { type: _type, timestamp: _timestamp, job_id: _job, ...changes } = message;
