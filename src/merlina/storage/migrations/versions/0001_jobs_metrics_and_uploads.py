@@ -43,7 +43,7 @@ def upgrade() -> None:
         sa.Column("started_at", sa.Float(), nullable=True),
         sa.Column("ended_at", sa.Float(), nullable=True),
         sa.Column("stop_requested_at", sa.Float(), nullable=True),
-        sa.Column("deleting", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("deleting", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("last_seq", sa.Integer(), server_default="0", nullable=False),
         sa.Column("log_offset", sa.Integer(), server_default="0", nullable=False),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_jobs")),

@@ -15,7 +15,7 @@ def upgrade() -> None:
     # Not as a batch, which makes the table anew on SQLite, where its numbers would begin again.
     op.add_column("jobs", sa.Column("pause_requested_at", sa.Float(), nullable=True))
     op.add_column("jobs", sa.Column("preempted_by", sa.String(length=64), nullable=True))
-    op.add_column("jobs", sa.Column("preemptible", sa.Boolean(), server_default=sa.text("0"), nullable=False))
+    op.add_column("jobs", sa.Column("preemptible", sa.Boolean(), server_default=sa.false(), nullable=False))
 
 
 def downgrade() -> None:
