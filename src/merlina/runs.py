@@ -60,6 +60,8 @@ class RunOrder(BaseModel):
     gpus: list[int] | None = None
     # One for each GPU; one where there is none.
     processes: int = Field(default=1, ge=1)
+    # What was reported of each GPU's memory before the run, in MiB.
+    memory_limit_mb: int | None = None
 
 
 _log = logging.getLogger(__name__)

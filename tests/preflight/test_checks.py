@@ -15,6 +15,7 @@ from merlina.preflight.method import check_method
 from merlina.preflight.models import check_model, judge_lengths, judge_targets
 from merlina.reach import HubReach
 from merlina.schemas.inspection import DataFacts, ModelFacts
+from merlina.schemas.targets import Site
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import MemoryEstimate
 from merlina.settings import Settings
@@ -78,7 +79,15 @@ FACTS = ModelFacts(
     vocab_size=128_256,
     max_positions=8192,
     learned_positions=False,
-    adapter_width={"q_proj": 32 * 8192},
+    sites=[
+        Site(
+            path="model.layers.*.self_attn.q_proj",
+            kind="attention",
+            count=32,
+            parameters=32 * 4096**2,
+            adapter_width=32 * 8192,
+        )
+    ],
 )
 
 
@@ -176,7 +185,7 @@ def test_a_folder_that_cannot_be_written_or_has_no_room_is_named(tmp_path: Path)
 def test_merged_weights_are_as_wide_on_the_disk_as_the_run_held_them(tmp_path: Path) -> None:
     def mib(device: str, **changes: Any) -> float:
         wanted = config(push_to_hub=True, **changes)
-        huge = FACTS.model_copy(update={"parameters": 2**50, "adapter_width": {}})
+        huge = FACTS.model_copy(update={"parameters": 2**50, "sites": []})
         (error,) = check_disk(wanted, Settings(data_dir=tmp_path, models_dir=tmp_path), huge, device).errors
         return float(error.split(" MiB are free, ")[1].split()[0].replace(",", "")) - 256
 
@@ -192,7 +201,7 @@ def test_merging_that_will_not_fit_into_ram_is_foretold() -> None:
     assert warning.endswith("the adapter alone is uploaded")
     tiny = FACTS.model_copy(update={"parameters": 1000})
     assert check_merging(config(push_to_hub=True), tiny, None) == Finding()
-    held = MemoryEstimate(place="RAM", needed_mb=1, free_mb=1, parts_mb={"weights": 2**40})
+    held = MemoryEstimate(place="RAM", needed_mb=1, minimum_mb=1, expected_mb=1, free_mb=1, parts_mb={"weights": 2**40})
     assert "0.0 GiB are free" in check_merging(config(push_to_hub=True), tiny, held).warnings[0]
     for changes in ({"push_to_hub": False}, {"merge_lora_before_upload": False}, {"use_4bit": False}):
         assert check_merging(config(**{"push_to_hub": True, **changes}), huge, None) == Finding(passed=None)

@@ -34,7 +34,7 @@ MODEL = ModelFacts(
     vocab_size=1000,
     max_positions=4096,
     learned_positions=False,
-    adapter_width={},
+    sites=[],
 )
 # One pair forwards, by hand: 200 tokens through a million weights; who looks at whom, two layers of a hundred wide
 # (the prompt at half of itself, each answer at the prompt and half of itself); a hundred answer tokens at a head of

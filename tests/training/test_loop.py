@@ -195,7 +195,7 @@ def test_a_diverged_loss_ends_the_run_naming_the_step(tiny_model: Path, tmp_path
 def test_layers_that_are_not_there_are_named_with_those_that_are(tiny_model: Path, tmp_path: Path) -> None:
     config = configure(tiny_model, target_modules=["query", "key"])
     model = load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path))
-    with pytest.raises(ModelError, match=r"no layers named query, key; it has down_proj, gate_proj"):
+    with pytest.raises(ModelError, match=r"no layers named query, key; it has down_proj, embed_tokens, gate_proj"):
         make_trainable(model, config)
     some = configure(tiny_model, target_modules=["q_proj", "wqkv"])
     assert make_trainable(model, some).missing_targets == ["wqkv"]

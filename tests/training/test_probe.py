@@ -42,22 +42,30 @@ def test_what_is_tried_is_as_large_as_the_longest_pair_and_any_pack_of_all(
     assert all(layout.size([units[index] for index in indices]) <= largest for indices in passes.cut(units))
 
 
-def test_the_budget_is_halved_until_it_fits_and_each_try_is_told() -> None:
+def test_the_largest_pass_of_any_step_holds_no_more_pairs_than_a_step() -> None:
+    units = [unit(length) for length in (10, 40, 20, 30)]
+    passes = Passes(Packed(), budget=100)
+    assert passes.heaviest(units, 2) == [units[1], units[3]]
+    assert passes.heaviest(units, 3) == [units[1], units[3], units[2]]
+    assert Passes(Packed(), budget=60).heaviest(units, 3) == units
+
+
+def test_the_budget_shrinks_by_a_quarter_until_it_fits_and_each_try_is_told() -> None:
     tried: list[int] = []
     told: list[str] = []
     units = [unit(100) for _ in range(90)]
     found = fitting(Passes(Packed(), 8192), units, device_of(2500, tried), lambda _level, message: told.append(message))
-    assert found == Passes(found.layout, 2048)
-    assert tried == [8100, 4000, 2000]
-    assert told[0] == "No room on the GPU for 8,192 tokens in one forward pass; trying 4,096"
-    assert len(told) == 2
+    assert found == Passes(found.layout, 2592)
+    assert tried == [8100, 6100, 4600, 3400, 2500]
+    assert told[0] == "No room on the GPU for 8,192 tokens in one forward pass; trying 6,144"
+    assert len(told) == 4
 
 
 def test_the_longest_pair_is_the_least_that_must_fit_and_the_error_says_what_helps() -> None:
     tried: list[int] = []
     with pytest.raises(TrainingError, match=r"The longest pair, 3,000 tokens .* a max_length below 1,500") as raised:
         fitting(Passes(Packed(), 8192), [unit(3000), unit(10)], device_of(2500, tried), lambda *_: None)
-    assert tried == [3010, 3010, 3000]
+    assert tried == [3010] * 4 + [3000]
     assert "gradient_checkpointing, use_4bit" in str(raised.value)
 
 

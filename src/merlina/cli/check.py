@@ -14,6 +14,7 @@ from merlina.cli.config_file import read_config_file
 from merlina.cli.console import ApiKey, AsJson, Url, client, duration, output, print_json
 from merlina.client import DEFAULT_URL
 from merlina.schemas.datasets import PreviewResponse
+from merlina.schemas.units import GIB, MIB, gib
 from merlina.schemas.validation import MemoryEstimate, ValidationResults
 
 ConfigFile = Annotated[Path, typer.Argument(help="A TrainingConfig as JSON or YAML.")]
@@ -70,12 +71,15 @@ def _show_results(results: ValidationResults) -> None:
 
 
 def _memory_table(memory: MemoryEstimate) -> Table:
-    title = f"{memory.place}: about {memory.needed_mb:,} MiB needed, {memory.free_mb:,} free"
+    title = (
+        f"{memory.place}: about {gib(memory.expected_mb * MIB)} expected, at least {gib(memory.minimum_mb * MIB)}; "
+        f"{gib(memory.free_mb * MIB)} free"
+    )
     table = Table(title=title, box=None, pad_edge=False)
     table.add_column("part")
-    table.add_column("MiB", justify="right")
+    table.add_column("GiB", justify="right")
     for part, size in memory.parts_mb.items():
-        table.add_row(part, f"{size:,}")
+        table.add_row(part, f"{size * MIB / GIB:,.2f}")
     return table
 
 

@@ -276,6 +276,7 @@ class Supervisor:
             max_row_mb=self._max_row_mb,
             gpus=record.gpus,
             processes=max(1, len(record.gpus or [])),
+            memory_limit_mb=record.memory_needed_mb if record.gpus else None,
         )
 
     def _take_up_running(self) -> None:

@@ -21,6 +21,7 @@ from merlina.preflight.machine import check_disk, check_gpus, check_merging, che
 from merlina.preflight.memory import check_memory
 from merlina.preflight.method import check_method
 from merlina.preflight.models import (
+    adapters,
     check_model,
     judge_lengths,
     judge_model,
@@ -76,6 +77,7 @@ class Preflight:
             report.findings["tokenizer_ready"] = judge_tokenizer(facts, config.dataset.format.format_type)
         self._judge_dataset(config, report, facts, closed)
         model = facts.model if facts else None
+        report.adapters = adapters(config, model) if model else []
         if model is not None and report.data is not None:
             report.findings["lengths_fit"] = judge_lengths(config, model, report.data)
         report.findings["precision_available"] = check_precision(config, gpus)

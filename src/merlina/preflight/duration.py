@@ -15,7 +15,7 @@ from merlina.preflight.memory import compute_bytes, largest_pack
 from merlina.preflight.plan import plan_steps
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
 from merlina.schemas.stored_config import read_stored_config
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training import PACK_POSITIONS, TrainingConfig
 from merlina.schemas.validation import TimeEstimate
 from merlina.storage import jobs, metrics
 from merlina.storage.database import Database
@@ -97,7 +97,11 @@ def estimate_time(
     trained = steps / plan.steps_per_epoch * plan.pairs
     evaluated = _evaluations(config, steps) * held_out
     referenced = pairs if config.training_mode in _REFERENCED else 0
-    tried = _TRIED_PACKS * largest_pack(config, data, device) / (tokens.prompt + sum(_answers(config, tokens)))
+    tried = (
+        _TRIED_PACKS
+        * largest_pack(config, data, device, PACK_POSITIONS[device])
+        / (tokens.prompt + sum(_answers(config, tokens)))
+    )
     flops = (
         (trained + tried) * _training_flops(config, model, tokens)
         + (evaluated + referenced) * _forward_flops(config, model, tokens)

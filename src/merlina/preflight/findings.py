@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from merlina.schemas.inspection import DataFacts
+from merlina.schemas.targets import AdapterKind
 from merlina.schemas.validation import (
     MemoryEstimate,
     TimeEstimate,
@@ -35,6 +36,7 @@ class Report:
 
     findings: dict[str, Finding] = field(default_factory=dict)
     dataset_file: Path | None = None
+    adapters: list[AdapterKind] = field(default_factory=list)
     memory: MemoryEstimate | None = None
     time: TimeEstimate | None = None
     data: DataFacts | None = None
@@ -54,6 +56,7 @@ class Report:
             warnings=self.warnings,
             checks=checks,
             not_checked=_once(open_ for finding in self.findings.values() for open_ in finding.not_checked),
+            adapters=self.adapters,
             memory=self.memory,
             time=self.time,
             dataset_findings=self.data.findings if self.data else [],

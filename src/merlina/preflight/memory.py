@@ -13,17 +13,16 @@ from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory
 from merlina.preflight.findings import Finding
 from merlina.schemas.inspection import DataFacts, ModelFacts
-from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig
+from merlina.schemas.targets import match
+from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig, smaller_budget
+from merlina.schemas.units import GIB, MIB, gib
 from merlina.schemas.validation import MemoryEstimate
-
-_MB = 1024**2
-_GB = 1024**3
 
 # By bits of a weight: NF4 with doubly quantized scales takes a little more than its 4 bits.
 _HELD_BYTES = {4: 0.53, 8: 1.01}
 _HALF = 2
 # Of one chunk of logits (training/output_head), and what is made of it.
-_LOGIT_BYTES = {4: 0.4 * _GB, 2: 0.2 * _GB}
+_LOGIT_BYTES = {4: 0.4 * GIB, 2: 0.2 * GIB}
 # For each logit where a model makes all of them: their log-softmax, its gradient and theirs, and in 16 bits themselves.
 _OWN_LOGIT_BYTES = {4: 12, 2: 14}
 # Kept for each head, query and key where attention isn't left to a kernel that keeps no scores.
@@ -45,8 +44,8 @@ class _Device:
 
 _DEVICES = {
     # Blocks of scores are kept for the next ones (training/host_memory) and fit between each other badly.
-    "cpu": _Device(0.75 * _GB, {4: 1.65, 2: 1.3}, {4: 3.4, 2: 1.8}, 9),
-    "cuda": _Device(0.6 * _GB, {4: 1.1, 2: 1.1}, {4: 1.1, 2: 1.1}, 1),
+    "cpu": _Device(0.75 * GIB, {4: 1.65, 2: 1.3}, {4: 3.4, 2: 1.8}, 9),
+    "cuda": _Device(0.6 * GIB, {4: 1.1, 2: 1.1}, {4: 1.1, 2: 1.1}, 1),
 }
 
 
@@ -62,16 +61,22 @@ class Estimate:
 
 
 def estimate(
-    config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, parts: int = 1
+    config: TrainingConfig,
+    model: ModelFacts,
+    data: DataFacts | None,
+    device: str,
+    parts: int = 1,
+    budget: int | None = None,
 ) -> Estimate:
     """The peak of a run on `device`, cpu or cuda. Without tokenized rows a pair may be `max_length` long.
 
-    `parts` is over how many devices the frozen layers are spread.
+    `parts` is over how many devices the frozen layers are spread. `budget` is the most positions of a pass on a GPU;
+    without it a pass there holds the longest pair alone, which is the least that a run can do with.
     """
     model = _as_trained(config, model)
     facts, width = _DEVICES[device], compute_bytes(config, device)
     trained = trained_weights(config, model)
-    tokens = _largest_pass(config, model, data, device)
+    tokens = _largest_pass(config, model, data, device, budget)
     activations = _activation_bytes(config, model, tokens.positions, width, facts)
     scores = _score_bytes(config, model, tokens.pairs_seen, device)
     logits = _logit_bytes(model, tokens.positions, width)
@@ -100,6 +105,20 @@ def _as_trained(config: TrainingConfig, model: ModelFacts) -> ModelFacts:
     )
 
 
+def expect(
+    config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, parts: int, free: float
+) -> Estimate:
+    """The peak of a run with so many bytes free: with full passes, or on a GPU with smaller ones where those don't fit.
+
+    The run finds the same size by trying (training/probe).
+    """
+    budget = PACK_POSITIONS[device]
+    least = estimate(config, model, data, device, parts)
+    while (found := estimate(config, model, data, device, parts, budget)).total > max(free, least.total):
+        budget = smaller_budget(budget)
+    return found
+
+
 def talk_mb(config: TrainingConfig, model: ModelFacts, device: str, copies: int) -> int:
     """MiB that a run's finished model needs to answer: `copies` times its weights, where it is no adapter on others."""
     facts, width = _DEVICES[device], compute_bytes(config, device)
@@ -112,7 +131,7 @@ def talk_mb(config: TrainingConfig, model: ModelFacts, device: str, copies: int)
         weights += model.parameters * width / 2
     # Keys and values of a conversation as long as the pairs were, as if each head had its own.
     kept = 2 * model.layers * model.attention_size * width * min(config.max_length, model.max_positions or 1 << 20)
-    return round((weights + kept + facts.process) / _MB)
+    return round((weights + kept + facts.process) / MIB)
 
 
 def check_memory(
@@ -131,24 +150,27 @@ def check_memory(
     freed = [replace(gpu, memory_free_mb=gpu.memory_free_mb + gives_up(gpu.index)) for gpu in gpus]
     gpu = _decisive_gpu(config, freed)
     device, place = ("cuda", f"GPU {gpu.index}") if gpu else ("cpu", "RAM")
-    free = gpu.memory_free_mb * _MB if gpu else available_memory() + gives_up(None) * _MB
+    free = gpu.memory_free_mb * MIB if gpu else available_memory() + gives_up(None) * MIB
     gpus_used = len(config.gpu_ids or []) or 1
     whole = _weight_bytes(config, model, compute_bytes(config, device))
     spread_over = gpus_used if config.spreads_weights(gpus_used, whole, free) else 1
     needed = estimate(config, model, data, device, spread_over)
-    parts = sorted(needed.parts.items(), key=lambda part: -part[1])
+    expected = expect(config, model, data, device, spread_over, free)
+    parts = sorted(expected.parts.items(), key=lambda part: -part[1])
     shown = MemoryEstimate(
         place=place,
-        needed_mb=round(needed.total / _MB),
-        free_mb=round(free / _MB),
-        parts_mb={name: round(size / _MB) for name, size in parts},
+        needed_mb=round(expected.total / MIB),
+        minimum_mb=round(needed.total / MIB),
+        expected_mb=round(expected.total / MIB),
+        free_mb=round(free / MIB),
+        parts_mb={name: round(size / MIB) for name, size in parts},
     )
     if needed.total <= free:
         return Finding(), shown
     largest, size = parts[0]
     message = (
-        f"memory: the run needs about {needed.total / _GB:.1f} GiB of {place} and {free / _GB:.1f} GiB are free. "
-        f"Most of it: {largest} ({size / _GB:.1f} GiB). {_what_helps(config, model, data, device, spread_over)}"
+        f"memory: the run needs at least {gib(needed.total)} of {place} and {gib(free)} are free. "
+        f"Most of it: {largest} ({gib(size)}). {_what_helps(config, model, data, device, spread_over)}"
     )
     if gpus_used > 1 and not config.use_lora:
         message += ". More GPUs don't: without LoRA each holds the whole model and takes its share of the pairs"
@@ -174,7 +196,7 @@ def _what_helps(config: TrainingConfig, model: ModelFacts, data: DataFacts | Non
     helping = sorted((total, name) for total, name in left if total < 0.98 * now)
     if not helping:
         return "Only a smaller base model would need less"
-    return "What would help: " + ", ".join(f"{name} ({total / _GB:.1f} GiB)" for total, name in helping[:4])
+    return "What would help: " + ", ".join(f"{name} ({gib(total)})" for total, name in helping[:4])
 
 
 _Applies = Callable[[TrainingConfig], bool]
@@ -196,19 +218,22 @@ def compute_bytes(config: TrainingConfig, device: str) -> int:
     return 2
 
 
-def largest_pack(config: TrainingConfig, data: DataFacts | None, device: str) -> int:
+def largest_pack(config: TrainingConfig, data: DataFacts | None, device: str, budget: int | None = None) -> int:
     """Its positions: full, or those of one pair that is longer than that, or all there are for a step.
 
-    On a GPU packs are cut to what is free, so that the longest pair is all that must fit.
+    On a GPU packs are cut to what is free, so that without a budget the longest pair is all that must fit.
     """
     longest = 2 * config.max_length
     a_pair = min(data.most_tokens if data and data.most_tokens else longest, longest)
-    return a_pair * _pairs_at_once(config, a_pair, device)
+    return _filled(config, a_pair, device, budget)
 
 
-def _pairs_at_once(config: TrainingConfig, positions: int, device: str) -> int:
-    """Of so many positions each."""
-    return 1 if device == "cuda" else min(config.pairs_per_step, max(1, PACK_POSITIONS[device] // positions))
+def _filled(config: TrainingConfig, a_pair: int, device: str, budget: int | None) -> int:
+    """Positions of a pass that holds as many pairs as the budget and a step allow, each of so many positions."""
+    if device == "cuda":
+        # Pairs differ in length, so that a pass is filled to the last positions.
+        return max(a_pair, min(budget or 0, config.pairs_per_step * a_pair))
+    return a_pair * min(config.pairs_per_step, max(1, PACK_POSITIONS[device] // a_pair))
 
 
 @dataclass(frozen=True)
@@ -219,14 +244,16 @@ class _Pass:
     pairs_seen: int
 
 
-def _largest_pass(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str) -> _Pass:
+def _largest_pass(
+    config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, budget: int | None
+) -> _Pass:
     """Of a pack; or, the model's own way, of answers that each stand behind their prompt, padded to the longest."""
     if model.takes_packs:
-        positions = largest_pack(config, data, device)
+        positions = largest_pack(config, data, device, budget)
         return _Pass(positions, positions**2)
     longest = min(data.longest if data and data.longest else config.max_length, config.max_length)
     a_pair = longest * (1 if config.training_mode == "sft" else 2)
-    positions = a_pair * _pairs_at_once(config, a_pair, device)
+    positions = _filled(config, a_pair, device, budget)
     return _Pass(positions, positions * longest)
 
 
@@ -247,9 +274,8 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
     """How many weights the run changes."""
     if not config.use_lora:
         return model.parameters
-    return config.lora_r * sum(
-        model.adapter_width.get(name, 0) for name in {name.rsplit(".", 1)[-1] for name in config.target_modules}
-    )
+    adapted, _ = match(model.sites, config.target_modules)
+    return config.lora_r * sum(site.adapter_width for site in adapted)
 
 
 def _activation_bytes(config: TrainingConfig, model: ModelFacts, positions: int, width: int, facts: _Device) -> float:

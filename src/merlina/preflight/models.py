@@ -14,6 +14,7 @@ from merlina.preflight.hub import check_repo
 from merlina.reach import HubReach
 from merlina.schemas.datasets import FormatType
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
+from merlina.schemas.targets import AdapterKind, by_kind, match, missing_in_words, warn_of_experts
 from merlina.schemas.training import TrainingConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -63,11 +64,20 @@ def judge_targets(config: TrainingConfig, model: ModelFacts) -> Finding:
     """Whether the model has the layers that are to get adapters."""
     if not config.use_lora:
         return Finding()
-    missing = [name for name in config.target_modules if name.rsplit(".", 1)[-1] not in model.adapter_width]
-    named = f"target_modules: the model has no layers named {', '.join(missing)}"
-    if len(missing) == len(config.target_modules):
-        return _error(f"{named}; it has {', '.join(sorted(model.adapter_width))}")
-    return Finding(warnings=(f"{named}; the others are trained",)) if missing else Finding()
+    adapted, missing = match(model.sites, config.target_modules)
+    if not adapted:
+        return _error(missing_in_words(missing, model.sites, all_missing=True))
+    warnings = [missing_in_words(missing, model.sites, all_missing=False)] if missing else []
+    without_experts = warn_of_experts(adapters(config, model))
+    return Finding(warnings=(*warnings, *([without_experts] if without_experts else ())))
+
+
+def adapters(config: TrainingConfig, model: ModelFacts) -> list[AdapterKind]:
+    """Return how much of each kind of layer gets an adapter; nothing without LoRA."""
+    if not config.use_lora:
+        return []
+    adapted, _ = match(model.sites, config.target_modules)
+    return by_kind(model.sites, adapted, config.lora_r, model.parameters)
 
 
 def judge_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:

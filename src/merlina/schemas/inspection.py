@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from merlina.schemas.datasets import DataFinding
+from merlina.schemas.targets import Site
 
 
 class _Facts(BaseModel):
@@ -33,10 +34,7 @@ class ModelFacts(_Facts):
     vocab_size: int = Field(description="token ids that both the embedding and the output head have")
     max_positions: int | None
     learned_positions: bool = Field(description="whether each position has weights, so that there are no more of them")
-    adapter_width: dict[str, int] = Field(
-        description="for each layer name, head and embeddings among them, inputs plus outputs over all layers called "
-        "so: its adapter's weights per rank"
-    )
+    sites: list[Site] = Field(description="what can take an adapter, in groups of layers of the same name")
 
 
 class TokenizerFacts(_Facts):

@@ -12,6 +12,7 @@ from merlina.schemas.base import Request, Token
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.datasets import TrainingMode as TrainingMode
 from merlina.schemas.problems import at_field
+from merlina.schemas.targets import ALL_LINEAR
 
 OptimizerType = Literal[
     "adamw_torch",
@@ -33,6 +34,13 @@ SECRET_FIELDS = ("hf_token", "wandb_key")
 KEPT_CHECKPOINTS = 2
 # Positions of one forward pass: enough for products to run at the device's full rate, and no more memory than that.
 PACK_POSITIONS = {"cpu": 1024, "cuda": 8192}
+
+
+def smaller_budget(positions: int) -> int:
+    """Return the next smaller number of positions of a forward pass, where one does not fit into a GPU's memory."""
+    return positions * 3 // 4
+
+
 # Bytes for each trained weight that the optimizer keeps beside it.
 OPTIMIZER_BYTES: dict[OptimizerType, float] = {
     "adamw_torch": 8.0,
@@ -99,7 +107,8 @@ class TrainingConfig(Request):
     target_modules: list[str] = Field(
         default_factory=lambda: list(_DEFAULT_TARGETS),
         min_length=1,
-        description="Names of the layers that get an adapter.",
+        description="Names of the layers that get an adapter; `all-linear` for all of them, `experts` for the routed "
+        "experts of a mixture-of-experts model.",
     )
 
     learning_rate: float = Field(
@@ -241,6 +250,11 @@ class TrainingConfig(Request):
                 f"{value[:100]!r} is no usable name: use letters, digits, '.', '_' and '-', a letter or digit first"
             )
         return value
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _may_be_all_linear(cls, value: Any) -> Any:
+        return [value] if value == ALL_LINEAR else value
 
     @field_validator("target_modules")
     @classmethod

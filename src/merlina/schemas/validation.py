@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 from merlina.schemas.base import Response
 from merlina.schemas.datasets import DataFinding
+from merlina.schemas.targets import AdapterKind
 
 
 class ValidationChecks(Response):
@@ -21,12 +22,18 @@ class ValidationChecks(Response):
 
 
 class MemoryEstimate(Response):
-    """What the run will hold at its peak, in MiB."""
+    """What the run will hold at its peak, in MiB.
+
+    `minimum_mb` is with the longest pair alone in a forward pass, and must be free. `expected_mb` is with passes as
+    large as are efficient and fit into what is free; the run stays within it.
+    """
 
     place: str = Field(description="RAM, or the GPU by its index")
-    needed_mb: int
+    needed_mb: int = Field(description="the same as expected_mb")
+    minimum_mb: int
+    expected_mb: int
     free_mb: int
-    parts_mb: dict[str, int] = Field(description="what it is made of, the largest first")
+    parts_mb: dict[str, int] = Field(description="what expected_mb is made of, the largest first")
 
 
 class TimeEstimate(Response):
@@ -48,6 +55,9 @@ class ValidationResults(Response):
     checks: ValidationChecks
     not_checked: list[str] = Field(
         default_factory=list, description="what the checks leave open, each with the reason or the name of its check"
+    )
+    adapters: list[AdapterKind] = Field(
+        default_factory=list, description="the kinds of layers and how much of each gets an adapter; empty without LoRA"
     )
     memory: MemoryEstimate | None = Field(default=None, description="null where the model's size can't be known")
     time: TimeEstimate | None = Field(

@@ -6,12 +6,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from merlina.errors import ModelError
+from merlina.schemas.targets import AdapterKind, Site, by_kind, match, missing_in_words
 from merlina.schemas.training import TrainingConfig
+from merlina.training.targets import module_names, parameter_names, sites, unreachable
 
 # Numbers by which modules multiply noise into their inputs while they train.
 _NOISE = ("jitter_noise", "input_jitter_noise")
@@ -19,10 +24,15 @@ _NOISE = ("jitter_noise", "input_jitter_noise")
 
 @dataclass
 class Trainable:
-    """The model with its trained weights in float32, and what of `target_modules` it doesn't have."""
+    """The model with its trained weights in float32, what of `target_modules` it doesn't have, and its adapters.
+
+    `notes` are sentences about what was asked for and can't be had.
+    """
 
     model: nn.Module
     missing_targets: list[str] = field(default_factory=list)
+    kinds: list[AdapterKind] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
@@ -34,9 +44,7 @@ def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     if not config.use_lora:
         # At usual learning rates a step is smaller than what 16 bits can tell apart; the loop computes in them anyway.
         return Trainable(model.float())
-    present, missing = _match_targets(model, config.target_modules)
-    adapted: Any = get_peft_model(model, _lora(config, present))
-    return Trainable(adapted, missing)
+    return _adapt(model, config)
 
 
 def _disable_dropout(model: nn.Module) -> None:
@@ -53,22 +61,52 @@ def _disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
-def _lora(config: TrainingConfig, targets: list[str]) -> LoraConfig:
-    return LoraConfig(
+def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
+    found = sites(model)
+    chosen, missing = match(found, config.target_modules)
+    names = module_names(model, config.target_modules, chosen)
+    if lost := unreachable(model, names):
+        chosen = [site for site in chosen if site.is_parameter or not any(_is_named(site, name) for name in lost)]
+        names = [name for name in names if name not in lost]
+    parameters = parameter_names(model, chosen)
+    if not names and not parameters:
+        raise ModelError(missing_in_words([*missing, *lost], found, all_missing=True))
+    settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
+        # peft has none for parameters, and refuses it for all layers where there are any.
+        lora_dropout=0.0 if parameters else config.lora_dropout,
+        # GPT-2 and its kin hold their weights the other way round.
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        target_modules=names,
+        target_parameters=parameters or None,
     )
+    counted = sum(weight.numel() for weight in model.parameters())
+    adapted: Any = get_peft_model(model, settings)
+    notes = _notes(missing, lost, has_parameters=bool(parameters), drops=config.lora_dropout > 0)
+    if parameters and config.lora_dropout:
+        _drop_out_of_layers(adapted, config.lora_dropout)
+    return Trainable(adapted, missing, by_kind(found, chosen, config.lora_r, counted), notes)
 
 
-def _match_targets(model: PreTrainedModel, wanted: list[str]) -> tuple[list[str], list[str]]:
-    names = {name for name, _ in model.named_modules()}
-    present = [target for target in wanted if any(name == target or name.endswith(f".{target}") for name in names)]
-    if present:
-        return present, [target for target in wanted if target not in present]
-    linear = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    raise ModelError(
-        f"target_modules: the model has no layers named {', '.join(wanted)}; it has {', '.join(sorted(linear))}"
-    )
+def _is_named(site: Site, name: str) -> bool:
+    return f".{site.path}".endswith(f".{name}")
+
+
+def _notes(missing: list[str], lost: list[str], *, has_parameters: bool, drops: bool) -> list[str]:
+    notes = [missing_in_words(missing, (), all_missing=False)] if missing else []
+    if lost:
+        notes.append(
+            f"target_modules: {', '.join(lost)} can't have adapters in this architecture, since peft takes the names "
+            "for those of its routed experts"
+        )
+    if has_parameters and drops:
+        notes.append("lora_dropout: the routed experts are trained without dropout, which peft has only for layers")
+    return notes
+
+
+def _drop_out_of_layers(model: nn.Module, share: float) -> None:
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper):
+            module.lora_dropout.update({"default": nn.Dropout(share)})

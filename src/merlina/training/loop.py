@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from transformers import Trainer, TrainerState
 from merlina.errors import TrainingError
 from merlina.schemas.plan import rate_factor
 from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig
+from merlina.schemas.units import gib
 from merlina.training import checkpoints
 from merlina.training.alarms import Alarms, check_losses
 from merlina.training.endings import Endings
 from merlina.training.fast_path import fast_path, telling
 from merlina.training.figures import Means, Speed, Window, memory
 from merlina.training.flow import Flow
+from merlina.training.gpu_memory import limited_gpu_memory
 from merlina.training.host_memory import keep_freed_memory
 from merlina.training.logprobs import Logprobs, unwrapped
 from merlina.training.objectives import OBJECTIVES, Evidence, PairLosses
@@ -66,7 +69,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         reporter: Reporter,
         resuming: bool,
         ranks: Ranks = ALONE,
+        memory_limit: int | None = None,
     ) -> None:
+        """`memory_limit` is in bytes of each GPU."""
+        self._memory_limit = memory_limit
         self._config = config
         self._reporter = reporter
         self._ranks = ranks
@@ -268,8 +274,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
         self.model.train()
         devices = [self.args.device] if self.args.device.type == "cuda" else []
+        units = passes.heaviest(units, self._config.pairs_per_step)
         with torch.random.fork_rng(devices):
-            passes = fitting(passes, units, run, self._reporter.note)
+            passes = self._fit(passes, units, run)
         positions = passes.layout.size(passes.largest(units))
         held = memory()
         on_gpu = f" and {held['gpu_memory']:.2f} GiB of the GPU's" if "gpu_memory" in held else ""
@@ -279,6 +286,24 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             f"{held['memory_gib']:.2f} GiB of memory{on_gpu} in use",
         )
         return passes
+
+    def _fit(
+        self, passes: Passes, units: Sequence[SharedPrompt], run: Callable[[Sequence[SharedPrompt]], None]
+    ) -> Passes:
+        """Within the memory that was reported; where not even the largest unit fits into that, within all there is."""
+        try:
+            with limited_gpu_memory(self._memory_limit):
+                return fitting(passes, units, run, self._reporter.note)
+        except TrainingError:
+            if self._memory_limit is None or self._ranks.count > 1:
+                raise
+        torch.cuda.empty_cache()
+        self._reporter.note(
+            "warning",
+            f"The run needs more than the {gib(self._memory_limit)} of GPU memory that were reported before it began; "
+            "it takes what it needs",
+        )
+        return fitting(replace(passes, budget=0), units, run, self._reporter.note)
 
     def _pair_losses(self, examples: Sequence[Example], divergence: Tensor | None) -> PairLosses:
         pack = self._pack([example.unit for example in examples])

@@ -27,7 +27,7 @@ class OutputHead:
 
     def __init__(self, causal_lm: Any) -> None:
         self._head: nn.Module = causal_lm.get_output_embeddings()
-        self._factor, self._cap = _adjustments(causal_lm.config)
+        self._factor, self._cap = _adjustments(causal_lm.config.get_text_config())
         vocabulary = self._head.weight.shape[0] if not hasattr(self._head, "out_features") else self._head.out_features
         self._chunk = max(_SMALLEST_CHUNK, _CHUNK_BYTES // (2 * int(vocabulary)))
 

@@ -85,6 +85,14 @@ class Passes:
             passes += [[there[index] for index in pack] for pack in packs]
         return passes
 
+    def heaviest(self, units: Sequence[SharedPrompt], most: int) -> Sequence[SharedPrompt]:
+        """Return the `most` largest units where a pass has room for them all, since no step makes a larger one.
+
+        Otherwise passes are filled up to the budget, and all units are returned.
+        """
+        chosen = sorted(units, key=lambda unit: -self.layout.size([unit]))[:most]
+        return chosen if self.layout.size(chosen) <= self.budget else units
+
     def largest(self, units: Sequence[SharedPrompt]) -> list[SharedPrompt]:
         """The pass of `units` with the most positions that the budget allows; the largest unit where that is larger."""
         passes = [[units[index] for index in indices] for indices in self.cut(units)]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from merlina.errors import TrainingError
+from merlina.schemas.training import smaller_budget
 from merlina.schemas.units import gib
 from merlina.training.alarms import Say
 from merlina.training.packing import SharedPrompt
@@ -19,7 +20,7 @@ from merlina.training.passes import Passes
 def fitting(
     passes: Passes, units: Sequence[SharedPrompt], run: Callable[[Sequence[SharedPrompt]], None], say: Say
 ) -> Passes:
-    """With the largest budget, halved as often as needed, of which `run`, a pass forward and backward, finds room.
+    """Return passes with the largest budget for which `run`, a pass forward and backward, finds room.
 
     All ranks end with the same one. Raises TrainingError where not even the largest unit fits, and, where ranks are in
     step, as soon as one has no room: the others wait for it amidst a pass. On a processor nothing is raised: the system
@@ -38,7 +39,7 @@ def fitting(
         if not passes.ranks.most(not fits):
             return passes
         torch.cuda.empty_cache()
-        smaller = max(passes.budget // 2, least)
+        smaller = max(smaller_budget(passes.budget), least)
         say("info", f"No room on the GPU for {passes.budget:,} tokens in one forward pass; trying {smaller:,}")
         passes = replace(passes, budget=smaller)
 

@@ -31,6 +31,9 @@ def main(given: Sequence[str] | None = None) -> int:
     os.set_inheritable(arguments.lock_fd, False)
     folder = RunFolder(arguments.folder)
     setproctitle(f"merlina worker {folder.path.name} {folder.path}")
+    # Segments that grow leave few holes between passes of different sizes, so that little more is held than is used.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     stop = StopRequest(folder.stop_file, folder.pause_file)
     _name_myself(arguments.lock_fd)
     log = EventLog(folder.events_file, folder.after_seq())

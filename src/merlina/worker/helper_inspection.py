@@ -19,8 +19,10 @@ from merlina.data.pairs import Pair, UnusableRowError
 from merlina.data.row_limit import RowLimit
 from merlina.errors import MerlinaError, ModelError
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens, RunFacts, TokenizerFacts
+from merlina.schemas.targets import group
 from merlina.schemas.training import LONGEST_TEXT, TrainingConfig
 from merlina.training.models import load_tokenizer, max_positions, readable_errors, split_gguf, vocabulary_size
+from merlina.training.targets import sites
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.phases import PHASES
 
@@ -150,18 +152,8 @@ def _measure(model: Any) -> ModelFacts:
         vocab_size=vocabulary_size(model),
         max_positions=max_positions(model.config),
         learned_positions=any(_is_position_table(name, module) for name, module in model.named_modules()),
-        adapter_width=_adapter_width(model),
+        sites=group(sites(model)),
     )
-
-
-def _adapter_width(model: Any) -> dict[str, int]:
-    """By layer name. The output head and embeddings take adapters as well, where they are asked for."""
-    width: dict[str, int] = {}
-    for name, module in model.named_modules():
-        if _is_linear(module) or isinstance(module, nn.Embedding):
-            last = name.rsplit(".", 1)[-1]
-            width[last] = width.get(last, 0) + sum(module.weight.shape)
-    return width
 
 
 def _takes_packs(model: Any) -> bool:

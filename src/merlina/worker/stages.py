@@ -22,7 +22,8 @@ from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError, TrainingError
 from merlina.runs import RunFolder, RunOrder
 from merlina.schemas.plan import StepPlan
-from merlina.schemas.units import gib
+from merlina.schemas.targets import in_words, warn_of_experts
+from merlina.schemas.units import MIB, gib
 from merlina.training import checkpoints
 from merlina.training.adapters import make_trainable
 from merlina.training.logprobs import unwrapped
@@ -115,11 +116,12 @@ class Stages:
                 f"attn_implementation: no {config.attn_implementation} here; "
                 f"the run uses {model.config._attn_implementation}",
             )
-        if trainable.missing_targets:
-            missing = ", ".join(trainable.missing_targets)
-            self.reporter.note(
-                "warning", f"target_modules: the model has no layers named {missing}; the others are trained"
-            )
+        for note in trainable.notes:
+            self.reporter.note("warning", note)
+        if trainable.kinds:
+            self.reporter.note("info", in_words(trainable.kinds))
+        if without_experts := warn_of_experts(trainable.kinds):
+            self.reporter.note("warning", without_experts)
         dtype = compute_dtype(config.dtype, training_device())
         self._say_what_is_trained(trainable.model, dtype)
         self._leave_if_stopped()
@@ -169,6 +171,7 @@ class Stages:
                 reporter=reporter,
                 resuming=checkpoint is not None,
                 ranks=self.ranks,
+                memory_limit=self.order.memory_limit_mb and self.order.memory_limit_mb * MIB,
             )
             self.was_stopped = trainer.run(checkpoint)
         self.ranks.part()

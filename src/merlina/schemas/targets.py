@@ -1,0 +1,156 @@
+"""The parts of a model that can take an adapter, and which of them `target_modules` names.
+
+The run and the checks before it use the same rules: the run on each part, the checks on groups of like parts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SiteKind = Literal[
+    "attention", "feed-forward", "shared experts", "routed experts", "output head", "embeddings", "other layers"
+]
+ALL_LINEAR, EXPERTS = "all-linear", "experts"
+_NOT_LINEAR: tuple[SiteKind, ...] = ("output head", "embeddings")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+class Site(BaseModel):
+    """A layer, or a parameter that holds the weights of several experts; `count` like ones where they are grouped."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str = Field(description="full name in the model; in a group with * for the numbers of layers")
+    kind: SiteKind
+    is_parameter: bool = Field(default=False, description="whether it is a parameter rather than a layer")
+    count: int = 1
+    parameters: int = Field(description="weights of all of them")
+    adapter_width: int = Field(description="weights of their adapters per rank: inputs plus outputs, times experts")
+
+    def is_named(self, target: str) -> bool:
+        """Whether an entry of `target_modules` names it. A group is named by the number of any of its layers.
+
+        Parameters of routed experts are only named by `experts`, by a path of two or more parts, or by `all-linear`:
+        a layer's name that happens to be theirs too does not add adapters to all experts.
+        """
+        if target == ALL_LINEAR:
+            return self.kind not in _NOT_LINEAR
+        if self.is_parameter and "." not in target:
+            return target == EXPERTS
+        named = [self.path, self.path.rpartition(".")[0]] if self.is_parameter else [self.path]
+        wanted = _NUMBER.sub("*", f".{target}") if "*" in self.path else f".{target}"
+        return any(f".{path}".endswith(wanted) for path in named)
+
+
+class AdapterKind(BaseModel):
+    """Parts of one kind and their adapters."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: SiteKind
+    adapted: int = Field(description="layers, or parameters of routed experts, that get an adapter")
+    total: int = Field(description="how many there are")
+    share: float = Field(description="of all parameters of the model, those of the adapted ones")
+    share_without: float = Field(description="of all parameters of the model, those of the others of this kind")
+    trained: int = Field(description="weights of the adapters")
+
+
+def group(sites: Iterable[Site]) -> list[Site]:
+    """Put sites together whose paths differ only in the numbers of layers."""
+    groups: dict[str, list[Site]] = {}
+    for site in sites:
+        groups.setdefault(_NUMBER.sub("*", site.path), []).append(site)
+    return [
+        found[0].model_copy(
+            update={
+                "path": path,
+                "count": len(found),
+                "parameters": sum(site.parameters for site in found),
+                "adapter_width": sum(site.adapter_width for site in found),
+            }
+        )
+        for path, found in groups.items()
+    ]
+
+
+def match(sites: Iterable[Site], targets: Sequence[str]) -> tuple[list[Site], list[str]]:
+    """Return the sites that are named, and the targets that name none."""
+    found, used = [], set()
+    for site in sites:
+        names = [target for target in targets if site.is_named(target)]
+        used.update(names)
+        if names:
+            found.append(_share_of(site, names))
+    return found, [target for target in targets if target not in used]
+
+
+def _share_of(site: Site, names: Sequence[str]) -> Site:
+    """Return the part of a group that is named, one of it for each target with the number of a layer."""
+    if "*" not in site.path or any(not _NUMBER.search(f".{name}") for name in names):
+        return site
+    part = min(1.0, len(names) / site.count)
+    return site.model_copy(
+        update={
+            "count": max(1, round(site.count * part)),
+            "parameters": round(site.parameters * part),
+            "adapter_width": round(site.adapter_width * part),
+        }
+    )
+
+
+def by_kind(sites: Sequence[Site], adapted: Sequence[Site], rank: int, model_parameters: int) -> list[AdapterKind]:
+    """Return how much of each kind gets an adapter, the kind with the most trained weights first."""
+    kinds = []
+    for kind in dict.fromkeys(site.kind for site in sites):
+        there, chosen = [[site for site in some if site.kind == kind] for some in (sites, adapted)]
+        with_adapter = sum(site.parameters for site in chosen)
+        kinds.append(
+            AdapterKind(
+                kind=kind,
+                adapted=sum(site.count for site in chosen),
+                total=sum(site.count for site in there),
+                share=with_adapter / model_parameters,
+                share_without=(sum(site.parameters for site in there) - with_adapter) / model_parameters,
+                trained=rank * sum(site.adapter_width for site in chosen),
+            )
+        )
+    return sorted(kinds, key=lambda kind: -kind.trained)
+
+
+def in_words(kinds: Sequence[AdapterKind]) -> str:
+    """Return one sentence about what gets an adapter and what does not."""
+    adapted = [
+        f"{kind.kind} ({kind.adapted:,} of {kind.total:,}, {kind.trained:,} weights)" for kind in kinds if kind.trained
+    ]
+    others = [
+        f"{kind.kind} ({kind.total - kind.adapted:,} of {kind.total:,}, {kind.share_without:.1%} of the model)"
+        for kind in kinds
+        if kind.adapted < kind.total
+    ]
+    without = f"; none on {', '.join(others)}" if others else ""
+    share = sum(kind.share for kind in kinds)
+    return f"Adapters on {', '.join(adapted)}, which are {share:.1%} of the model's parameters{without}"
+
+
+def warn_of_experts(kinds: Sequence[AdapterKind]) -> str | None:
+    """Return a sentence where a mixture-of-experts model is trained without its routed experts."""
+    left_out = [kind for kind in kinds if kind.kind == "routed experts" and kind.adapted == 0]
+    if not left_out:
+        return None
+    return (
+        f"target_modules: the routed experts, {left_out[0].share_without:.1%} of the model's parameters, get no "
+        f"adapter; add {EXPERTS!r} to train them as well"
+    )
+
+
+def missing_in_words(missing: Sequence[str], sites: Iterable[Site], *, all_missing: bool) -> str:
+    """Return a sentence about targets that name nothing in the model."""
+    named = f"target_modules: the model has no layers named {', '.join(missing)}"
+    if not all_missing:
+        return f"{named}; the others are trained"
+    names = {EXPERTS if site.is_parameter else site.path.rsplit(".", 1)[-1] for site in sites}
+    return f"{named}; it has {', '.join(sorted(names))}"
