@@ -78,6 +78,7 @@ def estimate(
     trained = trained_weights(config, model)
     tokens = _largest_pass(config, model, data, device, budget)
     activations = _activation_bytes(config, model, tokens.positions, width, facts)
+    activations += _adapted_copies(config, model) * width
     scores = _score_bytes(config, model, tokens.pairs_seen, device)
     logits = _logit_bytes(model, tokens.positions, width)
     # Gradients grow as activations are let go, so that only what is above those adds to the peak.
@@ -276,6 +277,16 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
         return model.parameters
     adapted, _ = match(model.sites, config.target_modules)
     return config.lora_r * sum(site.adapter_width for site in adapted)
+
+
+def _adapted_copies(config: TrainingConfig, model: ModelFacts) -> float:
+    """Weights of adapted experts' parameters that are kept a second time, with their adapters added, for the backward
+    pass; of one layer where it is computed again there."""
+    if not config.use_lora:
+        return 0.0
+    adapted, _ = match(model.sites, config.target_modules)
+    copied = sum(site.parameters for site in adapted if site.is_parameter)
+    return copied / (model.layers if config.gradient_checkpointing else 1)
 
 
 def _activation_bytes(config: TrainingConfig, model: ModelFacts, positions: int, width: int, facts: _Device) -> float:
