@@ -17,7 +17,6 @@ from merlina.reach import HubReach
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.targets import Site
 from merlina.schemas.training import TrainingConfig
-from merlina.schemas.validation import MemoryEstimate
 from merlina.settings import Settings
 
 
@@ -191,20 +190,23 @@ def test_merged_weights_are_as_wide_on_the_disk_as_the_run_held_them(tmp_path: P
 
     assert mib("cpu") == mib("cuda", use_4bit=False) == 2 * 2**30
     assert mib("cpu", use_4bit=False) == mib("cuda", use_4bit=False, dtype="float32") == 4 * 2**30
+    assert mib("cuda", merge_dtype="float32") == 4 * 2**30
     assert mib("cpu", use_4bit=False, use_lora=False) > 8 * 2**30  # once saved, once copied for the upload
 
 
 def test_merging_that_will_not_fit_into_ram_is_foretold() -> None:
     huge = FACTS.model_copy(update={"parameters": 2**43})
-    (warning,) = check_merging(config(push_to_hub=True), huge, None).warnings
-    assert "about 18,022.4 GiB" in warning
+    (warning,) = check_merging(config(push_to_hub=True), huge, "cpu").warnings
+    assert "in 16 bits, about 18,022.4 GiB" in warning
+    (wider,) = check_merging(config(push_to_hub=True, merge_dtype="float32"), huge, "cuda").warnings
+    assert "in 32 bits, about 36,044.8 GiB" in wider
+    (unquantized,) = check_merging(config(push_to_hub=True, use_4bit=False), huge, "cpu").warnings
+    assert "in 32 bits" in unquantized
     assert warning.endswith("the adapter alone is uploaded")
     tiny = FACTS.model_copy(update={"parameters": 1000})
-    assert check_merging(config(push_to_hub=True), tiny, None) == Finding()
-    held = MemoryEstimate(place="RAM", needed_mb=1, minimum_mb=1, expected_mb=1, free_mb=1, parts_mb={"weights": 2**40})
-    assert "0.0 GiB are free" in check_merging(config(push_to_hub=True), tiny, held).warnings[0]
+    assert check_merging(config(push_to_hub=True), tiny, "cpu") == Finding()
     for changes in ({"push_to_hub": False}, {"merge_lora_before_upload": False}, {"use_4bit": False}):
-        assert check_merging(config(**{"push_to_hub": True, **changes}), huge, None) == Finding(passed=None)
+        assert check_merging(config(**{"push_to_hub": True, **changes}), huge, "cuda") == Finding(passed=None)
 
 
 @pytest.mark.parametrize(

@@ -147,11 +147,15 @@ def assert_uploaded(hub: FakeHub, saved: Path, machine: bytes) -> None:
     assert all(uploaded[name] == (saved / "adapter" / name).read_bytes() for name in set(uploaded) - changed)
     assert "model.safetensors" in merged
     assert merged["generation_config.json"] == uploaded["generation_config.json"]
-    assert not any(name.startswith("adapter") for name in merged)
-    assert "AutoModelForCausalLM.from_pretrained('org/whole')" in merged["README.md"].decode()
+    beside = {name.removeprefix("adapter/") for name in merged if name.startswith("adapter")}
+    assert beside == {"adapter_config.json", "adapter_model.safetensors"}
+    card = merged["README.md"].decode()
+    assert "AutoModelForCausalLM.from_pretrained('org/whole', dtype=torch.float32)" in card
+    assert "| | Before (float32) | Adapter (float32) | This model (float32) |" in card
+    assert "Merged in float32 and saved as float32. Loaded again, the mean log-probability per token of " in card
     assert "PeftModel.from_pretrained(base, 'org/adapter')" in uploaded["README.md"].decode()
     # What lies on this machine only is no model of the Hub's, whatever it is called.
-    assert "AutoModelForCausalLM.from_pretrained('path/to/tiny')" in uploaded["README.md"].decode()
+    assert "AutoModelForCausalLM.from_pretrained('path/to/tiny', dtype=torch.float32)" in uploaded["README.md"].decode()
     assert not any("base_model:" in files["README.md"].decode() for files in (uploaded, merged))
     for name, content in [*uploaded.items(), *merged.items()]:
         assert machine not in content, name

@@ -29,7 +29,7 @@ for config, token, result in json.loads(sys.argv[2]):
     os.environ["HF_TOKEN"] = token
     config = TrainingConfig.model_validate(config)
     order = RunOrder(job_id="job", attempt=1, config=config, output_dir=str(folder / result))
-    publish(None, None, order, TrainingData([], []), {}, reporter)
+    publish(None, None, order, TrainingData([], []), {}, reporter, folder)
 """
 
 
@@ -97,5 +97,5 @@ def look_at_whole_model(files: dict[str, bytes]) -> None:
     """A name without a namespace went to the account's own, and the card loads it from there."""
     assert set(files) == {"model.safetensors", "README.md", "merlina.json"}
     assert files["model.safetensors"] == b"weights"
-    assert "AutoModelForCausalLM.from_pretrained('user/alone')" in files["README.md"].decode()
+    assert "AutoModelForCausalLM.from_pretrained('user/alone', dtype=torch.float32)" in files["README.md"].decode()
     assert json.loads(files["merlina.json"])["dataset"]["source"]["file_path"] == "pairs.jsonl"

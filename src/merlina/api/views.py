@@ -64,6 +64,7 @@ def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:
         ended_at=iso(record.ended_at) if record.ended_at else None,
         attempt=record.attempt,
         last_checkpoint=record.last_checkpoint,
+        final_metrics=record.final_metrics if record.ended else None,
         seq=record.last_seq,
         **requested(record),
     )

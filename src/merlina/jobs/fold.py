@@ -88,6 +88,7 @@ def _(event: events.Ended, record: JobRecord) -> dict[str, Any]:
         _log.warning("%s: event %d ends a job that is %s already; ignored", record.job_id, event.seq, record.state)
         return {}
     return {
+        **_figures_of_saved_model(event),
         "state": event.state,
         "error": event.error,
         # Told when the upload began, too; another run may have set it aside since.
@@ -97,3 +98,11 @@ def _(event: events.Ended, record: JobRecord) -> dict[str, Any]:
         "last_checkpoint": None if event.state == "completed" else record.last_checkpoint,
         "ended_at": event.time,
     }
+
+
+def _figures_of_saved_model(event: events.Ended) -> dict[str, Any]:
+    """The losses shown for a job with a saved model are those of that model, which need not be the newest ones."""
+    if "kept_step" not in event.final_metrics:
+        return {}
+    evaluated = {"eval_loss": event.final_metrics.get("final_eval_loss")}
+    return evaluated | ({"loss": event.final_metrics["final_loss"]} if "final_loss" in event.final_metrics else {})

@@ -84,12 +84,12 @@ class Preflight:
         report.findings["vram_sufficient"], report.memory = check_memory(
             config, model, report.data, gpus, self.talker.gives_up
         )
-        report.findings["merging_fits"] = check_merging(config, model, report.memory)
         if model is None:
             report.findings["vram_sufficient"] = Finding(
                 passed=False, not_checked=("vram_sufficient: the model's size is unknown",)
             )
         device = "cuda" if gpus else "cpu"
+        report.findings["merging_fits"] = check_merging(config, model, device)
         rows = self._count_rows(config, report, closed)
         report.findings["steps_suffice"] = check_plan(plan_steps(config, report.data, rows))
         report.time = self._estimate_time(config, report, model, rows, device, closed)

@@ -14,7 +14,6 @@ from merlina.preflight.memory import compute_bytes, trained_weights
 from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.training import KEPT_CHECKPOINTS, OPTIMIZER_BYTES, TrainingConfig
 from merlina.schemas.units import MIB, gib
-from merlina.schemas.validation import MemoryEstimate
 from merlina.settings import Settings
 
 _MIN_FREE_DISK = 256 * MIB
@@ -57,23 +56,35 @@ def check_precision(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
     return Finding()
 
 
-def check_merging(config: TrainingConfig, model: ModelFacts | None, memory: MemoryEstimate | None) -> Finding:
-    """Whether RAM has room for the base model in 16 bits, which an adapter of a quantized one is merged into.
+def check_merging(config: TrainingConfig, model: ModelFacts | None, device: str) -> Finding:
+    """Whether RAM has room for the base model that the adapter is merged into, once the run's own model is freed.
 
-    `memory` is what the run is to need; one in RAM still holds its weights then.
+    On a GPU it is merged there where it fits; a run in 4 or 8 bits shows that it need not.
     """
-    if model is None or not config.merges or not config.weight_bits:
+    if model is None or not config.merges or (device == "cuda" and not config.weight_bits):
         return Finding(passed=None)
-    held = memory.parts_mb["weights"] * MIB if memory and memory.place == "RAM" else 0
-    needed, free = config.merging_bytes(model.parameters * 2), available_memory() - held
+    width = merging_width(config, device)
+    needed, free = config.merging_bytes(model.parameters * width), available_memory()
     if needed <= free:
         return Finding()
     message = (
-        f"merge_lora_before_upload: merging takes the base model into RAM in 16 bits, about {gib(needed)}; "
-        f"{gib(max(0.0, free))} are free beside the run. Unless there is room at its end, the adapter alone "
-        "is uploaded"
+        f"merge_lora_before_upload: merging takes the base model into RAM in {8 * width} bits, about {gib(needed)}; "
+        f"{gib(free)} are free. Unless there is room at the end of the run, the adapter alone is uploaded"
     )
     return Finding(passed=False, warnings=(message,))
+
+
+def merging_width(config: TrainingConfig, device: str) -> int:
+    """Bytes of a weight while an adapter is merged: the wider of what the base model is loaded in and saved as."""
+    held = 2 if config.weight_bits else compute_bytes(config, device)
+    return max(held, _merged_width(config, device))
+
+
+def _merged_width(config: TrainingConfig, device: str) -> int:
+    """Bytes of a merged weight as it is saved."""
+    if config.merge_dtype == "auto":
+        return 2 if config.weight_bits else compute_bytes(config, device)
+    return 4 if config.merge_dtype == "float32" else 2
 
 
 def check_disk(config: TrainingConfig, settings: Settings, model: ModelFacts | None, device: str) -> Finding:
@@ -101,15 +112,15 @@ def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None, device: st
     if model is None:
         return 0, 0
     trained, width = trained_weights(config, model), compute_bytes(config, device)
+    adapter = trained * 4
     a_checkpoint = trained * (4 + OPTIMIZER_BYTES[config.optimizer_type])
     converted = model.parameters * width if config.weight_bits and config.base_model.lower().endswith(".gguf") else 0
     uploaded = 0
     if config.push_to_hub:
-        # What was quantized is merged in 16 bits; what isn't merged is copied.
-        merged = model.parameters * (2 if config.weight_bits else width)
-        uploaded = merged if config.merges else trained * 4
+        # The adapter is uploaded beside merged weights, too.
+        uploaded = adapter + (model.parameters * _merged_width(config, device) if config.merges else 0)
     # One more than is kept: an old checkpoint goes only when the new one is whole.
-    return (KEPT_CHECKPOINTS + 1) * a_checkpoint + converted, trained * 4 + uploaded
+    return (KEPT_CHECKPOINTS + 1) * a_checkpoint + converted, adapter + uploaded
 
 
 def _disk_of(folder: Path) -> int:

@@ -71,6 +71,11 @@ class JobStatus(Requested):
     ended_at: str | None = None
     attempt: int = Field(description="1, and one more for each resume")
     last_checkpoint: int | None = Field(default=None, description="optimizer step a resume would go on from")
+    final_metrics: dict[str, float | None] | None = Field(
+        default=None,
+        description="once a model is saved: figures of that model, final_…; of the base model before training, "
+        "initial_…; and kept_step, the optimizer step whose weights were saved",
+    )
     seq: int = Field(description="number of the last event taken in")
 
 

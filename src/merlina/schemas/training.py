@@ -228,6 +228,11 @@ class TrainingConfig(Request):
 
     push_to_hub: bool = Field(default=False, description="Upload the finished model to the Hugging Face Hub.")
     merge_lora_before_upload: bool = Field(default=True, description="Upload whole weights rather than the adapter.")
+    merge_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Precision of the merged weights that are uploaded. auto is that of the run, and bfloat16 after "
+        "one in 4 or 8 bits. Small updates survive only in float32.",
+    )
     hf_hub_private: bool = Field(default=True, description="Make the uploaded repository private.")
     hf_token: Token | None = Field(
         default=None, description="Hugging Face token; it is never stored with the job nor shown."
@@ -343,8 +348,8 @@ class TrainingConfig(Request):
         return self.use_lora and self.push_to_hub and self.merge_lora_before_upload
 
     def merging_bytes(self, weight_bytes: float) -> float:
-        """RAM to load the base model anew for merging, whose weights take so much in 16 bits."""
-        # A GGUF's weights lie there twice while they are unpacked, others one by one.
+        """Memory to load the base model for merging, whose weights take `weight_bytes` as they are merged and saved."""
+        # A GGUF's weights are there twice while they are unpacked, others one by one.
         return weight_bytes * (1.5 if self.base_model.lower().endswith(".gguf") else 1.1)
 
     @property

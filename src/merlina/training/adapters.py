@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +50,14 @@ def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     return _adapt(model, config)
 
 
+@contextlib.contextmanager
+def tied_embeddings_allowed() -> Iterator[None]:
+    """Suppress peft's warning about adapters on tied embeddings: `merging` separates them before it merges."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True` and a tied layer")
+        yield
+
+
 def _disable_dropout(model: nn.Module) -> None:
     """Set every dropout probability of the model to 0. The configuration, which is saved with it, keeps its values.
 
@@ -83,7 +94,8 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         target_parameters=parameters or None,
     )
     counted = sum(weight.numel() for weight in model.parameters())
-    adapted: Any = get_peft_model(model, settings)
+    with tied_embeddings_allowed():
+        adapted: Any = get_peft_model(model, settings)
     notes = _notes(missing, lost, has_parameters=bool(parameters), drops=config.lora_dropout > 0)
     if parameters and config.lora_dropout:
         _drop_out_of_layers(adapted, config.lora_dropout)

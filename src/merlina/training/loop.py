@@ -134,22 +134,25 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stopped = bool(self.state.global_step < self.state.max_steps) and not self._endings.ended_early
         if not (stopped and self._ranks.of_first(self._reporter.will_go_on())):
-            self._take_best()
+            self._reporter.kept(self._take_best())
         return stopped
 
-    def _take_best(self) -> None:
-        """Where the best evaluated model is wanted, takes it, also when the run was stopped."""
+    def _take_best(self) -> int:
+        """Load the best evaluated model where that is wanted, also when the run was stopped.
+
+        -> the step whose weights the model has
+        """
         best, step = self.state.best_model_checkpoint, self.state.best_global_step
         if self._config.load_best_at_end is None or best is None or step == self.state.global_step:
-            return
+            return int(self.state.global_step)
         self._ranks.wait()
         self._load_from_checkpoint(best)
-        self._reporter.kept(step)
         self._reporter.note(
             "info",
             f"The saved model is that of step {step}, the best by {self._config.load_best_at_end} "
             f"({self.state.best_metric:.4f}), not that of step {self.state.global_step}",
         )
+        return int(step)
 
     def training_step(
         self,

@@ -136,7 +136,8 @@ def vocabulary_size(model: Any) -> int:
 
 
 def _rows(part: Any) -> int:
-    """Of an embedding or a head; the weight of a quantized one has another shape."""
+    """Of an embedding or a head, maybe inside an adapter; the weight of a quantized one has another shape."""
+    part = getattr(part, "base_layer", part)
     for name in ("num_embeddings", "out_features"):
         if isinstance(rows := getattr(part, name, None), int):
             return rows

@@ -94,6 +94,12 @@ def reference_logprobs(
     return found
 
 
+def kept_reference(name: str, units: Sequence[SharedPrompt], folder: Path) -> Tensor | None:
+    """[U, A], as `reference_logprobs` has kept it for these units; None where some are missing."""
+    found = _kept(folder / f"{name}-{_FILE}", _fingerprint(units))
+    return None if found is None or found.isnan().any() else found
+
+
 def _keep(path: Path, found: Tensor, fingerprint: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")

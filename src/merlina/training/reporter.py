@@ -23,7 +23,7 @@ class Reporter(Protocol):
         """A checkpoint is whole."""
 
     def kept(self, step: int) -> None:
-        """The model of this earlier step is the one that is saved."""
+        """The weights after this step, the last or the best one, are those that will be saved."""
 
     def note(self, level: str, message: str) -> None:
         """Something people should know; `level` is info or warning."""

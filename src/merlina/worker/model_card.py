@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,6 +10,8 @@ import yaml
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.version import current
+from merlina.worker.loading_code import Placement, loading_code
+from merlina.worker.merging import Merged
 from merlina.worker.stages import TrainingData
 
 _SHOWN_SETTINGS = (
@@ -36,26 +36,8 @@ _SHOWN_FIGURES = (
 _LIBRARIES = ("torch", "transformers", "peft")
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where a model is loaded from, a folder or a Hub id, and whether it is an adapter beside its base model.
-
-    `base` is where its readers find the base model; a Hub id where `base_on_hub`.
-    """
-
-    address: str
-    is_adapter: bool
-    base: str
-    base_on_hub: bool
-
-
-def is_on_hub(base_model: str) -> bool:
-    """Whether a base model that a run could load is a Hub id, not something on this machine."""
-    return not Path(base_model).expanduser().exists()
-
-
-def model_card(order: RunOrder, data: TrainingData, final_metrics: dict[str, float], placement: Placement) -> str:
-    """Markdown with the metadata the Hub reads."""
+def model_card(order: RunOrder, data: TrainingData, figures: str, placement: Placement) -> str:
+    """Markdown with the metadata the Hub reads. `figures` is what `figures_of_run` or `figures_of_merged` made."""
     config = order.config
     name = config.output_name.rsplit("/", 1)[-1]
     settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in _SHOWN_SETTINGS)
@@ -67,18 +49,18 @@ def model_card(order: RunOrder, data: TrainingData, final_metrics: dict[str, flo
 # {name}
 
 `{config.base_model}`, fine-tuned by {config.training_mode.upper()} on {len(data.training)} preference pairs
-({len(data.held_out)} more were held out).
+({len(data.held_out)} more were held out){_quantized_in_training(config)}.
 
 ## Load it
 
 ```python
-{_how_to_load(placement)}
+{loading_code(placement)}
 ```
 
 Chat format: `{config.dataset.format.format_type}`.
 
 ## What changed
-{_figures(final_metrics)}
+{figures}
 ## How it was made
 
 | Setting | Value |
@@ -87,6 +69,10 @@ Chat format: `{config.dataset.format.format_type}`.
 
 All settings are in `merlina.json`. Made with Merlina {current().number}, {libraries}.
 """
+
+
+def _quantized_in_training(config: TrainingConfig) -> str:
+    return f", with the base model held in {config.weight_bits} bits" if config.weight_bits else ""
 
 
 def _metadata(config: TrainingConfig, placement: Placement) -> dict[str, Any]:
@@ -98,36 +84,40 @@ def _metadata(config: TrainingConfig, placement: Placement) -> dict[str, Any]:
     return metadata | {"library_name": "peft" if placement.is_adapter else "transformers"}
 
 
-def _how_to_load(placement: Placement) -> str:
-    address = placement.address
-    if not placement.is_adapter:
+def figures_of_run(final_metrics: dict[str, float], data: TrainingData, placement: Placement, dtype: str) -> str:
+    """Markdown: the held-out figures of the base model and of the model a run saved, as it held and computed both."""
+    if not any(name.startswith("initial_eval_") for name in final_metrics):
+        return "\nNo pairs were evaluated, so nothing was measured.\n"
+    step = round(final_metrics.get("kept_step", 0))
+    if "final_eval_loss" not in final_metrics:
         return (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"model = AutoModelForCausalLM.from_pretrained({address!r})\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({address!r})"
+            f"\nThe run was stopped at step {step}, before the saved model was evaluated; nothing was measured of it.\n"
         )
-    path = Path(placement.base).expanduser()
-    base = repr(placement.base)
-    names = "AutoModelForCausalLM, AutoTokenizer, GenerationConfig"
-    if placement.base.lower().endswith(".gguf"):
-        base = f"{str(path.parent)!r}, gguf_file={path.name!r}, quantization_config=GgufConfig(dequantize=True)"
-        names += ", GgufConfig"
+    held = placement.held_as if placement.is_adapter else dtype
+    computed = "" if held == dtype else f" and computed in {dtype}"
     return (
-        "from peft import PeftModel\n"
-        f"from transformers import {names}\n\n"
-        f"base = AutoModelForCausalLM.from_pretrained({base})\n"
-        f"model = PeftModel.from_pretrained(base, {address!r})\n"
-        f"model.generation_config = GenerationConfig.from_pretrained({address!r})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({address!r})"
+        _table({"Before": "initial_", "After": "final_"}, final_metrics)
+        + f"Measured on the {len(data.held_out)} held-out pairs, with weights held as {held}{computed}; "
+        f"the saved model is that of step {step}.\n"
     )
 
 
-def _figures(final_metrics: dict[str, float]) -> str:
-    rows = [
-        f"| {title} | {final_metrics[f'initial_{name}']:.4g} | {final_metrics[f'final_{name}']:.4g} |"
-        for title, name in _SHOWN_FIGURES
-        if f"initial_{name}" in final_metrics and f"final_{name}" in final_metrics
-    ]
-    if not rows:
-        return "\nNo pairs were held out, so nothing was measured.\n"
-    return "\n".join(["", "| | Before | After |", "| --- | --- | --- |", *rows, ""])
+def figures_of_merged(final_metrics: dict[str, float], data: TrainingData, merged: Merged, held_as: str) -> str:
+    """Markdown: the same figures of a merged model as it was reloaded, beside those of its adapter."""
+    words = f"\n{merged.in_words()}\n"
+    if not merged.figures:
+        return words
+    base, adapter = f"Before ({held_as})", f"Adapter ({held_as})"
+    columns = {base: "initial_", adapter: "final_", f"This model ({merged.dtype_name})": "merged_"}
+    figures = final_metrics | {f"merged_{name}": value for name, value in merged.figures.items()}
+    return _table(columns, figures) + f"Measured on the {len(data.held_out)} held-out pairs.\n" + words
+
+
+def _table(columns: dict[str, str], figures: dict[str, float]) -> str:
+    rows = []
+    for title, name in _SHOWN_FIGURES:
+        cells = [figures.get(f"{prefix}{name}") for prefix in columns.values()]
+        if any(cell is not None for cell in cells):
+            rows.append(f"| {title} | {' | '.join('–' if cell is None else f'{cell:.4g}' for cell in cells)} |")
+    head = f"| | {' | '.join(columns)} |"
+    return "\n".join(["", head, f"| --- |{' --- |' * len(columns)}", *rows, "", ""])

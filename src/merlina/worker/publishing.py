@@ -9,29 +9,31 @@ import shlex
 import shutil
 import sys
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, RepoUrl, get_token
 from huggingface_hub.errors import HfHubHTTPError
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from torch.distributed.tensor import DTensor
 
 from merlina.errors import InvalidRequestError, MerlinaError
 from merlina.hardware.host import available_memory, give_back_freed_memory
 from merlina.hub import in_words
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
-from merlina.training.models import ModelSpec, forget_quantization, split_gguf, weight_bytes, weights_from
-from merlina.training.spreading import is_spread
-from merlina.worker.generation_config import GENERATION_CONFIG_FILE
-from merlina.worker.model_card import Placement, is_on_hub, model_card
+from merlina.schemas.units import gib
+from merlina.training.models import ModelSpec, free_memory, training_device, weight_bytes
+from merlina.worker.loading_code import Placement, computed_in, is_on_hub, placement_of_run
+from merlina.worker.merging import Merged, free_memory_of_models, held_dtype, merged_dtype, save_merged
+from merlina.worker.model_card import figures_of_merged, figures_of_run, model_card
 from merlina.worker.reporting import EventReporter
 from merlina.worker.saving import CONFIG_FILE
 from merlina.worker.stages import TrainingData
 
-_GB = 1024**3
+# Below merged weights, for readers who want the adapter itself.
+_ADAPTER_FOLDER = "adapter"
 
 
 def publish(
@@ -41,15 +43,24 @@ def publish(
     data: TrainingData,
     final_metrics: dict[str, float],
     reporter: EventReporter,
+    reference_folder: Path,
 ) -> None:
-    """Uploads the adapter, or the merged weights; what goes wrong is a warning."""
+    """Upload the adapter, or the merged weights; what goes wrong is a warning.
+
+    `model`, whose weights are in `order.output_dir`, is emptied to make room for the merge. `reference_folder` has what
+    the untrained model gave the held-out answers.
+    """
     output_dir = Path(order.output_dir)
     staged = output_dir.with_name(f".{output_dir.name}.upload")
     try:
         repo = _create_repo(order.config)
+        _empty(model)
         shutil.rmtree(staged, ignore_errors=True)
-        merged = _merges(model, order, reporter)
-        _stage(staged, repo.repo_id, model, tokenizer, order, data, final_metrics, merged=merged)
+        merged = _merge(staged, tokenizer, order, data, reference_folder, reporter)
+        if merged is None:
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.copytree(output_dir, staged)
+        _describe(staged, repo.repo_id, order, data, final_metrics, merged)
         HfApi().upload_folder(repo_id=repo.repo_id, folder_path=staged, commit_message="Upload the fine-tuned model")
         reporter.note("info", f"Uploaded to {repo}")
     except Exception as error:
@@ -72,34 +83,66 @@ def _create_repo(config: TrainingConfig) -> RepoUrl:
     return repo
 
 
-def _merges(model: Any, order: RunOrder, reporter: EventReporter) -> bool:
-    """Whether whole weights are uploaded: where they are wanted and, if the base must be loaded anew, fit into RAM."""
-    config = order.config
-    if not config.merges:
-        return False
-    if not _needs_base_anew(model, config):
-        return True
+def _empty(model: Any) -> None:
+    """Free the memory of the model's weights, whoever still refers to it."""
+    if model is not None:
+        for weight in model.parameters():
+            weight.grad = None
+            if not isinstance(weight, DTensor):
+                weight.data = weight.data.new_empty(0)
+    free_memory_of_models()
     give_back_freed_memory()
-    needed, free = config.merging_bytes(weight_bytes(_base_in_16_bits(order))), available_memory()
+
+
+def _merge(
+    folder: Path, tokenizer: Any, order: RunOrder, data: TrainingData, reference_folder: Path, reporter: EventReporter
+) -> Merged | None:
+    """The merged model in `folder`; None where the adapter is uploaded, with a warning where that was not asked for."""
+    if not order.config.merges:
+        return None
+    device = _device_for_merging(order, reporter)
+    if device is None:
+        return None
+    try:
+        merged = save_merged(folder, order, tokenizer, data, reference_folder, device)
+    except Exception as error:
+        traceback.print_exc(file=sys.stderr)
+        why = error.message if isinstance(error, MerlinaError) else f"{type(error).__name__}: {_first_line(error)}"
+        reporter.note(
+            "warning",
+            f"merge_lora_before_upload: {why}. The merged model is not uploaded; the adapter is, in its place",
+        )
+        return None
+    finally:
+        free_memory_of_models()
+    _copy_adapter(Path(order.output_dir), folder / _ADAPTER_FOLDER, _for_others(order.config).base_model)
+    reporter.note("info", merged.in_words())
+    return merged
+
+
+def _device_for_merging(order: RunOrder, reporter: EventReporter) -> torch.device | None:
+    """The training's device where the base model fits into its free memory, else the processor, else None."""
+    config = order.config
+    width = max(held_dtype(config).itemsize, merged_dtype(config).itemsize)
+    needed = config.merging_bytes(weight_bytes(_base(order)) / held_dtype(config).itemsize * width)
+    if training_device().type == "cuda" and needed <= free_memory():
+        return training_device()
+    free = available_memory()
     if needed <= free:
-        return True
+        return torch.device("cpu")
     reporter.note(
         "warning",
-        f"merge_lora_before_upload: the base model in 16 bits needs about {needed / _GB:.1f} GiB of RAM and "
-        f"{free / _GB:.1f} GiB are free, so the adapter alone is uploaded",
+        f"merge_lora_before_upload: the base model in {8 * width} bits needs about {gib(needed)} of RAM and "
+        f"{gib(free)} are free, so the adapter alone is uploaded",
     )
-    return False
+    return None
 
 
-def _needs_base_anew(model: Any, config: TrainingConfig) -> bool:
-    """Whether the run held its weights in few bits or in parts, which no adapter is merged into."""
-    return bool(config.weight_bits) or is_spread(model)
-
-
-def _base_in_16_bits(order: RunOrder) -> ModelSpec:
+def _base(order: RunOrder) -> ModelSpec:
+    """The base model as it is loaded for merging."""
     return ModelSpec(
         base_model=order.config.base_model,
-        dtype="bfloat16",
+        dtype="bfloat16" if order.config.weight_bits else order.config.dtype,
         weight_bits=None,
         attn_implementation="auto",
         scratch=Path(order.output_dir),
@@ -108,30 +151,36 @@ def _base_in_16_bits(order: RunOrder) -> ModelSpec:
     )
 
 
-def _stage(
+def _describe(
     folder: Path,
     repo_id: str,
-    model: Any,
-    tokenizer: Any,
     order: RunOrder,
     data: TrainingData,
     final_metrics: dict[str, float],
-    *,
-    merged: bool,
+    merged: Merged | None,
 ) -> None:
-    """What is uploaded: as on the disk or merged, with a card and a configuration for readers on the Hub."""
-    if merged:
-        _save_merged(model, tokenizer, order, folder)
-    else:
-        shutil.copytree(order.output_dir, folder)
+    """Write the card and the configuration for readers on the Hub."""
     public = order.model_copy(update={"config": _for_others(order.config)})
-    base_on_hub = is_on_hub(order.config.base_model)
-    base = public.config.base_model if base_on_hub else f"path/to/{public.config.base_model}"
-    placement = Placement(repo_id, order.config.use_lora and not merged, base, base_on_hub)
-    (folder / "README.md").write_text(model_card(public, data, final_metrics, placement))
+    saved = placement_of_run(order.config, repo_id)
+    base = public.config.base_model if saved.base_on_hub else f"path/to/{public.config.base_model}"
+    if merged is None:
+        placement = replace(saved, base=base)
+        figures = figures_of_run(final_metrics, data, placement, computed_in(order.config))
+    else:
+        placement = Placement(repo_id, False, base, saved.base_on_hub, merged.dtype_name)
+        figures = figures_of_merged(final_metrics, data, merged, saved.held_as)
+    (folder / "README.md").write_text(model_card(public, data, figures, placement))
     (folder / CONFIG_FILE).write_text(public.config.model_dump_json(indent=2) + "\n")
     if placement.is_adapter:
         _name_base(folder / "adapter_config.json", public.config.base_model)
+
+
+def _copy_adapter(source: Path, target: Path, base_model: str) -> None:
+    """The adapter beside merged weights, for readers who want it without their rounding."""
+    target.mkdir()
+    for file in source.glob("adapter_*"):
+        shutil.copy(file, target)
+    _name_base(target / "adapter_config.json", base_model)
 
 
 def _failure_in_words(error: Exception, config: TrainingConfig, output_dir: Path) -> str:
@@ -151,27 +200,12 @@ def _why(error: Exception, config: TrainingConfig) -> str:
         said = f" (the Hub says: {error.server_message})" if error.server_message else ""
         return f"the hf_token given may not write to {config.output_name}; give one with write access{said}"
     words = in_words(error, config.output_name, "model", token_given=True)
-    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     # An address for an upload carries, behind its question mark, the right to use it.
-    return words or re.sub(r"\?\S+", "", first_line)
+    return words or re.sub(r"\?\S+", "", _first_line(error))
 
 
-def _save_merged(model: Any, tokenizer: Any, order: RunOrder, folder: Path) -> None:
-    """Whole weights with the adapter in them: where the run's own won't do, the original ones."""
-    if _needs_base_anew(model, order.config):
-        name, gguf = split_gguf(order.config.base_model)
-        base = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=torch.bfloat16,
-            token=os.environ.get("HF_TOKEN"),
-            trust_remote_code=order.trust_remote_code,
-            **weights_from(gguf),
-        )
-        forget_quantization(base)
-        model = PeftModel.from_pretrained(base, order.output_dir)
-    model.merge_and_unload().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    shutil.copy(Path(order.output_dir) / GENERATION_CONFIG_FILE, folder)
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _name_base(adapter_config: Path, base_model: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from merlina.runs import read_events
 from merlina.schemas.events import Metrics
 from merlina.schemas.jobs import EndState, JobState
+from merlina.worker.saved_model_figures import SavedModelFigures
 
 _PROGRESS_SECONDS = 0.1
 
@@ -59,13 +60,11 @@ class EventReporter:
         self._stop = stop
         self._progress_at = 0.0
         self._untold_progress: tuple[int, int] | None = None
-        self._first: dict[str, float] = {}
-        self._kept_step: int | None = None
-        self._last: dict[str, float] = {}
+        self._saved = SavedModelFigures()
         self._awaiting: tuple[int, dict[str, float]] | None = None
 
     def recall(self, events_file: Path, until_step: int) -> None:
-        """Takes over the figures of earlier attempts up to a step, so that the first and the last are the run's."""
+        """Take over the figures of earlier attempts up to a step, so that the final ones are those of the whole run."""
         offset = 0
         while True:
             found, offset = read_events(events_file, offset)
@@ -73,7 +72,8 @@ class EventReporter:
                 return
             for event in found:
                 if isinstance(event, Metrics) and event.step <= until_step:
-                    self._keep({name: value for name, value in event.metrics.items() if value is not None})
+                    figures = {name: value for name, value in event.metrics.items() if value is not None}
+                    self._saved.add(event.step, figures)
 
     def state(self, state: JobState, output_dir: str | None = None) -> None:
         self._tell_progress()
@@ -94,7 +94,7 @@ class EventReporter:
 
     def metrics(self, step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
         """One step's figures; those that an evaluation follows are written at once, and again with its figures."""
-        self._keep(figures)
+        self._saved.add(step, figures)
         if self._awaiting is not None and self._awaiting[0] == step:
             figures = {**self._awaiting[1], **figures}
             self._awaiting = None
@@ -108,7 +108,7 @@ class EventReporter:
         self._log.append("checkpoint", durable=True, step=step, path=str(path))
 
     def kept(self, step: int) -> None:
-        self._kept_step = step
+        self._saved.step = step
 
     def note(self, level: str, message: str) -> None:
         self._log.append("log", level=level, message=without_tokens(message))
@@ -152,13 +152,6 @@ class EventReporter:
             self._untold_progress = None
             self._log.append("progress", step=step, total_steps=total_steps)
 
-    def _keep(self, figures: dict[str, float]) -> None:
-        self._first = {**figures, **self._first}
-        self._last |= figures
-
     def final_metrics(self) -> dict[str, float]:
-        """The last figure of each kind, and of evaluations the first as well."""
-        final = {f"final_{name}": value for name, value in self._last.items() if name != "epoch"}
-        initial = {f"initial_{name}": value for name, value in self._first.items() if name.startswith("eval_")}
-        kept = {} if self._kept_step is None else {"kept_step": float(self._kept_step)}
-        return {**initial, **final, **kept}
+        """See SavedModelFigures."""
+        return self._saved.final_metrics()

@@ -71,7 +71,7 @@ def _run_stages(stages: Stages) -> None:
         return
     if order.config.push_to_hub:
         reporter.state("uploading", output_dir=str(output_dir))
-        publish(trained, loaded.tokenizer, order, data, final_metrics, reporter)
+        publish(trained, loaded.tokenizer, order, data, final_metrics, reporter, folder.checkpoints_dir)
     shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
     reporter.end("completed", output_dir=str(output_dir), final_metrics=final_metrics)
 

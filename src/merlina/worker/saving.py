@@ -13,7 +13,8 @@ from merlina.errors import DiskFullError
 from merlina.runs import RunOrder
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.generation_config import write_generation_config
-from merlina.worker.model_card import Placement, is_on_hub, model_card
+from merlina.worker.loading_code import computed_in, placement_of_run
+from merlina.worker.model_card import figures_of_run, model_card
 from merlina.worker.reporting import EventReporter
 from merlina.worker.shortages import disk_is_full
 from merlina.worker.stages import TrainingData
@@ -39,9 +40,9 @@ def save_model(
     beside = target.with_name(f".{target.name}.{order.job_id}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        base = order.config.base_model
-        placement = Placement(order.output_dir, order.config.use_lora, base, base_on_hub=is_on_hub(base))
-        _write(beside, model, tokenizer, order, model_card(order, data, final_metrics, placement))
+        placement = placement_of_run(order.config, order.output_dir)
+        figures = figures_of_run(final_metrics, data, placement, computed_in(order.config))
+        _write(beside, model, tokenizer, order, model_card(order, data, figures, placement))
         _sync_all(beside)
         _swap(beside, target, order.job_id, reporter)
     except Exception as error:

@@ -43,7 +43,7 @@ const GROUPS: [string, string[]][] = [
   ['Evaluation and checkpoints', ['eval_steps', 'save_steps', 'logging_steps', 'early_stopping_patience', 'load_best_at_end']],
   ['Memory and precision', ['use_8bit', 'gradient_checkpointing', 'dtype', 'attn_implementation', 'gpu_ids']],
   ['Optimizer', ['optimizer_type', 'adam_beta1', 'adam_beta2', 'adam_epsilon']],
-  ['Hugging Face Hub', ['push_to_hub', 'merge_lora_before_upload', 'hf_hub_private']],
+  ['Hugging Face Hub', ['push_to_hub', 'merge_lora_before_upload', 'merge_dtype', 'hf_hub_private']],
   ['Weights & Biases', ['use_wandb', 'wandb_key', 'wandb_project', 'wandb_run_name', 'wandb_tags', 'wandb_notes']],
 ];
 

@@ -53,6 +53,12 @@ export class Run {
     void this.#load();
   }
 
+  /** A figure of the saved model, once there is one; until then the newest. */
+  figure(name: string): number | null {
+    const final = this.status?.final_metrics;
+    return final?.kept_step != null ? (final[`final_${name}`] ?? null) : this.series.last(name);
+  }
+
   close(): void {
     this.#loads += 1;
     this.#live?.close();

@@ -1,0 +1,95 @@
+"""Adding an adapter to the weights of its base model, in float32 whatever the weights are held in.
+
+1. Weights that an adapted layer shares with another module are copied, so that merging changes the adapted layer alone:
+   with tied embeddings, an adapter on `lm_head` must not change `embed_tokens`, nor the other way round.
+2. Each layer is merged in float32, W' = W + delta, and only then cast to what is saved.
+3. What the cast loses is measured: updates much smaller than a weight's last bit vanish in it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+
+@dataclass
+class Rounding:
+    """Sums over all merged weights: squares of what the adapter changed, and of what the cast took from that."""
+
+    changed: float = 0.0
+    lost: float = 0.0
+
+    def add(self, before: Tensor, merged: Tensor, saved: Tensor) -> None:
+        self.changed += float((merged - before).double().square().sum())
+        self.lost += float((saved.float() - merged).double().square().sum())
+
+    @property
+    def share(self) -> float:
+        """Root mean square of what was lost over that of what was changed; 0 where nothing was lost."""
+        return (self.lost / self.changed) ** 0.5 if self.changed else 0.0
+
+
+def merge_adapter(model: Any, dtype: torch.dtype) -> tuple[Any, Rounding]:
+    """The base model of a PeftModel with the adapter in its weights, all of `dtype`; and what rounding lost.
+
+    `model` is used up.
+    """
+    _untie(model)
+    rounding = Rounding()
+    for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+        _merge_layer(layer, dtype, rounding)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        merged = model.merge_and_unload()
+    return merged.to(dtype), rounding
+
+
+def _merge_layer(layer: Any, dtype: torch.dtype, rounding: Rounding) -> None:
+    base: nn.Module = layer.get_base_layer()
+    base.float()
+    before = {name: weight.detach().clone() for name, weight in base.named_parameters()}
+    layer.merge()
+    merged = {name: weight.detach() for name, weight in base.named_parameters()}
+    base.to(dtype)
+    for name, weight in base.named_parameters():
+        rounding.add(before[name], merged[name], weight.detach())
+
+
+def _untie(model: Any) -> None:
+    """Give every adapted layer weights of its own, and note in the configuration where embeddings were tied."""
+    owners: dict[int, int] = {}
+    for module in model.modules():
+        for _, weight in _own_weights(module):
+            owners[id(weight)] = owners.get(id(weight), 0) + 1
+    for layer in model.modules():
+        if not isinstance(layer, (BaseTunerLayer, AuxiliaryTrainingWrapper)):
+            continue
+        base = _innermost(layer)
+        for name, weight in list(_own_weights(base)):
+            if owners[id(weight)] > 1:
+                owners[id(weight)] -= 1
+                setattr(base, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
+    causal_lm = model.get_base_model()
+    embeddings, head = (
+        _innermost(found) for found in (causal_lm.get_input_embeddings(), causal_lm.get_output_embeddings())
+    )
+    if head is not None and getattr(head, "weight", None) is not getattr(embeddings, "weight", None):
+        for config in {id(each): each for each in (causal_lm.config, causal_lm.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+
+
+def _own_weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return ((name, weight) for name, weight in module._parameters.items() if weight is not None)
+
+
+def _innermost(module: Any) -> Any:
+    while hasattr(module, "base_layer") or isinstance(module, AuxiliaryTrainingWrapper):
+        module = module.base_layer if hasattr(module, "base_layer") else module.original_module
+    return module
