@@ -96,6 +96,15 @@ def test_a_run_that_sets_its_own_earlier_result_aside_and_then_fails_has_it_ther
     assert runs.follow(record).output_dir == "/m/o.before-only"
 
 
+def test_a_run_that_sets_its_own_earlier_result_aside_and_saves_again_has_the_newer_one(runs: Runs) -> None:
+    record = runs.add("only")
+    runs.tell("only", ("state", {"state": "saving", "output_dir": "/m/o"}))
+    record = runs.follow(record)
+    runs.tell("only", set_aside("/m/o.before-only"), SAVED)  # both are read at once
+    assert runs.follow(record).output_dir == "/m/o"
+    assert runs.folder_of(record) == "/m/o"
+
+
 def test_of_two_that_saved_in_one_folder_the_last_has_it_in_whichever_order_they_are_heard_of(runs: Runs) -> None:
     early, late = runs.add("early"), runs.add("late")
     # An older version told of nothing that it set aside.

@@ -97,7 +97,7 @@ def _apply(fresh: list[Event], connection: Connection, current: JobRecord) -> Jo
         elif isinstance(event, events.Metrics):
             rows.append(metrics.MetricRecord(event.step, event.time, event.metrics))
         elif isinstance(event, events.SetAside):
-            jobs.move_model(connection, event.folder, event.kept_as)
+            jobs.move_model(connection, event.folder, event.kept_as, by=current.job_id)
     metrics.record(connection, current.number, rows)
     return folded
 

@@ -181,9 +181,13 @@ def last_to_save(connection: Connection, output_dir: str) -> str | None:
     return connection.execute(query).scalar_one_or_none()
 
 
-def move_model(connection: Connection, folder: str, kept_as: str) -> None:
-    """Record that `folder` was moved to `kept_as`: with its job's model, if it is a job's, and with those inside it."""
+def move_model(connection: Connection, folder: str, kept_as: str, *, by: str | None = None) -> None:
+    """Record that `folder` was moved to `kept_as`: with its job's model, if it is a job's, and with those inside it.
+
+    `by` is the job that moved it, whose own row the caller writes.
+    """
     owner = last_to_save(connection, folder)
+    owner = None if owner == by else owner
     connection.execute(update(jobs).where(jobs.c.job_id == owner).values(output_dir=kept_as))
     inside = jobs.c.output_dir.startswith(f"{folder}/", autoescape=True)
     moved = literal(kept_as) + func.substr(jobs.c.output_dir, len(folder) + 1)
