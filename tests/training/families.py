@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 VOCABULARY, WINDOW = 64, 7
-LARGEST = 4_000_000
+LARGEST = 8_000_000
 
 _SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "shape_vocab_size"), VOCABULARY),
@@ -58,10 +58,17 @@ _SIZES: dict[str, Any] = {
     "num_kv_shared_layers": 0,
     "index_topk": 64,
     "pad_index": 0,
+    "is_decoder": True,
     # Whatever drops out would differ from run to run.
     **dict.fromkeys(("attention_dropout", "hidden_dropout", "dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "emb_pdrop"), 0.0),
     **dict.fromkeys(("classifier_dropout", "layerdrop", "decoder_layerdrop", "summary_first_dropout"), 0.0),
+}  # fmt: skip
+
+_SLIDING_AND_FULL = ("sliding_attention", "full_attention")
+_TEXT = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
 }  # fmt: skip
 
 _OWN: dict[str, dict[str, Any]] = {
@@ -72,9 +79,58 @@ _OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 16, "hidden_size": 32, "expand": 2, "n_groups": 1},
     "mpt": {"attn_config": {"attn_pdrop": 0}},
     "recurrent_gemma": {"num_hidden_layers": 3},
-    "reformer": {"is_decoder": True},
     "zaya": {"num_experts_per_tok": 1},
+    "blt": {"encoder_hash_byte_group_vocab": 60},
+    "gemma3": {
+        "mm_tokens_per_image": 4,
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+    },
+    "cohere_compass_text": {
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in _SLIDING_AND_FULL},
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}},
+    "fuyu": {"text_config": {"model_type": "persimmon", **_TEXT}},
+    "got_ocr2": {"text_config": {"model_type": "qwen2", **_TEXT}},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+    "longcat_flash": {"head_dim": 8, "num_key_value_heads": 4},
+    "moshi": {"audio_vocab_size": VOCABULARY},
+    "moss_transcribe_diarize": {"text_config": {"model_type": "qwen3", **_TEXT}},
+    "nemotron_h": {"n_groups": 1, "layers_block_type": ["mamba", "attention", "moe"]},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+        "ple_embed_dim": 8,
+        "ngram_vocab_size_base": 64,
+        "split_ngram_parts": 1,
+    },
+    "reformer": {"axial_pos_embds": False},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2},
+}
+
+
+# Those without a causal language model that can be built here, or run on text by itself.
+CANNOT: dict[str, str] = {
+    **dict.fromkeys(("dots3_note", "dots3_note_text"), "not all of its sizes can be set small together"),
+    "gemma3n": "needs the packages timm and Pillow; its text model is gemma3n_text",
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"), "drafts tokens from another model's hidden states"
+    ),
+    "gemma4_unified": "its image part cannot be set small; its text model is gemma4_unified_text",
+    **dict.fromkeys(("musicgen", "musicgen_melody"), "generates codes of audio, not text"),
+    "qwen4_exp": "its image part cannot be set small; its text model is qwen4_exp_text",
+    "reformer": "its layers have gradients only where random numbers are drawn in training mode",
 }
 
 

@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_chunked_causal_mask,
+    create_sliding_window_causal_mask,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from merlina.training.attention import NAME, PackedAttention
-from merlina.training.packing import Pack, SharedPrompt, lay_out
+from merlina.training.packing import Pack, PackingError, SharedPrompt, lay_out
+from tests.training.models import random_model
 
 # Segments that begin and end amidst blocks of 128 queries, with prefixes shorter and longer than the windows.
 PACK = lay_out(
@@ -32,7 +38,7 @@ def attend(given: list[torch.Tensor], packed: PackedAttention, window: int | Non
     return result[0]
 
 
-def by_hand(given: list[torch.Tensor], pack: Pack, window: int | None) -> torch.Tensor:
+def by_hand(given: list[torch.Tensor], pack: Pack, window: int | None, chunk: int | None = None) -> torch.Tensor:
     """[1, N, H, D]"""
     query, key, value = given
     key, value = (tensor.repeat_interleave(HEADS // KEY_HEADS, dim=1) for tensor in (key, value))
@@ -44,6 +50,8 @@ def by_hand(given: list[torch.Tensor], pack: Pack, window: int | None) -> torch.
             scores[:, :, number, segment.prefix + number + 1 :] = -torch.inf
             if window is not None:
                 scores[:, :, number, : max(0, segment.prefix + number + 1 - window)] = -torch.inf
+            if chunk is not None:
+                scores[:, :, number, : (segment.prefix + number) // chunk * chunk] = -torch.inf
         rows.append(scores.softmax(-1) @ value[:, :, seen])
     return torch.cat(rows, dim=2).transpose(1, 2)
 
@@ -60,6 +68,64 @@ def test_outputs_and_gradients_are_those_of_float64_by_hand(implementation: Any,
     expected.backward(outer.double())
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.allclose(mine.grad.double(), other.grad, atol=1e-5)
+
+
+def test_what_the_caller_passes_wins_over_what_the_layer_keeps() -> None:
+    layer = nn.Module()
+    layer.sliding_window = 50
+    found: Any = ALL_ATTENTION_FUNCTIONS[NAME](layer, *inputs(), None, packed=PackedAttention(PACK, "auto"))
+    assert torch.allclose(found[0].double(), by_hand(inputs(torch.float64), PACK, None), atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "sdpa", "eager"])
+@pytest.mark.parametrize("window", [None, 50, 150, 400])
+def test_a_layer_sees_what_its_mask_lets_it_see_whatever_window_it_passes(
+    implementation: Any, window: int | None
+) -> None:
+    config = random_model(sliding_window=window).config
+    config._attn_implementation = NAME
+    make = create_causal_mask if window is None else create_sliding_window_causal_mask
+    embeddings = torch.zeros(1, PACK.input_ids.shape[1], 32)
+    mask = make(config, embeddings, torch.ones_like(PACK.input_ids), cache=None)
+    packed = PackedAttention(PACK, implementation)
+    found: Any = ALL_ATTENTION_FUNCTIONS[NAME](nn.Module(), *inputs(), mask, sliding_window=7, packed=packed)
+    assert torch.allclose(found[0].double(), by_hand(inputs(torch.float64), PACK, window), atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "sdpa", "eager"])
+def test_chunks_of_a_text_are_kept_apart_from_its_beginning_on(implementation: Any) -> None:
+    config = random_model().config
+    config._attn_implementation, config.attention_chunk_size = NAME, 60
+    embeddings = torch.zeros(1, PACK.input_ids.shape[1], 32)
+    mask = create_chunked_causal_mask(config, embeddings, torch.ones_like(PACK.input_ids), cache=None)
+    packed = PackedAttention(PACK, implementation)
+    found: Any = ALL_ATTENTION_FUNCTIONS[NAME](nn.Module(), *inputs(), mask, packed=packed)
+    assert torch.allclose(found[0].double(), by_hand(inputs(torch.float64), PACK, None, chunk=60), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"s_aux": torch.zeros(4)}, "has attention sinks"),
+        ({"block_indices": torch.zeros(4)}, "gives its attention block_indices"),
+        ({"is_causal": False}, "lets tokens see those after them"),
+        ({"dropout": 0.1}, "drops out attention weights"),
+        ({"packed": None}, "has attention layers that are not told"),
+    ],
+)
+def test_what_packs_do_not_compute_is_refused_in_words(given: dict[str, Any], reason: str) -> None:
+    packed = {"packed": PackedAttention(PACK, "auto")} | given
+    with pytest.raises(PackingError, match=reason):
+        ALL_ATTENTION_FUNCTIONS[NAME](nn.Module(), *inputs(), None, **packed)
+
+
+def test_a_mask_that_a_layer_changes_is_not_taken_for_the_one_it_was() -> None:
+    config = random_model().config
+    config._attn_implementation = NAME
+    embeddings = torch.zeros(1, PACK.input_ids.shape[1], 32)
+    mask = create_causal_mask(config, embeddings, torch.ones_like(PACK.input_ids), cache=None)
+    with pytest.raises(PackingError, match="makes or changes the masks"):
+        ALL_ATTENTION_FUNCTIONS[NAME](nn.Module(), *inputs(), mask + 0, packed=PackedAttention(PACK, "auto"))
 
 
 def test_all_layers_with_one_window_keep_one_mask() -> None:

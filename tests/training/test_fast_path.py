@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.training.fast_path import fast_path
+from merlina.training.fast_path import fast_path, telling
 from merlina.training.fused_layers import fuse_layers
 from merlina.training.logprobs import LogprobModel, PaddedModel
-from merlina.training.packing import Pack, lay_out
+from merlina.training.packing import Pack, SharedPrompt, lay_out
+from tests.training.families import tiny_model
 from tests.training.models import FAMILIES, TARGETS, UNITS, adapted, assert_same_gradients, gradients, random_model
 
 PACK = lay_out(UNITS, with_prompt_targets=True)
@@ -189,6 +190,66 @@ def test_a_model_that_carries_a_state_on_is_run_its_own_way() -> None:
     assert reason is not None
     assert isinstance(run, PaddedModel)
     assert torch.isfinite(run(PACK).sums).all()
+
+
+@pytest.mark.parametrize("with_prompt_targets", [False, True])
+def test_a_prompt_of_one_token_may_come_first_in_a_padded_pass(with_prompt_targets: bool) -> None:
+    model = random_model()
+    packs = [lay_out(order, with_prompt_targets=with_prompt_targets) for order in (UNITS, UNITS[2:] + UNITS[:2])]
+    with torch.no_grad():
+        first, moved = (PaddedModel(model, 0)(pack).sums for pack in packs)
+    assert torch.allclose(moved, torch.cat((first[2:], first[:2])), atol=1e-5)
+
+
+def test_the_trial_reaches_beyond_what_short_texts_show() -> None:
+    """A layer that packs change only at positions far into a pass."""
+
+    def shift(_: Any, __: Any, named: dict[str, Any], output: Any) -> Any:
+        if "packed" not in named or output.shape[1] < 60:
+            return output
+        return torch.cat((output[:, :60], output[:, 60:].flip(-1)), dim=1)
+
+    draw = torch.Generator().manual_seed(0)
+    longest = SharedPrompt([5] * 30, (torch.randint(5, 60, (60,), generator=draw).tolist(), [6, 2]))
+    reasons = []
+    for long_trial in (None, lay_out([UNITS[0], longest], with_prompt_targets=True)):
+        model = adapted(random_model())
+        model.get_base_model().model.layers[0].register_forward_hook(shift, with_kwargs=True)
+        reasons.append(fast_path(model, PACK, 0, "auto", nullcontext(), long_trial)[1])
+    assert reasons[0] is None
+    assert (reasons[1] or "").startswith("gives other log-probabilities on packed texts")
+
+
+def test_a_long_trial_is_as_long_as_its_models_windows_want_it() -> None:
+    config = random_model("Mistral", sliding_window=4096).config
+    unit = SharedPrompt([5] * 5000, ([6] * 1000, [7] * 300))
+    assert telling(config, unit) == SharedPrompt([5] * 4160, ([6] * 64, [7] * 64))
+    short = SharedPrompt([5] * 900, ([6] * 100, [7] * 3000))
+    assert telling(random_model(max_position_embeddings=8192).config, short) == SharedPrompt(
+        [5] * 448, ([6] * 64, [7] * 64)
+    )
+    assert telling(config, UNITS[0]) == UNITS[0]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_adapters_on_the_parameters_of_experts_keep_packs() -> None:
+    """Beside a shared expert, whose layers are those of a feed-forward."""
+    from peft import LoraConfig, get_peft_model
+
+    model = tiny_model("deepseek_v3")
+    targets = ["q_b_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    parameters = ("experts.gate_up_proj", "experts.down_proj")
+    names = [name for name, _ in model.named_parameters() if name.endswith(parameters)]
+    settings = LoraConfig(
+        task_type="CAUSAL_LM", r=2, target_modules=targets, target_parameters=names, init_lora_weights=False
+    )
+    model = get_peft_model(model, settings).eval()
+    expected = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
+    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    assert reason is None
+    found = loss_and_gradients(model, run, [PACK])
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert_same_gradients(found[1], expected[1], 1e-4)
 
 
 def test_a_model_whose_packs_come_out_otherwise_gets_its_own_layers_back() -> None:

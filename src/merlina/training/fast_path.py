@@ -29,6 +29,7 @@ from merlina.training.logprobs import (
     PackedModel,
     PaddedModel,
     RowByRowModel,
+    decoder_of,
     targets_of,
     unwrapped,
 )
@@ -165,7 +166,7 @@ def _text_by_text(causal_lm: Any, pack: Pack, lengths: RotaryLengths) -> Tensor:
     hidden = []
     for text in [unit.prompt + answer for unit in pack.units for answer in unit.answers]:
         with lengths.of(len(text)) if lengths else nullcontext():
-            output = causal_lm.get_decoder()(input_ids=torch.tensor([text], device=device), use_cache=False)
+            output = decoder_of(causal_lm)(input_ids=torch.tensor([text], device=device), use_cache=False)
         hidden.append(output.last_hidden_state[0, :-1])
     return OutputHead(causal_lm).logprobs(torch.cat(hidden)[targets_of(pack).to(device)], pack.targets)
 

@@ -276,7 +276,9 @@ def _replace(module: Any, candidates: list[Callable[[Any, Tensor], Tensor]]) -> 
         try:
             own = module(trial)
         except Exception:
-            # Such as a layer that needs more than its input, or one of another shape.
+            # Such as a layer that needs more than its input, or an input of another shape.
+            return
+        if not isinstance(own, Tensor):
             return
         apart = [float((candidate(module, trial) - own).abs().max()) for candidate in candidates]
     closest = min(range(len(candidates)), key=apart.__getitem__)

@@ -11,11 +11,12 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from merlina.schemas.training import AttentionImplementation
 from merlina.training.attention import PackedAttention, use_packed_attention
 from merlina.training.output_head import OutputHead
-from merlina.training.packing import Pack
+from merlina.training.packing import Pack, PackingError
 from merlina.training.passes import Layout, Packed, Padded
 
 _NO_TARGET = -100
@@ -63,7 +64,7 @@ class PackedModel:
     def __init__(self, model: nn.Module, implementation: AttentionImplementation) -> None:
         causal_lm = unwrapped(model)
         use_packed_attention(causal_lm)
-        self._decoder = causal_lm.get_decoder()
+        self._decoder = decoder_of(causal_lm)
         self._head = OutputHead(causal_lm)
         self._implementation = implementation
 
@@ -128,6 +129,17 @@ class RowByRowModel(PaddedModel):
 def unwrapped(model: Any) -> Any:
     """The causal language model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_of(causal_lm: Any) -> Any:
+    """The model without its output head. Raises PackingError.
+
+    In some families `get_decoder` gives the whole model, or the layer of the output head.
+    """
+    for module in (causal_lm.get_decoder(), causal_lm.base_model, getattr(causal_lm, "model", None)):
+        if isinstance(module, PreTrainedModel) and module is not causal_lm:
+            return module
+    raise PackingError("does not part into a decoder and an output head")
 
 
 def summed(pack: Pack, logprobs: Tensor) -> Logprobs:

@@ -1,0 +1,160 @@
+"""How close the engine comes to float64 with a tiny model of any family; `python -m tests.training.sweep` prints all.
+
+The reference shares nothing with the engine: a copy of the model in float64, its own forward, one text at a time. What
+is compared are the mean log-probabilities of the parts of each pair, and the gradients of a loss in which every part
+has a weight of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merlina.training.fast_path import fast_path, telling
+from merlina.training.packing import Pack, SharedPrompt, lay_out
+from tests.training.families import CANNOT, VOCABULARY, families, tiny_model
+
+_DRAW = torch.Generator().manual_seed(3)
+# Prompts and answers: a prompt of one token first, answers of one token, and texts of some six windows.
+_LENGTHS = [(1, 5, 9), (12, 20, 28), (25, 1, 3), (9, 30, 12)]
+
+
+def _ids(count: int) -> list[int]:
+    return torch.randint(3, VOCABULARY - 4, (count,), generator=_DRAW).tolist()
+
+
+UNITS = [SharedPrompt(_ids(prompt), tuple(_ids(answer) for answer in answers)) for prompt, *answers in _LENGTHS]
+PACK = lay_out(UNITS, with_prompt_targets=True)
+_WEIGHTS = torch.tensor([0.3, 1.0, -0.7]) * torch.arange(1, 1 + len(UNITS))[:, None]
+# Routers are linear layers of classes of their own, and return more than one tensor.
+_LINEAR = {"Linear", "Conv1D", "FalconLinear"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Errors against the reference: of a part's mean log-probability in nats, of a gradient by its weight's largest.
+
+    `own` are those of the model's own forward in float32, one text at a time: what computing in float32 costs at least.
+    """
+
+    family: str
+    reason: str | None
+    logprobs: float
+    gradients: float
+    own_logprobs: float
+    own_gradients: float
+
+    def __str__(self) -> str:
+        path = "packed" if self.reason is None else "own way"
+        own = f"own forward {self.own_logprobs:.1e} {self.own_gradients:.1e}"
+        numbers = f"{self.logprobs:.1e} {self.gradients:.1e} ({own})"
+        return f"{self.family:24} {path:8} {numbers} {self.reason or ''}"
+
+
+def measure(family: str) -> Measured:
+    """Raises what the model itself raises."""
+    model = _adapted(tiny_model(family))
+    exact, exact_gradients = _reference(_in_float64(model))
+    own, own_gradients = _reference(model)
+    model.zero_grad()
+    long_trial = lay_out([*UNITS[:1], telling(model.config, UNITS[1])], with_prompt_targets=True)
+    run, reason = fast_path(model, _short(), 0, "auto", nullcontext(), long_trial)
+    found = run(PACK)
+    means = found.sums / found.tokens.clamp(min=1)
+    (means * _WEIGHTS).sum().backward()
+    return Measured(
+        family, reason,
+        float((means - exact).abs().max()), _apart(_gradients(model), exact_gradients),
+        float((own - exact).abs().max()), _apart(own_gradients, exact_gradients),
+    )  # fmt: skip
+
+
+def _short() -> Pack:
+    """What the trainer's first trial sees: beginnings."""
+    return lay_out(
+        [SharedPrompt(u.prompt[:6], tuple(a[:6] for a in u.answers)) for u in UNITS[1:3]], with_prompt_targets=True
+    )
+
+
+def _adapted(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    head = model.get_output_embeddings()
+    # peft refuses these two where a model_type is one of its list of state space models.
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__ in _LINEAR
+        and module is not head
+        and name.rsplit(".", 1)[-1] not in ("out_proj", "conv1d")
+    ]
+    settings = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+    return get_peft_model(model, settings).eval()
+
+
+def _in_float64(model: Any) -> Any:
+    """Float32 where the library's own code is not written for float64."""
+    exact = copy.deepcopy(model).double()
+    if exact.get_base_model()._can_set_experts_implementation():
+        exact.get_base_model().set_experts_implementation("eager")
+    try:
+        with torch.no_grad():
+            exact(input_ids=torch.tensor([UNITS[0].prompt + UNITS[0].answers[0]]), use_cache=False)
+    except RuntimeError:
+        return model
+    return exact
+
+
+def _reference(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean log-probabilities [U, 1 + A] and gradients, by the model's plain forward on one text after the other."""
+    parts = []
+    for unit in UNITS:
+        by_text = [_of_text(model, unit.prompt + answer) for answer in unit.answers]
+        begin = len(unit.prompt) - 1
+        parts.append([by_text[0][:begin].sum() / max(1, begin), *(logprobs[begin:].mean() for logprobs in by_text)])
+    means = torch.stack([torch.stack(row) for row in parts])
+    model.zero_grad()
+    (means * _WEIGHTS).sum().backward()
+    return means.detach(), _gradients(model)
+
+
+def _of_text(model: Any, text: list[int]) -> Tensor:
+    ids = torch.tensor([text])
+    logprobs = model(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+    result: Tensor = logprobs.gather(1, ids[0, 1:, None])[:, 0]
+    return result
+
+
+def _gradients(model: nn.Module) -> dict[str, Tensor]:
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    return {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in trained.items()}
+
+
+def _apart(found: dict[str, Tensor], exact: dict[str, Tensor]) -> float:
+    """Relative to a weight's largest gradient, or to a thousandth of the largest of all where that is larger."""
+    least = 1e-3 * max(float(gradient.abs().max()) for gradient in exact.values())
+    return max(
+        float((found[name] - gradient).abs().max()) / max(float(gradient.abs().max()), least)
+        for name, gradient in exact.items()
+    )
+
+
+def main(wanted: list[str]) -> None:
+    torch.set_num_threads(1)
+    for family in wanted or families():
+        try:
+            print(measure(family), flush=True)
+        except Exception as error:
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            print(f"{family:24} {CANNOT.get(family) or f'{type(error).__name__}: {first_line[:120]}'}", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
