@@ -13,6 +13,8 @@ from torch import nn
 
 VOCABULARY, WINDOW = 64, 7
 LARGEST = 8_000_000
+# Of layers, at most.
+_KINDS = 4
 
 _SIZES: dict[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input", "shape_vocab_size"), VOCABULARY),
@@ -189,6 +191,8 @@ def _layer_lists(kind: Any) -> dict[str, Any]:
         if isinstance(value, list) and layers and len(value) == layers and name in kind.__dataclass_fields__
     }
     kinds = {name: list(dict.fromkeys(value)) for name, value in lists.items()}
+    # The numbers of some layers are no kinds of them.
+    kinds = {name: value for name, value in kinds.items() if len(value) <= _KINDS}
     count = max([2, *map(len, kinds.values())])
     name_of_count = "num_hidden_layers" if "num_hidden_layers" in kind.__dataclass_fields__ else None
     settings: dict[str, Any] = {name: (value * count)[:count] for name, value in kinds.items()}

@@ -28,7 +28,7 @@ REPRESENTATIVE: dict[str, str | None] = {
     "doge": "has layers that fail on packed texts",  # makes its masks itself
     "cpmant": "has attention layers of its own",  # padding changes what it gives
     "qwen3_next": "has layers of the kind linear_attention",
-    "mamba": "gives other log-probabilities",
+    "mamba": "has layers of the kind linear_attention",
 }
 _WANTED = os.environ.get("FAMILIES", ",".join(REPRESENTATIVE))
 _CLOSE = 1e-5
