@@ -120,6 +120,7 @@ class Server:
             "MODELS_DIR": str(self.root / "models"),
             "ALLOWED_PATHS": str(self.root),
             "HF_HUB_OFFLINE": "1",
+            "MERLINA_CRASH_FILE": str(self.crash_file),
             **self.settings,
         }
         with (self.root / "server.log").open("ab") as log:
@@ -133,6 +134,11 @@ class Server:
             )
         until(self._answers, 60, "the server's first answer")
         return self
+
+    @property
+    def crash_file(self) -> Path:
+        """Names the fault point at which the next process to reach it dies (see merlina.faults)."""
+        return self.root / "crash"
 
     @property
     def url(self) -> str:

@@ -101,6 +101,10 @@ class OverridableError(ConflictError):
     """A conflict that the same request with `force` overrides."""
 
 
+class StartOverError(OverridableError):
+    """A run cannot continue where it was; with `force` it starts over."""
+
+
 class NoRoomError(OverridableError):
     """A model to talk with would need memory that isn't free or that runs have or wait for; it can be forced."""
 

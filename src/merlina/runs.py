@@ -13,7 +13,9 @@ DATA_DIR/runs/<job_id>/            0700
     worker.log       worker        its standard output and error
     stop             server        present once a stop was asked for
     pause            server        present once a pause was asked for; inside: why
-    checkpoints/     worker        checkpoint-<step>/, each with a mark once it is whole
+    data.json        worker        a fingerprint of the rows and the split that it trains on
+    start_over       server        present once a resume is to ignore all checkpoints; removed by the worker
+    checkpoints/     worker        checkpoint-<step>/, each with a manifest once complete (see merlina.checkpoints)
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ class RunOrder(BaseModel):
     job_id: str
     attempt: int
     resume: bool = False
+    # The step that a resume was announced to continue after; 0 is the start.
+    resume_step: int = Field(0, ge=0)
     config: TrainingConfig
     dataset_file: str | None = None
     output_dir: str
@@ -119,6 +123,14 @@ class RunFolder:
     @property
     def pause_file(self) -> Path:
         return self.path / "pause"
+
+    @property
+    def start_over_file(self) -> Path:
+        return self.path / "start_over"
+
+    @property
+    def fingerprint_file(self) -> Path:
+        return self.path / "data.json"
 
     @property
     def reserve_file(self) -> Path:

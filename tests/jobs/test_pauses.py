@@ -56,7 +56,7 @@ def test_a_reader_stays_over_a_pause_and_everyone_counts_it(server: Server, conf
     assert "training" in states[states.index("paused") :]
 
 
-def test_a_job_that_still_loads_begins_anew(server: Server, config: Config) -> None:
+def test_a_job_that_still_loads_starts_at_step_1(server: Server, config: Config) -> None:
     many = pairs_file(server.root / "many.jsonl", 30_000)
     source = {"source_type": "local_file", "file_path": str(many)}
     changes = {"dataset": {"source": source, "test_size": 0}, "max_steps": 2, "eval_steps": 0}
@@ -67,7 +67,7 @@ def test_a_job_that_still_loads_begins_anew(server: Server, config: Config) -> N
         until_state(server, job, "paused")
         assert client.status(job).last_checkpoint is None
         assert any("a pause was asked for" in line for line in server.log_lines(job))
-        assert "begins anew" in client.resume(job).message
+        assert "starts at step 1" in client.resume(job).message
     ended = server.until_ended(job)
     assert (ended.status, ended.attempt, list(server.losses(job))) == ("completed", 2, [1, 2])
 

@@ -9,10 +9,10 @@ from typing import Any, get_args
 import pytest
 import torch
 
+from merlina import checkpoints
 from merlina.errors import ModelError, TrainingError
 from merlina.schemas.plan import StepPlan
 from merlina.schemas.training import OptimizerType, SchedulerType, TrainingConfig
-from merlina.training import checkpoints
 from merlina.training.adapters import make_trainable
 from merlina.training.loop import PreferenceTrainer
 from merlina.training.models import ModelSpec, compute_dtype, load_model, training_device
@@ -40,7 +40,7 @@ class Recorder:
         self.rows.append((step, figures))
 
     def checkpoint(self, step: int, path: Path) -> None:
-        assert checkpoints.latest(path.parent) == path
+        assert checkpoints.survey(path.parent, checksums=True).newest == path
         self.saved.append(step)
 
     def kept(self, step: int) -> None:
@@ -132,9 +132,9 @@ def test_only_the_newest_two_checkpoints_are_kept_and_torn_ones_never_used(tiny_
     train(configure(tiny_model, max_steps=6, save_steps=1), tmp_path, recorder)
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-5", "checkpoint-6"]
-    (folder / "checkpoint-6" / "whole").unlink()
-    assert checkpoints.step_of(checkpoints.latest(folder)) == 5
-    checkpoints.remove_torn(folder)
+    (folder / "checkpoint-6" / "manifest.json").unlink()
+    assert checkpoints.survey(folder).step == 5
+    checkpoints.remove_incomplete(folder)
     assert [path.name for path in folder.iterdir()] == ["checkpoint-5"]
 
 
@@ -330,5 +330,5 @@ def test_early_stopping_counts_on_over_a_pause(tiny_model: Path, tmp_path: Path)
         model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
         folder=folder, reporter=resumed, resuming=True,
     )  # fmt: skip
-    assert trainer.run(checkpoints.latest(folder)) is False
+    assert trainer.run(checkpoints.survey(folder).newest) is False
     assert resumed.steps[-1] == last

@@ -29,6 +29,7 @@ from merlina.hardware.gpus import list_gpus
 from merlina.jobs.desk import Desk
 from merlina.jobs.hub import Hub
 from merlina.jobs.moves import Moves
+from merlina.jobs.resuming import compare_by
 from merlina.jobs.room import Room
 from merlina.jobs.supervisor import Supervisor
 from merlina.paths import AllowedPaths
@@ -107,8 +108,9 @@ def build_services(settings: Settings) -> Services:
         list_gpus=list_gpus,
         make_way=room.make_way,
     )
-    desk = Desk(database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake)
     helpers = Helpers.build(settings.helper_idle_seconds, settings.helper_log, fork_server)
+    compare_data = compare_by(helpers.rows, settings.max_row_size_mb)
+    desk = Desk(database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data)
     rows = RowCounts(database, helpers.rows, settings.max_row_size_mb)
     return Services(
         settings=settings,

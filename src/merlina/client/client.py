@@ -150,8 +150,10 @@ class Client:
     def pause(self, job_id: str) -> JobAction:
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/pause"), JobAction)
 
-    def resume(self, job_id: str) -> JobCreated:
-        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/resume"), JobCreated)
+    def resume(self, job_id: str, *, force: bool = False) -> JobCreated:
+        """Continue from the newest complete checkpoint; with `force`, start over at step 1."""
+        params = {"force": "true"} if force else None
+        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/resume", params=params), JobCreated)
 
     def retry(self, job_id: str) -> JobCreated:
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/retry"), JobCreated)

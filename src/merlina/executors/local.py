@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment, shown_gpus
+from merlina.faults import FaultPoint, reach
 from merlina.hardware.host import killed_by, oom_kills
 from merlina.processes import ProcessId
 from merlina.runs import DETACHED_EXIT_CODE, RunFolder, RunOrder, write_private
@@ -45,7 +46,9 @@ class LocalExecutor:
                 return
             os.ftruncate(lock, 0)
             folder.write_order(order)
+            reach(FaultPoint.START_ORDERED)
             process = self._spawn(folder, lock, gpus)
+            reach(FaultPoint.START_SPAWNED)
             self._children[folder.path] = _Child(process, oom_kills())
 
     def is_alive(self, folder: RunFolder, worker: ProcessId | None = None) -> bool:

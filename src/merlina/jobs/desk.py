@@ -18,10 +18,12 @@ from sqlalchemy import Connection
 
 from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
+from merlina.faults import FaultPoint, reach
 from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, Cause
 from merlina.jobs.moves import Moves, describe_state
 from merlina.jobs.outputs import refuse_nested, refuse_taken
 from merlina.jobs.pauses import leave_wish, pause_changes, requeue_changes
+from merlina.jobs.resuming import CompareData, Resumption, plan_resume
 from merlina.jobs.run_folders import remove_run_files, write_mark
 from merlina.runs import RunFolder
 from merlina.schemas.jobs import PRIORITY_NUMBER, JobState, Priority
@@ -42,6 +44,7 @@ class Desk:
     runs_dir: Path
     models_dir: Path
     wake: Callable[[], None]
+    compare_data: CompareData
     clock: Callable[[], float] = time.time
 
     def find(self, job_id: str) -> JobRecord:
@@ -81,7 +84,9 @@ class Desk:
         """
         found = self.find(job_id)
         before, asked = self.moves.operate(found, lambda record: pause_changes(record, self.clock()))
+        reach(FaultPoint.PAUSE_ASKED)
         leave_wish(self.executor, self.folder(job_id), asked)
+        reach(FaultPoint.PAUSE_REQUESTED)
         self.wake()
         return asked, asked is not before
 
@@ -98,22 +103,32 @@ class Desk:
             job_ids = list(jobs.summaries(connection))
         return sum(self._delete_whatever_happens(job_id) for job_id in job_ids)
 
-    def resume(self, job_id: str) -> JobRecord:
-        """Queues a failed, stopped or paused job to go on from its last checkpoint.
+    def resume(self, job_id: str, *, force: bool = False) -> tuple[JobRecord, Resumption]:
+        """Queue a failed, stopped or paused job to continue from its newest complete checkpoint.
 
-        Raises NotFoundError, ConflictError and InvalidRequestError.
+        With `force` it starts over. Raises NotFoundError, ConflictError, InvalidRequestError, and StartOverError where
+        only `force` can help.
         """
         record = self.find(job_id)
         folder = self.folder(job_id)
+        _refuse_unresumable(record)
+        resumption = plan_resume(record, folder, self.compare_data, force=force)
+
+        def changes(record: JobRecord) -> dict[str, object]:
+            _refuse_unresumable(record)
+            return {**requeue_changes(record), "last_checkpoint": resumption.step or None}
 
         def before_commit(connection: Connection) -> None:
             refuse_nested(connection, record.target_dir, job_id)
             _check_data_is_there(record.dataset_file)
             folder.clear_wishes()
+            resumption.announce_to(folder)
+            reach(FaultPoint.RESUME_CLAIMED)
 
-        _, queued = self.moves.operate(record, _resumption, before_commit)
+        _, queued = self.moves.operate(record, changes, before_commit)
+        reach(FaultPoint.RESUME_QUEUED)
         self.wake()
-        return queued
+        return queued, resumption
 
     def config(self, job_id: str) -> TrainingConfig:
         """Return what a job runs with, without tokens. Raises NotFoundError, StoredConfigError."""
@@ -192,8 +207,8 @@ class Desk:
         before, record = self.moves.operate(found, lambda record: {**_ending(record, self.clock()), **doom})
         folder = self.folder(job_id)
         leave_wish(self.executor, folder, record)
-        if record.ended and not before.ended and record.last_checkpoint is None:
-            # Nothing is left that a resume could go on from.
+        if record.state == "cancelled" and not before.ended and record.last_checkpoint is None:
+            # It cannot be resumed.
             folder.secrets_file.unlink(missing_ok=True)
         self.wake()
         return record, before.state
@@ -221,18 +236,14 @@ def _ending(record: JobRecord, now: float) -> dict[str, object]:
     return {"state": END_STATE[cause], "preempted_by": None, "ended_at": now}
 
 
-def _resumption(record: JobRecord) -> dict[str, object]:
-    """What a resume changes. Raises ConflictError and InvalidRequestError where it is not possible."""
+def _refuse_unresumable(record: JobRecord) -> None:
+    """Raises ConflictError or StoredConfigError where a job cannot be resumed, whatever its folder holds."""
     if record.state not in RESUMABLE_STATES:
         raise ConflictError(
             f"Job {record.job_id} is {describe_state(record)}; only a failed, stopped or paused job can be resumed"
         )
-    if record.last_checkpoint is None and record.state != "paused":
-        raise InvalidRequestError(
-            f"Job {record.job_id} has no checkpoint yet; POST /jobs/{record.job_id}/retry begins it anew"
-        )
+    _check_data_is_there(record.dataset_file)
     read_stored_config(record.config, record.job_id)
-    return requeue_changes(record)
 
 
 def _check_data_is_there(dataset_file: str | None) -> None:

@@ -39,7 +39,7 @@ def _(event: events.Started, record: JobRecord) -> dict[str, Any]:
 
 @_changes.register
 def _(event: events.Resumed, _record: JobRecord) -> dict[str, Any]:
-    return {"step": event.step}
+    return {"step": event.step, "last_checkpoint": event.step or None}
 
 
 @_changes.register
@@ -67,6 +67,11 @@ def _(event: events.Checkpointed, _record: JobRecord) -> dict[str, Any]:
 
 
 @_changes.register
+def _(event: events.Placed, _record: JobRecord) -> dict[str, Any]:
+    return {"output_dir": event.folder}
+
+
+@_changes.register
 def _(event: events.SetAside, record: JobRecord) -> dict[str, Any]:
     # What an earlier attempt has saved; the models of other jobs are seen to by `storage.jobs.move_model`.
     return {"output_dir": event.kept_as} if record.output_dir == event.folder else {}
@@ -78,8 +83,10 @@ def _(event: events.Linked, _record: JobRecord) -> dict[str, Any]:
 
 
 @_changes.register
-def _(_event: events.Paused, record: JobRecord) -> dict[str, Any]:
-    return {"state": "paused", "gpus": None} if may_move(record.state, "paused") else {}
+def _(event: events.Paused, record: JobRecord) -> dict[str, Any]:
+    if not may_move(record.state, "paused"):
+        return {}
+    return {"state": "paused", "gpus": None, "last_checkpoint": _checkpoint_left(event, record)}
 
 
 @_changes.register
@@ -95,7 +102,7 @@ def _(event: events.Ended, record: JobRecord) -> dict[str, Any]:
         "output_dir": record.output_dir if record.state == "uploading" else event.output_dir or record.output_dir,
         "final_metrics": event.final_metrics,
         "progress": 1.0 if event.state == "completed" else record.progress,
-        "last_checkpoint": None if event.state == "completed" else record.last_checkpoint,
+        "last_checkpoint": None if event.state == "completed" else _checkpoint_left(event, record),
         "ended_at": event.time,
     }
 
@@ -106,3 +113,8 @@ def _figures_of_saved_model(event: events.Ended) -> dict[str, Any]:
         return {}
     evaluated = {"eval_loss": event.final_metrics.get("final_eval_loss")}
     return evaluated | ({"loss": event.final_metrics["final_loss"]} if "final_loss" in event.final_metrics else {})
+
+
+def _checkpoint_left(event: events.Paused | events.Ended, record: JobRecord) -> int | None:
+    """What was found on the disk at the end; logs of earlier versions do not say."""
+    return event.checkpoint_step if "checkpoint_step" in event.model_fields_set else record.last_checkpoint

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from merlina.jobs.fold import fold
 from merlina.jobs.moves import Moves
+from merlina.jobs.resuming import survey
 from merlina.runs import EventLog, RunFolder, read_events
 from merlina.schemas import events
 from merlina.schemas.events import Event
@@ -35,7 +36,8 @@ def follow(moves: Moves, record: JobRecord, folder: RunFolder) -> JobRecord:
 
 def record_end(record: JobRecord, folder: RunFolder, state: EndState, error: str | None) -> bool:
     """Writes the last event of a worker that died without one. False while it lives, or where it wrote one itself."""
-    return _append(record, folder, [("ended", {"state": state, "error": error})])
+    ended = {"state": state, "error": error, "checkpoint_step": survey(folder).step}
+    return _append(record, folder, [("ended", ended)])
 
 
 def end_without_log(moves: Moves, record: JobRecord, folder: RunFolder, state: EndState, error: str) -> None:
@@ -58,7 +60,8 @@ def has_log(record: JobRecord, folder: RunFolder) -> bool:
 
 def record_pause(record: JobRecord, folder: RunFolder, reason: str, message: str) -> bool:
     """The same for a worker that died while it was asked to pause, with a line for the log."""
-    return _append(record, folder, [("log", {"level": "warning", "message": message}), ("paused", {"reason": reason})])
+    paused = {"reason": reason, "checkpoint_step": survey(folder).step}
+    return _append(record, folder, [("log", {"level": "warning", "message": message}), ("paused", paused)])
 
 
 def _append(record: JobRecord, folder: RunFolder, last_events: list[tuple[str, dict[str, Any]]]) -> bool:

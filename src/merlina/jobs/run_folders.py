@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,11 +16,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from merlina.checkpoints import remove_folder
 from merlina.errors import StoredConfigError
 from merlina.runs import RunFolder, write_private
 
 _log = logging.getLogger(__name__)
-_CHECKPOINT = re.compile(r"\.?checkpoint-.*")
 
 
 class RunMark(BaseModel):
@@ -81,11 +80,7 @@ def remove_partial_model(target_dir: str, job_id: str) -> None:
 def _remove_own(folder: RunFolder, path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         if path == folder.checkpoints_dir and not path.is_symlink():
-            for checkpoint in path.iterdir():
-                if _CHECKPOINT.fullmatch(checkpoint.name):
-                    _remove(checkpoint)
-            with contextlib.suppress(OSError):
-                path.rmdir()
+            remove_folder(path)
         elif path in folder.own_paths or folder.is_unfinished(path):
             _remove(path)
 

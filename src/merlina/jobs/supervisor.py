@@ -15,8 +15,10 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from merlina.checkpoints import remove_folder
 from merlina.errors import StoredConfigError
 from merlina.executors.protocol import Executor
+from merlina.faults import FaultPoint, reach
 from merlina.hardware.gpus import Gpu
 from merlina.jobs.follower import end_without_log, follow, has_log, record_end, record_pause
 from merlina.jobs.lifecycle import END_STATE, Cause
@@ -24,8 +26,10 @@ from merlina.jobs.moves import Moves
 from merlina.jobs.outputs import owner_among, settle_kept_models
 from merlina.jobs.pauses import is_to_pause, leave_wish, pause_changes, reason_to_pause, requeue
 from merlina.jobs.rebuilding import take_in_unknown, unknown_folders
+from merlina.jobs.resuming import complete_placing, ways_on
 from merlina.jobs.run_folders import remove_partial_model, remove_run_files
 from merlina.jobs.scheduler import Plan, Start, plan
+from merlina.placing import last_placing
 from merlina.processes import ProcessId
 from merlina.runs import RunFolder, RunOrder
 from merlina.schemas.stored_config import read_stored_config
@@ -75,6 +79,7 @@ class Supervisor:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._alive_checked: dict[str, float] = {}
+        self._to_clean: set[str] = set()
         self._forced: set[tuple[str, int]] = set()
         self._unknown: list[RunFolder] = []
         self._detached: dict[str, float] = {}
@@ -117,6 +122,7 @@ class Supervisor:
                 self._attend(record)
             except Exception:  # what is wrong with one run must not keep the others waiting
                 _log.exception("%s could not be attended to; trying again", record.job_id)
+        self._clean_completed()
         self._finish_deletions()
         self._move_on_paused()
         plan = self.look_at_queue()
@@ -133,6 +139,7 @@ class Supervisor:
             take_in_unknown(self._moves, self._unknown, _log.warning)
         except Exception:
             _log.exception("folders among the runs that belong to no job could not be looked at")
+        self._find_uncleaned()
         while not self._closing.is_set():
             busy = False
             try:
@@ -172,7 +179,7 @@ class Supervisor:
     def _note_end(self, record: JobRecord) -> None:
         self._alive_checked.pop(record.job_id, None)
         if record.state == "completed":
-            self.folder(record.job_id).secrets_file.unlink(missing_ok=True)
+            self._to_clean.add(record.job_id)
         _log.info("%s %s", record.job_id, record.state)
 
     def _force_stop(self, record: JobRecord, folder: RunFolder) -> None:
@@ -187,6 +194,8 @@ class Supervisor:
         record = follow(self._moves, record, folder)
         if not record.running:
             return
+        if complete_placing(record, folder):
+            record = follow(self._moves, record, folder)
         with self._database.write() as connection:
             settle_kept_models(connection, record)
         if not has_log(record, folder):
@@ -206,21 +215,20 @@ class Supervisor:
     def _end_of_paused(self, record: JobRecord, folder: RunFolder) -> str:
         forced = (record.job_id, record.attempt) in self._forced
         death = f"did not pause within {self._grace:g} s and was killed" if forced else None
-        on_from = (
-            f"from the checkpoint at step {record.last_checkpoint}" if record.last_checkpoint else "from the start"
-        )
         return (
             f"Paused: {reason_to_pause(record)}. The worker process {death or self._executor.cause_of_death(folder)}; "
-            f"a resume goes on {on_from}"
+            f"{ways_on(record, folder)}"
         )
 
     def _obituary(self, record: JobRecord, folder: RunFolder, cause: Cause) -> str | None:
         if cause is Cause.STOP_WAS_ASKED:
+            if last_placing(folder.events_file) is not None:
+                return None
             if (record.job_id, record.attempt) in self._forced:
-                return f"The run did not stop within {self._grace:g} s and was killed; {_ways_on(record)}"
-            return f"The worker ended before it had saved what it had; {_ways_on(record)}"
+                return f"The run did not stop within {self._grace:g} s and was killed; {ways_on(record, folder)}"
+            return f"The worker ended before it had saved what it had; {ways_on(record, folder)}"
         where = f"At step {record.step} of {record.total_steps}" if record.step else f"While {record.state}"
-        return f"{where} the worker process {self._executor.cause_of_death(folder)}; {_ways_on(record)}"
+        return f"{where} the worker process {self._executor.cause_of_death(folder)}; {ways_on(record, folder)}"
 
     def _preempt(self, plan: Plan) -> None:
         for record, high in plan.preempted:
@@ -248,6 +256,7 @@ class Supervisor:
         changes = {"state": "initializing", "gpus": start.gpus}
         record = self._moves.change(start.record, changes, only_if=is_free)
         if record is not None:
+            reach(FaultPoint.START_CLAIMED)
             self._launch(record)
 
     def _launch(self, record: JobRecord) -> None:
@@ -269,6 +278,7 @@ class Supervisor:
             attempt=record.attempt,
             resume=record.attempt > 1,
             after_seq=record.last_seq,
+            resume_step=record.last_checkpoint or 0,
             config=read_stored_config(record.config, record.job_id),
             dataset_file=record.dataset_file,
             output_dir=record.target_dir,
@@ -295,6 +305,24 @@ class Supervisor:
             except Exception:  # what is wrong with one run must not keep the server from starting
                 _log.exception("%s could not be taken up again; trying again later", record.job_id)
 
+    def _find_uncleaned(self) -> None:
+        """Completed jobs whose worker, and whose last server, died before all was removed that a resume might need."""
+        with self._database.read() as connection:
+            found = jobs.summaries(connection, with_deleting=True)
+        completed = (self.folder(job_id) for job_id, job in found.items() if job.state == "completed")
+        self._to_clean |= {
+            folder.path.name for folder in completed if folder.checkpoints_dir.exists() or folder.secrets_file.exists()
+        }
+
+    def _clean_completed(self) -> None:
+        """The worker removes its checkpoints after its last event; what it left when it died is removed here."""
+        for job_id in list(self._to_clean):
+            folder = self.folder(job_id)
+            folder.secrets_file.unlink(missing_ok=True)
+            if not folder.path.exists() or not self._executor.is_alive(folder):
+                remove_folder(folder.checkpoints_dir)
+                self._to_clean.discard(job_id)
+
     def _finish_deletions(self) -> None:
         with self._database.read() as connection:
             doomed = jobs.waiting_for_deletion(connection)
@@ -308,12 +336,3 @@ class Supervisor:
             self._moves.remove(record)
             remove_run_files(folder)
             remove_partial_model(record.target_dir, record.job_id)
-
-
-def _ways_on(record: JobRecord) -> str:
-    if record.last_checkpoint:
-        return (
-            f"go on from its checkpoint at step {record.last_checkpoint} with POST /jobs/{record.job_id}/resume, "
-            f"or begin anew with POST /jobs/{record.job_id}/retry"
-        )
-    return f"it had no checkpoint yet; begin anew with POST /jobs/{record.job_id}/retry"

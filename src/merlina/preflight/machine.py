@@ -119,8 +119,9 @@ def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None, device: st
     if config.push_to_hub:
         # The adapter is uploaded beside merged weights, too.
         uploaded = adapter + (model.parameters * _merged_width(config, device) if config.merges else 0)
-    # One more than is kept: an old checkpoint goes only when the new one is whole.
-    return (KEPT_CHECKPOINTS + 1) * a_checkpoint + converted, adapter + uploaded
+    # An old one is removed once the new one is complete; each one kept may need its best model beside it.
+    kept = KEPT_CHECKPOINTS * (1 if config.load_best_at_end is None else 2)
+    return (kept + 1) * a_checkpoint + converted, adapter + uploaded
 
 
 def _disk_of(folder: Path) -> int:

@@ -33,10 +33,15 @@ class Started(BaseEvent):
 
 
 class Resumed(BaseEvent):
-    """The attempt goes on from a checkpoint: whatever was recorded after `step` counts no more."""
+    """The attempt continues after `step`; 0 is the start. Whatever was recorded after it no longer counts.
+
+    Where the server had announced another step, that is `announced_step`, and `reason` says why it is not used.
+    """
 
     type: Literal["resumed"] = "resumed"
     step: int
+    announced_step: int | None = None
+    reason: str | None = None
 
 
 class StateChanged(BaseEvent):
@@ -68,11 +73,35 @@ class Metrics(BaseEvent):
 
 
 class Checkpointed(BaseEvent):
-    """A checkpoint is whole on disk."""
+    """A checkpoint is complete on the disk."""
 
     type: Literal["checkpoint"] = "checkpoint"
     step: int
     path: str
+
+
+class Placing(BaseEvent):
+    """The finished model lies in `staged`, complete, and is about to become `folder`: only renames are left to do.
+
+    `identity` recognizes it under either name. What lies in `folder` now is to become `kept_as`. `step` is the
+    optimizer step after which training ended; `final_metrics` are None where it was stopped. What a crash after this
+    event leaves undone is done from it, see `merlina.placing`.
+    """
+
+    type: Literal["placing"] = "placing"
+    folder: str
+    staged: str
+    identity: str
+    kept_as: str | None = None
+    step: int
+    final_metrics: dict[str, float | None] | None = None
+
+
+class Placed(BaseEvent):
+    """The finished model is in `folder`."""
+
+    type: Literal["placed"] = "placed"
+    folder: str
 
 
 class SetAside(BaseEvent):
@@ -99,19 +128,24 @@ class Linked(BaseEvent):
 
 
 class Paused(BaseEvent):
-    """Last line of an attempt that is to be gone on with: nothing was saved but its checkpoint."""
+    """Last line of an attempt that is to continue later: nothing was saved but its checkpoint.
+
+    `checkpoint_step` is the newest complete checkpoint, as in `Ended`.
+    """
 
     type: Literal["paused"] = "paused"
     reason: str
+    checkpoint_step: int | None = None
 
 
 class Ended(BaseEvent):
-    """Last line of an attempt."""
+    """Last line of an attempt. `checkpoint_step` is the newest complete checkpoint, which a resume continues from."""
 
     type: Literal["ended"] = "ended"
     state: EndState
     error: str | None = None
     output_dir: str | None = None
+    checkpoint_step: int | None = None
     final_metrics: dict[str, float | None] = Field(default_factory=dict)
 
 
@@ -122,7 +156,19 @@ class Unknown(BaseEvent):
 
 
 KnownEvent = Annotated[
-    Started | Resumed | StateChanged | Progress | Metrics | Checkpointed | SetAside | Logged | Linked | Paused | Ended,
+    Started
+    | Resumed
+    | StateChanged
+    | Progress
+    | Metrics
+    | Checkpointed
+    | Placing
+    | Placed
+    | SetAside
+    | Logged
+    | Linked
+    | Paused
+    | Ended,
     Field(discriminator="type"),
 ]
 Event = KnownEvent | Unknown

@@ -8,8 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from merlina import checkpoints
 from merlina.schemas.training import TrainingConfig
-from merlina.training import checkpoints
 from merlina.training.alarms import Say
 
 _HIGHER_IS_BETTER = {"eval_reward_margin"}
@@ -18,8 +18,8 @@ _HIGHER_IS_BETTER = {"eval_reward_margin"}
 class Endings(TrainerCallback):  # type: ignore[misc]
     """Has the best evaluated model written as a checkpoint, and ends a run that gets no better.
 
-    The best so far is part of the Trainer's state, which protects its checkpoint and comes back with a resume; from it
-    follows how many evaluations went by without a better one.
+    The best so far is part of the Trainer's state and comes back with a resume; from it follows how many evaluations
+    went by without a better one. Its checkpoint is kept as long as a checkpoint that names it.
     """
 
     def __init__(self, config: TrainingConfig, folder: Path, say: Say) -> None:
@@ -32,6 +32,8 @@ class Endings(TrainerCallback):  # type: ignore[misc]
         self.ended_early = False
 
     def on_train_begin(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        if self._keeps_best and state.best_global_step:
+            self._forget_lost_best(state)
         if state.best_global_step and state.eval_steps:
             self._without = int(state.global_step // state.eval_steps - state.best_global_step // state.eval_steps)
 
@@ -44,7 +46,6 @@ class Endings(TrainerCallback):  # type: ignore[misc]
             self._without = 0
             state.best_metric, state.best_global_step = metrics[self._measure], state.global_step
             if self._keeps_best:
-                state.best_model_checkpoint = str(checkpoints.path_of(self._folder, state.global_step))
                 control.should_save = True
             return control
         self._without += 1
@@ -58,6 +59,17 @@ class Endings(TrainerCallback):  # type: ignore[misc]
                 f"since (now {metrics[self._measure]:.4f}; early_stopping_patience {self._patience})",
             )
         return control
+
+    def _forget_lost_best(self, state: TrainerState) -> None:
+        lost = checkpoints.examine(checkpoints.path_of(self._folder, state.best_global_step))
+        if lost is None:
+            return
+        self._say(
+            "warning",
+            f"{self._measure} was best at step {state.best_global_step} ({state.best_metric:.4f}), but that model is "
+            f"lost ({lost}); the best of the evaluations to come is kept",
+        )
+        state.best_metric, state.best_global_step = None, None
 
     def _is_better(self, value: float, best: float | None) -> bool:
         if not math.isfinite(value):

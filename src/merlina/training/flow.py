@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from merlina.training import checkpoints
+from merlina.faults import FaultPoint, reach
 from merlina.training.ranks import Ranks
 from merlina.training.reporter import Reporter
 
 
 class Flow(TrainerCallback):  # type: ignore[misc]
-    """Progress and stop after each step, an evaluation after the last, a mark on each whole checkpoint."""
+    """Progress and stop after each step, an evaluation after the last."""
 
-    def __init__(self, reporter: Reporter, ranks: Ranks, folder: Path, *, evaluates: bool) -> None:
+    def __init__(self, reporter: Reporter, ranks: Ranks, *, evaluates: bool) -> None:
         self._reporter = reporter
         self._ranks = ranks
-        self._folder = folder
         self._evaluates = evaluates
 
     def on_train_begin(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+        if state.global_step:
+            reach(FaultPoint.RESUME_LOADED)
         self._reporter.progress(state.global_step, state.max_steps)
 
     def on_step_end(self, _args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> TrainerControl:
         self._reporter.progress(state.global_step, state.max_steps)
+        reach(FaultPoint.START_FIRST_STEP)
         if state.global_step >= state.max_steps:
             control.should_evaluate = self._evaluates
             control.should_log = True
@@ -33,10 +34,3 @@ class Flow(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
             control.should_save = True
         return control
-
-    def on_save(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        if not self._ranks.is_first:
-            return
-        checkpoint = checkpoints.path_of(self._folder, state.global_step)
-        checkpoints.mark_whole(checkpoint)
-        self._reporter.checkpoint(state.global_step, checkpoint)

@@ -21,11 +21,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerState
 
+from merlina import checkpoints
 from merlina.errors import TrainingError
+from merlina.faults import FaultPoint, reach
 from merlina.schemas.plan import rate_factor
-from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig
+from merlina.schemas.training import KEPT_CHECKPOINTS, OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig
 from merlina.schemas.units import gib
-from merlina.training import checkpoints
 from merlina.training.alarms import Alarms, check_losses
 from merlina.training.endings import Endings
 from merlina.training.fast_path import fast_path, telling
@@ -79,6 +80,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._objective = OBJECTIVES[config.training_mode]
         self._dtype = dtype
         self._resuming = resuming
+        self._saved_step: int | None = None
         self._window = Window()
         self._speed = Speed()
         evaluates = bool(held_out) and config.eval_steps > 0
@@ -90,7 +92,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             data_collator=list,
             train_dataset=training,
             eval_dataset=held_out if evaluates else None,
-            callbacks=[Flow(reporter, ranks, folder, evaluates=evaluates), self._endings],
+            callbacks=[Flow(reporter, ranks, evaluates=evaluates), self._endings],
         )
         ranks.take_from_first(weight for weight in model.parameters() if weight.requires_grad)
         # Our training_step divides by the pairs of the whole step, so the Trainer must not divide again.
@@ -142,11 +144,20 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
         -> the step whose weights the model has
         """
-        best, step = self.state.best_model_checkpoint, self.state.best_global_step
-        if self._config.load_best_at_end is None or best is None or step == self.state.global_step:
-            return int(self.state.global_step)
+        last, step = int(self.state.global_step), self.state.best_global_step
+        if self._config.load_best_at_end is None or not step or step == last:
+            return last
+        best = checkpoints.path_of(Path(self.args.output_dir), step)
         self._ranks.wait()
-        self._load_from_checkpoint(best)
+        lost = self._ranks.of_first(checkpoints.examine(best))
+        if lost is not None:
+            self._reporter.note(
+                "warning",
+                f"The saved model is that of step {last}: the best by {self._config.load_best_at_end} was that of step "
+                f"{step}, but it is lost ({lost})",
+            )
+            return last
+        self._load_from_checkpoint(str(best))
         self._reporter.note(
             "info",
             f"The saved model is that of step {step}, the best by {self._config.load_best_at_end} "
@@ -406,9 +417,29 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return torch.autocast(self.args.device.type, dtype=self._dtype)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        if self._ranks.is_first:
-            super()._save_checkpoint(model, trial)
-            self._window.save(checkpoints.path_of(Path(self.args.output_dir), self.state.global_step))
+        """Write, sync and mark a checkpoint, report it, and only then remove older ones (see merlina.checkpoints).
+
+        The Trainer removes older ones before the new one is on the disk; `save_total_limit` is unset to prevent that.
+        """
+        step, folder = self.state.global_step, Path(self.args.output_dir)
+        if not self._ranks.is_first or step == self._saved_step:
+            return
+        path = checkpoints.path_of(folder, step)
+        checkpoints.remove(path)
+        reach(FaultPoint.SAVE_BEGUN)
+        super()._save_checkpoint(model, trial)
+        self._window.save(path)
+        reach(FaultPoint.SAVE_WRITTEN)
+        checkpoints.seal(path, self.state.best_global_step if self._config.load_best_at_end else None)
+        self._saved_step = step
+        self._reporter.checkpoint(step, path)
+        reach(FaultPoint.SAVE_TOLD)
+        checkpoints.rotate(folder, KEPT_CHECKPOINTS)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        reach(FaultPoint.SAVE_MODEL_WRITTEN)
+        super()._save_optimizer_and_scheduler(output_dir)
+        reach(FaultPoint.SAVE_OPTIMIZER_WRITTEN)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         if not self._config.shuffle_dataset:

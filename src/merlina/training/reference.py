@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from merlina.checkpoints import sync
 from merlina.errors import TrainingError
+from merlina.faults import FaultPoint, reach
 from merlina.training.packing import SharedPrompt
 
 _FILE = "reference.safetensors"
@@ -80,7 +82,10 @@ def reference_logprobs(
         return found
     has_adapter = hasattr(model, "disable_adapter")
     if resuming and not has_adapter:
-        raise TrainingError(f"{path} is gone, and the model has changed since: begin this run anew")
+        raise TrainingError(
+            f"The reference's log-probabilities in {path} are missing or belong to other data, and the model has "
+            "changed since: resume with force=true to start over at step 1"
+        )
     was_training = model.training
     model.eval()
     try:
@@ -104,16 +109,22 @@ def _keep(path: Path, found: Tensor, fingerprint: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
     save_file({"logprobs": found}, beside, metadata={"fingerprint": fingerprint})
+    sync(beside)
+    reach(FaultPoint.START_REFERENCE_WRITTEN)
     beside.replace(path)
+    sync(path.parent)
 
 
 def _kept(path: Path, fingerprint: str) -> Tensor | None:
     """[U, A], not a number where it isn't known yet"""
     if not path.is_file():
         return None
-    with safe_open(path, framework="pt") as file:
-        same = (file.metadata() or {}).get("fingerprint") == fingerprint
-        return file.get_tensor("logprobs") if same else None
+    try:
+        with safe_open(path, framework="pt") as file:
+            same = (file.metadata() or {}).get("fingerprint") == fingerprint
+            return file.get_tensor("logprobs") if same else None
+    except SafetensorError:
+        return None
 
 
 def _fingerprint(units: Sequence[SharedPrompt]) -> str:

@@ -20,7 +20,7 @@ class Reporter(Protocol):
         """The figures of a step, or of an evaluation after it (`eval_…`), which `evaluation_follows` announces."""
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """A checkpoint is whole."""
+        """A checkpoint is complete on the disk."""
 
     def kept(self, step: int) -> None:
         """The weights after this step, the last or the best one, are those that will be saved."""

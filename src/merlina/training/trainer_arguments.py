@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from merlina.schemas.training import KEPT_CHECKPOINTS, TrainingConfig
+from merlina.schemas.training import TrainingConfig
 
 
 def training_arguments(
@@ -36,8 +36,8 @@ def training_arguments(
         eval_on_start=evaluates and not resuming,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=_share_or_count(config.save_steps) if config.save_steps else 500,
-        # The best one is kept beside the newest.
-        save_total_limit=KEPT_CHECKPOINTS + (config.load_best_at_end is not None),
+        # Older ones are removed by merlina.checkpoints.
+        save_total_limit=None,
         logging_strategy="steps",
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,

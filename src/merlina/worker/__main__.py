@@ -16,6 +16,7 @@ from pathlib import Path
 from setproctitle import setproctitle
 
 from merlina.errors import StoredConfigError
+from merlina.faults import FaultPoint, reach
 from merlina.processes import identify
 from merlina.runs import EventLog, RunFolder
 from merlina.worker.imports import import_at_once
@@ -36,6 +37,7 @@ def main(given: Sequence[str] | None = None) -> int:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     stop = StopRequest(folder.stop_file, folder.pause_file)
     _name_myself(arguments.lock_fd)
+    reach(FaultPoint.START_NAMED)
     log = EventLog(folder.events_file, folder.after_seq())
     try:
         order = folder.read_order()
@@ -45,6 +47,7 @@ def main(given: Sequence[str] | None = None) -> int:
     versions = {name: version(name) for name in _NAMED_VERSIONS}
     process = str(identify(os.getpid()))
     log.append("started", durable=True, attempt=order.attempt, pid=os.getpid(), process=process, versions=versions)
+    reach(FaultPoint.START_TOLD)
 
     if order.processes > 1:
         (launch,) = import_at_once(["merlina.worker.launch"])

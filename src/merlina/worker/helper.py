@@ -93,6 +93,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "count_rows": _first_use("helper_rows", "count"),
     "parse_upload": _first_use("helper_rows", "parse"),
     "look_at_rows": _first_use("helper_rows", "look"),
+    "compare_rows": _first_use("helper_rows", "compare"),
     "preview_formatted": _first_use("helper_previews", "formatted"),
     "count_hub_rows": _first_use("helper_previews", "hub_rows"),
     "tokenizer_facts": _first_use("helper_inspection", "tokenizer_facts"),

@@ -9,7 +9,9 @@ from typing import Any
 from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
 from merlina.data.doctor import Doctor
 from merlina.data.files import count_rows, detect_format, parse_all
+from merlina.data.fingerprint import Fingerprint, fingerprint
 from merlina.data.formats import MARKERS
+from merlina.data.pairs import Pair
 from merlina.data.preview import preview_rows
 from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError
@@ -80,3 +82,14 @@ def look(config: dict[str, Any], file: str, max_row_mb: int) -> dict[str, Any]:
             most_tokens=None,
             findings=doctor.findings(held_out),
         ).model_dump()
+
+
+def compare(
+    config: dict[str, Any], file: str, needs_rejected: bool, then: dict[str, Any], max_row_mb: int
+) -> str | None:
+    """How the rows and the split of a file differ from those of the fingerprint `then`; None where they do not."""
+    with PHASES.during("Comparing the rows", _WHOLE_FILE_SECONDS, DataError):
+        dataset, path = DatasetConfig.model_validate(config), Path(file)
+        rows = read_pairs(dataset, path, None, needs_rejected=needs_rejected, limit=RowLimit.of_megabytes(max_row_mb))
+        pairs = (row for row in rows if isinstance(row, Pair))
+        return Fingerprint.model_validate(then).difference(fingerprint(pairs, dataset.test_size, path))

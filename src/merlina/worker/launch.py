@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 from setproctitle import setproctitle
 
+from merlina import checkpoints
 from merlina.hardware.host import killed_by, oom_kills
 from merlina.runs import EventLog, RunFolder, RunOrder, read_events
 from merlina.worker.stop import StopRequest
@@ -76,7 +77,8 @@ def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRe
     if failed is None or _has_last_event(folder, begin):
         return 0
     error = _in_words(failed, order, folder, out_of_memory=oom_kills() > kills_before)
-    EventLog(folder.events_file).append("ended", durable=True, state="failed", error=error)
+    step = checkpoints.survey(folder.checkpoints_dir).step
+    EventLog(folder.events_file).append("ended", durable=True, state="failed", error=error, checkpoint_step=step)
     return 1
 
 

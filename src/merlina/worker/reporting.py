@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from merlina.faults import FaultPoint, reach
 from merlina.runs import read_events
-from merlina.schemas.events import Metrics
+from merlina.schemas.events import Metrics, Placing
 from merlina.schemas.jobs import EndState, JobState
 from merlina.worker.saved_model_figures import SavedModelFigures
 
@@ -62,6 +63,8 @@ class EventReporter:
         self._untold_progress: tuple[int, int] | None = None
         self._saved = SavedModelFigures()
         self._awaiting: tuple[int, dict[str, float]] | None = None
+        # Where this attempt has put the model.
+        self.model_folder: Path | None = None
 
     def recall(self, events_file: Path, until_step: int) -> None:
         """Take over the figures of earlier attempts up to a step, so that the final ones are those of the whole run."""
@@ -79,8 +82,8 @@ class EventReporter:
         self._tell_progress()
         self._log.append("state", durable=True, state=state, output_dir=output_dir)
 
-    def resumed(self, step: int) -> None:
-        self._log.append("resumed", durable=True, step=step)
+    def resumed(self, step: int, announced_step: int | None = None, reason: str | None = None) -> None:
+        self._log.append("resumed", durable=True, step=step, announced_step=announced_step, reason=reason)
 
     def progress(self, step: int, total_steps: int) -> None:
         self._complete_metrics()
@@ -116,6 +119,16 @@ class EventReporter:
     def set_aside(self, folder: Path, kept_as: Path) -> None:
         self._log.append("set_aside", durable=True, folder=str(folder), kept_as=str(kept_as))
 
+    def placing(self, **fields: Any) -> Placing:
+        """Announce the renames that bring a finished model to its folder; see the event's fields."""
+        seq = self._log.append("placing", durable=True, **fields)
+        return Placing.model_validate({"seq": max(seq, 1), "time": time.time(), **fields})
+
+    def placed(self, folder: Path) -> None:
+        self.model_folder = folder
+        self._log.append("placed", durable=True, folder=str(folder))
+        reach(FaultPoint.END_PLACED_TOLD)
+
     def link(self, wandb_url: str) -> None:
         self._log.append("link", wandb_url=wandb_url)
 
@@ -123,10 +136,13 @@ class EventReporter:
         self._tell_progress()
         self._log.append("ended", durable=True, state=state, error=without_tokens(error) if error else None, **fields)
 
-    def paused(self, reason: str) -> None:
+    def paused(self, reason: str, checkpoint_step: int | None) -> None:
         self._tell_progress()
-        self.note("info", f"Paused: {reason}. A resume goes on from its last checkpoint")
-        self._log.append("paused", durable=True, reason=reason)
+        where = f"continues from the checkpoint at step {checkpoint_step}" if checkpoint_step else "starts at step 1"
+        self.note("info", f"Paused: {reason}. A resume {where}")
+        reach(FaultPoint.PAUSE_SAVED)
+        self._log.append("paused", durable=True, reason=reason, checkpoint_step=checkpoint_step)
+        reach(FaultPoint.PAUSE_TOLD)
 
     def reason_to_pause(self) -> str | None:
         return self._stop.reason_to_pause()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import traceback
-from pathlib import Path
+from collections.abc import Mapping
 
+from torch import nn
+
+from merlina import checkpoints
 from merlina.errors import MerlinaError, ModelError
+from merlina.faults import FaultPoint, reach
+from merlina.placing import last_placing, only_end_is_left
 from merlina.runs import EventLog, RunFolder, RunOrder
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.publishing import publish
 from merlina.worker.reporting import EventReporter, without_tokens
 from merlina.worker.saving import save_model
 from merlina.worker.shortages import disk_is_full, memory_short_of
-from merlina.worker.stages import Stages
+from merlina.worker.stages import LoadedModel, Stages, TrainingData
 from merlina.worker.stop import StopRequest
 
 _FAILED = 1
@@ -28,7 +32,9 @@ def run(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) ->
         run_stages(Stages(folder, order, reporter))
     except Exception as error:
         folder.reserve_file.unlink(missing_ok=True)
-        reporter.end("failed", error=in_words(error, folder))
+        placed = str(reporter.model_folder) if reporter.model_folder else None
+        step = checkpoints.survey(folder.checkpoints_dir).step
+        reporter.end("failed", error=in_words(error, folder), output_dir=placed, checkpoint_step=step)
         sys.stderr.write(without_tokens(traceback.format_exc()))
         return _FAILED
     folder.reserve_file.unlink(missing_ok=True)
@@ -42,15 +48,20 @@ def run_stages(stages: Stages) -> None:
     except StoppedEarly:
         reporter = stages.reporter
         reason = reporter.reason_to_pause()
+        step = checkpoints.survey(stages.folder.checkpoints_dir).step
         if reason is not None:
-            reporter.paused(reason)
+            reporter.paused(reason, step)
         else:
-            reporter.note("info", "Stopped before training began; there is nothing to save")
-            reporter.end("stopped")
+            kept = f"; the checkpoint at step {step} is kept" if step else "; there is nothing to save"
+            reporter.note("info", f"Stopped before training began{kept}")
+            reporter.end("stopped", checkpoint_step=step)
 
 
 def _run_stages(stages: Stages) -> None:
-    order, folder, reporter = stages.order, stages.folder, stages.reporter
+    folder, reporter = stages.folder, stages.reporter
+    if stages.ranks.of_first(_complete_if_placed(stages)):
+        return
+    stages.choose_start()
     reporter.state("loading_model")
     loaded = stages.load_model()
     reporter.state("loading_dataset")
@@ -59,21 +70,65 @@ def _run_stages(stages: Stages) -> None:
     trained = stages.train(loaded, data)
     if not stages.ranks.is_first:
         return
+    reach(FaultPoint.END_TRAINED)
     if stages.was_stopped and (reason := reporter.reason_to_pause()) is not None:
-        reporter.paused(reason)
+        reporter.paused(reason, checkpoints.survey(folder.checkpoints_dir).step)
         return
+    _finish(stages, loaded, data, trained)
+
+
+def _finish(stages: Stages, loaded: LoadedModel, data: TrainingData, trained: nn.Module) -> None:
+    order, folder, reporter = stages.order, stages.folder, stages.reporter
     reporter.state("saving")
+    reach(FaultPoint.END_SAVING)
     final_metrics = reporter.final_metrics()
-    output_dir = Path(order.output_dir)
-    save_model(trained, loaded.tokenizer, order, data, final_metrics, reporter)
+    placed = last_placing(folder.events_file)
+    if placed is None or placed.step != stages.last_step:
+        save_model(
+            trained,
+            loaded.tokenizer,
+            order,
+            data,
+            final_metrics,
+            reporter,
+            stages.last_step,
+            was_stopped=stages.was_stopped,
+        )
     if stages.was_stopped:
-        reporter.end("stopped", output_dir=str(output_dir), final_metrics=final_metrics)
+        step = checkpoints.survey(folder.checkpoints_dir).step
+        reporter.end("stopped", output_dir=order.output_dir, final_metrics=final_metrics, checkpoint_step=step)
         return
     if order.config.push_to_hub:
-        reporter.state("uploading", output_dir=str(output_dir))
+        reporter.state("uploading", output_dir=order.output_dir)
         publish(trained, loaded.tokenizer, order, data, final_metrics, reporter, folder.checkpoints_dir)
-    shutil.rmtree(folder.checkpoints_dir, ignore_errors=True)
-    reporter.end("completed", output_dir=str(output_dir), final_metrics=final_metrics)
+        reach(FaultPoint.END_UPLOADED)
+    _complete(stages, final_metrics)
+
+
+def _complete_if_placed(stages: Stages) -> bool:
+    """Whether an earlier attempt died over its last event, with the model in its place; this one then writes it.
+
+    An upload needs the model in memory: such a run loads its last checkpoint.
+    """
+    order, reporter = stages.order, stages.reporter
+    if not stages.ranks.is_first or not order.resume or order.config.push_to_hub:
+        return False
+    placing = None if stages.folder.start_over_file.exists() else only_end_is_left(stages.folder.events_file)
+    if placing is None:
+        return False
+    reporter.resumed(placing.step)
+    reporter.note("info", f"All {placing.step} steps were taken and the model is complete in {placing.folder}")
+    reporter.state("saving")
+    _complete(stages, placing.final_metrics or {})
+    return True
+
+
+def _complete(stages: Stages, final_metrics: Mapping[str, float | None]) -> None:
+    """The last event first: until it is on the disk, a resume may need the checkpoints."""
+    order, folder = stages.order, stages.folder
+    stages.reporter.end("completed", output_dir=order.output_dir, final_metrics=final_metrics)
+    reach(FaultPoint.END_TOLD)
+    checkpoints.remove_folder(folder.checkpoints_dir)
 
 
 def in_words(error: Exception, folder: RunFolder) -> str:

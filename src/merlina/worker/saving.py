@@ -9,7 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from merlina.errors import DiskFullError
+from merlina.checkpoints import sync
+from merlina.errors import DiskFullError, TrainingError
+from merlina.faults import FaultPoint, reach
+from merlina.placing import identity, place
 from merlina.runs import RunOrder
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.generation_config import write_generation_config
@@ -30,8 +33,11 @@ def save_model(
     data: TrainingData,
     final_metrics: dict[str, float],
     reporter: EventReporter,
+    step: int,
+    *,
+    was_stopped: bool,
 ) -> None:
-    """Weights, tokenizer, configuration and model card into `order.output_dir`.
+    """Weights, tokenizer, configuration and model card into `order.output_dir`; training ended after `step`.
 
     What was there before is kept beside it as `<name>.before-<job id>`, and an event tells of it.
     """
@@ -44,7 +50,23 @@ def save_model(
         figures = figures_of_run(final_metrics, data, placement, computed_in(order.config))
         _write(beside, model, tokenizer, order, model_card(order, data, figures, placement))
         _sync_all(beside)
-        _swap(beside, target, order.job_id, reporter)
+        reach(FaultPoint.END_MODEL_WRITTEN)
+        kept_as = (
+            _free_name(target.with_name(f"{target.name}.before-{order.job_id}")) if os.path.lexists(target) else None
+        )
+        placing = reporter.placing(
+            folder=str(target),
+            staged=str(beside),
+            identity=identity(beside),
+            kept_as=str(kept_as) if kept_as else None,
+            step=step,
+            final_metrics=None if was_stopped else final_metrics,
+        )
+        reach(FaultPoint.END_PLACING)
+        if not place(placing, reporter):
+            raise TrainingError(
+                f"Another model was put into {target} while this one was being saved; resume to try again"
+            )
     except Exception as error:
         if disk_is_full(error):
             raise DiskFullError(
@@ -53,6 +75,8 @@ def save_model(
         raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    if kept_as is not None:
+        reporter.note("warning", f"{target} was there already; it is kept as {kept_as}")
     reporter.note("info", f"The model is in {target}")
 
 
@@ -73,21 +97,6 @@ def _write(folder: Path, model: Any, tokenizer: Any, order: RunOrder, card: str)
         path.chmod(0o755 if path.is_dir() else 0o644)
 
 
-def _swap(beside: Path, target: Path, job_id: str, reporter: EventReporter) -> None:
-    if os.path.lexists(target):
-        kept = _free_name(target.with_name(f"{target.name}.before-{job_id}"))
-        # Announced first: where a worker is killed in between, the server finds that nothing was moved and corrects it.
-        reporter.set_aside(target, kept)
-        try:
-            os.rename(target, kept)
-        except OSError:
-            reporter.set_aside(kept, target)
-            raise
-        reporter.note("warning", f"{target} was there already; it is kept as {kept}")
-    os.rename(beside, target)
-    _sync(target.parent)
-
-
 def _free_name(path: Path) -> Path:
     number = 1
     candidate = path
@@ -99,13 +108,5 @@ def _free_name(path: Path) -> Path:
 
 def _sync_all(folder: Path) -> None:
     for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

@@ -14,17 +14,19 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from transformers import set_seed
 
+from merlina import checkpoints
 from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
 from merlina.data.doctor import Doctor
+from merlina.data.fingerprint import Fingerprint, fingerprint
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair, UnusableRowError
 from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError, TrainingError
-from merlina.runs import RunFolder, RunOrder
+from merlina.faults import FaultPoint, reach
+from merlina.runs import RunFolder, RunOrder, write_private
 from merlina.schemas.plan import StepPlan
 from merlina.schemas.targets import in_words, warn_of_experts
 from merlina.schemas.units import MIB, gib
-from merlina.training import checkpoints
 from merlina.training.adapters import make_trainable
 from merlina.training.logprobs import unwrapped
 from merlina.training.loop import PreferenceTrainer
@@ -44,6 +46,7 @@ from merlina.training.spreading import spread_frozen_weights
 from merlina.training.tokens import TokenPair
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.reporting import EventReporter
+from merlina.worker.resuming import choose_checkpoint
 from merlina.worker.wandb_link import follow_with_wandb
 
 _ITEMS_BETWEEN_LOOKS = 1000
@@ -88,7 +91,17 @@ class Stages:
         self.reporter = reporter
         self.ranks = ranks
         self.was_stopped = False
+        self.checkpoint: Path | None = None
+        self.last_step = 0
         self._token = os.environ.get("HF_TOKEN")
+
+    def choose_start(self) -> None:
+        """Decide which checkpoint this attempt continues from; the first rank does so for all."""
+        chosen = choose_checkpoint(self.folder, self.order, self.reporter) if self.ranks.is_first else None
+        self.checkpoint = self.ranks.of_first(chosen)
+        if self.order.resume:
+            step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
+            self.reporter.recall(self.folder.events_file, step)
 
     def load_model(self) -> LoadedModel:
         config = self.order.config
@@ -125,6 +138,7 @@ class Stages:
         dtype = compute_dtype(config.dtype, training_device())
         self._say_what_is_trained(trainable.model, dtype)
         self._leave_if_stopped()
+        reach(FaultPoint.START_MODEL_LOADED)
         return LoadedModel(trainable.model, tokenizer, dtype)
 
     def load_data(self, loaded: LoadedModel) -> TrainingData:
@@ -142,6 +156,7 @@ class Stages:
         for row in found.skipped:
             doctor.skip(row)
         training, held_out = split_pairs(found.pairs, dataset.test_size, config.seed)
+        self._check_is_same_data(fingerprint(found.pairs, dataset.test_size, file))
         encode = partial(self._encode, encoder=encoder, doctor=doctor, vocabulary=loaded.vocabulary)
         data = TrainingData(training=encode(training), held_out=encode(held_out))
         self._say_what_was_found(doctor, held_out)
@@ -153,11 +168,12 @@ class Stages:
         for warning in StepPlan(config, len(data.training)).warnings():
             self.reporter.note("warning", warning)
         self._leave_if_stopped()
+        reach(FaultPoint.START_DATA_LOADED)
         return data
 
     def train(self, loaded: LoadedModel, data: TrainingData) -> nn.Module:
         """Trains to the end or to a stop, and returns the model."""
-        checkpoint = self._checkpoint_to_resume()
+        checkpoint = self.checkpoint
         set_seed(self.order.config.seed)
         with follow_with_wandb(self.order.config, self.order.job_id, self.reporter) as reporter:
             trainer = PreferenceTrainer(
@@ -174,8 +190,24 @@ class Stages:
                 memory_limit=self.order.memory_limit_mb and self.order.memory_limit_mb * MIB,
             )
             self.was_stopped = trainer.run(checkpoint)
+            self.last_step = trainer.state.global_step
         self.ranks.part()
         return loaded.model
+
+    def _check_is_same_data(self, now: Fingerprint) -> None:
+        """Raises DataError where a checkpoint was trained on other rows, or with another split."""
+        file = self.folder.fingerprint_file
+        if self.checkpoint is None:
+            if self.ranks.is_first:
+                write_private(file, now.model_dump_json().encode())
+            return
+        difference = Fingerprint.model_validate_json(file.read_bytes()).difference(now) if file.is_file() else None
+        if difference is not None:
+            raise DataError(
+                f"The data set is not the one that this run was trained on until step "
+                f"{checkpoints.step_of(self.checkpoint)}: {difference}. Restore it and resume, or "
+                f"POST /jobs/{self.order.job_id}/resume?force=true to start over at step 1"
+            )
 
     def _mesh_to_spread_over(self, spec: ModelSpec) -> DeviceMesh | None:
         """Where the model doesn't fit into each rank's memory as a whole."""
@@ -192,19 +224,6 @@ class Stages:
             f"each has {gib(free)} free: slower than a whole model in each",
         )
         return self.ranks.mesh()
-
-    def _checkpoint_to_resume(self) -> Path | None:
-        if not self.order.resume:
-            return None
-        if self.ranks.is_first:
-            checkpoints.remove_torn(self.folder.checkpoints_dir)
-        checkpoint = self.ranks.of_first(checkpoints.latest(self.folder.checkpoints_dir))
-        step = checkpoints.step_of(checkpoint) if checkpoint else 0
-        self.reporter.recall(self.folder.events_file, step)
-        self.reporter.resumed(step)
-        if checkpoint is None:
-            self.reporter.note("warning", "There is no whole checkpoint to go on from: beginning anew")
-        return checkpoint
 
     def _encode(self, pairs: list[Pair], encoder: PairEncoder, doctor: Doctor, vocabulary: int) -> list[TokenPair]:
         """Raises DataError for the first row with a token that the model doesn't have."""

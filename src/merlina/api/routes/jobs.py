@@ -159,12 +159,13 @@ def pause(job_id: str, services: Inject) -> JobAction:
 
 
 @router.post("/jobs/{job_id}/resume")
-def resume(job_id: str, services: Inject) -> JobCreated:
-    """Queues a failed, stopped or paused job to go on from its last checkpoint."""
-    record = services.desk.resume(job_id)
-    begins = "It had no checkpoint yet and begins anew."
-    greeting = f"Going on from the checkpoint at step {record.last_checkpoint}." if record.last_checkpoint else begins
-    return _queued(services, record, greeting, [])
+async def resume(job_id: str, services: Inject, force: bool = False) -> JobCreated:
+    """Queues a failed, stopped or paused job to continue from its newest complete checkpoint, which the answer names.
+
+    If no complete checkpoint is left, or the data set is not the one it was trained on, the answer is 409 with the
+    difference. `force` ignores all checkpoints and starts over at step 1.
+    """
+    return await run_slow(services.slow_threads, _resume, services, job_id, force=force)
 
 
 @router.post("/jobs/{job_id}/retry")
@@ -193,6 +194,11 @@ def clear(services: Inject) -> JobsCleared:
 def _retry(services: Services, job_id: str) -> JobCreated:
     config, priority, preemptible = services.desk.again(job_id)
     return _submit(services, config, priority, f"Once more, like {job_id}.", preemptible=preemptible)
+
+
+def _resume(services: Services, job_id: str, *, force: bool) -> JobCreated:
+    record, resumption = services.desk.resume(job_id, force=force)
+    return _queued(services, record, resumption.message, list(resumption.warnings))
 
 
 def _submit(

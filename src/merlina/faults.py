@@ -1,0 +1,108 @@
+"""Fault points: named moments at which a test ends a process as a power failure or the kernel would, without warning.
+
+`MERLINA_CRASH_FILE` names a file. The first process that reaches the point named in it removes the file and dies by
+SIGKILL, so that whatever runs next with the same environment is left alone. `name:3` means the third time that this
+process reaches the point. A worker dies with all of its processes. Without the variable, reaching a point costs one
+look-up in the environment.
+
+A new point needs its name here, a call of `reach` at its moment, and its row in ARCHITECTURE.md; the tests take it from
+there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from enum import StrEnum
+from pathlib import Path
+
+_VARIABLE = "MERLINA_CRASH_FILE"
+
+
+class FaultPoint(StrEnum):
+    """What has just happened. Names begin with what the process is doing: start, save, rotate, pause, resume, end."""
+
+    START_CLAIMED = "start.claimed"
+    START_ORDERED = "start.ordered"
+    START_SPAWNED = "start.spawned"
+    START_NAMED = "start.named"
+    START_TOLD = "start.told"
+    START_MODEL_LOADED = "start.model_loaded"
+    START_DATA_LOADED = "start.data_loaded"
+    START_REFERENCE_WRITTEN = "start.reference_written"
+    START_FIRST_STEP = "start.first_step"
+
+    SAVE_BEGUN = "save.begun"
+    SAVE_MODEL_WRITTEN = "save.model_written"
+    SAVE_OPTIMIZER_WRITTEN = "save.optimizer_written"
+    SAVE_WRITTEN = "save.written"
+    SAVE_SYNCED = "save.synced"
+    SAVE_MANIFEST_WRITTEN = "save.manifest_written"
+    SAVE_MARKED = "save.marked"
+    SAVE_TOLD = "save.told"
+    ROTATE_UNMARKED = "rotate.unmarked"
+    ROTATE_HALF_REMOVED = "rotate.half_removed"
+    ROTATE_REMOVED = "rotate.removed"
+
+    PAUSE_ASKED = "pause.asked"
+    PAUSE_REQUESTED = "pause.requested"
+    PAUSE_SAVED = "pause.saved"
+    PAUSE_TOLD = "pause.told"
+
+    RESUME_CLAIMED = "resume.claimed"
+    RESUME_QUEUED = "resume.queued"
+    RESUME_CHOSEN = "resume.chosen"
+    RESUME_TOLD = "resume.told"
+    RESUME_CLEANED = "resume.cleaned"
+    RESUME_LOADED = "resume.loaded"
+
+    END_TRAINED = "end.trained"
+    END_SAVING = "end.saving"
+    END_MODEL_WRITTEN = "end.model_written"
+    END_PLACING = "end.placing"
+    END_OLDER_TOLD = "end.older_told"
+    END_OLDER_MOVED = "end.older_moved"
+    END_PLACED = "end.placed"
+    END_PLACED_TOLD = "end.placed_told"
+    END_UPLOADED = "end.uploaded"
+    END_TOLD = "end.told"
+    END_HALF_CLEANED = "end.half_cleaned"
+
+
+SERVER_POINTS = frozenset(
+    {
+        FaultPoint.START_CLAIMED,
+        FaultPoint.START_ORDERED,
+        FaultPoint.START_SPAWNED,
+        FaultPoint.PAUSE_ASKED,
+        FaultPoint.PAUSE_REQUESTED,
+        FaultPoint.RESUME_CLAIMED,
+        FaultPoint.RESUME_QUEUED,
+    }
+)
+"""Points that the server reaches; all others are the worker's."""
+
+_reached: Counter[FaultPoint] = Counter()
+
+
+def reach(point: FaultPoint) -> None:
+    """Die here if a test asks for it; see the module's description."""
+    path = os.environ.get(_VARIABLE)
+    if path is None:
+        return
+    _reached[point] += 1
+    try:
+        name, _, times = Path(path).read_text().strip().partition(":")
+    except FileNotFoundError:
+        return
+    if name == point and _reached[point] >= int(times or 1):
+        Path(path).unlink()
+        _die(point)
+
+
+def _die(point: FaultPoint) -> None:
+    if point in SERVER_POINTS:
+        os.kill(os.getpid(), signal.SIGKILL)
+    # A worker leads a session of its own, and its ranks belong to it.
+    os.killpg(0, signal.SIGKILL)

@@ -1,0 +1,168 @@
+"""What a resume will do, read from the run folder at the time of asking; and what a dead worker left undone there.
+
+The database knows the last checkpoint that was reported. Only the folder knows which one can be used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from merlina import checkpoints
+from merlina.checkpoints import Survey
+from merlina.data.fingerprint import Fingerprint, stamp
+from merlina.errors import DataError, InvalidRequestError, StartOverError
+from merlina.executors.helper import Helper
+from merlina.placing import interrupted_placing, only_end_is_left, place
+from merlina.runs import EventLog, RunFolder
+from merlina.schemas.stored_config import read_stored_config
+from merlina.schemas.training import TrainingConfig
+from merlina.storage.jobs import JobRecord
+
+_log = logging.getLogger(__name__)
+_COMPARE_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """The optimizer step that the next attempt continues after, 0 for the start; and what to tell about it."""
+
+    step: int
+    message: str
+    warnings: tuple[str, ...] = ()
+    starts_over: bool = False
+
+    def announce_to(self, folder: RunFolder) -> None:
+        """Leave in the run folder what the next worker cannot see there. Belongs into the transaction of the resume."""
+        if self.starts_over:
+            folder.start_over_file.touch(mode=0o600)
+
+
+CompareData = Callable[[TrainingConfig, Path, Fingerprint], str | None]
+"""Says how the data set in a file differs from the one with the fingerprint; None where it does not."""
+
+
+def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, force: bool) -> Resumption:
+    """Decide from what is on the disk; sizes of checkpoints are compared here, their content by the worker.
+
+    Raises InvalidRequestError for a job that never ran, and StartOverError where only `force` can help.
+    """
+    if force or folder.start_over_file.exists():
+        return Resumption(0, "Starting over at step 1, as requested.", starts_over=True)
+    placing = only_end_is_left(folder.events_file)
+    if placing is not None:
+        return Resumption(placing.step, f"All {placing.step} steps were taken; the run only has to be completed.")
+    found = survey(folder)
+    if found.step is None:
+        return _without_checkpoint(record, found)
+    _refuse_other_data(record, folder, found.step, compare)
+    warnings = tuple(f"{one}; the run continues from step {found.step} instead" for one in found.lost)
+    return Resumption(found.step, f"Continuing from the checkpoint at step {found.step}.", warnings)
+
+
+def compare_by(helper: Helper, max_row_mb: int) -> CompareData:
+    """Has a helper process read the rows; one that cannot read them says so as the difference."""
+
+    def compare(config: TrainingConfig, file: Path, then: Fingerprint) -> str | None:
+        try:
+            difference: str | None = helper.call(
+                "compare_rows",
+                timeout=_COMPARE_SECONDS,
+                config=config.dataset.model_dump(mode="json"),
+                file=str(file),
+                needs_rejected=config.needs_rejected,
+                then=then.model_dump(mode="json"),
+                max_row_mb=max_row_mb,
+            )
+        except DataError as error:
+            return error.message
+        return difference
+
+    return compare
+
+
+def survey(folder: RunFolder) -> Survey:
+    """The checkpoints that the next attempt can choose from."""
+    return Survey(None, ()) if folder.start_over_file.exists() else checkpoints.survey(folder.checkpoints_dir)
+
+
+def ways_on(record: JobRecord, folder: RunFolder) -> str:
+    """What can be done about a run that ended early, for its error text."""
+    resume, retry = f"POST /jobs/{record.job_id}/resume", f"POST /jobs/{record.job_id}/retry"
+    placing = None if folder.start_over_file.exists() else only_end_is_left(folder.events_file)
+    if placing is not None:
+        return f"its model is complete in {placing.folder}; {resume} completes the run"
+    found = survey(folder)
+    if found.step is not None:
+        return f"{resume} continues from its checkpoint at step {found.step}, {retry} queues it as a new job"
+    if found.lost:
+        return f"no complete checkpoint is left ({found.lost[0]}); {resume}?force=true starts over at step 1"
+    return f"it had no checkpoint yet; {resume} starts again at step 1"
+
+
+def complete_placing(record: JobRecord, folder: RunFolder) -> bool:
+    """Finish the renames that a dead worker had announced, and report them. Returns whether its model is in place.
+
+    Does nothing while the worker lives.
+    """
+    if not folder.events_file.exists():
+        return False
+    with folder.locked() as lock:
+        interrupted = interrupted_placing(folder.events_file) if lock is not None else None
+        if interrupted is None:
+            return False
+        log = EventLog(folder.events_file, record.last_seq)
+        try:
+            placing, older_told = interrupted
+            return place(placing, _Teller(log), older_told=older_told)
+        except OSError as error:
+            _log.error("%s: its finished model could not be moved to its folder: %s", folder.path.name, error)
+            return False
+        finally:
+            log.close()
+
+
+@dataclass(frozen=True)
+class _Teller:
+    log: EventLog
+
+    def set_aside(self, folder: Path, kept_as: Path) -> None:
+        self.log.append("set_aside", durable=True, folder=str(folder), kept_as=str(kept_as))
+
+    def placed(self, folder: Path) -> None:
+        self.log.append("placed", durable=True, folder=str(folder))
+
+
+def _refuse_other_data(record: JobRecord, folder: RunFolder, step: int, compare: CompareData) -> None:
+    """Raise StartOverError if the checkpoint was trained on other rows, or with another split.
+
+    The file is read only if it has been replaced. A data set from the Hub is compared by the worker.
+    """
+    file = Path(record.dataset_file) if record.dataset_file else None
+    if file is None or not folder.fingerprint_file.is_file():
+        return
+    then = Fingerprint.model_validate_json(folder.fingerprint_file.read_bytes())
+    if then.file == stamp(file):
+        return
+    difference = compare(read_stored_config(record.config, record.job_id), file, then)
+    if difference is not None:
+        raise StartOverError(
+            f"The data set {file} is not the one that job {record.job_id} was trained on until step {step}: "
+            f"{difference}. Restore the file, or send force=true to start over at step 1"
+        )
+
+
+def _without_checkpoint(record: JobRecord, found: Survey) -> Resumption:
+    if found.lost or record.last_checkpoint:
+        reasons = "; ".join(map(str, found.rejected)) or f"that of step {record.last_checkpoint} is gone"
+        raise StartOverError(
+            f"Job {record.job_id} has no complete checkpoint left: {reasons}. Send force=true to start over at step 1"
+        )
+    if record.state == "cancelled":
+        raise InvalidRequestError(
+            f"Job {record.job_id} was cancelled while it waited and has no checkpoint; "
+            f"POST /jobs/{record.job_id}/retry queues it as a new job"
+        )
+    return Resumption(0, "It had no checkpoint yet and starts at step 1.")

@@ -1,0 +1,102 @@
+"""A resume says what it continues from, and does, whatever has become of checkpoints and data in the meantime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merlina.errors import ConflictError
+from merlina.runs import read_events
+from tests.harness import Server, pairs_file
+from tests.system.test_pauses import assert_same_weights
+from tests.system.test_recovery import Config
+
+SHORT: dict[str, Any] = {"max_steps": 12, "num_epochs": 100, "save_steps": 3, "eval_steps": 0}
+
+
+def until_crash_after_saving(server: Server, job: str) -> int:
+    """The step of the last checkpoint that a job, which was told to crash, has left."""
+    status = server.until_ended(job)
+    assert status.status == "failed", status
+    assert not server.crash_file.exists()
+    assert f"from its checkpoint at step {status.last_checkpoint}," in status.error
+    return int(status.last_checkpoint or 0)
+
+
+def last_resumed(server: Server, job: str) -> tuple[int, int | None, str | None]:
+    events, _ = read_events(server.folder(job).events_file)
+    event = [event for event in events if event.type == "resumed"][-1]
+    return event.step, event.announced_step, event.reason
+
+
+def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: Server, config: Config) -> None:
+    calm = server.train(config(server, "damage-calm", **SHORT))
+    assert server.until_ended(calm).status == "completed"
+    server.crash_file.write_text("save.told:3")
+    job = server.train(config(server, "damage", **SHORT))
+    checkpoints = server.folder(job).checkpoints_dir
+    assert until_crash_after_saving(server, job) == 9
+
+    with server.client() as client:
+        # The server sees it: the answer names the step that is really used.
+        (checkpoints / "checkpoint-9" / "optimizer.pt").unlink()
+        server.crash_file.write_text("save.told")
+        answer = client.resume(job)
+        assert "Continuing from the checkpoint at step 6." in answer.message
+        assert answer.warnings == ["checkpoint-9: optimizer.pt is missing; the run continues from step 6 instead"]
+        assert until_crash_after_saving(server, job) == 9
+        assert last_resumed(server, job)[:2] == (6, None)
+
+        # Only the worker can see it: event and log name both steps and the reason.
+        weights = checkpoints / "checkpoint-9" / "adapter_model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+        server.crash_file.write_text("save.told")
+        assert "Continuing from the checkpoint at step 9." in client.resume(job).message
+        assert until_crash_after_saving(server, job) == 9
+        step, announced, reason = last_resumed(server, job)
+        assert (step, announced) == (6, 9)
+        assert "adapter_model.safetensors" in str(reason)
+        assert any("step 6, not at step 9 as announced: checkpoint-9" in line for line in server.log_lines(job))
+
+        # None is left: nothing starts over unless it is told to.
+        for path in checkpoints.glob("checkpoint-*/rng_state.pth"):
+            path.unlink()
+        with pytest.raises(ConflictError, match=r"checkpoint-9: rng_state\.pth is missing.*force=true to start over"):
+            client.resume(job)
+        assert client.status(job).status == "failed"
+        assert "Starting over at step 1" in client.resume(job, force=True).message
+    assert server.until_ended(job).status == "completed"
+    assert last_resumed(server, job)[0] == 0
+    assert server.losses(job) == server.losses(calm)
+    assert_same_weights(server, "damage", "damage-calm")
+
+
+def test_a_resume_with_other_data_is_refused_with_the_difference(server: Server, config: Config) -> None:
+    file = pairs_file(server.root / "replaced.jsonl", rows=40)
+    before = file.read_bytes()
+    body = config(server, "replaced", **SHORT)
+    body["dataset"]["source"]["file_path"] = str(file)
+    server.crash_file.write_text("save.told:2")
+    job = server.train(body)
+    assert until_crash_after_saving(server, job) == 6
+    with server.client() as client:
+        pairs_file(file, rows=30)
+        with pytest.raises(ConflictError) as refused:
+            client.resume(job)
+        assert "40 usable rows when the run started, 30 now" in str(refused.value)
+        assert "4 pairs held out for evaluation then, 3 now" in str(refused.value)
+        file.write_bytes(before.replace(b"What is 7", b"Who is 7"))
+        with pytest.raises(ConflictError, match="the first difference is in usable rows 1 to 40"):
+            client.resume(job)
+        # The same rows in another form are the same data.
+        file.write_bytes(before.replace(b'", "', b'",  "'))
+        server.crash_file.write_text("save.told")
+        assert "step 6." in client.resume(job).message
+        assert until_crash_after_saving(server, job) == 9
+        file.write_bytes(before.replace(b"What is 7", b"Who is 7"))
+        assert client.resume(job, force=True).message.startswith("Starting over at step 1")
+    assert server.until_ended(job).status == "completed"
+    assert list(server.losses(job)) == list(range(1, 13))
+    assert Path(server.status(job).output_dir or "").is_dir()
