@@ -210,6 +210,12 @@ def is_final(checkpoint: Path) -> bool:
     return int(state["global_step"]) >= int(state["max_steps"])
 
 
+def evaluation_is_due(checkpoint: Path) -> bool:
+    """Whether the step after which it was taken is one of those that are evaluated."""
+    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+    return bool(state["eval_steps"]) and int(state["global_step"]) % int(state["eval_steps"]) == 0
+
+
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""A run that is killed, stopped and paused at random moments ends with the very weights of one that was not disturbed."""
+"""A run killed, stopped and paused at random moments ends with the very weights of one that was not disturbed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,11 @@ class Chaos:
         self.done: Counter[str] = Counter()
         self._server = server
         self._draw = draw
-        self._ways: dict[str, Callable[[str], None]] = {"worker": self._worker, "stop": self._stop, "pause": self._pause}
+        self._ways: dict[str, Callable[[str], None]] = {
+            "worker": self._worker,
+            "stop": self._stop,
+            "pause": self._pause,
+        }
         if KILLS > 3:
             self._ways |= {"server": self._server_alone, "both": self._both, "fork server": self._fork_server}
 

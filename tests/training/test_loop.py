@@ -332,3 +332,21 @@ def test_early_stopping_counts_on_over_a_pause(tiny_model: Path, tmp_path: Path)
     )  # fmt: skip
     assert trainer.run(checkpoints.survey(folder).newest) is False
     assert resumed.steps[-1] == last
+
+
+def test_an_evaluation_given_up_for_a_stop_is_made_up_by_the_resume(tiny_model: Path, tmp_path: Path) -> None:
+    config = configure(tiny_model, load_best_at_end="eval_loss", **_EVERY_STEP)
+    calm, stopped, resumed = Recorder(), Recorder(stop_after=3), Recorder()
+    train(config, tmp_path / "a", calm, held_out=SWAPPED)
+    train(config, tmp_path / "b", stopped, held_out=SWAPPED)
+    assert [step for step, row in stopped.rows if "eval_loss" in row] == [0, 1, 2]
+    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path)), config).model
+    folder = tmp_path / "b" / "checkpoints"
+    trainer = PreferenceTrainer(
+        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
+        folder=folder, reporter=resumed, resuming=True,
+    )  # fmt: skip
+    trainer.run(checkpoints.survey(folder).newest, was_evaluated=False)
+    evaluated = [(step, row["eval_loss"]) for step, row in (*stopped.rows, *resumed.rows) if "eval_loss" in row]
+    assert evaluated == [(step, row["eval_loss"]) for step, row in calm.rows if "eval_loss" in row]
+    assert resumed.kept_step == calm.kept_step

@@ -31,11 +31,12 @@ class Endings(TrainerCallback):  # type: ignore[misc]
         self._without = 0
         self.ended_early = False
 
-    def on_train_begin(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         if self._keeps_best and state.best_global_step:
             self._forget_lost_best(state)
         if state.best_global_step and state.eval_steps:
-            self._without = int(state.global_step // state.eval_steps - state.best_global_step // state.eval_steps)
+            evaluated = state.global_step // state.eval_steps - bool(args.eval_on_start)
+            self._without = int(evaluated - state.best_global_step // state.eval_steps)
 
     def on_evaluate(
         self, _args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any

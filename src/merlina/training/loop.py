@@ -124,8 +124,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
                 "is slower and takes more memory",
             )
 
-    def run(self, checkpoint: Path | None) -> bool:
-        """Trains to the end or to a stop, from a checkpoint where one is given. Returns whether it was stopped."""
+    def run(self, checkpoint: Path | None, *, was_evaluated: bool = True) -> bool:
+        """Trains to the end or to a stop, from a checkpoint where one is given. Returns whether it was stopped.
+
+        `was_evaluated` is false where the attempt that wrote the checkpoint did not evaluate that step. If it was due,
+        it is evaluated first.
+        """
         if checkpoint is not None and checkpoints.is_final(checkpoint):
             # The Trainer would take one step more than there are.
             self._load_from_checkpoint(str(checkpoint))
@@ -133,6 +137,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         else:
             if checkpoint is not None:
                 self._window.restore(checkpoint)
+                self.args.eval_on_start = (
+                    self.eval_dataset is not None and not was_evaluated and checkpoints.evaluation_is_due(checkpoint)
+                )
             self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stopped = bool(self.state.global_step < self.state.max_steps) and not self._endings.ended_early
         if not (stopped and self._ranks.of_first(self._reporter.will_go_on())):

@@ -63,6 +63,8 @@ class EventReporter:
         self._untold_progress: tuple[int, int] | None = None
         self._saved = SavedModelFigures()
         self._awaiting: tuple[int, dict[str, float]] | None = None
+        # Whether an earlier attempt evaluated the step that this one continues after.
+        self.was_evaluated = False
         # Where this attempt has put the model.
         self.model_folder: Path | None = None
 
@@ -77,6 +79,8 @@ class EventReporter:
                 if isinstance(event, Metrics) and event.step <= until_step:
                     figures = {name: value for name, value in event.metrics.items() if value is not None}
                     self._saved.add(event.step, figures)
+                    if event.step == until_step and any(name.startswith("eval_") for name in figures):
+                        self.was_evaluated = True
 
     def state(self, state: JobState, output_dir: str | None = None) -> None:
         self._tell_progress()
