@@ -122,3 +122,30 @@ def test_an_end_does_not_wait_for_a_call_under_way(helper: Helper, tmp_path: Pat
         preview(helper, tmp_path)
     assert time.monotonic() - began < 10
     assert helper.pid is None
+
+
+def test_a_call_ends_with_its_client_whether_it_waits_or_runs(helper: Helper, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    pid = helper.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    running, waiting = threading.Event(), threading.Event()
+    outcomes: list[str] = []
+
+    def ask(closed: threading.Event) -> None:
+        with pytest.raises(BusyError, match="Nobody waits"):
+            helper.call("product_rate", closed=closed, dtype="float32", width=8)
+        outcomes.append("running" if closed is running else "waiting")
+
+    asking = [threading.Thread(target=ask, args=(closed,)) for closed in (running, waiting)]
+    asking[0].start()
+    until(lambda: helper.pid == pid and helper._busy, 10, "the first call")
+    asking[1].start()
+    waiting.set()
+    asking[1].join(10)
+    assert outcomes == ["waiting"]
+    running.set()
+    asking[0].join(10)
+    assert outcomes == ["waiting", "running"]
+    assert helper.pid is None

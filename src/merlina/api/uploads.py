@@ -10,18 +10,19 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+from anyio import CancelScope
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from merlina.api.multipart import receive_file
 from merlina.api.services import Services
-from merlina.api.slow import run_while_connected
+from merlina.api.slow import run_slow, run_while_connected
 from merlina.errors import BusyError, NotFoundError, OverridableError
 from merlina.runs import write_private
 from merlina.schemas.datasets import FileFormat
@@ -44,11 +45,10 @@ _PARSE_SECONDS = 24 * 3600.0
 async def accept_upload(request: Request, services: Services) -> UploadRecord:
     """Raises what receiving and parsing raise, and ClientDisconnect; then nothing is left on the disk."""
     slots = services.uploads
-    async with slots.receiving():
-        with _incoming(services) as incoming:
-            most = services.settings.max_upload_size_mb * 1024**2
-            filename = await receive_file(request, incoming.file, most, slots.threads)
-            return await run_while_connected(request, slots.parsing, _keep_unless_closed, services, incoming, filename)
+    async with slots.receiving(), _incoming_in_threads(services) as incoming:
+        most = services.settings.max_upload_size_mb * 1024**2
+        filename = await receive_file(request, incoming.file, most, slots.threads)
+        return await run_while_connected(request, slots.parsing, _keep_unless_closed, services, incoming, filename)
 
 
 def _keep_unless_closed(
@@ -145,6 +145,19 @@ class _Incoming:
     dataset_id: str
     now: float
     file: Path
+
+
+@contextlib.asynccontextmanager
+async def _incoming_in_threads(services: Services) -> AsyncIterator[_Incoming]:
+    """The same for the event loop, which never waits for the disk."""
+    threads = services.uploads.threads
+    stack = contextlib.ExitStack()
+    incoming = await run_slow(threads, stack.enter_context, _incoming(services))
+    try:
+        yield incoming
+    finally:
+        with CancelScope(shield=True):
+            await run_slow(threads, stack.close)
 
 
 @contextlib.contextmanager
