@@ -72,9 +72,10 @@ def remove_run_files(folder: RunFolder) -> None:
 
 
 def remove_partial_model(target_dir: str, job_id: str) -> None:
-    """Remove what a killed worker had written of a model; its name holds the job's id."""
+    """Remove what a killed worker had written of a model, or for its upload; the names hold the job's id."""
     target = Path(target_dir)
-    shutil.rmtree(target.with_name(f".{target.name}.{job_id}.partial"), ignore_errors=True)
+    for ending in ("partial", "upload"):
+        shutil.rmtree(target.with_name(f".{target.name}.{job_id}.{ending}"), ignore_errors=True)
 
 
 def _remove_own(folder: RunFolder, path: Path) -> None:

@@ -51,7 +51,7 @@ def publish(
     the untrained model gave the held-out answers.
     """
     output_dir = Path(order.output_dir)
-    staged = output_dir.with_name(f".{output_dir.name}.upload")
+    staged = output_dir.with_name(f".{output_dir.name}.{order.job_id}.upload")
     try:
         repo = _create_repo(order.config)
         _empty(model)
