@@ -21,7 +21,15 @@ _FAMILIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "Mixtral": ({**_SHAPE, "num_local_experts": 4}, ["q_proj", "experts"]),
     "Qwen2": ({**_SHAPE, "tie_word_embeddings": True}, ["lm_head", "down_proj"]),
     "GPT2": (
-        {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "eos_token_id": 2},
+        {
+            "vocab_size": 64,
+            "n_embd": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
         ["c_attn", "c_proj", "lm_head"],
     ),
 }
