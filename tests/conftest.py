@@ -19,6 +19,8 @@ from tests.tiny import build_tiny_model
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+# The tests' own servers are on this machine, which no proxy reaches.
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
 # How long an example takes says nothing here: other tests' runs share the two cores.

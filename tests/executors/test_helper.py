@@ -48,13 +48,6 @@ def test_its_errors_come_back_as_what_they_are_and_it_lives_on(
     assert helper.pid == first
 
 
-def test_answers_of_base_and_tuned_model(helper: Helper, tiny_model: Path) -> None:
-    ask: dict[str, Any] = {"base_model": str(tiny_model), "adapter": None, "max_new_tokens": 5}
-    answers = helper.call("generate", prompts=["<|im_start|>user\nHi", "a"], **ask)
-    assert len(answers) == 2
-    assert answers == helper.call("generate", prompts=["<|im_start|>user\nHi", "a"], **ask)
-
-
 def test_a_death_in_mid_call_is_told_and_the_next_call_gets_another(helper: Helper, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         preview(helper, tmp_path)

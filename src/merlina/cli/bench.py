@@ -17,7 +17,7 @@ from rich.table import Table
 
 from merlina.cli.check import ConfigFile
 from merlina.cli.config_file import read_config_file
-from merlina.cli.console import AsJson, output
+from merlina.cli.console import AsJson, print_table
 from merlina.cli.serve import read_settings
 from merlina.data.sources import resolve_file
 from merlina.errors import TrainingError
@@ -65,7 +65,7 @@ def bench(
     if as_json:
         typer.echo(json.dumps({**asdict(measured), "hours": measured.hours}, indent=2))
     else:
-        output.print(_table(measured))
+        print_table(_table(measured))
 
 
 def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measured:

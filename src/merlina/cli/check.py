@@ -11,20 +11,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from merlina.cli.config_file import read_config_file
-from merlina.cli.console import ApiKey, AsJson, Url, client, duration, output, print_json
+from merlina.cli.console import ApiKey, AsJson, Url, client, duration, output, print_json, print_table
 from merlina.client import DEFAULT_URL
+from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.schemas.datasets import PreviewResponse
 from merlina.schemas.units import GIB, MIB, gib
-from merlina.schemas.validation import MemoryEstimate, ValidationResults
+from merlina.schemas.validation import MemoryEstimate, ValidationChecks, ValidationResponse, ValidationResults
 
 ConfigFile = Annotated[Path, typer.Argument(help="A TrainingConfig as JSON or YAML.")]
 
 
 def validate(file: ConfigFile, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """Check a configuration against the server's machine, model and data. Exits with 1 where it can't be run."""
-    config = read_config_file(file)
-    with client(url, api_key) as server:
-        answer = server.validate(config)
+    try:
+        config = read_config_file(file)
+        with client(url, api_key) as server:
+            answer = server.validate(config)
+    except (InvalidRequestError, NotFoundError) as error:
+        if not as_json:
+            raise
+        answer = _refused(error)
     if as_json:
         print_json(answer)
     else:
@@ -57,6 +63,19 @@ def preview(
         _show_pairs(answer)
 
 
+def _refused(error: InvalidRequestError | NotFoundError) -> ValidationResponse:
+    """Return, in the form of the server's answer, what is wrong with a file that holds no configuration."""
+    found = list(error.errors) if isinstance(error, InvalidRequestError) else []
+    names = ("gpu_available", "vram_sufficient", "disk_space_ok", "model_accessible", "dataset_valid")
+    results = ValidationResults(
+        errors=found or [error.message],
+        warnings=[],
+        checks=ValidationChecks(**dict.fromkeys(names, False)),
+        not_checked=[f"{name}: the file holds no valid configuration" for name in names],
+    )
+    return ValidationResponse(valid=False, results=results)
+
+
 def _show_results(results: ValidationResults) -> None:
     for style, lines in (("red", results.errors), ("yellow", results.warnings)):
         for line in lines:
@@ -64,7 +83,7 @@ def _show_results(results: ValidationResults) -> None:
     for line in results.not_checked:
         output.print(f"[dim]· not checked: {escape(line)}[/]")
     if results.memory is not None:
-        output.print(_memory_table(results.memory))
+        print_table(_memory_table(results.memory))
     if results.time is not None:
         basis = f"as fast as {results.time.earlier_run}" if results.time.earlier_run else "by this processor's speed"
         output.print(f"about {duration(results.time.seconds)} for {results.time.steps:,} steps, {basis}")

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from merlina.cli.config_file import read_mapping
-from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json
+from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json, print_table
 from merlina.client import DEFAULT_URL
 
 commands = typer.Typer(no_args_is_help=True)
@@ -36,7 +36,7 @@ def list_all(
         table.add_column(title)
     for entry in answer.configs:
         table.add_row(entry.name, escape(", ".join(entry.tags)), entry.updated_at, escape(entry.description))
-    output.print(table)
+    print_table(table)
 
 
 @commands.command()

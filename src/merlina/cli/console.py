@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import unicodedata
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
 from pydantic import BaseModel
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import Measurement
+from rich.segment import Segment
+from rich.table import Table
+from rich.text import Text
 
 from merlina.client import DEFAULT_URL, Client
 
-output = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+_WIDEST_TABLE = 100_000
+# Characters that reorder the text around them, by which a name could pose as another.
+_REORDERING = {*"\u200e\u200f\u061c", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
+
+
+class SafeConsole(Console):
+    """Shows control characters of names and rows as text, so that none reaches the terminal as a command."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Before it is measured, so that a table leaves room for the escapes."""
+        return super().render_str(as_text(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(as_text(segment.text), segment.style)
+
+
+def as_text(text: str) -> str:
+    """`text` with control characters other than line breaks and tabs written as escapes."""
+    return "".join(_escaped(character) if _is_control(character) else character for character in text)
+
+
+def _is_control(character: str) -> bool:
+    return character in _REORDERING or (unicodedata.category(character) == "Cc" and character not in "\n\t")
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+output = SafeConsole(highlight=False, soft_wrap=True)
+errors = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 Url = Annotated[str, typer.Option(envvar="MERLINA_URL", help="The server to speak to.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="MERLINA_API_KEY", help="The server's API key, where it has one.")]
@@ -21,6 +57,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 def client(url: str = DEFAULT_URL, api_key: str | None = None) -> Client:
     """Without retries: who types a command sees at once that nobody answers."""
     return Client(url, api_key, retries=0)
+
+
+def print_table(table: Table) -> None:
+    """Print a table as wide as it is: what is cut off could not be copied, and scripts read ids from a pipe."""
+    for column in table.columns:
+        column.no_wrap = True
+    wide = output.options.update(max_width=_WIDEST_TABLE)
+    table.width = Measurement.get(output, wide, table).maximum
+    output.print(table, crop=False, no_wrap=True)
 
 
 def print_json(answer: BaseModel) -> None:

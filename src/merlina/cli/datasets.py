@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json
+from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json, print_table
 from merlina.client import DEFAULT_URL
 from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.schemas.datasets import DatasetConfig
@@ -35,7 +35,7 @@ def list_all(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = 
     for entry in answer.datasets:
         size = decimal(entry.size)
         table.add_row(entry.dataset_id, escape(entry.filename), f"{entry.total_rows:,}", size, entry.created_at)
-    output.print(table)
+    print_table(table)
 
 
 @commands.command()

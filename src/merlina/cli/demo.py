@@ -15,16 +15,14 @@ from rich.table import Table
 
 from merlina import samples
 from merlina.cli.config_file import read_mapping
-from merlina.cli.console import duration, errors, output
+from merlina.cli.console import duration, errors, output, print_table
 from merlina.cli.demo_server import DemoServer, find_or_start
 from merlina.cli.progress import show_progress
 from merlina.cli.serve import read_settings
 from merlina.client import Client
-from merlina.data.formats import formatter
-from merlina.data.pairs import Message, Pair
 from merlina.errors import InvalidRequestError, ModelError
-from merlina.executors.helper import Helper
-from merlina.schemas.datasets import DatasetConfig, DatasetFormat
+from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.talk import AnswerRequest, AnswerText, Side, TalkMessage
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
 
@@ -94,7 +92,9 @@ def find_model() -> Path:
 
 
 def _show(server: DemoServer, settings: Settings, base_model: Path) -> Outcome:
-    with Client(server.url, settings.api_key.get_secret_value() if settings.api_key else None) as client:
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    # The server is here, and a dead one ends the connection: on a busy machine every answer may take its time.
+    with Client(server.url, key, timeout=None) as client:
         upload = client.upload(samples.PAIRS)
         _head(f"Sample pairs uploaded as {upload.dataset_id}", f"{upload.total_rows} rows")
         dataset = {"source": {"source_type": "upload", "dataset_id": upload.dataset_id}, "test_size": 0.1}
@@ -108,7 +108,7 @@ def _show(server: DemoServer, settings: Settings, base_model: Path) -> Outcome:
             raise ModelError(f"The run did not complete: {last.get('error') or last.get('status')}")
         before, after = _evaluations(client, job_id)
         _compare_figures(before, after)
-        with_habit = _compare_answers(config, Path(last["output_dir"]), settings.data_dir / "helper.log")
+        with_habit = _compare_answers(client, job_id)
         output.print(f"The tuned model is in {last['output_dir']}; its README.md says how to load it.")
     return Outcome(True, before["eval_reward_accuracy"], after["eval_reward_accuracy"], with_habit)
 
@@ -146,29 +146,28 @@ def _compare_figures(before: dict[str, Any], after: dict[str, Any]) -> None:
         table.add_column(title, justify="left" if not title else "right")
     for title, name, form in _SHOWN_FIGURES:
         table.add_row(title, format(before[name], form), format(after[name], form))
-    output.print(table)
+    print_table(table)
 
 
-def _compare_answers(config: TrainingConfig, adapter: Path, log_file: Path) -> int:
+def _compare_answers(client: Client, job_id: str) -> int:
     """Shows base and tuned answers and returns how many of the tuned have the habit."""
-    prompts = [_prompt(question, config.dataset.format) for question in samples.QUESTIONS]
-    helper = Helper(60, log_file)
-    try:
-        ask: dict[str, Any] = {"base_model": config.base_model, "prompts": prompts, "max_new_tokens": _ANSWER_TOKENS}
-        base = helper.call("generate", adapter=None, **ask)
-        tuned = helper.call("generate", adapter=str(adapter), **ask)
-    finally:
-        helper.close()
-    for question, before, after in zip(samples.QUESTIONS, base, tuned, strict=True):
+    client.load_talk(job_id)
+    with_habit = 0
+    for question in samples.QUESTIONS:
         output.print(f"\n[bold]{question}[/]")
-        output.print(f"   base  [dim]{escape(_one_line(before))}[/]")
-        output.print(f"  tuned  [green]{escape(_one_line(after))}[/]")
+        output.print(f"   base  [dim]{escape(_answer(client, job_id, 'base', question))}[/]")
+        tuned = _answer(client, job_id, "tuned", question)
+        output.print(f"  tuned  [green]{escape(tuned)}[/]")
+        with_habit += samples.shows_the_habit(tuned)
+    client.release_talk()
     output.print()
-    return sum(map(samples.shows_the_habit, tuned))
+    return with_habit
 
 
-def _prompt(question: str, spec: DatasetFormat) -> str:
-    return formatter(spec, None)(Pair((Message("user", question),), "", "")).prompt
+def _answer(client: Client, job_id: str, side: Side, question: str) -> str:
+    messages = [TalkMessage(role="user", content=question)]
+    request = AnswerRequest(job_id=job_id, side=side, messages=messages, max_new_tokens=_ANSWER_TOKENS, temperature=0.0)
+    return _one_line("".join(event.text for event in client.answer(request) if isinstance(event, AnswerText)))
 
 
 def _one_line(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json
+from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json, print_table
 from merlina.client import DEFAULT_URL
 
 
@@ -27,4 +27,4 @@ def gpus(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None
         facts = ["?" if fact is None else f"{fact:g}" for fact in known]
         free, total = f"{gpu.memory_free_mb:,}", f"{gpu.memory_total_mb:,}"
         table.add_row(str(gpu.index), escape(gpu.name), free, total, *facts)
-    output.print(table)
+    print_table(table)

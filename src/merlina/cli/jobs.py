@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json
+from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json, print_table
 from merlina.client import DEFAULT_URL
 from merlina.schemas.jobs import JobState
 
@@ -41,7 +41,7 @@ def list_jobs(
     for job in history.jobs:
         state = f"[{_STYLE.get(job.status, 'cyan')}]{job.status}[/]"
         table.add_row(job.job_id, state, f"{job.progress:.0%}", escape(job.output_name), job.created_at)
-    output.print(table)
+    print_table(table)
     if history.total > history.count:
         output.print(f"[dim]{history.count} of {history.total}; --limit shows more[/]")
 
@@ -63,7 +63,7 @@ def status(
         table.add_row(
             f"[dim]{name.replace('_', ' ')}[/]", escape(f"{value:.6g}" if isinstance(value, float) else str(value))
         )
-    output.print(table)
+    print_table(table)
 
 
 def logs(

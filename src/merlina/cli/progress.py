@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from merlina.cli.console import duration
 
@@ -57,13 +57,13 @@ class _View:
         raise NotImplementedError
 
     def figures(self) -> str:
-        """Loss, evaluation loss, speed and time left, as far as they are known."""
+        """Time left, speed and losses, as far as they are known; a narrow terminal cuts off the last ones."""
         known = self._known
-        parts = [f"loss {known['loss']:.4f}"] if "loss" in known else []
-        parts += [f"eval {known['eval_loss']:.4f}"] if "eval_loss" in known else []
-        parts += [f"{known['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in known else []
         left = self._clock.seconds_left(known.get("current_step"), known.get("total_steps"))
-        parts += [f"{duration(left)} left"] if left is not None else []
+        parts = [f"{duration(left)} left"] if left is not None else []
+        parts += [f"{known['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in known else []
+        parts += [f"loss {known['loss']:.4f}"] if "loss" in known else []
+        parts += [f"eval {known['eval_loss']:.4f}"] if "eval_loss" in known else []
         return " · ".join(parts)
 
 
@@ -71,9 +71,9 @@ class _Bar(_View):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._progress = Progress(
-            BarColumn(bar_width=32),
+            # Leaves room for all figures where the terminal is 80 columns wide.
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
             TextColumn("{task.description}"),
             console=console,
         )

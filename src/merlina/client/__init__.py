@@ -1,7 +1,8 @@
 """Clients for a running server, blocking and asynchronous: one method for each endpoint, typed by the schemas."""
 
 from merlina.client.async_client import AsyncClient
-from merlina.client.client import DEFAULT_URL, Client
+from merlina.client.client import Client
+from merlina.client.connection import DEFAULT_URL
 from merlina.client.watching import Message
 
 __all__ = ["DEFAULT_URL", "AsyncClient", "Client", "Message"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from html import unescape
 from typing import Any, TypeVar
 
 import httpx
@@ -28,6 +30,8 @@ from merlina.schemas.training import TrainingConfig
 Model = TypeVar("Model", bound=BaseModel)
 AnswerEvent = AnswerBegins | AnswerText | AnswerEnds
 
+_TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
+_SHOWN = 100
 _ERRORS: dict[int, type[MerlinaError]] = {
     400: InvalidRequestError,
     401: UnauthorizedError,
@@ -66,13 +70,24 @@ def error_of(response: httpx.Response) -> MerlinaError:
     try:
         detail = response.json()["detail"]
     except (ValueError, KeyError, TypeError):
-        return ServerError(f"The server answered {response.status_code}: {response.text[:200]}")
+        return ServerError(_foreign(response))
     if isinstance(detail, dict) and {"message", "errors", "warnings"} <= detail.keys():
         if detail.get("can_force"):
             kind = NoRoomError if response.request.url.path.endswith("/talk/load") else OverridableError
             return kind(detail["message"])
         return InvalidRequestError(detail["message"], detail["errors"], detail["warnings"])
     return _ERRORS.get(response.status_code, ServerError)(detail if isinstance(detail, str) else str(detail)[:200])
+
+
+def _foreign(response: httpx.Response) -> str:
+    """An error page that is not Merlina's own, such as a proxy's, in one line without its markup."""
+    status = f"{response.status_code} {response.reason_phrase}".strip()
+    title = _TITLE.search(response.text)
+    text = unescape(title[1]) if title else "" if "<" in response.text else response.text
+    said = " ".join(text.split())[:_SHOWN]
+    where = f"{response.url.scheme}://{response.url.netloc.decode()}"
+    line = f"What answers at {where} is no Merlina server but something before it, such as a proxy: {status}"
+    return line if said in ("", status, response.reason_phrase) else f"{line} ({said!r})"
 
 
 def sendable(config: BaseModel) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from merlina.client.answers import AnswerEvent, answer_event, error_of, sendable
-from merlina.client.client import DEFAULT_URL, LOAD_SECONDS, Client
+from merlina.client.client import LOAD_SECONDS, Client
+from merlina.client.connection import direct, unreachable, websocket_proxy
 from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
-from merlina.errors import ServerError
 from merlina.schemas.jobs import JobStatus
 from merlina.schemas.talk import AnswerRequest
 
@@ -39,7 +39,7 @@ class AsyncClient:
     """As `Client`, with every method awaited. `blocking` is the client that does the asking."""
 
     def __init__(
-        self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout: float = 200.0, retries: int = 2
+        self, url: str | None = None, api_key: str | None = None, *, timeout: float | None = 200.0, retries: int = 2
     ) -> None:
         self.blocking = Client(url, api_key, timeout=timeout, retries=retries)
 
@@ -105,7 +105,8 @@ class AsyncClient:
         Raises ServerError with its cause where the answer breaks off.
         """
         blocking, body = self.blocking, sendable(request)
-        http = httpx.AsyncClient(base_url=blocking.url, headers=blocking.headers, timeout=LOAD_SECONDS)
+        mounts = direct(blocking.url)
+        http = httpx.AsyncClient(base_url=blocking.url, headers=blocking.headers, timeout=LOAD_SECONDS, mounts=mounts)
         try:
             async with http, http.stream("POST", "/talk/answer", json=body) as response:
                 if response.is_error:
@@ -114,7 +115,7 @@ class AsyncClient:
                 async for line in response.aiter_lines():
                     yield answer_event(line)
         except httpx.TransportError as error:
-            raise ServerError(f"No Merlina server answers at {blocking.url} ({type(error).__name__})") from error
+            raise unreachable(blocking.url, error) from error
 
     async def watch(self, job_id: str, after: int | None = None) -> AsyncIterator[Message]:
         """A job's messages until its last one, over cut connections and restarts of the server, each message once.
@@ -133,8 +134,7 @@ class AsyncClient:
                 if (refused := refusal(error)) is not None:
                     raise refused from error
                 if failures == len(RECONNECT_SECONDS):
-                    reason = type(error).__name__
-                    raise ServerError(f"No Merlina server answers at {self.blocking.url} ({reason})") from error
+                    raise unreachable(self.blocking.url, error) from error
                 await asyncio.sleep(RECONNECT_SECONDS[failures])
                 failures += 1
 
@@ -148,8 +148,8 @@ class AsyncClient:
     async def _messages(self, job_id: str, after: int | None) -> AsyncIterator[Message]:
         """One connection's messages. Returns only after the last one; a cut raises ConnectionClosed."""
         headers = self.blocking.headers
-        where = address(self.blocking.url, job_id, after)
-        async with connect(where, additional_headers=headers, max_size=None) as websocket:
+        where, proxy = address(self.blocking.url, job_id, after), websocket_proxy(self.blocking.url)
+        async with connect(where, additional_headers=headers, max_size=None, proxy=proxy) as websocket:
             while True:
                 try:
                     yield json.loads(await websocket.recv())

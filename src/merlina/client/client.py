@@ -9,7 +9,7 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 from pydantic import RootModel
@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from merlina.client.answers import AnswerEvent, Model, answer_event, error_of, parse, sendable
+from merlina.client.connection import direct, unreachable, url_and_key, websocket_proxy
 from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
 from merlina.errors import InvalidRequestError, NotFoundError, ServerError
 from merlina.schemas.configs import (
@@ -59,8 +60,6 @@ from merlina.schemas.validation import ValidationResponse
 _Jobs = RootModel[dict[str, JobSummary]]
 _AnyObject = RootModel[dict[str, Any]]
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-
 _RETRY_SECONDS = (0.3, 1.0, 2.0, 4.0)
 _UPLOAD_SECONDS = 3600.0
 # A large model is read from a slow disk, or a long prompt by a CPU, before anything comes.
@@ -70,18 +69,20 @@ LOAD_SECONDS = 1800.0
 class Client:
     """Speaks to the server at `url`. Every method raises an error of `merlina.errors` when it can't be done.
 
-    `timeout` is in seconds and for one answer; an upload may take an hour. Questions that change nothing are asked up
-    to `retries` times more where the connection fails; what changes something is sent once.
+    Address and key left out are those of the environment, MERLINA_URL and MERLINA_API_KEY. A server on this machine is
+    never asked through a proxy.
+
+    `timeout` is in seconds and for one answer, None waits for ever; an upload may take an hour. Questions that change
+    nothing are asked up to `retries` times more where the connection fails; what changes something is sent once.
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout: float = 200.0, retries: int = 2
+        self, url: str | None = None, api_key: str | None = None, *, timeout: float | None = 200.0, retries: int = 2
     ) -> None:
-        _check_address(url, api_key)
-        self.url = url.rstrip("/")
+        self.url, api_key = url_and_key(url, api_key)
         self.headers = {"X-API-Key": api_key} if api_key else {}
         self._retries = retries
-        self._http = httpx.Client(base_url=self.url, headers=self.headers, timeout=timeout)
+        self._http = httpx.Client(base_url=self.url, headers=self.headers, timeout=timeout, mounts=direct(self.url))
 
     def __enter__(self) -> Self:
         return self
@@ -334,7 +335,8 @@ class Client:
 
     def _messages(self, job_id: str, after: int | None) -> Iterator[Message]:
         """One connection's messages. Returns only after the last one; a cut raises ConnectionClosed."""
-        with connect(address(self.url, job_id, after), additional_headers=self.headers, max_size=None) as websocket:
+        where, proxy = address(self.url, job_id, after), websocket_proxy(self.url)
+        with connect(where, additional_headers=self.headers, max_size=None, proxy=proxy) as websocket:
             while True:
                 try:
                     yield json.loads(websocket.recv())
@@ -362,8 +364,7 @@ class Client:
         return response
 
     def _unreachable(self, error: Exception) -> ServerError:
-        reason = type(error).__name__
-        return ServerError(f"No Merlina server answers at {self.url} ({reason}); `merlina serve` starts one")
+        return unreachable(self.url, error)
 
 
 def _segment(name: str) -> str:
@@ -371,14 +372,6 @@ def _segment(name: str) -> str:
     if name in ("", ".", ".."):
         raise InvalidRequestError(f"{name!r} is no name of a job, data set or configuration")
     return quote(name, safe="")
-
-
-def _check_address(url: str, api_key: str | None) -> None:
-    """Raises InvalidRequestError."""
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise InvalidRequestError(f"{url!r} is no address of a server; it begins with http:// or https://")
-    if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
-        raise InvalidRequestError("The API key must be plain ASCII")
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import psutil
 from merlina.errors import BusyError, HelperError, MerlinaError
 from merlina.executors.fork_server import ForkServer, child_environment
 from merlina.executors.idle import IdleTimer
+from merlina.executors.patience import PatientClock
 from merlina.executors.piped import PipedProcess, as_error
 
 _TIMEOUT_SECONDS = 180.0
@@ -77,7 +78,8 @@ class Helper:
 
         `closed` is set once nobody waits for the result any more: then the call ends, and its process if it must.
 
-        Raises HelperError where the process dies or takes longer than `timeout` seconds; the next call starts another.
+        Raises HelperError where the process dies or takes longer than `timeout` seconds, not counting those in which it
+        waits for a processor; the next call starts another.
         Raises the error of the operation's current phase where that takes too much time or memory. Raises BusyError
         where there are too many calls already, since each keeps a thread from the rest of the server.
         """
@@ -204,11 +206,12 @@ class _Call:
 
     def wait_for_answer(self, process: PipedProcess) -> dict[str, Any]:
         """Raises what `Helper.call` says; unless `answered` is set then, the process is of no use any more."""
+        clock = PatientClock(process.handle.pid)
         while True:
             try:
                 answer = process.receive(time.monotonic() + _LOOK_SECONDS)
             except TimeoutError:
-                self._check(process)
+                self._check(process, clock.now())
                 continue
             except EOFError as error:
                 code = process.handle.wait()
@@ -216,13 +219,12 @@ class _Call:
                 raise HelperError(f"{died}{self._in_phase()}; try again") from error
             if "phase" in answer:
                 self._phase = answer["phase"]
-                self._phase_deadline = time.monotonic() + answer["phase"]["seconds"]
+                self._phase_deadline = clock.now() + answer["phase"]["seconds"]
                 continue
             self.answered = True
             return answer
 
-    def _check(self, process: PipedProcess) -> None:
-        now = time.monotonic()
+    def _check(self, process: PipedProcess, now: float) -> None:
         if self.closed.is_set():
             self._left_at = self._left_at or now
             if now > self._left_at + _GRACE_SECONDS:

@@ -100,7 +100,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "model_facts": _first_use("helper_inspection", "model_facts"),
     "inspect_run": _first_use("helper_inspection", "inspect_run"),
     "product_rate": _first_use("helper_speed", "product_rate"),
-    "generate": _first_use("helper_generation", "generate"),
 }
 
 

@@ -1,0 +1,100 @@
+"""What commands print: whole ids, no terminal commands of others, JSON in every case, and a bar with time and speed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.markup import escape
+from rich.table import Table
+
+from merlina.cli import console
+from merlina.cli.console import SafeConsole, print_table
+from merlina.cli.progress import show_progress
+from tests.harness import Server, pairs_file
+
+LONG_NAME = "a-name-of-a-model-that-is-longer-than-any-column-of-a-narrow-terminal-would-be"
+
+
+def command(*arguments: str, url: str = "http://127.0.0.1:9", **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "merlina.cli.main", *arguments],
+        env={**os.environ, "MERLINA_URL": url, **environment}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", ["", "40"])
+def test_ids_and_names_are_whole_in_pipes_and_narrow_terminals(
+    server: Server, config: Callable[..., dict[str, Any]], tmp_path: Path, columns: str
+) -> None:
+    job_id = server.train(config(server, LONG_NAME, max_steps=1))
+    with server.client() as client:
+        dataset_id = client.upload(pairs_file(tmp_path / f"{LONG_NAME}.jsonl", 3)).dataset_id
+    environment = {"COLUMNS": columns} if columns else {}
+    jobs = command("jobs", url=server.url, **environment).stdout
+    assert any(job_id in line and LONG_NAME in line for line in jobs.splitlines())
+    datasets = command("datasets", "list", url=server.url, **environment).stdout
+    assert any(dataset_id in line and f"{LONG_NAME}.jsonl" in line for line in datasets.splitlines())
+    server.until_ended(job_id)
+
+
+def test_terminal_commands_of_others_are_printed_as_text(server: Server, tmp_path: Path) -> None:
+    row = {"prompt": "red \x1b[31m \x9b2J", "chosen": "\u202eesrever", "rejected": "title \x1b]0;owned\x07"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    with server.client() as client:
+        dataset_id = client.upload(file).dataset_id
+    config = tmp_path / "run.json"
+    dataset = {"source": {"source_type": "upload", "dataset_id": dataset_id}}
+    config.write_text(json.dumps({"base_model": "m", "output_name": "o", "dataset": dataset}))
+    shown = command("preview", "--raw", str(config), url=server.url).stdout
+    assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(shown)
+    assert r"red \x1b[31m \x9b2J" in shown
+    assert r"\u202eesrever" in shown
+
+
+def test_styles_of_our_own_reach_a_terminal_and_those_in_texts_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "output", SafeConsole(file=shown, force_terminal=True, color_system="standard"))
+    table = Table("name", box=None)
+    name = "\x1b[5mblinks"
+    table.add_row(f"[red]{escape(name)}[/]")
+    print_table(table)
+    assert "\x1b[31m" in shown.getvalue()
+    assert r"\x1b[5mblinks" in shown.getvalue()
+
+
+@pytest.mark.parametrize("content", ['{"base_model": 3}', "no: [yaml", None])
+def test_validate_prints_json_for_a_file_that_is_no_configuration(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "run.yaml"
+    if content is not None:
+        file.write_text(content)
+    done = command("validate", "--json", str(file))
+    answer = json.loads(done.stdout)
+    assert (done.returncode, done.stderr, answer["valid"]) == (1, "", False)
+    assert answer["results"]["errors"]
+
+
+def test_the_bar_of_a_narrow_terminal_has_time_left_and_speed() -> None:
+    shown = io.StringIO()
+    terminal = SafeConsole(file=shown, force_terminal=True, width=80, color_system=None)
+    updates = [
+        message
+        for step in (1, 2, 3)
+        for message in (
+            {"type": "status_update", "status": "training", "current_step": step, "total_steps": 1000},
+            {"type": "metrics", "metrics": {"loss": 0.6931, "eval_loss": 0.7, "tokens_per_second": 1234.0}},
+        )
+    ]
+    show_progress([*updates, {"type": "completed"}], terminal)
+    last = shown.getvalue()
+    assert "left" in last
+    assert "1,234 tokens/s" in last
+    assert "loss 0.6931" in last
