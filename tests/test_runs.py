@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from merlina.runs import EventLog, RunFolder, find_events, read_events
+from merlina.runs import EventLog, RunFolder, find_events, in_order, read_events
+from merlina.schemas.events import Progress
 
 
 def test_events_are_numbered_on_over_attempts(tmp_path: Path) -> None:
@@ -120,3 +121,50 @@ def test_lines_of_one_type_are_found_among_others_and_only_whole_ones(tmp_path: 
     assert found == [f'{step} says "type":"metrics"' for step in (0, 5_000, 10_000, 15_000)]
     assert [event.type for event in find_events(file, ["ended", "log"])] == ["log"] * 4 + ["ended"]
     log.close()
+
+
+def test_numbers_go_on_behind_what_is_no_event_and_behind_what_the_server_counted(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    for step in range(5):
+        log.append("progress", step=step, total_steps=5)
+    log.close()
+    for rubbish in (b"not json\n", b'{"seq": "x"}\n', b"\0" * (3 << 20) + b"\n", b"torn"):
+        with path.open("ab") as file:
+            file.write(rubbish)
+        log = EventLog(path)
+        assert log.seq == 5
+        assert path.read_bytes().endswith(b"\n")
+        log.close()
+    assert EventLog(path, after_seq=8).append("progress", step=9, total_steps=9) == 9
+    # Readers may be in the middle of what is longer than any event.
+    path.write_bytes(b"x" * (5 << 20))
+    _, read = read_events(path)
+    assert EventLog(path).append("progress", step=1, total_steps=1) == 1
+    assert [event.seq for event in read_events(path, read)[0]] == [1]
+
+
+@given(
+    numbers=st.lists(st.integers(1, 30), max_size=20),
+    after=st.integers(0, 5),
+)
+def test_what_is_in_order_only_grows(numbers: list[int], after: int) -> None:
+    events = [Progress(seq=number, time=0.0, step=0, total_steps=1) for number in numbers]
+    kept = [event.seq for event in in_order(events, after)]
+    assert kept == sorted(set(kept))
+    assert all(number > after for number in kept)
+    if numbers == sorted(set(numbers)):
+        assert kept == [number for number in numbers if number > after]
+
+
+def test_one_number_from_far_ahead_does_not_cost_those_behind_it() -> None:
+    events = [Progress(seq=number, time=0.0, step=0, total_steps=1) for number in (1, 2, 500, 3, 4, 2, 5)]
+    assert [event.seq for event in in_order(events, 0)] == [1, 2, 3, 4, 5]
+
+
+def test_no_text_makes_a_line_that_is_too_long_to_be_read(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append("log", level="info", message="\1" * 5_000_000)
+    log.append("progress", step=1, total_steps=1)
+    log.close()
+    assert [event.seq for event in read_events(tmp_path / "events.jsonl")[0]] == [1, 2]

@@ -29,7 +29,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,10 @@ _BLOCK = 1 << 20
 MAX_LINE_BYTES = 1 << 20
 # Of a worker that has ended itself because its run folder, lock or event log was gone.
 DETACHED_EXIT_CODE = 76
+# Characters of a text in an event, so that its line stays below the limit however it is escaped.
+_MAX_TEXT = 100_000
+# A greater step in the numbering is damage, not lost lines.
+_LARGEST_GAP = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -245,24 +249,63 @@ def write_private(path: Path, content: bytes) -> None:
     os.replace(beside, path)
 
 
-def read_events(path: Path, offset: int = 0, limit_bytes: int = _BLOCK) -> tuple[list[Event], int]:
-    """Whole lines from byte `offset` on, about `limit_bytes` of them, and the offset after the last of them.
+@dataclass(frozen=True)
+class LogBlock:
+    """Lines of an event log: the events among them, the offset after the last one, and how many were no events."""
 
-    A line that is still being written (no newline yet) is left for the next call.
+    events: list[Event]
+    offset: int
+    skipped: int = 0
+
+
+def read_block(path: Path, offset: int = 0, limit_bytes: int = _BLOCK) -> LogBlock:
+    """Read whole lines from byte `offset` on, about `limit_bytes` of them.
+
+    A line that is still being written (no newline yet) is left for the next call. Lines longer than any event are
+    passed over in parts, so that no line can occupy more than MAX_LINE_BYTES of memory.
     """
     try:
         with path.open("rb") as file:
-            file.seek(offset)
+            file.seek(max(0, offset - 1))
+            is_line_start = offset == 0 or file.read(1) == b"\n"
             chunk = file.read(limit_bytes)
             if chunk and b"\n" not in chunk:
-                chunk += file.readline()
+                chunk += file.readline(max(0, MAX_LINE_BYTES - len(chunk)))
     except FileNotFoundError:
-        return [], offset
-    whole = chunk[: chunk.rfind(b"\n") + 1]
-    parsed = [parse_event(line) for line in whole.splitlines() if line]
-    if None in parsed:
-        _log.error("%s has %d lines that are no events; going on without them", path, parsed.count(None))
-    return [event for event in parsed if event is not None], offset + len(whole)
+        return LogBlock([], offset)
+    end = chunk.rfind(b"\n") + 1
+    if not end and len(chunk) >= MAX_LINE_BYTES:
+        return LogBlock([], offset + len(chunk), int(is_line_start))
+    begin = 0 if is_line_start else chunk.find(b"\n") + 1
+    parsed = [parse_event(line) for line in chunk[begin:end].split(b"\n") if line.strip()]
+    return LogBlock([event for event in parsed if event is not None], offset + end, parsed.count(None))
+
+
+def read_events(path: Path, offset: int = 0, limit_bytes: int = _BLOCK) -> tuple[list[Event], int]:
+    """Return the events of the next block that has any, and the offset after it; none at the end of the log."""
+    while True:
+        block = read_block(path, offset, limit_bytes)
+        if block.events or block.offset == offset:
+            return block.events, block.offset
+        offset = block.offset
+
+
+def in_order(events: Sequence[Event], after: int) -> list[Event]:
+    """Return the events whose numbers grow from `after` on.
+
+    Left out are repeated and smaller numbers, and a number that jumps ahead of events which come after it.
+    """
+    kept: list[Event] = []
+    last = after
+    for index, event in enumerate(events):
+        jumps = event.seq > last + 1
+        if event.seq <= last or event.seq > last + _LARGEST_GAP:
+            continue
+        if jumps and any(last < later.seq < event.seq for later in events[index + 1 :]):
+            continue
+        kept.append(event)
+        last = event.seq
+    return kept
 
 
 def find_events(path: Path, kinds: Collection[str]) -> Iterator[Event]:
@@ -280,18 +323,23 @@ def find_events(path: Path, kinds: Collection[str]) -> Iterator[Event]:
                 if event is not None:
                     yield event
             rest = block[whole:]
+            if len(rest) > MAX_LINE_BYTES:
+                rest = b""
 
 
 class EventLog:
     """The writing end of a run's event log. Exactly one process may hold it: the one that holds the run's lock."""
 
     def __init__(self, path: Path, after_seq: int = 0) -> None:
-        """Events are numbered on from the last one in the file, or from `after_seq` if that is greater."""
+        """Events are numbered on from `after_seq` if the server says how far it read, else from the last in the file.
+
+        A damaged line may look like an event with a number from far ahead.
+        """
         self._path = path
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._writing = threading.Lock()
         self._cut_torn_line()
-        self.seq = max(after_seq, self._last_seq())
+        self.seq = after_seq or self._last_seq()
 
     def append(self, kind: str, *, durable: bool = False, **fields: Any) -> int:
         """Writes one event and returns its number; `durable` waits until it is on the disk."""
@@ -303,6 +351,7 @@ class EventLog:
         self._writing.acquire(timeout=_SILENCE_SECONDS)
 
     def _append(self, kind: str, fields: dict[str, Any], *, durable: bool) -> int:
+        fields = {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
         line = event_line(self.seq + 1, time.time(), kind, fields)
         written = os.write(self.descriptor, line)
         if written < len(line):
@@ -319,12 +368,13 @@ class EventLog:
     def _cut_torn_line(self) -> None:
         """Remove the end of a line whose writer was killed."""
         end = os.lseek(self.descriptor, 0, os.SEEK_END)
-        for start, block in self._blocks_from_end(end):
-            if (newline := block.rfind(b"\n")) >= 0:
-                os.ftruncate(self.descriptor, start + newline + 1)
-                break
+        newlines = (start + block.rfind(b"\n") for start, block in self._blocks_from_end(end) if b"\n" in block)
+        whole = next(newlines, -1) + 1
+        if end - whole >= MAX_LINE_BYTES:
+            # No event, and readers may have passed over a part of it: it is ended, not removed below them.
+            os.write(self.descriptor, b"\n")
         else:
-            os.ftruncate(self.descriptor, 0)
+            os.ftruncate(self.descriptor, whole)
         os.lseek(self.descriptor, 0, os.SEEK_END)
 
     def _last_seq(self) -> int:

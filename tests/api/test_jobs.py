@@ -52,7 +52,9 @@ def test_a_job_from_submission_to_model(server: Server, done: str) -> None:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", last["timestamp"])
         for name in ("grad_norm", "nll_loss", "log_odds", "reward_accuracy", "reward_margin", "tokens_per_second"):
             assert isinstance(last[name], float), name
-        assert http.get("/jobs").json()[done] == {"status": "completed", "progress": 1.0}
+        assert http.get("/jobs").json()[done] == {
+            "status": "completed", "progress": 1.0, "stop_requested": False, "pause_requested": False,
+        }  # fmt: skip
     model = Path(status["output_dir"])
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "merlina.json", "README.md"} <= {
         path.name for path in model.iterdir()
@@ -281,7 +283,7 @@ def test_a_folder_that_no_job_made_is_kept_and_a_model_taken_away_is_nobodys(ser
 def test_only_a_run_with_a_checkpoint_can_be_resumed(server: Server, done: str) -> None:
     with server.http() as http:
         answer = http.post(f"/jobs/{done}/resume")
-    assert answer.status_code == 400
+    assert answer.status_code == 409
     assert "is completed; only a failed, stopped or paused job" in answer.json()["detail"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from merlina.jobs.follower import follow
+from merlina.jobs.follower import follow, record_end
 from merlina.jobs.hub import Hub
 from merlina.jobs.moves import Moves
 from merlina.runs import EventLog, RunFolder
@@ -35,8 +35,8 @@ class Runs:
         with self.database.write() as connection:
             return jobs.add(connection, values)
 
-    def tell(self, job_id: str, *events: Event) -> None:
-        log = EventLog(RunFolder(self.root / job_id).events_file)
+    def tell(self, job_id: str, *events: Event, after_seq: int = 0) -> None:
+        log = EventLog(RunFolder(self.root / job_id).events_file, after_seq)
         for kind, fields in events:
             log.append(kind, **fields)
         log.close()
@@ -113,3 +113,66 @@ def test_of_two_that_saved_in_one_folder_the_last_has_it_in_whichever_order_they
     runs.follow(late)
     assert runs.follow(early).output_dir is None
     assert (runs.folder_of(early), runs.folder_of(late)) == (None, "/m/o")
+
+
+STEP: Event = ("progress", {"step": 3, "total_steps": 9})
+DAMAGE = {
+    "text": b"no event at all\n",
+    "half a line": b'{"seq":99,"time":1.0,"type":"pro\n',
+    "binary": bytes(range(256)) * 40 + b"\n",
+    "fields of other types": b'{"seq":3,"time":1.0,"type":"progress","step":"many","total_steps":[]}\n',
+    "no type": b'{"seq":3,"time":1.0}\n',
+    "a number of a step that no database holds": b'{"seq":3,"time":1,"type":"progress","step":99999999999999999999}\n',
+    "a time that no calendar has": b'{"seq":3,"time":1e300,"type":"progress","step":4,"total_steps":9}\n',
+    "a repeated number": b'{"seq":2,"time":1.0,"type":"progress","step":8,"total_steps":9}\n',
+    "a number from far ahead": b'{"seq":2000000000,"time":1.0,"type":"progress","step":8,"total_steps":9}\n',
+    "a text that no encoding has": b'{"seq":3,"time":1.0,"type":"log","level":"info","message":"\\ud800"}\n',
+    "a line longer than any event": b"x" * (3 << 20) + b"\n",
+    "JSON of another kind": b"[1, 2, 3]\nnull\n17\n",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize("goes_on", [True, False], ids=["amid the log", "as its last line"])
+def test_a_damaged_line_is_skipped_and_counted_and_the_job_ends_as_it_did(
+    runs: Runs, damage: bytes, goes_on: bool
+) -> None:
+    record = runs.add("a")
+    folder = RunFolder(runs.root / "a")
+    runs.tell("a", ("started", {"attempt": 1, "pid": 1}), STEP)
+    if not goes_on:
+        record = runs.follow(record)
+    with folder.events_file.open("ab") as file:
+        file.write(damage)
+    if goes_on:
+        last = ("ended", {"state": "failed", "error": "why"})
+        runs.tell("a", ("progress", {"step": 5, "total_steps": 9}), last, after_seq=2)
+    else:
+        record = runs.follow(record)
+        assert record_end(record, folder, "failed", "why")
+    record = runs.follow(record)
+    assert (record.state, record.error, record.step) == ("failed", "why", 5 if goes_on else 3)
+    assert record.skipped_lines >= 1
+    assert record.log_offset == folder.events_file.stat().st_size
+
+
+def test_a_log_whose_numbers_start_again_is_not_read_twice(runs: Runs) -> None:
+    record = runs.add("a")
+    runs.tell("a", ("started", {"attempt": 1, "pid": 1}), STEP, ("progress", {"step": 7, "total_steps": 9}))
+    file = RunFolder(runs.root / "a").events_file
+    file.write_bytes(file.read_bytes() * 2)
+    record = runs.follow(record)
+    assert (record.step, record.last_seq, record.skipped_lines) == (7, 3, 3)
+
+
+def test_a_line_that_the_database_refuses_costs_itself_only(runs: Runs) -> None:
+    record = runs.add("a")
+    runs.tell("a", ("started", {"attempt": 1, "pid": 1}), ("log", {"level": "info", "message": "x"}), STEP)
+    # Any trigger does: what a database refuses differs between them.
+    with runs.database.write() as connection:
+        connection.exec_driver_sql(
+            "CREATE TRIGGER no BEFORE INSERT ON metrics WHEN NEW.step = 4 BEGIN SELECT RAISE(ABORT, 'no'); END"
+        )
+    runs.tell("a", ("metrics", {"step": 4, "metrics": {"loss": 1.0}}), ("progress", {"step": 5, "total_steps": 9}))
+    record = runs.follow(record)
+    assert (record.step, record.last_seq, record.skipped_lines) == (5, 5, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
@@ -66,6 +67,7 @@ def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:
         last_checkpoint=record.last_checkpoint,
         final_metrics=record.final_metrics if record.ended else None,
         seq=record.last_seq,
+        skipped_lines=record.skipped_lines,
         **requested(record),
     )
 
@@ -160,7 +162,7 @@ def talk_state(status: Status) -> TalkState:
         gpu=claim.gpu if claim else None,
         needed_mb=claim.needed_mb if claim else None,
         memory_mb=status.memory_mb,
-        idle_until=iso(status.idle_until) if status.idle_until else None,
+        idle_until=iso(time.time() + status.idle_until - time.monotonic()) if status.idle_until else None,
     )
 
 

@@ -58,10 +58,13 @@ class LocalExecutor:
         return not folder.is_locked()
 
     def request_stop(self, folder: RunFolder) -> None:
-        # A worker whose folder was removed ends by itself.
-        with contextlib.suppress(FileNotFoundError):
-            folder.stop_file.touch(mode=0o600)
-        self._signal(folder)
+        try:
+            # A worker whose folder was removed ends by itself.
+            with contextlib.suppress(FileNotFoundError):
+                folder.stop_file.touch(mode=0o600)
+        finally:
+            # The signal alone means a stop, where the disk has no room for the file.
+            self._signal(folder)
 
     def request_pause(self, folder: RunFolder, reason: str) -> None:
         with contextlib.suppress(FileNotFoundError):

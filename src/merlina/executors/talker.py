@@ -68,7 +68,7 @@ class Admission:
 
 @dataclass(frozen=True)
 class Status:
-    """What is loaded, and whether that was `forced`. `idle_until` is in epoch seconds."""
+    """What is loaded, and whether that was `forced`. `idle_until` is of time.monotonic()."""
 
     state: State
     order: TalkOrder | None = None
@@ -248,7 +248,7 @@ class Talker:
         if self._process is None or not self._process.lives:
             self._end()
             return
-        until = time.time() + self._idle.seconds
+        until = time.monotonic() + self._idle.seconds
         self._status = replace(self._status, state="ready", idle_until=until)
         self._idle.start(until)
 

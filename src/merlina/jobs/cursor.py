@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from merlina.jobs.hub import Hub
-from merlina.runs import read_events
+from merlina.runs import in_order, read_events
 from merlina.schemas.events import Event
 
 # What a reader holds while it takes nothing more: this many events, however far it is behind.
@@ -40,7 +40,7 @@ class EventCursor:
     def _from_log(self) -> list[Event]:
         while True:
             found, offset = read_events(self._events_file, self._offset, _BATCH_BYTES)
-            fresh = [event for event in found if event.seq > self.seq]
+            fresh = in_order(found, self.seq)
             if fresh or not found:
                 return fresh
             self._offset = offset

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
 
+from merlina.errors import DiskFullError
 from merlina.jobs.fold import fold
 from merlina.jobs.moves import Moves
 from merlina.jobs.resuming import survey
-from merlina.runs import EventLog, RunFolder, read_events
+from merlina.runs import EventLog, LogBlock, RunFolder, in_order, read_block
 from merlina.schemas import events
 from merlina.schemas.events import Event
 from merlina.schemas.jobs import EndState
@@ -19,19 +22,57 @@ from merlina.storage import jobs, metrics
 from merlina.storage.jobs import JobRecord
 
 _log = logging.getLogger(__name__)
+# Small enough that neither the write lock nor the interpreter is held for long.
+_BLOCK_BYTES = 64 * 1024
 
 
 def follow(moves: Moves, record: JobRecord, folder: RunFolder) -> JobRecord:
     """Reads on from the last event taken in until the log's present end. Returns the job's new record."""
-    while True:
-        found, offset = read_events(folder.events_file, record.log_offset)
-        if not found:
-            return record
-        fresh = _in_order(record, found)
-        taken = moves.take_in(record, fresh, offset, partial(_apply, fresh), _settle)
-        if taken is None:
-            return record
+    while (taken := follow_on(moves, record, folder)) is not None:
         record = taken
+    return record
+
+
+def follow_on(moves: Moves, record: JobRecord, folder: RunFolder) -> JobRecord | None:
+    """Take in the next block of a run's events; return None at the log's present end.
+
+    Lines that are no events, or that nothing can be made of, are skipped and counted.
+    """
+    block = read_block(folder.events_file, record.log_offset, _BLOCK_BYTES)
+    if block.offset == record.log_offset:
+        return None
+    try:
+        return _take_in(moves, record, block)
+    except (DiskFullError, OSError, OperationalError):
+        raise
+    except Exception:
+        _log.exception("%s: a part of its event log cannot be taken in; going on line by line", record.job_id)
+        return _line_by_line(moves, record, folder, block.offset)
+
+
+def _line_by_line(moves: Moves, record: JobRecord, folder: RunFolder, end: int) -> JobRecord | None:
+    current = record
+    while current.log_offset < end:
+        line = read_block(folder.events_file, current.log_offset, limit_bytes=1)
+        try:
+            taken = _take_in(moves, current, line)
+        except (DiskFullError, OSError, OperationalError):
+            raise
+        except Exception as error:
+            _log.warning("%s: skipped a line of its event log: %s", record.job_id, type(error).__name__)
+            taken = _take_in(moves, current, LogBlock([], line.offset, skipped=1))
+        if taken is None:
+            return None
+        current = taken
+    return current
+
+
+def _take_in(moves: Moves, record: JobRecord, block: LogBlock) -> JobRecord | None:
+    fresh = in_order(block.events, record.last_seq)
+    skipped = block.skipped + len(block.events) - len(fresh)
+    if skipped:
+        _log.warning("%s: skipped %d lines of its event log that are no events of it", record.job_id, skipped)
+    return moves.take_in(record, fresh, block.offset, partial(_apply, fresh, skipped), _settle)
 
 
 def record_end(record: JobRecord, folder: RunFolder, state: EndState, error: str | None) -> bool:
@@ -77,17 +118,7 @@ def _append(record: JobRecord, folder: RunFolder, last_events: list[tuple[str, d
         return True
 
 
-def _in_order(record: JobRecord, found: list[Event]) -> list[Event]:
-    fresh = [event for event in found if event.seq > record.last_seq]
-    expected = range(record.last_seq + 1, record.last_seq + 1 + len(fresh))
-    if [event.seq for event in fresh] != list(expected):
-        _log.error(
-            "%s: its event log has a gap after event %d; going on with what is there", record.job_id, expected[0]
-        )
-    return fresh
-
-
-def _apply(fresh: list[Event], connection: Connection, current: JobRecord) -> JobRecord:
+def _apply(fresh: list[Event], skipped: int, connection: Connection, current: JobRecord) -> JobRecord:
     """Return the record after the events; write the metrics and the other jobs' folders that they change."""
     folded = current
     rows: list[metrics.MetricRecord] = []
@@ -102,7 +133,7 @@ def _apply(fresh: list[Event], connection: Connection, current: JobRecord) -> Jo
         elif isinstance(event, events.SetAside):
             jobs.move_model(connection, event.folder, event.kept_as, by=current.job_id)
     metrics.record(connection, current.number, rows)
-    return folded
+    return replace(folded, skipped_lines=folded.skipped_lines + skipped)
 
 
 def _settle(connection: Connection, before: JobRecord, after: JobRecord) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from merlina.hardware.gpus import Gpu
 from merlina.jobs.lifecycle import PAUSABLE_STATES
 from merlina.jobs.outputs import owner_among
 from merlina.schemas.jobs import PRIORITY_NUMBER
 from merlina.storage.jobs import JobRecord
+
+_LEAST_FREE_MIB = 32
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,14 @@ class Plan:
     starts: list[Start]
     waiting: dict[str, str]
     preempted: list[tuple[JobRecord, str]] = field(default_factory=list)
+
+
+def shortage_of_disk(runs_dir: Path) -> str | None:
+    """Return what a job waits for where the disk has no room even for a run's first files; None where it has."""
+    free_mib = shutil.disk_usage(runs_dir).free >> 20
+    if free_mib >= _LEAST_FREE_MIB:
+        return None
+    return f"disk space: {free_mib} MiB are free in {runs_dir}, and a run needs at least {_LEAST_FREE_MIB} MiB"
 
 
 def plan(

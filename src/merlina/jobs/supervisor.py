@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +17,12 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from merlina.checkpoints import remove_folder
-from merlina.errors import StoredConfigError
+from merlina.errors import DiskFullError, StoredConfigError, is_disk_full
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
 from merlina.hardware.gpus import Gpu
-from merlina.jobs.follower import end_without_log, follow, has_log, record_end, record_pause
+from merlina.jobs.awake import AwakeClock
+from merlina.jobs.follower import end_without_log, follow, follow_on, has_log, record_end, record_pause
 from merlina.jobs.lifecycle import END_STATE, Cause
 from merlina.jobs.moves import Moves
 from merlina.jobs.outputs import owner_among, settle_kept_models
@@ -28,7 +30,7 @@ from merlina.jobs.pauses import is_to_pause, leave_wish, pause_changes, reason_t
 from merlina.jobs.rebuilding import take_in_unknown, unknown_folders
 from merlina.jobs.resuming import complete_placing, ways_on
 from merlina.jobs.run_folders import remove_partial_model, remove_run_files
-from merlina.jobs.scheduler import Plan, Start, plan
+from merlina.jobs.scheduler import Plan, Start, plan, shortage_of_disk
 from merlina.placing import last_placing
 from merlina.processes import ProcessId
 from merlina.runs import RunFolder, RunOrder
@@ -39,13 +41,22 @@ from merlina.storage.jobs import JobRecord
 
 _log = logging.getLogger(__name__)
 _TICK_SECONDS = 0.1
-_IDLE_TICK_SECONDS = 1.0
+# While jobs only wait, for a GPU that another program uses or for room on the disk.
+_WAITING_TICK_SECONDS = 1.0
 _LIVENESS_SECONDS = 0.5
 _DETACHED_SECONDS = 10.0
+# Of one run's log, before the others are looked at again.
+_BLOCKS_PER_LOOK = 4
+# Of a full disk and the like, which lasts: logged no more often than this.
+_COMPLAINT_SECONDS = 60.0
 
 
 class Supervisor:
-    """Runs passes until closed. `make_way` is called before each start; `clock` gives epoch seconds."""
+    """Runs passes until closed. `make_way` is called before each start.
+
+    `clock` gives epoch seconds, for timestamps. Durations are measured by the monotonic clock, from this server's own
+    observation: a run that was asked to stop has its whole grace again after a restart of the server.
+    """
 
     def __init__(
         self,
@@ -78,16 +89,23 @@ class Supervisor:
         self._news = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._awake = AwakeClock()
         self._alive_checked: dict[str, float] = {}
         self._to_clean: set[str] = set()
+        self._not_started: dict[str, str] = {}
+        self._asked_at: dict[tuple[str, int, bool], float] = {}
         self._forced: set[tuple[str, int]] = set()
+        self._to_take_up: set[str] = set()
         self._unknown: list[RunFolder] = []
         self._detached: dict[str, float] = {}
+        self._complained_at = -math.inf
 
     def start(self) -> None:
+        """Begin the passes. Returns soon, however much the runs have written while no server read it."""
         # Listed before the first request, which makes a folder before its job is in the database.
         self._unknown = unknown_folders(self._database, self._runs_dir)
-        self._take_up_running()
+        with self._database.read() as connection:
+            self._to_take_up = {record.job_id for record in jobs.running(connection)}
         self._thread.start()
 
     def close(self) -> None:
@@ -107,23 +125,22 @@ class Supervisor:
         """What would start now, and what each other job waits for."""
         with self._database.read() as connection:
             queued, running = jobs.queued(connection), jobs.running(connection)
+        if queued and (shortage := shortage_of_disk(self._runs_dir)) is not None:
+            return Plan([], dict.fromkeys((record.job_id for record in queued), shortage))
         gpus = self._list_gpus() if queued else []
         return plan(queued, running, gpus, max_concurrent=self._max_concurrent, share_gpus=self._share_gpus)
 
-    def run_pass(self) -> bool:
+    def run_pass(self) -> float | None:
         """One look at everything: events in, deaths noticed, stops enforced, deletions done, jobs started.
 
-        Returns whether anything runs, so that there is reason to look again soon.
+        Returns after how many seconds to look again; None where nothing runs or waits, until something is asked for.
         """
+        self._awake.tick()
         with self._database.read() as connection:
             running = jobs.running(connection)
-        for record in running:
-            try:
-                self._attend(record)
-            except Exception:  # what is wrong with one run must not keep the others waiting
-                _log.exception("%s could not be attended to; trying again", record.job_id)
+        behind = [record for record in running if not self._attend_safely(record)]
         self._clean_completed()
-        self._finish_deletions()
+        unfinished = not self._finish_deletions() or bool(self._to_clean)
         self._move_on_paused()
         plan = self.look_at_queue()
         self._preempt(plan)
@@ -132,7 +149,11 @@ class Supervisor:
             worker = ProcessId.parse(start.record.worker or "")
             if not self._executor.is_alive(self.folder(start.record.job_id), worker):
                 self._start_job(start)
-        return bool(running or plan.starts)
+        if behind:
+            return 0.0
+        if running or plan.starts:
+            return _TICK_SECONDS
+        return _WAITING_TICK_SECONDS if plan.waiting or unfinished else None
 
     def _run(self) -> None:
         try:
@@ -141,26 +162,53 @@ class Supervisor:
             _log.exception("folders among the runs that belong to no job could not be looked at")
         self._find_uncleaned()
         while not self._closing.is_set():
-            busy = False
+            began = time.monotonic()
+            seconds: float | None = _WAITING_TICK_SECONDS
             try:
-                busy = self.run_pass()
-            except Exception:
-                _log.exception("a pass over the jobs failed; trying again")
-            self._news.wait(_TICK_SECONDS if busy else _IDLE_TICK_SECONDS)
+                seconds = self.run_pass()
+            except Exception as error:
+                self._complain(error, "a pass over the jobs failed; trying again")
+            if seconds == 0.0:
+                # Requests are answered by this process too: reading on takes half of its time at most.
+                seconds = time.monotonic() - began
+            self._news.wait(seconds)
             self._news.clear()
 
-    def _attend(self, record: JobRecord) -> None:
+    def _attend_safely(self, record: JobRecord) -> bool:
+        """Attend to a run; return False if there is more of its log to read. Its failure must not hold up others."""
+        try:
+            return self._attend(record)
+        except Exception as error:
+            self._complain(error, f"{record.job_id} could not be attended to; trying again")
+            return True
+
+    def _complain(self, error: Exception, what: str) -> None:
+        if not isinstance(error, DiskFullError) and not (isinstance(error, OSError) and is_disk_full(error)):
+            _log.error(what, exc_info=error)
+        elif time.monotonic() - self._complained_at >= _COMPLAINT_SECONDS:
+            self._complained_at = time.monotonic()
+            _log.warning("%s: the disk is full", what)
+
+    def _attend(self, record: JobRecord) -> bool:
         folder = self.folder(record.job_id)
-        record = follow(self._moves, record, folder)
+        for _ in range(_BLOCKS_PER_LOOK):
+            taken = follow_on(self._moves, record, folder)
+            if taken is None:
+                break
+            record = taken
         if not record.running:
             self._note_end(record)
-            return
-        asked_at = record.pause_requested_at if is_to_pause(record) else record.stop_requested_at
-        if asked_at is not None and self._clock() > asked_at + self._grace:
-            self._force_stop(record, folder)
-        if self._clock() - self._alive_checked.get(record.job_id, 0.0) >= _LIVENESS_SECONDS:
-            self._alive_checked[record.job_id] = self._clock()
+            return True
+        self._enforce_wish(record, folder)
+        if taken is not None:
+            return False
+        if self._take_up(record, folder):
+            return True
+        now = time.monotonic()
+        if now - self._alive_checked.get(record.job_id, -math.inf) >= _LIVENESS_SECONDS:
+            self._alive_checked[record.job_id] = now
             self._look_at_worker(record, folder)
+        return True
 
     def _look_at_worker(self, record: JobRecord, folder: RunFolder) -> None:
         """Records the end of a dead worker; one that lost its folder or lock is to end itself soon, or is killed."""
@@ -176,8 +224,36 @@ class Supervisor:
         else:
             self._detached.pop(record.job_id, None)
 
+    def _enforce_wish(self, record: JobRecord, folder: RunFolder) -> None:
+        """Pass a stop or a pause on that its worker was not told yet, and end a worker that does not obey in time."""
+        pauses = is_to_pause(record)
+        if not pauses and record.stop_requested_at is None:
+            return
+        if not (folder.pause_file if pauses else folder.stop_file).exists():
+            leave_wish(self._executor, folder, record)
+        asked_at = self._asked_at.setdefault((record.job_id, record.attempt, pauses), self._awake.seconds)
+        if self._awake.seconds - asked_at > self._grace:
+            self._force_stop(record, folder)
+
+    def _take_up(self, record: JobRecord, folder: RunFolder) -> bool:
+        """Start a worker whose start was committed by a server that was killed before it could start it."""
+        if record.job_id not in self._to_take_up:
+            return False
+        self._to_take_up.discard(record.job_id)
+        if (
+            record.state != "initializing"
+            or record.begun
+            or self._executor.is_alive(folder, ProcessId.parse(record.worker or ""))
+        ):
+            return False
+        self._launch(record)
+        return True
+
     def _note_end(self, record: JobRecord) -> None:
         self._alive_checked.pop(record.job_id, None)
+        self._not_started.pop(record.job_id, None)
+        for pauses in (False, True):
+            self._asked_at.pop((record.job_id, record.attempt, pauses), None)
         if record.state == "completed":
             self._to_clean.add(record.job_id)
         _log.info("%s %s", record.job_id, record.state)
@@ -209,6 +285,8 @@ class Supervisor:
             return
         cause = Cause.STOP_WAS_ASKED if record.stop_requested_at is not None else Cause.WORKER_DIED
         error = self._obituary(record, folder, cause)
+        if record.job_id in self._not_started:
+            cause, error = Cause.NOT_STARTED, self._not_started[record.job_id]
         if record_end(record, folder, END_STATE[cause], error):
             follow(self._moves, record, folder)
 
@@ -261,6 +339,7 @@ class Supervisor:
 
     def _launch(self, record: JobRecord) -> None:
         folder = self.folder(record.job_id)
+        self._not_started.pop(record.job_id, None)
         _log.info("starting %s (attempt %d)", record.job_id, record.attempt)
         try:
             self._make_way(record)
@@ -269,8 +348,9 @@ class Supervisor:
         try:
             self._executor.launch(folder, self._order(record), record.gpus)
         except (OSError, ValueError, StoredConfigError) as error:
-            record_end(record, folder, END_STATE[Cause.NOT_STARTED], f"The worker could not be started: {error}")
-        self._alive_checked[record.job_id] = self._clock()
+            self._not_started[record.job_id] = f"The worker could not be started: {error}"
+            self._bury(record, folder)
+        self._alive_checked[record.job_id] = time.monotonic()
 
     def _order(self, record: JobRecord) -> RunOrder:
         return RunOrder(
@@ -288,22 +368,6 @@ class Supervisor:
             processes=max(1, len(record.gpus or [])),
             memory_limit_mb=record.memory_needed_mb if record.gpus else None,
         )
-
-    def _take_up_running(self) -> None:
-        """Does what a server may have been killed over: leaving a wish after its row, starting a worker after its."""
-        with self._database.read() as connection:
-            running = jobs.running(connection)
-        for record in running:
-            try:
-                folder = self.folder(record.job_id)
-                record = follow(self._moves, record, folder)
-                leave_wish(self._executor, folder, record)
-                if not record.running:
-                    self._note_end(record)
-                elif record.state == "initializing" and record.attempt_seen < record.attempt:
-                    self._launch(record)
-            except Exception:  # what is wrong with one run must not keep the server from starting
-                _log.exception("%s could not be taken up again; trying again later", record.job_id)
 
     def _find_uncleaned(self) -> None:
         """Completed jobs whose worker, and whose last server, died before all was removed that a resume might need."""
@@ -323,16 +387,20 @@ class Supervisor:
                 remove_folder(folder.checkpoints_dir)
                 self._to_clean.discard(job_id)
 
-    def _finish_deletions(self) -> None:
+    def _finish_deletions(self) -> bool:
+        """Remove what is left of deleted jobs; return False if a worker on its way out still writes."""
+        finished = True
         with self._database.read() as connection:
             doomed = jobs.waiting_for_deletion(connection)
         for record in doomed:
             folder = self.folder(record.job_id)
             if self._executor.is_alive(folder, ProcessId.parse(record.worker or "")):
-                continue  # a worker on its way out still writes
+                finished = False
+                continue
             # A server killed after this finds at its next start that these files are to go.
             with contextlib.suppress(FileNotFoundError):
                 folder.deleted_file.touch(mode=0o600)
             self._moves.remove(record)
             remove_run_files(folder)
             remove_partial_model(record.target_dir, record.job_id)
+        return finished

@@ -6,11 +6,23 @@ and `type`. Only one process writes at a time: the worker, or, once it is dead, 
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from merlina.schemas.jobs import EndState, JobState
+
+# What every database stores as an integer.
+_Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+def _finite_only(figures: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
+
+
+# Neither JSON nor a chart has infinity or NaN.
+_Figures = Annotated[dict[str, float | None], AfterValidator(_finite_only)]
 
 
 class BaseEvent(BaseModel):
@@ -18,15 +30,16 @@ class BaseEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
 
-    seq: int = Field(ge=1)
-    time: float = Field(description="epoch seconds")
+    seq: int = Field(ge=1, le=2**31 - 1)
+    # Up to the last year that a date can have.
+    time: float = Field(ge=0, lt=253_402_300_000, allow_inf_nan=False, description="epoch seconds")
 
 
 class Started(BaseEvent):
     """First line of an attempt: which process runs it. Its signal handlers are set when this is written."""
 
     type: Literal["started"] = "started"
-    attempt: int
+    attempt: _Count
     pid: int
     process: str | None = Field(default=None, description="its identity, as merlina.processes writes it")
     versions: dict[str, str] = Field(default_factory=dict)
@@ -39,8 +52,8 @@ class Resumed(BaseEvent):
     """
 
     type: Literal["resumed"] = "resumed"
-    step: int
-    announced_step: int | None = None
+    step: _Count
+    announced_step: _Count | None = None
     reason: str | None = None
 
 
@@ -56,8 +69,8 @@ class Progress(BaseEvent):
     """An optimizer step was finished; at most about ten of these a second are written."""
 
     type: Literal["progress"] = "progress"
-    step: int
-    total_steps: int
+    step: _Count
+    total_steps: _Count
 
 
 class Metrics(BaseEvent):
@@ -67,8 +80,8 @@ class Metrics(BaseEvent):
     """
 
     type: Literal["metrics"] = "metrics"
-    step: int
-    metrics: dict[str, float | None]
+    step: _Count
+    metrics: _Figures
     awaits_evaluation: bool = False
 
 
@@ -76,7 +89,7 @@ class Checkpointed(BaseEvent):
     """A checkpoint is complete on the disk."""
 
     type: Literal["checkpoint"] = "checkpoint"
-    step: int
+    step: _Count
     path: str
 
 
@@ -93,7 +106,7 @@ class Placing(BaseEvent):
     staged: str
     identity: str
     kept_as: str | None = None
-    step: int
+    step: _Count
     final_metrics: dict[str, float | None] | None = None
 
 
@@ -135,7 +148,7 @@ class Paused(BaseEvent):
 
     type: Literal["paused"] = "paused"
     reason: str
-    checkpoint_step: int | None = None
+    checkpoint_step: _Count | None = None
 
 
 class Ended(BaseEvent):
@@ -145,8 +158,8 @@ class Ended(BaseEvent):
     state: EndState
     error: str | None = None
     output_dir: str | None = None
-    checkpoint_step: int | None = None
-    final_metrics: dict[str, float | None] = Field(default_factory=dict)
+    checkpoint_step: _Count | None = None
+    final_metrics: _Figures = Field(default_factory=dict)
 
 
 class Unknown(BaseEvent):
@@ -176,11 +189,12 @@ EVENT: TypeAdapter[KnownEvent] = TypeAdapter(KnownEvent)
 
 
 def parse_event(line: bytes) -> Event | None:
-    """None where the line is no event at all."""
+    """Return the event; None if the line is none, or one of a known type with fields of other types."""
     try:
         return EVENT.validate_json(line)
-    except ValidationError:
-        pass
+    except ValidationError as error:
+        if error.errors(include_url=False, include_input=False)[0]["type"] != "union_tag_invalid":
+            return None
     try:
         return Unknown.model_validate_json(line)
     except ValidationError:

@@ -77,6 +77,7 @@ class JobStatus(Requested):
         "initial_…; and kept_step, the optimizer step whose weights were saved",
     )
     seq: int = Field(description="number of the last event taken in")
+    skipped_lines: int = Field(0, description="lines of the run's event log that are no events and were skipped")
 
 
 class JobSummary(Requested):

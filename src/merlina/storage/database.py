@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +12,14 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import OperationalError
+
+from merlina.errors import DiskFullError
 
 _WRITES = "merlina_writes"
+# The second where the file that readers and writers share cannot grow.
+_SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+_POSTGRES_DISK_FULL = "53100"
 
 
 class Database:
@@ -37,14 +44,14 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        with self.engine.connect() as connection, connection.begin():
+        with _disk_full_in_words(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         with self._write_lock:
             try:
-                with self._writer() as connection, connection.begin():
+                with _disk_full_in_words(), self._writer() as connection, connection.begin():
                     yield connection
             finally:
                 self.revision += 1
@@ -74,6 +81,22 @@ def migrations() -> Config:
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     return config
+
+
+@contextlib.contextmanager
+def _disk_full_in_words() -> Iterator[None]:
+    """Raise DiskFullError where the database has no room to write."""
+    try:
+        yield
+    except OperationalError as error:
+        if not _is_disk_full(error):
+            raise
+        raise DiskFullError("The disk is full (database): free some space and try again") from error
+
+
+def _is_disk_full(error: OperationalError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    return code in _SQLITE_FULL or getattr(error.orig, "sqlstate", None) == _POSTGRES_DISK_FULL
 
 
 def _tune_sqlite(engine: Engine) -> None:

@@ -1,0 +1,81 @@
+"""The clock may be set, and the machine may sleep: only timestamps change."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merlina.jobs.awake import AwakeClock
+from tests.harness import Server, until
+
+Config = Callable[..., dict[str, Any]]
+NewServer = Callable[..., Server]
+
+LIBRARY = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
+LONG: dict[str, Any] = {"max_steps": 2000, "num_epochs": 1000, "save_steps": 20, "eval_steps": 0}
+
+
+def test_time_asleep_hardly_counts() -> None:
+    moments = iter([0.0, 1.0, 2.0, 3602.0, 3603.0])
+    clock = AwakeClock(lambda: next(moments))
+    counted = []
+    for _ in range(4):
+        clock.tick()
+        counted.append(clock.seconds)
+    assert counted == [1.0, 2.0, 7.0, 8.0]
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime")
+def test_setting_the_clock_changes_timestamps_only(new_server: NewServer, config: Config, tmp_path: Path) -> None:
+    shift = tmp_path / "shift"
+    shift.write_text("+0")
+    server = new_server(
+        LD_PRELOAD=str(LIBRARY),
+        FAKETIME_TIMESTAMP_FILE=str(shift),
+        FAKETIME_NO_CACHE="1",
+        DONT_FAKE_MONOTONIC="1",
+        STOP_GRACE_SECONDS="60",
+    )
+    with server.client() as client:
+        job = server.train(config(server, "before", **LONG))
+        server.until_step(job, 10)
+        shift.write_text("-1h")
+        server.until_step(job, (server.status(job).current_step or 0) + 10)
+        server.kill_worker(job)
+        failed = until(lambda: (s := server.status(job)).status == "failed" and s, 15, "the death's being noticed")
+        assert failed.ended_at is not None
+        assert failed.started_at is not None
+        assert failed.ended_at < failed.started_at
+        client.resume(job)
+        server.until_step(job, 25)
+        client.stop(job)
+        shift.write_text("+1h")
+        stopped = server.until_ended(job)
+        assert (stopped.status, stopped.error) == ("stopped", None)
+        assert stopped.output_dir is not None
+        after = server.train(config(server, "after", max_steps=2))
+        assert server.until_ended(after).status == "completed"
+        assert list(server.losses(job)) == list(range(1, (stopped.current_step or 0) + 1))
+
+
+def test_a_stop_across_a_suspend_leaves_the_run_its_time(new_server: NewServer, config: Config) -> None:
+    server = new_server(STOP_GRACE_SECONDS="6")
+    assert server.process is not None
+    job = server.train(config(server, "asleep", **LONG))
+    server.until_step(job, 5)
+    server.kill_worker(job, signal.SIGSTOP)
+    with server.client() as client:
+        client.stop(job)
+    os.kill(server.process.pid, signal.SIGSTOP)
+    time.sleep(8)  # longer than the grace, and nothing to wait for: everything sleeps
+    os.kill(server.process.pid, signal.SIGCONT)
+    server.kill_worker(job, signal.SIGCONT)
+    stopped = server.until_ended(job)
+    assert (stopped.status, stopped.error) == ("stopped", None)
+    assert stopped.output_dir is not None

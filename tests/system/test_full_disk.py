@@ -1,0 +1,77 @@
+"""On a full disk every operation is refused with 507 or done as a whole, and no job is started into it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Server, until
+
+Config = Callable[..., dict[str, Any]]
+NewServer = Callable[..., Server]
+
+LONG: dict[str, Any] = {"max_steps": 2000, "num_epochs": 1000, "save_steps": 20, "eval_steps": 0}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The data folder on a file system of its own."""
+    data = tmp_path / "data"
+    data.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96m", "tmpfs", str(data)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield data
+    subprocess.run(["umount", "-l", str(data)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Leave no room in the folder's file system; return the file that has it."""
+    file = folder / "filling"
+    with file.open("wb", buffering=0) as filling:
+        for size in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    filling.write(bytes(size))
+    assert shutil.disk_usage(folder).free == 0
+    return file
+
+
+def test_a_full_disk_is_507_and_no_job_is_started_into_it(
+    small_disk: Path, new_server: NewServer, config: Config
+) -> None:
+    server = new_server(STOP_GRACE_SECONDS="60")
+    running = server.train(config(server, "running", **LONG))
+    server.until_step(running, 25)
+    waiting = server.train(config(server, "waiting", max_steps=2))
+    # What it writes would have the last block.
+    server.kill_worker(running, signal.SIGSTOP)
+    filling = fill(small_disk)
+    with server.http() as http:
+        asked = {
+            "train": http.post("/train", json=config(server, "refused")),
+            "pause": http.post(f"/jobs/{waiting}/pause"),
+            "stop": http.post(f"/jobs/{waiting}/stop"),
+            "delete": http.delete(f"/jobs/{waiting}"),
+            "stop a running one": http.post(f"/jobs/{running}/stop"),
+        }
+        assert {name: response.status_code for name, response in asked.items()} == dict.fromkeys(asked, 507)
+        assert all("disk is full" in response.json()["detail"] for response in asked.values())
+        assert http.get("/health").status_code == 200
+        assert server.status(waiting).status == "queued"
+        assert not server.status(running).stop_requested
+        reason = http.get("/queue/jobs").json()["queued"][0]["waiting_for"]
+        assert reason.startswith("disk space: 0 MiB are free in ")
+        filling.unlink()
+        assert http.post(f"/jobs/{running}/stop").status_code == 200
+        server.kill_worker(running, signal.SIGCONT)
+        assert server.until_ended(running).status == "stopped"
+    assert server.until_ended(waiting).status == "completed"
+    until(lambda: server.status(waiting).queue_position is None, 5)

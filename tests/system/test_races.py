@@ -1,0 +1,151 @@
+"""Two operations on one job at the same time: one order of them happens, nothing breaks, and no job trains unlisted.
+
+RACES=1000 runs that many instead of a few.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from itertools import combinations_with_replacement
+from typing import Any
+
+import httpx
+import psutil
+
+from merlina.runs import RunFolder, read_events
+from tests.harness import ENDED, Server, until
+
+Config = Callable[..., dict[str, Any]]
+NewServer = Callable[..., Server]
+
+RACES = int(os.environ.get("RACES", "6"))
+OPERATIONS = ("stop", "pause", "resume", "retry", "delete", "kill")
+PAIRS = list(combinations_with_replacement(OPERATIONS, 2))
+AT_REST = (*ENDED, "paused")
+LONG: dict[str, Any] = {"max_steps": 2000, "num_epochs": 1000, "save_steps": 5, "eval_steps": 0}
+
+
+class Race:
+    """One server, and the operations that two threads carry out on one of its jobs at the same moment."""
+
+    def __init__(self, server: Server, http: httpx.Client) -> None:
+        self.server = server
+        self.http = http
+
+    def carry_out(self, operation: str, job: str) -> int:
+        """Return the status code; 0 for a kill, which has none."""
+        if operation == "kill":
+            worker = self.server.folder(job).worker()
+            if worker is not None and worker_lives(self.server.folder(job)):
+                kill_if_there(worker.pid)
+            return 0
+        if operation == "delete":
+            return self.http.delete(f"/jobs/{job}").status_code
+        return self.http.post(f"/jobs/{job}/{operation}").status_code
+
+    def run(self, pair: tuple[str, str], job: str) -> list[int]:
+        barrier, codes = threading.Barrier(2), [-1, -1]
+
+        def take_part(index: int) -> None:
+            barrier.wait()
+            codes[index] = self.carry_out(pair[index], job)
+
+        threads = [threading.Thread(target=take_part, args=(index,)) for index in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return codes
+
+    def status(self, job: str) -> str | None:
+        response = self.http.get(f"/status/{job}")
+        return str(response.json()["status"]) if response.status_code == 200 else None
+
+    def clear(self) -> None:
+        assert self.http.delete("/jobs").status_code == 200
+        until(lambda: not any((self.server.root / "data" / "runs").iterdir()), 60, "the end of all runs")
+
+
+def worker_lives(folder: RunFolder) -> bool:
+    if not folder.lock_file.exists():
+        return False
+    with folder.locked() as lock:
+        return lock is None
+
+
+def kill_if_there(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def training_unlisted(server: Server, listed: set[str]) -> set[str]:
+    """Jobs whose worker lives though no list has them."""
+    running = {path.name for path in (server.root / "data" / "runs").iterdir() if worker_lives(RunFolder(path))}
+    return running - listed
+
+
+def ends_by_attempt(folder: RunFolder) -> dict[int, int]:
+    attempt, ends, offset = 0, dict[int, int](), 0
+    while True:
+        events, offset = read_events(folder.events_file, offset)
+        if not events:
+            return ends
+        for event in events:
+            if event.type == "started":
+                attempt = event.attempt  # type: ignore[union-attr]
+            elif event.type in ("ended", "paused"):
+                ends[attempt] = ends.get(attempt, 0) + 1
+
+
+def test_of_two_operations_on_one_job_one_order_happens_and_nothing_breaks(
+    new_server: NewServer, config: Config
+) -> None:
+    server = new_server(MAX_CONCURRENT_JOBS="2", STOP_GRACE_SECONDS="60")
+    chosen = random.Random(int(os.environ.get("SEED", "1")))
+    pairs = [PAIRS[number % len(PAIRS)] for number in range(RACES)]
+    chosen.shuffle(pairs)
+    with server.http() as http:
+        race = Race(server, http)
+        job: str | None = None
+        for number, pair in enumerate(pairs):
+            if job is None or race.status(job) is None:
+                job = server.train(config(server, f"raced-{number}", **LONG))
+                server.until_step(job, 6)
+            elif race.status(job) in AT_REST and chosen.random() < 0.5:
+                http.post(f"/jobs/{job}/resume")
+            where = race.status(job)
+            codes = race.run(pair, job)
+            told = f"race {number}: {pair} on a job that was {where}: {codes}"
+            assert set(codes) <= {0, 200, 400, 404, 409}, told
+            if pair in (("resume", "resume"), ("delete", "delete")):
+                assert codes.count(200) <= 1, told
+            settle(race, job, told)
+            others = [other for other in http.get("/jobs").json() if other != job]
+            for other in others:
+                http.delete(f"/jobs/{other}")
+        race.clear()
+    assert not [child for child in psutil.Process(server.process.pid).children(True) if "raced" in child.name()]  # type: ignore[union-attr]
+
+
+def settle(race: Race, job: str, told: str) -> None:
+    """Whatever happened, the job comes to one end, stays there, and nothing trains that is not listed."""
+    server = race.server
+    until(
+        lambda: not training_unlisted(server, set(race.http.get("/jobs").json())),
+        30,
+        f"the end of workers whose jobs are not listed after {told}",
+    )
+    if race.status(job) not in (None, *AT_REST):
+        race.http.post(f"/jobs/{job}/stop")
+    until(lambda: race.status(job) in (None, *AT_REST), 60, f"the end of the job after {told}")
+    end = race.status(job)
+    if end is None:
+        return
+    assert all(count == 1 for count in ends_by_attempt(server.folder(job)).values()), told
+    assert not worker_lives(server.folder(job)) or until(lambda: not worker_lives(server.folder(job)), 20), told
+    assert race.status(job) == end, told
