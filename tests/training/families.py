@@ -82,7 +82,6 @@ _OWN: dict[str, dict[str, Any]] = {
     "mpt": {"attn_config": {"attn_pdrop": 0}},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "zaya": {"num_experts_per_tok": 1},
-    "blt": {"encoder_hash_byte_group_vocab": 60},
     "gemma3": {
         "mm_tokens_per_image": 4,
         "vision_config": {
@@ -124,7 +123,7 @@ _OWN: dict[str, dict[str, Any]] = {
 
 # Those without a causal language model that can be built here, or run on text by itself.
 CANNOT: dict[str, str] = {
-    **dict.fromkeys(("dots3_note", "dots3_note_text"), "not all of its sizes can be set small together"),
+    **dict.fromkeys(("blt", "dots3_note", "dots3_note_text"), "not all of its sizes can be set small together"),
     "gemma3n": "needs the packages timm and Pillow; its text model is gemma3n_text",
     **dict.fromkeys(
         ("gemma4_assistant", "gemma4_unified_assistant"), "drafts tokens from another model's hidden states"
