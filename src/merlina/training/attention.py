@@ -42,6 +42,8 @@ from merlina.training.block_attention import block_attention
 from merlina.training.packing import Pack, PackingError, Segment
 
 NAME = "merlina_packed"
+# Other layers, such as linear attention, carry one sequence's state into the next.
+ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 # From Ampere on, and up to this size of a head.
 _FLASH_CAPABILITY, _FLASH_HEAD = (8, 0), 256

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from merlina.schemas.training import AttentionImplementation
+from merlina.training.attention import ATTENTION_KINDS
 from merlina.training.fused_layers import fuse_layers, unfuse_layers
 from merlina.training.logprobs import (
     LogprobModel,
@@ -37,8 +38,6 @@ from merlina.training.output_head import OutputHead
 from merlina.training.packing import Pack, PackingError, SharedPrompt
 from merlina.training.rotary import ByLength, RotaryLengths
 
-# Other layers, such as linear attention, carry one sequence's state into the next.
-_ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 # Of log-probabilities, root mean square over a block of tokens. What rounding does to each is random, and a token that
 # 16 bits make a tenth too likely is nothing strange. A wrong mask or position is off by far more.
 _CLOSE_ENOUGH, _CLOSE_ENOUGH_IN_16_BITS = 1e-2, 0.3
@@ -128,7 +127,7 @@ def _numbers(settings: dict[str, Any]) -> Iterator[int]:
 
 
 def _hindrance(causal_lm: Any) -> str | None:
-    kinds = set(getattr(causal_lm.config.get_text_config(), "layer_types", None) or ()) - _ATTENTION_KINDS
+    kinds = set(getattr(causal_lm.config.get_text_config(), "layer_types", None) or ()) - ATTENTION_KINDS
     if kinds:
         return f"has layers of the kind {', '.join(sorted(kinds))}, which cannot work on packed texts"
     if not causal_lm._can_set_attn_implementation():

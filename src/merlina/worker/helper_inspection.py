@@ -21,6 +21,7 @@ from merlina.errors import MerlinaError, ModelError
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens, RunFacts, TokenizerFacts
 from merlina.schemas.targets import group
 from merlina.schemas.training import LONGEST_TEXT, TrainingConfig
+from merlina.training.attention import ATTENTION_KINDS
 from merlina.training.models import load_tokenizer, max_positions, readable_errors, split_gguf, vocabulary_size
 from merlina.training.targets import sites
 from merlina.worker.encoding import PairEncoder
@@ -31,8 +32,6 @@ _LOADING_SECONDS = 120.0
 _NO_LIMIT = 10**9
 _MOST_ROWS = 2000
 _MOST_SECONDS = 3.0
-# What training's fast path refuses before it tries anything: layers of other kinds, attention sinks.
-_PACKED_KINDS = {"full_attention", "sliding_attention"}
 _DROPOUTS = ("attention_dropout", "attn_pdrop")
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 
@@ -157,9 +156,9 @@ def _measure(model: Any) -> ModelFacts:
 
 
 def _takes_packs(model: Any) -> bool:
-    kinds = set(getattr(model.config, "layer_types", None) or ())
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
     has_sinks = any(name.rsplit(".", 1)[-1] == "sinks" for name, _ in model.named_parameters())
-    return kinds <= _PACKED_KINDS and model._can_set_attn_implementation() and not has_sinks
+    return kinds <= ATTENTION_KINDS and model._can_set_attn_implementation() and not has_sinks
 
 
 def _is_linear(module: nn.Module) -> bool:
