@@ -90,7 +90,10 @@ def ended_run(base: Path, folder: Path, *, stop_at: int | None = None, trusts: b
     loaded = stages.load_model()
     data = stages.load_data(loaded)
     trained = stages.train(loaded, data)
-    save_model(trained, loaded.tokenizer, order, data, reporter.final_metrics(), reporter)
+    final_metrics, was_stopped = reporter.final_metrics(), stages.was_stopped
+    save_model(
+        trained, loaded.tokenizer, order, data, final_metrics, reporter, stages.last_step, was_stopped=was_stopped
+    )  # fmt: skip
     return Run(order, run, loaded.tokenizer, data, reporter.final_metrics())
 
 
