@@ -62,6 +62,9 @@ def test_a_run_goes_through_its_states_and_completes_even_in_4_bit_on_a_cpu(fini
     ended = events[-1]
     assert (ended.state, ended.error) == ("completed", None), finished.log_file.read_text()
     assert any("Only 4 optimizer steps" in event.message for event in events if event.type == "log")
+    (adapters,) = [e.message for e in events if e.type == "log" and e.message.startswith("Adapters on ")]
+    assert "feed-forward (6 of 6, 4,608 weights), attention (8 of 8, 3,584 weights)" in adapters
+    assert "which are 58.7% of the model's parameters; none on embeddings (1 of 1, 40.8% of the model)" in adapters
     assert any("held as 4-bit NF4" in event.message for event in events if event.type == "log")
     rows = [event for event in events if event.type == "metrics" and not event.awaits_evaluation]
     assert [event.step for event in rows if "loss" in event.metrics] == [1, 2, 3, 4]

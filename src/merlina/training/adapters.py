@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from merlina.errors import ModelError
 from merlina.schemas.targets import AdapterKind, Site, by_kind, match, missing_in_words
 from merlina.schemas.training import TrainingConfig
-from merlina.training.targets import module_names, parameter_names, sites, unreachable
+from merlina.training.targets import count_parameters, module_names, parameter_names, sites, unreachable
 
 # Numbers by which modules multiply noise into their inputs while they train.
 _NOISE = ("jitter_noise", "input_jitter_noise")
@@ -93,7 +93,7 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         target_modules=names,
         target_parameters=parameters or None,
     )
-    counted = sum(weight.numel() for weight in model.parameters())
+    counted = count_parameters(model)
     with tied_embeddings_allowed():
         adapted: Any = get_peft_model(model, settings)
     notes = _notes(missing, lost, has_parameters=bool(parameters), drops=config.lora_dropout > 0)

@@ -29,12 +29,13 @@ def sites(model: Any) -> list[Site]:
     Of a multimodal model only the text decoder and the output head: a preference pair is text, so that adapters on
     its vision and audio towers would never receive a gradient.
     """
-    prefix, head = _text_decoder(model), model.get_output_embeddings()
+    prefix, head, embedding = _text_decoder(model), model.get_output_embeddings(), model.get_input_embeddings()
+    is_tied = head is not None and embedding is not None and head.weight is embedding.weight
     return [
         site
         for name, module in model.named_modules()
         if module is head or not prefix or name == prefix or name.startswith(f"{prefix}.")
-        for site in _sites_of(name, module, is_head=module is head)
+        for site in _sites_of(name, module, is_head=module is head, is_tied=is_tied)
     ]
 
 
@@ -47,13 +48,24 @@ def _text_decoder(model: Any) -> str:
     return next((name for name, module in model.named_modules() if module is decoder), "")
 
 
-def _sites_of(name: str, module: nn.Module, *, is_head: bool) -> Iterator[Site]:
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of weights, of quantized layers as many as they have when they are unpacked."""
+    packed = sum(
+        module.in_features * module.out_features - module.weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and not module.weight.is_floating_point()
+    )
+    return packed + sum(weight.numel() for weight in model.parameters())
+
+
+def _sites_of(name: str, module: nn.Module, *, is_head: bool, is_tied: bool) -> Iterator[Site]:
     if isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
         inputs, outputs = _shape(module)
         yield Site(
             path=name,
             kind="output head" if is_head else "embeddings" if isinstance(module, nn.Embedding) else _kind(name),
-            parameters=inputs * outputs,
+            # A tied head's weights are the embedding's, which counts them.
+            parameters=0 if is_head and is_tied else inputs * outputs,
             adapter_width=inputs + outputs,
         )
         return
