@@ -142,6 +142,8 @@ CASES = [
     Case("GET /jobs/job_none/metrics", ("detail",), 404),
     Case("GET /jobs/{completed}/config", ("base_model", "dataset.source.source_type", "lora_r")),
     Case("GET /jobs/{completed}/logs", ("job_id", "count", "logs.0.message", "logs.0.timestamp", "logs.0.level")),
+    Case("GET /jobs/{completed}/loading-code", ("job_id", "output_dir", "code")),
+    Case("GET /jobs/job_none/loading-code", ("detail",), 404),
     Case("GET /jobs/{completed}/timeline", ("job_id", "count", "states.0.state", "states.0.since", "states.0.attempt")),
     Case("GET /jobs/job_none/timeline", ("detail",), 404),
     Case("POST /jobs/{completed}/stop", ("status", "message", "job_id")),

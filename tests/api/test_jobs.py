@@ -351,3 +351,12 @@ def test_another_try_is_checked_as_the_first_was(server: Server, config: Config,
     shutil.rmtree(model)
     with server.client() as client, pytest.raises(InvalidRequestError, match="base_model"):
         client.retry(job_id)
+
+
+def test_the_loading_code_is_that_of_the_model_card(server: Server, done: str) -> None:
+    with server.http() as http:
+        answer = http.get(f"/jobs/{done}/loading-code")
+    assert answer.status_code == 200
+    code = answer.json()["code"]
+    assert f"```python\n{code}\n```" in (Path(answer.json()["output_dir"]) / "README.md").read_text()
+    compile(code, "card", "exec")

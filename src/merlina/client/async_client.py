@@ -64,6 +64,7 @@ class AsyncClient:
     metrics = _in_thread(Client.metrics)
     config = _in_thread(Client.config)
     logs = _in_thread(Client.logs)
+    loading_code = _in_thread(Client.loading_code)
     timeline = _in_thread(Client.timeline)
     stop = _in_thread(Client.stop)
     pause = _in_thread(Client.pause)

@@ -46,6 +46,7 @@ from merlina.schemas.jobs import (
     JobStatus,
     JobSummary,
     JobTimeline,
+    LoadingCode,
     Priority,
     QueueJobs,
     QueueStatus,
@@ -141,6 +142,9 @@ class Client:
 
     def logs(self, job_id: str, limit: int = 1000) -> JobLogs:
         return self._get(f"/jobs/{_segment(job_id)}/logs", JobLogs, limit=limit)
+
+    def loading_code(self, job_id: str) -> LoadingCode:
+        return self._get(f"/jobs/{_segment(job_id)}/loading-code", LoadingCode)
 
     def timeline(self, job_id: str) -> JobTimeline:
         return self._get(f"/jobs/{_segment(job_id)}/timeline", JobTimeline)

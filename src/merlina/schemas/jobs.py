@@ -176,6 +176,16 @@ class JobAction(Response):
     job_id: str
 
 
+class LoadingCode(Response):
+    """How a finished model is loaded."""
+
+    job_id: str
+    output_dir: str
+    code: str = Field(
+        description="Python that defines `model` and `tokenizer`, held as when their figures were measured"
+    )
+
+
 class StopAnswer(JobAction):
     """What became of a stop."""
 

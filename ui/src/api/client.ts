@@ -119,6 +119,7 @@ export const api = {
   metrics: (job: string, query: Record<string, number> = {}) =>
     ask<Schemas['JobMetrics']>('GET', `/jobs/${id(job)}/metrics?${new URLSearchParams(Object.entries(query).map(([k, v]) => [k, String(v)]))}`),
   logs: (job: string) => ask<Schemas['JobLogs']>('GET', `/jobs/${id(job)}/logs?limit=10000`),
+  loadingCode: (job: string) => ask<Schemas['LoadingCode']>('GET', `/jobs/${id(job)}/loading-code`),
   timeline: (job: string) => ask<Schemas['JobTimeline']>('GET', `/jobs/${id(job)}/timeline`),
   config: (job: string) => ask<TrainingConfig>('GET', `/jobs/${id(job)}/config`),
   stop: (job: string) => ask<Schemas['StopAnswer']>('POST', `/jobs/${id(job)}/stop`),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from merlina.api.loading_code import read_loading_code
 from merlina.api.services import Inject, Services
 from merlina.api.slow import run_slow
 from merlina.api.views import TIMELINE_EVENTS, history_entry, job_status, job_summary, log_line, metric_row, timeline
@@ -24,6 +25,7 @@ from merlina.schemas.jobs import (
     JobStatus,
     JobSummary,
     JobTimeline,
+    LoadingCode,
     Priority,
     StopAnswer,
 )
@@ -114,6 +116,14 @@ def job_logs(job_id: str, services: Inject, limit: Annotated[int, Query(ge=1, le
     newest = deque(find_events(services.desk.folder(job_id).events_file, ["log"]), maxlen=limit)
     lines = [log_line(event) for event in newest if isinstance(event, Logged)]
     return JobLogs(job_id=job_id, logs=lines, count=len(lines))
+
+
+@router.get("/jobs/{job_id}/loading-code")
+def loading_code(job_id: str, services: Inject) -> LoadingCode:
+    """The Python that loads the job's model, as its model card shows it."""
+    output_dir = services.desk.find(job_id).output_dir
+    code = read_loading_code(output_dir)
+    return LoadingCode(job_id=job_id, output_dir=str(output_dir), code=code)
 
 
 @router.get("/jobs/{job_id}/timeline")
