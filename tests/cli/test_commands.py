@@ -173,7 +173,7 @@ def test_a_configuration_is_checked_and_its_data_shown(server: Server, config: C
     file.write_text(json.dumps(body))
     valid = command("validate", str(file), url=server.url)
     assert (valid.returncode, valid.stderr) == (0, "")
-    for expected in ("valid: it can be run", "MiB needed", "libraries", " steps, ", "trains on the CPU"):
+    for expected in ("valid: it can be run", "expected, at least", "libraries", " steps, ", "trains on the CPU"):
         assert expected in valid.stdout
     shown = command("preview", str(file), url=server.url)
     assert "1\n  prompt (23 tokens): <|im_start|>user\nWhat is 0 plus 0?<|im_end|>" in shown.stdout

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 
 from merlina.cli.config_file import read_mapping
-from merlina.schemas.configs import check_partial
 from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.stored_config import check_partial
 from merlina.schemas.training import TrainingConfig
 from tests.docs.pages import PAGES, REPOSITORY, Block, blocks
 from tests.harness import Server, pairs_file

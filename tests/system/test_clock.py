@@ -53,7 +53,8 @@ def test_setting_the_clock_changes_timestamps_only(new_server: NewServer, config
         assert failed.started_at is not None
         assert failed.ended_at < failed.started_at
         client.resume(job)
-        server.until_step(job, 25)
+        until(lambda: server.status(job).status == "training", 60, "the resumed training")
+        server.until_step(job, (failed.current_step or 0) + 5)
         client.stop(job)
         shift.write_text("+1h")
         stopped = server.until_ended(job)

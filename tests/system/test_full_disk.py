@@ -56,7 +56,6 @@ def test_a_full_disk_is_507_and_no_job_is_started_into_it(
     filling = fill(small_disk)
     with server.http() as http:
         asked = {
-            "train": http.post("/train", json=config(server, "refused")),
             "pause": http.post(f"/jobs/{waiting}/pause"),
             "stop": http.post(f"/jobs/{waiting}/stop"),
             "delete": http.delete(f"/jobs/{waiting}"),
@@ -64,6 +63,9 @@ def test_a_full_disk_is_507_and_no_job_is_started_into_it(
         }
         assert {name: response.status_code for name, response in asked.items()} == dict.fromkeys(asked, 507)
         assert all("disk is full" in response.json()["detail"] for response in asked.values())
+        refused = http.post("/train", json=config(server, "refused"))
+        assert refused.status_code == 400
+        assert any("is full: 0 MiB are free" in error for error in refused.json()["detail"]["errors"])
         assert http.get("/health").status_code == 200
         assert server.status(waiting).status == "queued"
         assert not server.status(running).stop_requested

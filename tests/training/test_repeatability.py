@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from merlina import checkpoints
 from merlina.schemas.training import TrainingConfig
-from merlina.training import checkpoints
 from merlina.training.adapters import make_trainable
 from merlina.training.loop import PreferenceTrainer
 from merlina.training.models import ModelSpec, load_model
@@ -30,7 +30,7 @@ def train(config: TrainingConfig, folder: Path, recorder: Recorder, *, resume: b
     )  # fmt: skip
     # What other parts of a run have drawn by now is not the training's business.
     torch.rand(7 if resume else 3)
-    trainer.run(checkpoints.latest(folder / "checkpoints") if resume else None)
+    trainer.run(checkpoints.survey(folder / "checkpoints").newest if resume else None)
     return model
 
 
