@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from merlina.placing import identity
+from merlina.runs import EventLog
 from merlina.storage import jobs
 from merlina.storage.database import Database
-from tests.harness import ENDED, Server, until
+from tests.harness import ENDED, Server, add_running_job, until
 
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
@@ -67,3 +69,22 @@ def test_runs_for_one_folder_take_turns_while_others_run_beside_them(new_server:
         assert found[names[2]].output_dir == str(server.root / "models" / "shared")
         assert server.status(beside).status == "training"
         client.stop(beside)
+
+
+def test_a_run_ends_though_its_finished_model_cannot_be_moved_to_its_folder(
+    new_server: NewServer, tmp_path: Path
+) -> None:
+    run, models = add_running_job(tmp_path, "job_1"), tmp_path / "models"
+    older, staged = models / "o", models / ".o.job_1.partial"
+    for path in (run.path, older, staged):
+        path.mkdir(parents=True)
+    log = EventLog(run.events_file)
+    log.append("started", attempt=1, pid=1, process="1 1 1")
+    log.append("state", state="saving")
+    placing = {"folder": str(older), "staged": str(staged), "identity": identity(staged)}
+    # The older model cannot be moved there, which fails after the move was announced in the log.
+    log.append("placing", **placing, kept_as=str(tmp_path / "missing" / "o"), step=3)
+    log.close()
+    server = new_server()
+    assert server.until_ended("job_1", 20).status == "failed"
+    assert older.is_dir()

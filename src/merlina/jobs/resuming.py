@@ -102,24 +102,23 @@ def ways_on(record: JobRecord, folder: RunFolder) -> str:
     return f"it had no checkpoint yet; {resume} starts again at step 1"
 
 
-def complete_placing(record: JobRecord, folder: RunFolder) -> bool:
-    """Finish the renames that a dead worker had announced, and report them. Returns whether its model is in place.
+def complete_placing(record: JobRecord, folder: RunFolder) -> None:
+    """Finish the renames that a dead worker had announced, and report them; a rename that fails may be reported, too.
 
     Does nothing while the worker lives.
     """
     if not folder.events_file.exists():
-        return False
+        return
     with folder.locked() as lock:
         interrupted = interrupted_placing(folder.events_file) if lock is not None else None
         if interrupted is None:
-            return False
+            return
         log = EventLog(folder.events_file, record.last_seq)
         try:
             placing, older_told = interrupted
-            return place(placing, _Teller(log), older_told=older_told)
+            place(placing, _Teller(log), older_told=older_told)
         except OSError as error:
             _log.error("%s: its finished model could not be moved to its folder: %s", folder.path.name, error)
-            return False
         finally:
             log.close()
 

@@ -270,8 +270,9 @@ class Supervisor:
         record = follow(self._moves, record, folder)
         if not record.running:
             return
-        if complete_placing(record, folder):
-            record = follow(self._moves, record, folder)
+        # A move that failed has written events, too, and the last event is numbered after them.
+        complete_placing(record, folder)
+        record = follow(self._moves, record, folder)
         with self._database.write() as connection:
             settle_kept_models(connection, record)
         if not has_log(record, folder):
