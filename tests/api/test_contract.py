@@ -62,6 +62,9 @@ COMPARISON_KEYS = ("comparison_id", "job_id", "messages.0.content", "left", "rig
 CHECKS = ("gpu_available", "vram_sufficient", "disk_space_ok", "model_accessible", "dataset_valid")
 CASES = [
     Case("GET /api", ("name", "version", "description", "endpoints.POST /train", "endpoints.GET /status/{job_id}")),
+    Case("GET /api/docs", ()),
+    Case("GET /api/redoc", ()),
+    Case("GET /api/openapi.json", ("openapi", "paths")),
     Case("GET /health", ("status",)),
     Case("GET /metrics", ()),
     Case("GET /system", ("memory_total_mb", "memory_available_mb", "disks.0.free_mb", "versions.torch")),
@@ -150,7 +153,7 @@ CASES = [
     Case("POST /jobs/job_none/stop", ("detail",), 404),
     Case("POST /jobs/{completed}/pause", ("status", "message", "job_id")),
     Case("POST /jobs/job_none/pause", ("detail",), 404),
-    Case("POST /jobs/{completed}/resume", ("detail",), 400),
+    Case("POST /jobs/{completed}/resume", ("detail",), 409),
     Case("POST /jobs/{completed}/retry", ("job_id", "status", "message")),
     Case("GET /queue/status", (*(f"stats.{key}" for key in STATS_KEYS), "queued_jobs", "running_jobs")),
     Case("GET /queue/jobs", ("queued", "running")),

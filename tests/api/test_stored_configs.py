@@ -75,7 +75,7 @@ def test_a_job_of_an_older_form_is_read_as_it_was_meant(
     add_job("job_of_yesterday", config={**stored, "hf_namespace": None})
     found = http.get("/jobs/job_of_yesterday/config").json()
     assert found["training_mode"] == "simpo"
-    assert "training_mode" not in found["dataset"]
+    assert found["dataset"]["training_mode"] is None
     assert "hf_namespace" not in found
 
 

@@ -20,7 +20,8 @@ from merlina.storage.jobs import JobRecord
 
 SOURCES = Path(merlina.__file__).parent
 WRITERS = {"add", "change", "remove"}
-CALLED = {"jobs/moves.py"}
+# What was lost with the database is written again as it was, before any job can move.
+CALLED = {"jobs/moves.py", "jobs/rebuilding.py"}
 STATEMENTS = {"storage/jobs.py", "storage/metrics.py"}
 
 

@@ -16,17 +16,23 @@ def test_what_was_stored_comes_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("older", "present"),
+    ("older", "method"),
     [
-        ({"dataset": {"source": SOURCE, "training_mode": "dpo"}}, {"training_mode": "dpo"}),
-        ({"dataset": {"source": SOURCE, "training_mode": "dpo"}, "training_mode": "ipo"}, {"training_mode": "ipo"}),
-        ({"dataset": {"source": SOURCE, "training_mode": None}}, {}),
-        ({"hf_namespace": None}, {}),
+        ({"dataset": {"source": SOURCE, "training_mode": "dpo"}}, "dpo"),
+        ({"dataset": {"source": SOURCE, "training_mode": None}}, "orpo"),
+        ({"hf_namespace": None}, "orpo"),
     ],
 )
-def test_known_older_forms_are_brought_up_to_date(older: dict[str, object], present: dict[str, object]) -> None:
-    expected = TrainingConfig.model_validate({**NEEDED, **present})
-    assert read_stored_config({**NEEDED, **older}, "job_1") == expected
+def test_known_older_forms_are_read(older: dict[str, object], method: str) -> None:
+    assert read_stored_config({**NEEDED, **older}, "job_1").training_mode == method
+
+
+def test_a_run_of_an_earlier_version_is_repeated_as_it_was() -> None:
+    later = {"disable_dropout", "lr_scheduler_cycles", "lr_scheduler_power"}
+    stored = TrainingConfig.model_validate({**NEEDED, "lr_scheduler_type": "cosine_with_restarts"}).model_dump()
+    read = read_stored_config({name: value for name, value in stored.items() if name not in later}, "job_1")
+    assert (read.disable_dropout, read.lr_scheduler_power, read.lr_scheduler_type) == (False, 1.0, "cosine")
+    assert read_stored_config(stored, "job_1").lr_scheduler_type == "cosine_with_restarts"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from merlina.runs import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
-from merlina.training.adapters import tied_embeddings_allowed
+from merlina.training.adapters import known_warnings_ignored
 from merlina.training.evaluation import PlainModel, held_out_figures
 from merlina.worker.merging import Merged, MergeError, save_merged
 from merlina.worker.model_card import figures_of_merged
@@ -101,7 +101,7 @@ def loaded_by_its_code(card: str, address: str, place: Path) -> Any:
     """The model that the card's code block makes, with `place` at the address that it names."""
     code = card.split("```python\n")[1].split("```")[0].replace(repr(address), repr(str(place)))
     names: dict[str, Any] = {}
-    with tied_embeddings_allowed():
+    with known_warnings_ignored():
         exec(code, names)
     return names["model"]
 

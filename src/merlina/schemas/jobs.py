@@ -41,8 +41,8 @@ class JobCreated(Response):
 class Requested(Response):
     """What a running job was asked to do and has not done yet."""
 
-    stop_requested: bool = Field(False, description="a stop was requested and the run has not reached it yet")
-    pause_requested: bool = Field(False, description="a pause was requested and the run has not reached it yet")
+    stop_requested: bool = Field(default=False, description="a stop was requested and the run has not reached it yet")
+    pause_requested: bool = Field(default=False, description="a pause was requested and the run has not reached it yet")
 
 
 class JobStatus(Requested):
@@ -77,7 +77,9 @@ class JobStatus(Requested):
         "initial_…; and kept_step, the optimizer step whose weights were saved",
     )
     seq: int = Field(description="number of the last event taken in")
-    skipped_lines: int = Field(0, description="lines of the run's event log that are no events and were skipped")
+    skipped_lines: int = Field(
+        default=0, description="lines of the run's event log that are no events and were skipped"
+    )
 
 
 class JobSummary(Requested):

@@ -1,4 +1,4 @@
-"""Reading stored configurations: known older forms are brought up to date, anything else is one clear sentence.
+"""Reading stored configurations: older forms are read as they were meant, anything else is one clear sentence.
 
 Jobs' rows, run orders, saved configurations and imports all pass through here. A configuration that was stored may have
 been written by another version, unlike one that a client sends now.
@@ -6,14 +6,14 @@ been written by another version, unlike one that a client sends now.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from merlina.errors import StoredConfigError
 from merlina.schemas.problems import describe
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training import TrainingConfig, in_present_form
 
 PartialConfig = dict[str, Any]
 
@@ -21,14 +21,14 @@ PartialConfig = dict[str, Any]
 def read_stored_config(content: Mapping[str, Any], name: str) -> TrainingConfig:
     """Return the whole configuration that `name`, such as a job's id, was stored with. Raises StoredConfigError."""
     try:
-        return TrainingConfig.model_validate(in_present_form(content))
+        return TrainingConfig.model_validate(_as_it_was_meant(content))
     except ValidationError as error:
         raise _unreadable(name, describe(error, TrainingConfig)) from error
 
 
 def read_stored_partial(content: Mapping[str, Any], name: str) -> PartialConfig:
     """Return part of a configuration as it was stored, in the present form. Raises StoredConfigError."""
-    present = in_present_form(content)
+    present = in_present_form(dict(content))
     if problems := check_partial(present):
         raise _unreadable(name, problems)
     return present
@@ -44,34 +44,20 @@ def check_partial(config: PartialConfig) -> list[str]:
     return []
 
 
-def in_present_form(content: Mapping[str, Any]) -> PartialConfig:
-    """Return a configuration with every known older form replaced; what is not known is left as it is."""
+def _as_it_was_meant(content: Mapping[str, Any]) -> PartialConfig:
+    """Return a whole configuration in which settings that came later have the values that were in force before.
+
+    What `TrainingConfig` accepts of older clients needs nothing here: `training_mode` inside `dataset`, for instance.
+    """
     config = dict(content)
-    for bring_up_to_date in _OLDER_FORMS:
-        config = bring_up_to_date(config)
-    return config
+    if "lr_scheduler_cycles" not in config and config.get("lr_scheduler_type") == "cosine_with_restarts":
+        # There was a single cycle, which is `cosine`.
+        config["lr_scheduler_type"] = "cosine"
+    return {**_BEFORE, **config}
 
 
-def _method_inside_dataset(config: PartialConfig) -> PartialConfig:
-    """`dataset.training_mode` became `training_mode`."""
-    dataset = config.get("dataset")
-    if not isinstance(dataset, dict) or "training_mode" not in dataset:
-        return config
-    rest = {name: value for name, value in dataset.items() if name != "training_mode"}
-    method = dataset["training_mode"]
-    return {**({} if method is None else {"training_mode": method}), **config, "dataset": rest}
-
-
-def _empty_namespace(config: PartialConfig) -> PartialConfig:
-    """`hf_namespace` became part of `output_name`; where it was empty, nothing is lost."""
-    if "hf_namespace" in config and config["hf_namespace"] is None:
-        return {name: value for name, value in config.items() if name != "hf_namespace"}
-    return config
-
-
-# One function for each change of form, the oldest first. A change of `TrainingConfig` by which an older configuration
-# would be refused or would mean something else needs one here.
-_OLDER_FORMS: tuple[Callable[[PartialConfig], PartialConfig], ...] = (_method_inside_dataset, _empty_namespace)
+# A new setting whose default changes what a run does needs the value here that keeps earlier runs as they were.
+_BEFORE: PartialConfig = {"disable_dropout": False, "lr_scheduler_power": 1.0}
 
 
 def _unreadable(name: str, problems: list[str]) -> StoredConfigError:

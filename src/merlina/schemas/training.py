@@ -65,6 +65,21 @@ def default_prompt_length(max_length: int) -> int:
     return max_length // 2
 
 
+def in_present_form(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration, or a part of one, in the form that clients send now.
+
+    Older ones have `training_mode` inside `dataset` and an empty `hf_namespace`.
+    """
+    config = {name: value for name, value in given.items() if (name, value) != ("hf_namespace", None)}
+    dataset = config.get("dataset")
+    mode = dataset.get("training_mode") if isinstance(dataset, dict) else getattr(dataset, "training_mode", None)
+    config = config if mode is None else {"training_mode": mode, **config}
+    # Two that contradict each other stay, to be refused.
+    if isinstance(dataset, dict) and mode in (None, config["training_mode"]):
+        config["dataset"] = {name: value for name, value in dataset.items() if name != "training_mode"}
+    return config
+
+
 class TrainingConfig(Request):
     """One training run. `base_model`, `output_name` and `dataset` are required; the rest has defaults."""
 
@@ -279,14 +294,8 @@ class TrainingConfig(Request):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_older_clients_send_it(cls, given: Any) -> Any:
-        """Accept `hf_namespace: null`, and take `training_mode` from the data set where it is given only there."""
-        if not isinstance(given, dict):
-            return given
-        known = {name: value for name, value in given.items() if (name, value) != ("hf_namespace", None)}
-        dataset = known.get("dataset")
-        mode = dataset.get("training_mode") if isinstance(dataset, dict) else getattr(dataset, "training_mode", None)
-        return known if mode is None else {"training_mode": mode, **known}
+    def _accept_older_forms(cls, given: Any) -> Any:
+        return in_present_form(given) if isinstance(given, dict) else given
 
     @model_validator(mode="before")
     @classmethod

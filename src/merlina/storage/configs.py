@@ -17,7 +17,7 @@ from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
 from merlina.paths import read_small_file
 from merlina.runs import write_private
 from merlina.schemas.configs import ConfigEntry, SavedConfig, check_name, without_tokens
-from merlina.schemas.stored_config import PartialConfig, check_partial, in_present_form, read_stored_partial
+from merlina.schemas.stored_config import PartialConfig, check_partial, read_stored_partial
 
 _log = logging.getLogger(__name__)
 _LARGEST_FILE = 1024**2
@@ -88,7 +88,6 @@ class ConfigStore:
             raise NotFoundError(f"There is no file {str(source)!r} on the server's machine")
         content = _read_json_object(source)
         saved = _as_saved(content) or SavedConfig(name=source.stem, created_at="", updated_at="", config=content)
-        saved = saved.model_copy(update={"config": in_present_form(saved.config)})
         try:
             return check_name(name or saved.name), saved
         except ValueError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from alembic.script import ScriptDirectory
 from sqlalchemy import Select, column, create_engine, inspect, make_url, select, table
@@ -49,7 +50,7 @@ def _refuse_unusable(url: str, setting: str) -> None:
         if not parsed.database or not file.exists() or file.stat().st_size == 0:
             return
         _refuse_unusable_file(file, setting)
-        readable = f"sqlite:///file:{file}?mode=ro&uri=true"
+        readable = f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true"
     engine = create_engine(readable)
     try:
         with engine.connect() as connection:

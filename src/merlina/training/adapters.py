@@ -51,9 +51,14 @@ def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
 
 
 @contextlib.contextmanager
-def tied_embeddings_allowed() -> Iterator[None]:
-    """Suppress peft's warning about adapters on tied embeddings: `merging` separates them before it merges."""
+def known_warnings_ignored() -> Iterator[None]:
+    """Suppress what peft warns of and Merlina handles.
+
+    Adapters on tied embeddings: `merging` separates them before it merges. Weights that a layer holds the other way
+    round than another adapted layer, as GPT-2's beside its head: peft sets the right way for each.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True` and a tied layer")
         yield
 
@@ -94,7 +99,7 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         target_parameters=parameters or None,
     )
     counted = count_parameters(model)
-    with tied_embeddings_allowed():
+    with known_warnings_ignored():
         adapted: Any = get_peft_model(model, settings)
     notes = _notes(missing, lost, has_parameters=bool(parameters), drops=config.lora_dropout > 0)
     if parameters and config.lora_dropout:

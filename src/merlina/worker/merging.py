@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from merlina.errors import TrainingError
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
-from merlina.training.adapters import tied_embeddings_allowed
+from merlina.training.adapters import known_warnings_ignored
 from merlina.training.evaluation import PlainModel, held_out_figures, per_token
 from merlina.training.merging import merge_adapter
 from merlina.training.models import compute_dtype, forget_quantization, split_gguf, training_device, weights_from
@@ -132,7 +132,7 @@ def _load_adapter(order: RunOrder, device: torch.device) -> Any:
         **weights_from(gguf),
     )
     forget_quantization(base)
-    with tied_embeddings_allowed():
+    with known_warnings_ignored():
         return PeftModel.from_pretrained(base, order.output_dir).to(device)
 
 
