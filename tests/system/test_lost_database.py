@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,3 +125,42 @@ def test_jobs_are_listed_again_from_their_folders_and_files_of_others_stay(
     server.start()
     assert server.history() == []
     assert mine.exists()
+
+
+def test_a_restored_backup_is_brought_up_to_date_from_the_event_logs(
+    new_server: NewServer, config: Config, tmp_path: Path
+) -> None:
+    server = new_server()
+    database = server.root / "data" / "merlina.db"
+    with server.client() as client:
+        blocking = server.train(config(server, "blocking", max_steps=100_000, eval_steps=0, save_steps=0))
+        server.until_step(blocking, 1)
+        first, again = (server.train(config(server, name, max_steps=2)) for name in ("same", "again"))
+        with (
+            contextlib.closing(sqlite3.connect(database)) as now,
+            contextlib.closing(sqlite3.connect(tmp_path / "backup.db")) as backup,
+        ):
+            now.backup(backup)
+        client.stop(blocking)
+        assert server.until_ended(first).status == "completed"
+        second = server.train(config(server, "same", max_steps=3))
+        assert server.until_ended(again).status == "completed"
+        assert server.until_ended(second).status == "completed"
+        before = {job.job_id: (job.status, job.output_dir) for job in client.history().jobs}
+    server.kill()
+    for file in database.parent.glob("merlina.db*"):
+        file.unlink()
+    shutil.copy(tmp_path / "backup.db", database)
+    # As a server leaves it that was killed in the middle of this.
+    (database.parent / "runs" / ".rebuilding").write_text(first)
+    server.start()
+
+    def listed() -> dict[str, tuple[str, str | None]]:
+        with server.client() as client:
+            return {job.job_id: (job.status, job.output_dir) for job in client.history().jobs}
+
+    until(lambda: listed() == before, 20, "the state before the backup was restored")
+    assert list(server.losses(first)) == [1, 2]
+    assert server.folder(first).events_file.read_text().count('"type":"started"') == 1
+    assert not (database.parent / "runs" / ".rebuilding").exists()
+    assert "had continued since the database was written" in (server.root / "server.log").read_text()

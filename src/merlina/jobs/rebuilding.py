@@ -1,7 +1,8 @@
-"""Jobs that the database does not know, listed again from their run folders: it was lost, restored or replaced."""
+"""Jobs of a database that was lost, restored or replaced: listed again and brought up to date from the run folders."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +11,14 @@ from merlina.errors import StoredConfigError
 from merlina.jobs.follower import follow
 from merlina.jobs.moves import Moves
 from merlina.jobs.run_folders import RunMark, read_mark, remove_run_files
-from merlina.runs import RunFolder, RunOrder, find_events, read_events
+from merlina.runs import RunFolder, RunOrder, find_events, read_events, write_private
 from merlina.schemas import events
 from merlina.storage import jobs
 from merlina.storage.database import Database
 
 _log = logging.getLogger(__name__)
+# In the folder of all runs: the jobs whose logs are being read, one a line.
+_UNFINISHED = ".rebuilding"
 _ABOUT_MODELS = ("set_aside", "state", "placed", "ended")
 
 
@@ -26,14 +29,17 @@ def unknown_folders(database: Database, runs_dir: Path) -> list[RunFolder]:
     return [RunFolder(path) for path in sorted(runs_dir.iterdir()) if path.name not in known and path.is_dir()]
 
 
-def take_in_unknown(moves: Moves, folders: Sequence[RunFolder], tell: Callable[[str], None]) -> None:
-    """Remove what is left of jobs that were deleted or never accepted, list other runs again, leave the rest alone.
+def take_in_unknown(moves: Moves, unknown: Sequence[RunFolder], runs_dir: Path, tell: Callable[[str], None]) -> None:
+    """Bring the database up to what the run folders hold: it was lost, replaced, or restored from a backup.
 
-    `tell` gets one line about what was found.
+    Remove what is left of jobs that were deleted or never accepted, list other runs again, read on in the logs of jobs
+    that continued after the backup, and leave the rest alone. `tell` gets one line about what was found.
     """
     rebuilt, foreign = [], []
-    for folder in folders:
-        mark = read_mark(folder)
+    unread = _unread(moves.database, runs_dir)
+    marked = [(folder, read_mark(folder)) for folder in unknown]
+    _note_unfinished(runs_dir, [folder.path.name for folder, mark in marked if mark is not None] + unread)
+    for folder, mark in marked:
         if mark is None:
             foreign.append(folder.path.name)
         elif folder.deleted_file.exists() or (folder.pending_file.exists() and not folder.events_file.exists()):
@@ -44,14 +50,69 @@ def take_in_unknown(moves: Moves, folders: Sequence[RunFolder], tell: Callable[[
                 rebuilt.append(folder)
             except Exception:  # one damaged folder must not hide the others
                 _log.exception("the job of %s could not be listed again; its folder stays as it is", folder.path)
+    continued = [folder for folder in (RunFolder(runs_dir / job_id) for job_id in unread) if _read_on(moves, folder)]
+    _settle_output_dirs(moves.database, sorted([*rebuilt, *continued], key=lambda folder: folder.path))
+    _note_unfinished(runs_dir, [])
     if rebuilt:
-        _settle_output_dirs(moves.database, rebuilt)
         tell(
             f"{len(rebuilt)} runs were not in the database and are listed again from their folders: "
             f"{_some([folder.path.name for folder in rebuilt])}"
         )
+    if continued:
+        tell(
+            f"{len(continued)} jobs had continued since the database was written and are brought up to date from "
+            f"their event logs: {_some([folder.path.name for folder in continued])}"
+        )
     if foreign:
         tell(f"{len(foreign)} folders among the runs are not Merlina's and are left alone: {_some(foreign)}")
+
+
+def _unread(database: Database, runs_dir: Path) -> list[str]:
+    """Jobs that do not run whose logs are longer than what was read, and those that were being read at a crash."""
+    with database.read() as connection:
+        read_up_to = jobs.log_offsets_at_rest(connection)
+        known = jobs.summaries(connection, with_deleting=True)
+    with contextlib.suppress(FileNotFoundError):
+        unfinished = (runs_dir / _UNFINISHED).read_text().splitlines()
+        read_up_to |= dict.fromkeys((job_id for job_id in unfinished if job_id in known), -1)
+    return sorted(job_id for job_id, offset in read_up_to.items() if _size(runs_dir / job_id) > offset)
+
+
+def _size(run: Path) -> int:
+    try:
+        return RunFolder(run).events_file.stat().st_size
+    except OSError:
+        return 0
+
+
+def _note_unfinished(runs_dir: Path, job_ids: Sequence[str]) -> None:
+    """Keep the names of jobs whose logs are being read, so that a server killed meanwhile reads them again."""
+    try:
+        if job_ids:
+            write_private(runs_dir / _UNFINISHED, "\n".join(job_ids).encode())
+        else:
+            (runs_dir / _UNFINISHED).unlink(missing_ok=True)
+    except OSError as error:  # the logs can be read all the same
+        _log.warning("%s could not be updated: %s", runs_dir / _UNFINISHED, error)
+
+
+def _read_on(moves: Moves, folder: RunFolder) -> bool:
+    """Take in the rest of a job's log; return False if that failed. A worker that still runs has its requests back."""
+    try:
+        with moves.database.read() as connection:
+            record = jobs.get(connection, folder.path.name)
+        if record is None or record.deleting:
+            return False
+        record = follow(moves, record, folder)
+        changes: dict[str, object] = {"attempt": max(record.attempt, record.attempt_seen)}
+        if record.running:
+            order = _order(folder)
+            changes |= {"gpus": order.gpus if order else None, **_requests_of(folder)}
+        moves.change(record, changes)
+    except Exception:  # one damaged log must not hide the others
+        _log.exception("the rest of the event log of %s could not be read", folder.path.name)
+        return False
+    return True
 
 
 def _rebuild(moves: Moves, folder: RunFolder, mark: RunMark) -> None:
@@ -68,10 +129,7 @@ def _rebuild(moves: Moves, folder: RunFolder, mark: RunMark) -> None:
         "updated_at": mark.created_at,
     }
     if has_begun:
-        values |= {"last_seq": begin[0].seq - 1} | {
-            "stop_requested_at": _time_of(folder.stop_file),
-            "pause_requested_at": _time_of(folder.pause_file),
-        }
+        values |= {"last_seq": begin[0].seq - 1, **_requests_of(folder)}
     with moves.database.write() as connection:
         record = jobs.add(connection, values)
     follow(moves, record, folder)
@@ -82,6 +140,13 @@ def _order(folder: RunFolder) -> RunOrder | None:
         return folder.read_order()
     except (OSError, StoredConfigError):
         return None
+
+
+def _requests_of(folder: RunFolder) -> dict[str, float | None]:
+    return {
+        "stop_requested_at": _time_of(folder.stop_file),
+        "pause_requested_at": _time_of(folder.pause_file),
+    }
 
 
 def _time_of(file: Path) -> float | None:

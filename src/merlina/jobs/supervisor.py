@@ -157,7 +157,7 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            take_in_unknown(self._moves, self._unknown, _log.warning)
+            take_in_unknown(self._moves, self._unknown, self._runs_dir, _log.warning)
         except Exception:
             _log.exception("folders among the runs that belong to no job could not be looked at")
         self._find_uncleaned()
@@ -332,8 +332,12 @@ class Supervisor:
         def is_free(connection: Connection) -> bool:
             return owner_among(jobs.running(connection), start.record) is None
 
+        # The log may say that the job ran after this row of a restored database was written.
+        waiting = follow(self._moves, start.record, self.folder(start.record.job_id))
+        if waiting.state != "queued":
+            return
         changes = {"state": "initializing", "gpus": start.gpus}
-        record = self._moves.change(start.record, changes, only_if=is_free)
+        record = self._moves.change(waiting, changes, only_if=is_free)
         if record is not None:
             reach(FaultPoint.START_CLAIMED)
             self._launch(record)

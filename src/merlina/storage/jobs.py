@@ -102,6 +102,12 @@ def running(connection: Connection) -> list[JobRecord]:
     return _records(connection, _RUNNING)
 
 
+def log_offsets_at_rest(connection: Connection) -> dict[str, int]:
+    """Up to where the event log of each job that does not run was read, by id."""
+    query = select(jobs.c.job_id, jobs.c.log_offset).where(~jobs.c.deleting & jobs.c.state.in_(_AT_REST + END_STATES))
+    return dict(connection.execute(query).tuples().all())
+
+
 def queued(connection: Connection) -> list[JobRecord]:
     """Waiting jobs in the order they will run."""
     rows = connection.execute(select(*_COLUMNS).where(jobs.c.state == "queued").order_by(*_QUEUE_ORDER))
