@@ -12,6 +12,8 @@ import psutil
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DEAD_STATES = ("Z", "X", "x")
+# Start times in epoch seconds vary with the clock's corrections.
+_START_TIME_TOLERANCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,17 @@ class ProcessId:
 
     @staticmethod
     def parse(text: str) -> ProcessId | None:
-        """Read what `str` wrote; None for any other text."""
+        """Read what `str` wrote; None for any other text.
+
+        Earlier versions wrote a process id and a start time in epoch seconds: of a process that still runs, its
+        identity is returned for these too.
+        """
         with contextlib.suppress(ValueError):
-            pid, boot_id, ticks = text.split()
-            return ProcessId(int(pid), boot_id, int(ticks))
+            match text.split():
+                case [pid, boot_id, ticks]:
+                    return ProcessId(int(pid), boot_id, int(ticks))
+                case [pid, start_time]:
+                    return _identify_started(int(pid), float(start_time))
         return None
 
     def is_alive(self) -> bool:
@@ -46,6 +55,13 @@ def identify(pid: int) -> ProcessId | None:
     """Return the identity of the process that runs under `pid` now; None if there is none, or only a zombie."""
     ticks = _linux_start_ticks(pid) if sys.platform == "linux" else _other_start_ticks(pid)
     return None if ticks is None else ProcessId(pid, _boot_id(), ticks)
+
+
+def _identify_started(pid: int, start_time: float) -> ProcessId | None:
+    with contextlib.suppress(psutil.Error):
+        if abs(psutil.Process(pid).create_time() - start_time) < _START_TIME_TOLERANCE_SECONDS:
+            return identify(pid)
+    return None
 
 
 @cache

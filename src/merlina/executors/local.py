@@ -62,21 +62,28 @@ class LocalExecutor:
             # A worker whose folder was removed ends by itself.
             with contextlib.suppress(FileNotFoundError):
                 folder.stop_file.touch(mode=0o600)
-        finally:
+        except OSError:
             # The signal alone means a stop, where the disk has no room for the file.
-            self._signal(folder)
+            if not self._signal(folder):
+                raise
+            return
+        self._signal(folder)
 
     def request_pause(self, folder: RunFolder, reason: str) -> None:
+        # No signal without the file: it would mean a stop.
         with contextlib.suppress(FileNotFoundError):
             write_private(folder.pause_file, reason.encode())
         self._signal(folder)
 
-    def _signal(self, folder: RunFolder) -> None:
+    def _signal(self, folder: RunFolder) -> bool:
+        """Wake the worker to look at its folder; return False where it cannot be told by a signal."""
         # The worker names itself in the lock file once its signal handler is set; before that the file above is enough.
         worker = folder.worker()
         if worker is not None and worker.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGTERM)
+                return True
+        return False
 
     def kill(self, folder: RunFolder, worker: ProcessId | None = None) -> None:
         pid = self._pid(folder, worker)

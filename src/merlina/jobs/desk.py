@@ -6,6 +6,7 @@ same time, one wins and the other raises ConflictError with the job's current st
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
+from merlina.errors import ConflictError, DiskFullError, InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
 from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, Cause
@@ -85,7 +86,7 @@ class Desk:
         found = self.find(job_id)
         before, asked = self.moves.operate(found, lambda record: pause_changes(record, self.clock()))
         reach(FaultPoint.PAUSE_ASKED)
-        leave_wish(self.executor, self.folder(job_id), asked)
+        self._pass_on(asked)
         reach(FaultPoint.PAUSE_REQUESTED)
         self.wake()
         return asked, asked is not before
@@ -206,12 +207,24 @@ class Desk:
         doom = {"deleting": True} if delete else {}
         before, record = self.moves.operate(found, lambda record: {**_ending(record, self.clock()), **doom})
         folder = self.folder(job_id)
-        leave_wish(self.executor, folder, record)
+        self._pass_on(record)
         if record.state == "cancelled" and not before.ended and record.last_checkpoint is None:
             # It cannot be resumed.
             folder.secrets_file.unlink(missing_ok=True)
         self.wake()
         return record, before.state
+
+    def _pass_on(self, asked: JobRecord) -> None:
+        """Pass what was asked of a running job on to its worker; the supervisor repeats it where this fails.
+
+        The write lock keeps a resume from clearing the run folder and the next attempt from starting meanwhile.
+        """
+        if not asked.running:
+            return
+        with contextlib.suppress(DiskFullError), self.database.write() as connection:
+            record = jobs.get(connection, asked.job_id)
+            if record is not None:
+                leave_wish(self.executor, self.folder(record.job_id), record)
 
     def _delete_whatever_happens(self, job_id: str) -> bool:
         """Delete a job however often other requests change it meanwhile; return False if one of them deletes it."""

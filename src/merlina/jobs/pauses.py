@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, TypedDict
 
-from merlina.errors import is_disk_full
 from merlina.executors.protocol import Executor
 from merlina.jobs.lifecycle import PAUSABLE_STATES, RUNNING_STATES
 from merlina.jobs.moves import Moves
 from merlina.runs import RunFolder
 from merlina.storage.jobs import JobRecord, Summary
-
-_log = logging.getLogger(__name__)
 
 
 def pause_changes(record: JobRecord, now: float, made_way_for: str | None = None) -> dict[str, Any]:
@@ -29,22 +25,21 @@ def pause_changes(record: JobRecord, now: float, made_way_for: str | None = None
     return {"pause_requested_at": asked_at or now, "preempted_by": made_way_for}
 
 
-def leave_wish(executor: Executor, folder: RunFolder, record: JobRecord) -> None:
-    """Pass a requested stop or pause on to a running job's worker. May be repeated.
+def leave_wish(executor: Executor, folder: RunFolder, record: JobRecord) -> OSError | None:
+    """Pass a requested stop or pause on to a running job's worker; return the error that prevented it. May be repeated.
 
-    On a full disk the request waits in the database; the supervisor calls this again until it is passed on.
+    On a full disk, for example, the request waits in the database; the supervisor repeats this until it is passed on.
     """
     if not record.running:
-        return
+        return None
     try:
         if record.stop_requested_at is not None:
             executor.request_stop(folder)
         elif record.pause_requested_at is not None:
             executor.request_pause(folder, reason_to_pause(record))
     except OSError as error:
-        if not is_disk_full(error):
-            raise
-        _log.warning("%s: the disk is full; the worker is asked again once there is room", record.job_id)
+        return error
+    return None
 
 
 def reason_to_pause(record: JobRecord) -> str:

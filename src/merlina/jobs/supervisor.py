@@ -1,7 +1,8 @@
 """The one thread that moves jobs: it follows running ones, notices death, keeps the stop's grace, starts the next.
 
-A pass loads in a short transaction, works outside it, and applies its result guarded by the state it read. It keeps
-nothing that a restarted server could not find again in the database and the run folders.
+A pass loads in a short transaction, works outside it, and applies its result guarded by the state it read. What
+becomes of a job depends on the database and its run folder. Kept in memory only, and lost at a restart of the server,
+are the times since when a worker was told to end or is detached, that it was killed for it, and why none was started.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -47,7 +49,7 @@ _LIVENESS_SECONDS = 0.5
 _DETACHED_SECONDS = 10.0
 # Of one run's log, before the others are looked at again.
 _BLOCKS_PER_LOOK = 4
-# Of a full disk and the like, which lasts: logged no more often than this.
+# The same failure of the same job may last: logged no more often than this.
 _COMPLAINT_SECONDS = 60.0
 
 
@@ -98,7 +100,7 @@ class Supervisor:
         self._to_take_up: set[str] = set()
         self._unknown: list[RunFolder] = []
         self._detached: dict[str, float] = {}
-        self._complained_at = -math.inf
+        self._complained_at: dict[tuple[str, type[Exception]], float] = {}
 
     def start(self) -> None:
         """Begin the passes. Returns soon, however much the runs have written while no server read it."""
@@ -145,10 +147,9 @@ class Supervisor:
         plan = self.look_at_queue()
         self._preempt(plan)
         for start in plan.starts:
-            # A resumed run's last worker may still be on its way out; it is started when that one is gone.
-            worker = ProcessId.parse(start.record.worker or "")
-            if not self._executor.is_alive(self.folder(start.record.job_id), worker):
-                self._start_job(start)
+            with self._isolated(f"{start.record.job_id} could not be started"):
+                if not self._last_worker_lives(start.record):
+                    self._start_job(start)
         if behind:
             return 0.0
         if running or plan.starts:
@@ -160,11 +161,14 @@ class Supervisor:
             take_in_unknown(self._moves, self._unknown, self._runs_dir, _log.warning)
         except Exception:
             _log.exception("folders among the runs that belong to no job could not be looked at")
-        self._find_uncleaned()
+        has_found_uncleaned = False
         while not self._closing.is_set():
             began = time.monotonic()
             seconds: float | None = _WAITING_TICK_SECONDS
             try:
+                if not has_found_uncleaned:
+                    self._find_uncleaned()
+                    has_found_uncleaned = True
                 seconds = self.run_pass()
             except Exception as error:
                 self._complain(error, "a pass over the jobs failed; trying again")
@@ -175,19 +179,36 @@ class Supervisor:
             self._news.clear()
 
     def _attend_safely(self, record: JobRecord) -> bool:
-        """Attend to a run; return False if there is more of its log to read. Its failure must not hold up others."""
-        try:
+        """Attend to a run; return False if there is more of its log to read."""
+        with self._isolated(f"{record.job_id} could not be attended to; trying again"):
             return self._attend(record)
+        return True
+
+    @contextlib.contextmanager
+    def _isolated(self, failure: str) -> Iterator[None]:
+        """Log an error of one job as `failure` and go on: it must not hold up the others."""
+        try:
+            yield
         except Exception as error:
-            self._complain(error, f"{record.job_id} could not be attended to; trying again")
-            return True
+            self._complain(error, failure)
 
     def _complain(self, error: Exception, what: str) -> None:
-        if not isinstance(error, DiskFullError) and not (isinstance(error, OSError) and is_disk_full(error)):
-            _log.error(what, exc_info=error)
-        elif time.monotonic() - self._complained_at >= _COMPLAINT_SECONDS:
-            self._complained_at = time.monotonic()
+        kind = (what, type(error))
+        if time.monotonic() - self._complained_at.get(kind, -math.inf) < _COMPLAINT_SECONDS:
+            return
+        self._complained_at[kind] = time.monotonic()
+        if isinstance(error, DiskFullError) or (isinstance(error, OSError) and is_disk_full(error)):
             _log.warning("%s: the disk is full", what)
+        else:
+            _log.error(what, exc_info=error)
+
+    def _last_worker_lives(self, record: JobRecord) -> bool:
+        """Whether a resumed run's last worker is still on its way out; the next one is started after it."""
+        try:
+            return self._executor.is_alive(self.folder(record.job_id), ProcessId.parse(record.worker or ""))
+        except OSError:
+            # The launch takes the lock itself, and fails with what is wrong with the folder.
+            return False
 
     def _attend(self, record: JobRecord) -> bool:
         folder = self.folder(record.job_id)
@@ -214,8 +235,8 @@ class Supervisor:
         """Records the end of a dead worker; one that lost its folder or lock is to end itself soon, or is killed."""
         worker = ProcessId.parse(record.worker or "")
         if not self._executor.is_alive(folder, worker):
-            self._detached.pop(record.job_id, None)
             self._bury(record, folder)
+            self._note_if_ended(record)
         elif self._executor.is_detached(folder):
             since = self._detached.setdefault(record.job_id, time.monotonic())
             if time.monotonic() - since > _DETACHED_SECONDS:
@@ -225,14 +246,22 @@ class Supervisor:
             self._detached.pop(record.job_id, None)
 
     def _enforce_wish(self, record: JobRecord, folder: RunFolder) -> None:
-        """Pass a stop or a pause on that its worker was not told yet, and end a worker that does not obey in time."""
+        """Pass a stop or a pause on that its worker was not told yet, and end a worker that does not obey in time.
+
+        The time begins when the worker was told: one that could not be told is not killed for it.
+        """
         pauses = is_to_pause(record)
         if not pauses and record.stop_requested_at is None:
             return
+        error: OSError | None = None
         if not (folder.pause_file if pauses else folder.stop_file).exists():
-            leave_wish(self._executor, folder, record)
-        asked_at = self._asked_at.setdefault((record.job_id, record.attempt, pauses), self._awake.seconds)
-        if self._awake.seconds - asked_at > self._grace:
+            error = leave_wish(self._executor, folder, record)
+        request = (record.job_id, record.attempt, pauses)
+        if error is None:
+            self._asked_at.setdefault(request, self._awake.seconds)
+        else:
+            self._complain(error, f"the worker of {record.job_id} could not be told; trying again")
+        if self._awake.seconds - self._asked_at.get(request, math.inf) > self._grace:
             self._force_stop(record, folder)
 
     def _take_up(self, record: JobRecord, folder: RunFolder) -> bool:
@@ -249,9 +278,17 @@ class Supervisor:
         self._launch(record)
         return True
 
+    def _note_if_ended(self, record: JobRecord) -> None:
+        with self._database.read() as connection:
+            current = jobs.get(connection, record.job_id)
+        if current is not None and not current.running:
+            self._note_end(replace(record, state=current.state))
+
     def _note_end(self, record: JobRecord) -> None:
         self._alive_checked.pop(record.job_id, None)
         self._not_started.pop(record.job_id, None)
+        self._detached.pop(record.job_id, None)
+        self._forced.discard((record.job_id, record.attempt))
         for pauses in (False, True):
             self._asked_at.pop((record.job_id, record.attempt, pauses), None)
         if record.state == "completed":
@@ -314,6 +351,7 @@ class Supervisor:
             changes = pause_changes(record, self._clock(), made_way_for=high)
             asked = self._moves.change(record, changes) if changes else None
             if asked is not None:
+                # Repeated by each pass until the worker is told.
                 leave_wish(self._executor, self.folder(record.job_id), asked)
                 _log.info("%s makes way for %s", record.job_id, high)
 
@@ -322,11 +360,12 @@ class Supervisor:
         with self._database.read() as connection:
             found = jobs.paused_for_now(connection)
         for record in found:
-            if record.stop_requested_at is None:
-                requeue(self._moves, self.folder(record.job_id), record)
-            else:
-                values = {"state": END_STATE[Cause.STOP_WAS_ASKED], "ended_at": self._clock()}
-                self._moves.change(record, values)
+            with self._isolated(f"{record.job_id} could not be moved on from its pause; trying again"):
+                if record.stop_requested_at is None:
+                    requeue(self._moves, self.folder(record.job_id), record)
+                else:
+                    values = {"state": END_STATE[Cause.STOP_WAS_ASKED], "ended_at": self._clock()}
+                    self._moves.change(record, values)
 
     def _start_job(self, start: Start) -> None:
         def is_free(connection: Connection) -> bool:
@@ -354,8 +393,20 @@ class Supervisor:
             self._executor.launch(folder, self._order(record), record.gpus)
         except (OSError, ValueError, StoredConfigError) as error:
             self._not_started[record.job_id] = f"The worker could not be started: {error}"
-            self._bury(record, folder)
+            self._bury_not_started(record, folder)
+            self._note_if_ended(record)
+            return
         self._alive_checked[record.job_id] = time.monotonic()
+
+    def _bury_not_started(self, record: JobRecord, folder: RunFolder) -> None:
+        try:
+            self._bury(record, folder)
+        except OSError as error:
+            # What kept the worker from its folder may keep the end from its log: it is in the database alone then.
+            self._complain(error, f"the end of {record.job_id} could not be written to its log")
+            reason = self._not_started[record.job_id]
+            ended = {"state": END_STATE[Cause.NOT_STARTED], "error": reason, "gpus": None, "ended_at": self._clock()}
+            self._moves.change(record, ended)
 
     def _order(self, record: JobRecord) -> RunOrder:
         return RunOrder(
@@ -378,34 +429,41 @@ class Supervisor:
         """Completed jobs whose worker, and whose last server, died before all was removed that a resume might need."""
         with self._database.read() as connection:
             found = jobs.summaries(connection, with_deleting=True)
-        completed = (self.folder(job_id) for job_id, job in found.items() if job.state == "completed")
-        self._to_clean |= {
-            folder.path.name for folder in completed if folder.checkpoints_dir.exists() or folder.secrets_file.exists()
-        }
+        for folder in (self.folder(job_id) for job_id, job in found.items() if job.state == "completed"):
+            with self._isolated(f"what {folder.path} still holds could not be found out"):
+                if folder.checkpoints_dir.exists() or folder.secrets_file.exists():
+                    self._to_clean.add(folder.path.name)
 
     def _clean_completed(self) -> None:
         """The worker removes its checkpoints after its last event; what it left when it died is removed here."""
         for job_id in list(self._to_clean):
             folder = self.folder(job_id)
-            folder.secrets_file.unlink(missing_ok=True)
-            if not folder.path.exists() or not self._executor.is_alive(folder):
-                remove_folder(folder.checkpoints_dir)
-                self._to_clean.discard(job_id)
+            with self._isolated(f"what {folder.path} holds of a completed job could not be removed; trying again"):
+                folder.secrets_file.unlink(missing_ok=True)
+                if not folder.path.exists() or not self._executor.is_alive(folder):
+                    remove_folder(folder.checkpoints_dir)
+                    self._to_clean.discard(job_id)
 
     def _finish_deletions(self) -> bool:
         """Remove what is left of deleted jobs; return False if a worker on its way out still writes."""
-        finished = True
         with self._database.read() as connection:
             doomed = jobs.waiting_for_deletion(connection)
-        for record in doomed:
-            folder = self.folder(record.job_id)
+        remaining = [record for record in doomed if not self._finish_deletion(record)]
+        return not remaining
+
+    def _finish_deletion(self, record: JobRecord) -> bool:
+        folder = self.folder(record.job_id)
+        with self._isolated(f"{record.job_id} could not be deleted; trying again"):
             if self._executor.is_alive(folder, ProcessId.parse(record.worker or "")):
-                finished = False
-                continue
-            # A server killed after this finds at its next start that these files are to go.
-            with contextlib.suppress(FileNotFoundError):
+                return False
+            try:
+                # A server killed after this finds at its next start that these files are to go.
                 folder.deleted_file.touch(mode=0o600)
+            except OSError:
+                # Without it a later server would list the job again, so that its row goes last.
+                remove_run_files(folder)
             self._moves.remove(record)
             remove_run_files(folder)
             remove_partial_model(record.target_dir, record.job_id)
-        return finished
+            return True
+        return False
