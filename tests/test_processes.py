@@ -5,6 +5,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import psutil
+
 from merlina.processes import ProcessId, identify
 
 
@@ -29,3 +31,9 @@ def test_a_process_is_known_until_it_ends_and_no_other_passes_for_it() -> None:
 def test_what_is_no_identity_is_none() -> None:
     for text in ("", "12", "12 1700000000.25", "twelve boot 3", "1 boot 2 3"):
         assert ProcessId.parse(text) is None
+
+
+def test_a_living_process_is_known_by_the_start_time_that_earlier_versions_wrote() -> None:
+    started = psutil.Process().create_time()
+    assert ProcessId.parse(f"{os.getpid()} {started}") == identify(os.getpid())
+    assert ProcessId.parse(f"{os.getpid()} {started - 60}") is None

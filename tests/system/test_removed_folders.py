@@ -87,3 +87,30 @@ def test_a_worker_that_cannot_end_itself_is_known_to_a_new_server_and_killed(
     assert has_ended(worker)
     assert server.status(job).status == "failed"
     assert "was removed" in (server.status(job).error or "")
+
+
+def test_unusable_run_folders_hold_up_no_other_job(new_server: NewServer, config: Config) -> None:
+    server = new_server(MAX_CONCURRENT_JOBS="1")
+    first = server.train(config(server, "first", **ENDLESS))
+    names = ("undeletable", "unmarkable", "unstartable")
+    undeletable, unmarkable, unstartable = (server.train(config(server, name, max_steps=1)) for name in names)
+    with server.client() as client:
+        for job in (undeletable, unmarkable, unstartable):
+            client.pause(job)
+        # Neither can be opened, whoever the server runs as.
+        server.folder(undeletable).lock_file.mkdir()
+        server.folder(unstartable).lock_file.mkdir()
+        server.folder(unmarkable).deleted_file.symlink_to("deleted")
+        client.delete(undeletable)
+        client.delete(unmarkable)
+        client.resume(unstartable)
+        last = server.train(config(server, "last", max_steps=1))
+        client.stop(first)
+    assert server.until_ended(last).status == "completed"
+    ended = server.status(unstartable)
+    assert ended.status == "failed"
+    assert "could not be started" in (ended.error or "")
+    assert not server.folder(unmarkable).path.exists()
+    server.folder(unstartable).lock_file.rmdir()
+    server.folder(undeletable).lock_file.rmdir()
+    until(lambda: not server.folder(undeletable).path.exists(), what="the deletion, once it is possible")
