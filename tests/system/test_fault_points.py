@@ -88,6 +88,29 @@ def test_a_worker_crash_costs_nothing_but_time(
     until(lambda: not server.folder(job).checkpoints_dir.exists(), 5, "the removal of the checkpoints")
 
 
+@pytest.mark.parametrize(
+    ("point", "changes"),
+    [
+        (FaultPoint.END_TRAINED, {"save_steps": 2}),
+        # Its newest checkpoint is older than its last step, and an upload needs the model in memory.
+        (FaultPoint.END_UPLOADED, {"save_steps": 3, "push_to_hub": True, "hf_token": "hf_none"}),
+    ],
+)
+def test_a_run_that_ended_early_ends_at_the_same_step_after_a_crash(
+    server: Server, config: Config, point: FaultPoint, changes: dict[str, Any]
+) -> None:
+    """Its learning rate is too small to change any evaluation, so that the second one is no better than the first."""
+    early = {**SHORT, "load_best_at_end": None, "early_stopping_patience": 1, "learning_rate": 1e-30, **changes}
+    server.crash_file.write_text(point)
+    job = server.train(config(server, f"early-{point}", **early))
+    assert server.until_ended(job).status == "failed"
+    assert not server.crash_file.exists()
+    resume(server, job, point)
+    ended = server.until_ended(job)
+    assert (ended.status, ended.error, ended.current_step) == ("completed", None, 4)
+    assert list(server.losses(job)) == [1, 2, 3, 4]
+
+
 def test_a_server_crash_costs_nothing_but_time(new_server: NewServer, config: Config) -> None:
     server = new_server()
     walked = set()

@@ -350,3 +350,28 @@ def test_an_evaluation_given_up_for_a_stop_is_made_up_by_the_resume(tiny_model: 
     evaluated = [(step, row["eval_loss"]) for step, row in (*stopped.rows, *resumed.rows) if "eval_loss" in row]
     assert evaluated == [(step, row["eval_loss"]) for step, row in calm.rows if "eval_loss" in row]
     assert resumed.kept_step == calm.kept_step
+
+
+@pytest.mark.parametrize("best", [None, "eval_loss"])
+def test_a_run_that_ended_early_takes_no_further_step_after_a_crash(
+    tiny_model: Path, tmp_path: Path, best: str | None
+) -> None:
+    """The process died between the end of training and the end of saving: a checkpoint of the last step is there."""
+    config = configure(tiny_model, early_stopping_patience=2, load_best_at_end=best, **{**_EVERY_STEP, "save_steps": 1})
+    undisturbed, resumed = Recorder(), Recorder()
+    finished = train(config, tmp_path, undisturbed, held_out=SWAPPED)
+    last = undisturbed.steps[-1]
+    assert last < 12
+    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path)), config).model
+    folder = tmp_path / "checkpoints"
+    trainer = PreferenceTrainer(
+        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
+        folder=folder, reporter=resumed, resuming=True,
+    )  # fmt: skip
+    checkpoint = checkpoints.survey(folder).newest
+    assert checkpoint == folder / f"checkpoint-{last}"
+    assert trainer.run(checkpoint) is False
+    assert (resumed.steps, resumed.saved, trainer.state.global_step) == ([], [], last)
+    assert resumed.kept_step == undisturbed.kept_step
+    assert all(map(torch.equal, weights_of(model), weights_of(finished)))
+    assert any(note.startswith(f"The run had ended at step {last} of 12: eval_loss was best") for note in resumed.notes)

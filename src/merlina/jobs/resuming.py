@@ -52,7 +52,8 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
     if force or folder.start_over_file.exists():
         return Resumption(0, "Starting over at step 1, as requested.", starts_over=True)
     placing = only_end_is_left(folder.events_file)
-    if placing is not None:
+    # An upload needs the model in memory: such a run loads its newest checkpoint.
+    if placing is not None and not read_stored_config(record.config, record.job_id).push_to_hub:
         return Resumption(placing.step, f"All {placing.step} steps were taken; the run only has to be completed.")
     found = survey(folder)
     if found.step is None:

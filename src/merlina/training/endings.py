@@ -34,9 +34,7 @@ class Endings(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
         if self._keeps_best and state.best_global_step:
             self._forget_lost_best(state)
-        if state.best_global_step and state.eval_steps:
-            evaluated = state.global_step // state.eval_steps - bool(args.eval_on_start)
-            self._without = int(evaluated - state.best_global_step // state.eval_steps)
+        self._without = _evaluations_since_best(state, was_evaluated=not args.eval_on_start)
 
     def on_evaluate(
         self, _args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **_: Any
@@ -61,6 +59,23 @@ class Endings(TrainerCallback):  # type: ignore[misc]
             )
         return control
 
+    def end_as_before(self, state: TrainerState, *, was_evaluated: bool) -> bool:
+        """Whether a run resumed in this state had ended early at its step, and therefore takes no further one.
+
+        `was_evaluated` is false where the evaluation of that step is due but was not made.
+        """
+        without = _evaluations_since_best(state, was_evaluated=was_evaluated)
+        if self._patience is None or without < self._patience or state.global_step >= state.max_steps:
+            return False
+        self.ended_early = True
+        self._say(
+            "info",
+            f"The run had ended at step {state.global_step} of {state.max_steps}: {self._measure} was best at step "
+            f"{state.best_global_step} ({state.best_metric:.4f}) and no better in {without} evaluations since "
+            f"(early_stopping_patience {self._patience})",
+        )
+        return True
+
     def _forget_lost_best(self, state: TrainerState) -> None:
         lost = checkpoints.examine(checkpoints.path_of(self._folder, state.best_global_step))
         if lost is None:
@@ -78,3 +93,11 @@ class Endings(TrainerCallback):  # type: ignore[misc]
         if best is None or not math.isfinite(best):
             return True
         return value > best if self._measure in _HIGHER_IS_BETTER else value < best
+
+
+def _evaluations_since_best(state: TrainerState, *, was_evaluated: bool) -> int:
+    """How many evaluations up to the state's step were no better than the best one; 0 where there is no best one."""
+    if not state.best_global_step or not state.eval_steps:
+        return 0
+    made = state.global_step // state.eval_steps - (not was_evaluated)
+    return int(made - state.best_global_step // state.eval_steps)

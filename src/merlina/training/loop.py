@@ -130,21 +130,28 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         `was_evaluated` is false where the attempt that wrote the checkpoint did not evaluate that step. If it was due,
         it is evaluated first.
         """
-        if checkpoint is not None and checkpoints.is_final(checkpoint):
-            # The Trainer would take one step more than there are.
-            self._load_from_checkpoint(str(checkpoint))
-            self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if checkpoint is None:
+            self.train()
         else:
-            if checkpoint is not None:
-                self._window.restore(checkpoint)
-                self.args.eval_on_start = (
-                    self.eval_dataset is not None and not was_evaluated and checkpoints.evaluation_is_due(checkpoint)
-                )
-            self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            self._resume(checkpoint, was_evaluated=was_evaluated)
         stopped = bool(self.state.global_step < self.state.max_steps) and not self._endings.ended_early
         if not (stopped and self._ranks.of_first(self._reporter.will_go_on())):
             self._reporter.kept(self._take_best())
         return stopped
+
+    def _resume(self, checkpoint: Path, *, was_evaluated: bool) -> None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        evaluates_first = (
+            self.eval_dataset is not None and not was_evaluated and checkpoints.evaluation_is_due(checkpoint)
+        )
+        if checkpoints.is_final(checkpoint) or self._endings.end_as_before(state, was_evaluated=not evaluates_first):
+            # The Trainer would take one step more than there are.
+            self._load_from_checkpoint(str(checkpoint))
+            self.state = state
+            return
+        self._window.restore(checkpoint)
+        self.args.eval_on_start = evaluates_first
+        self.train(resume_from_checkpoint=str(checkpoint))
 
     def _take_best(self) -> int:
         """Load the best evaluated model where that is wanted, also when the run was stopped.

@@ -126,11 +126,6 @@ def end_token(tokenizer: Any, suffix: str) -> int | None:
     return ids[-1] if is_marker else eos
 
 
-def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """A prompt's ids alone, as they stand before an answer in training."""
-    return _ids(tokenizer, _with_one_bos(prompt, bos_it_adds(tokenizer)))
-
-
 def bos_it_adds(tokenizer: Any) -> str | None:
     """The BOS, where the tokenizer puts one before a text of its own."""
     bos: str | None = tokenizer.bos_token
