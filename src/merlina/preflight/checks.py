@@ -206,7 +206,7 @@ class Preflight:
             rows = self._ask_hub_for_rows(config, closed)
         else:
             rows = _or_none(partial(self.rows.soon_known, dataset.source, report.dataset_file, closed))
-        return min((count for count in (rows, dataset.max_samples) if count is not None), default=None)
+        return rows if rows is None or dataset.max_samples is None else min(rows, dataset.max_samples)
 
     def _ask_hub_for_rows(self, config: TrainingConfig, closed: threading.Event | None) -> int | None:
         source = config.dataset.source
