@@ -3,6 +3,10 @@
 A checkpoint is complete when its manifest verifies. The manifest names every file with its size and checksum; it is
 written last, once all of them are on the disk, and removed first. A crash at any moment therefore leaves a checkpoint
 either complete or without a valid manifest.
+
+Earlier versions wrote no manifest but an empty file, `whole`, once all files were on the disk; and they removed a
+checkpoint's files in any order. One that has this mark and every file that a resume needs counts as complete, and gets
+its manifest from the first attempt that resumes the run (`adopt`).
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from xxhash import xxh3_128
@@ -22,6 +26,12 @@ from xxhash import xxh3_128
 from merlina.faults import FaultPoint, reach
 
 MANIFEST = "manifest.json"
+_EARLIER_MARK = "whole"
+_PARTIAL_MANIFEST = f".{MANIFEST}.partial"
+_STATE = "trainer_state.json"
+_NEEDED = (_STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
+_WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
+_INDEX_OF_WEIGHTS = "model.safetensors.index.json"
 _PREFIX = "checkpoint-"
 _OWN = re.compile(r"\.?checkpoint-.*|.*-reference\.(safetensors|partial)")
 _BLOCK = 1 << 20
@@ -101,7 +111,7 @@ def examine(checkpoint: Path, *, checksums: bool = False) -> Rejected | None:
     try:
         manifest = _Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
     except FileNotFoundError:
-        return Rejected(checkpoint, "unfinished", "it was not finished")
+        return _examine_without_manifest(checkpoint)
     except ValidationError:
         return Rejected(checkpoint, "damaged", f"its {MANIFEST} is not valid")
     except OSError as error:
@@ -118,9 +128,32 @@ def examine(checkpoint: Path, *, checksums: bool = False) -> Rejected | None:
     return None
 
 
+def adopt(folder: Path) -> list[int]:
+    """Give the complete checkpoints of an earlier version their manifests. Returns their steps, newest first.
+
+    May be repeated after a crash. The earlier mark is removed, so that no checkpoint has two.
+    """
+    adopted = []
+    for path in _newest_first(folder):
+        mark = path / _EARLIER_MARK
+        if not mark.exists():
+            continue
+        if not (path / MANIFEST).exists():
+            if _examine_without_manifest(path) is not None:
+                continue
+            (path / _PARTIAL_MANIFEST).unlink(missing_ok=True)
+            seal(path, _best_step_by_state(path))
+            adopted.append(step_of(path))
+        mark.unlink()
+        sync(path)
+    return adopted
+
+
 def seal(checkpoint: Path, best_step: int | None) -> None:
     """Wait until every file of the checkpoint is on the disk, then mark it as complete."""
-    names = sorted(path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+    names = sorted(
+        path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file() and path.name != _EARLIER_MARK
+    )
     for path in checkpoint.rglob("*"):
         sync(path)
     sync(checkpoint)
@@ -131,7 +164,7 @@ def seal(checkpoint: Path, best_step: int | None) -> None:
         for name in names
     }
     manifest = _Manifest(step=step_of(checkpoint), best_step=best_step, files=files)
-    temporary = checkpoint / f".{MANIFEST}.partial"
+    temporary = checkpoint / _PARTIAL_MANIFEST
     temporary.write_text(manifest.model_dump_json(indent=2) + "\n")
     sync(temporary)
     reach(FaultPoint.SAVE_MANIFEST_WRITTEN)
@@ -152,6 +185,7 @@ def rotate(folder: Path, keep: int) -> None:
 
 def unmark(checkpoint: Path) -> None:
     """Make sure that a checkpoint no longer counts as complete, whatever happens next."""
+    (checkpoint / _EARLIER_MARK).unlink(missing_ok=True)
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     sync(checkpoint)
 
@@ -206,13 +240,13 @@ def path_of(folder: Path, step: int) -> Path:
 
 def is_final(checkpoint: Path) -> bool:
     """Whether all optimizer steps of the run had been taken when it was made."""
-    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+    state = _state(checkpoint)
     return int(state["global_step"]) >= int(state["max_steps"])
 
 
 def evaluation_is_due(checkpoint: Path) -> bool:
     """Whether the step after which it was taken is one of those that are evaluated."""
-    state = json.loads((checkpoint / "trainer_state.json").read_bytes())
+    state = _state(checkpoint)
     return bool(state["eval_steps"]) and int(state["global_step"]) % int(state["eval_steps"]) == 0
 
 
@@ -223,6 +257,45 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _examine_without_manifest(checkpoint: Path) -> Rejected | None:
+    if not (checkpoint / _EARLIER_MARK).exists():
+        return Rejected(checkpoint, "unfinished", "it was not finished")
+    written = "it was written by an earlier version, without a manifest, and"
+    missing = [name for name in _NEEDED if not (checkpoint / name).is_file()]
+    if missing:
+        return Rejected(checkpoint, "damaged", f"{written} {', '.join(missing)} is missing")
+    try:
+        if int(_state(checkpoint)["global_step"]) != step_of(checkpoint):
+            return Rejected(checkpoint, "damaged", f"{written} its {_STATE} is that of another step")
+        lost = _missing_weights(checkpoint)
+    except (ValueError, KeyError, TypeError) as error:
+        return Rejected(checkpoint, "damaged", f"{written} a file of it is not valid: {error}")
+    except OSError as error:
+        return Rejected(checkpoint, "unreadable", f"{error.filename} cannot be read: {error.strerror}")
+    return Rejected(checkpoint, "damaged", f"{written} {lost} is missing") if lost is not None else None
+
+
+def _missing_weights(checkpoint: Path) -> str | None:
+    if any((checkpoint / name).is_file() for name in _WEIGHTS):
+        return None
+    index = checkpoint / _INDEX_OF_WEIGHTS
+    if not index.is_file():
+        return " or ".join(_WEIGHTS)
+    shards = set(json.loads(index.read_bytes())["weight_map"].values())
+    return next((name for name in sorted(shards) if not (checkpoint / name).is_file()), None)
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((checkpoint / _STATE).read_bytes())
+    return state
+
+
+def _best_step_by_state(checkpoint: Path) -> int | None:
+    """An earlier version named the best checkpoint in the Trainer's state where it had to be kept."""
+    best = _state(checkpoint).get("best_model_checkpoint")
+    return step_of(Path(best)) if best else None
 
 
 def _best_step(checkpoint: Path) -> int | None:

@@ -34,6 +34,20 @@ def test_a_plan_of_few_steps_is_a_warning_with_its_numbers(server: Server, tiny_
     assert enough["checks"]["steps_suffice"] is True
 
 
+def test_max_samples_is_not_the_number_of_rows_of_a_file_that_is_too_large_to_count(
+    server: Server, tiny_model: Path
+) -> None:
+    pairs = pairs_file(server.root / "uncounted.jsonl", rows=3000)
+    with pairs.open("a") as file:
+        filler = json.dumps({"prompt": "a", "chosen": "b", "rejected": "c", "note": "x" * 2**20})
+        file.writelines(f"{filler}\n" for _ in range(130))
+    config = training_config(tiny_model, pairs, "uncounted")
+    config["dataset"]["max_samples"] = 10_000_000
+    found = validate(server, config)
+    pairs.unlink()
+    assert "steps_suffice: the number of pairs is unknown" in found["not_checked"]
+
+
 def test_a_token_that_the_model_does_not_have_is_named_with_its_row(server: Server, tiny_model: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from merlina import checkpoints
 from merlina.errors import ConflictError
 from merlina.runs import read_events
 from tests.harness import Server, pairs_file
@@ -36,12 +38,12 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
     assert server.until_ended(calm).status == "completed"
     server.crash_file.write_text("save.told:3")
     job = server.train(config(server, "damage", **SHORT))
-    checkpoints = server.folder(job).checkpoints_dir
+    folder = server.folder(job).checkpoints_dir
     assert until_crash_after_saving(server, job) == 9
 
     with server.client() as client:
         # The server sees it: the answer names the step that is really used.
-        (checkpoints / "checkpoint-9" / "optimizer.pt").unlink()
+        (folder / "checkpoint-9" / "optimizer.pt").unlink()
         server.crash_file.write_text("save.told")
         answer = client.resume(job)
         assert "Continuing from the checkpoint at step 6." in answer.message
@@ -50,7 +52,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
         assert last_resumed(server, job)[:2] == (6, None)
 
         # Only the worker can see it: event and log name both steps and the reason.
-        weights = checkpoints / "checkpoint-9" / "adapter_model.safetensors"
+        weights = folder / "checkpoint-9" / "adapter_model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
         server.crash_file.write_text("save.told")
         assert "Continuing from the checkpoint at step 9." in client.resume(job).message
@@ -61,7 +63,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
         assert any("step 6, not at step 9 as announced: checkpoint-9" in line for line in server.log_lines(job))
 
         # None is left: nothing starts over unless it is told to.
-        for path in checkpoints.glob("checkpoint-*/rng_state.pth"):
+        for path in folder.glob("checkpoint-*/rng_state.pth"):
             path.unlink()
         with pytest.raises(ConflictError, match=r"checkpoint-9: rng_state\.pth is missing.*force=true to start over"):
             client.resume(job)
@@ -71,6 +73,66 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
     assert last_resumed(server, job)[0] == 0
     assert server.losses(job) == server.losses(calm)
     assert_same_weights(server, "damage", "damage-calm")
+
+
+def test_checkpoints_of_an_earlier_version_are_resumed_from_and_get_a_manifest(server: Server, config: Config) -> None:
+    server.crash_file.write_text("save.told:3")
+    job = server.train(config(server, "earlier", **SHORT))
+    folder = server.folder(job).checkpoints_dir
+    assert until_crash_after_saving(server, job) == 9
+    for path in folder.iterdir():
+        (path / "manifest.json").unlink()
+        (path / "whole").touch()
+    # One that was being removed when its process died: the mark is left, a file is not.
+    (folder / "checkpoint-9" / "optimizer.pt").unlink()
+    with server.client() as client:
+        server.crash_file.write_text("resume.loaded")
+        answer = client.resume(job)
+        assert "Continuing from the checkpoint at step 6." in answer.message
+        (warning,) = answer.warnings
+        assert "written by an earlier version, without a manifest, and optimizer.pt is missing" in warning
+        assert server.until_ended(job).status == "failed"
+        assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-3", "checkpoint-6"]
+        assert checkpoints.survey(folder, checksums=True).step == 6
+        assert not list(folder.glob("*/whole"))
+        assert "step 6." in client.resume(job).message
+    assert server.until_ended(job).status == "completed"
+    assert list(server.losses(job)) == list(range(1, 13))
+    assert sum("at step 6 is of an earlier version" in line for line in server.log_lines(job)) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["trainer_state.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+def test_a_checkpoint_of_an_earlier_version_that_lacks_a_file_gets_no_manifest(tmp_path: Path, name: str) -> None:
+    path = earlier_checkpoint(tmp_path, 4)
+    (path / name).unlink()
+    assert checkpoints.adopt(tmp_path) == []
+    assert not (path / "manifest.json").exists()
+    (rejected,) = checkpoints.survey(tmp_path).rejected
+    assert "earlier version, without a manifest" in rejected.reason
+    assert name in rejected.reason
+
+
+def test_an_earlier_version_s_best_checkpoint_is_kept_and_an_interrupted_adoption_is_repeated(tmp_path: Path) -> None:
+    paths = [earlier_checkpoint(tmp_path, step, best=2) for step in (2, 4, 6, 8)]
+    (paths[3] / ".manifest.json.partial").touch()
+    assert checkpoints.survey(tmp_path).step == 8
+    assert checkpoints.adopt(tmp_path) == [8, 6, 4, 2]
+    assert checkpoints.adopt(tmp_path) == []
+    assert checkpoints.survey(tmp_path, checksums=True).newest == paths[3]
+    checkpoints.rotate(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-6", "checkpoint-8"]
+
+
+def earlier_checkpoint(folder: Path, step: int, best: int | None = None) -> Path:
+    path = folder / f"checkpoint-{step}"
+    path.mkdir()
+    for name in ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "whole"):
+        (path / name).touch()
+    state = {"global_step": step, "best_model_checkpoint": f"{folder}/checkpoint-{best}" if best else None}
+    (path / "trainer_state.json").write_text(json.dumps(state))
+    return path
 
 
 def test_a_resume_with_other_data_is_refused_with_the_difference(server: Server, config: Config) -> None:

@@ -23,6 +23,8 @@ def choose_checkpoint(folder: RunFolder, order: RunOrder, reporter: EventReporte
     if folder.start_over_file.exists():
         _start_over(folder, reporter)
         return None
+    for step in checkpoints.adopt(folder.checkpoints_dir):
+        reporter.note("info", f"The checkpoint at step {step} is of an earlier version of Merlina; it got a manifest")
     found = checkpoints.survey(folder.checkpoints_dir, checksums=True)
     reach(FaultPoint.RESUME_CHOSEN)
     for one in found.rejected:
