@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from merlina.executors.helpers import Repo
 from merlina.paths import read_small_file
@@ -16,8 +18,6 @@ from merlina.schemas.datasets import FormatType
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.targets import AdapterKind, by_kind, match, missing_in_words, warn_of_experts
 from merlina.schemas.training import TrainingConfig
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 _LARGEST_CONFIG = 16 * 1024**2
 # A larger one is left to the helper process, which may use the memory.
@@ -52,7 +52,7 @@ def is_on_this_machine(base_model: str) -> bool:
     """Whether it is a folder or a `.gguf` file, or at least no id of the Hub."""
     if os.path.isdir(local_path(base_model)) or base_model.lower().endswith(".gguf"):
         return True
-    return _looks_like_path(base_model) or not _HUB_ID.fullmatch(base_model)
+    return _looks_like_path(base_model) or not _is_hub_id(base_model)
 
 
 def judge_model(facts: RunFacts) -> Finding:
@@ -114,6 +114,14 @@ def judge_lengths(config: TrainingConfig, model: ModelFacts, data: DataFacts) ->
 def local_path(base_model: str) -> Path:
     """The path that a base model may be. It is to be asked about by os.path, which takes any text for a path."""
     return Path(base_model if "\0" in base_model else os.path.expanduser(base_model))
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _looks_like_path(base_model: str) -> bool:

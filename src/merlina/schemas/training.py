@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -73,9 +73,11 @@ def in_present_form(given: dict[str, Any]) -> dict[str, Any]:
     config = {name: value for name, value in given.items() if (name, value) != ("hf_namespace", None)}
     dataset = config.get("dataset")
     mode = dataset.get("training_mode") if isinstance(dataset, dict) else getattr(dataset, "training_mode", None)
-    config = config if mode is None else {"training_mode": mode, **config}
-    # Two that contradict each other stay, to be refused.
-    if isinstance(dataset, dict) and mode in (None, config["training_mode"]):
+    if mode in get_args(TrainingMode):
+        config = {"training_mode": mode, **config}
+    # One that is unknown, or contradicts the run's, stays to be refused.
+    agrees = mode is None or (mode == config.get("training_mode") and mode in get_args(TrainingMode))
+    if isinstance(dataset, dict) and agrees:
         config["dataset"] = {name: value for name, value in dataset.items() if name != "training_mode"}
     return config
 

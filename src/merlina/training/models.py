@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,7 +221,7 @@ def forget_quantization(model: PreTrainedModel) -> None:
 def check_text_files(base_model: str) -> None:
     """Raises ModelError where a file of a local folder that is read as a whole is too large, or a pipe or device."""
     folder = Path(split_gguf(base_model)[0])
-    for name in _TEXT_FILES if folder.is_dir() else ():
+    for name in _TEXT_FILES if os.path.isdir(folder) else ():
         path = folder / name
         if not path.exists():
             continue
