@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from merlina.executors.helpers import Repo
 from merlina.paths import read_small_file

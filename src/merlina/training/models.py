@@ -165,10 +165,11 @@ def weight_bytes(spec: ModelSpec) -> int:
 
 def split_gguf(base_model: str) -> tuple[str, str | None]:
     """A `.gguf` path as folder and file name; anything else with no file."""
-    path = Path(base_model).expanduser()
+    # os.path takes any text for a path, however long or odd.
+    path = Path(base_model if "\0" in base_model else os.path.expanduser(base_model))
     if base_model.lower().endswith(".gguf"):
         return str(path.parent), path.name
-    return (str(path) if path.is_dir() else base_model), None
+    return (str(path) if os.path.isdir(path) else base_model), None
 
 
 def _quantized(bits: WeightBits, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
