@@ -94,6 +94,6 @@ def interrupted_placing(events_file: Path) -> tuple[Placing, bool] | None:
             placing, older_told = None, False
         elif isinstance(event, Placing):
             placing = event
-        elif isinstance(event, SetAside):
-            older_told = True
+        elif isinstance(event, SetAside) and placing is not None:
+            older_told = event.kept_as == placing.kept_as
     return (placing, older_told) if placing else None

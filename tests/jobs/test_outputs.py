@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import update
 
 from merlina.errors import ConflictError
-from merlina.jobs.outputs import owner_among, refuse_nested, refuse_taken, settle_kept_models
+from merlina.jobs.outputs import owner_among, refuse_nested, refuse_taken, settle_kept_model
+from merlina.runs import EventLog, RunFolder
 from merlina.storage import jobs, tables
 from merlina.storage.database import Database
 from tests.jobs.records import job
@@ -103,15 +104,24 @@ def test_models_inside_a_folder_that_is_moved_are_found_where_it_is(database: Da
     assert output_of(database, "nest_2") == str(tmp_path / "nest_2")
 
 
+@pytest.mark.parametrize("interrupted", [True, False])
 @pytest.mark.parametrize("moved", [False, True])
-def test_a_worker_killed_around_a_move_leaves_the_older_model_where_it_is(
-    database: Database, tmp_path: Path, moved: bool
+def test_only_a_worker_killed_before_an_announced_move_leaves_the_older_model_where_it_was(
+    database: Database, tmp_path: Path, *, moved: bool, interrupted: bool
 ) -> None:
     target, kept = tmp_path / "o", tmp_path / "o.before-late"
     (kept if moved else target).mkdir()
     add(database, "early", target, state="completed", output_dir=str(target), ended_at=1.0)
-    late = add(database, "late", target, state="saving")
+    run = RunFolder(tmp_path / "late")
+    run.path.mkdir()
+    log = EventLog(run.events_file)
+    moving = {"folder": str(target), "kept_as": str(kept)}
+    log.append("placing", **moving, staged=str(tmp_path / ".o"), identity="1:1", step=1)
+    log.append("set_aside", **moving)
+    if not interrupted:
+        log.append("placed", folder=str(target))
+    log.close()
     with database.write() as connection:
         jobs.move_model(connection, str(target), str(kept))  # as announced
-        settle_kept_models(connection, late)
-    assert output_of(database, "early") == str(kept if moved else target)
+        settle_kept_model(connection, run)
+    assert output_of(database, "early") == str(target if interrupted and not moved else kept)

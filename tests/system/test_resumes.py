@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,42 @@ def test_a_resume_with_other_data_is_refused_with_the_difference(server: Server,
     assert server.until_ended(job).status == "completed"
     assert list(server.losses(job)) == list(range(1, 13))
     assert Path(server.status(job).output_dir or "").is_dir()
+
+
+def test_a_request_to_start_over_that_is_withdrawn_or_was_never_committed_removes_nothing(
+    server: Server, config: Config
+) -> None:
+    server.crash_file.write_text("save.told:2")
+    job = server.train({**config(server, "withdrawn", **SHORT), "hf_token": "hf_secret"})
+    assert until_crash_after_saving(server, job) == 6
+    folder = server.folder(job)
+    with server.client() as client:
+        blocking = server.train(config(server, "in-front", max_steps=100_000, eval_steps=0, save_steps=0), "high")
+        server.until_step(blocking, 1)
+        for withdraw in (client.pause, client.stop):
+            assert "Starting over" in client.resume(job, force=True).message
+            assert folder.start_over_file.exists()
+            withdraw(job)
+            assert not folder.start_over_file.exists()
+            assert server.status(job).last_checkpoint == 6
+        assert folder.read_secrets() == {"hf_token": "hf_secret"}
+        # As a server leaves it that was killed before it could commit.
+        folder.start_over_file.touch()
+        assert "step 6." in client.resume(job).message
+        client.stop(blocking)
+    assert server.until_ended(job).status == "completed"
+    assert last_resumed(server, job)[0] == 6
+
+
+def test_a_run_whose_folder_was_removed_starts_over_by_force(server: Server, config: Config) -> None:
+    server.crash_file.write_text("save.told")
+    job = server.train(config(server, "removed", **SHORT))
+    assert until_crash_after_saving(server, job) == 3
+    folder = server.folder(job)
+    shutil.rmtree(folder.path)
+    with server.client() as client:
+        assert "Starting over" in client.resume(job, force=True).message
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    assert folder.mark_file.exists()
+    assert server.until_ended(job).status == "completed"
+    assert list(server.losses(job)) == list(range(1, 13))

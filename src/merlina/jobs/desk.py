@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -17,14 +17,16 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from merlina import checkpoints
 from merlina.errors import ConflictError, DiskFullError, InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
+from merlina.jobs.follower import end_of_log, has_log
 from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, Cause
-from merlina.jobs.moves import Moves, describe_state
+from merlina.jobs.moves import Changes, Moves, describe_state
 from merlina.jobs.outputs import refuse_nested, refuse_taken
 from merlina.jobs.pauses import leave_wish, pause_changes, requeue_changes
-from merlina.jobs.resuming import CompareData, Resumption, plan_resume
+from merlina.jobs.resuming import CompareData, Resumption, plan_resume, request_start_over
 from merlina.jobs.run_folders import remove_run_files, write_mark
 from merlina.runs import RunFolder
 from merlina.schemas.jobs import PRIORITY_NUMBER, JobState, Priority
@@ -84,7 +86,7 @@ class Desk:
         Returns it and whether anything was done. Raises NotFoundError and ConflictError.
         """
         found = self.find(job_id)
-        before, asked = self.moves.operate(found, lambda record: pause_changes(record, self.clock()))
+        before, asked = self._operate_without_start_over(found, lambda record: pause_changes(record, self.clock()))
         reach(FaultPoint.PAUSE_ASKED)
         self._pass_on(asked)
         reach(FaultPoint.PAUSE_REQUESTED)
@@ -117,16 +119,22 @@ class Desk:
 
         def changes(record: JobRecord) -> dict[str, object]:
             _refuse_unresumable(record)
-            return {**requeue_changes(record), "last_checkpoint": resumption.step or None}
+            removed = {} if has_log(record, folder) else {"log_offset": end_of_log(folder)}
+            return {**requeue_changes(record), "last_checkpoint": resumption.step or None, **removed}
 
-        def before_commit(connection: Connection) -> None:
-            refuse_nested(connection, record.target_dir, job_id)
-            _check_data_is_there(record.dataset_file)
-            folder.clear_wishes()
-            resumption.announce_to(folder)
-            reach(FaultPoint.RESUME_CLAIMED)
+        with contextlib.ExitStack() as undo:
 
-        _, queued = self.moves.operate(record, changes, before_commit)
+            def before_commit(connection: Connection) -> None:
+                refuse_nested(connection, record.target_dir, job_id)
+                _check_data_is_there(record.dataset_file)
+                _restore_removed(folder, record)
+                folder.clear_wishes()
+                undo.callback(request_start_over, folder, wanted=folder.start_over_file.exists())
+                resumption.announce_to(folder)
+                reach(FaultPoint.RESUME_CLAIMED)
+
+            _, queued = self.moves.operate(record, changes, before_commit)
+            undo.pop_all()
         reach(FaultPoint.RESUME_QUEUED)
         self.wake()
         return queued, resumption
@@ -205,11 +213,12 @@ class Desk:
     def _end(self, job_id: str, *, delete: bool) -> tuple[JobRecord, JobState]:
         found = self.find(job_id)
         doom = {"deleting": True} if delete else {}
-        before, record = self.moves.operate(found, lambda record: {**_ending(record, self.clock()), **doom})
+        before, record = self._operate_without_start_over(
+            found, lambda record: {**_ending(record, self.clock()), **doom}
+        )
         folder = self.folder(job_id)
         self._pass_on(record)
-        if record.state == "cancelled" and not before.ended and record.last_checkpoint is None:
-            # It cannot be resumed.
+        if record.state == "cancelled" and not before.ended and not _has_run(record, folder):
             folder.secrets_file.unlink(missing_ok=True)
         self.wake()
         return record, before.state
@@ -225,6 +234,31 @@ class Desk:
             record = jobs.get(connection, asked.job_id)
             if record is not None:
                 leave_wish(self.executor, self.folder(record.job_id), record)
+
+    def _operate_without_start_over(
+        self, found: JobRecord, decide: Callable[[JobRecord], Changes]
+    ) -> tuple[JobRecord, JobRecord]:
+        """Carry out an operation that, on a waiting job, also withdraws a request to start over."""
+        folder = self.folder(found.job_id)
+        withdraws = False
+
+        def changes(record: JobRecord) -> Changes:
+            nonlocal withdraws
+            decided = decide(record)
+            withdraws = bool(decided) and record.state in ("queued", "paused") and folder.start_over_file.exists()
+            left = {"last_checkpoint": checkpoints.survey(folder.checkpoints_dir).step} if withdraws else {}
+            return {**decided, **left}
+
+        with contextlib.ExitStack() as undo:
+
+            def before_commit(_: Connection) -> None:
+                if withdraws:
+                    undo.callback(request_start_over, folder, wanted=True)
+                    request_start_over(folder, wanted=False)
+
+            outcome = self.moves.operate(found, changes, before_commit)
+            undo.pop_all()
+        return outcome
 
     def _delete_whatever_happens(self, job_id: str) -> bool:
         """Delete a job however often other requests change it meanwhile; return False if one of them deletes it."""
@@ -247,6 +281,20 @@ def _ending(record: JobRecord, now: float) -> dict[str, object]:
     ran = record.state == "paused" and record.attempt_seen > 0
     cause = Cause.STOP_WAS_ASKED if ran else Cause.CANCELLED_IN_QUEUE
     return {"state": END_STATE[cause], "preempted_by": None, "ended_at": now}
+
+
+def _has_run(record: JobRecord, folder: RunFolder) -> bool:
+    """Whether anything is left of the job that could be continued."""
+    return record.attempt_seen > 0 or checkpoints.survey(folder.checkpoints_dir).newest is not None
+
+
+def _restore_removed(folder: RunFolder, record: JobRecord) -> None:
+    """Make the run folder and its mark again if they were removed by hand."""
+    if folder.mark_file.exists():
+        return
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_mark(folder, asdict(record))
+    folder.pending_file.unlink()
 
 
 def _refuse_unresumable(record: JobRecord) -> None:

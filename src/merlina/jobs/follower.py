@@ -83,12 +83,16 @@ def record_end(record: JobRecord, folder: RunFolder, state: EndState, error: str
 
 def end_without_log(moves: Moves, record: JobRecord, folder: RunFolder, state: EndState, error: str) -> None:
     """End a job in the database alone, since its event log was removed or cut. Its next attempt continues that log."""
-    offset = 0
-    if folder.events_file.exists():
-        EventLog(folder.events_file).close()  # without a torn last line
-        offset = folder.events_file.stat().st_size
-    ended = {"state": state, "error": error, "gpus": None, "ended_at": moves.clock(), "log_offset": offset}
+    ended = {"state": state, "error": error, "gpus": None, "ended_at": moves.clock(), "log_offset": end_of_log(folder)}
     moves.change(record, ended)
+
+
+def end_of_log(folder: RunFolder) -> int:
+    """Where the next attempt writes on in the log of a job that does not run: after its last whole line."""
+    if not folder.events_file.exists():
+        return 0
+    EventLog(folder.events_file).close()  # without a torn last line
+    return folder.events_file.stat().st_size
 
 
 def has_log(record: JobRecord, folder: RunFolder) -> bool:

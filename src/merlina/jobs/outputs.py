@@ -9,6 +9,8 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from merlina.errors import ConflictError
+from merlina.placing import interrupted_placing
+from merlina.runs import RunFolder
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
 
@@ -47,11 +49,14 @@ def refuse_taken(models_dir: Path, target_dir: Path) -> None:
         raise ConflictError(f"output_name: {target_dir} holds the model {inside[0]}; choose another output_name")
 
 
-def settle_kept_models(connection: Connection, record: JobRecord) -> None:
-    """Correct the folders of models that a dead worker of `record` announced to move aside, but did not move."""
-    for folder in jobs.output_dirs_below(connection, f"{record.target_dir}.before-{record.job_id}"):
-        if not os.path.lexists(folder) and os.path.lexists(record.target_dir):
-            jobs.move_model(connection, folder, record.target_dir)
+def settle_kept_model(connection: Connection, folder: RunFolder) -> None:
+    """Correct the folder of an older model whose move a dead worker had announced in its log, but did not make."""
+    interrupted = interrupted_placing(folder.events_file)
+    if interrupted is None:
+        return
+    placing, is_told = interrupted
+    if is_told and placing.kept_as and not os.path.lexists(placing.kept_as) and os.path.lexists(placing.folder):
+        jobs.move_model(connection, placing.kept_as, placing.folder)
 
 
 def _real(folder: str) -> Path:

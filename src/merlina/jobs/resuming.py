@@ -13,7 +13,7 @@ from pathlib import Path
 from merlina import checkpoints
 from merlina.checkpoints import Survey
 from merlina.data.fingerprint import Fingerprint, stamp
-from merlina.errors import DataError, InvalidRequestError, StartOverError
+from merlina.errors import BusyError, DataError, HelperError, InvalidRequestError, StartOverError
 from merlina.executors.helper import Helper
 from merlina.placing import interrupted_placing, only_end_is_left, place
 from merlina.runs import EventLog, RunFolder
@@ -22,7 +22,8 @@ from merlina.schemas.training import TrainingConfig
 from merlina.storage.jobs import JobRecord
 
 _log = logging.getLogger(__name__)
-_COMPARE_SECONDS = 3600.0
+# A request waits for it. The worker compares the rows again, however long that takes.
+_COMPARE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,15 @@ class Resumption:
 
     def announce_to(self, folder: RunFolder) -> None:
         """Leave in the run folder what the next worker cannot see there. Belongs into the transaction of the resume."""
-        if self.starts_over:
-            folder.start_over_file.touch(mode=0o600)
+        request_start_over(folder, wanted=self.starts_over)
+
+
+def request_start_over(folder: RunFolder, *, wanted: bool) -> None:
+    """Ask the next worker to ignore and remove all checkpoints, or withdraw that."""
+    if wanted:
+        folder.start_over_file.touch(mode=0o600)
+    else:
+        folder.start_over_file.unlink(missing_ok=True)
 
 
 CompareData = Callable[[TrainingConfig, Path, Fingerprint], str | None]
@@ -49,13 +57,14 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
 
     Raises InvalidRequestError for a job that never ran, and StartOverError where only `force` can help.
     """
-    if force or folder.start_over_file.exists():
+    # One that a server left which was killed before the commit does not count: the row still names its checkpoint.
+    if force or (folder.start_over_file.exists() and record.last_checkpoint is None):
         return Resumption(0, "Starting over at step 1, as requested.", starts_over=True)
     placing = only_end_is_left(folder.events_file)
     # An upload needs the model in memory: such a run loads its newest checkpoint.
     if placing is not None and not read_stored_config(record.config, record.job_id).push_to_hub:
         return Resumption(placing.step, f"All {placing.step} steps were taken; the run only has to be completed.")
-    found = survey(folder)
+    found = checkpoints.survey(folder.checkpoints_dir)
     if found.step is None:
         return _without_checkpoint(record, found)
     _refuse_other_data(record, folder, found.step, compare)
@@ -64,7 +73,10 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
 
 
 def compare_by(helper: Helper, max_row_mb: int) -> CompareData:
-    """Has a helper process read the rows; one that cannot read them says so as the difference."""
+    """Have a helper process read the rows; that they cannot be read is returned as the difference.
+
+    Where the helper fails, or has no answer in time, the comparison is left to the worker.
+    """
 
     def compare(config: TrainingConfig, file: Path, then: Fingerprint) -> str | None:
         try:
@@ -79,6 +91,9 @@ def compare_by(helper: Helper, max_row_mb: int) -> CompareData:
             )
         except DataError as error:
             return error.message
+        except (BusyError, HelperError) as error:
+            _log.warning("%s is compared by the worker only: %s", file, error.message)
+            return None
         return difference
 
     return compare

@@ -27,7 +27,7 @@ from merlina.jobs.awake import AwakeClock
 from merlina.jobs.follower import end_without_log, follow, follow_on, has_log, record_end, record_pause
 from merlina.jobs.lifecycle import END_STATE, Cause
 from merlina.jobs.moves import Moves
-from merlina.jobs.outputs import owner_among, settle_kept_models
+from merlina.jobs.outputs import owner_among, settle_kept_model
 from merlina.jobs.pauses import is_to_pause, leave_wish, pause_changes, reason_to_pause, requeue
 from merlina.jobs.rebuilding import take_in_unknown, unknown_folders
 from merlina.jobs.resuming import complete_placing, ways_on
@@ -311,7 +311,7 @@ class Supervisor:
         complete_placing(record, folder)
         record = follow(self._moves, record, folder)
         with self._database.write() as connection:
-            settle_kept_models(connection, record)
+            settle_kept_model(connection, folder)
         if not has_log(record, folder):
             lost = f"event log {folder.events_file}" if folder.path.is_dir() else f"run folder {folder.path}"
             reason = f"The run ended because its {lost} was removed or cut while it was running"

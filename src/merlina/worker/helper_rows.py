@@ -14,7 +14,7 @@ from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair
 from merlina.data.preview import preview_rows
 from merlina.data.row_limit import RowLimit
-from merlina.errors import DataError
+from merlina.errors import DataError, HelperError
 from merlina.schemas.datasets import DatasetConfig, FileFormat
 from merlina.schemas.inspection import DataFacts
 from merlina.schemas.training import TrainingConfig
@@ -88,7 +88,7 @@ def compare(
     config: dict[str, Any], file: str, needs_rejected: bool, then: dict[str, Any], max_row_mb: int
 ) -> str | None:
     """How the rows and the split of a file differ from those of the fingerprint `then`; None where they do not."""
-    with PHASES.during("Comparing the rows", _WHOLE_FILE_SECONDS, DataError):
+    with PHASES.during("Comparing the rows", _WHOLE_FILE_SECONDS, HelperError):
         dataset, path = DatasetConfig.model_validate(config), Path(file)
         rows = read_pairs(dataset, path, None, needs_rejected=needs_rejected, limit=RowLimit.of_megabytes(max_row_mb))
         pairs = (row for row in rows if isinstance(row, Pair))
