@@ -73,7 +73,7 @@ def error_of(response: httpx.Response) -> MerlinaError:
         return ServerError(_foreign(response))
     if isinstance(detail, dict) and {"message", "errors", "warnings"} <= detail.keys():
         if detail.get("can_force"):
-            kind = NoRoomError if response.request.url.path.endswith("/talk/load") else OverridableError
+            kind = NoRoomError if "/talk/" in response.request.url.path else OverridableError
             return kind(detail["message"])
         return InvalidRequestError(detail["message"], detail["errors"], detail["warnings"])
     return _ERRORS.get(response.status_code, ServerError)(detail if isinstance(detail, str) else str(detail)[:200])
