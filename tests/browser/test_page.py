@@ -136,6 +136,8 @@ def test_runs_are_found_compared_and_deleted_after_a_question(own_server: Server
     expect(page.get_by_label("Number of epochs")).to_have_value("15")
     page.get_by_role("button", name="Start the run").click()
     page.wait_for_url("**/runs/job_*")
+    # A job that still waits is stopped without a question.
+    expect(page.get_by_role("heading", name="Loss")).to_be_visible()
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("dialog").get_by_role("button", name="Stop").click()
     expect(page.get_by_text("Stopped").first).to_be_visible(timeout=60_000)
