@@ -182,7 +182,7 @@ def test_a_configuration_is_checked_and_its_data_shown(server: Server, config: C
     file.write_text(json.dumps({**body, "gpu_ids": [3]}))
     refused = command("validate", str(file), "--json", url=server.url)
     assert refused.returncode == 1
-    assert "there is no GPU 3" in json.loads(refused.stdout)["results"]["errors"][0]
+    assert "there is no GPU with the index 3" in json.loads(refused.stdout)["results"]["errors"][0]
 
 
 def test_data_sets_configurations_and_gpus_by_command(server: Server, tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ ELSEWHERE = {
     "gpu_ids": "needs GPUs; tests/worker/test_launch.py, tests/jobs/test_scheduler.py",
     "push_to_hub": "after training; tests/system/test_hub.py",
     "merge_lora_before_upload": "after training; tests/system/test_hub.py",
+    "merge_dtype": "after training; tests/worker/test_merging.py",
     "hf_hub_private": "after training; tests/worker/test_publishing.py",
     "hf_token": "opens what is private; tests/system/test_hub.py",
     **dict.fromkeys(
