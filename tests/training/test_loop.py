@@ -260,6 +260,16 @@ SWAPPED = [TokenPair(pair.prompt, pair.rejected, pair.chosen) for pair in PAIRS]
 _EVERY_STEP = {"eval_steps": 1, "learning_rate": 3e-2, "max_steps": 12, "save_steps": 0}
 
 
+def resume(config: TrainingConfig, folder: Path, recorder: Recorder, **known: Any) -> tuple[Any, bool]:
+    """-> the trainer after it continued from the newest checkpoint, and whether it was stopped"""
+    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", folder)), config).model
+    trainer = PreferenceTrainer(
+        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
+        folder=folder / "checkpoints", reporter=recorder, resuming=True,
+    )  # fmt: skip
+    return trainer, trainer.run(checkpoints.survey(folder / "checkpoints").newest, **known)
+
+
 def weights_of(model: Any) -> list[torch.Tensor]:
     return [weight.detach().clone() for weight in model.parameters() if weight.requires_grad]
 
@@ -324,13 +334,8 @@ def test_early_stopping_counts_on_over_a_pause(tiny_model: Path, tmp_path: Path)
     assert last < 12
     train(config, tmp_path / "b", Recorder(stop_after=last - 1, goes_on=True), held_out=SWAPPED)
     resumed = Recorder()
-    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path)), config).model
-    folder = tmp_path / "b" / "checkpoints"
-    trainer = PreferenceTrainer(
-        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
-        folder=folder, reporter=resumed, resuming=True,
-    )  # fmt: skip
-    assert trainer.run(checkpoints.survey(folder).newest) is False
+    _, stopped = resume(config, tmp_path / "b", resumed)
+    assert stopped is False
     assert resumed.steps[-1] == last
 
 
@@ -340,16 +345,41 @@ def test_an_evaluation_given_up_for_a_stop_is_made_up_by_the_resume(tiny_model: 
     train(config, tmp_path / "a", calm, held_out=SWAPPED)
     train(config, tmp_path / "b", stopped, held_out=SWAPPED)
     assert [step for step, row in stopped.rows if "eval_loss" in row] == [0, 1, 2]
-    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path)), config).model
-    folder = tmp_path / "b" / "checkpoints"
-    trainer = PreferenceTrainer(
-        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
-        folder=folder, reporter=resumed, resuming=True,
-    )  # fmt: skip
-    trainer.run(checkpoints.survey(folder).newest, was_evaluated=False)
+    resume(config, tmp_path / "b", resumed)
     evaluated = [(step, row["eval_loss"]) for step, row in (*stopped.rows, *resumed.rows) if "eval_loss" in row]
     assert evaluated == [(step, row["eval_loss"]) for step, row in calm.rows if "eval_loss" in row]
     assert resumed.kept_step == calm.kept_step
+
+
+def test_the_best_evaluation_is_remembered_though_no_checkpoint_names_it(tiny_model: Path, tmp_path: Path) -> None:
+    """Made by a resume that crashed before its first checkpoint: the next one gets it from the event log."""
+    config = configure(tiny_model, load_best_at_end="eval_loss", **_EVERY_STEP)
+    train(config, tmp_path, Recorder(stop_after=3), held_out=SWAPPED)
+    recorder = Recorder()
+    trainer, _ = resume(config, tmp_path, recorder, evaluation={"eval_loss": -1.0})
+    assert next(step for step, row in recorder.rows if "eval_loss" in row) == 4
+    assert (trainer.state.best_global_step, trainer.state.best_metric, recorder.kept_step) == (3, -1.0, 3)
+
+
+def test_an_evaluation_made_by_a_resume_can_end_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    config = configure(tiny_model, early_stopping_patience=1, **{**_EVERY_STEP, "learning_rate": 1e-30})
+    train(config, tmp_path, Recorder(stop_after=2), held_out=SWAPPED)
+    recorder = Recorder()
+    trainer, stopped = resume(config, tmp_path, recorder)
+    assert (trainer.state.global_step, stopped) == (2, False)
+    assert [step for step, _ in recorder.rows] == [2]
+    assert [note for note in recorder.notes if "ended" in note.lower()] == [
+        note for note in recorder.notes if note.startswith("Ended at step 2 of 12: eval_loss was best at step 1 ")
+    ]
+
+
+def test_a_stop_during_a_resumes_evaluation_takes_no_step(tiny_model: Path, tmp_path: Path) -> None:
+    config = configure(tiny_model, **_EVERY_STEP)
+    train(config, tmp_path, Recorder(stop_after=2), held_out=SWAPPED)
+    recorder = Recorder(stop_after=2)
+    recorder.steps.append(2)
+    trainer, stopped = resume(config, tmp_path, recorder)
+    assert (trainer.state.global_step, stopped, recorder.rows, recorder.kept_step) == (2, True, [], 2)
 
 
 @pytest.mark.parametrize("best", [None, "eval_loss"])
@@ -362,16 +392,10 @@ def test_a_run_that_ended_early_takes_no_further_step_after_a_crash(
     finished = train(config, tmp_path, undisturbed, held_out=SWAPPED)
     last = undisturbed.steps[-1]
     assert last < 12
-    model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path)), config).model
-    folder = tmp_path / "checkpoints"
-    trainer = PreferenceTrainer(
-        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
-        folder=folder, reporter=resumed, resuming=True,
-    )  # fmt: skip
-    checkpoint = checkpoints.survey(folder).newest
-    assert checkpoint == folder / f"checkpoint-{last}"
-    assert trainer.run(checkpoint) is False
+    assert checkpoints.survey(tmp_path / "checkpoints").step == last
+    trainer, stopped = resume(config, tmp_path, resumed, evaluation=dict(undisturbed.rows)[last])
+    assert stopped is False
     assert (resumed.steps, resumed.saved, trainer.state.global_step) == ([], [], last)
     assert resumed.kept_step == undisturbed.kept_step
-    assert all(map(torch.equal, weights_of(model), weights_of(finished)))
+    assert all(map(torch.equal, weights_of(trainer.model), weights_of(finished)))
     assert any(note.startswith(f"The run had ended at step {last} of 12: eval_loss was best") for note in resumed.notes)

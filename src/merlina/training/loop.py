@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -124,34 +124,41 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
                 "is slower and takes more memory",
             )
 
-    def run(self, checkpoint: Path | None, *, was_evaluated: bool = True) -> bool:
-        """Trains to the end or to a stop, from a checkpoint where one is given. Returns whether it was stopped.
+    def run(self, checkpoint: Path | None, *, evaluation: Mapping[str, float] | None = None) -> bool:
+        """Train to the end or to a stop, from a checkpoint where one is given. Returns whether it was stopped.
 
-        `was_evaluated` is false where the attempt that wrote the checkpoint did not evaluate that step. If it was due,
-        it is evaluated first.
+        `evaluation` is what an earlier attempt measured at the checkpoint's step. Without it, that step is evaluated
+        before training continues, if its evaluation is due.
         """
         if checkpoint is None:
             self.train()
         else:
-            self._resume(checkpoint, was_evaluated=was_evaluated)
+            self._resume(checkpoint, evaluation or {})
         stopped = bool(self.state.global_step < self.state.max_steps) and not self._endings.ended_early
         if not (stopped and self._ranks.of_first(self._reporter.will_go_on())):
             self._reporter.kept(self._take_best())
         return stopped
 
-    def _resume(self, checkpoint: Path, *, was_evaluated: bool) -> None:
+    def _resume(self, checkpoint: Path, evaluation: Mapping[str, float]) -> None:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        evaluates_first = (
-            self.eval_dataset is not None and not was_evaluated and checkpoints.evaluation_is_due(checkpoint)
-        )
-        if checkpoints.is_final(checkpoint) or self._endings.end_as_before(state, was_evaluated=not evaluates_first):
+        is_due = self.eval_dataset is not None and not evaluation and checkpoints.evaluation_is_due(checkpoint)
+        if is_due and not checkpoints.is_final(checkpoint):
+            self._load(checkpoint, state)
+            evaluation = self.evaluate()
+            # Without figures a stop is requested; a further step would leave this evaluation out.
+            if self._endings.ended_early or not evaluation:
+                return
+        self._endings.recall(evaluation)
+        if self._endings.end_as_before(state) or checkpoints.is_final(checkpoint):
             # The Trainer would take one step more than there are.
-            self._load_from_checkpoint(str(checkpoint))
-            self.state = state
+            self._load(checkpoint, state)
             return
         self._window.restore(checkpoint)
-        self.args.eval_on_start = evaluates_first
         self.train(resume_from_checkpoint=str(checkpoint))
+
+    def _load(self, checkpoint: Path, state: TrainerState) -> None:
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = state
 
     def _take_best(self) -> int:
         """Load the best evaluated model where that is wanted, also when the run was stopped.

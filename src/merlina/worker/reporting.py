@@ -63,8 +63,8 @@ class EventReporter:
         self._untold_progress: tuple[int, int] | None = None
         self._saved = SavedModelFigures()
         self._awaiting: tuple[int, dict[str, float]] | None = None
-        # Whether an earlier attempt evaluated the step that this one continues after.
-        self.was_evaluated = False
+        # What an earlier attempt measured at the step that this one continues after; empty if it did not evaluate it.
+        self.recalled_evaluation: dict[str, float] = {}
         # Where this attempt has put the model.
         self.model_folder: Path | None = None
 
@@ -80,7 +80,7 @@ class EventReporter:
                     figures = {name: value for name, value in event.metrics.items() if value is not None}
                     self._saved.add(event.step, figures)
                     if event.step == until_step and any(name.startswith("eval_") for name in figures):
-                        self.was_evaluated = True
+                        self.recalled_evaluation = figures
 
     def state(self, state: JobState, output_dir: str | None = None) -> None:
         self._tell_progress()

@@ -189,8 +189,8 @@ class Stages:
                 ranks=self.ranks,
                 memory_limit=self.order.memory_limit_mb and self.order.memory_limit_mb * MIB,
             )
-            was_evaluated = self.ranks.of_first(self.reporter.was_evaluated)
-            self.was_stopped = trainer.run(checkpoint, was_evaluated=was_evaluated)
+            evaluation = self.ranks.of_first(self.reporter.recalled_evaluation)
+            self.was_stopped = trainer.run(checkpoint, evaluation=evaluation)
             self.last_step = trainer.state.global_step
         self.ranks.part()
         return loaded.model
