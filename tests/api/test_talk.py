@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,14 @@ def talk_process(server: Server) -> psutil.Process | None:
     """The one of this server, whoever forked it."""
     assert server.process is not None
     below = psutil.Process(server.process.pid).children(recursive=True)
-    return next((process for process in below if "merlina talk" in " ".join(process.cmdline())), None)
+    return next((process for process in below if "merlina talk" in _command(process)), None)
+
+
+def _command(process: psutil.Process) -> str:
+    """Empty for one that has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def test_both_sides_answer_as_their_models_do(client: Client, trained: Trained, tiny_model: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Server, until
+from tests.harness import Server, pairs_file, until
 
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
@@ -51,6 +51,9 @@ def test_a_full_disk_is_507_and_no_job_is_started_into_it(
     running = server.train(config(server, "running", **LONG))
     server.until_step(running, 25)
     waiting = server.train(config(server, "waiting", max_steps=2))
+    rows = pairs_file(server.root / "uploaded.jsonl").read_bytes()
+    with server.http() as http:
+        upload = http.post("/dataset/upload-file", files={"file": ("mine.jsonl", rows)}).json()["dataset_id"]
     # What it writes would have the last block.
     server.kill_worker(running, signal.SIGSTOP)
     filling = fill(small_disk)
@@ -60,6 +63,7 @@ def test_a_full_disk_is_507_and_no_job_is_started_into_it(
             "stop": http.post(f"/jobs/{waiting}/stop"),
             "delete": http.delete(f"/jobs/{waiting}"),
             "stop a running one": http.post(f"/jobs/{running}/stop"),
+            "delete an upload": http.delete(f"/dataset/uploads/{upload}"),
         }
         assert {name: response.status_code for name, response in asked.items()} == dict.fromkeys(asked, 507)
         assert all("disk is full" in response.json()["detail"] for response in asked.values())
@@ -67,6 +71,7 @@ def test_a_full_disk_is_507_and_no_job_is_started_into_it(
         assert refused.status_code == 400
         assert any("is full: 0 MiB are free" in error for error in refused.json()["detail"]["errors"])
         assert http.get("/health").status_code == 200
+        assert (small_disk / "uploads" / upload / "rows.jsonl").read_bytes() == rows
         assert server.status(waiting).status == "queued"
         assert not server.status(running).stop_requested
         reason = http.get("/queue/jobs").json()["queued"][0]["waiting_for"]

@@ -122,9 +122,17 @@ def test_jobs_are_listed_again_from_their_folders_and_files_of_others_stay(
     assert in_checkpoints.is_symlink()
     assert (models / "same" / "adapter_model.safetensors").exists()
     server.kill()
+    # Killed while it deleted two uploads: one is still in the database, the other is not.
+    uploads = server.root / "data" / "uploads"
+    (uploads / upload).rename(uploads / f".deleted_{upload}")
+    (uploads / deleted).mkdir()
+    (uploads / deleted / "rows.jsonl").write_text("{}")
+    (uploads / deleted).rename(uploads / f".deleted_{deleted}")
     server.start()
     assert server.history() == []
     assert mine.exists()
+    assert {path.name for path in uploads.iterdir()} == {upload, theirs.parent.name}
+    assert (uploads / upload / "rows.jsonl").exists()
 
 
 def test_a_restored_backup_is_brought_up_to_date_from_the_event_logs(

@@ -20,7 +20,7 @@ from merlina.api.services import Services
 from merlina.api.sessions import LoggedOut, Sessions
 from merlina.api.sub_path import SubPathMiddleware, sub_path_of
 from merlina.api.talk import Talk
-from merlina.api.uploads import relist_uploads, sweep_incoming
+from merlina.api.uploads import recover_uploads
 from merlina.executors.fork_server import ForkServer
 from merlina.executors.helpers import Helpers
 from merlina.executors.local import LocalExecutor
@@ -86,8 +86,7 @@ def build_services(settings: Settings) -> Services:
     where = "DATABASE_URL" if settings.database_url else str(settings.data_dir)
     database = open_database(settings.sqlalchemy_url, where)
     # Not before the database is known to be ours to use.
-    sweep_incoming(settings.uploads_dir)
-    relist_uploads(database, settings.uploads_dir)
+    recover_uploads(database, settings.uploads_dir)
     allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
     hub = Hub()
     moves = Moves(database, hub)

@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,6 +33,7 @@ from merlina.storage.uploads import UploadRecord
 
 _INCOMING = re.compile(r"\.incoming_upload_\d{8}_\d{6}_[0-9a-f]{8}")
 _UPLOAD = re.compile(r"upload_\d{8}_\d{6}_[0-9a-f]{8}")
+_DELETED = re.compile(rf"\.deleted_({_UPLOAD.pattern})")
 # What the database holds of an upload, beside its file: it is listed again from here if the database is lost.
 _MARK = "upload.json"
 _OWN_FILES = (_MARK, "rows", *(f"rows.{file_format}" for file_format in get_args(FileFormat)))
@@ -71,33 +72,66 @@ def keep_rows(services: Services, rows: Iterable[Mapping[str, Any]], filename: s
 
 
 def delete_upload(services: Services, dataset_id: str, *, force: bool) -> None:
-    """Delete an upload and its file; whatever else lies in its folder stays.
+    """Delete an upload and its file; other files in its folder stay.
 
     Raises NotFoundError, or OverridableError without `force` while a job needs the file to run or to resume.
     """
-    with services.database.write() as connection:
-        if uploads.get(connection, dataset_id) is None:
-            raise NotFoundError(f"There is no upload {dataset_id!r}; GET /dataset/uploads lists them")
-        folder = services.settings.uploads_dir / dataset_id
-        in_folder = [job for job in jobs.needing_data(connection) if _is_in(job.dataset_file, folder)]
-        if in_folder and not force:
-            raise OverridableError(_needed_by(dataset_id, in_folder))
-        uploads.remove(connection, dataset_id)
-        # Within the transaction: a job that is added at the same time finds its file either here or gone.
-        _remove_files(folder)
+    folder = services.settings.uploads_dir / dataset_id
+    leaving = _leaving(folder)
+    try:
+        with services.database.write() as connection:
+            if uploads.get(connection, dataset_id) is None:
+                raise NotFoundError(f"There is no upload {dataset_id!r}; GET /dataset/uploads lists them")
+            in_folder = [job for job in jobs.needing_data(connection) if _is_in(job.dataset_file, folder)]
+            if in_folder and not force:
+                raise OverridableError(_needed_by(dataset_id, in_folder))
+            uploads.remove(connection, dataset_id)
+            # Within the transaction: a job that is added at the same time finds its file either here or gone.
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(leaving)
+    except BaseException:
+        # The row is still there, as on a full disk.
+        with contextlib.suppress(FileNotFoundError):
+            leaving.rename(folder)
+        raise
+    _complete_deletion(folder)
 
 
-def sweep_incoming(uploads_dir: Path) -> None:
-    """Remove what a killed server left of uploads in progress."""
-    for folder in uploads_dir.iterdir():
-        if _INCOMING.fullmatch(folder.name) and not folder.is_symlink():
-            _remove_files(folder)
+def _leaving(folder: Path) -> Path:
+    """The folder's name from the moment that its deletion is part of a transaction until its files are removed."""
+    return folder.with_name(f".deleted_{folder.name}")
 
 
-def relist_uploads(database: Database, uploads_dir: Path) -> None:
-    """List uploads again that the database does not know, because it was lost, restored or replaced."""
+def _complete_deletion(folder: Path) -> None:
+    leaving = _leaving(folder)
+    _remove_files(leaving)
+    with contextlib.suppress(FileNotFoundError):
+        leaving.rename(folder)  # files of others are in it
+
+
+def recover_uploads(database: Database, uploads_dir: Path) -> None:
+    """Bring files and database together after a server was killed, or the database lost, restored or replaced.
+
+    Uploads in progress are removed, deletions completed if the database has them and undone otherwise, and uploads
+    that the database does not know are listed again.
+    """
     with database.read() as connection:
         known = {record.dataset_id for record in uploads.newest_first(connection)}
+    for path in list(uploads_dir.iterdir()):
+        if path.is_symlink():
+            continue
+        if _INCOMING.fullmatch(path.name):
+            _remove_files(path)
+        elif deleted := _DELETED.fullmatch(path.name):
+            folder = uploads_dir / deleted[1]
+            if folder.name in known:
+                path.rename(folder)
+            else:
+                _complete_deletion(folder)
+    _list_again(database, uploads_dir, known)
+
+
+def _list_again(database: Database, uploads_dir: Path, known: Set[str]) -> None:
     folders = [path for path in uploads_dir.iterdir() if _UPLOAD.fullmatch(path.name) and path.name not in known]
     found = [record for folder in folders if (record := _read_mark(folder)) is not None]
     if found:
