@@ -250,19 +250,25 @@ def test_a_hub_that_does_not_answer_delays_nothing_local(new_server: Callable[..
         server = new_server(HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "cache"))
         few = local(pairs_file(server.root / "few.jsonl", 20))
         of_hub = {"source": {"source_type": "huggingface", "repo_id": "org/pairs"}}
+        build_tiny_tokenizer(server.root / "tokenizer")
+        formatted = {**few, "model_name": str(server.root / "tokenizer")}
+        of_this_machine = [("/dataset/preview", few), ("/dataset/preview-formatted", formatted)]
         with server.http() as http, ThreadPoolExecutor(10) as pool:
-            http.post("/dataset/preview", json=few)
+            for path, body in of_this_machine:
+                assert http.post(path, json=body).status_code == 200  # and its helper is there
             asked = [
                 pool.submit(httpx.post, f"{server.url}/dataset/preview-formatted", json=body, timeout=60)
                 for body in [of_hub, {**few, "model_name": "org/model"}] * 5
             ]
             taken = []
-            for _ in range(20):
+            for path, body in of_this_machine * 20:
                 began = time.monotonic()
-                assert http.post("/dataset/preview", json=few).status_code == 200
+                assert http.post(path, json=body).status_code == 200
                 taken.append(time.monotonic() - began)
             answers = [answer.result() for answer in asked]
-        assert sorted(taken)[-2] < 1
+        taken.sort()
+        print(f"local previews beside ten hanging requests: median {taken[20]:.3f} s, p95 {taken[-3]:.3f} s")
+        assert taken[-3] < 1
         for answer in answers:
             assert answer.status_code == 503
             assert f"The Hub can't be reached at {address}" in answer.json()["detail"]
