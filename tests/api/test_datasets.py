@@ -344,3 +344,18 @@ def test_an_upload_that_a_job_needs_is_deleted_only_by_force_and_files_of_others
             for job_id, *_ in states:
                 jobs.remove(connection, f"needs_{job_id}")
         database.close()
+
+
+def test_a_second_deletion_does_not_undo_the_first(server: Server, tmp_path: Path) -> None:
+    """The first one has been committed, and is still removing files."""
+    content = pairs_file(tmp_path / "pairs.jsonl").read_bytes()
+    dataset_id = upload(server, "twice.jsonl", content).json()["dataset_id"]
+    uploads = server.root / "data" / "uploads"
+    with server.http() as http:
+        assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 200
+        leaving = uploads / f".deleted_{dataset_id}"
+        leaving.mkdir()
+        assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 404
+    assert leaving.exists()
+    assert not (uploads / dataset_id).exists()
+    leaving.rmdir()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from merlina import checkpoints
-from merlina.errors import ConflictError
+from merlina.errors import ConflictError, InvalidRequestError
 from merlina.runs import read_events
 from tests.harness import Server, pairs_file
 from tests.system.test_pauses import assert_same_weights
@@ -202,3 +202,24 @@ def test_a_run_whose_folder_was_removed_starts_over_by_force(server: Server, con
     assert folder.mark_file.exists()
     assert server.until_ended(job).status == "completed"
     assert list(server.losses(job)) == list(range(1, 13))
+
+
+def test_a_start_over_of_a_job_that_never_began_counts_once(server: Server, config: Config) -> None:
+    """Its first attempt takes no checkpoint, but must take back the request, or the next resume would obey it."""
+    with server.client() as client:
+        blocking = server.train(config(server, "before-it", max_steps=100_000, eval_steps=0, save_steps=0), "high")
+        server.until_step(blocking, 1)
+        job = server.train(config(server, "forced-at-once", **SHORT))
+        client.pause(job)
+        assert "Starting over" in client.resume(job, force=True).message
+        cancelled = server.train({**config(server, "cancelled-at-once", **SHORT), "hf_token": "hf_secret"})
+        client.stop(cancelled)
+        # Its token is gone with the cancellation: a run must not start without it.
+        with pytest.raises(InvalidRequestError, match="cancelled while it waited"):
+            client.resume(cancelled, force=True)
+        server.crash_file.write_text("save.told:2")
+        client.stop(blocking)
+        assert until_crash_after_saving(server, job) == 6
+        assert "Continuing from the checkpoint at step 6." in client.resume(job).message
+    assert server.until_ended(job).status == "completed"
+    assert last_resumed(server, job)[0] == 6

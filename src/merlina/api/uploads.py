@@ -23,6 +23,7 @@ from starlette.requests import ClientDisconnect, Request
 from merlina.api.multipart import receive_file
 from merlina.api.services import Services
 from merlina.api.slow import run_slow, run_while_connected
+from merlina.checkpoints import sync
 from merlina.errors import BusyError, NotFoundError, OverridableError
 from merlina.runs import write_private
 from merlina.schemas.datasets import FileFormat
@@ -77,7 +78,7 @@ def delete_upload(services: Services, dataset_id: str, *, force: bool) -> None:
     Raises NotFoundError, or OverridableError without `force` while a job needs the file to run or to resume.
     """
     folder = services.settings.uploads_dir / dataset_id
-    leaving = _leaving(folder)
+    leaving, renamed = _leaving(folder), False
     try:
         with services.database.write() as connection:
             if uploads.get(connection, dataset_id) is None:
@@ -89,10 +90,12 @@ def delete_upload(services: Services, dataset_id: str, *, force: bool) -> None:
             # Within the transaction: a job that is added at the same time finds its file either here or gone.
             with contextlib.suppress(FileNotFoundError):
                 folder.rename(leaving)
+                renamed = True
     except BaseException:
         # The row is still there, as on a full disk.
-        with contextlib.suppress(FileNotFoundError):
-            leaving.rename(folder)
+        if renamed:
+            with contextlib.suppress(OSError):
+                leaving.rename(folder)
         raise
     _complete_deletion(folder)
 
@@ -146,7 +149,8 @@ def _read_mark(folder: Path) -> UploadRecord | None:
         record = _RECORD.validate_json((folder / _MARK).read_bytes())
     except (OSError, ValidationError):
         return None
-    is_whole = record.dataset_id == folder.name and (folder / f"rows.{record.file_format}").is_file()
+    rows = folder / f"rows.{record.file_format}"
+    is_whole = record.dataset_id == folder.name and rows.is_file() and rows.stat().st_size == record.size
     return record if is_whole else None
 
 
@@ -228,8 +232,11 @@ def _keep(
     folder = services.settings.uploads_dir / incoming.dataset_id
     folder.mkdir(mode=0o700)
     try:
+        sync(incoming.file)
         os.replace(incoming.file, folder / f"rows.{record.file_format}")
         write_private(folder / _MARK, _RECORD.dump_json(record, indent=2))
+        for path in (folder, folder.parent):
+            sync(path)
         with services.database.write() as connection:
             uploads.add(connection, record)
     except BaseException:

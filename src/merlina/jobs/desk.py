@@ -26,7 +26,7 @@ from merlina.jobs.lifecycle import END_STATE, RESUMABLE_STATES, Cause
 from merlina.jobs.moves import Changes, Moves, describe_state
 from merlina.jobs.outputs import refuse_nested, refuse_taken
 from merlina.jobs.pauses import leave_wish, pause_changes, requeue_changes
-from merlina.jobs.resuming import CompareData, Resumption, plan_resume, request_start_over
+from merlina.jobs.resuming import CompareData, Resumption, has_run, plan_resume, request_start_over
 from merlina.jobs.run_folders import remove_run_files, write_mark
 from merlina.runs import RunFolder
 from merlina.schemas.jobs import PRIORITY_NUMBER, JobState, Priority
@@ -218,7 +218,7 @@ class Desk:
         )
         folder = self.folder(job_id)
         self._pass_on(record)
-        if record.state == "cancelled" and not before.ended and not _has_run(record, folder):
+        if record.state == "cancelled" and not before.ended and not has_run(record, folder):
             folder.secrets_file.unlink(missing_ok=True)
         self.wake()
         return record, before.state
@@ -281,11 +281,6 @@ def _ending(record: JobRecord, now: float) -> dict[str, object]:
     ran = record.state == "paused" and record.attempt_seen > 0
     cause = Cause.STOP_WAS_ASKED if ran else Cause.CANCELLED_IN_QUEUE
     return {"state": END_STATE[cause], "preempted_by": None, "ended_at": now}
-
-
-def _has_run(record: JobRecord, folder: RunFolder) -> bool:
-    """Whether anything is left of the job that could be continued."""
-    return record.attempt_seen > 0 or checkpoints.survey(folder.checkpoints_dir).newest is not None
 
 
 def _restore_removed(folder: RunFolder, record: JobRecord) -> None:

@@ -142,4 +142,4 @@ def _apply(fresh: list[Event], skipped: int, connection: Connection, current: Jo
 
 def _settle(connection: Connection, before: JobRecord, after: JobRecord) -> None:
     if after.output_dir is not None and after.output_dir != before.output_dir:
-        jobs.forget_replaced(connection, after.output_dir)
+        jobs.claim_output_dir(connection, after.output_dir, after.job_id)

@@ -57,6 +57,8 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
 
     Raises InvalidRequestError for a job that never ran, and StartOverError where only `force` can help.
     """
+    if record.state == "cancelled" and not has_run(record, folder):
+        raise _cancelled_in_queue(record)
     # One that a server left which was killed before the commit does not count: the row still names its checkpoint.
     if force or (folder.start_over_file.exists() and record.last_checkpoint is None):
         return Resumption(0, "Starting over at step 1, as requested.", starts_over=True)
@@ -70,6 +72,18 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
     _refuse_other_data(record, folder, found.step, compare)
     warnings = tuple(f"{one}; the run continues from step {found.step} instead" for one in found.lost)
     return Resumption(found.step, f"Continuing from the checkpoint at step {found.step}.", warnings)
+
+
+def has_run(record: JobRecord, folder: RunFolder) -> bool:
+    """Whether anything is left of the job that could be continued. A job cancelled without it has lost its tokens."""
+    return record.attempt_seen > 0 or checkpoints.survey(folder.checkpoints_dir).newest is not None
+
+
+def _cancelled_in_queue(record: JobRecord) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Job {record.job_id} was cancelled while it waited and has no checkpoint; "
+        f"POST /jobs/{record.job_id}/retry queues it as a new job"
+    )
 
 
 def compare_by(helper: Helper, max_row_mb: int) -> CompareData:
@@ -176,8 +190,5 @@ def _without_checkpoint(record: JobRecord, found: Survey) -> Resumption:
             f"Job {record.job_id} has no complete checkpoint left: {reasons}. Send force=true to start over at step 1"
         )
     if record.state == "cancelled":
-        raise InvalidRequestError(
-            f"Job {record.job_id} was cancelled while it waited and has no checkpoint; "
-            f"POST /jobs/{record.job_id}/retry queues it as a new job"
-        )
+        raise _cancelled_in_queue(record)
     return Resumption(0, "It had no checkpoint yet and starts at step 1.")

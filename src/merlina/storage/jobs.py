@@ -204,9 +204,9 @@ def set_output_dir(connection: Connection, job_id: str, output_dir: str | None) 
     connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(output_dir=output_dir))
 
 
-def forget_replaced(connection: Connection, output_dir: str) -> None:
-    """Leaves that folder to the last job to save there: the models of others were taken away, by whomever."""
-    others = (jobs.c.output_dir == output_dir) & (jobs.c.job_id != last_to_save(connection, output_dir))
+def claim_output_dir(connection: Connection, output_dir: str, job_id: str) -> None:
+    """Leave the folder to the job that has just saved there: the models of others were removed, by any program."""
+    others = (jobs.c.output_dir == output_dir) & (jobs.c.job_id != job_id)
     connection.execute(update(jobs).where(others).values(output_dir=None))
 
 

@@ -28,7 +28,7 @@ from merlina.training.models import ModelSpec, free_memory, training_device, wei
 from merlina.worker.loading_code import Placement, computed_in, is_on_hub, placement_of_run
 from merlina.worker.merging import Merged, free_memory_of_models, held_dtype, merged_dtype, save_merged
 from merlina.worker.model_card import figures_of_merged, figures_of_run, model_card
-from merlina.worker.reporting import EventReporter
+from merlina.worker.reporting import EventReporter, without_tokens
 from merlina.worker.saving import CONFIG_FILE
 from merlina.worker.stages import TrainingData
 
@@ -64,7 +64,7 @@ def publish(
         HfApi().upload_folder(repo_id=repo.repo_id, folder_path=staged, commit_message="Upload the fine-tuned model")
         reporter.note("info", f"Uploaded to {repo}")
     except Exception as error:
-        traceback.print_exc(file=sys.stderr)
+        sys.stderr.write(_traceback())
         reporter.note("warning", _failure_in_words(error, order.config, output_dir))
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -106,7 +106,7 @@ def _merge(
     try:
         merged = save_merged(folder, order, tokenizer, data, reference_folder, device)
     except Exception as error:
-        traceback.print_exc(file=sys.stderr)
+        sys.stderr.write(_traceback())
         why = error.message if isinstance(error, MerlinaError) else f"{type(error).__name__}: {_first_line(error)}"
         reporter.note(
             "warning",
@@ -201,7 +201,16 @@ def _why(error: Exception, config: TrainingConfig) -> str:
         return f"the hf_token given may not write to {config.output_name}; give one with write access{said}"
     words = in_words(error, config.output_name, "model", token_given=True)
     # An address for an upload carries, behind its question mark, the right to use it.
-    return words or re.sub(r"\?\S+", "", _first_line(error))
+    return words or _without_queries(_first_line(error))
+
+
+def _traceback() -> str:
+    """The traceback of the error being handled, without tokens and addresses' query strings."""
+    return without_tokens(_without_queries(traceback.format_exc()))
+
+
+def _without_queries(text: str) -> str:
+    return re.sub(r"\?\S+", "", text)
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from merlina.faults import FaultPoint, reach
 from merlina.runs import read_events
-from merlina.schemas.events import Metrics, Placing
+from merlina.schemas.events import Metrics, Placing, Resumed
 from merlina.schemas.jobs import EndState, JobState
 from merlina.worker.saved_model_figures import SavedModelFigures
 
@@ -76,7 +76,11 @@ class EventReporter:
             if not found:
                 return
             for event in found:
-                if isinstance(event, Metrics) and event.step <= until_step:
+                if isinstance(event, Resumed):
+                    self._saved.forget_after(event.step)
+                    if event.step < until_step:
+                        self.recalled_evaluation = {}
+                elif isinstance(event, Metrics) and event.step <= until_step:
                     figures = {name: value for name, value in event.metrics.items() if value is not None}
                     self._saved.add(event.step, figures)
                     if event.step == until_step and any(name.startswith("eval_") for name in figures):

@@ -18,10 +18,10 @@ def choose_checkpoint(folder: RunFolder, order: RunOrder, reporter: EventReporte
     Every file of it has been read and compared with its manifest. Raises TrainingError where checkpoints had been
     completed and none of them can be used: to start over is for the user to decide.
     """
-    if not order.resume:
-        return None
     if folder.start_over_file.exists():
         _start_over(folder, reporter)
+        return None
+    if not order.resume:
         return None
     for step in checkpoints.adopt(folder.checkpoints_dir):
         reporter.note("info", f"The checkpoint at step {step} is of an earlier version of Merlina; it got a manifest")

@@ -25,6 +25,14 @@ class SavedModelFigures:
             self._evaluations[step] = evaluation
             self._training_at[step] = self._newest
 
+    def forget_after(self, step: int) -> None:
+        """Drop the evaluations of later steps, which a resumed run takes again; at 0 everything: it starts over."""
+        if step == 0:
+            self._newest, self._evaluations, self._training_at = {}, {}, {}
+            return
+        self._evaluations = {at: figures for at, figures in self._evaluations.items() if at <= step}
+        self._training_at = {at: figures for at, figures in self._training_at.items() if at <= step}
+
     def final_metrics(self) -> dict[str, float]:
         """Return `initial_eval_…` (before the first step), `final_eval_…` and `final_…` (of training), and `kept_step`.
 
