@@ -92,22 +92,23 @@ class Survey:
         return tuple(one for one in self.rejected if one.kind != "unfinished")
 
 
-def survey(folder: Path, *, checksums: bool = False) -> Survey:
+def survey(folder: Path, *, checksums: bool = False, most_bytes: int | None = None) -> Survey:
     """Look for the newest complete checkpoint below `folder`.
 
-    Without `checksums` only names and sizes are compared, which takes no time; with them each file is read.
+    Without `checksums` only names and sizes are compared, which takes no time; with them each file is read, in
+    checkpoints of at most `most_bytes` if that is given.
     """
     rejected: list[Rejected] = []
     for path in _newest_first(folder):
-        found = examine(path, checksums=checksums)
+        found = examine(path, checksums=checksums, most_bytes=most_bytes)
         if found is None:
             return Survey(path, tuple(rejected))
         rejected.append(found)
     return Survey(None, tuple(rejected))
 
 
-def examine(checkpoint: Path, *, checksums: bool = False) -> Rejected | None:
-    """What keeps a checkpoint from being complete, or None."""
+def examine(checkpoint: Path, *, checksums: bool = False, most_bytes: int | None = None) -> Rejected | None:
+    """What keeps a checkpoint from being complete, or None. See `survey` for the arguments."""
     try:
         manifest = _Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -118,6 +119,8 @@ def examine(checkpoint: Path, *, checksums: bool = False) -> Rejected | None:
         return Rejected(checkpoint, "unreadable", f"its {MANIFEST} cannot be read: {error.strerror}")
     if manifest.step != step_of(checkpoint):
         return Rejected(checkpoint, "damaged", f"its {MANIFEST} is that of step {manifest.step}")
+    if most_bytes is not None and sum(file.size for file in manifest.files.values()) > most_bytes:
+        checksums = False
     for name, file in manifest.files.items():
         try:
             reason = _difference(checkpoint / name, file, checksums=checksums)

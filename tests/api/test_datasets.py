@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,29 @@ def test_a_models_own_template_is_previewed_through_the_helper(
         shown = http.post("/dataset/preview-formatted", json={**spec, "model_name": str(tiny_model)}).json()
     assert shown["samples"][0]["prompt"] == CHATML
     assert shown["samples"][0]["chosen"] == "It is 0. The runes agree.<|im_end|>"
+
+
+def test_a_model_folder_that_changes_is_read_again(
+    server: Server, uploaded: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(tiny_model, server.root / "changing"))
+    spec = {**source(uploaded["dataset_id"], format={"format_type": "tokenizer"}), "model_name": str(model)}
+    run = {**training_config(model, server.root / "pairs.jsonl", "changing"), "dataset": {**spec, "test_size": 0.1}}
+    template = model / "chat_template.jinja"
+    with server.http() as http:
+        assert http.post("/dataset/preview-formatted", json=spec).json()["samples"][0]["prompt"] == CHATML
+        small = http.post("/validate", json=run).json()["results"]["memory"]["needed_mb"]
+        template.write_text(template.read_text().replace("<|im_start|>", "[X]"))
+        changed = http.post("/dataset/preview-formatted", json=spec).json()["samples"][0]["prompt"]
+        assert changed == CHATML.replace("<|im_start|>", "[X]")
+        settings = json.loads((model / "config.json").read_text())
+        wider = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 16, "num_hidden_layers": 24}
+        (model / "config.json").write_text(json.dumps({**settings, **wider}))
+        assert http.post("/validate", json=run).json()["results"]["memory"]["needed_mb"] > 2 * small
+        template.write_text("{{ raise_exception('changed') }}")
+        refused = http.post("/validate", json=run).json()
+    assert "changed" in json.dumps(refused["results"])
+    assert not refused["valid"]
 
 
 @pytest.mark.parametrize(

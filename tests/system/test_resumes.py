@@ -28,6 +28,12 @@ def until_crash_after_saving(server: Server, job: str) -> int:
     return int(status.last_checkpoint or 0)
 
 
+def spoil(file: Path) -> None:
+    """Change the file's last bit."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
 def last_resumed(server: Server, job: str) -> tuple[int, int | None, str | None]:
     events, _ = read_events(server.folder(job).events_file)
     event = [event for event in events if event.type == "resumed"][-1]
@@ -52,11 +58,22 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
         assert until_crash_after_saving(server, job) == 9
         assert last_resumed(server, job)[:2] == (6, None)
 
-        # Only the worker can see it: event and log name both steps and the reason.
-        weights = folder / "checkpoint-9" / "adapter_model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+        # Its content is verified, too.
+        spoil(folder / "checkpoint-9" / "adapter_model.safetensors")
         server.crash_file.write_text("save.told")
+        answer = client.resume(job)
+        assert "Continuing from the checkpoint at step 6." in answer.message
+        assert "checkpoint-9: adapter_model.safetensors" in answer.warnings[0]
+        assert until_crash_after_saving(server, job) == 9
+        assert last_resumed(server, job)[:2] == (6, None)
+
+        # It is damaged after the answer: event and log name both steps and the reason.
+        blocking = server.train(config(server, "in-between", max_steps=100_000, eval_steps=0, save_steps=0), "high")
+        server.until_step(blocking, 1)
         assert "Continuing from the checkpoint at step 9." in client.resume(job).message
+        spoil(folder / "checkpoint-9" / "adapter_model.safetensors")
+        server.crash_file.write_text("save.told")
+        server.kill_worker(blocking)
         assert until_crash_after_saving(server, job) == 9
         step, announced, reason = last_resumed(server, job)
         assert (step, announced) == (6, 9)

@@ -100,6 +100,10 @@ class Doctor:
         if len(reasons) < _EXAMPLES:
             reasons.append(f"row {row.number}: {row.reason}")
 
+    def reason_to_skip(self) -> str | None:
+        """The first reason for which a row was skipped, with the row's number."""
+        return next((reasons[0] for reasons in self._reasons.values()), None)
+
     def see(self, pair: Pair, lengths: Lengths | None = None) -> None:
         """A pair; `lengths` where it was turned into tokens."""
         self.rows += 1

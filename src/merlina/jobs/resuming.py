@@ -24,6 +24,8 @@ from merlina.storage.jobs import JobRecord
 _log = logging.getLogger(__name__)
 # A request waits for it. The worker compares the rows again, however long that takes.
 _COMPARE_SECONDS = 30.0
+# A request waits while checksums of a checkpoint are computed, which takes seconds up to this size in bytes.
+_MOST_CHECKED_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ CompareData = Callable[[TrainingConfig, Path, Fingerprint], str | None]
 
 
 def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, force: bool) -> Resumption:
-    """Decide from what is on the disk; sizes of checkpoints are compared here, their content by the worker.
+    """Decide from what is on the disk. The content of very large checkpoints is verified by the worker only.
 
     Raises InvalidRequestError for a job that never ran, and StartOverError where only `force` can help.
     """
@@ -66,7 +68,7 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
     # An upload needs the model in memory: such a run loads its newest checkpoint.
     if placing is not None and not read_stored_config(record.config, record.job_id).push_to_hub:
         return Resumption(placing.step, f"All {placing.step} steps were taken; the run only has to be completed.")
-    found = checkpoints.survey(folder.checkpoints_dir)
+    found = checkpoints.survey(folder.checkpoints_dir, checksums=True, most_bytes=_MOST_CHECKED_BYTES)
     if found.step is None:
         return _without_checkpoint(record, found)
     _refuse_other_data(record, folder, found.step, compare)

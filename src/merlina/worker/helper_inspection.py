@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
 from merlina.data.doctor import Doctor
+from merlina.data.fingerprint import stamp
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair, UnusableRowError
 from merlina.data.row_limit import RowLimit
@@ -29,10 +30,13 @@ from merlina.worker.phases import PHASES
 
 _TEMPLATE_SHOWN = 200
 _LOADING_SECONDS = 120.0
+# For so long what the Hub said of a model is taken for granted.
+_HUB_SECONDS = 300.0
 _NO_LIMIT = 10**9
 _MOST_ROWS = 2000
 _MOST_SECONDS = 3.0
 _DROPOUTS = ("attention_dropout", "attn_pdrop")
+_State = tuple[object, ...]
 _POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings")
 
 
@@ -83,11 +87,25 @@ def inspect_run(
     ).model_dump()
 
 
-@lru_cache(maxsize=4)
 def cached_tokenizer(name: str, token: str | None, trust_remote_code: bool = False) -> Any:
-    """Raises ModelError; what was loaded is kept for the next question."""
+    """Raises ModelError; what was loaded is kept for the next question, unless its files have changed since."""
+    return _tokenizer(name, token, trust_remote_code, _state_of(name))
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(name: str, token: str | None, trust_remote_code: bool, _state: _State) -> Any:
     with PHASES.during(f"Loading the tokenizer of {name!r}", _LOADING_SECONDS, ModelError):
         return load_tokenizer(name, token, trust_remote_code)
+
+
+def _state_of(model: str) -> _State:
+    """What changes with the files of a local model; with the time for one of the Hub, which may get a new revision."""
+    name, gguf = split_gguf(model)
+    folder = Path(name)
+    if not folder.is_dir():
+        return (int(time.monotonic() / _HUB_SECONDS),)
+    found = [folder / gguf] if gguf else sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")])
+    return tuple((str(path), *stamp(path).model_dump().values()) for path in found if path.is_file())
 
 
 def _or_error(ask: Any) -> tuple[Any, str | None]:
@@ -97,8 +115,13 @@ def _or_error(ask: Any) -> tuple[Any, str | None]:
         return None, error.message
 
 
-@lru_cache(maxsize=8)
 def _model_facts(base_model: str, access: _Access) -> ModelFacts:
+    """Raises ModelError; kept like a tokenizer."""
+    return _facts_of_model(base_model, access, _state_of(base_model))
+
+
+@lru_cache(maxsize=8)
+def _facts_of_model(base_model: str, access: _Access, _state: _State) -> ModelFacts:
     """Builds the model without its weights. Raises ModelError."""
     phase = PHASES.during(f"Building the model {base_model!r} without its weights", _LOADING_SECONDS, ModelError)
     with phase, readable_errors(base_model, access.token):

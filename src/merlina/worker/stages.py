@@ -161,7 +161,10 @@ class Stages:
         data = TrainingData(training=encode(training), held_out=encode(held_out))
         self._say_what_was_found(doctor, held_out)
         if not data.training:
-            raise DataError("No row can be used in this chat format; choose another, such as chatml")
+            raise DataError(
+                f"No row can be used in this chat format ({doctor.reason_to_skip() or 'there are none to train on'}); "
+                "correct the rows, or choose another format, such as chatml"
+            )
         self.reporter.note(
             "info", f"{len(data.training)} pairs to train on, {len(data.held_out)} held out for evaluation"
         )
