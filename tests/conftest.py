@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.tiny import build_tiny_model
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+# As in the product's own processes: nothing here is compiled, and to be able to would take seconds of each import.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # The tests' own servers are on this machine, which no proxy reaches.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
@@ -30,30 +33,51 @@ settings.load_profile("shared machine")
 
 # A file is tested by one process: those that take longest come first, so that none is left over at the end.
 _LONGEST = (
-    "browser/test_page", "system/test_recovery", "data/test_hub", "system/test_hub", "jobs/test_pauses",
-    "worker/test_worker", "executors/test_fork_server", "cli/", "docs/", "system/", "worker/", "browser/",
-    "api/test_fuzz", "api/test_talk", "api/test_security", "training/test_loop", "training/test_output_head",
-    "client/", "api/test_jobs", "executors/",
+    "browser/test_page", "data/test_hub", "system/test_fault_points", "system/test_recovery", "docs/test_examples",
+    "worker/test_launch", "worker/test_worker", "worker/test_merging", "training/test_spreading", "system/test_hub",
+    "api/test_jobs", "executors/test_fork_server", "cli/", "system/", "api/test_talk", "api/test_security",
+    "api/test_contract", "worker/", "jobs/test_pauses", "browser/", "executors/", "api/test_fuzz", "training/test_loop",
+    "api/test_limits", "api/", "client/", "schemas/test_types", "test_packages",
 )  # fmt: skip
 
 
 # What `--fast` leaves out: tests that start a server or another process, or train a model.
-_SLOW_FIXTURES = {"server", "new_server", "trained", "tiny_model", "fork_server", "locked", "http", "described"}
+_SLOW_FIXTURES = {
+    "server", "new_server", "trained", "tiny_model", "fork_server", "locked", "http", "described", "below_a_path",
+    "with_gpus",
+}  # fmt: skip
 _SLOW_FOLDERS = (
     "browser", "cli", "docs/test_examples", "executors", "jobs/test_pauses", "jobs/test_win_rate", "system", "training",
-    "worker", "api/test_server", "data/test_hub", "schemas/test_types", "test_packages",
+    "worker", "api/test_server", "data/test_hub", "schemas/test_types", "test_packages", "preflight/test_gpu_memory",
+    "api/test_folders.py::test_a_database",
 )  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only tests that need no server, no process and no model")
+    parser.addoption("--long", action="store_true", help="also the tests marked long, which take half an hour")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `--fast`, what is left out anyway is not even imported: torch alone takes seconds."""
+    return True if config.getoption("--fast") and _is_in_slow_folder(collection_path.as_posix()) else None
+
+
+def pytest_collection(session: pytest.Session) -> None:
+    """The imports of the test files make no garbage, but looking for it would take a sixth of their time."""
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        _deselect(config, items, lambda item: item.get_closest_marker("long") is not None)
     if config.getoption("--fast"):
-        slow = [item for item in items if _is_slow(item)]
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if item not in slow]
+        _deselect(config, items, _is_slow)
 
     def place(item: pytest.Item) -> int:
         ranks = (rank for rank, part in enumerate(_LONGEST) if f"tests/{part}" in item.nodeid)
@@ -62,9 +86,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=place)
 
 
+def _deselect(config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[pytest.Item], bool]) -> None:
+    left_out = {item for item in items if unwanted(item)}
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
 def _is_slow(item: pytest.Item) -> bool:
     fixtures = getattr(item, "fixturenames", ())
-    return bool(_SLOW_FIXTURES.intersection(fixtures)) or any(f"tests/{part}" in item.nodeid for part in _SLOW_FOLDERS)
+    return bool(_SLOW_FIXTURES.intersection(fixtures)) or _is_in_slow_folder(item.nodeid)
+
+
+def _is_in_slow_folder(path: str) -> bool:
+    return any(f"tests/{part}" in path for part in _SLOW_FOLDERS)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -222,8 +223,13 @@ def test_odd_names_are_refused_not_stumbled_over(server: Server, config: Config,
         assert http.post("/dataset/preview", json=body["dataset"]).status_code in (400, 403, 404)
 
 
-def test_a_folder_that_no_job_was_accepted_for_is_swept_at_the_next_start(new_server: Callable[..., Server]) -> None:
-    server = new_server()
+def test_the_queue_outlives_a_kill_and_a_folder_that_no_job_was_accepted_for_is_swept(
+    server: Server, config: Config
+) -> None:
+    in_front = server.train(config(server, "in-front", max_steps=100_000, eval_steps=0, save_steps=0))
+    low, high = (server.train(config(server, priority), priority) for priority in ("low", "high"))
+    server.until_step(in_front, 1)
+    server.kill_worker(in_front, signal.SIGSTOP)
     server.kill()
     left = server.folder("job_20260101_000000")
     left.path.mkdir()
@@ -231,7 +237,13 @@ def test_a_folder_that_no_job_was_accepted_for_is_swept_at_the_next_start(new_se
     left.write_secrets({"hf_token": "hf_x"})
     server.start()
     until(lambda: not left.path.exists(), what="its removal")
-    assert server.history() == []
+    assert left.path.name not in server.history()
+    assert [server.status(job).queue_position for job in (high, low)] == [1, 2]
+    with server.client() as client:
+        for job in (low, high, in_front):
+            client.stop(job)
+    server.kill_worker(in_front, signal.SIGCONT)
+    assert server.until_ended(in_front).status == "stopped"
 
 
 def test_an_ended_job_is_deleted_at_once_with_all_its_traces(server: Server, config: Config) -> None:

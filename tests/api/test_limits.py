@@ -25,7 +25,7 @@ from tests.tiny import build_tiny_tokenizer
 
 MB = 1024**2
 # `UPLOADS=200` is what a person would try; few show the same in a second.
-UPLOADS = int(os.environ.get("UPLOADS", "40"))
+UPLOADS = int(os.environ.get("UPLOADS", "15"))
 
 
 @dataclass

@@ -208,12 +208,12 @@ def test_readers_that_do_not_read_harm_nobody_and_who_reads_on_has_missed_no_fig
 ) -> None:
     job_id, steps = "job_20250101_000000", 600
     folder = add_running_job(tmp_path, job_id)
-    with folder.locked(), ExitStack() as open_sockets, ThreadPoolExecutor(30) as pool:
+    with folder.locked(), ExitStack() as open_sockets, ThreadPoolExecutor(10) as pool:
         server = new_server()
         log = EventLog(folder.events_file)
         never = [open_sockets.enter_context(narrow_socket(server, job_id)) for _ in range(3)]
         late = open_sockets.enter_context(narrow_socket(server, job_id))
-        quick = [open_sockets.enter_context(open_socket(server, job_id)) for _ in range(26)]
+        quick = [open_sockets.enter_context(open_socket(server, job_id)) for _ in range(6)]
         read = [pool.submit(messages, connection) for connection in quick]
         figures = {f"figure_{number}": number / 7 for number in range(300)}
         for step in range(1, steps + 1):

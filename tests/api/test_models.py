@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.harness import Server
-from tests.hub import fake_hub
 
 KEYS = {
     "status", "model_name", "vocab_size", "model_max_length", "has_chat_template", "chat_template_preview",
@@ -33,21 +31,3 @@ def test_what_is_no_model_is_400_in_words(server: Server, tmp_path: Path) -> Non
             answer = http.post("/model/preload", json={"model_name": name})
             assert answer.status_code == 400, name
             assert "can't be loaded" in answer.json()["detail"]
-
-
-def test_a_private_models_tokenizer_needs_its_token(
-    new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path
-) -> None:
-    files = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
-    with fake_hub({"models/org/tiny": files}, token="hf_right") as hub:
-        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
-        with server.http() as http:
-            for body in ({}, {"hf_token": "hf_wrong"}):
-                refused = http.post("/model/preload", json={"model_name": "org/tiny", **body})
-                assert refused.status_code == 400
-                assert "hf_wrong" not in refused.text
-            assert http.get("/model/cached").json()["cached_models"] == []
-            right = {"model_name": "org/tiny", "hf_token": "hf_right"}
-            assert http.post("/model/preload", json=right).json()["vocab_size"] == 400
-            assert http.get("/model/cached").json() == {"cached_models": ["org/tiny"], "count": 1}
-        assert not any(path.is_file() and b"hf_right" in path.read_bytes() for path in server.root.rglob("*"))

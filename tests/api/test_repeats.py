@@ -1,32 +1,33 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from tests.harness import add_running_job
+from tests.harness import Server
 
 Config = Callable[..., dict[str, Any]]
 
 
-def test_what_is_asked_again_and_again_is_never_older_than_what_was_done(
-    new_server: Any, config: Config, tmp_path: Path
-) -> None:
-    # The one slot is taken, so that no worker need be started.
-    folder = add_running_job(tmp_path, "job_20250101_000000")
-    with folder.locked():
-        server = new_server()
-        with server.http() as http:
-            for number in range(20):
-                job_id = server.train(config(server, f"polled_{number}"))
-                assert [http.get("/jobs").json()[job_id]["status"] for _ in range(2)] == ["queued", "queued"]
-                assert [http.get(f"/status/{job_id}").json()["queue_position"] for _ in range(2)] == [1, 1]
-                http.post(f"/jobs/{job_id}/stop").raise_for_status()
-                assert http.get("/jobs").json()[job_id]["status"] == "cancelled"
-                assert [http.get(f"/status/{job_id}").json()["status"] for _ in range(2)] == ["cancelled"] * 2
-                http.delete(f"/jobs/{job_id}").raise_for_status()
-                assert http.get(f"/status/{job_id}").status_code == 404
-                assert job_id not in http.get("/jobs").json()
+def test_what_is_asked_again_and_again_is_never_older_than_what_was_done(server: Server, config: Config) -> None:
+    # It has the one slot, and stands still, so that no other worker is started.
+    in_front = server.train(config(server, "in_front", max_steps=100_000, eval_steps=0, save_steps=0))
+    server.until_step(in_front, 1)
+    server.kill_worker(in_front, signal.SIGSTOP)
+    with server.http() as http:
+        for number in range(10):
+            job_id = server.train(config(server, f"polled_{number}"))
+            assert [http.get("/jobs").json()[job_id]["status"] for _ in range(2)] == ["queued", "queued"]
+            assert [http.get(f"/status/{job_id}").json()["queue_position"] for _ in range(2)] == [1, 1]
+            http.post(f"/jobs/{job_id}/stop").raise_for_status()
+            assert http.get("/jobs").json()[job_id]["status"] == "cancelled"
+            assert [http.get(f"/status/{job_id}").json()["status"] for _ in range(2)] == ["cancelled"] * 2
+            http.delete(f"/jobs/{job_id}").raise_for_status()
+            assert http.get(f"/status/{job_id}").status_code == 404
+            assert job_id not in http.get("/jobs").json()
+        http.post(f"/jobs/{in_front}/stop").raise_for_status()
+    server.kill_worker(in_front, signal.SIGCONT)
+    server.until_ended(in_front)
 
 
 def test_a_repeated_answer_is_the_same_for_who_may_have_it_and_denied_to_others(new_server: Any) -> None:

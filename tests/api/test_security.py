@@ -27,7 +27,8 @@ JSON = {"Content-Type": "application/json"}
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that asks for a key, known by a public name."""
     root = tmp_path_factory.mktemp("locked")
-    server = Server(root, {"API_KEY": KEY, "DOMAIN": "https://merlina.example.com"}).start()
+    origins = "https://Lab.example:443/, http://localhost:5173"
+    server = Server(root, {"API_KEY": KEY, "DOMAIN": "https://merlina.example.com", "CORS_ORIGINS": origins}).start()
     yield server
     server.stop()
 
@@ -77,8 +78,8 @@ def test_a_login_gives_a_cookie_for_pages_and_websockets(locked: Server) -> None
         assert 'merlina_session=""' in http.post("/logout", headers={"Cookie": session}).headers["set-cookie"]
 
 
-def test_a_session_that_was_logged_out_is_refused_even_after_a_restart(new_server: Callable[..., Server]) -> None:
-    server = new_server(API_KEY=KEY)
+def test_a_session_that_was_logged_out_is_refused_even_after_a_restart(locked: Server) -> None:
+    server = locked
     with server.http() as http:
         kept, ended = (http.post("/login", json={"api_key": KEY}).headers["set-cookie"].split(";")[0] for _ in range(2))
         assert http.post("/logout", headers={"Cookie": ended}).json() == {"login_required": True, "logged_in": False}
@@ -93,20 +94,19 @@ def test_a_session_that_was_logged_out_is_refused_even_after_a_restart(new_serve
         assert statuses == [200, 401]
 
 
-def test_an_address_that_fails_to_log_in_too_often_has_to_wait(new_server: Callable[..., Server]) -> None:
-    server = new_server(API_KEY=KEY)
-    elsewhere = {"X-Forwarded-For": "203.0.113.7"}  # by a proxy on this machine, which uvicorn believes
-    with server.http() as http:
-        session = http.post("/login", json={"api_key": KEY}).headers["set-cookie"].split(";")[0]
+def test_an_address_that_fails_to_log_in_too_often_has_to_wait(locked: Server) -> None:
+    here = {"X-Forwarded-For": "203.0.113.7"}  # by a proxy on this machine, which uvicorn believes
+    with locked.http() as http:
+        session = http.post("/login", json={"api_key": KEY}, headers=here).headers["set-cookie"].split(";")[0]
         for number in range(10):
-            assert http.post("/login", json={"api_key": f"guess {number}"}).status_code == 401
-        refused = http.post("/login", json={"api_key": KEY})
+            assert http.post("/login", json={"api_key": f"guess {number}"}, headers=here).status_code == 401
+        refused = http.post("/login", json={"api_key": KEY}, headers=here)
         assert refused.status_code == 429
         assert 0 < int(refused.headers["retry-after"]) <= 300
-        assert "Too many failed logins from 127.0.0.1; try again in" in refused.json()["detail"]
-        assert http.post("/login", json={"api_key": KEY}, headers=elsewhere).status_code == 200
-        assert http.get("/jobs", headers={"Cookie": session}).status_code == 200
-        assert http.get("/jobs", headers={"X-API-Key": KEY}).status_code == 200
+        assert "Too many failed logins from 203.0.113.7; try again in" in refused.json()["detail"]
+        assert http.post("/login", json={"api_key": KEY}).status_code == 200
+        assert http.get("/jobs", headers={**here, "Cookie": session}).status_code == 200
+        assert http.get("/jobs", headers={**here, "X-API-Key": KEY}).status_code == 200
 
 
 def test_without_a_key_nobody_need_log_in(server: Server) -> None:
@@ -148,14 +148,13 @@ def test_pages_elsewhere_cannot_change_anything(server: Server) -> None:
     assert websocket_status(server, {"Origin": server.url}) == 101
 
 
-def test_its_public_name_and_named_origins_are_let_in(locked: Server, new_server: Callable[..., Server]) -> None:
+def test_its_public_name_and_named_origins_are_let_in(locked: Server) -> None:
     key = {"X-API-Key": KEY}
     own = {**key, "Host": "merlina.example.com", "Origin": "https://merlina.example.com"}
     with locked.http() as http:
         assert http.post("/jobs/none/stop", headers=own).status_code == 404
         assert http.post("/jobs/none/stop", headers={**own, "Origin": "https://other.example.com"}).status_code == 403
-    friendly = new_server(CORS_ORIGINS="https://Lab.example:443/, http://localhost:5173")
-    with friendly.http() as http:
+    with locked.http(headers=key) as http:
         origin = {"Origin": "https://lab.example"}
         answer = http.post("/jobs/none/stop", headers=origin)
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (404, "https://lab.example")
@@ -315,10 +314,17 @@ def test_a_parquet_bomb_is_refused_and_leaves_nothing(server: Server, tmp_path: 
     assert sorted((server.root / "data" / "uploads").iterdir()) == before
 
 
-def test_no_token_is_found_anywhere_after_runs_that_used_some(
+@pytest.mark.long
+def test_no_token_is_found_anywhere_where_the_server_has_one_itself(
     new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tiny_model: Path, tmp_path: Path
 ) -> None:
     server = new_server(HF_TOKEN="hf_of_the_server")
+    test_no_token_is_found_anywhere_after_runs_that_used_some(server, config, tiny_model, tmp_path)
+
+
+def test_no_token_is_found_anywhere_after_runs_that_used_some(
+    server: Server, config: Callable[..., dict[str, Any]], tiny_model: Path, tmp_path: Path
+) -> None:
     tokens = {"hf_token": "hf_of_the_job", "wandb_key": "wb_of_the_job"}
     body = config(server, "with_tokens", max_steps=2, **tokens)
     with server.http() as http:

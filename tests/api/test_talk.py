@@ -138,6 +138,7 @@ def test_a_job_without_a_model_is_refused(client: Client, trained: Trained, tiny
     trained.server.until_ended(failed)
 
 
+@pytest.mark.long
 def test_every_weight_trained_needs_its_base_loaded_beside_it(
     client: Client, trained: Trained, tiny_model: Path
 ) -> None:
@@ -158,6 +159,7 @@ def test_every_weight_trained_needs_its_base_loaded_beside_it(
     assert talk_process(trained.server) == process
 
 
+@pytest.mark.long
 def test_a_model_that_a_later_job_replaced_answers_from_where_it_is_kept(
     client: Client, trained: Trained, tiny_model: Path
 ) -> None:
@@ -236,6 +238,7 @@ def test_the_asynchronous_client_reads_line_by_line(client: Client, trained: Tra
     assert (kinds[0], kinds[-1]) == ("begin", "end")
 
 
+@pytest.mark.long
 def test_a_run_that_needs_the_memory_gets_it_and_the_answer_says_so(
     new_server: Callable[..., Server], tiny_model: Path
 ) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Playwright, Request, expect, sync_playwright
 
+from tests.browser import looks
+from tests.browser.looks import LookAt
 from tests.harness import Server
 
-SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 # A tokenizer that is loaded for the first time takes seconds, more so beside other tests.
 expect.set_options(timeout=60_000)
 _NONE = "there is no Chromium here: the page was not tested. `playwright install chromium`, or the system's package"
@@ -44,6 +45,11 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     yield server
     server.stop()
     server.end_workers()
+
+
+@pytest.fixture
+def look_at(pytestconfig: pytest.Config) -> LookAt:
+    return partial(looks.look_at, closely=bool(pytestconfig.getoption("--long")))
 
 
 @pytest.fixture

@@ -1,23 +1,28 @@
-"""What is asked of every view: nothing for axe to find, nothing wider than the window, a picture to look at."""
+"""What is asked of every view: nothing for axe to find, nothing wider than the window, a picture to look at.
+
+In both themes and both widths with `--long`; otherwise in one of each, where most can go wrong.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from playwright.sync_api import Page
 
-from tests.browser.conftest import SCREENSHOTS
-
+SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 _AXE = Path(__file__).parents[2] / "ui/node_modules/axe-core/axe.min.js"
 _SIZES = (360, 1920)
+_THEMES = ("light", "dark")
+LookAt = Callable[[Page, str], None]
 
 
-def look_at(page: Page, name: str) -> None:
-    """In both themes and both widths. The page's own policy forbids axe, so it comes by the debugger."""
+def look_at(page: Page, name: str, *, closely: bool) -> None:
+    """`closely`: in both themes and both widths. The page's own policy forbids axe, so it comes by the debugger."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    for theme in ("dark", "light"):
+    for theme in _THEMES if closely else _THEMES[:1]:
         page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
-        for width in _SIZES:
+        for width in _SIZES if closely else _SIZES[:1]:
             page.set_viewport_size({"width": width, "height": 900})
             page.wait_for_timeout(150)
             assert_nothing_is_wider(page)

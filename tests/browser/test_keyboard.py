@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from tests.harness import Server, pairs_file
@@ -27,22 +28,14 @@ def tab_to(page: Page, name: str) -> None:
     raise AssertionError(f"Tab never came to {name}")
 
 
-def test_from_a_file_to_an_answer_by_keyboard_alone(
-    own_server: Server, tiny_model: Path, visit: Callable[..., Page]
-) -> None:
-    rows = [json.loads(line) for line in pairs_file(own_server.root / "pairs.jsonl").read_text().splitlines()]
-    file = own_server.root / "asked.jsonl"
+def fill_in(page: Page, server: Server, model: Path) -> None:
+    """The form of a new run, from the page that leads to it."""
+    rows = [json.loads(line) for line in pairs_file(server.root / "keyed.jsonl").read_text().splitlines()]
+    file = server.root / "asked.jsonl"
     file.write_text("\n".join(json.dumps({**row, "ask": row["prompt"], "prompt": "?"}) for row in rows))
-    page = visit(own_server)
-    expect(page.get_by_role("link", name="Begin a run")).to_be_visible()
     page.on("filechooser", lambda chooser: chooser.set_files(file))
-    tab_to(page, "Skip to the content")
-    page.keyboard.press("Enter")
-    page.keyboard.press("Tab")
-    assert "Begin a run" in page.evaluate(_NAME)
-    page.keyboard.press("Enter")
     tab_to(page, "Base model")
-    page.keyboard.type(str(tiny_model))
+    page.keyboard.type(str(model))
     tab_to(page, "Drop a file here")
     page.keyboard.press("Space")
     expect(page.get_by_label("Chosen answer")).to_have_value("chosen")
@@ -55,6 +48,20 @@ def test_from_a_file_to_an_answer_by_keyboard_alone(
     page.keyboard.press("Enter")
     expect(page.get_by_role("meter", name="RAM needed")).to_be_visible()
     tab_to(page, "Start the run")
+
+
+@pytest.mark.long
+def test_from_a_file_to_an_answer_by_keyboard_alone(
+    own_server: Server, tiny_model: Path, visit: Callable[..., Page]
+) -> None:
+    page = visit(own_server)
+    expect(page.get_by_role("link", name="Begin a run")).to_be_visible()
+    tab_to(page, "Skip to the content")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert "Begin a run" in page.evaluate(_NAME)
+    page.keyboard.press("Enter")
+    fill_in(page, own_server, tiny_model)
     page.keyboard.press("Enter")
     page.wait_for_url("**/runs/job_*")
     expect(page.get_by_text("The model is ready")).to_be_visible(timeout=90_000)
@@ -72,3 +79,10 @@ def test_from_a_file_to_an_answer_by_keyboard_alone(
     page.keyboard.type("What is 1 plus 1?")
     page.keyboard.press("Enter")
     expect(page.get_by_text("In memory")).to_be_visible(timeout=60_000)
+
+
+def test_a_run_is_made_ready_by_keyboard_alone(server: Server, tiny_model: Path, visit: Callable[..., Page]) -> None:
+    page = visit(server, "/machine")
+    tab_to(page, "New run")
+    page.keyboard.press("Enter")
+    fill_in(page, server, tiny_model)

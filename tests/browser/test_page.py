@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.looks import assert_nothing_is_wider, look_at
+from tests.browser.looks import LookAt, assert_nothing_is_wider
 from tests.harness import Server, pairs_file, training_config
 
 Visit = Callable[..., Page]
@@ -28,7 +28,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_from_an_empty_server_to_a_run(own_server: Server, tiny_model: Path, answers: Path, visit: Visit) -> None:
+def test_from_an_empty_server_to_a_run(
+    own_server: Server, tiny_model: Path, answers: Path, visit: Visit, look_at: LookAt
+) -> None:
     page = visit(own_server)
     expect(page.get_by_role("heading", name="Teach a model what you prefer.")).to_be_visible()
     look_at(page, "welcome")
@@ -70,7 +72,7 @@ def test_from_an_empty_server_to_a_run(own_server: Server, tiny_model: Path, ans
     expect(page.get_by_role("heading", name="Loss")).to_be_visible()
 
 
-def test_a_run_is_watched_through_a_reload_to_its_end(own_server: Server, visit: Visit) -> None:
+def test_a_run_is_watched_through_a_reload_to_its_end(own_server: Server, visit: Visit, look_at: LookAt) -> None:
     (job,) = own_server.history()
     page = visit(own_server, f"/runs/{job}")
     loss = page.locator("figure", has=page.get_by_role("heading", name="Loss"))
@@ -101,7 +103,7 @@ def test_a_run_is_watched_through_a_reload_to_its_end(own_server: Server, visit:
     expect(page.get_by_label("to", exact=True)).to_have_value("")
 
 
-def test_its_model_is_talked_to_and_judged_blindly(own_server: Server, visit: Visit) -> None:
+def test_its_model_is_talked_to_and_judged_blindly(own_server: Server, visit: Visit, look_at: LookAt) -> None:
     (job,) = own_server.history()
     page = visit(own_server, f"/runs/{job}")
     page.get_by_role("link", name="Talk to it").click()
@@ -129,7 +131,10 @@ def test_its_model_is_talked_to_and_judged_blindly(own_server: Server, visit: Vi
     expect(page.get_by_text("Loaded with the first question")).to_be_visible()
 
 
-def test_runs_are_found_compared_and_deleted_after_a_question(own_server: Server, visit: Visit) -> None:
+@pytest.mark.long
+def test_runs_are_found_compared_and_deleted_after_a_question(
+    own_server: Server, visit: Visit, look_at: LookAt
+) -> None:
     page = visit(own_server)
     page.get_by_role("button", name="Run again").click()
     page.wait_for_url("**/new?from=*")
@@ -191,7 +196,7 @@ def test_a_configuration_is_saved_replaced_loaded_and_deleted(
     expect(page.get_by_role("heading", name="Columns, 216 rows")).to_be_visible()
 
 
-def test_the_machine_and_places_that_are_not_there(own_server: Server, visit: Visit) -> None:
+def test_the_machine_and_places_that_are_not_there(own_server: Server, visit: Visit, look_at: LookAt) -> None:
     page = visit(own_server, "/machine")
     expect(page.get_by_role("meter", name="RAM")).to_be_visible()
     expect(page.get_by_text("transformers")).to_be_visible()
@@ -206,8 +211,9 @@ def test_the_machine_and_places_that_are_not_there(own_server: Server, visit: Vi
     expect(page.get_by_text("Choose two or more runs")).to_be_visible()
 
 
+@pytest.mark.long
 def test_a_server_that_went_away_is_told_of_and_nothing_is_missed(
-    own_server: Server, tiny_model: Path, visit: Visit
+    own_server: Server, tiny_model: Path, visit: Visit, look_at: LookAt
 ) -> None:
     steps = {"max_steps": 500, "num_epochs": 1000, "eval_steps": 0, "save_steps": 0}
     config = training_config(tiny_model, pairs_file(own_server.root / "pairs.jsonl"), "away", **steps)
@@ -228,6 +234,7 @@ def test_a_server_that_went_away_is_told_of_and_nothing_is_missed(
     expect(loss).to_have_attribute("data-points", "500")
 
 
+@pytest.mark.long
 def test_a_requested_stop_is_shown_before_the_step_ends(own_server: Server, tiny_model: Path, visit: Visit) -> None:
     config = training_config(tiny_model, pairs_file(own_server.root / "pairs.jsonl"), "held", num_epochs=1000)
     job = own_server.train(config)
@@ -259,6 +266,7 @@ def test_a_failed_upload_leaves_no_file_chosen(own_server: Server, answers: Path
     expect(page.get_by_label("Chosen answer")).to_have_count(0)
 
 
+@pytest.mark.long
 def test_a_short_pair_needs_no_shorter_prompt_length(own_server: Server, tiny_model: Path, visit: Visit) -> None:
     page = visit(own_server, "/new")
     page.get_by_label("Base model").fill(str(tiny_model))
@@ -292,7 +300,9 @@ def test_what_others_wrote_is_only_ever_text(own_server: Server, tiny_model: Pat
     assert "broken" not in page.title()
 
 
-def test_a_key_is_asked_for_where_there_is_one(new_server: Callable[..., Server], visit: Visit) -> None:
+def test_a_key_is_asked_for_where_there_is_one(
+    new_server: Callable[..., Server], visit: Visit, look_at: LookAt
+) -> None:
     server = new_server(API_KEY="open sesame")
     page = visit(server)
     expect(page.get_by_role("heading", name="Who is there?")).to_be_visible()

@@ -7,14 +7,33 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.looks import look_at
+from tests.browser.looks import LookAt
 from tests.harness import Server, pairs_file, training_config
 from tests.sub_path_proxy import below
 
 
-def test_every_view_works_below_a_path(own_server: Server, tiny_model: Path, visit: Callable[..., Page]) -> None:
+def test_the_page_works_below_a_path(server: Server, visit: Callable[..., Page]) -> None:
+    with below("/tools/merlina", server.port) as port:
+        shown = SimpleNamespace(url=f"http://127.0.0.1:{port}/tools/merlina")
+        page = visit(shown, f"{shown.url}/new")
+        page.get_by_role("button", name=re.compile("sample")).click()
+        expect(page.get_by_role("region", name="The row as it is")).to_be_visible()
+        page.get_by_role("link", name="Machine").click()
+        page.wait_for_url(f"{shown.url}/machine")
+        page.reload()
+        expect(page.get_by_role("meter", name="RAM")).to_be_visible()
+        page.goto(f"{shown.url}/no/such/page")
+        page.get_by_role("link", name="All runs", exact=True).click()
+        page.wait_for_url(f"{shown.url}/")
+
+
+@pytest.mark.long
+def test_every_view_works_below_a_path(
+    own_server: Server, tiny_model: Path, visit: Callable[..., Page], look_at: LookAt
+) -> None:
     config = training_config(tiny_model, pairs_file(own_server.root / "pairs.jsonl"), "below", num_epochs=40)
     job = own_server.train(config)
     with below("/tools/merlina", own_server.port) as port:

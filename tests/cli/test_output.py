@@ -18,6 +18,7 @@ from rich.table import Table
 from merlina.cli import console
 from merlina.cli.console import SafeConsole, print_table
 from merlina.cli.progress import show_progress
+from tests.cli import test_commands
 from tests.harness import Server, pairs_file
 
 LONG_NAME = "a-name-of-a-model-that-is-longer-than-any-column-of-a-narrow-terminal-would-be"
@@ -30,7 +31,7 @@ def command(*arguments: str, url: str = "http://127.0.0.1:9", **environment: str
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("columns", ["", "40"])
+@pytest.mark.parametrize("columns", [pytest.param("", marks=pytest.mark.long), "40"])
 def test_ids_and_names_are_whole_in_pipes_and_narrow_terminals(
     server: Server, config: Callable[..., dict[str, Any]], tmp_path: Path, columns: str
 ) -> None:
@@ -54,7 +55,7 @@ def test_terminal_commands_of_others_are_printed_as_text(server: Server, tmp_pat
     config = tmp_path / "run.json"
     dataset = {"source": {"source_type": "upload", "dataset_id": dataset_id}}
     config.write_text(json.dumps({"base_model": "m", "output_name": "o", "dataset": dataset}))
-    shown = command("preview", "--raw", str(config), url=server.url).stdout
+    shown = test_commands.command("preview", "--raw", str(config), url=server.url).stdout
     assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(shown)
     assert r"red \x1b[31m \x9b2J" in shown
     assert r"\u202eesrever" in shown
@@ -76,7 +77,7 @@ def test_validate_prints_json_for_a_file_that_is_no_configuration(tmp_path: Path
     file = tmp_path / "run.yaml"
     if content is not None:
         file.write_text(content)
-    done = command("validate", "--json", str(file))
+    done = test_commands.command("validate", "--json", str(file))
     answer = json.loads(done.stdout)
     assert (done.returncode, done.stderr, answer["valid"]) == (1, "", False)
     assert answer["results"]["errors"]

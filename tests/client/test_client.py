@@ -14,9 +14,10 @@ import pytest
 import merlina
 from merlina.client import AsyncClient, Client
 from merlina.errors import ForbiddenError, InvalidRequestError, NotFoundError, ServerError, UnauthorizedError
+from merlina.runs import EventLog
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.training import TrainingConfig
-from tests.harness import Server, pairs_file, until
+from tests.harness import Server, add_running_job, pairs_file, until
 
 Config = Callable[..., dict[str, Any]]
 
@@ -130,42 +131,51 @@ def test_questions_are_asked_again_and_orders_are_not() -> None:
         unsteady.shutdown()
 
 
-def test_a_missing_key_is_an_error_of_its_own(new_server: Callable[..., Server]) -> None:
+def test_a_missing_key_is_an_error_of_its_own_and_a_wrong_one_is_told_at_once_to_who_watches(
+    new_server: Callable[..., Server],
+) -> None:
     server = new_server(API_KEY="k")
     with Client(server.url) as client, pytest.raises(UnauthorizedError):
         client.jobs()
     with Client(server.url, "k") as client:
         assert client.jobs() == {}
+    began = time.monotonic()
+    with Client(server.url, api_key="wrong") as client, pytest.raises((UnauthorizedError, ForbiddenError)):
+        client.wait("job_20250101_000000")
+    assert time.monotonic() - began < 10
 
 
-def test_watching_goes_on_over_a_restart_without_a_gap(new_server: Callable[..., Server], config: Config) -> None:
-    server = new_server()
-    job_id = server.train(config(server, "watched", max_steps=40))
-    server.until_step(job_id, 3)
+def test_watching_goes_on_over_a_restart_without_a_gap(new_server: Callable[..., Server], tmp_path: Path) -> None:
+    job_id = "job_20250101_000000"
+    folder = add_running_job(tmp_path, job_id)
 
-    async def watch() -> list[dict[str, Any]]:
+    def append_steps(log: EventLog, steps: range) -> None:
+        for step in steps:
+            log.append("metrics", step=step, metrics={"loss": 0.5})
+
+    async def watch(server: Server, log: EventLog) -> list[dict[str, Any]]:
         async with AsyncClient(server.url) as client:
             messages = []
             async for message in client.watch(job_id, after=0):
                 messages.append(message)
                 if message["type"] == "metrics" and message["step"] == 5:
                     server.kill()
+                    append_steps(log, range(21, 31))
                     await asyncio.to_thread(server.start)
+                    append_steps(log, range(31, 41))
+                    log.append("ended", state="completed", output_dir="o", final_metrics={})
             return messages
 
-    messages = asyncio.run(watch())
+    with folder.locked():
+        server = new_server()
+        log = EventLog(folder.events_file)
+        append_steps(log, range(1, 21))
+        messages = asyncio.run(watch(server, log))
+        log.close()
+        until(lambda: server.status(job_id).status == "completed")
     steps = [message["step"] for message in messages if message["type"] == "metrics" and "loss" in message["metrics"]]
     assert steps == list(range(1, 41))
     assert messages[-1]["type"] == "completed"
-    until(lambda: server.status(job_id).status == "completed")
-
-
-def test_a_wrong_key_is_told_at_once_to_who_watches(new_server: Callable[..., Server]) -> None:
-    server = new_server(API_KEY="right")
-    began = time.monotonic()
-    with Client(server.url, api_key="wrong") as client, pytest.raises((UnauthorizedError, ForbiddenError)):
-        client.wait("job_20250101_000000")
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(("url", "key"), [("127.0.0.1:8000", None), ("http://127.0.0.1:8000", "schlüssel")])

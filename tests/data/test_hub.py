@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.hub import fake_hub
+from tests.hub import FakeHub, fake_hub
 
 ROWS = [{"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."} for n in range(30)]
 REPOS = {"datasets/org/pairs": {"train.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}}
 
-# The client reads its endpoint once, when it is imported: so each look at the Hub is a process of its own.
+# The client reads its endpoint once, when it is imported: so the looks at the Hub are taken by another process.
 LOOK = """
 import json, sys
 from itertools import islice
@@ -28,50 +28,90 @@ def look(repo, split="train", token=None, count=99, keep=False):
         return list(islice(read_hub_rows(repo, split, token, keep=keep), count))
     except DataError as error:
         return error.message
-print(json.dumps([look(**each) for each in json.loads(sys.argv[1])]))
+for line in sys.stdin:
+    print("found", json.dumps(look(**json.loads(line))), flush=True)
 """
 
 
-def begin(endpoint: str, cache: Path, *looks: dict[str, Any]) -> subprocess.Popen[str]:
-    """A process that takes looks, one after the other."""
-    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
-    command = [sys.executable, "-W", "ignore", "-c", LOOK, json.dumps(looks)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+class Looking:
+    """A process that takes looks at one Hub, with one cache."""
 
+    def __init__(self, endpoint: str, cache: Path) -> None:
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
+        command = [sys.executable, "-W", "ignore", "-c", LOOK]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
 
-def end(process: subprocess.Popen[str]) -> list[Any]:
-    """What each look found."""
-    said, complaints = process.communicate(timeout=120)
-    assert process.returncode == 0, complaints
-    found: list[Any] = json.loads(said.splitlines()[-1])
-    return found
+    def begin(self, **how: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(how) + "\n")
+        self.process.stdin.flush()
 
+    def found(self) -> Any:
+        """By the look that was begun, whatever else the libraries print."""
+        assert self.process.stdout is not None
+        return next(json.loads(line.removeprefix("found ")) for line in self.process.stdout if line[:6] == "found ")
 
-def look(endpoint: str, cache: Path, *looks: dict[str, Any]) -> list[Any]:
-    return end(begin(endpoint, cache, *looks))
+    def look(self, **how: Any) -> Any:
+        self.begin(**how)
+        return self.found()
+
+    def end(self) -> None:
+        self.process.communicate(timeout=120)
+        assert self.process.returncode == 0
 
 
 @pytest.fixture(scope="module", autouse=True)
-def without_a_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+def without_a_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looking]:
     """Begun before all else, since the client tries for half a minute."""
-    with begin("http://127.0.0.1:9", tmp_path_factory.mktemp("away"), {"repo": "org/pairs"}) as process:
-        yield process
+    looking = Looking("http://127.0.0.1:9", tmp_path_factory.mktemp("away"))
+    looking.begin(repo="org/pairs")
+    yield looking
+    looking.end()
 
 
-def test_rows_come_from_the_hub_in_order(tmp_path: Path) -> None:
-    with fake_hub(REPOS) as hub:
-        found = look(
-            hub.endpoint, tmp_path, {"repo": "org/pairs"}, {"repo": "org/pairs", "split": "test"}, {"repo": "org/none"}
-        )
+@pytest.fixture(scope="module")
+def hub() -> Iterator[FakeHub]:
+    """With a copy of the data set for each test, so that nothing one of them has kept is there for another."""
+    (files,) = REPOS.values()
+    broken = {"train.jsonl": b'{"prompt": "Why?"}\n{"prompt": \n'}
+    names = ("pairs", "private", "kept", "gated")
+    with fake_hub({**{f"datasets/org/{name}": files for name in names}, "datasets/org/broken": broken}) as hub:
+        hub.gated.add("datasets/org/gated")
+        yield hub
+
+
+@pytest.fixture
+def private_hub(hub: FakeHub) -> Iterator[FakeHub]:
+    hub.token = "hf_right"
+    yield hub
+    hub.token = None
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("hub")
+
+
+@pytest.fixture(scope="module")
+def looking(hub: FakeHub, cache: Path) -> Iterator[Looking]:
+    looking = Looking(hub.endpoint, cache)
+    yield looking
+    looking.end()
+
+
+def test_rows_come_from_the_hub_in_order(looking: Looking) -> None:
+    wanted: list[dict[str, Any]] = [{"repo": "org/pairs"}, {"repo": "org/pairs", "split": "test"}, {"repo": "org/none"}]
+    found = [looking.look(**each) for each in wanted]
     assert found[0] == ROWS
     assert "Bad split: test. Available splits: ['train']" in found[1]
     assert "There is no data set 'org/none'" in found[2]
 
 
-def test_a_private_data_set_needs_its_token(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("private_hub")
+def test_a_private_data_set_needs_its_token(looking: Looking) -> None:
     tokens = ("hf_right", None, "hf_stranger", "hf_wrong")
-    with fake_hub(REPOS, token="hf_right") as hub:
-        found = look(hub.endpoint, tmp_path, *({"repo": "org/pairs", "token": token, "count": 2} for token in tokens))
+    found = [looking.look(repo="org/private", token=token, count=2) for token in tokens]
     assert found[0] == ROWS[:2]
     assert "give a hf_token" in found[1]
     assert "the hf_token given can't see it" in found[2]
@@ -79,29 +119,27 @@ def test_a_private_data_set_needs_its_token(tmp_path: Path) -> None:
     assert "hf_wrong" not in found[3]
 
 
-def test_what_one_run_kept_of_a_private_data_set_is_not_for_those_without_its_token(tmp_path: Path) -> None:
-    private = {"repo": "org/pairs", "keep": True}
-    with fake_hub(REPOS, token="hf_right") as hub:
-        assert look(hub.endpoint, tmp_path, {**private, "token": "hf_right"}) == [ROWS]
-        # Another process, as another run is.
-        without, stranger = look(hub.endpoint, tmp_path, private, {**private, "token": "hf_stranger", "keep": False})
+def test_what_one_run_kept_of_a_private_data_set_is_not_for_those_without_its_token(
+    private_hub: FakeHub, looking: Looking, cache: Path
+) -> None:
+    private = {"repo": "org/kept", "keep": True}
+    assert looking.look(**private, token="hf_right") == ROWS
+    # Another process, as another run is.
+    other = Looking(private_hub.endpoint, cache)
+    without, stranger = other.look(**private), other.look(repo="org/kept", token="hf_stranger")
+    other.end()
     assert "give a hf_token" in without
     assert "can't see it" in stranger
 
 
-def test_a_gated_data_set_says_so(tmp_path: Path) -> None:
-    with fake_hub(REPOS) as hub:
-        hub.gated.add("datasets/org/pairs")
-        (found,) = look(hub.endpoint, tmp_path, {"repo": "org/pairs", "token": "hf_right"})
-    assert "is gated: accept its terms" in found
+def test_a_gated_data_set_says_so(looking: Looking) -> None:
+    assert "is gated: accept its terms" in looking.look(repo="org/gated", token="hf_right")
 
 
-def test_a_broken_row_is_told_whether_streamed_or_kept(tmp_path: Path) -> None:
-    with fake_hub({"datasets/org/broken": {"train.jsonl": b'{"prompt": "Why?"}\n{"prompt": \n'}}) as hub:
-        for found in look(hub.endpoint, tmp_path, *({"repo": "org/broken", "keep": keep} for keep in (False, True))):
-            assert "'org/broken' can't be read" in found
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_broken_row_is_told_whether_streamed_or_kept(looking: Looking, keep: bool) -> None:
+    assert "'org/broken' can't be read" in looking.look(repo="org/broken", keep=keep)
 
 
-def test_a_hub_that_cannot_be_reached_is_said_so(without_a_hub: subprocess.Popen[str]) -> None:
-    (found,) = end(without_a_hub)
-    assert "can't be reached" in found
+def test_a_hub_that_cannot_be_reached_is_said_so(without_a_hub: Looking) -> None:
+    assert "can't be reached" in without_a_hub.found()

@@ -162,7 +162,14 @@ def reader(docs_server: Server, tiny_model: Path, monkeypatch: pytest.MonkeyPatc
         client.clear()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+# The two pages that train take longest: the first that a user reads stands for both.
+_LONG = ("api",)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.stem, marks=[pytest.mark.long] * (page.stem in _LONG)) for page in PAGES],
+)
 def test_a_page_can_be_followed_from_top_to_bottom(reader: Reader, page: Path) -> None:
     reader.follow(page)
 

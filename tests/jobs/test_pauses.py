@@ -56,6 +56,7 @@ def test_a_reader_stays_over_a_pause_and_everyone_counts_it(server: Server, conf
     assert "training" in states[states.index("paused") :]
 
 
+@pytest.mark.long
 def test_a_job_that_still_loads_starts_at_step_1(server: Server, config: Config) -> None:
     many = pairs_file(server.root / "many.jsonl", 30_000)
     source = {"source_type": "local_file", "file_path": str(many)}
@@ -72,6 +73,7 @@ def test_a_job_that_still_loads_starts_at_step_1(server: Server, config: Config)
     assert (ended.status, ended.attempt, list(server.losses(job))) == ("completed", 2, [1, 2])
 
 
+@pytest.mark.long
 def test_a_worker_that_does_not_obey_is_killed_by_a_server_that_was_killed_before_it_could_tell_it(
     new_server: NewServer, config: Config
 ) -> None:

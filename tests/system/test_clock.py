@@ -6,13 +6,15 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from merlina.jobs.awake import AwakeClock
-from tests.harness import Server, until
+from merlina.runs import EventLog
+from tests.harness import Server, add_running_job, until
 
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
@@ -31,17 +33,43 @@ def test_time_asleep_hardly_counts() -> None:
     assert counted == [1.0, 2.0, 7.0, 8.0]
 
 
+def shifted_by(shift: Path) -> dict[str, str]:
+    """Variables with which a process's clock is as far off as the file says."""
+    return {"LD_PRELOAD": str(LIBRARY), "FAKETIME_TIMESTAMP_FILE": str(shift), "DONT_FAKE_MONOTONIC": "1"}
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime")
+def test_a_server_whose_clock_is_set_back_goes_on_and_times_alone_change(new_server: NewServer, tmp_path: Path) -> None:
+    shift, running = tmp_path / "shift", add_running_job(tmp_path, "job_20250101_000000")
+    shift.write_text("+0")
+    running.path.mkdir(parents=True)
+    log = EventLog(running.events_file)
+    with running.locked():
+        server = new_server(FAKETIME_CACHE_DURATION="1", **shifted_by(shift))
+        stored = {"config": {"lora_r": 8}}
+        with server.http() as http:
+            http.post("/configs/save", json={"name": "before", **stored}).raise_for_status()
+            began = parsedate_to_datetime(http.get("/health").headers["date"])
+            shift.write_text("-1h")
+            until(lambda: parsedate_to_datetime(http.get("/health").headers["date"]) < began, 20, "the clock's change")
+        log.append("started", attempt=1, pid=1, process="1 1 1")
+        log.append("progress", step=3, total_steps=9)
+        until(lambda: server.status("job_20250101_000000").current_step == 3, 20, "the step")
+        with server.http() as http:
+            http.post("/configs/save", json={"name": "after", **stored}).raise_for_status()
+            created = {each["name"]: each["created_at"] for each in http.get("/configs/list").json()["configs"]}
+            assert created["after"] < created["before"]
+        log.append("ended", state="completed", output_dir="o", final_metrics={})
+        log.close()
+        until(lambda: server.status("job_20250101_000000").status == "completed", 20, "the end")
+
+
+@pytest.mark.long
 @pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime")
 def test_setting_the_clock_changes_timestamps_only(new_server: NewServer, config: Config, tmp_path: Path) -> None:
     shift = tmp_path / "shift"
     shift.write_text("+0")
-    server = new_server(
-        LD_PRELOAD=str(LIBRARY),
-        FAKETIME_TIMESTAMP_FILE=str(shift),
-        FAKETIME_NO_CACHE="1",
-        DONT_FAKE_MONOTONIC="1",
-        STOP_GRACE_SECONDS="60",
-    )
+    server = new_server(FAKETIME_NO_CACHE="1", STOP_GRACE_SECONDS="60", **shifted_by(shift))
     with server.client() as client:
         job = server.train(config(server, "before", **LONG))
         server.until_step(job, 10)
@@ -65,6 +93,7 @@ def test_setting_the_clock_changes_timestamps_only(new_server: NewServer, config
         assert list(server.losses(job)) == list(range(1, (stopped.current_step or 0) + 1))
 
 
+@pytest.mark.long
 def test_a_stop_across_a_suspend_leaves_the_run_its_time(new_server: NewServer, config: Config) -> None:
     server = new_server(STOP_GRACE_SECONDS="6")
     assert server.process is not None

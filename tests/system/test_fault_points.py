@@ -1,8 +1,8 @@
 """A crash at any named moment of a start, a save, a pause, a resume or the end of a run costs nothing but time.
 
-Every point of the registry is walked. After each crash the job can be resumed; the answer, the job's last checkpoint,
-its error and its log agree on the step; no step is missing or recorded twice; and the finished adapter has the very
-bits of a run that was not disturbed (float32, one thread).
+With `--long` every point of the registry is walked. After each crash the job can be resumed; the answer, the job's last
+checkpoint, its error and its log agree on the step; no step is missing or recorded twice; and the finished adapter has
+the very bits of a run that was not disturbed (float32, one thread).
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ CHAINS = [
     [FaultPoint.SAVE_TOLD, *(point for point in WORKER_POINTS if point.startswith("resume."))],
     *([point] for point in WORKER_POINTS if point.startswith("end.")),
 ]  # fmt: skip
+# One of each kind, on one job, from its start to its end.
+SHORT_CHAIN = [
+    FaultPoint.START_FIRST_STEP, FaultPoint.SAVE_TOLD, FaultPoint.RESUME_LOADED, FaultPoint.ROTATE_REMOVED,
+    FaultPoint.END_PLACED,
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,10 @@ def test_every_point_is_walked_and_documented() -> None:
     assert set(re.findall(r"`([a-z_]+\.[a-z_]+)`", rows)) - {"errors.py"} >= set(FaultPoint)
 
 
-@pytest.mark.parametrize("points", CHAINS, ids=lambda points: points[-1])
+@pytest.mark.parametrize(
+    "points",
+    [pytest.param(SHORT_CHAIN, id="one of each"), *(pytest.param(c, id=c[-1], marks=pytest.mark.long) for c in CHAINS)],
+)
 def test_a_worker_crash_costs_nothing_but_time(
     server: Server, config: Config, undisturbed: str, points: list[FaultPoint]
 ) -> None:
@@ -93,7 +101,11 @@ def test_a_worker_crash_costs_nothing_but_time(
     [
         (FaultPoint.END_TRAINED, {"save_steps": 2}),
         # Its newest checkpoint is older than its last step, and an upload needs the model in memory.
-        (FaultPoint.END_UPLOADED, {"save_steps": 3, "push_to_hub": True, "hf_token": "hf_none"}),
+        pytest.param(
+            FaultPoint.END_UPLOADED,
+            {"save_steps": 3, "push_to_hub": True, "hf_token": "hf_none"},
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_a_run_that_ended_early_ends_at_the_same_step_after_a_crash(
@@ -111,6 +123,7 @@ def test_a_run_that_ended_early_ends_at_the_same_step_after_a_crash(
     assert list(server.losses(job)) == [1, 2, 3, 4]
 
 
+@pytest.mark.long
 def test_a_server_crash_costs_nothing_but_time(new_server: NewServer, config: Config) -> None:
     server = new_server()
     walked = set()

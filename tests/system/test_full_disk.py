@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.harness import Server, pairs_file, until
+from tests.harness import Server, add_running_job, pairs_file, until
 
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
-
-LONG: dict[str, Any] = {"max_steps": 2000, "num_epochs": 1000, "save_steps": 20, "eval_steps": 0}
 
 
 @pytest.fixture
@@ -44,18 +41,43 @@ def fill(folder: Path) -> Path:
     return file
 
 
+def test_a_full_disk_is_507_and_changes_nothing(small_disk: Path, new_server: NewServer, tmp_path: Path) -> None:
+    running = "job_20250101_000000"
+    rows = pairs_file(tmp_path / "uploaded.jsonl").read_bytes()
+    with add_running_job(tmp_path, running).locked():
+        server = new_server()
+        with server.http() as http:
+            upload = http.post("/dataset/upload-file", files={"file": ("mine.jsonl", rows)}).json()["dataset_id"]
+            filling = fill(small_disk)
+            asked = [
+                http.post(f"/jobs/{running}/stop"),
+                http.delete(f"/dataset/uploads/{upload}"),
+                http.post("/dataset/upload-file", files={"file": ("other.jsonl", rows)}),
+            ]
+            assert [response.status_code for response in asked] == [507] * 3
+            assert all("disk is full" in response.json()["detail"] for response in asked[:2])
+            assert http.get("/health").status_code == 200
+            assert (small_disk / "uploads" / upload / "rows.jsonl").read_bytes() == rows
+            assert not server.status(running).stop_requested
+            filling.unlink()
+            assert http.post(f"/jobs/{running}/stop").status_code == 200
+            assert server.status(running).stop_requested
+
+
+@pytest.mark.long
 def test_a_full_disk_is_507_and_no_job_is_started_into_it(
-    small_disk: Path, new_server: NewServer, config: Config
+    small_disk: Path, new_server: NewServer, config: Config, tmp_path: Path
 ) -> None:
-    server = new_server(STOP_GRACE_SECONDS="60")
-    running = server.train(config(server, "running", **LONG))
-    server.until_step(running, 25)
+    running = "job_20250101_000000"
+    with add_running_job(tmp_path, running).locked():
+        refused_with_507(small_disk, new_server(), config, running)
+
+
+def refused_with_507(small_disk: Path, server: Server, config: Config, running: str) -> None:
     waiting = server.train(config(server, "waiting", max_steps=2))
     rows = pairs_file(server.root / "uploaded.jsonl").read_bytes()
     with server.http() as http:
         upload = http.post("/dataset/upload-file", files={"file": ("mine.jsonl", rows)}).json()["dataset_id"]
-    # What it writes would have the last block.
-    server.kill_worker(running, signal.SIGSTOP)
     filling = fill(small_disk)
     with server.http() as http:
         asked = {
@@ -78,7 +100,7 @@ def test_a_full_disk_is_507_and_no_job_is_started_into_it(
         assert reason.startswith("disk space: 0 MiB are free in ")
         filling.unlink()
         assert http.post(f"/jobs/{running}/stop").status_code == 200
-        server.kill_worker(running, signal.SIGCONT)
-        assert server.until_ended(running).status == "stopped"
-    assert server.until_ended(waiting).status == "completed"
-    until(lambda: server.status(waiting).queue_position is None, 5)
+        assert server.status(running).stop_requested
+        until(lambda: http.get("/queue/jobs").json()["queued"][0]["waiting_for"] == "a free slot", 20, "room again")
+        assert http.post(f"/jobs/{waiting}/stop").status_code == 200
+        assert server.status(waiting).status == "cancelled"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,25 @@ from tests.hub import FakeHub, fake_hub
 
 # Large files go the plain way, which the loopback server speaks.
 ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeHub, Server]]:
+    """A Hub whose repositories each test adds, and a server that asks it."""
+    root = tmp_path_factory.mktemp("online")
+    with fake_hub({}) as hub:
+        server = Server(root, {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "0"})
+        yield hub, server.start()
+        server.stop()
+        server.end_workers()
+
+
+@pytest.fixture
+def private_hub(online: tuple[FakeHub, Server]) -> Iterator[FakeHub]:
+    hub, _ = online
+    hub.token = "hf_right"
+    yield hub
+    hub.token = None
 
 
 @pytest.fixture
@@ -33,88 +52,102 @@ def assert_nowhere(folder: Path, *secrets: bytes) -> None:
 
 
 def test_a_private_model_is_trained_on_private_data(
-    new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
+    online: tuple[FakeHub, Server], private_hub: FakeHub, tiny_model: Path, body: dict[str, Any]
 ) -> None:
+    _, server = online
     model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
     train = REPOS["datasets/org/pairs"]["train.jsonl"]
     pairs = {"train.jsonl": train, "validation.jsonl": b"".join(train.splitlines(keepends=True)[:12])}
     body["dataset"]["source"]["split"] = "validation"
-    with fake_hub({"datasets/org/pairs": pairs, "models/org/tiny": model}, token="hf_right") as hub:
-        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
-        with server.http() as http:
-            for token, complaint in (
-                ("hf_wrong", "The Hub doesn't accept the hf_token given"),
-                ("hf_stranger", "the hf_token given can't see it"),
-            ):
-                refused = http.post("/train", json={**body, "hf_token": token})
-                assert refused.status_code == 400
-                errors = refused.json()["detail"]["errors"]
-                assert [error.split(":")[0] for error in errors] == ["base_model", "dataset.source.repo_id"]
-                assert all(complaint in error for error in errors)
-                assert token not in refused.text
-            assert http.post("/validate", json=body).json()["valid"]
-        ended = server.until_ended(server.train(body))
-        assert (ended.status, ended.error) == ("completed", None)
-        assert "12 rows read, all of them usable" in server.log_lines(ended.job_id)
+    private_hub.repos.update({"datasets/org/pairs": pairs, "models/org/tiny": model})
+    with server.http() as http:
+        for token, complaint in (
+            ("hf_wrong", "The Hub doesn't accept the hf_token given"),
+            ("hf_stranger", "the hf_token given can't see it"),
+        ):
+            refused = http.post("/train", json={**body, "hf_token": token})
+            assert refused.status_code == 400
+            errors = refused.json()["detail"]["errors"]
+            assert [error.split(":")[0] for error in errors] == ["base_model", "dataset.source.repo_id"]
+            assert all(complaint in error for error in errors)
+            assert token not in refused.text
+        assert http.post("/validate", json=body).json()["valid"]
+    ended = server.until_ended(server.train(body))
+    assert (ended.status, ended.error) == ("completed", None)
+    assert "12 rows read, all of them usable" in server.log_lines(ended.job_id)
     assert_nowhere(server.root, b"hf_right", b"hf_wrong", b"hf_stranger")
 
 
 def test_private_data_are_looked_at_with_a_token_that_nothing_keeps(
-    new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
+    online: tuple[FakeHub, Server], private_hub: FakeHub, tiny_model: Path, tmp_path: Path, body: dict[str, Any]
 ) -> None:
-    repos = {**REPOS, "models/org/tiny": {path.name: path.read_bytes() for path in tiny_model.iterdir()}}
-    question = {"source": body["dataset"]["source"], "model_name": "org/tiny"}
+    _, server = online
+    model = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+    private_hub.repos.update({"datasets/org/seen": REPOS["datasets/org/pairs"], "models/org/seen": model})
+    body["dataset"]["source"]["repo_id"], body["base_model"] = "org/seen", "org/seen"
+    question = {"source": body["dataset"]["source"], "model_name": "org/seen"}
     paths = ("preview", "columns", "preview-formatted")
-    with fake_hub(repos, token="hf_right") as hub:
-        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
-        with server.http() as http:
+    with server.http() as http:
 
-            def ask(path: str, **given: Any) -> Any:
-                answer = http.post(f"/dataset/{path}", json={**question, **given})
-                assert "hf_" not in answer.text.replace("hf_token", ""), path
-                return answer.json()
+        def ask(path: str, **given: Any) -> Any:
+            answer = http.post(f"/dataset/{path}", json={**question, **given})
+            assert "hf_" not in answer.text.replace("hf_token", ""), path
+            return answer.json()
 
-            for path in paths:
-                assert ask(path, hf_token="hf_right")["samples"][0]["prompt"].count("Why 0?") == 1
-            # What was asked with the token opens nothing for those without it.
-            for path in paths:
-                assert "if it is private, give a hf_token" in ask(path)["detail"]
-                assert "doesn't accept the hf_token given" in ask(path, hf_token="hf_wrong")["detail"]
-                assert "the hf_token given can't see it" in ask(path, hf_token="hf_stranger")["detail"]
-                assert ask(path, hf_token="hf_ ü")["detail"]["errors"] == [
-                    "hf_token: holds characters that no token has"
-                ]
-            refused = http.post("/validate", json={**body, "dataset": {**question, "hf_token": "hf_right"}}).json()
-            assert refused["detail"]["errors"][0].startswith("dataset.hf_token: unknown field")
-        file = tmp_path / "run.json"
-        file.write_text(json.dumps(body))
-        for options in ([], ["--raw"]):
-            assert "Why 0?" in command("preview", str(file), *options, url=server.url).stdout
-        file.unlink()
+        for path in paths:
+            assert ask(path, hf_token="hf_right")["samples"][0]["prompt"].count("Why 0?") == 1
+        # What was asked with the token opens nothing for those without it.
+        for path in paths:
+            assert "if it is private, give a hf_token" in ask(path)["detail"]
+            assert "doesn't accept the hf_token given" in ask(path, hf_token="hf_wrong")["detail"]
+            assert "the hf_token given can't see it" in ask(path, hf_token="hf_stranger")["detail"]
+            assert ask(path, hf_token="hf_ ü")["detail"]["errors"] == ["hf_token: holds characters that no token has"]
+        refused = http.post("/validate", json={**body, "dataset": {**question, "hf_token": "hf_right"}}).json()
+        assert refused["detail"]["errors"][0].startswith("dataset.hf_token: unknown field")
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(body))
+    for options in ([], ["--raw"]):
+        assert "Why 0?" in command("preview", str(file), *options, url=server.url).stdout
     assert_nowhere(server.root, b"hf_right", b"hf_wrong", b"hf_stranger")
 
 
-def test_what_is_not_on_the_hub_or_gated_there_is_named(
-    new_server: Callable[..., Server], tmp_path: Path, body: dict[str, Any]
+def test_a_private_models_tokenizer_needs_its_token(
+    online: tuple[FakeHub, Server], private_hub: FakeHub, tiny_model: Path
 ) -> None:
+    _, server = online
+    private_hub.repos["models/org/preloaded"] = {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+    with server.http() as http:
+        for body in ({}, {"hf_token": "hf_wrong"}):
+            refused = http.post("/model/preload", json={"model_name": "org/preloaded", **body})
+            assert refused.status_code == 400
+            assert "hf_wrong" not in refused.text
+        assert "org/preloaded" not in http.get("/model/cached").json()["cached_models"]
+        right = {"model_name": "org/preloaded", "hf_token": "hf_right"}
+        assert http.post("/model/preload", json=right).json()["vocab_size"] == 400
+        assert "org/preloaded" in http.get("/model/cached").json()["cached_models"]
+    assert_nowhere(server.root, b"hf_right")
+
+
+def test_what_is_not_on_the_hub_or_gated_there_is_named(online: tuple[FakeHub, Server], body: dict[str, Any]) -> None:
+    hub, server = online
     gated = {"models/org/gated": {"config.json": b"{}"}, "datasets/org/gated": REPOS["datasets/org/pairs"]}
-    with fake_hub(gated) as hub:
-        hub.gated.update(gated)
-        server = new_server(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_OFFLINE="0")
-        with server.http() as http:
-            results = http.post("/validate", json={**body, "hf_token": None, "push_to_hub": True}).json()["results"]
-            missing = results["errors"]
-            assert "push_to_hub: there is no hf_token; the model will not be uploaded" in results["warnings"]
-            assert not results["checks"]["upload_ready"]
-            body = {**body, "base_model": "org/gated"}
-            body["dataset"]["source"]["repo_id"] = "org/gated"
-            closed = http.post("/validate", json=body).json()["results"]["errors"]
-    assert "There is no model 'org/tiny' on the Hub" in missing[0]
-    assert "There is no data set 'org/pairs' on the Hub" in missing[1]
+    hub.repos.update(gated)
+    hub.gated.update(gated)
+    with server.http() as http:
+        body["dataset"]["source"]["repo_id"] = body["base_model"] = "org/missing"
+        results = http.post("/validate", json={**body, "hf_token": None, "push_to_hub": True}).json()["results"]
+        missing = results["errors"]
+        assert "push_to_hub: there is no hf_token; the model will not be uploaded" in results["warnings"]
+        assert not results["checks"]["upload_ready"]
+        body["dataset"]["source"]["repo_id"] = body["base_model"] = "org/gated"
+        closed = http.post("/validate", json=body).json()["results"]["errors"]
+    assert "There is no model 'org/missing' on the Hub" in missing[0]
+    assert "There is no data set 'org/missing' on the Hub" in missing[1]
     assert "The model 'org/gated' is gated: accept its terms" in closed[0]
     assert "The data set 'org/gated' is gated: accept its terms" in closed[1]
 
 
+@pytest.mark.long
 def test_finished_models_are_uploaded_and_a_failed_upload_costs_nothing(
     new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -172,6 +205,7 @@ def assert_safe(hub: FakeHub, folder: Path, lines: list[str]) -> None:
     assert hub.repos["models/org/broken"] == {}
 
 
+@pytest.mark.long
 def test_a_cut_connection_is_taken_up_again_and_what_was_read_is_there_offline(
     new_server: Callable[..., Server], tiny_model: Path, tmp_path: Path, body: dict[str, Any]
 ) -> None:

@@ -1,4 +1,7 @@
-"""A run killed, stopped and paused at random moments ends with the very weights of one that was not disturbed."""
+"""A run killed, stopped and paused at random moments ends with the very weights of one that was not disturbed.
+
+What is always tried, one kill at one step, is in test_recovery.py and test_fault_points.py.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.harness import ENDED, Server, until
 from tests.system.test_fault_points import resume
@@ -24,6 +28,7 @@ STEPS: dict[str, Any] = {
 _AT_REST = (*ENDED, "paused")
 
 
+@pytest.mark.long
 def test_kills_at_random_moments_change_no_weight(server: Server, config: Config, new_server: NewServer) -> None:
     """KILLS of them: while loading, in a step, an evaluation, a save, a stop, a pause. SEED says which moments.
 

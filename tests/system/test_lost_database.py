@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from merlina.jobs.run_folders import write_mark
-from merlina.runs import RunFolder
+from merlina.runs import EventLog, RunFolder
 from tests.harness import Server, until
 
 Config = Callable[..., dict[str, Any]]
@@ -56,6 +58,36 @@ def upload_pairs(server: Server, name: str) -> str:
         return str(http.post("/dataset/upload-file", files={"file": (name, content)}).json()["dataset_id"])
 
 
+def test_jobs_of_a_lost_database_are_known_by_their_folders(tmp_path: Path, new_server: NewServer) -> None:
+    runs = tmp_path / "data" / "runs"
+    runs.mkdir(parents=True)
+    foreign = files_of_others(runs)
+    done, waiting, abandoned, deleted = (
+        left_behind(runs, f"job_2020010{day}_000000", "pending") for day in range(5, 9)
+    )
+    done.pending_file.unlink()
+    waiting.pending_file.unlink()
+    deleted.pending_file.unlink()
+    deleted.deleted_file.touch()
+    log = EventLog(done.events_file)
+    log.append("started", attempt=1, pid=1, process="1 1 1")
+    for step in (1, 2):
+        log.append("metrics", step=step, metrics={"loss": 0.5})
+    log.append("ended", state="completed", output_dir=None, final_metrics={})
+    log.close()
+    server = new_server()
+    until(lambda: set(server.history()) == {done.path.name, waiting.path.name}, what="the jobs' return")
+    assert server.status(done.path.name).status == "completed"
+    assert list(server.losses(done.path.name)) == [1, 2]
+    # Whether it had been cancelled stood in the lost database only: it runs when someone says so.
+    assert server.status(waiting.path.name).status == "paused"
+    assert waiting.read_secrets() == {"hf_token": "hf_secret"}
+    assert all(file.read_text() == "theirs" for file in foreign)
+    assert not abandoned.path.exists()
+    assert not deleted.path.exists()
+
+
+@pytest.mark.long
 def test_jobs_are_listed_again_from_their_folders_and_files_of_others_stay(
     new_server: NewServer, config: Config
 ) -> None:
@@ -135,6 +167,7 @@ def test_jobs_are_listed_again_from_their_folders_and_files_of_others_stay(
     assert (uploads / upload / "rows.jsonl").exists()
 
 
+@pytest.mark.long
 def test_a_restored_backup_is_brought_up_to_date_from_the_event_logs(
     new_server: NewServer, config: Config, tmp_path: Path
 ) -> None:

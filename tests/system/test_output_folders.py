@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from merlina.placing import identity
 from merlina.runs import EventLog
 from merlina.storage import jobs
@@ -39,6 +41,7 @@ def refused_by(server: Server, config: dict[str, Any]) -> str:
         return str(http.post("/train", json=config).json()["detail"])
 
 
+@pytest.mark.long
 def test_runs_for_one_folder_take_turns_while_others_run_beside_them(new_server: NewServer, config: Config) -> None:
     server = new_server(MAX_CONCURRENT_JOBS="2")
     ranks = (2, 4, 8)

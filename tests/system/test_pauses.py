@@ -86,6 +86,7 @@ def test_a_low_job_makes_way_for_a_high_one_and_comes_back_by_itself(server: Ser
     assert_same_weights(server, "low", "undisturbed")
 
 
+@pytest.mark.long
 def test_a_server_killed_over_a_pause_comes_back_to_it(new_server: NewServer, config: Config) -> None:
     server = new_server()
     job = server.train(config(server, "paused", **LONG))
@@ -104,6 +105,7 @@ def test_a_server_killed_over_a_pause_comes_back_to_it(new_server: NewServer, co
     assert list(server.losses(job)) == list(range(1, LAST + 1))
 
 
+@pytest.mark.long
 def test_a_cancelled_resume_can_be_resumed(server: Server, config: Config) -> None:
     job = server.train(config(server, "twice", **LONG))
     server.until_step(job, 15)

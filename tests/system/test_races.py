@@ -1,6 +1,6 @@
 """Two operations on one job at the same time: one order of them happens, nothing breaks, and no job trains unlisted.
 
-RACES=1000 runs that many instead of a few.
+Always a few chosen ones; with `--long` RACES random ones (6 unless the variable says otherwise), each pair in turn.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from merlina.runs import RunFolder, read_events
 from tests.harness import ENDED, Server, until
@@ -102,6 +103,21 @@ def ends_by_attempt(folder: RunFolder) -> dict[int, int]:
                 ends[attempt] = ends.get(attempt, 0) + 1
 
 
+def test_after_two_operations_at_the_same_moment_a_job_comes_to_one_end(server: Server, config: Config) -> None:
+    with server.http() as http:
+        race = Race(server, http)
+        job = server.train(config(server, "raced-a-little", **LONG))
+        server.until_step(job, 6)
+        for pair in (("pause", "kill"), ("resume", "resume"), ("stop", "delete")):
+            told = f"{pair} on a job that was {race.status(job)}"
+            codes = race.run(pair, job)
+            assert set(codes) <= {0, 200, 404, 409}, (told, codes)
+            assert pair != ("resume", "resume") or codes.count(200) <= 1, (told, codes)
+            settle(race, job, told)
+        until(lambda: race.status(job) is None, 60, "the job's deletion")
+
+
+@pytest.mark.long
 def test_of_two_operations_on_one_job_one_order_happens_and_nothing_breaks(
     new_server: NewServer, config: Config
 ) -> None:

@@ -16,8 +16,8 @@ Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 
 # Long enough to be hit in the middle.
-LAST = 80
-LONG = {"max_steps": LAST, "save_steps": 20, "eval_steps": 40}
+LAST = 60
+LONG = {"max_steps": LAST, "save_steps": 10, "eval_steps": 30}
 
 
 def parent_of_worker(server: Server, job_id: str) -> psutil.Process:
@@ -31,30 +31,26 @@ def parent_of_worker(server: Server, job_id: str) -> psutil.Process:
 def test_a_run_outlives_its_server_without_a_step_lost_or_counted_twice_and_its_death_is_found_later(
     new_server: NewServer, config: Config
 ) -> None:
-    server = new_server()
+    server = new_server(MAX_CONCURRENT_JOBS="2")
     running = server.train(config(server, "outlives", **LONG))
-    waiting = server.train(config(server, "waits", max_steps=3))
+    both = server.train(config(server, "both", **{**LONG, "max_steps": 2000, "num_epochs": 1000}))
     server.until_step(running, 10)
+    server.until_step(both, 1)
     forked_from = parent_of_worker(server, running)
     server.kill()
+    server.kill_worker(both)
     at_kill = server.folder(running).events_file.stat().st_size
     until(lambda: server.folder(running).events_file.stat().st_size > at_kill + 2000, what="the run's going on")
     until(lambda: has_ended(forked_from), what="the end of the process that workers are forked from")
     server.start()
     assert server.until_ended(running).status == "completed"
     assert list(server.losses(running)) == list(range(1, LAST + 1))
-    assert server.until_ended(waiting).status == "completed"
-
-    both = server.train(config(server, "both", **LONG))
-    server.until_step(both, 25)
-    server.kill()
-    server.kill_worker(both)
-    server.start()
     failed = server.until_ended(both, 10)
     assert failed.status == "failed"
     assert "while the server was away" in failed.error
 
 
+@pytest.mark.long
 def test_a_run_outlives_what_it_was_forked_from_and_the_next_begins_without_it(
     new_server: NewServer, config: Config
 ) -> None:
@@ -79,12 +75,12 @@ def test_a_killed_worker_is_noticed_and_its_run_goes_on_exactly_where_its_checkp
     assert server.until_ended(uninterrupted).status == "completed"
 
     job = server.train(config(server, "interrupted", **LONG))
-    server.until_step(job, 50)
+    server.until_step(job, 12)
     server.kill_worker(job)
     failed = until(lambda: (s := server.status(job)).status == "failed" and s, 5, "the death's being noticed")
     assert "SIGKILL" in failed.error
     assert f"/jobs/{job}/resume" in failed.error
-    assert failed.last_checkpoint >= 40
+    assert failed.last_checkpoint >= 10
 
     with server.client() as client:
         client.resume(job)
@@ -111,6 +107,7 @@ def test_a_stop_saves_what_there_is_and_a_resume_finishes_it(server: Server, con
     assert list(server.losses(job)) == list(range(1, LAST + 1))
 
 
+@pytest.mark.long
 def test_each_job_of_a_name_knows_where_its_model_is_however_often_one_saves(server: Server, config: Config) -> None:
     models, body = server.root / "models", config(server, "shared", **{**LONG, "save_steps": 0})
     first = server.train({**body, "max_steps": 1})
@@ -185,9 +182,8 @@ def test_a_run_that_failed_while_saving_is_resumed_without_another_step(server: 
     assert "| Evaluation loss |" in (blocked / "README.md").read_text()
 
 
-def test_two_servers_never_share_a_data_folder(new_server: NewServer) -> None:
-    first = new_server()
-    second = Server(first.root)
+def test_two_servers_never_share_a_data_folder(server: Server) -> None:
+    second = Server(server.root)
     with pytest.raises(AssertionError, match="Another Merlina server uses"):
         second.start()
 

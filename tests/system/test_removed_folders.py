@@ -40,8 +40,8 @@ def remove_folder(folder: RunFolder) -> None:
     ("remove", "reason"),
     [
         (remove_lock, "its lock {folder}/lock was removed or replaced"),
-        (replace_lock, "its lock {folder}/lock was removed or replaced"),
-        (remove_log, "its event log {folder}/events.jsonl was removed or cut"),
+        pytest.param(replace_lock, "its lock {folder}/lock was removed or replaced", marks=pytest.mark.long),
+        pytest.param(remove_log, "its event log {folder}/events.jsonl was removed or cut", marks=pytest.mark.long),
         (remove_folder, "its run folder {folder} was removed or cut"),
     ],
 )
@@ -67,6 +67,7 @@ def test_a_worker_without_its_folder_ends_itself_and_the_next_starts_after_it(
         until(lambda: job not in server.history(), what="its deletion")
 
 
+@pytest.mark.long
 def test_a_worker_that_cannot_end_itself_is_known_to_a_new_server_and_killed(
     new_server: NewServer, config: Config
 ) -> None:
@@ -89,8 +90,7 @@ def test_a_worker_that_cannot_end_itself_is_known_to_a_new_server_and_killed(
     assert "was removed" in (server.status(job).error or "")
 
 
-def test_unusable_run_folders_hold_up_no_other_job(new_server: NewServer, config: Config) -> None:
-    server = new_server(MAX_CONCURRENT_JOBS="1")
+def test_unusable_run_folders_hold_up_no_other_job(server: Server, config: Config) -> None:
     first = server.train(config(server, "first", **ENDLESS))
     names = ("undeletable", "unmarkable", "unstartable")
     undeletable, unmarkable, unstartable = (server.train(config(server, name, max_steps=1)) for name in names)

@@ -93,6 +93,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
     assert_same_weights(server, "damage", "damage-calm")
 
 
+@pytest.mark.long
 def test_checkpoints_of_an_earlier_version_are_resumed_from_and_get_a_manifest(server: Server, config: Config) -> None:
     server.crash_file.write_text("save.told:3")
     job = server.train(config(server, "earlier", **SHORT))
@@ -182,6 +183,7 @@ def test_a_resume_with_other_data_is_refused_with_the_difference(server: Server,
     assert Path(server.status(job).output_dir or "").is_dir()
 
 
+@pytest.mark.long
 def test_a_request_to_start_over_that_is_withdrawn_or_was_never_committed_removes_nothing(
     server: Server, config: Config
 ) -> None:

@@ -1,6 +1,7 @@
 """Every choice of every field of a TrainingConfig changes what a run does, or is listed here with the reason why not.
 
-Each run goes through the worker's own stages, from rows to a trained model, on a tiny model and 12 pairs.
+Each run goes through the worker's own stages, from rows to a trained model, on a tiny model and 12 pairs. One choice of
+each field is always tried, all others with `--long`.
 """
 
 from __future__ import annotations
@@ -231,8 +232,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     torch.set_num_threads(threads)
 
 
+def _parameters() -> Iterator[Any]:
+    """All but the first case of the same fields are long."""
+    seen = set()
+    for case in CASES:
+        fields = tuple(case.changes)
+        yield pytest.param(case, id=case.name, marks=[pytest.mark.long] * (fields in seen))
+        seen.add(fields)
+
+
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", _parameters())
 def test_a_choice_changes_training(runs: Runs, case: Case) -> None:
     before, after = runs.outcome(case.beside), runs.outcome({**case.beside, **case.changes})
     assert (before != after) == case.changed

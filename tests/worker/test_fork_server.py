@@ -90,6 +90,7 @@ def test_it_ends_with_its_input_and_its_children_go_on(fork_server: ForkServer) 
     child.wait(10)
 
 
+@pytest.mark.long
 def test_it_forks_nothing_where_a_library_has_started_a_thread() -> None:
     environment = child_environment() | {"JE_ARROW_MALLOC_CONF": "background_thread:true"}
     ours, theirs = socket.socketpair()
@@ -99,6 +100,7 @@ def test_it_forks_nothing_where_a_library_has_started_a_thread() -> None:
     assert b"No process can be forked from this one: it has 2 threads" in done.stderr
 
 
+@pytest.mark.long
 def test_what_is_imported_where_there_is_a_gpu_leaves_it_alone() -> None:
     script = """
 import importlib, sys, torch

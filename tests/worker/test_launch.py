@@ -96,7 +96,7 @@ def ranks_of(run: RunFolder) -> list[psutil.Process]:
     return psutil.Process(worker.pid).children()
 
 
-@pytest.mark.parametrize("training_mode", ["orpo", "kto"])
+@pytest.mark.parametrize("training_mode", [pytest.param("orpo", marks=pytest.mark.long), "kto"])
 def test_two_processes_share_each_step_and_end_where_one_does(runs: Runs, training_mode: str) -> None:
     """Five pairs a step, one in the last; KTO sums reference and divergence as well."""
     same: dict[str, Any] = {
@@ -126,7 +126,7 @@ def test_a_stop_ends_all_ranks_at_the_same_step_with_the_model_saved(runs: Runs)
 
 
 def test_a_killed_rank_fails_the_run_by_name_and_a_resume_ends_as_if_nothing_had_been(runs: Runs) -> None:
-    steps = {**_LONG, "max_steps": 60}
+    steps = {**_LONG, "max_steps": 30}
     assert runs.finish(runs.order("whole", 2, **steps))[-1].state == "completed"
     order = runs.order("broken", 2, **steps)
     run = runs.start(order)
@@ -153,7 +153,7 @@ def _kill_first_rank(run: RunFolder) -> None:
     ranks_of(run)[0].kill()
 
 
-@pytest.mark.parametrize("kill", [_kill_worker, _kill_first_rank])
+@pytest.mark.parametrize("kill", [_kill_worker, pytest.param(_kill_first_rank, marks=pytest.mark.long)])
 def test_no_rank_outlives_the_run(runs: Runs, kill: Callable[[RunFolder], None]) -> None:
     run = runs.start(runs.order(f"orphaned{kill.__name__}", 2, **_LONG))
     runs.until_step(run, 2)

@@ -126,9 +126,9 @@ def assert_same_figures(shown: dict[str, float], measured: dict[str, float], tol
         {},
         {"training_mode": "dpo", "load_best_at_end": "eval_reward_margin"},
         {"use_lora": False, "learning_rate": 1e-3},
-        {"use_4bit": True},
-        {"use_8bit": True, "training_mode": "kto"},
-        {"dtype": "bfloat16"},
+        pytest.param({"use_4bit": True}, marks=pytest.mark.long),
+        pytest.param({"use_8bit": True, "training_mode": "kto"}, marks=pytest.mark.long),
+        pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.long),
     ],
 )
 def test_the_cards_figures_are_those_of_the_model_that_its_code_loads(
@@ -173,8 +173,8 @@ def test_a_stop_between_evaluations_shows_no_figures_of_another_step(tiny_model:
     ("targets", "changes"),
     [
         (["lm_head", "q_proj"], {}),
-        (["embed_tokens", "q_proj"], {}),
-        (["lm_head", "embed_tokens"], {"training_mode": "dpo"}),
+        pytest.param(["embed_tokens", "q_proj"], {}, marks=pytest.mark.long),
+        pytest.param(["lm_head", "embed_tokens"], {"training_mode": "dpo"}, marks=pytest.mark.long),
         (["lm_head", "q_proj"], {"use_4bit": True}),
         (["q_proj", "v_proj"], {}),
     ],
