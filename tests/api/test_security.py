@@ -314,6 +314,17 @@ def test_a_parquet_bomb_is_refused_and_leaves_nothing(server: Server, tmp_path: 
     assert sorted((server.root / "data" / "uploads").iterdir()) == before
 
 
+def test_a_repeated_answer_is_the_same_for_who_may_have_it_and_denied_to_others(locked: Server) -> None:
+    with locked.http(headers={"X-API-Key": KEY}) as http:
+        answers = [http.get("/jobs", headers={"Origin": "https://lab.example"}) for _ in range(3)]
+        assert all(answer.json() == {} for answer in answers)
+        for answer in answers:
+            assert answer.headers.get_list("access-control-allow-origin") == ["https://lab.example"]
+        assert "access-control-allow-origin" not in http.get("/jobs").headers
+    with locked.http() as http:
+        assert http.get("/jobs").status_code == 401
+
+
 @pytest.mark.long
 def test_no_token_is_found_anywhere_where_the_server_has_one_itself(
     new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tiny_model: Path, tmp_path: Path

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.harness import Server
 
@@ -30,6 +31,7 @@ print(json.dumps(sorted(sys.modules)))
 """
 
 
+@pytest.mark.long
 def test_nothing_heavy_is_among_the_servers_modules(tmp_path: Path) -> None:
     from tests.harness import pairs_file
 

@@ -32,10 +32,10 @@ def test_a_run_outlives_its_server_without_a_step_lost_or_counted_twice_and_its_
     new_server: NewServer, config: Config
 ) -> None:
     server = new_server(MAX_CONCURRENT_JOBS="2")
-    running = server.train(config(server, "outlives", **LONG))
     both = server.train(config(server, "both", **{**LONG, "max_steps": 2000, "num_epochs": 1000}))
-    server.until_step(running, 10)
     server.until_step(both, 1)
+    running = server.train(config(server, "outlives", **LONG))
+    server.until_step(running, 10)
     forked_from = parent_of_worker(server, running)
     server.kill()
     server.kill_worker(both)
