@@ -14,7 +14,7 @@ from tests.harness import Server, pairs_file, until
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 
-LAST = 80
+LAST = 50
 LONG: dict[str, Any] = {"max_steps": LAST, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
 
 

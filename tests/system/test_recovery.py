@@ -125,6 +125,7 @@ def test_each_job_of_a_name_knows_where_its_model_is_however_often_one_saves(ser
     assert (models / f"shared.before-{second}-2").is_dir()
 
 
+@pytest.mark.long
 def test_a_worker_that_does_not_obey_is_killed_after_the_grace(new_server: NewServer, config: Config) -> None:
     server = new_server(STOP_GRACE_SECONDS="1")
     job = server.train(config(server, "stubborn", **LONG))
