@@ -242,7 +242,7 @@ def _parameters() -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
-@pytest.mark.parametrize("case", _parameters())
+@pytest.mark.parametrize("case", list(_parameters()))
 def test_a_choice_changes_training(runs: Runs, case: Case) -> None:
     before, after = runs.outcome(case.beside), runs.outcome({**case.beside, **case.changes})
     assert (before != after) == case.changed
