@@ -67,6 +67,13 @@ def test_from_an_empty_server_to_a_run(
     expect(page.get_by_label("Base model")).to_have_value(str(tiny_model))
     expect(page.get_by_label("Chosen answer")).to_have_value("good")
     expect(page.get_by_label("Number of epochs")).to_have_value("15")
+    # Also what is typed in a field that was never left, whether it can be taken or not.
+    for field, typed in (("Max length", "128"), ("Max length", "12x"), ("Max length", "256"), ("Rows to use", "500")):
+        page.get_by_label(field, exact=True).fill(typed)
+        page.reload()
+        expect(page.get_by_label(field, exact=True)).to_have_value(typed)
+    expect(page.get_by_label("Max length", exact=True)).to_have_value("256")
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("ask")
     page.get_by_role("button", name="Start the run").click()
     page.wait_for_url("**/runs/job_*")
     expect(page.get_by_role("heading", name="Loss")).to_be_visible()

@@ -12,6 +12,12 @@ export interface Source {
   split?: string;
 }
 
+/** Whether both lead to the same rows, in whichever order their fields are. */
+export function isSameSource(one: Source | null, other: Source | null): boolean {
+  const parts = (source: Source | null): string => JSON.stringify(source && Object.entries(source).filter(([, value]) => value != null).sort());
+  return parts(one) === parts(other);
+}
+
 export interface DataDraft {
   source: Source | null;
   mapping: Record<string, string>;

@@ -17,6 +17,12 @@ export interface Field {
   initial: unknown;
 }
 
+/** What was typed into a field and can't be taken. */
+export interface Refused {
+  text: string;
+  failure: string;
+}
+
 export const FIELDS = new Map((described.settings as Field[]).map((field) => [field.name, field]));
 /** The value that the API takes for a setting which these values leave out. */
 export function initialOf(name: string, values: Record<string, unknown>): unknown {
@@ -29,7 +35,7 @@ export const DATASET_DEFAULTS = described.dataset;
 const SECRETS = new Set([...FIELDS.values()].filter((field) => field.isSecret).map((field) => field.name));
 
 /** What may be shown, copied and saved. */
-export function withoutSecrets(values: Record<string, unknown>): Record<string, unknown> {
+export function withoutSecrets<Value>(values: Record<string, Value>): Record<string, Value> {
   return Object.fromEntries(Object.entries(values).filter(([name]) => !SECRETS.has(name)));
 }
 

@@ -15,7 +15,7 @@ class Store {
 }
 
 test('drafts are found by the run they begin with, and other items are left alone', () => {
-  const draft = { model: 'm', name: 'n', isNamed: true, data: EMPTY_DATA, values: { lora_r: 8 } };
+  const draft = { model: 'm', name: 'n', isNamed: true, data: EMPTY_DATA, values: { lora_r: 8 }, invalid: { seed: { text: 'x', failure: 'x is no number' } } };
   const store = new Store();
   store.setItem(keyOf(null), JSON.stringify(draft));
   store.setItem(keyOf('job_1'), JSON.stringify({ ...draft, model: 'other' }));

@@ -1,6 +1,7 @@
 /** Drafts in the session storage of a tab, which outlive a reload. They never hold tokens. */
 
 import type { DataDraft, Values } from './draft';
+import type { Refused } from './fields';
 
 export interface KeptDraft {
   model: string;
@@ -8,6 +9,7 @@ export interface KeptDraft {
   isNamed: boolean;
   data: DataDraft;
   values: Values;
+  invalid: Record<string, Refused>;
 }
 
 const PREFIX = 'merlina-draft:';
@@ -28,9 +30,9 @@ export function keptDrafts(storage: Storage): Map<string, KeptDraft> {
 
 function parsed(text: string): KeptDraft | null {
   try {
-    const { model, name, isNamed, data, values } = JSON.parse(text) as Partial<KeptDraft>;
+    const { model, name, isNamed, data, values, invalid } = JSON.parse(text) as Partial<KeptDraft>;
     const isWhole = typeof model === 'string' && typeof name === 'string' && data?.mapping && data.templates && values;
-    return isWhole ? { model, name, isNamed: isNamed === true, data, values } : null;
+    return isWhole ? { model, name, isNamed: isNamed === true, data, values, invalid: invalid ?? {} } : null;
   } catch {
     return null;
   }

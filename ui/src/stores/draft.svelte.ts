@@ -4,7 +4,7 @@ import { api, asApiError } from '../api/client';
 import type { components } from '../api/types';
 import { configOf, EMPTY_DATA, partsOf, said, suggestedName, type DataDraft, type Said, type Values } from '../lib/draft';
 import { keptDrafts, keyOf } from '../lib/kept-drafts';
-import { FIELDS, initialOf, withoutSecrets } from '../lib/fields';
+import { FIELDS, initialOf, withoutSecrets, type Refused } from '../lib/fields';
 
 const WAIT = 800;
 
@@ -37,7 +37,7 @@ export class Draft {
   results = $state.raw<components['schemas']['ValidationResults'] | null>(null);
   isChecking = $state(false);
   /** Of fields that hold what can't be taken, by name: the value before it still stands. */
-  invalid = $state.raw<Record<string, string>>({});
+  invalid = $state.raw<Record<string, Refused>>({});
   /** Counts configurations taken over, so that what has a state of its own begins anew; `takes` those of settings. */
   loads = $state(0);
   takes = $state(0);
@@ -55,6 +55,7 @@ export class Draft {
     this.isNamed = before.isNamed;
     this.data = before.data;
     this.take(before.values);
+    this.invalid = before.invalid;
   }
 
   /** Without tokens, so that it can be shown and saved. */
@@ -99,9 +100,9 @@ export class Draft {
     if (name === 'use_4bit' && value === true) this.set('use_8bit', false);
   }
 
-  refuse(name: string, message: string): void {
+  refuse(name: string, refused: Refused | null): void {
     const { [name]: _before, ...others } = this.invalid;
-    this.invalid = message ? { ...others, [name]: message } : others;
+    this.invalid = refused ? { ...others, [name]: refused } : others;
   }
 
   /** All settings at once. */
@@ -123,11 +124,12 @@ export class Draft {
     this.loads += 1;
   }
 
-  /** For an effect: keeps the draft for a reload, without its tokens. */
+  /** Keeps the draft for a reload, without its tokens; for an effect, and for the page's end. */
   keep(): void {
     const { model, name, isNamed, data } = this;
-    if (this.isUntouched && !model && !data.source) return;
-    sessionStorage.setItem(keyOf(this.from), JSON.stringify({ model, name, isNamed, data, values: withoutSecrets(this.values) }));
+    const invalid = withoutSecrets(this.invalid);
+    if (this.isUntouched && !model && !data.source && Object.keys(invalid).length === 0) return;
+    sessionStorage.setItem(keyOf(this.from), JSON.stringify({ model, name, isNamed, data, values: withoutSecrets(this.values), invalid }));
   }
 
   /** For an effect: has the present configuration checked once it rests. Returns what takes that back. */
