@@ -21,7 +21,7 @@ _SHAPE: dict[str, Any] = {"lora_dropout": 0.05, "max_steps": 8, "learning_rate":
 _MEASURES = ("loss", "reward_accuracy", "reward_margin", "nll_loss", "grad_norm", "learning_rate")
 
 
-def train(config: TrainingConfig, folder: Path, recorder: Recorder, *, resume: bool = False) -> Any:
+def train(config: TrainingConfig, folder: Path, recorder: Recorder, *, resume: bool = False, **known: Any) -> Any:
     torch.manual_seed(0)
     model = make_trainable(load_model(ModelSpec(config.base_model, "float32", None, "auto", folder)), config).model
     trainer = PreferenceTrainer(
@@ -30,7 +30,7 @@ def train(config: TrainingConfig, folder: Path, recorder: Recorder, *, resume: b
     )  # fmt: skip
     # What other parts of a run have drawn by now is not the training's business.
     torch.rand(7 if resume else 3)
-    trainer.run(checkpoints.survey(folder / "checkpoints").newest if resume else None)
+    trainer.run(checkpoints.survey(folder / "checkpoints").newest if resume else None, **known)
     return model
 
 
@@ -70,7 +70,8 @@ def test_a_pause_changes_no_bit_of_the_adapter_and_no_row(tiny_model: Path, tmp_
     undisturbed = digest(train(config, tmp_path / "a", whole))
     first, second = Recorder(stop_after=pause, goes_on=True), Recorder()
     train(config, tmp_path / "b", first)
-    assert digest(train(config, tmp_path / "b", second, resume=True)) == undisturbed
+    evaluation = next((row for step, row in first.rows if step == pause and "eval_loss" in row), None)
+    assert digest(train(config, tmp_path / "b", second, resume=True, evaluation=evaluation)) == undisturbed
     assert second.steps[0] == pause
     assert measured(first) + measured(second) == measured(whole)
 
