@@ -35,11 +35,16 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def websocket_status(server: Server, headers: dict[str, str]) -> int:
     """101 where the WebSocket is let in, else the answer's status."""
+    return websocket_answer(server, headers)[0]
+
+
+def websocket_answer(server: Server, headers: dict[str, str]) -> tuple[int, str]:
+    """The answer's status and how long it says to wait."""
     try:
         with connect(f"ws://127.0.0.1:{server.port}/ws/none", additional_headers=headers):
-            return 101
+            return 101, ""
     except InvalidStatus as refused:
-        return refused.response.status_code
+        return refused.response.status_code, refused.response.headers.get("Retry-After", "")
 
 
 def test_where_a_key_is_set_every_request_must_carry_it(locked: Server) -> None:
@@ -107,6 +112,37 @@ def test_an_address_that_fails_to_log_in_too_often_has_to_wait(locked: Server) -
         assert http.post("/login", json={"api_key": KEY}).status_code == 200
         assert http.get("/jobs", headers={**here, "Cookie": session}).status_code == 200
         assert http.get("/jobs", headers={**here, "X-API-Key": KEY}).status_code == 200
+        for path, headers in (("/jobs", {"X-API-Key": "x"}), ("/session", {"Authorization": "Bearer x"})):
+            refused = http.get(path, headers={**here, **headers})
+            assert (refused.status_code, 0 < int(refused.headers["retry-after"]) <= 300) == (429, True)
+        status, wait = websocket_answer(locked, {**here, "X-API-Key": "x"})
+        assert (status, 0 < int(wait) <= 300) == (429, True)
+        assert http.get("/jobs", headers=here).status_code == 401
+        assert websocket_status(locked, {**here, "X-API-Key": KEY}) == 101
+
+
+def test_a_wrong_key_counts_in_whichever_way_it_is_given(locked: Server) -> None:
+    ways: list[tuple[str, str, dict[str, str]]] = [
+        ("/jobs", "X-API-Key", {}), ("/jobs", "Authorization", {}), ("/session", "X-API-Key", {}),
+        ("/session", "Authorization", {}), ("/ws/none", "X-API-Key", {}), ("/ws/none", "Authorization", {}),
+        ("/login", "", {"api_key": "wrong"}),
+    ]  # fmt: skip
+    with locked.http() as http:
+        for number, (path, name, body) in enumerate(ways):
+            address = {"X-Forwarded-For": f"198.51.100.{number}"}
+            wrong = {name: "Bearer wrong" if name == "Authorization" else "wrong"} if name else {}
+            for _ in range(12):
+                assert http.get("/jobs", headers=address).status_code == 401
+            for limit, status in [(10, (200, 401, 403)), (2, (429,))]:
+                for _ in range(limit):
+                    if path.startswith("/ws"):
+                        given = websocket_status(locked, {**address, **wrong})
+                    else:
+                        method = "POST" if body else "GET"
+                        given = http.request(method, path, headers={**address, **wrong}, json=body or None).status_code
+                    assert given in status, (path, name)
+            assert http.get("/jobs", headers={**address, "X-API-Key": "other"}).status_code == 429
+            assert http.get("/jobs", headers={**address, "X-API-Key": KEY}).status_code == 200
 
 
 def test_without_a_key_nobody_need_log_in(server: Server) -> None:

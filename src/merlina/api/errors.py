@@ -91,14 +91,19 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, MerlinaError)
+def response(error: MerlinaError) -> JSONResponse:
+    """The answer to a request that failed with the error."""
     if isinstance(error, InvalidRequestError):
         return answer(400, error.message, list(error.errors), list(error.warnings))
-    response = answer(status_of(error), error.message, can_force=isinstance(error, OverridableError))
+    found = answer(status_of(error), error.message, can_force=isinstance(error, OverridableError))
     if isinstance(error, TooManyAttemptsError):
-        response.headers["Retry-After"] = str(error.seconds)
-    return response
+        found.headers["Retry-After"] = str(error.seconds)
+    return found
+
+
+def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, MerlinaError)
+    return response(error)
 
 
 def _on_bad_request(request: Request, error: Exception) -> JSONResponse:

@@ -12,6 +12,7 @@ from merlina.schemas.system import ErrorAnswer
 _EVERYWHERE = {
     "401": "An API key is set, and the request carries neither it nor a session",
     "403": "A foreign Host or Origin, or a path outside the allowed folders",
+    "429": "An API key is set, and too many wrong ones came from this address",
 }
 _WITH_INPUT = {"400": "The request is not valid", "404": "What it names is not there"}
 _WITH_BODY = {

@@ -12,8 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from starlette.datastructures import Headers
-from starlette.requests import cookie_parser
+from starlette.requests import HTTPConnection, cookie_parser
 
 from merlina.errors import TooManyAttemptsError
 from merlina.runs import write_private
@@ -23,6 +22,10 @@ SESSION_SECONDS = 30 * 24 * 3600
 _ATTEMPTS = 10
 _ATTEMPTS_SECONDS = 300.0
 _ADDRESSES_KEPT = 10_000
+
+
+def address_of(connection: HTTPConnection) -> str:
+    return connection.client.host if connection.client else "unknown"
 
 
 class LoggedOut:
@@ -52,7 +55,7 @@ class LoggedOut:
 
 @dataclass
 class Attempts:
-    """Failed logins per address: an address may fail 10 times in 5 minutes."""
+    """Wrong keys per address, however they were given: an address may give 10 in 5 minutes."""
 
     _failures: dict[str, deque[float]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -60,16 +63,21 @@ class Attempts:
     def check(self, address: str) -> None:
         """Raises TooManyAttemptsError with the seconds to wait."""
         with self._lock:
-            recent = self._recent(address)
-            if len(recent) >= _ATTEMPTS:
-                wait = math.ceil(recent[0] + _ATTEMPTS_SECONDS - time.monotonic())
-                raise TooManyAttemptsError(f"Too many failed logins from {address}", wait)
+            self._check(address)
 
     def failed(self, address: str) -> None:
+        """Count a wrong key. Raises TooManyAttemptsError, and does not count it, where there were too many before."""
         with self._lock:
+            self._check(address)
             if len(self._failures) >= _ADDRESSES_KEPT:
                 self._failures = {known: times for known in list(self._failures) if (times := self._recent(known))}
             self._failures.setdefault(address, deque(maxlen=_ATTEMPTS)).append(time.monotonic())
+
+    def _check(self, address: str) -> None:
+        recent = self._recent(address)
+        if len(recent) >= _ATTEMPTS:
+            wait = math.ceil(recent[0] + _ATTEMPTS_SECONDS - time.monotonic())
+            raise TooManyAttemptsError(f"Too many failed logins from {address}", wait)
 
     def _recent(self, address: str) -> deque[float]:
         times = self._failures.get(address, deque())
@@ -106,13 +114,23 @@ class Sessions:
             session_id, expires, _ = cookie.split(".")
             self.logged_out.add(session_id, int(expires))
 
-    def admits(self, headers: Headers) -> bool:
-        """Whether a request with these headers carries the key or a session."""
+    def admits(self, connection: HTTPConnection) -> bool:
+        """Whether a request or WebSocket carries the key or a session.
+
+        A wrong key is counted; from an address that has given too many, it raises TooManyAttemptsError.
+        """
+        headers = connection.headers
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
         if given:
-            return self.is_key(given)
+            return self._admits_key(given, address_of(connection))
         return self.is_valid(cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE, ""))
+
+    def _admits_key(self, given: str, address: str) -> bool:
+        if self.is_key(given):
+            return True
+        self.attempts.failed(address)
+        return False
 
     def _sign(self, session: str) -> str:
         return hmac.new(self.key, f"session {session}".encode("utf-8", "replace"), hashlib.sha256).hexdigest()

@@ -5,20 +5,20 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from merlina.api.services import Inject
-from merlina.api.sessions import SESSION_COOKIE, SESSION_SECONDS
+from merlina.api.sessions import SESSION_COOKIE, SESSION_SECONDS, address_of
 from merlina.errors import UnauthorizedError
 from merlina.schemas.system import LoginRequest, SessionState
 
 router = APIRouter(tags=["session"])
 
 
-@router.post("/login", responses={429: {"description": "Too many failed logins from this address"}})
+@router.post("/login")
 def login(credentials: LoginRequest, request: Request, response: Response, services: Inject) -> SessionState:
     """Exchanges the API key for a cookie that lasts 30 days. An address may fail 10 times in 5 minutes."""
     sessions = services.sessions
     if sessions is None:
         return SessionState(login_required=False, logged_in=True)
-    address = request.client.host if request.client else "unknown"
+    address = address_of(request)
     sessions.attempts.check(address)
     if not sessions.is_key(credentials.api_key.get_secret_value()):
         sessions.attempts.failed(address)
@@ -50,5 +50,5 @@ def logout(request: Request, response: Response, services: Inject) -> SessionSta
 def session(request: Request, services: Inject) -> SessionState:
     """Whether this server asks for a key, and whether the asker has one."""
     sessions = services.sessions
-    admitted = sessions is None or sessions.admits(request.headers)
+    admitted = sessions is None or sessions.admits(request)
     return SessionState(login_required=sessions is not None, logged_in=admitted)
