@@ -19,7 +19,10 @@ def split_list(value: Any) -> Any:
         return value
     text = value.strip()
     if text.startswith("["):
-        return json.loads(text)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError("begins with [ but is no JSON list of texts") from error
     return [part.strip() for part in text.split(",") if part.strip()]
 
 

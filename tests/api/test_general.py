@@ -109,11 +109,38 @@ def test_errors_always_have_a_detail(http: httpx.Client) -> None:
     assert "PUT is not allowed" in wrong_method.json()["detail"]
     broken = http.post("/train", content=b'{"base_model": ', headers={"content-type": "application/json"})
     assert broken.status_code == 400
-    assert broken.json()["detail"]["errors"] == ["body: not valid JSON (Expecting value)"]
+    assert broken.json()["detail"]["errors"] == ["body: is not valid JSON: a value was expected at line 1, column 16"]
     for body in (b"[]", b"3", b""):
         answer = http.post("/validate", content=body, headers={"content-type": "application/json"})
         assert answer.status_code == 400, body
         assert answer.json()["detail"]["errors"][0].startswith("body:")
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"\xff", "body: is not UTF-8 text (byte 0xff at position 1)"),
+        (b'{"base_model": "\xc3("}', "body: is not UTF-8 text (byte 0xc3 at position 17)"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "body: holds a number with more than 4,300 digits"),
+        (
+            b'{"seed":\n 1 x}',
+            "body: is not valid JSON: a comma or the end of the array or object was expected at line 2, column 4",
+        ),
+    ],
+)
+@pytest.mark.parametrize("path", ["/train", "/validate", "/configs/save", "/dataset/preview", "/login"])
+def test_a_body_that_is_no_json_is_answered_with_one_sentence(
+    http: httpx.Client, path: str, body: bytes, problem: str
+) -> None:
+    answer = http.post(path, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["detail"]["errors"]) == (400, [problem])
+
+
+def test_a_number_in_an_address_is_shown_as_one(http: httpx.Client) -> None:
+    assert http.get("/jobs/history?limit=0").json()["detail"]["errors"] == [
+        "limit: should be greater than or equal to 1, not 0"
+    ]
+    assert http.get("/jobs/history?limit=x").json()["detail"]["errors"] == ["limit: should be a valid integer, not 'x'"]
 
 
 def test_no_answer_of_ours_is_a_422(http: httpx.Client) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -118,6 +119,15 @@ def test_an_unknown_job_is_an_error_and_4404(server: Server) -> None:
         received, code = messages(socket)
     assert code == 4404
     assert [(message["type"], message["error"]) for message in received] == [("error", "Job not found")]
+
+
+@pytest.mark.parametrize("after", ["-1", "x", "1e3", "", "1.0", "٣", "9" * 5000])
+def test_an_after_that_is_no_number_is_an_error_that_says_so(server: Server, after: str) -> None:
+    with open_socket(server, "job_20000101_000000", f"?after={quote(after)}") as socket:
+        (message,), code = messages(socket)
+    assert (code, message["type"], message["seq"]) == (4400, "error", 0)
+    assert message["error"].startswith("after: must be the number of an event, 0 or more in at most 18 digits, not '")
+    assert len(message["error"]) < 200
 
 
 def test_whatever_a_client_says_is_answered_by_a_heartbeat(server: Server, config: Config) -> None:

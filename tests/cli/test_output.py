@@ -16,8 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from merlina.cli import console
+from merlina.cli.config_file import read_mapping
 from merlina.cli.console import SafeConsole, print_table
 from merlina.cli.progress import show_progress
+from merlina.errors import InvalidRequestError
 from tests.cli import test_commands
 from tests.harness import Server, pairs_file
 
@@ -70,6 +72,34 @@ def test_styles_of_our_own_reach_a_terminal_and_those_in_texts_do_not(monkeypatc
     print_table(table)
     assert "\x1b[31m" in shown.getvalue()
     assert r"\x1b[5mblinks" in shown.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("x.yaml", b"a: b: c", "is not valid YAML: a second colon, which needs quotation marks at line 1, column 5"),
+        ("x.yaml", b"a: 1\n\tb: 2", "is not valid YAML: a tab where only spaces can indent at line 2, column 1"),
+        ("x.yaml", b"a: [1\n", "is not valid YAML: a list or mapping in brackets has no end, or lacks a comma "
+         "at line 2, column 1"),
+        ("x.yaml", b"a: \"x", "is not valid YAML: a quotation has no end at line 1, column 6"),
+        ("x.yaml", b"a: 1\n\x01", "is not a text file: it holds a control character at line 2, column 1"),
+        ("x.yaml", b"[" * 5000, "is nested too deeply"),
+        ("x.yaml", b"a: " + b"9" * 5000, "holds a number with more than 4,300 digits"),
+        ("x.yaml", b"a: 1\n---\nb: 2", "is not valid YAML: but found another document at line 2, column 1"),
+        ("x.yaml", b"\xff\xfe\x00", "is not a text file in UTF-8, as a configuration is"),
+        ("x.json", b"\xff\xfe\x00", "is not a text file in UTF-8, as a configuration is"),
+        ("x.json", b"{a: 1}", "is not valid JSON: a name in double quotes was expected at line 1, column 2"),
+        ("x.json", b"{}\n{}", "is not valid JSON: there is more text after the end of the value at line 2, column 1"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_cannot_be_parsed_is_one_sentence_with_its_place(
+    tmp_path: Path, name: str, content: bytes, problem: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(InvalidRequestError) as raised:
+        read_mapping(file)
+    assert str(raised.value) == f"{file} {problem}"
 
 
 @pytest.mark.parametrize("content", ['{"base_model": 3}', "no: [yaml", None])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import time
 from collections.abc import Callable
@@ -13,7 +14,15 @@ import pytest
 
 import merlina
 from merlina.client import AsyncClient, Client
-from merlina.errors import ForbiddenError, InvalidRequestError, NotFoundError, ServerError, UnauthorizedError
+from merlina.errors import (
+    ForbiddenError,
+    InvalidRequestError,
+    MerlinaError,
+    NotFoundError,
+    ServerError,
+    TooManyAttemptsError,
+    UnauthorizedError,
+)
 from merlina.runs import EventLog
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.training import TrainingConfig
@@ -142,6 +151,14 @@ def test_a_missing_key_is_an_error_of_its_own_and_a_wrong_one_is_told_at_once_to
     began = time.monotonic()
     with Client(server.url, api_key="wrong") as client, pytest.raises((UnauthorizedError, ForbiddenError)):
         client.wait("job_20250101_000000")
+    with Client(server.url, api_key="wrong") as client:
+        for _ in range(10):
+            with contextlib.suppress(MerlinaError):
+                client.jobs()
+        with pytest.raises(TooManyAttemptsError, match="Too many wrong API keys; try again in"):
+            client.wait("job_20250101_000000")
+    with Client(server.url, "k") as client, pytest.raises(InvalidRequestError, match="after: must be the number"):
+        list(client.watch("job_20250101_000000", after=-1))
     assert time.monotonic() - began < 10
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,26 @@ def test_marks_blank_lines_and_windows_newlines_are_read_over(tmp_path: Path) ->
     assert list(read_rows(path, "json")) == [{"a": 1}]
 
 
+@pytest.mark.parametrize("first", ['{"prompt": "P",', '{"prompt":', '{ "tags": [', "{", '\ufeff{"prompt": "é",  '])
+@pytest.mark.parametrize("length", [1, 200_000])
+def test_one_object_in_several_lines_is_a_row_also_as_jsonl(tmp_path: Path, first: str, length: int) -> None:
+    rest = {"{": '"prompt": "P",', '{"prompt":': '"P",', '{ "tags": [': '{"tag": 1}\n],'}.get(first, "")
+    path = tmp_path / "rows.jsonl"
+    text = f'{first}\n{rest}\n  "chosen": "{"long " * length}",\n  "rejected": "R"\n}}\n'
+    path.write_text(text)
+    expected = json.loads(text.removeprefix("\ufeff"))
+    assert parse_all(path, "jsonl") == 1
+    assert list(read_rows(path, "jsonl")) == [expected]
+
+
+def test_a_large_file_that_begins_like_one_object_is_not_read_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"prompt": "P",\n"chosen": "')
+    os.truncate(path, 20 * 1024**3)
+    with pytest.raises(DataError, match="one object and larger than 64 MB"):
+        next(read_rows(path, "jsonl"))
+
+
 def test_columns_of_arrays_are_rows_too(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('{"a": [1, 2], "b": ["x", NaN]}')
@@ -109,10 +130,29 @@ def test_nan_in_lines_and_columns_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("x.jsonl", '{"a": 1}\n{"a": \n', "line 2 is not valid JSON"),
+        ("x.jsonl", '{"a": 1}\n{"a": \n', "line 2 is not valid JSON: a value was expected at column 6"),
+        ("x.jsonl", '{"a": 1\n{"a": 2}\n', "line 1 is not valid JSON: a comma or the end .* at column 8"),
+        (
+            "x.jsonl",
+            '{"a": "x\n{"a": 2}\n',
+            "line 1 is not valid JSON: a text has no closing quotation mark at column 7",
+        ),
+        ("x.jsonl", '{"a": 1,\n"b": oops}\n', "The file is not valid JSON: a value was expected at line 2, column 6"),
+        ("x.jsonl", '{"a": 1,\n"b": 2}\n{"a": 1,\n"b": 2}', "there is more text after .* at line 3, column 1"),
         ("x.jsonl", '{"a": 1}\n[1]\n', "line 2 is a JSON array"),
         ("x.jsonl", '{"a": ' + "[" * 100_000 + "\n", "line 1 is nested too deeply"),
         ("x.json", '[{"a": 1}, {"a" 2}]', "row 2 is not valid JSON"),
+        ("x.json", '[{"a": 1},\n {"a" 2}]', "row 2 is not valid JSON: a colon was expected at line 2, column 7"),
+        (
+            "x.json",
+            "[\n" + '{"a": 1},\n' * 70_000 + "{b}]",
+            "a name in double quotes was expected at line 70002, column 2",
+        ),
+        (
+            "x.json",
+            "[" + '{"a": 1},' * 70_000 + "{b}]",
+            "a name in double quotes was expected at line 1, column 630003",
+        ),
         ("x.json", '[{"a": 1}, 3]', "row 2 is a JSON number"),
         ("x.json", '[{"a": 1}', "row 2 is not valid JSON"),
         ("x.json", '{"a": [1], "b": []}', "differ in length"),

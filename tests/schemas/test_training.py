@@ -64,6 +64,12 @@ def test_the_needed_fields_are_named_when_missing() -> None:
         ({"dataset": {"source": {**DATASET["source"], "repoid": 1}}}, "dataset.source.repoid: unknown field; did you"),
         ({"batch_size": "4"}, "batch_size: should be a valid integer, not '4'"),
         ({"batch_size": 1.5}, "batch_size: should be a valid integer, not 1.5"),
+        (
+            {"target_modules": "q_proj"},
+            "target_modules: must be a list of names of layers, or \"all-linear\", not 'q_proj'",
+        ),
+        ({"target_modules": 5}, 'target_modules: must be a list of names of layers, or "all-linear"'),
+        ({"gpu_ids": "0"}, "gpu_ids: should be a list, not '0'"),
         ({"use_4bit": "false"}, "use_4bit: should be a valid boolean, not 'false'"),
         ({"learning_rate": -1}, "learning_rate: should be greater than 0, not -1"),
         ({"learning_rate": float("nan")}, "learning_rate: should be a finite number"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import logging
 from typing import Any
 
@@ -33,9 +35,11 @@ from merlina.errors import (
     UnauthorizedError,
     UnreachableError,
 )
+from merlina.schemas.json_text import why_not_json
 from merlina.schemas.problems import OWN_TYPES, describe_one
 
 _log = logging.getLogger(__name__)
+_NOT_VALID = "The request is not valid"
 
 # The nearest ancestor in this table gives an error its status.
 STATUS: dict[type[MerlinaError], int] = {
@@ -109,22 +113,32 @@ def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
 def _on_bad_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     model = _body_model(request)
-    problems = [_describe(dict(problem), model) for problem in error.errors()]
+    problems = [_describe(dict(problem), model, error.body) for problem in error.errors()]
     kind = request.headers.get("content-type", "none")
     if model is not None and "json" not in kind:
         problems.append(f"the Content-Type is {kind[:100]}; send application/json")
-    return answer(400, "The request is not valid", problems)
+    return answer(400, _NOT_VALID, problems)
 
 
-def _describe(problem: dict[str, Any], model: type[BaseModel] | None) -> str:
+def _describe(problem: dict[str, Any], model: type[BaseModel] | None, body: Any) -> str:
     where, *loc = problem["loc"]
     if problem["type"] == "json_invalid":
-        return f"body: not valid JSON ({problem.get('ctx', {}).get('error', problem['msg'])})"
+        return f"body: {why_not_json(json.JSONDecodeError(problem['ctx']['error'], body, loc[0]))}"
     if where == "body" and not loc and problem["type"] not in OWN_TYPES:
         return "body: a JSON object is needed"
     if where == "body":
         return describe_one({**problem, "loc": loc}, model)
+    if problem["type"].startswith(("greater_than", "less_than")):
+        # A number, though an address holds it as text.
+        problem["input"] = _as_number(problem["input"])
     return describe_one({**problem, "loc": loc or [where]}, None)
+
+
+def _as_number(text: Any) -> Any:
+    for kind in (int, float):
+        with contextlib.suppress(TypeError, ValueError):
+            return kind(text)
+    return text
 
 
 def _body_model(request: Request) -> type[BaseModel] | None:
@@ -137,6 +151,9 @@ def _body_model(request: Request) -> type[BaseModel] | None:
 def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = str(error.detail)
+    if error.status_code == 400 and isinstance(error.__cause__, (ValueError, RecursionError)):
+        # FastAPI could not parse a body for another reason than its grammar.
+        return answer(400, _NOT_VALID, [f"body: {why_not_json(error.__cause__)}"])
     if error.status_code == 404:
         if page.wants_page(request):
             return page.nowhere(request)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from merlina.api.messages import HEARTBEAT, Message, last_message, lasting_message, request, status_update, unknown_job
+from merlina.api.messages import HEARTBEAT, Message, last_message, lasting_message, refusal, request, status_update
 from merlina.api.services import Services
 from merlina.jobs.cursor import EventCursor
 from merlina.jobs.fold import fold
@@ -22,12 +23,16 @@ from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
 
 _NORMAL_END = 1000
+_INVALID_REQUEST = 4400
 _UNKNOWN_JOB = 4404
+_EVENT_NUMBER = re.compile(r"[0-9]{1,18}")
+_LONGEST_SHOWN = 60
+_NOT_FOUND = "Job not found"
 _STATUS_SECONDS = 0.1
 
 
-async def serve_reader(websocket: WebSocket, services: Services, job_id: str, after: int | None) -> None:
-    """Serves one connection from its acceptance to its close."""
+async def serve_reader(websocket: WebSocket, services: Services, job_id: str, after: str | None) -> None:
+    """Serves one connection from its acceptance to its close. `after` is checked here, so that its client is told."""
     await websocket.accept()
     services.websockets += 1
     reader = _Reader(websocket, services, job_id)
@@ -63,13 +68,20 @@ class _Reader:
             await self._greeted.wait()
             await self._send(HEARTBEAT)
 
-    async def send_all(self, after: int | None) -> int:
+    async def send_all(self, after: str | None) -> int:
         """Sends until the job's last message; returns the code to close with."""
+        if after is not None and not _EVENT_NUMBER.fullmatch(after):
+            shown = repr(after if len(after) <= _LONGEST_SHOWN else f"{after[:_LONGEST_SHOWN]}…")
+            problem = f"after: must be the number of an event, 0 or more in at most 18 digits, not {shown}"
+            return await self._refuse(problem, _INVALID_REQUEST)
+        return await self._send_events(None if after is None else int(after))
+
+    async def _send_events(self, after: int | None) -> int:
         hub = self._services.hub
         version = hub.version(self._job_id)
         shown = await asyncio.to_thread(self._load)
         if shown is None:
-            return await self._say_unknown()
+            return await self._refuse(_NOT_FOUND, _UNKNOWN_JOB)
         seq = shown.last_seq if after is None else min(after, shown.last_seq)
         cursor = EventCursor(hub, self._job_id, self._services.desk.folder(self._job_id).events_file, seq)
         # The last message of an ended job carries the last number.
@@ -82,7 +94,7 @@ class _Reader:
             version = hub.version(self._job_id)
             latest = hub.latest(self._job_id) or await asyncio.to_thread(self._load)
             if latest is None:
-                return await self._say_unknown()
+                return await self._refuse(_NOT_FOUND, _UNKNOWN_JOB)
             await self._send_news(cursor, shown, latest)
             shown = latest
         await self._send(last_message(shown))
@@ -119,10 +131,10 @@ class _Reader:
         self._requested = requested(record)
         await self._send_text(self._services.shared.work(_status_text, record, seq))
 
-    async def _say_unknown(self) -> int:
-        await self._send(unknown_job(self._job_id, time.time()))
+    async def _refuse(self, problem: str, code: int) -> int:
+        await self._send(refusal(self._job_id, time.time(), problem))
         self._greeted.set()
-        return _UNKNOWN_JOB
+        return code
 
     async def _send(self, message: Message) -> None:
         await self._send_text(_encode(message))

@@ -58,8 +58,9 @@ def last_message(record: JobRecord) -> Message:
     return {**update, "error": record.error, "output_dir": record.output_dir}
 
 
-def unknown_job(job_id: str, timestamp: float) -> Message:
-    return {**_head("error", job_id, timestamp, 0), "error": "Job not found"}
+def refusal(job_id: str, timestamp: float, problem: str) -> Message:
+    """The only message where the request can't be served, as for a job that does not exist."""
+    return {**_head("error", job_id, timestamp, 0), "error": problem}
 
 
 def _head(kind: str, job_id: str, timestamp: float, seq: int) -> Message:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,13 +12,12 @@ from typing import Any, BinaryIO
 
 from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError
-from merlina.schemas.json_text import has_more_values
+from merlina.schemas.json_text import TOO_DEEP, TOO_MANY_DIGITS, has_more_values, problem_in_json, why_not_json
 
 HEAD_BYTES = 1024**2
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MOST_VALUES_IN_COLUMNS = 4_000_000
 _LARGEST_COLUMNS = 64 * 1024**2
-_TOO_MANY_DIGITS = f"holds a number with more than {sys.get_int_max_str_digits():,} digits"
 # Where a text was cut, an error lies no further from its end than the longest word or escape of JSON.
 _LONGEST_WORD = 16
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
@@ -79,10 +77,39 @@ def first_line(error: BaseException) -> str:
 
 
 def _holds_one_value(path: Path) -> bool:
-    """Whether a file begins with an array, or with the first line of an indented object, rather than with a row."""
+    """Whether a file begins with an array, or with an object in several lines, rather than with a row in one line."""
     with path.open("rb") as file:
         start = _skip_to_json(file)
-        return start == b"[" or (start == b"{" and file.readline(_LONGEST_WORD).strip() == b"{")
+        return start == b"[" or (start == b"{" and _begins_in_several_lines(file.read(HEAD_BYTES)))
+
+
+def _begins_in_several_lines(head: bytes) -> bool:
+    """Whether a text begins with an object that goes on below its first line, rather than with a broken line."""
+    first, _, rest = head.partition(b"\n")
+    if not rest or _is_json(first) or not _is_unfinished(first, 0):
+        return False
+    is_whole = _is_json(head) or _is_unfinished(head, _LONGEST_WORD if len(head) == HEAD_BYTES else 0)
+    return is_whole or not _is_json_object(rest.lstrip().partition(b"\n")[0])
+
+
+def _is_unfinished(text: bytes, last: int) -> bool:
+    """Whether nothing is wrong with a text that begins with a JSON value, but for its `last` characters or its end."""
+    decoded = text.decode("utf-8", "replace").rstrip()
+    try:
+        json.loads(decoded)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(decoded) - last or (last > 0 and _is_cut_text(error))
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def _is_cut_text(error: json.JSONDecodeError) -> bool:
+    return error.msg.startswith("Unterminated string")
+
+
+def _is_json_object(line: bytes) -> bool:
+    return line.startswith(b"{") and _is_json(line)
 
 
 def _is_json(text: bytes) -> bool:
@@ -112,11 +139,12 @@ def _json_object(line: bytes, number: int) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise DataError(f"line {number} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"line {number} is not valid JSON: {error.msg} at column {error.colno}") from error
+        problem = f"{problem_in_json(error)} at column {error.colno}"
+        raise DataError(f"line {number} is not valid JSON: {problem}") from error
     except RecursionError as error:
-        raise DataError(f"line {number} is nested too deeply") from error
+        raise DataError(f"line {number} {TOO_DEEP}") from error
     except ValueError as error:
-        raise DataError(f"line {number} {_TOO_MANY_DIGITS}") from error
+        raise DataError(f"line {number} {TOO_MANY_DIGITS}") from error
     if not isinstance(value, dict):
         raise DataError(f"line {number} is a JSON {_kind(value)}, not an object with columns")
     return value
@@ -160,13 +188,14 @@ def _read_array(file: BinaryIO, limit: RowLimit) -> Iterator[dict[str, Any]]:
                 break
             window.skip(",")
         except RecursionError as error:
-            raise DataError(f"row {number} is nested too deeply") from error
+            raise DataError(f"row {number} {TOO_DEEP}") from error
         except UnicodeDecodeError as error:
             raise DataError(f"row {number} is not UTF-8 text ({error.reason})") from error
         except json.JSONDecodeError as error:
-            raise DataError(f"row {number} is not valid JSON: {error.msg}") from error
+            problem = f"{problem_in_json(error)} at {window.place_of(error)}"
+            raise DataError(f"row {number} is not valid JSON: {problem}") from error
         except ValueError as error:
-            raise DataError(f"row {number} {_TOO_MANY_DIGITS}") from error
+            raise DataError(f"row {number} {TOO_MANY_DIGITS}") from error
         number += 1
     if window.next_character() != "]":
         raise DataError(f"row {number + 1} is not valid JSON: neither a comma nor the array's end stands before it")
@@ -187,6 +216,8 @@ class _Window:
         self._parse = json.JSONDecoder(parse_constant=_no_number).raw_decode
         self._text = ""
         self._at = 0
+        self._lines_before = 0
+        self._columns_before = 0
         self._ended = False
 
     def next_character(self) -> str:
@@ -208,7 +239,7 @@ class _Window:
             try:
                 value, end = self._parse(self._text, self._at)
             except json.JSONDecodeError as error:
-                cut = error.pos > len(self._text) - _LONGEST_WORD or error.msg.startswith("Unterminated string")
+                cut = error.pos > len(self._text) - _LONGEST_WORD or _is_cut_text(error)
                 if self._ended or not cut:
                     raise
                 if len(self._text) - self._at > self._limit.size:
@@ -219,9 +250,16 @@ class _Window:
                 self._at = end
                 return value
 
+    def place_of(self, error: json.JSONDecodeError) -> str:
+        """Line and column in the file of an error in the part that is held."""
+        column = error.colno + (self._columns_before if error.lineno == 1 else 0)
+        return f"line {self._lines_before + error.lineno}, column {column}"
+
     def _grow(self) -> None:
         """Doubles what is held, so that a long value is not looked at again and again; a row's limit is enough."""
-        held = self._text[self._at :]
+        held, lines = self._text[self._at :], self._text.count("\n", 0, self._at)
+        self._columns_before = self._at - (self._text.rindex("\n", 0, self._at) + 1 if lines else -self._columns_before)
+        self._lines_before += lines
         more = self._file.read(max(self._BLOCK, min(len(held), self._limit.size - len(held))))
         self._ended = not more
         self._text, self._at = held + self._decode(more, final=self._ended), 0
@@ -242,14 +280,8 @@ def _read_one_object(file: BinaryIO, size: int, limit: RowLimit) -> Iterator[dic
         )
     try:
         value: dict[str, Any] = json.loads(text, parse_constant=_no_number)
-    except UnicodeDecodeError as error:
-        raise DataError(f"The file is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"The file is not valid JSON: {error.msg} in line {error.lineno}") from error
-    except RecursionError as error:
-        raise DataError("The file is nested too deeply") from error
-    except ValueError as error:
-        raise DataError(f"The file {_TOO_MANY_DIGITS}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"The file {why_not_json(error)}") from error
     rows = _rows_of_columns(value) if _are_columns(value) else iter([value] if value else [])
     for number, row in enumerate(rows, start=1):
         limit.check_row(row, f"row {number}")

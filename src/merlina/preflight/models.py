@@ -16,6 +16,7 @@ from merlina.preflight.hub import check_repo
 from merlina.reach import HubReach
 from merlina.schemas.datasets import FormatType
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
+from merlina.schemas.json_text import why_not_json
 from merlina.schemas.targets import AdapterKind, by_kind, match, missing_in_words, warn_of_experts
 from merlina.schemas.training import TrainingConfig
 
@@ -139,7 +140,7 @@ def _check_folder(path: Path) -> Finding:
     except OSError as error:
         return _error(f"base_model: {config} can't be read: {error.strerror}")
     except (ValueError, RecursionError) as error:
-        return _error(f"base_model: {config} is no valid JSON ({error})")
+        return _error(f"base_model: {config} {why_not_json(error)}")
     if any(path.glob("*.safetensors")):
         return Finding()
     if any(path.glob("*.bin")):

@@ -1,13 +1,47 @@
-"""JSON text measured before it is parsed: how deep it is nested and how many values it holds.
+"""JSON text measured before it is parsed, how deep it is nested and how many values it holds, and what is wrong in it.
 
-Parsed, a value of two bytes takes up to a hundred times its size. Both functions assume valid JSON; for anything else
+Parsed, a value of two bytes takes up to a hundred times its size. Both measures assume valid JSON; for anything else
 they return some number, and the parser reports the error.
 """
 
 from __future__ import annotations
 
+import json
+import sys
+
+TOO_MANY_DIGITS = f"holds a number with more than {sys.get_int_max_str_digits():,} digits"
+TOO_DEEP = "is nested too deeply"
+# By how the parser's own messages begin.
+_PROBLEMS = {
+    "Expecting property name": "a name in double quotes was expected",
+    "Expecting ':'": "a colon was expected",
+    "Expecting ','": "a comma or the end of the array or object was expected",
+    "Expecting value": "a value was expected",
+    "Extra data": "there is more text after the end of the value",
+    "Unterminated string": "a text has no closing quotation mark",
+    "Invalid control character": "a text holds a line break or another control character that is not escaped",
+    "Invalid \\": "a text holds a backslash that begins no escape of JSON",
+    "Illegal trailing comma": "a comma is followed by no further element",
+    "Unexpected UTF-8 BOM": "the text begins with a byte-order mark",
+}
+
+
 _BRACKETS = b"[]{}"
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
+
+
+def problem_in_json(error: json.JSONDecodeError) -> str:
+    """What the parser did not understand, without its place."""
+    return next((words for begin, words in _PROBLEMS.items() if error.msg.startswith(begin)), "it can't be parsed")
+
+
+def why_not_json(error: ValueError | RecursionError) -> str:
+    """Why a text could not be parsed as JSON, with line and column, as the end of a sentence that begins with it."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not valid JSON: {problem_in_json(error)} at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8 text (byte 0x{error.object[error.start]:02x} at position {error.start + 1:,})"
+    return TOO_DEEP if isinstance(error, RecursionError) else TOO_MANY_DIGITS
 
 
 def nesting_depth(text: bytes, stop_above: int) -> int:

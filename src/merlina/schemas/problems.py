@@ -21,6 +21,7 @@ _TEXTS = {
     "model_type": "should be a JSON object",
     "model_attributes_type": "should be a JSON object",
     "dict_type": "should be a JSON object",
+    "list_type": "should be a list",
     "string_unicode": "holds half of a surrogate pair, which no text can have",
     "string_pattern_mismatch": "does not have the form that is needed",
     "int_parsing": "should be a valid integer",

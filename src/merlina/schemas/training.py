@@ -276,7 +276,12 @@ class TrainingConfig(Request):
     @field_validator("target_modules", mode="before")
     @classmethod
     def _may_be_all_linear(cls, value: Any) -> Any:
-        return [value] if value == ALL_LINEAR else value
+        if value == ALL_LINEAR:
+            return [value]
+        if not isinstance(value, (list, tuple, set)):
+            given = f", not {value[:60]!r}" if isinstance(value, str) else ""
+            raise ValueError(f'must be a list of names of layers, or "{ALL_LINEAR}"{given}')
+        return value
 
     @field_validator("target_modules")
     @classmethod

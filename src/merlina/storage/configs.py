@@ -17,6 +17,7 @@ from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
 from merlina.paths import read_small_file
 from merlina.runs import write_private
 from merlina.schemas.configs import ConfigEntry, SavedConfig, check_name, without_tokens
+from merlina.schemas.json_text import why_not_json
 from merlina.schemas.stored_config import PartialConfig, check_partial, read_stored_partial
 
 _log = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def _read_json_object(path: Path) -> PartialConfig:
     except OSError as error:
         raise InvalidRequestError(f"filepath: {path} can't be read as a configuration: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"filepath: {path} is not readable as JSON") from error
+        raise InvalidRequestError(f"filepath: {path} {why_not_json(error)}") from error
     if not isinstance(content, dict):
         raise InvalidRequestError(f"filepath: {path} holds no JSON object of fields")
     return content

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, WebSocket
+from fastapi import APIRouter, WebSocket
 
 from merlina.api.live import serve_reader
 from merlina.api.services import Inject
@@ -13,8 +11,9 @@ router = APIRouter()
 
 
 @router.websocket("/ws/{job_id}")
-async def watch(
-    websocket: WebSocket, services: Inject, job_id: str, after: Annotated[int | None, Query(ge=0)] = None
-) -> None:
-    """Sends a job's messages; `after` replays from that event on."""
+async def watch(websocket: WebSocket, services: Inject, job_id: str, after: str | None = None) -> None:
+    """Sends a job's messages; `after`, the number of an event, replays from that event on.
+
+    It is taken as text, since FastAPI refuses a WebSocket whose parameters are wrong without saying why.
+    """
     await serve_reader(websocket, services, job_id, after)
