@@ -155,8 +155,9 @@ def test_a_missing_key_is_an_error_of_its_own_and_a_wrong_one_is_told_at_once_to
         for _ in range(10):
             with contextlib.suppress(MerlinaError):
                 client.jobs()
-        with pytest.raises(TooManyAttemptsError, match="Too many wrong API keys; try again in"):
+        with pytest.raises(TooManyAttemptsError) as too_many:
             client.wait("job_20250101_000000")
+    assert too_many.value.message.startswith("Too many wrong API keys; try again in ")
     with Client(server.url, "k") as client, pytest.raises(InvalidRequestError, match="after: must be the number"):
         list(client.watch("job_20250101_000000", after=-1))
     assert time.monotonic() - began < 10
