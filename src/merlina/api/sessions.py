@@ -55,8 +55,13 @@ class LoggedOut:
 
 @dataclass
 class Attempts:
-    """Wrong keys per address, however they were given: an address may give 10 in 5 minutes."""
+    """Wrong keys per address, however they were given: an address may give 10 in 5 minutes.
 
+    Beyond that even the right key is refused, or guessing would go on; except in headers from an address that has
+    given it before.
+    """
+
+    _trusted: dict[str, None] = field(default_factory=dict)
     _failures: dict[str, deque[float]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -64,6 +69,13 @@ class Attempts:
         """Raises TooManyAttemptsError with the seconds to wait."""
         with self._lock:
             self._check(address)
+
+    def succeeded(self, address: str) -> None:
+        """Note that the address has given the right key. Raises TooManyAttemptsError if that may have been a guess."""
+        with self._lock:
+            if address not in self._trusted:
+                self._check(address)
+                self._trusted = dict.fromkeys([*self._trusted, address][-_ADDRESSES_KEPT:])
 
     def failed(self, address: str) -> None:
         """Count a wrong key. Raises TooManyAttemptsError, and does not count it, where there were too many before."""
@@ -128,6 +140,7 @@ class Sessions:
 
     def _admits_key(self, given: str, address: str) -> bool:
         if self.is_key(given):
+            self.attempts.succeeded(address)
             return True
         self.attempts.failed(address)
         return False

@@ -23,6 +23,7 @@ def login(credentials: LoginRequest, request: Request, response: Response, servi
     if not sessions.is_key(credentials.api_key.get_secret_value()):
         sessions.attempts.failed(address)
         raise UnauthorizedError("That is not this server's API key")
+    sessions.attempts.succeeded(address)
     response.set_cookie(
         SESSION_COOKIE,
         sessions.new(),
