@@ -180,7 +180,7 @@ def resume(server: Server, job: str, point: str) -> None:
     if status.error and step and "model is complete" not in status.error:
         assert f"at step {step}," in status.error, (point, status.error)
     until(
-        lambda: any(event.type == "resumed" for event in events_after(server, job, seq)) or not alive(server, job), 60
+        lambda: any(event.type == "resumed" for event in events_after(server, job, seq)) or not alive(server, job), 180
     )
     for event in events_after(server, job, seq):
         if event.type == "resumed":
@@ -192,5 +192,9 @@ def alive(server: Server, job: str) -> bool:
 
 
 def events_after(server: Server, job: str, seq: int) -> Iterator[Any]:
-    found, _ = read_events(server.folder(job).events_file)
-    return (event for event in found if event.seq > seq)
+    offset = 0
+    while True:
+        found, offset = read_events(server.folder(job).events_file, offset)
+        if not found:
+            return
+        yield from (event for event in found if event.seq > seq)

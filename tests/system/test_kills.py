@@ -74,7 +74,7 @@ class Chaos:
         if way in ("server", "fork server"):
             self.done[way] += 1
             return
-        status = until(lambda: (s := self._server.status(job)).status in _AT_REST and s, 60, f"the end after {way}")
+        status = until(lambda: (s := self._server.status(job)).status in _AT_REST and s, 180, f"the end after {way}")
         if status.status == "completed":
             return
         self.done[way] += 1
@@ -82,9 +82,9 @@ class Chaos:
 
     def _wait(self, job: str) -> None:
         """Until a random moment of the present attempt, which may be one before its first step."""
-        until(lambda: self._server.status(job).status not in ("queued", "paused"), 60, "the next attempt")
+        until(lambda: self._server.status(job).status not in ("queued", "paused"), 180, "the next attempt")
         beyond = (self._server.status(job).last_checkpoint or 0) + self._draw.randrange(-5, 20)
-        until(lambda: (s := self._server.status(job)).status in ENDED or (s.current_step or 0) >= beyond, 60, "a step")
+        until(lambda: (s := self._server.status(job)).status in ENDED or (s.current_step or 0) >= beyond, 180, "a step")
         time.sleep(self._draw.uniform(0, 0.1))  # not for luck: so that it falls anywhere between two looks
 
     def _worker(self, job: str) -> None:
