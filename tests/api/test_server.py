@@ -30,7 +30,7 @@ def test_a_server_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=output, stderr=output)
     try:
-        until(lambda: "Application startup complete" in log.read_text(), 30, "the server's start")
+        until(lambda: "Application startup complete" in log.read_text(), 60, "the server's start")
         process.send_signal(signal.SIGHUP)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(1)
