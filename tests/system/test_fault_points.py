@@ -66,7 +66,7 @@ def test_every_point_is_walked_and_documented() -> None:
 def test_a_worker_crash_costs_nothing_but_time(
     server: Server, config: Config, undisturbed: str, points: list[FaultPoint]
 ) -> None:
-    name = f"crashes-{points[-1]}"
+    name = f"{len(points)}-crashes-{points[-1]}"
     # A model of someone else, which must be moved aside before the new one can take its place.
     shutil.copytree(server.root / "models" / "calm", server.root / "models" / name)
     uploads = {"push_to_hub": True, "hf_token": "hf_none"} if points == [FaultPoint.END_UPLOADED] else {}
