@@ -32,7 +32,7 @@ _STATUS_SECONDS = 0.1
 
 
 async def serve_reader(websocket: WebSocket, services: Services, job_id: str, after: str | None) -> None:
-    """Serves one connection from its acceptance to its close. `after` is checked here, so that its client is told."""
+    """Serve one connection from its acceptance to its close; a wrong `after` is answered by an `error` message."""
     await websocket.accept()
     services.websockets += 1
     reader = _Reader(websocket, services, job_id)

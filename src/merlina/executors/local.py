@@ -76,7 +76,7 @@ class LocalExecutor:
         self._signal(folder)
 
     def _signal(self, folder: RunFolder) -> bool:
-        """Wake the worker to look at its folder; return False where it cannot be told by a signal."""
+        """Wake the worker to look at its folder; return False where it cannot be signalled."""
         # The worker names itself in the lock file once its signal handler is set; before that the file above is enough.
         worker = folder.worker()
         if worker is not None and worker.is_alive():

@@ -2,7 +2,7 @@
 
 A pass loads in a short transaction, works outside it, and applies its result guarded by the state it read. What
 becomes of a job depends on the database and its run folder. Kept in memory only, and lost at a restart of the server,
-are the times since when a worker was told to end or is detached, that it was killed for it, and why none was started.
+are since when a worker has been asked to end or detached, that it was killed for it, and why none was started.
 """
 
 from __future__ import annotations
@@ -246,9 +246,9 @@ class Supervisor:
             self._detached.pop(record.job_id, None)
 
     def _enforce_wish(self, record: JobRecord, folder: RunFolder) -> None:
-        """Pass a stop or a pause on that its worker was not told yet, and end a worker that does not obey in time.
+        """Deliver a stop or pause request that the worker has not received, and end one that does not obey in time.
 
-        The time begins when the worker was told: one that could not be told is not killed for it.
+        The time begins with the delivery: a worker that the request could not reach is not killed for it.
         """
         pauses = is_to_pause(record)
         if not pauses and record.stop_requested_at is None:
@@ -260,7 +260,7 @@ class Supervisor:
         if error is None:
             self._asked_at.setdefault(request, self._awake.seconds)
         else:
-            self._complain(error, f"the worker of {record.job_id} could not be told; trying again")
+            self._complain(error, f"the worker of {record.job_id} did not receive its request; trying again")
         if self._awake.seconds - self._asked_at.get(request, math.inf) > self._grace:
             self._force_stop(record, folder)
 
