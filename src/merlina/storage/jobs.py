@@ -210,12 +210,6 @@ def claim_output_dir(connection: Connection, output_dir: str, job_id: str) -> No
     connection.execute(update(jobs).where(others).values(output_dir=None))
 
 
-def output_dirs_below(connection: Connection, prefix: str) -> list[str]:
-    """Folders of models whose path begins with `prefix`."""
-    matches = jobs.c.output_dir.startswith(prefix, autoescape=True)
-    return list(connection.execute(select(jobs.c.output_dir).where(matches).distinct()).scalars())
-
-
 def saving_around(connection: Connection, target_dir: str, *, without: str | None) -> list[JobRecord]:
     """Jobs other than `without` that have or may still save a model in a folder inside `target_dir`, or around it."""
 
