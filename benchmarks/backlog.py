@@ -4,7 +4,8 @@
 
 Starts a server over a running job whose log has that many unread megabytes and prints when `/health` first answered,
 its median and largest time while the log is taken in, and how much of the log was taken in per second. Then it
-starts one over that many ended jobs, and prints when it was ready and its share of a core while nothing happens.
+starts one over that many ended jobs with their run folders, and prints when it was ready and its share of a core while
+nothing happens.
 """
 
 from __future__ import annotations
@@ -65,14 +66,17 @@ def measure_idle(count: int, seconds: float) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         add_jobs(root, [row(number) for number in range(count)]).close()
-        (root / "data" / "runs").mkdir()
+        for number in range(count):
+            folder = RunFolder(root / "data" / "runs" / f"job_{number}")
+            folder.path.mkdir(parents=True)
+            folder.events_file.write_bytes(b"\n")
         began = time.monotonic()
         server = Server(root, {}).start()
         ready = time.monotonic() - began
         try:
             assert server.process is not None
             process = psutil.Process(server.process.pid)
-            time.sleep(5)
+            time.sleep(15)
             before = process.cpu_times()
             time.sleep(seconds)
             after = process.cpu_times()
@@ -86,7 +90,7 @@ def row(number: int) -> dict[str, object]:
     return {
         "job_id": f"job_{number}", "state": "completed", "priority": 3, "config": {"base_model": "m"},
         "base_model": "m", "output_name": f"o{number}", "target_dir": f"/m/o{number}", "created_at": 1.7e9,
-        "updated_at": 1.7e9, "last_seq": 9,
+        "updated_at": 1.7e9, "last_seq": 9, "log_offset": 1,
     }  # fmt: skip
 
 

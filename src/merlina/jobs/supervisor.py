@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from merlina.jobs.lifecycle import END_STATE, Cause
 from merlina.jobs.moves import Moves
 from merlina.jobs.outputs import owner_among, settle_kept_model
 from merlina.jobs.pauses import is_to_pause, leave_wish, pause_changes, reason_to_pause, requeue
-from merlina.jobs.rebuilding import take_in_unknown, unknown_folders
+from merlina.jobs.rebuilding import take_in_unknown
 from merlina.jobs.resuming import complete_placing, ways_on
 from merlina.jobs.run_folders import remove_partial_model, remove_run_files
 from merlina.jobs.scheduler import Plan, Start, plan, shortage_of_disk
@@ -98,14 +99,14 @@ class Supervisor:
         self._asked_at: dict[tuple[str, int, bool], float] = {}
         self._forced: set[tuple[str, int]] = set()
         self._to_take_up: set[str] = set()
-        self._unknown: list[RunFolder] = []
+        self._found_at_start: list[str] = []
         self._detached: dict[str, float] = {}
         self._complained_at: dict[tuple[str, type[Exception]], float] = {}
 
     def start(self) -> None:
         """Begin the passes. Returns soon, however much the runs have written while no server read it."""
         # Listed before the first request, which makes a folder before its job is in the database.
-        self._unknown = unknown_folders(self._database, self._runs_dir)
+        self._found_at_start = os.listdir(self._runs_dir)
         with self._database.read() as connection:
             self._to_take_up = {record.job_id for record in jobs.running(connection)}
         self._thread.start()
@@ -158,7 +159,7 @@ class Supervisor:
 
     def _run(self) -> None:
         try:
-            take_in_unknown(self._moves, self._unknown, self._runs_dir, _log.warning)
+            take_in_unknown(self._moves, self._found_at_start, self._runs_dir, _log.warning)
         except Exception:
             _log.exception("folders among the runs that belong to no job could not be looked at")
         has_found_uncleaned = False
@@ -428,11 +429,12 @@ class Supervisor:
     def _find_uncleaned(self) -> None:
         """Completed jobs whose worker, and whose last server, died before all was removed that a resume might need."""
         with self._database.read() as connection:
-            found = jobs.summaries(connection, with_deleting=True)
-        for folder in (self.folder(job_id) for job_id, job in found.items() if job.state == "completed"):
-            with self._isolated(f"what {folder.path} still holds could not be found out"):
-                if folder.checkpoints_dir.exists() or folder.secrets_file.exists():
-                    self._to_clean.add(folder.path.name)
+            completed = jobs.ids_in(connection, "completed")
+        names = RunFolder(self._runs_dir)
+        to_remove = (names.checkpoints_dir.name, names.secrets_file.name)
+        for job_id in completed.intersection(self._found_at_start):
+            if any(os.path.exists(f"{self._runs_dir}/{job_id}/{name}") for name in to_remove):
+                self._to_clean.add(job_id)
 
     def _clean_completed(self) -> None:
         """The worker removes its checkpoints after its last event; what it left when it died is removed here."""

@@ -7,15 +7,17 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import OperationalError
 
 from merlina.errors import DiskFullError
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
 _WRITES = "merlina_writes"
 # The second where the file that readers and writers share cannot grow.
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -58,6 +60,8 @@ class Database:
 
     def migrate(self, version: str = "head") -> None:
         """Brings the tables to a version, the newest if none is named."""
+        from alembic import command  # a tenth of a server's start, which is needed once per version
+
         config = migrations()
         with self._write_lock, self._writer() as connection:
             config.attributes["connection"] = connection
@@ -78,9 +82,16 @@ class Database:
 
 def migrations() -> Config:
     """Alembic's configuration of our migrations, without a connection."""
+    from alembic.config import Config
+
     config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("script_location", str(_MIGRATIONS))
     return config
+
+
+def database_versions() -> list[str]:
+    """All versions that the tables have had, oldest first: the revisions of our migrations, which name their files."""
+    return sorted(file.name.split("_")[0] for file in (_MIGRATIONS / "versions").glob("[0-9]*_*.py"))
 
 
 @contextlib.contextmanager

@@ -150,12 +150,21 @@ class Summary(NamedTuple):
     pause_requested_at: float | None
 
 
-def summaries(connection: Connection, *, with_deleting: bool = False) -> dict[str, Summary]:
-    """Every job by id, newest first; with those that are being deleted where asked for."""
-    query = select(jobs.c.job_id, *(jobs.c[name] for name in Summary._fields)).order_by(jobs.c.number.desc())
-    if not with_deleting:
-        query = query.where(~jobs.c.deleting)
+def summaries(connection: Connection) -> dict[str, Summary]:
+    """Every job by id, newest first."""
+    columns = (jobs.c[name] for name in Summary._fields)
+    query = select(jobs.c.job_id, *columns).where(~jobs.c.deleting).order_by(jobs.c.number.desc())
     return {job_id: Summary(*shown) for job_id, *shown in connection.execute(query)}
+
+
+def all_ids(connection: Connection) -> set[str]:
+    """The ids of all jobs, those included that are being deleted."""
+    return set(connection.execute(select(jobs.c.job_id)).scalars())
+
+
+def ids_in(connection: Connection, state: JobState) -> set[str]:
+    """The ids of the jobs in a state, those included that are being deleted."""
+    return set(connection.execute(select(jobs.c.job_id).where(jobs.c.state == state)).scalars())
 
 
 def page(connection: Connection, state: JobState | None, limit: int, offset: int) -> tuple[list[JobRecord], int]:

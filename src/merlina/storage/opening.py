@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from alembic.script import ScriptDirectory
 from sqlalchemy import Select, column, create_engine, inspect, make_url, select, table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from merlina.errors import ServerError
-from merlina.storage.database import Database, migrations
+from merlina.storage.database import Database, database_versions
 from merlina.storage.tables import metadata
 
 _VERSION_TABLE = "alembic_version"
@@ -28,10 +27,11 @@ def open_database(url: str, setting: str) -> Database:
     to another program; it is then left as it was.
     """
     try:
-        _refuse_unusable(url, setting)
+        version = _usable_version(url, setting)
         database = Database(url)
         try:
-            database.migrate()
+            if version != database_versions()[-1]:
+                database.migrate()
         except BaseException:
             database.close()
             raise
@@ -40,15 +40,18 @@ def open_database(url: str, setting: str) -> Database:
         raise ServerError(f"The database of {setting} can't be opened: {_reason(error)}") from error
 
 
-def _refuse_unusable(url: str, setting: str) -> None:
-    """Look at an existing database through a connection that cannot write to it. Raises ServerError."""
+def _usable_version(url: str, setting: str) -> str | None:
+    """Return the version of an existing database, read through a connection that cannot write to it.
+
+    None where it has no tables yet. Raises ServerError where this version of Merlina cannot use it.
+    """
     readable, file = url, None
     parsed = make_url(url)
     is_sqlite = parsed.get_backend_name() == "sqlite"
     if is_sqlite:
         file = Path(parsed.database or "")
         if not parsed.database or not file.exists() or file.stat().st_size == 0:
-            return
+            return None
         _refuse_unusable_file(file, setting)
         readable = f"sqlite:///file:{quote(str(file))}?mode=ro&uri=true"
     engine = create_engine(readable)
@@ -64,7 +67,7 @@ def _refuse_unusable(url: str, setting: str) -> None:
     if versions:
         _refuse_unknown_versions(versions, name)
         if tables >= _ALWAYS_THERE:
-            return
+            return max(versions)
     # Programs may share a database server; a file belongs to one of them.
     shared = not is_sqlite and not versions
     in_the_way = tables & set(metadata.tables) if shared else tables - {_VERSION_TABLE}
@@ -73,6 +76,7 @@ def _refuse_unusable(url: str, setting: str) -> None:
             f"{name} is no database of Merlina: it holds the tables {', '.join(sorted(in_the_way)[:5])} of another "
             "program; choose another DATA_DIR or DATABASE_URL"
         )
+    return None
 
 
 def _refuse_unusable_file(file: Path, setting: str) -> None:
@@ -86,12 +90,11 @@ def _refuse_unusable_file(file: Path, setting: str) -> None:
 
 
 def _refuse_unknown_versions(versions: Sequence[str], name: str) -> None:
-    script = ScriptDirectory.from_config(migrations())
-    known = [revision.revision for revision in script.walk_revisions()]
+    known = database_versions()
     for version in versions:
         if version in known:
             continue
-        newest = known[0]
+        newest = known[-1]
         if version.isdigit() and int(version) > int(newest):
             raise ServerError(
                 f"{name} was written by a newer version of Merlina (database version {version}; this one knows up to "
