@@ -54,7 +54,7 @@ serve: $(VENV)/.installed ## start the server
 page: $(VENV)/.installed-dev ## build the web page anew after a change in ui/
 	$(BIN)/python ui/hatch_build.py
 
-check: $(VENV)/.installed-dev ## style, types and the floors of the house
+check: $(VENV)/.installed-dev ## style, types and import layers
 	$(BIN)/python ui/hatch_build.py check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -77,7 +77,7 @@ def demo_model_folder(folder: Path) -> Path:
     import torch
     from memory_estimate import demo_model
 
-    from merlina.training.models import ModelSpec, load_model, load_tokenizer
+    from merlina.training.models.loading import ModelSpec, load_model, load_tokenizer
 
     gguf = demo_model()
     model = load_model(ModelSpec(str(gguf), "bfloat16", None, "auto", folder)).to(torch.bfloat16)
@@ -93,7 +93,7 @@ def _tokenized(arguments: argparse.Namespace, model: Path, folder: Path) -> Path
 
     from merlina.data.dataset import load_pairs, read_pairs
     from merlina.schemas.datasets import DatasetConfig
-    from merlina.training.models import load_tokenizer
+    from merlina.training.models.loading import load_tokenizer
     from merlina.worker.encoding import PairEncoder
 
     file = arguments.data or Path(str(files("merlina") / "samples" / "wizard_pairs.jsonl"))
@@ -159,10 +159,10 @@ def _run_merlina(arguments: argparse.Namespace, pairs: list[Any], clock: _Clock,
     import torch
 
     from merlina.schemas.training import TrainingConfig
-    from merlina.training.adapters import make_trainable
-    from merlina.training.loop import PreferenceTrainer
-    from merlina.training.models import ModelSpec, load_model
-    from merlina.training.tokens import TokenPair
+    from merlina.training.loop.loop import PreferenceTrainer
+    from merlina.training.models.adapters import make_trainable
+    from merlina.training.models.loading import ModelSpec, load_model
+    from merlina.training.models.tokens import TokenPair
 
     class Listener:
         def __init__(self) -> None:
@@ -186,7 +186,7 @@ def _run_merlina(arguments: argparse.Namespace, pairs: list[Any], clock: _Clock,
         def should_stop(self) -> bool:
             return False
 
-        def will_go_on(self) -> bool:
+        def is_pausing(self) -> bool:
             return False
 
     config = TrainingConfig.model_validate(

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import settings
 
 from merlina.executors.fork_server import ForkServer, child_environment
+from tests.chat.trained import Trained
 from tests.harness import Server, pairs_file, training_config
-from tests.talk import Trained
 from tests.tiny import build_tiny_model
 
 # Tiny models are quicker on one thread, and their figures the same each time.
@@ -34,9 +34,9 @@ settings.load_profile("shared machine")
 # A file is tested by one process: those that take longest come first, so that none is left over at the end.
 _LONGEST = (
     "browser/test_page", "data/test_hub", "system/test_fault_points", "system/test_recovery", "docs/test_examples",
-    "worker/test_launch", "worker/test_worker", "worker/test_merging", "training/test_spreading", "system/test_hub",
-    "api/test_jobs", "executors/test_fork_server", "cli/", "system/", "api/test_talk", "api/test_security",
-    "api/test_contract", "worker/", "jobs/test_pauses", "browser/", "executors/", "api/test_fuzz", "training/test_loop",
+    "worker/test_multi_gpu", "worker/test_worker", "worker/test_merging", "training/test_sharding", "system/test_hub",
+    "api/test_jobs", "executors/test_fork_server", "cli/", "system/", "chat/", "api/test_security",
+    "api/test_contract", "worker/", "jobs/test_requests", "browser/", "executors/", "api/test_fuzz", "training/test_loop",
     "api/test_limits", "api/", "client/", "schemas/test_types", "test_packages",
 )  # fmt: skip
 
@@ -47,7 +47,7 @@ _SLOW_FIXTURES = {
     "with_gpus",
 }  # fmt: skip
 _SLOW_FOLDERS = (
-    "browser", "cli", "docs/test_examples", "executors", "jobs/test_pauses", "jobs/test_win_rate", "system", "training",
+    "browser", "cli", "docs/test_examples", "executors", "jobs/test_requests", "system", "training",
     "worker", "api/test_server", "data/test_hub", "schemas/test_types", "test_packages", "preflight/test_gpu_memory",
     "api/test_folders.py::test_a_database",
 )  # fmt: skip
@@ -117,13 +117,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def trained(server: Server, tiny_model: Path) -> Trained:
-    """A model to talk with; a test that lets it be loaded lets it go again."""
-    return Trained.on(server, tiny_model, "to-talk-with")
+    """A model to chat with; a test that loads it unloads it again."""
+    return Trained.on(server, tiny_model, "to-chat-with")
 
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """What runs, helpers and talk processes are forked from where a test starts them without a server."""
+    """What runs, helpers and chat processes are forked from where a test starts them without a server."""
     server = ForkServer(600, tmp_path_factory.mktemp("forks") / "log")
     with open(os.devnull, "r+b") as nothing:
         server.fork("helper", [], child_environment(), [nothing.fileno()] * 3, patience=60).wait()

@@ -105,8 +105,8 @@ class StartOverError(OverridableError):
     """A run cannot continue where it was; with `force` it starts over."""
 
 
-class NoRoomError(OverridableError):
-    """A model to talk with would need memory that isn't free or that runs have or wait for; it can be forced."""
+class InsufficientMemoryError(OverridableError):
+    """A model to chat with would need memory that isn't free or that runs have or wait for; it can be forced."""
 
 
 class BusyError(MerlinaError):

@@ -39,7 +39,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from merlina.errors import StoredConfigError
 from merlina.processes import ProcessId
 from merlina.schemas.events import Event, event_line, parse_event
-from merlina.schemas.stored_config import read_stored_config
+from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.schemas.training import TrainingConfig
 
 

@@ -62,8 +62,8 @@ class Settings(BaseSettings):
     helper_idle_seconds: float = Field(
         default=300.0, gt=0, description="time after which idle helpers are let go, in seconds"
     )
-    talk_idle_seconds: float = Field(
-        default=300.0, gt=0, description="time after which a model that nobody talks with is let go, in seconds"
+    chat_idle_seconds: float = Field(
+        default=300.0, gt=0, description="unload an idle chat model after this many seconds"
     )
 
     hf_token: SecretStr | None = Field(default=None, description="Hugging Face token for jobs that bring none")
@@ -120,8 +120,8 @@ class Settings(BaseSettings):
         return self.data_dir / "helper.log"
 
     @property
-    def talk_log(self) -> Path:
-        return self.data_dir / "talk.log"
+    def chat_log(self) -> Path:
+        return self.data_dir / "chat.log"
 
     @property
     def lock_file(self) -> Path:
@@ -137,7 +137,7 @@ class Settings(BaseSettings):
     def private_paths(self) -> tuple[Path, ...]:
         """What is the server's own, though it lies in the data folder."""
         database = [self.data_dir / f"{_DATABASE_FILE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")]
-        files = (self.helper_log, self.talk_log, self.lock_file, self.logged_out_file)
+        files = (self.helper_log, self.chat_log, self.lock_file, self.logged_out_file)
         return tuple(path.resolve() for path in (self.runs_dir, *files, *database))
 
     @property

@@ -57,7 +57,7 @@ def prompt(world: World) -> dict[str, Any]:
     return {"job_id": world.completed, "messages": [{"role": "user", "content": "Hi"}], "max_new_tokens": 2}
 
 
-TALK_KEYS = ("state", "job_id", "with_base", "gpu", "needed_mb", "memory_mb", "idle_until")
+CHAT_KEYS = ("state", "job_id", "with_base", "gpu", "needed_mb", "memory_mb", "idle_until")
 COMPARISON_KEYS = ("comparison_id", "job_id", "messages.0.content", "left", "right", "created_at", "better", "tuned")
 CHECKS = ("gpu_available", "vram_sufficient", "disk_space_ok", "model_accessible", "dataset_valid")
 CASES = [
@@ -246,19 +246,19 @@ CASES = [
     ),
     Case("POST /model/preload", ("detail",), 400, body=lambda _: {"model_name": "no/such"}),
     Case("GET /model/cached", ("cached_models", "count")),
-    Case("GET /talk", TALK_KEYS),
-    Case("POST /talk/load", TALK_KEYS, body=lambda world: {"job_id": world.completed, "force": True}),
-    Case("POST /talk/load", ("detail",), 404, body=lambda _: {"job_id": "job_none"}),
-    Case("POST /talk/load", ("detail",), 400, body=lambda world: {"job_id": world.waiting}),
-    Case("POST /talk/answer", (), body=prompt),
-    Case("POST /talk/answer", ("detail.errors.0",), 400, body=lambda world: {**prompt(world), "messages": []}),
-    Case("POST /talk/comparisons", COMPARISON_KEYS, body=prompt),
-    Case("GET /talk/comparisons", ("detail.errors.0",), 400),
-    Case("POST /talk/comparisons/{comparison}/vote", (*COMPARISON_KEYS, "winner"), body=lambda _: {"better": "left"}),
-    Case("POST /talk/comparisons/{comparison}/vote", ("detail",), 409, body=lambda _: {"better": "tie"}),
-    Case("POST /talk/comparisons/none/vote", ("detail",), 404, body=lambda _: {"better": "tie"}),
+    Case("GET /chat", CHAT_KEYS),
+    Case("POST /chat/load", CHAT_KEYS, body=lambda world: {"job_id": world.completed, "force": True}),
+    Case("POST /chat/load", ("detail",), 404, body=lambda _: {"job_id": "job_none"}),
+    Case("POST /chat/load", ("detail",), 400, body=lambda world: {"job_id": world.waiting}),
+    Case("POST /chat/answer", (), body=prompt),
+    Case("POST /chat/answer", ("detail.errors.0",), 400, body=lambda world: {**prompt(world), "messages": []}),
+    Case("POST /chat/comparisons", COMPARISON_KEYS, body=prompt),
+    Case("GET /chat/comparisons", ("detail.errors.0",), 400),
+    Case("POST /chat/comparisons/{comparison}/vote", (*COMPARISON_KEYS, "winner"), body=lambda _: {"better": "left"}),
+    Case("POST /chat/comparisons/{comparison}/vote", ("detail",), 409, body=lambda _: {"better": "tie"}),
+    Case("POST /chat/comparisons/none/vote", ("detail",), 404, body=lambda _: {"better": "tie"}),
     Case(
-        "GET /talk/comparisons",
+        "GET /chat/comparisons",
         (
             "job_id",
             "count",
@@ -270,12 +270,12 @@ CASES = [
         params={"job_id": "{completed}"},
     ),
     Case(
-        "POST /talk/comparisons/dataset",
+        "POST /chat/comparisons/dataset",
         ("status", "dataset_id", "filename", "size", "total_rows"),
         params={"job_id": "{completed}"},
     ),
-    Case("POST /talk/comparisons/dataset", ("detail",), 400, params={"job_id": "{waiting}"}),
-    Case("DELETE /talk", TALK_KEYS),
+    Case("POST /chat/comparisons/dataset", ("detail",), 400, params={"job_id": "{waiting}"}),
+    Case("DELETE /chat", CHAT_KEYS),
     Case("POST /jobs/{waiting}/stop", ("status", "message", "job_id", "was_queued")),
     Case("DELETE /jobs/{waiting}", ("status", "message", "job_id")),
     Case("DELETE /jobs/{waiting}", ("detail",), 404),
@@ -297,7 +297,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any) -> Any:
         upload = http.post("/dataset/upload-file", files=file).json()["dataset_id"]
         asked = {"job_id": completed, "messages": [{"role": "user", "content": "Hi"}]}
         answers = {"base": "No.", "tuned": "Yes."}
-        comparison = http.post("/talk/comparisons", json={**asked, "answers": answers}).json()["comparison_id"]
+        comparison = http.post("/chat/comparisons", json={**asked, "answers": answers}).json()["comparison_id"]
         yield World(http, server.url, config, completed, waiting, upload, str(server.root), comparison)
     server.kill()
     server.end_workers()

@@ -63,7 +63,7 @@ def test_a_browser_that_comes_to_nowhere_gets_the_page_and_a_program_a_reason(ht
     assert "nothing at /no/such/place" in http.get("/no/such/place").json()["detail"]
 
 
-@pytest.mark.parametrize("path", ["/", "/new", "/runs/job_1", "/runs/job_1/talk", "/machine"])
+@pytest.mark.parametrize("path", ["/", "/new", "/runs/job_1", "/runs/job_1/chat", "/machine"])
 def test_every_view_is_the_page_and_may_load_nothing_from_elsewhere(http: httpx.Client, path: str) -> None:
     answer = http.get(path)
     assert answer.headers["content-type"].startswith("text/html")

@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from merlina.api.origins import OwnNames
+from merlina.api.middleware.origins import OwnNames
 from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.settings import Settings
 from tests.harness import Server, damaged_model, training_config, until

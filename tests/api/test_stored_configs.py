@@ -59,7 +59,7 @@ def test_a_job_of_another_version_is_refused_in_one_sentence_wherever_it_is_used
         http.get("/jobs/job_of_tomorrow/config"),
         http.post("/jobs/job_of_tomorrow/resume"),
         http.post("/jobs/job_of_tomorrow/retry"),
-        http.post("/talk/load", json={"job_id": "job_of_tomorrow"}),
+        http.post("/chat/load", json={"job_id": "job_of_tomorrow"}),
     ]
     for answer in answers:
         assert answer.status_code == 409, answer.text

@@ -38,7 +38,7 @@ def test_the_api_answers_with_and_without_the_path(below_a_path: Server, prefix:
         assert json.loads(socket.recv())["type"] == "error"
 
 
-@pytest.mark.parametrize("view", ["/", "/new", "/runs/job_1", "/runs/job_1/talk", "/runs/a%2Fb", "/no/such/page"])
+@pytest.mark.parametrize("view", ["/", "/new", "/runs/job_1", "/runs/job_1/chat", "/runs/a%2Fb", "/no/such/page"])
 def test_the_page_finds_its_files_from_every_view(below_a_path: Server, view: str) -> None:
     with httpx.Client(headers={"Accept": "text/html", "X-API-Key": "open sesame"}) as http:
         page = http.get(f"{below_a_path.url}/merlina{view}")

@@ -65,7 +65,7 @@ def test_from_a_file_to_an_answer_by_keyboard_alone(
     page.keyboard.press("Enter")
     page.wait_for_url("**/runs/job_*")
     expect(page.get_by_text("The model is ready")).to_be_visible(timeout=90_000)
-    tab_to(page, "Talk to it")
+    tab_to(page, "Chat")
     page.keyboard.press("Enter")
     tab_to(page, "How they answer")
     page.keyboard.press("Enter")

@@ -110,10 +110,10 @@ def test_a_run_is_watched_through_a_reload_to_its_end(own_server: Server, visit:
     expect(page.get_by_label("to", exact=True)).to_have_value("")
 
 
-def test_its_model_is_talked_to_and_judged_blindly(own_server: Server, visit: Visit, look_at: LookAt) -> None:
+def test_a_model_is_chatted_with_and_compared_blindly(own_server: Server, visit: Visit, look_at: LookAt) -> None:
     (job,) = own_server.history()
     page = visit(own_server, f"/runs/{job}")
-    page.get_by_role("link", name="Talk to it").click()
+    page.get_by_role("link", name="Chat").click()
     page.get_by_text("How they answer").click()
     page.get_by_label("Longest answer").fill("12")
     page.get_by_label("Your question").fill("What is 2 plus 2?")
@@ -122,7 +122,7 @@ def test_its_model_is_talked_to_and_judged_blindly(own_server: Server, visit: Vi
     expect(page.get_by_role("button", name="Ask both")).to_be_visible(timeout=60_000)
     for side in ("Tuned", "Base"):
         expect(page.get_by_role("region", name=side).locator("p.answer")).not_to_be_empty()
-    look_at(page, "talk")
+    look_at(page, "chat")
     page.get_by_role("button", name="Blind").click()
     page.get_by_label("Your question").fill("What is 3 plus 3?")
     page.get_by_role("button", name="Compare").click()

@@ -10,9 +10,9 @@ import pytest
 
 from merlina.data.files import count_rows, detect_format, parse_all, read_rows
 from merlina.data.row_limit import RowLimit
-from merlina.data.shown import shown_row
+from merlina.data.truncation import shown_row
 from merlina.errors import DataError
-from merlina.schemas.json_text import has_more_values, nesting_depth
+from merlina.schemas.parsing.json_text import has_more_values, nesting_depth
 
 MB = 1024**2
 LIMIT = RowLimit(MB)

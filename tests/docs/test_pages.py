@@ -10,8 +10,8 @@ import pytest
 
 from merlina.data.formats import formatter
 from merlina.data.pairs import Message, Pair
+from merlina.domain.job_states import JobState
 from merlina.schemas.datasets import DatasetFormat, FindingKind, FormatType
-from merlina.schemas.jobs import JobState
 from tests.docs.pages import FOLDER, PAGES, REPOSITORY, anchors, inline_code, links
 from tests.docs.tables import TABLES, with_table
 from tests.harness import Server

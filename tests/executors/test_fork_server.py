@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment
-from merlina.executors.helper import Helper
+from merlina.executors.helper_process import Helper
 from tests.harness import until
 
 _PATIENCE = 60.0

@@ -5,9 +5,9 @@ from typing import Any, get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merlina.domain.job_states import EndState, JobState
 from merlina.jobs.fold import fold
 from merlina.schemas.events import EVENT
-from merlina.schemas.jobs import EndState, JobState
 from tests.jobs.records import job
 
 STATES = get_args(JobState)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 import merlina
 from merlina.errors import ConflictError
-from merlina.jobs.hub import Hub
+from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.moves import Moves
 from merlina.storage import jobs
 from merlina.storage.database import Database
@@ -21,7 +21,7 @@ from merlina.storage.jobs import JobRecord
 SOURCES = Path(merlina.__file__).parent
 WRITERS = {"add", "change", "remove"}
 # What was lost with the database is written again as it was, before any job can move.
-CALLED = {"jobs/moves.py", "jobs/rebuilding.py"}
+CALLED = {"jobs/moves.py", "jobs/recovery.py"}
 STATEMENTS = {"storage/jobs.py", "storage/metrics.py"}
 
 
@@ -45,7 +45,7 @@ class Jobs:
 def house(tmp_path: Path) -> Iterator[Jobs]:
     database = Database(f"sqlite:///{tmp_path / 'merlina.db'}")
     database.migrate()
-    yield Jobs(database, Moves(database, Hub()))
+    yield Jobs(database, Moves(database, Broadcast()))
     database.close()
 
 
@@ -132,7 +132,7 @@ def test_each_state_that_the_server_sets_has_a_number_of_its_own(house: Jobs) ->
         record = moved
         seen.append(record.last_seq)
     assert seen == [0, 1, 2, 3]
-    assert house.moves.hub.latest("a") == record
+    assert house.moves.broadcast.latest("a") == record
 
 
 def test_what_must_be_done_before_the_commit_undoes_the_change_where_it_fails(house: Jobs) -> None:

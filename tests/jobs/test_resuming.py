@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merlina.data.fingerprint import Fingerprint
-from merlina.executors.helper import Helper
+from merlina.executors.helper_process import Helper
 from merlina.jobs.resuming import compare_by
 from merlina.schemas.training import TrainingConfig
 from tests.harness import pairs_file, training_config

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from merlina.jobs.desk import Desk
-from merlina.jobs.hub import Hub
+from merlina.jobs.broadcast import Broadcast
+from merlina.jobs.commands import JobCommands
 from merlina.jobs.moves import Moves
 from merlina.jobs.supervisor import Supervisor
 from merlina.processes import ProcessId
@@ -68,10 +68,10 @@ class FakeExecutor:
 class House:
     """One running job, and the supervisor whose passes a test makes."""
 
-    def __init__(self, root: Path, hub: Hub) -> None:
+    def __init__(self, root: Path, broadcast: Broadcast) -> None:
         self.database = Database(f"sqlite:///{root / 'merlina.db'}")
         self.database.migrate()
-        self.moves = Moves(self.database, hub)
+        self.moves = Moves(self.database, broadcast)
         self.executor = FakeExecutor()
         self.folder = RunFolder(root / "runs" / JOB)
         self.folder.path.mkdir(parents=True)
@@ -105,7 +105,7 @@ class House:
 
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path, Hub())
+    house = House(tmp_path, Broadcast())
     yield house
     house.database.close()
 
@@ -146,7 +146,7 @@ def test_a_job_found_completed_at_its_workers_death_is_cleaned_up_after_at_once(
     assert not house.folder.checkpoints_dir.exists()
 
 
-class BusyHub(Hub):
+class BusyBroadcast(Broadcast):
     """Lets the run end and start again between the moment a stop is in the database and the moment it is passed on."""
 
     moves: Moves
@@ -162,15 +162,15 @@ class BusyHub(Hub):
 
 
 def test_a_late_stop_does_not_reach_the_next_attempt(tmp_path: Path) -> None:
-    hub = BusyHub()
-    house = House(tmp_path, hub)
-    hub.moves = house.moves
+    broadcast = BusyBroadcast()
+    house = House(tmp_path, broadcast)
+    broadcast.moves = house.moves
     house.add_running("training")
-    desk = Desk(
+    commands = JobCommands(
         house.database, house.moves, house.executor, tmp_path / "runs", tmp_path / "models",
         wake=lambda: None, compare_data=lambda *given: None,
     )  # fmt: skip
-    desk.stop(JOB)
+    commands.stop(JOB)
     assert (house.record.state, house.record.attempt) == ("initializing", 2)
     assert house.executor.requests == []
     house.database.close()

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
+from merlina.domain.targets import Site
 from merlina.hardware.gpus import Gpu
+from merlina.hub_reachability import HubReach
 from merlina.preflight.findings import Finding
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_precision
-from merlina.preflight.memory import check_memory, estimate, trained_weights
-from merlina.preflight.method import check_method
+from merlina.preflight.memory_estimate import check_memory, estimate, trained_weights
 from merlina.preflight.models import check_model, judge_lengths, judge_targets
-from merlina.reach import HubReach
+from merlina.preflight.unused_settings import check_method
 from merlina.schemas.inspection import DataFacts, ModelFacts
-from merlina.schemas.targets import Site
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
 
@@ -73,7 +73,7 @@ FACTS = ModelFacts(
     attention_heads=32,
     caps_scores=False,
     drops_scores=False,
-    takes_packs=True,
+    supports_packing=True,
     layers=32,
     vocab_size=128_256,
     max_positions=8192,
@@ -165,7 +165,7 @@ def test_scores_that_no_kernel_leaves_out_are_counted() -> None:
 
 
 def test_a_model_that_takes_no_packs_makes_all_logits() -> None:
-    own_way = FACTS.model_copy(update={"takes_packs": False})
+    own_way = FACTS.model_copy(update={"supports_packing": False})
     logits = estimate(config(), own_way, None, "cuda").parts["log-probabilities"]
     assert logits == 2 * 2048 * 128_256 * 14
     assert logits > 5 * estimate(config(), FACTS, None, "cuda").parts["log-probabilities"]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from merlina.hardware.gpus import Gpu
-from merlina.preflight.memory import check_memory, estimate
+from merlina.preflight.memory_estimate import check_memory, estimate
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import PACK_POSITIONS, TrainingConfig
-from merlina.worker.helper_inspection import model_facts
+from merlina.worker.helper.inspection import model_facts
 
 LLAMA = {"vocab_size": 128_256, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 16_384}
 SHAPES: dict[str, dict[str, Any]] = {

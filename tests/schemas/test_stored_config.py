@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from merlina.errors import StoredConfigError
-from merlina.schemas.stored_config import read_stored_config, read_stored_partial
+from merlina.schemas.parsing.stored_config import read_stored_config, read_stored_partial
 from merlina.schemas.training import TrainingConfig
 
 SOURCE = {"source_type": "local_file", "file_path": "/d.jsonl"}

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from merlina.schemas.chat import AnswerRequest
 from merlina.schemas.configs import ImportConfigRequest, SaveConfigRequest
 from merlina.schemas.datasets import DatasetConfig, DatasetSource
-from merlina.schemas.problems import describe
-from merlina.schemas.talk import AnswerRequest
+from merlina.schemas.parsing.validation_errors import describe
 from merlina.schemas.training import TrainingConfig
 
 DATASET = {"source": {"source_type": "huggingface", "repo_id": "org/set"}}

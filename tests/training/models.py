@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from merlina.training.packing import SharedPrompt
-from merlina.training.tokens import TokenPair
+from merlina.training.engine.packing import PackedExample
+from merlina.training.models.tokens import TokenPair
 
 TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
 
@@ -19,7 +19,7 @@ PAIRS = [
     TokenPair([50, 51], [2], [52, 53, 54, 55, 56, 57, 58, 2]),
     TokenPair([60, 61, 3], [2], [2]),
 ]
-UNITS = [SharedPrompt(pair.prompt, (pair.chosen, pair.rejected)) for pair in PAIRS]
+UNITS = [PackedExample(pair.prompt, (pair.chosen, pair.rejected)) for pair in PAIRS]
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "Llama": {},

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merlina.training.fast_path import fast_path, telling
-from merlina.training.packing import Pack, SharedPrompt, lay_out
+from merlina.training.engine.fast_path import fast_path, telling
+from merlina.training.engine.packing import Pack, PackedExample, lay_out
 from tests.training.families import CANNOT, VOCABULARY, families, tiny_model
 
 _DRAW = torch.Generator().manual_seed(3)
@@ -29,7 +29,7 @@ def _ids(count: int) -> list[int]:
     return torch.randint(3, VOCABULARY - 4, (count,), generator=_DRAW).tolist()
 
 
-UNITS = [SharedPrompt(_ids(prompt), tuple(_ids(answer) for answer in answers)) for prompt, *answers in _LENGTHS]
+UNITS = [PackedExample(_ids(prompt), tuple(_ids(answer) for answer in answers)) for prompt, *answers in _LENGTHS]
 PACK = lay_out(UNITS, with_prompt_targets=True)
 _WEIGHTS = torch.tensor([0.3, 1.0, -0.7]) * torch.arange(1, 1 + len(UNITS))[:, None]
 # Routers are linear layers of classes of their own, and return more than one tensor.
@@ -78,7 +78,7 @@ def measure(family: str) -> Measured:
 def _short() -> Pack:
     """What the trainer's first trial sees: beginnings."""
     return lay_out(
-        [SharedPrompt(u.prompt[:6], tuple(a[:6] for a in u.answers)) for u in UNITS[1:3]], with_prompt_targets=True
+        [PackedExample(u.prompt[:6], tuple(a[:6] for a in u.answers)) for u in UNITS[1:3]], with_prompt_targets=True
     )
 
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from merlina.schemas.training import TrainingMode
-from merlina.training.fast_path import fast_path
-from merlina.training.loop import PreferenceTrainer
+from merlina.training.engine.fast_path import fast_path
+from merlina.training.engine.packing import PackedExample, lay_out
+from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.models.tokens import TokenPair
 from merlina.training.objectives import OBJECTIVES, Evidence
-from merlina.training.packing import SharedPrompt, lay_out
-from merlina.training.tokens import TokenPair
 from tests.training.models import PAIRS, adapted, assert_same_gradients, gradients, random_model
 from tests.training.test_objectives import config
 
 Found = tuple[float, dict[str, torch.Tensor]]
 # TRL's KTO takes the divergence from the batch itself: each prompt with the answer before it.
-UNRELATED = [SharedPrompt(pair.prompt, (PAIRS[index - 1].chosen,)) for index, pair in enumerate(PAIRS)]
+UNRELATED = [PackedExample(pair.prompt, (PAIRS[index - 1].chosen,)) for index, pair in enumerate(PAIRS)]
 
 
 # The last one has the same answer twice, which gives most objectives no gradient at all.
@@ -56,7 +56,7 @@ def _assert_same(ours: Found, theirs: Found) -> None:
 def _ours(mode: TrainingMode, model: Any, pairs: list[TokenPair]) -> Found:
     objective, settings = OBJECTIVES[mode], config(mode)
     answers = [(pair.chosen, pair.rejected) if settings.needs_rejected else (pair.chosen,) for pair in pairs]
-    units = [SharedPrompt(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
+    units = [PackedExample(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
     pack = lay_out(units, with_prompt_targets=objective.prompt_targets)
     run, reason = fast_path(model, pack, 0, "auto", nullcontext())
     assert reason is None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merlina.errors import TrainingError
-from merlina.training.alarms import Alarms, check_losses
+from merlina.training.loop.alarms import Alarms, check_losses
 
 
 class Heard(list[str]):

@@ -14,13 +14,13 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from merlina.training.attention import NAME, PackedAttention
-from merlina.training.packing import Pack, PackingError, SharedPrompt, lay_out
+from merlina.training.engine.attention import NAME, PackedAttention
+from merlina.training.engine.packing import Pack, PackedExample, PackingError, lay_out
 from tests.training.models import random_model
 
 # Segments that begin and end amidst blocks of 128 queries, with prefixes shorter and longer than the windows.
 PACK = lay_out(
-    [SharedPrompt([1] * 140, ([1] * 150, [1] * 180)), SharedPrompt([1] * 20, ([1] * 3, [1] * 200))],
+    [PackedExample([1] * 140, ([1] * 150, [1] * 180)), PackedExample([1] * 20, ([1] * 3, [1] * 200))],
     with_prompt_targets=False,
 )
 HEADS, KEY_HEADS, SIZE = 4, 2, 8

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.training.fast_path import fast_path, telling
-from merlina.training.fused_layers import fuse_layers
-from merlina.training.logprobs import LogprobModel, PaddedModel
-from merlina.training.packing import Pack, SharedPrompt, lay_out
+from merlina.training.engine.fast_path import fast_path, telling
+from merlina.training.engine.layers import fuse_layers
+from merlina.training.engine.logprobs import LogprobModel, PaddedModel
+from merlina.training.engine.packing import Pack, PackedExample, lay_out
 from tests.training.families import tiny_model
 from tests.training.models import FAMILIES, TARGETS, UNITS, adapted, assert_same_gradients, gradients, random_model
 
@@ -210,7 +210,7 @@ def test_the_trial_reaches_beyond_what_short_texts_show() -> None:
         return torch.cat((output[:, :60], output[:, 60:].flip(-1)), dim=1)
 
     draw = torch.Generator().manual_seed(0)
-    longest = SharedPrompt([5] * 30, (torch.randint(5, 60, (60,), generator=draw).tolist(), [6, 2]))
+    longest = PackedExample([5] * 30, (torch.randint(5, 60, (60,), generator=draw).tolist(), [6, 2]))
     reasons = []
     for long_trial in (None, lay_out([UNITS[0], longest], with_prompt_targets=True)):
         model = adapted(random_model())
@@ -222,10 +222,10 @@ def test_the_trial_reaches_beyond_what_short_texts_show() -> None:
 
 def test_a_long_trial_is_as_long_as_its_models_windows_want_it() -> None:
     config = random_model("Mistral", sliding_window=4096).config
-    unit = SharedPrompt([5] * 5000, ([6] * 1000, [7] * 300))
-    assert telling(config, unit) == SharedPrompt([5] * 4160, ([6] * 64, [7] * 64))
-    short = SharedPrompt([5] * 900, ([6] * 100, [7] * 3000))
-    assert telling(random_model(max_position_embeddings=8192).config, short) == SharedPrompt(
+    unit = PackedExample([5] * 5000, ([6] * 1000, [7] * 300))
+    assert telling(config, unit) == PackedExample([5] * 4160, ([6] * 64, [7] * 64))
+    short = PackedExample([5] * 900, ([6] * 100, [7] * 3000))
+    assert telling(random_model(max_position_embeddings=8192).config, short) == PackedExample(
         [5] * 448, ([6] * 64, [7] * 64)
     )
     assert telling(config, UNITS[0]) == UNITS[0]

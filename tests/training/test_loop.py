@@ -13,10 +13,10 @@ from merlina import checkpoints
 from merlina.errors import ModelError, TrainingError
 from merlina.schemas.plan import StepPlan
 from merlina.schemas.training import OptimizerType, SchedulerType, TrainingConfig
-from merlina.training.adapters import make_trainable
-from merlina.training.loop import PreferenceTrainer
-from merlina.training.models import ModelSpec, compute_dtype, load_model, training_device
-from merlina.training.tokens import TokenPair
+from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.models.adapters import make_trainable
+from merlina.training.models.loading import ModelSpec, compute_dtype, load_model, training_device
+from merlina.training.models.tokens import TokenPair
 
 PAIRS = [TokenPair([5, 6, 7, n], [8, 9, 10, 2], [11, 12, 2], row=n - 19) for n in range(20, 26)]
 
@@ -52,7 +52,7 @@ class Recorder:
     def should_stop(self) -> bool:
         return self._stop_after is not None and self.steps[-1] >= self._stop_after
 
-    def will_go_on(self) -> bool:
+    def is_pausing(self) -> bool:
         return self._goes_on
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from peft import PeftModel
 
-from merlina.training.adapters import known_warnings_ignored, make_trainable
-from merlina.training.merging import merge_adapter
+from merlina.training.models.adapters import known_warnings_ignored, make_trainable
+from merlina.training.models.merging import merge_adapter
 from tests.training.test_loop import configure
 
 _SHAPE: dict[str, Any] = {

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.training.adapters import make_trainable
-from merlina.training.loop import PreferenceTrainer
+from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.models.adapters import make_trainable
 from tests.training.models import PAIRS
 from tests.training.test_loop import Recorder, configure
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merlina.schemas.training import TrainingConfig, TrainingMode
-from merlina.training.logprobs import Logprobs
+from merlina.training.engine.logprobs import Logprobs
 from merlina.training.objectives import OBJECTIVES, Evidence
 
 logprob = st.floats(-30, -1e-4)

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, GraniteConfig, LlamaConfig
 
 from merlina.training import output_head
-from merlina.training.output_head import OutputHead
+from merlina.training.engine.output_head import OutputHead
 
 _WORDS, _HIDDEN, _TARGETS = 4_000, 16, 500
 _CONFIGS = {

@@ -6,15 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.training.packing import Segment, SharedPrompt, lay_out
+from merlina.training.engine.packing import PackedExample, Segment, lay_out
 
 ids = st.lists(st.integers(0, 99), min_size=1, max_size=12)
-units = st.builds(lambda prompt, first, second: SharedPrompt(prompt, (first, second)), ids, ids, ids)
+units = st.builds(lambda prompt, first, second: PackedExample(prompt, (first, second)), ids, ids, ids)
 
 
 def test_a_pack_by_hand() -> None:
     pack = lay_out(
-        [SharedPrompt([1, 2, 3], ([4, 5], [6])), SharedPrompt([7], ([8], [9, 10, 11]))], with_prompt_targets=True
+        [PackedExample([1, 2, 3], ([4, 5], [6])), PackedExample([7], ([8], [9, 10, 11]))], with_prompt_targets=True
     )
     assert pack.input_ids.tolist() == [[1, 2, 3, 4, 7, 9, 10]]
     assert pack.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
@@ -26,7 +26,7 @@ def test_a_pack_by_hand() -> None:
 
 
 @given(content=st.lists(units, min_size=1, max_size=6))
-def test_every_answer_is_predicted_once_from_what_stands_before_it(content: list[SharedPrompt]) -> None:
+def test_every_answer_is_predicted_once_from_what_stands_before_it(content: list[PackedExample]) -> None:
     pack = lay_out(content, with_prompt_targets=False)
     read, positions = pack.input_ids[0], pack.position_ids[0]
     for number, unit in enumerate(content):
@@ -45,5 +45,5 @@ def test_every_answer_is_predicted_once_from_what_stands_before_it(content: list
 
 
 def test_no_targets_of_prompts_are_made_where_none_are_asked_for() -> None:
-    pack = lay_out([SharedPrompt([1, 2, 3], ([4], [5]))], with_prompt_targets=False)
+    pack = lay_out([PackedExample([1, 2, 3], ([4], [5]))], with_prompt_targets=False)
     assert torch.equal(pack.parts, torch.tensor([1, 2]))

@@ -11,14 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.training.fast_path import fast_path
-from merlina.training.logprobs import PackedModel, PaddedModel
-from merlina.training.packing import SharedPrompt, lay_out
-from merlina.training.passes import Packed, Padded, Passes, limits_of_positions
+from merlina.training.engine.fast_path import fast_path
+from merlina.training.engine.logprobs import PackedModel, PaddedModel
+from merlina.training.engine.packing import PackedExample, lay_out
+from merlina.training.engine.passes import Packed, Padded, Passes, limits_of_positions
 from tests.training.models import UNITS, adapted, random_model
 
 tokens = st.lists(st.integers(0, 99), min_size=1, max_size=12)
-units = st.builds(lambda prompt, first, second: SharedPrompt(prompt, (first, second)), tokens, tokens, tokens)
+units = st.builds(lambda prompt, first, second: PackedExample(prompt, (first, second)), tokens, tokens, tokens)
 
 
 @pytest.mark.parametrize("kind", [PackedModel, PaddedModel])
@@ -35,7 +35,7 @@ def test_a_layout_knows_what_its_model_computes(kind: Any) -> None:
 
 
 @given(content=st.lists(units, min_size=1, max_size=30), budget=st.integers(1, 60))
-def test_packs_hold_every_unit_once_and_keep_to_their_budget(content: list[SharedPrompt], budget: int) -> None:
+def test_packs_hold_every_unit_once_and_keep_to_their_budget(content: list[PackedExample], budget: int) -> None:
     packs = Packed().cut(content, budget)
     assert sorted(index for pack in packs for index in pack) == list(range(len(content)))
     for pack in packs:
@@ -55,7 +55,7 @@ def first_fit(sizes: list[int], budget: int) -> list[list[int]]:
 
 
 @given(content=st.lists(units, min_size=1, max_size=30), budget=st.integers(1, 150))
-def test_padded_passes_hold_every_unit_once_and_keep_to_their_budget(content: list[SharedPrompt], budget: int) -> None:
+def test_padded_passes_hold_every_unit_once_and_keep_to_their_budget(content: list[PackedExample], budget: int) -> None:
     passes = Padded().cut(content, budget)
     assert sorted(index for indices in passes for index in indices) == list(range(len(content)))
     for indices in passes:
@@ -77,7 +77,7 @@ def test_a_long_text_changes_nothing_of_a_short_one(kind: str) -> None:
     # The third reaches just to the limit.
     answers = [4, 30, 17, 5]
     content = [
-        SharedPrompt([5] * 8, (torch.randint(5, 60, (length,), generator=draw).tolist(), [6, 7])) for length in answers
+        PackedExample([5] * 8, (torch.randint(5, 60, (length,), generator=draw).tolist(), [6, 7])) for length in answers
     ]
     run, reason = fast_path(model, lay_out(content[:1], with_prompt_targets=False), 0, "auto", nullcontext())
     assert reason is None

@@ -10,21 +10,21 @@ import pytest
 import torch
 
 from merlina.schemas.training import WeightBits
-from merlina.training.adapters import make_trainable
-from merlina.training.loop import PreferenceTrainer
-from merlina.training.models import ModelSpec, load_model
-from merlina.training.packing import SharedPrompt
-from merlina.training.reference import unrelated_units
+from merlina.training.engine.packing import PackedExample
+from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.loop.reference import unrelated_units
+from merlina.training.models.adapters import make_trainable
+from merlina.training.models.loading import ModelSpec, load_model
+from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import StoppedEarly
-from merlina.training.tokens import TokenPair
 from tests.training.test_loop import Recorder, configure
 
 # Each as long as a pass on a processor may be, so that it is one by itself.
 LONG = [TokenPair([5, 6, n], [8 + n] * 500 + [2], [9] * 480 + [2], row=n) for n in range(4)]
 
 
-def unit(prompt: int, chosen: int) -> SharedPrompt:
-    return SharedPrompt([prompt], ([chosen, chosen, 2], [99, 2]))
+def unit(prompt: int, chosen: int) -> PackedExample:
+    return PackedExample([prompt], ([chosen, chosen, 2], [99, 2]))
 
 
 @pytest.mark.parametrize(

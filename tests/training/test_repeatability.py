@@ -11,9 +11,9 @@ import torch
 
 from merlina import checkpoints
 from merlina.schemas.training import TrainingConfig
-from merlina.training.adapters import make_trainable
-from merlina.training.loop import PreferenceTrainer
-from merlina.training.models import ModelSpec, load_model
+from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.models.adapters import make_trainable
+from merlina.training.models.loading import ModelSpec, load_model
 from tests.training.test_loop import PAIRS, SWAPPED, Recorder, configure
 
 # Two and a half epochs of three steps each, so that a pause also falls on the border of an epoch.

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.training.fast_path import fast_path
-from merlina.training.logprobs import PaddedModel
-from merlina.training.packing import SharedPrompt, lay_out
-from merlina.training.rotary import ByLength, RotaryLengths
+from merlina.training.engine.fast_path import fast_path
+from merlina.training.engine.logprobs import PaddedModel
+from merlina.training.engine.packing import PackedExample, lay_out
+from merlina.training.engine.rotary import ByLength, RotaryLengths
 from tests.training.models import adapted, random_model
 
 # Prompts and answers by length around a limit of 24 tokens: on either side, just at it, on both sides of it.
@@ -23,13 +23,13 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
-def model_and_units(kind: str) -> tuple[Any, list[SharedPrompt]]:
+def model_and_units(kind: str) -> tuple[Any, list[PackedExample]]:
     rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, **ROPES[kind]}
     positions = 24 if kind == "dynamic" else 96
     model = adapted(random_model(rope_parameters=rope, max_position_embeddings=positions, initializer_range=0.2)).eval()
     draw = torch.Generator().manual_seed(0)
     tokens = [[torch.randint(5, 60, (length,), generator=draw).tolist() for length in unit] for unit in LENGTHS]
-    return model, [SharedPrompt(prompt, tuple(answers)) for prompt, *answers in tokens]
+    return model, [PackedExample(prompt, tuple(answers)) for prompt, *answers in tokens]
 
 
 def of_text(model: Any, text: list[int]) -> torch.Tensor:

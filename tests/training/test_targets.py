@@ -10,13 +10,13 @@ import pytest
 import torch
 from peft import PeftModel
 
+from merlina.domain.targets import group, in_words, match, warn_of_experts
 from merlina.errors import ModelError
-from merlina.schemas.targets import group, in_words, match, warn_of_experts
 from merlina.schemas.training import TrainingConfig
-from merlina.training.adapters import make_trainable
-from merlina.training.fast_path import fast_path
-from merlina.training.packing import lay_out
-from merlina.training.targets import sites
+from merlina.training.engine.fast_path import fast_path
+from merlina.training.engine.packing import lay_out
+from merlina.training.models.adapters import make_trainable
+from merlina.training.models.targets import sites
 from tests.training.models import UNITS
 
 SMALL: dict[str, Any] = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merlina.training.tokens import Cut, PairTokenizer
+from merlina.training.models.tokens import Cut, PairTokenizer
 from tests.tiny import build_tiny_sentencepiece_tokenizer, build_tiny_tokenizer
 
 PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"

@@ -130,7 +130,7 @@ ELSEWHERE = {
     "max_prompt_length": "cuts prompts of pairs that are longer than max_length; tests/training/test_tokens.py",
     "output_name": "names the folder; tests/worker/test_saving.py",
     "gradient_checkpointing": "must change no weight; tests/training/test_loop.py",
-    "gpu_ids": "needs GPUs; tests/worker/test_launch.py, tests/jobs/test_scheduler.py",
+    "gpu_ids": "needs GPUs; tests/worker/test_multi_gpu.py, tests/jobs/test_scheduler.py",
     "push_to_hub": "after training; tests/system/test_hub.py",
     "merge_lora_before_upload": "after training; tests/system/test_hub.py",
     "merge_dtype": "after training; tests/worker/test_merging.py",
@@ -195,8 +195,8 @@ class Runs:
         return self._done[key]
 
     def _run(self, config: TrainingConfig) -> str:
-        from merlina.worker.reporting import EventReporter
-        from merlina.worker.stages import Stages
+        from merlina.worker.run.reporting import EventReporter
+        from merlina.worker.run.stages import Stages
 
         folder = RunFolder(self._folder / f"run-{len(self._done)}")
         folder.path.mkdir()

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.preflight.memory import estimate, trained_weights
+from merlina.preflight.memory_estimate import estimate, trained_weights
 from merlina.preflight.models import judge_targets
 from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.training import AttentionImplementation, TrainingConfig
-from merlina.training.adapters import make_trainable
-from merlina.training.fast_path import fast_path
-from merlina.training.packing import lay_out
-from merlina.worker.helper_inspection import model_facts
+from merlina.training.engine.fast_path import fast_path
+from merlina.training.engine.packing import lay_out
+from merlina.training.models.adapters import make_trainable
+from merlina.worker.helper.inspection import model_facts
 from tests.harness import training_config
 from tests.training.models import UNITS, adapted, random_model
 
@@ -60,7 +60,7 @@ def test_what_a_configuration_says_of_its_attention(
     getattr(transformers, f"{family}Config")(**SMALL, **changes).save_pretrained(tmp_path)
     facts = ModelFacts.model_validate(model_facts(str(tmp_path), None, False))
     assert facts.attention_heads == 4
-    assert (facts.caps_scores, facts.drops_scores, facts.takes_packs) == expected
+    assert (facts.caps_scores, facts.drops_scores, facts.supports_packing) == expected
 
 
 @pytest.mark.parametrize(("family", "implementation"), [("Gemma2", "auto"), ("Llama", "eager"), ("Llama", "auto")])

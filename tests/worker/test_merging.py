@@ -13,14 +13,14 @@ from safetensors import safe_open
 
 from merlina.runs import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
-from merlina.training.adapters import known_warnings_ignored
 from merlina.training.evaluation import PlainModel, held_out_figures
-from merlina.worker.merging import Merged, MergeError, save_merged
-from merlina.worker.model_card import figures_of_merged
-from merlina.worker.reporting import EventReporter
-from merlina.worker.saving import save_model
-from merlina.worker.stages import Stages, TrainingData
-from merlina.worker.stop import StopRequest
+from merlina.training.models.adapters import known_warnings_ignored
+from merlina.worker.run.merging import Merged, MergeError, save_merged
+from merlina.worker.run.model_card import figures_of_merged
+from merlina.worker.run.reporting import EventReporter
+from merlina.worker.run.saving import save_model
+from merlina.worker.run.stages import Stages, TrainingData
+from merlina.worker.run.stop_requests import StopRequest
 from tests.harness import pairs_file, training_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")

@@ -19,10 +19,10 @@ import json, os, sys
 from pathlib import Path
 from merlina.runs import EventLog, RunOrder
 from merlina.schemas.training import TrainingConfig
-from merlina.worker.publishing import publish
-from merlina.worker.reporting import EventReporter
-from merlina.worker.stages import TrainingData
-from merlina.worker.stop import StopRequest
+from merlina.worker.run.publishing import publish
+from merlina.worker.run.reporting import EventReporter
+from merlina.worker.run.stages import TrainingData
+from merlina.worker.run.stop_requests import StopRequest
 folder = Path(sys.argv[1])
 reporter = EventReporter(EventLog(folder / "events.jsonl"), StopRequest(folder / "stop", folder / "pause"))
 for config, token, result in json.loads(sys.argv[2]):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from merlina.runs import EventLog
-from merlina.worker.reporting import EventReporter, Silence
+from merlina.worker.run.reporting import EventReporter, Silence
 
 
 def first_attempt(log: EventLog) -> None:

@@ -12,10 +12,10 @@ from merlina.data.pairs import Message, Pair
 from merlina.runs import EventLog, RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.worker.encoding import PairEncoder
-from merlina.worker.reporting import EventReporter
-from merlina.worker.saving import save_model
-from merlina.worker.stages import TrainingData
-from merlina.worker.stop import StopRequest
+from merlina.worker.run.reporting import EventReporter
+from merlina.worker.run.saving import save_model
+from merlina.worker.run.stages import TrainingData
+from merlina.worker.run.stop_requests import StopRequest
 from tests.harness import training_config
 from tests.tiny import build_tiny_model
 

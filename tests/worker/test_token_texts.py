@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from merlina.training.tokens import PairTokenizer
-from merlina.worker.token_texts import _decoded, token_texts
+from merlina.training.models.tokens import PairTokenizer
+from merlina.worker.helper.token_texts import _decoded, token_texts
 from tests.tiny import build_tiny_sentencepiece_tokenizer, build_tiny_tokenizer
 
 TEXT = "<|im_start|>user\n0加法 😀 naïve café\n<|im_end|>"

@@ -1,1 +1,1 @@
-"""The HTTP and WebSocket interface: routes one module a section of the contract, wired together in `app`."""
+"""The HTTP and WebSocket interface: routes, middleware, uploads, and the wiring of the server's parts in `app`."""

@@ -10,31 +10,32 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from merlina.api import docs, errors, openapi, page
 from merlina.api.folders import make_folders
-from merlina.api.head_requests import HeadMiddleware
-from merlina.api.limits import BodyLimitMiddleware
-from merlina.api.origins import OwnNames, OwnNamesMiddleware
-from merlina.api.repeats import RepeatMiddleware
+from merlina.api.middleware.api_key import ApiKeyMiddleware
+from merlina.api.middleware.body_limits import BodyLimitMiddleware
+from merlina.api.middleware.head_requests import HeadMiddleware
+from merlina.api.middleware.origins import OwnNames, OwnNamesMiddleware
+from merlina.api.middleware.response_cache import RepeatMiddleware
+from merlina.api.middleware.sessions import LoggedOut, Sessions
+from merlina.api.middleware.sub_path import SubPathMiddleware, sub_path_of
 from merlina.api.routes import ROUTERS
-from merlina.api.security import ApiKeyMiddleware
 from merlina.api.services import Services
-from merlina.api.sessions import LoggedOut, Sessions
-from merlina.api.sub_path import SubPathMiddleware, sub_path_of
-from merlina.api.talk import Talk
-from merlina.api.uploads import recover_uploads
+from merlina.api.uploads.receiving import recover_uploads
+from merlina.chat.comparisons import Comparisons
+from merlina.chat.memory import ChatMemory
+from merlina.chat.service import ChatService
+from merlina.executors.chat_process import ChatProcess
 from merlina.executors.fork_server import ForkServer
-from merlina.executors.helpers import Helpers
+from merlina.executors.helper_pools import Helpers
 from merlina.executors.local import LocalExecutor
-from merlina.executors.talker import Talker
 from merlina.hardware.gpus import list_gpus
-from merlina.jobs.desk import Desk
-from merlina.jobs.hub import Hub
+from merlina.jobs.broadcast import Broadcast
+from merlina.jobs.commands import JobCommands
 from merlina.jobs.moves import Moves
 from merlina.jobs.resuming import compare_by
-from merlina.jobs.room import Room
 from merlina.jobs.supervisor import Supervisor
 from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
-from merlina.preflight.rows import RowCounts
+from merlina.preflight.row_counts import RowCounts
 from merlina.settings import Settings
 from merlina.storage.configs import ConfigStore
 from merlina.storage.opening import open_database
@@ -54,7 +55,7 @@ def create_app(settings: Settings) -> FastAPI:
         services.supervisor.start()
         yield
         services.supervisor.close()
-        services.talker.close()
+        services.chat_process.close()
         services.helpers.close()
         services.fork_server.close()
         services.database.close()
@@ -88,12 +89,12 @@ def build_services(settings: Settings) -> Services:
     # Not before the database is known to be ours to use.
     recover_uploads(database, settings.uploads_dir)
     allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
-    hub = Hub()
-    moves = Moves(database, hub)
+    broadcast = Broadcast()
+    moves = Moves(database, broadcast)
     fork_server = ForkServer(settings.helper_idle_seconds, settings.helper_log)
     executor = LocalExecutor(_server_tokens(settings), fork_server)
-    talker = Talker(settings.talk_idle_seconds, settings.talk_log, fork_server)
-    room = Room(database, talker, settings.runs_dir, list_gpus)
+    chat_process = ChatProcess(settings.chat_idle_seconds, settings.chat_log, fork_server)
+    chat_memory = ChatMemory(database, chat_process, settings.runs_dir, list_gpus)
     supervisor = Supervisor(
         database,
         moves,
@@ -105,24 +106,28 @@ def build_services(settings: Settings) -> Services:
         trust_remote_code=settings.trust_remote_code,
         max_row_mb=settings.max_row_size_mb,
         list_gpus=list_gpus,
-        make_way=room.make_way,
+        make_way=chat_memory.make_way,
     )
     helpers = Helpers.build(settings.helper_idle_seconds, settings.helper_log, fork_server)
     compare_data = compare_by(helpers.rows, settings.max_row_size_mb)
-    desk = Desk(database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data)
+    commands = JobCommands(
+        database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data
+    )
     rows = RowCounts(database, helpers.rows, settings.max_row_size_mb)
+    chat = ChatService(settings, commands, helpers, chat_memory, chat_process)
     return Services(
         settings=settings,
         allowed=allowed,
         database=database,
-        hub=hub,
+        broadcast=broadcast,
         supervisor=supervisor,
-        desk=desk,
-        preflight=Preflight(settings, allowed, helpers, rows, talker, list_gpus, database),
+        commands=commands,
+        preflight=Preflight(settings, allowed, helpers, rows, chat_process, list_gpus, database),
         helpers=helpers,
         rows=rows,
-        talker=talker,
-        talk=Talk(settings, desk, helpers, room, talker),
+        chat_process=chat_process,
+        chat=chat,
+        comparisons=Comparisons(database, commands, chat),
         fork_server=fork_server,
         configs=ConfigStore(settings.configs_dir),
         sessions=_sessions(settings),

@@ -35,8 +35,8 @@ from merlina.errors import (
     UnauthorizedError,
     UnreachableError,
 )
-from merlina.schemas.json_text import why_not_json
-from merlina.schemas.problems import OWN_TYPES, describe_one
+from merlina.schemas.parsing.json_text import why_not_json
+from merlina.schemas.parsing.validation_errors import OWN_TYPES, describe_one
 
 _log = logging.getLogger(__name__)
 _NOT_VALID = "The request is not valid"

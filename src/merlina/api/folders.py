@@ -44,7 +44,7 @@ def make_folders(settings: Settings) -> None:
     for folder in own:
         _make("DATA_DIR", folder, 0o700)
     _make("MODELS_DIR", settings.models_dir, 0o755)
-    for log in (settings.helper_log, settings.talk_log):
+    for log in (settings.helper_log, settings.chat_log):
         with _refusing("DATA_DIR", log):
             log.open("ab").close()
 

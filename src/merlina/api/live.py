@@ -17,7 +17,7 @@ from merlina.api.messages import HEARTBEAT, Message, last_message, lasting_messa
 from merlina.api.services import Services
 from merlina.jobs.cursor import EventCursor
 from merlina.jobs.fold import fold
-from merlina.jobs.pauses import Requested, requested
+from merlina.jobs.requests import Requested, requested
 from merlina.schemas.events import Event
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
@@ -77,22 +77,22 @@ class _Reader:
         return await self._send_events(None if after is None else int(after))
 
     async def _send_events(self, after: int | None) -> int:
-        hub = self._services.hub
-        version = hub.version(self._job_id)
+        broadcast = self._services.broadcast
+        version = broadcast.version(self._job_id)
         shown = await asyncio.to_thread(self._load)
         if shown is None:
             return await self._refuse(_NOT_FOUND, _UNKNOWN_JOB)
         seq = shown.last_seq if after is None else min(after, shown.last_seq)
-        cursor = EventCursor(hub, self._job_id, self._services.desk.folder(self._job_id).events_file, seq)
+        cursor = EventCursor(broadcast, self._job_id, self._services.commands.folder(self._job_id).events_file, seq)
         # The last message of an ended job carries the last number.
         await self._send_status(shown, max(0, min(seq, shown.last_seq - 1)) if shown.ended else seq)
         self._greeted.set()
         self._status_seq = shown.last_seq
         await self._catch_up(cursor, shown)
         while not shown.ended:
-            await hub.changed(self._job_id, version)
-            version = hub.version(self._job_id)
-            latest = hub.latest(self._job_id) or await asyncio.to_thread(self._load)
+            await broadcast.changed(self._job_id, version)
+            version = broadcast.version(self._job_id)
+            latest = broadcast.latest(self._job_id) or await asyncio.to_thread(self._load)
             if latest is None:
                 return await self._refuse(_NOT_FOUND, _UNKNOWN_JOB)
             await self._send_news(cursor, shown, latest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from merlina.jobs.pauses import requested
+from merlina.jobs.requests import requested
 from merlina.schemas import events
 from merlina.schemas.events import Event
 from merlina.storage.jobs import JobRecord

@@ -16,7 +16,7 @@ STATIC = Path(__file__).parent / "static"
 _ASSETS = "/assets"
 # For those who come without pairs of their own.
 _SAMPLE_PAIRS = f"{_ASSETS}/sample_pairs.jsonl"
-_VIEWS = ("/", "/new", "/runs", "/runs/{run}", "/runs/{run}/talk", "/compare", "/machine")
+_VIEWS = ("/", "/new", "/runs", "/runs/{run}", "/runs/{run}/chat", "/compare", "/machine")
 # Nothing but our own files and our own API; nothing inline, no frame around the page.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data:; "

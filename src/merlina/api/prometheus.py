@@ -11,8 +11,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from merlina.api.services import Services
+from merlina.domain.job_states import JobState
 from merlina.hardware.gpus import list_gpus
-from merlina.schemas.jobs import JobState
 from merlina.storage import jobs
 
 _MB = 1024**2

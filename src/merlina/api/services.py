@@ -10,20 +10,21 @@ from anyio import CapacityLimiter
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
-from merlina.api.sessions import Sessions
-from merlina.api.slow import SLOW_THREADS
-from merlina.api.talk import Talk
-from merlina.api.upload_slots import UploadSlots
+from merlina.api.disconnects import SLOW_THREADS
+from merlina.api.middleware.sessions import Sessions
+from merlina.api.uploads.slots import UploadSlots
+from merlina.chat.comparisons import Comparisons
+from merlina.chat.service import ChatService
+from merlina.executors.chat_process import ChatProcess
 from merlina.executors.fork_server import ForkServer
-from merlina.executors.helpers import Helpers
-from merlina.executors.talker import Talker
-from merlina.jobs.desk import Desk
-from merlina.jobs.hub import Hub
-from merlina.jobs.shared import Shared
+from merlina.executors.helper_pools import Helpers
+from merlina.jobs.broadcast import Broadcast
+from merlina.jobs.commands import JobCommands
+from merlina.jobs.shared_results import Shared
 from merlina.jobs.supervisor import Supervisor
 from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
-from merlina.preflight.rows import RowCounts
+from merlina.preflight.row_counts import RowCounts
 from merlina.settings import Settings
 from merlina.storage.configs import ConfigStore
 from merlina.storage.database import Database
@@ -36,13 +37,14 @@ class Services:
     settings: Settings
     allowed: AllowedPaths
     database: Database
-    hub: Hub
+    broadcast: Broadcast
     supervisor: Supervisor
-    desk: Desk
+    commands: JobCommands
     preflight: Preflight
     helpers: Helpers
-    talker: Talker
-    talk: Talk
+    chat_process: ChatProcess
+    chat: ChatService
+    comparisons: Comparisons
     fork_server: ForkServer
     configs: ConfigStore
     sessions: Sessions | None
@@ -61,4 +63,4 @@ def _services(connection: HTTPConnection) -> Services:
     return services
 
 
-Inject = Annotated[Services, Depends(_services)]
+ServicesDep = Annotated[Services, Depends(_services)]

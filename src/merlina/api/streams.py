@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import Callable, Generator
 from itertools import chain
 
 from pydantic import BaseModel
@@ -14,8 +13,9 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from merlina.api.disconnects import watched
 from merlina.errors import MerlinaError
-from merlina.schemas.talk import AnswerFails
+from merlina.schemas.chat import AnswerFails
 
 
 class LinesResponse(StreamingResponse):
@@ -49,23 +49,6 @@ class LinesResponse(StreamingResponse):
             # Whether the reader has gone is watched already; nothing is left to be received here.
             with contextlib.suppress(OSError):
                 await self.stream_response(send)
-
-
-@contextlib.asynccontextmanager
-async def watched(request: Request) -> AsyncIterator[threading.Event]:
-    """An event that is set once the connection that a request came by is closed."""
-    closed = threading.Event()
-    watching = asyncio.create_task(_watch(request, closed))
-    try:
-        yield closed
-    finally:
-        watching.cancel()
-
-
-async def _watch(request: Request, closed: threading.Event) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    closed.set()
 
 
 def _encoded(first: BaseModel, others: Generator[BaseModel, None, None]) -> Generator[bytes, None, None]:

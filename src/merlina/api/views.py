@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Iterable
 
-from merlina.executors.talker import Status
-from merlina.jobs.pauses import requested
-from merlina.jobs.win_rate import win_rate
+from merlina.domain.job_states import JobState
+from merlina.domain.timestamps import iso
+from merlina.executors.chat_process import Status
+from merlina.jobs.requests import requested
+from merlina.schemas.chat import ChatState
 from merlina.schemas.datasets import UploadEntry, UploadResponse
 from merlina.schemas.events import BaseEvent, Ended, Logged, Paused, Started, StateChanged
 from merlina.schemas.jobs import (
     PRIORITY_NUMBER,
     JobHistoryEntry,
-    JobState,
     JobStatus,
     JobSummary,
     LogLine,
@@ -23,8 +23,6 @@ from merlina.schemas.jobs import (
     QueueState,
     TimelineEntry,
 )
-from merlina.schemas.talk import Better, Comparison, Place, TalkMessage, TalkState, Tally, Winner
-from merlina.storage.comparisons import ComparisonRecord
 from merlina.storage.jobs import JobRecord, Summary
 from merlina.storage.metrics import MetricRecord
 from merlina.storage.uploads import UploadRecord
@@ -32,11 +30,6 @@ from merlina.storage.uploads import UploadRecord
 # The types of event that change a job's state.
 TIMELINE_EVENTS = ("started", "state", "paused", "ended")
 _PRIORITY_NAME: dict[int, Priority] = {number: name for name, number in PRIORITY_NUMBER.items()}
-
-
-def iso(epoch_seconds: float, timespec: str = "seconds") -> str:
-    """UTC with offset: `2025-01-16T14:30:22+00:00`."""
-    return datetime.fromtimestamp(epoch_seconds, UTC).isoformat(timespec=timespec)
 
 
 def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:
@@ -153,9 +146,9 @@ def upload_answer(record: UploadRecord) -> UploadResponse:
     )
 
 
-def talk_state(status: Status) -> TalkState:
+def chat_state(status: Status) -> ChatState:
     order, claim = status.order, status.claim
-    return TalkState(
+    return ChatState(
         state=status.state,
         job_id=order.job_id if order else None,
         with_base=order.with_base if order else False,
@@ -163,38 +156,4 @@ def talk_state(status: Status) -> TalkState:
         needed_mb=claim.needed_mb if claim else None,
         memory_mb=status.memory_mb,
         idle_until=iso(time.time() + status.idle_until - time.monotonic()) if status.idle_until else None,
-    )
-
-
-def comparison_view(record: ComparisonRecord, job_id: str) -> Comparison:
-    """Whose answers they are is told only once there is a vote."""
-    answers = (record.tuned, record.base) if record.tuned_is_left else (record.base, record.tuned)
-    tuned: Place = "left" if record.tuned_is_left else "right"
-    other: Place = "right" if record.tuned_is_left else "left"
-    better: dict[Winner | None, Better | None] = {None: None, "tie": "tie", "tuned": tuned, "base": other}
-    return Comparison(
-        comparison_id=record.comparison_id,
-        job_id=job_id,
-        messages=[TalkMessage.model_validate(message) for message in record.messages],
-        left=answers[0],
-        right=answers[1],
-        created_at=iso(record.created_at),
-        better=better[record.winner],
-        tuned=tuned if record.winner else None,
-        winner=record.winner,
-    )
-
-
-def tally_view(counts: Mapping[Winner | None, int]) -> Tally:
-    """`counts` are comparisons by winner, those without a vote by None."""
-    wins, losses = counts.get("tuned", 0), counts.get("base", 0)
-    found = win_rate(wins, losses)
-    return Tally(
-        wins=wins,
-        losses=losses,
-        ties=counts.get("tie", 0),
-        open=counts.get(None, 0),
-        win_rate=found.rate if found else None,
-        win_rate_low=found.low if found else None,
-        win_rate_high=found.high if found else None,
     )

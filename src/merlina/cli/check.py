@@ -13,9 +13,9 @@ from rich.table import Table
 from merlina.cli.config_file import read_config_file
 from merlina.cli.console import ApiKey, AsJson, Url, client, duration, output, print_json, print_table
 from merlina.client import DEFAULT_URL
+from merlina.domain.units import GIB, MIB, gib
 from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.schemas.datasets import PreviewResponse
-from merlina.schemas.units import GIB, MIB, gib
 from merlina.schemas.validation import MemoryEstimate, ValidationChecks, ValidationResponse, ValidationResults
 
 ConfigFile = Annotated[Path, typer.Argument(help="A TrainingConfig as JSON or YAML.")]

@@ -11,8 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from merlina.errors import InvalidRequestError, NotFoundError
-from merlina.schemas.json_text import TOO_DEEP, TOO_MANY_DIGITS, why_not_json
-from merlina.schemas.problems import describe
+from merlina.schemas.parsing.json_text import TOO_DEEP, TOO_MANY_DIGITS, why_not_json
+from merlina.schemas.parsing.validation_errors import describe
 from merlina.schemas.training import TrainingConfig
 
 

@@ -15,7 +15,7 @@ from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json,
 from merlina.client import DEFAULT_URL
 from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.schemas.datasets import DatasetConfig
-from merlina.schemas.problems import describe
+from merlina.schemas.parsing.validation_errors import describe
 
 commands = typer.Typer(no_args_is_help=True)
 DatasetId = Annotated[str, typer.Argument(help="The id that the upload was answered with.")]

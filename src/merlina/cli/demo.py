@@ -21,8 +21,8 @@ from merlina.cli.progress import show_progress
 from merlina.cli.serve import read_settings
 from merlina.client import Client
 from merlina.errors import InvalidRequestError, ModelError
+from merlina.schemas.chat import AnswerRequest, AnswerText, ChatMessage, Side
 from merlina.schemas.datasets import DatasetConfig
-from merlina.schemas.talk import AnswerRequest, AnswerText, Side, TalkMessage
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
 
@@ -151,7 +151,7 @@ def _compare_figures(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 def _compare_answers(client: Client, job_id: str) -> int:
     """Shows base and tuned answers and returns how many of the tuned have the habit."""
-    client.load_talk(job_id)
+    client.load_chat_model(job_id)
     with_habit = 0
     for question in samples.QUESTIONS:
         output.print(f"\n[bold]{question}[/]")
@@ -159,13 +159,13 @@ def _compare_answers(client: Client, job_id: str) -> int:
         tuned = _answer(client, job_id, "tuned", question)
         output.print(f"  tuned  [green]{escape(tuned)}[/]")
         with_habit += samples.shows_the_habit(tuned)
-    client.release_talk()
+    client.unload_chat_model()
     output.print()
     return with_habit
 
 
 def _answer(client: Client, job_id: str, side: Side, question: str) -> str:
-    messages = [TalkMessage(role="user", content=question)]
+    messages = [ChatMessage(role="user", content=question)]
     request = AnswerRequest(job_id=job_id, side=side, messages=messages, max_new_tokens=_ANSWER_TOKENS, temperature=0.0)
     return _one_line("".join(event.text for event in client.answer(request) if isinstance(event, AnswerText)))
 

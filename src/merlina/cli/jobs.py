@@ -10,7 +10,7 @@ from rich.table import Table
 
 from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json, print_table
 from merlina.client import DEFAULT_URL
-from merlina.schemas.jobs import JobState
+from merlina.domain.job_states import JobState
 
 _STYLE = {
     "completed": "green",

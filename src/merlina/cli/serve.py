@@ -9,7 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from merlina.errors import InvalidRequestError
-from merlina.schemas.problems import describe
+from merlina.schemas.parsing.validation_errors import describe
 from merlina.settings import Settings
 
 

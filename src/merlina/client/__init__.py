@@ -3,6 +3,6 @@
 from merlina.client.async_client import AsyncClient
 from merlina.client.client import Client
 from merlina.client.connection import DEFAULT_URL
-from merlina.client.watching import Message
+from merlina.client.live import Message
 
 __all__ = ["DEFAULT_URL", "AsyncClient", "Client", "Message"]

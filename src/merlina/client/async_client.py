@@ -12,12 +12,12 @@ import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from merlina.client.answers import AnswerEvent, answer_event, error_of, sendable
 from merlina.client.client import LOAD_SECONDS, Client
 from merlina.client.connection import direct, unreachable, websocket_proxy
-from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
+from merlina.client.live import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
+from merlina.client.responses import AnswerEvent, answer_event, error_of, sendable
+from merlina.schemas.chat import AnswerRequest
 from merlina.schemas.jobs import JobStatus
-from merlina.schemas.talk import AnswerRequest
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
@@ -92,9 +92,9 @@ class AsyncClient:
     import_config = _in_thread(Client.import_config)
     preload_model = _in_thread(Client.preload_model)
     cached_models = _in_thread(Client.cached_models)
-    talk = _in_thread(Client.talk)
-    load_talk = _in_thread(Client.load_talk)
-    release_talk = _in_thread(Client.release_talk)
+    chat_state = _in_thread(Client.chat_state)
+    load_chat_model = _in_thread(Client.load_chat_model)
+    unload_chat_model = _in_thread(Client.unload_chat_model)
     compare = _in_thread(Client.compare)
     vote = _in_thread(Client.vote)
     comparisons = _in_thread(Client.comparisons)
@@ -109,7 +109,7 @@ class AsyncClient:
         mounts = direct(blocking.url)
         http = httpx.AsyncClient(base_url=blocking.url, headers=blocking.headers, timeout=LOAD_SECONDS, mounts=mounts)
         try:
-            async with http, http.stream("POST", "/talk/answer", json=body) as response:
+            async with http, http.stream("POST", "/chat/answer", json=body) as response:
                 if response.is_error:
                     await response.aread()
                     raise error_of(response)

@@ -16,10 +16,11 @@ from pydantic import RootModel
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from merlina.client.answers import AnswerEvent, Model, answer_event, error_of, parse, sendable
 from merlina.client.connection import direct, unreachable, url_and_key, websocket_proxy
-from merlina.client.watching import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
+from merlina.client.live import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
+from merlina.client.responses import AnswerEvent, Model, answer_event, error_of, parse, sendable
 from merlina.errors import InvalidRequestError, NotFoundError, ServerError
+from merlina.schemas.chat import AnswerRequest, Better, ChatState, Comparison, ComparisonList, ComparisonRequest
 from merlina.schemas.configs import (
     ConfigAnswer,
     ConfigDeleted,
@@ -54,7 +55,6 @@ from merlina.schemas.jobs import (
 )
 from merlina.schemas.models import CachedModels, PreloadResponse
 from merlina.schemas.system import ApiInfo, Health, Machine, Stats
-from merlina.schemas.talk import AnswerRequest, Better, Comparison, ComparisonList, ComparisonRequest, TalkState
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import ValidationResponse
 
@@ -261,18 +261,18 @@ class Client:
     def cached_models(self) -> CachedModels:
         return self._get("/model/cached", CachedModels)
 
-    def talk(self) -> TalkState:
-        """Which model is loaded for talking."""
-        return self._get("/talk", TalkState)
+    def chat_state(self) -> ChatState:
+        """Return which model is loaded for chat."""
+        return self._get("/chat", ChatState)
 
-    def load_talk(self, job_id: str, *, with_base: bool = True, force: bool = False) -> TalkState:
-        """Loads the model that a job saved; it may take minutes. Raises NoRoomError where runs leave no room."""
+    def load_chat_model(self, job_id: str, *, with_base: bool = True, force: bool = False) -> ChatState:
+        """Loads the model that a job saved; it may take minutes. Raises InsufficientMemoryError where runs leave no room."""
         request = {"job_id": job_id, "with_base": with_base, "force": force}
-        return parse(self._send("POST", "/talk/load", json=request, timeout=LOAD_SECONDS), TalkState)
+        return parse(self._send("POST", "/chat/load", json=request, timeout=LOAD_SECONDS), ChatState)
 
-    def release_talk(self) -> TalkState:
+    def unload_chat_model(self) -> ChatState:
         """Lets the model go."""
-        return parse(self._send("DELETE", "/talk"), TalkState)
+        return parse(self._send("DELETE", "/chat"), ChatState)
 
     def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
         """What one side answers, as it is drawn; closing the iterator ends it.
@@ -281,7 +281,7 @@ class Client:
         """
         body = sendable(request)
         try:
-            with self._http.stream("POST", "/talk/answer", json=body, timeout=LOAD_SECONDS) as response:
+            with self._http.stream("POST", "/chat/answer", json=body, timeout=LOAD_SECONDS) as response:
                 if response.is_error:
                     response.read()
                     raise error_of(response)
@@ -292,20 +292,20 @@ class Client:
 
     def compare(self, request: ComparisonRequest) -> Comparison:
         """Two answers side by side, not told whose they are; generated now unless they are given."""
-        response = self._send("POST", "/talk/comparisons", json=sendable(request), timeout=LOAD_SECONDS)
+        response = self._send("POST", "/chat/comparisons", json=sendable(request), timeout=LOAD_SECONDS)
         return parse(response, Comparison)
 
     def vote(self, comparison_id: str, better: Better) -> Comparison:
         """Once; the answer tells whose they are."""
-        path = f"/talk/comparisons/{_segment(comparison_id)}/vote"
+        path = f"/chat/comparisons/{_segment(comparison_id)}/vote"
         return parse(self._send("POST", path, json={"better": better}), Comparison)
 
     def comparisons(self, job_id: str, limit: int = 100, offset: int = 0) -> ComparisonList:
-        return self._get("/talk/comparisons", ComparisonList, job_id=job_id, limit=limit, offset=offset)
+        return self._get("/chat/comparisons", ComparisonList, job_id=job_id, limit=limit, offset=offset)
 
     def save_votes(self, job_id: str) -> UploadResponse:
         """A job's votes as a preference set among the uploads."""
-        return parse(self._send("POST", "/talk/comparisons/dataset", params={"job_id": job_id}), UploadResponse)
+        return parse(self._send("POST", "/chat/comparisons/dataset", params={"job_id": job_id}), UploadResponse)
 
     def watch(self, job_id: str, after: int | None = None) -> Iterator[Message]:
         """A job's messages until its last one, over cut connections and restarts of the server.

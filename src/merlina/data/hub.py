@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError
-from merlina.hub import ask_access, in_words, is_refusal
+from merlina.hub_errors import ask_access, in_words, is_refusal
 
 _USUAL_LIMIT = RowLimit()
 

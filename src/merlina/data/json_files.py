@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError
-from merlina.schemas.json_text import TOO_DEEP, TOO_MANY_DIGITS, has_more_values, problem_in_json, why_not_json
+from merlina.schemas.parsing.json_text import TOO_DEEP, TOO_MANY_DIGITS, has_more_values, problem_in_json, why_not_json
 
 HEAD_BYTES = 1024**2
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -14,8 +14,8 @@ from merlina.data.doctor import Doctor, Lengths
 from merlina.data.formats import MARKERS, formatter
 from merlina.data.pairs import Pair, UnusableRowError
 from merlina.data.row_limit import RowLimit
-from merlina.data.shown import shown_name, shown_row
 from merlina.data.sources import open_rows
+from merlina.data.truncation import shown_name, shown_row
 from merlina.errors import DataError
 from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from merlina.errors import DataError
-from merlina.schemas.json_text import has_more_values
+from merlina.schemas.parsing.json_text import has_more_values
 
 _MB = 1024**2
 _MOST_VALUES = 1_000_000

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from merlina.executors.idle import IdleTimer
+from merlina.executors.idle_timeout import IdleTimer
 from merlina.processes import identify
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ _ALWAYS = {
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
-Role = Literal["worker", "helper", "talk"]
+Role = Literal["worker", "helper", "chat"]
 # No process can end with this exit code: that of one whose fork server died before it did.
 UNSEEN = 256
 

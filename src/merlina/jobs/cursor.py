@@ -1,4 +1,4 @@
-"""A reader's place in one run's events: from the hub while it keeps up, from the run's log where it fell behind."""
+"""A reader's place in one run's events: from the broadcast while it keeps up, from the run's log where it fell behind."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from merlina.jobs.hub import Hub
+from merlina.jobs.broadcast import Broadcast
 from merlina.runs import in_order, read_events
 from merlina.schemas.events import Event
 
@@ -18,9 +18,9 @@ _BATCH_BYTES = 64 * 1024
 class EventCursor:
     """`seq` is the number of the last event handed out."""
 
-    def __init__(self, hub: Hub, job_id: str, events_file: Path, seq: int) -> None:
+    def __init__(self, broadcast: Broadcast, job_id: str, events_file: Path, seq: int) -> None:
         self.seq = seq
-        self._hub = hub
+        self._broadcast = broadcast
         self._job_id = job_id
         self._events_file = events_file
         self._offset = 0
@@ -28,8 +28,8 @@ class EventCursor:
     async def until(self, last: int) -> AsyncIterator[list[Event]]:
         """Events after `seq` up to number `last`, in batches, oldest first."""
         while self.seq < last:
-            recent = self._hub.recent(self._job_id, self.seq)
-            # The database may be ahead of the hub for a moment; then the log has what the hub will soon hear of.
+            recent = self._broadcast.recent(self._job_id, self.seq)
+            # The database may be ahead of the broadcast for a moment; then the log has what the broadcast will soon hear of.
             found = recent if recent else await asyncio.to_thread(self._from_log)
             batch = [event for event in found[:_BATCH_EVENTS] if event.seq <= last]
             if not batch:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
-from merlina.jobs.lifecycle import may_move
+from merlina.domain.job_states import is_legal
 from merlina.schemas import events
 from merlina.storage.jobs import JobRecord
 
@@ -44,7 +44,7 @@ def _(event: events.Resumed, _record: JobRecord) -> dict[str, Any]:
 
 @_changes.register
 def _(event: events.StateChanged, record: JobRecord) -> dict[str, Any]:
-    if not may_move(record.state, event.state):
+    if not is_legal(record.state, event.state):
         _log.warning("%s: event %d asks for %s from %s; ignored", record.job_id, event.seq, event.state, record.state)
         return {}
     return {"state": event.state, "output_dir": event.output_dir or record.output_dir}
@@ -84,7 +84,7 @@ def _(event: events.Linked, _record: JobRecord) -> dict[str, Any]:
 
 @_changes.register
 def _(event: events.Paused, record: JobRecord) -> dict[str, Any]:
-    if not may_move(record.state, "paused"):
+    if not is_legal(record.state, "paused"):
         return {}
     return {"state": "paused", "gpus": None, "last_checkpoint": _checkpoint_left(event, record)}
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from merlina.domain.job_states import is_legal
 from merlina.errors import ConflictError
-from merlina.jobs.hub import Hub
-from merlina.jobs.lifecycle import may_move
+from merlina.jobs.broadcast import Broadcast
 from merlina.schemas.events import Event
 from merlina.storage import jobs
 from merlina.storage.database import Database
@@ -31,7 +31,7 @@ class Moves:
     """Writes jobs' rows and publishes them; `clock` gives epoch seconds, for timestamps only."""
 
     database: Database
-    hub: Hub
+    broadcast: Broadcast
     clock: Callable[[], float] = time.time
 
     def add(self, values: Changes, check: InTransaction | None = None) -> JobRecord:
@@ -41,7 +41,7 @@ class Moves:
             if check is not None:
                 check(connection)
             record = jobs.add(connection, {**values, "state": "queued", "created_at": now, "updated_at": now})
-        self.hub.publish(record)
+        self.broadcast.publish(record)
         return record
 
     def operate(
@@ -80,7 +80,7 @@ class Moves:
         state = changes.get("state", record.state)
         values = {**changes, "updated_at": self.clock()}
         if state != record.state:
-            assert may_move(record.state, state), f"{record.job_id}: {record.state} → {state} is not a legal move"
+            assert is_legal(record.state, state), f"{record.job_id}: {record.state} → {state} is not a legal move"
             # No worker lives that could number this step of the job: the server does, and the next worker goes on.
             values["last_seq"] = record.last_seq + 1
         with self.database.write() as connection:
@@ -90,7 +90,7 @@ class Moves:
             if changed is not None and before_commit is not None:
                 before_commit(connection)
         if changed is not None:
-            self.hub.publish(changed)
+            self.broadcast.publish(changed)
         return changed
 
     def take_in(
@@ -117,14 +117,14 @@ class Moves:
             settle(connection, current, folded)
             taken = jobs.get(connection, record.job_id)
             assert taken is not None
-        self.hub.publish(taken, events)
+        self.broadcast.publish(taken, events)
         return taken
 
     def remove(self, record: JobRecord) -> None:
         """Delete a job's row with its metrics and forget its readers."""
         with self.database.write() as connection:
             jobs.remove(connection, record.job_id)
-        self.hub.forget(record.job_id)
+        self.broadcast.forget(record.job_id)
 
     def _unless_changed_by_request(self, record: JobRecord) -> JobRecord:
         with self.database.read() as connection:

@@ -14,10 +14,10 @@ from merlina import checkpoints
 from merlina.checkpoints import Survey
 from merlina.data.fingerprint import Fingerprint, stamp
 from merlina.errors import BusyError, DataError, HelperError, InvalidRequestError, StartOverError
-from merlina.executors.helper import Helper
+from merlina.executors.helper_process import Helper
 from merlina.placing import interrupted_placing, only_end_is_left, place
 from merlina.runs import EventLog, RunFolder
-from merlina.schemas.stored_config import read_stored_config
+from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.schemas.training import TrainingConfig
 from merlina.storage.jobs import JobRecord
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from merlina.domain.job_states import PAUSABLE_STATES
 from merlina.hardware.gpus import Gpu
-from merlina.jobs.lifecycle import PAUSABLE_STATES
-from merlina.jobs.outputs import owner_among
+from merlina.jobs.output_folders import owner_among
 from merlina.schemas.jobs import PRIORITY_NUMBER
 from merlina.storage.jobs import JobRecord
 

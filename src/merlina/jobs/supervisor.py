@@ -20,24 +20,24 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from merlina.checkpoints import remove_folder
+from merlina.domain.job_states import END_STATE, Cause
 from merlina.errors import DiskFullError, StoredConfigError, is_disk_full
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
 from merlina.hardware.gpus import Gpu
-from merlina.jobs.awake import AwakeClock
-from merlina.jobs.follower import end_without_log, follow, follow_on, has_log, record_end, record_pause
-from merlina.jobs.lifecycle import END_STATE, Cause
+from merlina.jobs.awake_clock import AwakeClock
+from merlina.jobs.ingest import end_without_log, follow, follow_on, has_log, record_end, record_pause
 from merlina.jobs.moves import Moves
-from merlina.jobs.outputs import owner_among, settle_kept_model
-from merlina.jobs.pauses import is_to_pause, leave_wish, pause_changes, reason_to_pause, requeue
-from merlina.jobs.rebuilding import take_in_unknown
+from merlina.jobs.output_folders import owner_among, settle_kept_model
+from merlina.jobs.recovery import take_in_unknown
+from merlina.jobs.requests import deliver_request, is_to_pause, pause_changes, reason_to_pause, requeue
 from merlina.jobs.resuming import complete_placing, ways_on
 from merlina.jobs.run_folders import remove_partial_model, remove_run_files
 from merlina.jobs.scheduler import Plan, Start, plan, shortage_of_disk
 from merlina.placing import last_placing
 from merlina.processes import ProcessId
 from merlina.runs import RunFolder, RunOrder
-from merlina.schemas.stored_config import read_stored_config
+from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
@@ -221,7 +221,7 @@ class Supervisor:
         if not record.running:
             self._note_end(record)
             return True
-        self._enforce_wish(record, folder)
+        self._enforce_request(record, folder)
         if taken is not None:
             return False
         if self._take_up(record, folder):
@@ -246,7 +246,7 @@ class Supervisor:
         else:
             self._detached.pop(record.job_id, None)
 
-    def _enforce_wish(self, record: JobRecord, folder: RunFolder) -> None:
+    def _enforce_request(self, record: JobRecord, folder: RunFolder) -> None:
         """Deliver a stop or pause request that the worker has not received, and end one that does not obey in time.
 
         The time begins with the delivery: a worker that the request could not reach is not killed for it.
@@ -256,7 +256,7 @@ class Supervisor:
             return
         error: OSError | None = None
         if not (folder.pause_file if pauses else folder.stop_file).exists():
-            error = leave_wish(self._executor, folder, record)
+            error = deliver_request(self._executor, folder, record)
         request = (record.job_id, record.attempt, pauses)
         if error is None:
             self._asked_at.setdefault(request, self._awake.seconds)
@@ -353,7 +353,7 @@ class Supervisor:
             asked = self._moves.change(record, changes) if changes else None
             if asked is not None:
                 # Repeated by each pass until the worker is told.
-                leave_wish(self._executor, self.folder(record.job_id), asked)
+                deliver_request(self._executor, self.folder(record.job_id), asked)
                 _log.info("%s makes way for %s", record.job_id, high)
 
     def _move_on_paused(self) -> None:

@@ -9,17 +9,15 @@ from functools import partial
 
 from merlina.data.sources import resolve_file
 from merlina.errors import BusyError, ForbiddenError, MerlinaError
-from merlina.executors.helpers import Helpers, Repo
-from merlina.executors.talker import Talker
+from merlina.executors.chat_process import ChatProcess
+from merlina.executors.helper_pools import Helpers, Repo
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
 from merlina.preflight.datasets import judge_dataset
-from merlina.preflight.duration import estimate_time, find_earlier_run
 from merlina.preflight.findings import Finding, Report
-from merlina.preflight.hub import check_repo
+from merlina.preflight.hub_access import check_repo
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_output, check_precision
-from merlina.preflight.memory import check_memory
-from merlina.preflight.method import check_method
+from merlina.preflight.memory_estimate import check_memory
 from merlina.preflight.models import (
     adapters,
     check_model,
@@ -29,8 +27,10 @@ from merlina.preflight.models import (
     judge_tokenizer,
     model_repos,
 )
-from merlina.preflight.plan import check_plan, plan_steps
-from merlina.preflight.rows import RowCounts
+from merlina.preflight.row_counts import RowCounts
+from merlina.preflight.step_count import check_plan, plan_steps
+from merlina.preflight.time_estimate import estimate_time, find_earlier_run
+from merlina.preflight.unused_settings import check_method
 from merlina.preflight.upload import UploadCheck
 from merlina.preflight.wandb import check_wandb
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
@@ -52,7 +52,7 @@ class Preflight:
     allowed: AllowedPaths
     helpers: Helpers
     rows: RowCounts
-    talker: Talker
+    chat_process: ChatProcess
     list_gpus: Callable[[], Sequence[Gpu]]
     database: Database
     upload: UploadCheck = field(default_factory=UploadCheck)
@@ -82,7 +82,7 @@ class Preflight:
             report.findings["lengths_fit"] = judge_lengths(config, model, report.data)
         report.findings["precision_available"] = check_precision(config, gpus)
         report.findings["vram_sufficient"], report.memory = check_memory(
-            config, model, report.data, gpus, self.talker.gives_up
+            config, model, report.data, gpus, self.chat_process.gives_up
         )
         if model is None:
             report.findings["vram_sufficient"] = Finding(

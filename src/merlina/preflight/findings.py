@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from merlina.domain.targets import AdapterKind
 from merlina.schemas.inspection import DataFacts
-from merlina.schemas.targets import AdapterKind
 from merlina.schemas.validation import (
     MemoryEstimate,
     TimeEstimate,

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from merlina.domain.units import MIB, gib
 from merlina.hardware.gpus import Gpu, count_in_words
 from merlina.hardware.host import available_memory, existing_parent, free_disk
 from merlina.preflight.findings import Finding
-from merlina.preflight.memory import compute_bytes, trained_weights
+from merlina.preflight.memory_estimate import compute_bytes, trained_weights
 from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.training import KEPT_CHECKPOINTS, OPTIMIZER_BYTES, TrainingConfig
-from merlina.schemas.units import MIB, gib
 from merlina.settings import Settings
 
 _MIN_FREE_DISK = 256 * MIB

@@ -9,15 +9,15 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from merlina.executors.helpers import Repo
+from merlina.domain.targets import AdapterKind, by_kind, match, missing_in_words, warn_of_experts
+from merlina.executors.helper_pools import Repo
+from merlina.hub_reachability import HubReach
 from merlina.paths import read_small_file
 from merlina.preflight.findings import Finding
-from merlina.preflight.hub import check_repo
-from merlina.reach import HubReach
+from merlina.preflight.hub_access import check_repo
 from merlina.schemas.datasets import FormatType
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
-from merlina.schemas.json_text import why_not_json
-from merlina.schemas.targets import AdapterKind, by_kind, match, missing_in_words, warn_of_experts
+from merlina.schemas.parsing.json_text import why_not_json
 from merlina.schemas.training import TrainingConfig
 
 _LARGEST_CONFIG = 16 * 1024**2

@@ -12,8 +12,8 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
+from merlina.hub_reachability import HubReach
 from merlina.preflight.findings import Finding
-from merlina.reach import HubReach
 from merlina.schemas.training import TrainingConfig
 
 _ALL_SECONDS = 5.0

@@ -20,7 +20,7 @@ def _clean_token(value: SecretStr) -> SecretStr:
 Token = Annotated[SecretStr, AfterValidator(_clean_token)]
 
 
-class Request(BaseModel):
+class RequestModel(BaseModel):
     """Base of everything a client sends: unknown fields, wrong types, NaN and infinities are errors.
 
     A whole number may be written as `8.0`, as JSON allows.
@@ -56,7 +56,7 @@ def _as_integers(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
-class Response(BaseModel):
+class ResponseModel(BaseModel):
     """Base of everything the server answers."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=(), ser_json_inf_nan="null")

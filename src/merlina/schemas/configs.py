@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
-from merlina.schemas.base import Request, Response
-from merlina.schemas.stored_config import PartialConfig
+from merlina.schemas.base import RequestModel, ResponseModel
+from merlina.schemas.parsing.stored_config import PartialConfig
 from merlina.schemas.training import SECRET_FIELDS
 
 CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -32,7 +32,7 @@ def without_tokens(config: PartialConfig) -> PartialConfig:
     return {name: value for name, value in config.items() if name not in SECRET_FIELDS}
 
 
-class SaveConfigRequest(Request):
+class SaveConfigRequest(RequestModel):
     """`POST /configs/save`. Any part of a TrainingConfig may be saved; tokens never are."""
 
     name: str = Field(
@@ -49,14 +49,14 @@ class SaveConfigRequest(Request):
         return check_name(value)
 
 
-class ExportConfigRequest(Request):
+class ExportConfigRequest(RequestModel):
     """`POST /configs/export`."""
 
     name: str
     output_path: str = Field(min_length=1, description="file to write, under ALLOWED_PATHS; ends in .json")
 
 
-class ImportConfigRequest(Request):
+class ImportConfigRequest(RequestModel):
     """`POST /configs/import`."""
 
     filepath: str = Field(
@@ -87,7 +87,7 @@ class SavedConfig(BaseModel):
     config: PartialConfig
 
 
-class ConfigEntry(Response):
+class ConfigEntry(ResponseModel):
     """One configuration in the list."""
 
     name: str
@@ -101,7 +101,7 @@ class ConfigEntry(Response):
     )
 
 
-class ConfigList(Response):
+class ConfigList(ResponseModel):
     """All configurations, or those with a tag, by name."""
 
     status: Literal["success"] = "success"
@@ -109,14 +109,14 @@ class ConfigList(Response):
     count: int
 
 
-class ConfigAnswer(Response):
+class ConfigAnswer(ResponseModel):
     """One configuration: its fields, or with `include_metadata` those under `config` beside name, tags and times."""
 
     status: Literal["success"] = "success"
     config: dict[str, Any]
 
 
-class ConfigWritten(Response):
+class ConfigWritten(ResponseModel):
     """A configuration was written to a file."""
 
     status: Literal["success"] = "success"
@@ -124,7 +124,7 @@ class ConfigWritten(Response):
     filepath: str
 
 
-class ConfigDeleted(Response):
+class ConfigDeleted(ResponseModel):
     """A configuration was deleted."""
 
     status: Literal["success"] = "success"

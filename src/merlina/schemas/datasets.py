@@ -7,8 +7,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from merlina.schemas.base import Request, Response, Token
-from merlina.schemas.problems import at_field
+from merlina.schemas.base import RequestModel, ResponseModel, Token
+from merlina.schemas.parsing.validation_errors import at_field
 
 SourceType = Literal["huggingface", "local_file", "upload"]
 FileFormat = Literal["json", "jsonl", "csv", "parquet"]
@@ -33,7 +33,7 @@ _DATASET_ID = re.compile(r"upload_[0-9]{8}_[0-9]{6}_[0-9a-f]{8}")
 _NEEDED: dict[SourceType, str] = {"huggingface": "repo_id", "local_file": "file_path", "upload": "dataset_id"}
 
 
-class DatasetSource(Request):
+class DatasetSource(RequestModel):
     """Where the rows are. `source_type` says which of the other fields must be given."""
 
     source_type: SourceType = Field(description="huggingface (the Hub), local_file (on the server) or upload")
@@ -81,7 +81,7 @@ class DatasetSource(Request):
         return self
 
 
-class CustomTemplates(Request):
+class CustomTemplates(RequestModel):
     """The text put around each part of a conversation by the format `custom`."""
 
     system_prefix: str = ""
@@ -92,7 +92,7 @@ class CustomTemplates(Request):
     assistant_suffix: str = ""
 
 
-class DatasetFormat(Request):
+class DatasetFormat(RequestModel):
     """How a conversation becomes the text the model reads."""
 
     format_type: FormatType = Field(
@@ -110,7 +110,7 @@ class DatasetFormat(Request):
         return self
 
 
-class DatasetConfig(Request):
+class DatasetConfig(RequestModel):
     """A preference data set: where it is, how it is read, how much of it is held out."""
 
     source: DatasetSource
@@ -148,7 +148,7 @@ class DatasetQuestion(DatasetConfig):
     hf_token: Token | None = Field(default=None, description="for private and gated data sets and models; not stored")
 
 
-class DataFinding(Response):
+class DataFinding(ResponseModel):
     """Something about the rows that one should know before training on them."""
 
     kind: FindingKind
@@ -157,7 +157,7 @@ class DataFinding(Response):
     message: str
 
 
-class PreviewResponse(Response):
+class PreviewResponse(ResponseModel):
     """Rows as they are in the file, or as the text that is trained on."""
 
     status: Literal["success"] = "success"
@@ -176,7 +176,7 @@ class PreviewResponse(Response):
     rows_examined: int = 0
 
 
-class ColumnsResponse(Response):
+class ColumnsResponse(ResponseModel):
     """What columns a data set has, with its first rows, so that they can be mapped to ours."""
 
     status: Literal["success"] = "success"
@@ -187,7 +187,7 @@ class ColumnsResponse(Response):
     warnings: list[str] = Field(default_factory=list, description="what of the columns is not listed")
 
 
-class UploadResponse(Response):
+class UploadResponse(ResponseModel):
     """An accepted upload."""
 
     status: Literal["success"] = "success"
@@ -198,7 +198,7 @@ class UploadResponse(Response):
     total_rows: int
 
 
-class UploadEntry(Response):
+class UploadEntry(ResponseModel):
     """One upload in the list."""
 
     dataset_id: str
@@ -209,13 +209,13 @@ class UploadEntry(Response):
     created_at: str = Field(description="UTC, ISO 8601 with offset")
 
 
-class UploadList(Response):
+class UploadList(ResponseModel):
     """All uploads, newest first."""
 
     datasets: list[UploadEntry]
 
 
-class UploadDeleted(Response):
+class UploadDeleted(ResponseModel):
     """What became of a request to delete an upload."""
 
     status: Literal["success"] = "success"

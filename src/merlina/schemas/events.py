@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from merlina.schemas.jobs import EndState, JobState
+from merlina.domain.job_states import EndState, JobState
 
 # What every database stores as an integer.
 _Count = Annotated[int, Field(ge=0, le=2**31 - 1)]

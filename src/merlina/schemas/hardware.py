@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from merlina.schemas.base import Response
+from merlina.schemas.base import ResponseModel
 
 GpuStatus = Literal["success", "no_cuda"]
 
 
-class GpuInfo(Response):
+class GpuInfo(ResponseModel):
     """One GPU; null stands for what the card doesn't tell."""
 
     index: int
@@ -25,7 +25,7 @@ class GpuInfo(Response):
     compute_capability: str | None
 
 
-class GpuList(Response):
+class GpuList(ResponseModel):
     """All GPUs; `no_cuda` and none where there is no NVIDIA driver."""
 
     status: GpuStatus
@@ -34,14 +34,14 @@ class GpuList(Response):
     count: int
 
 
-class GpuAnswer(Response):
+class GpuAnswer(ResponseModel):
     """One GPU."""
 
     status: Literal["success"] = "success"
     gpu: GpuInfo
 
 
-class AvailableGpus(Response):
+class AvailableGpus(ResponseModel):
     """Indices of the GPUs with at least so much free memory."""
 
     status: GpuStatus
@@ -51,7 +51,7 @@ class AvailableGpus(Response):
     min_free_memory_mb: int = Field(description="MiB")
 
 
-class RecommendedGpu(Response):
+class RecommendedGpu(ResponseModel):
     """The GPU with the most free memory."""
 
     status: Literal["success"] = "success"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from merlina.domain.targets import Site
 from merlina.schemas.datasets import DataFinding
-from merlina.schemas.targets import Site
 
 
 class _Facts(BaseModel):
@@ -27,7 +27,7 @@ class ModelFacts(_Facts):
         description="whether attention caps its scores, which no kernel does without keeping them"
     )
     drops_scores: bool = Field(description="whether the configuration has attention dropout")
-    takes_packs: bool = Field(
+    supports_packing: bool = Field(
         description="whether it can be trained on packs; false where its own way is known to be the only one beforehand"
     )
     layers: int

@@ -6,30 +6,16 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
-from merlina.schemas.base import Response
+from merlina.domain.job_states import JobState
+from merlina.schemas.base import ResponseModel
 
-JobState = Literal[
-    "queued",
-    "initializing",
-    "loading_model",
-    "loading_dataset",
-    "training",
-    "saving",
-    "uploading",
-    "paused",
-    "completed",
-    "failed",
-    "stopped",
-    "cancelled",
-]
-EndState = Literal["completed", "failed", "stopped", "cancelled"]
 Priority = Literal["low", "normal", "high"]
 QueueState = Literal["queued", "running"]
 
 PRIORITY_NUMBER: dict[Priority, int] = {"low": 1, "normal": 3, "high": 5}
 
 
-class JobCreated(Response):
+class JobCreated(ResponseModel):
     """A job that is on disk and waits for its turn."""
 
     job_id: str
@@ -38,7 +24,7 @@ class JobCreated(Response):
     warnings: list[str] = Field(default_factory=list)
 
 
-class Requested(Response):
+class Requested(ResponseModel):
     """What a running job was asked to do and has not done yet."""
 
     stop_requested: bool = Field(default=False, description="a stop was requested and the run has not reached it yet")
@@ -108,7 +94,7 @@ class JobHistoryEntry(Requested):
     preemptible: bool
 
 
-class JobHistory(Response):
+class JobHistory(ResponseModel):
     """One page of all jobs, newest first."""
 
     jobs: list[JobHistoryEntry]
@@ -116,7 +102,7 @@ class JobHistory(Response):
     total: int = Field(description="jobs that match, on all pages")
 
 
-class MetricRow(Response):
+class MetricRow(ResponseModel):
     """The figures of one optimizer step; more than the named ones may be there."""
 
     model_config = ConfigDict(extra="allow")
@@ -128,7 +114,7 @@ class MetricRow(Response):
     timestamp: str
 
 
-class JobMetrics(Response):
+class JobMetrics(ResponseModel):
     """A job's metric rows in step order."""
 
     job_id: str
@@ -137,7 +123,7 @@ class JobMetrics(Response):
     total: int = Field(description="rows recorded for the job")
 
 
-class LogLine(Response):
+class LogLine(ResponseModel):
     """One line of a run's log."""
 
     seq: int
@@ -146,7 +132,7 @@ class LogLine(Response):
     message: str
 
 
-class JobLogs(Response):
+class JobLogs(ResponseModel):
     """A run's log, oldest first."""
 
     job_id: str
@@ -154,7 +140,7 @@ class JobLogs(Response):
     count: int
 
 
-class TimelineEntry(Response):
+class TimelineEntry(ResponseModel):
     """A state that a job entered."""
 
     state: JobState
@@ -162,7 +148,7 @@ class TimelineEntry(Response):
     attempt: int
 
 
-class JobTimeline(Response):
+class JobTimeline(ResponseModel):
     """A job's states in the order in which it entered them; the last one is its present one."""
 
     job_id: str
@@ -170,7 +156,7 @@ class JobTimeline(Response):
     count: int
 
 
-class JobAction(Response):
+class JobAction(ResponseModel):
     """What became of a request about one job."""
 
     status: Literal["success", "warning"]
@@ -178,7 +164,7 @@ class JobAction(Response):
     job_id: str
 
 
-class LoadingCode(Response):
+class LoadingCode(ResponseModel):
     """How a finished model is loaded."""
 
     job_id: str
@@ -194,7 +180,7 @@ class StopAnswer(JobAction):
     was_queued: bool
 
 
-class JobsCleared(Response):
+class JobsCleared(ResponseModel):
     """What became of `DELETE /jobs`."""
 
     status: Literal["success"] = "success"
@@ -202,7 +188,7 @@ class JobsCleared(Response):
     deleted_count: int
 
 
-class QueueStats(Response):
+class QueueStats(ResponseModel):
     """The queue in five numbers."""
 
     queued_count: int
@@ -212,7 +198,7 @@ class QueueStats(Response):
     available_slots: int
 
 
-class QueuedJob(Response):
+class QueuedJob(ResponseModel):
     """A waiting job."""
 
     job_id: str
@@ -230,7 +216,7 @@ class RunningJob(Requested):
     preemptible: bool
 
 
-class QueueStatus(Response):
+class QueueStatus(ResponseModel):
     """`GET /queue/status`."""
 
     stats: QueueStats
@@ -238,7 +224,7 @@ class QueueStatus(Response):
     running_jobs: list[RunningJob]
 
 
-class QueueJobs(Response):
+class QueueJobs(ResponseModel):
     """`GET /queue/jobs`."""
 
     queued: list[QueuedJob]

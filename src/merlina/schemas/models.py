@@ -6,25 +6,25 @@ from typing import Literal
 
 from pydantic import Field
 
-from merlina.schemas.base import Request, Response, Token
+from merlina.schemas.base import RequestModel, ResponseModel, Token
 from merlina.schemas.inspection import TokenizerFacts
 
 
-class PreloadRequest(Request):
+class PreloadRequest(RequestModel):
     """`POST /model/preload`."""
 
     model_name: str = Field(min_length=1, max_length=4096, description="Hub id, local folder, or `.gguf` file")
     hf_token: Token | None = Field(default=None, description="for private and gated models; not stored")
 
 
-class PreloadResponse(Response, TokenizerFacts):
+class PreloadResponse(ResponseModel, TokenizerFacts):
     """A tokenizer that was loaded."""
 
     status: Literal["success"] = "success"
     model_name: str
 
 
-class CachedModels(Response):
+class CachedModels(ResponseModel):
     """Models whose tokenizer is on this machine."""
 
     cached_models: list[str]

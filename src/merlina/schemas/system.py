@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
-from merlina.schemas.base import Request, Response
+from merlina.schemas.base import RequestModel, ResponseModel
 from merlina.schemas.jobs import QueueStats
 
 
-class ErrorDetails(Response):
+class ErrorDetails(ResponseModel):
     """What is wrong with a request, where there is more to tell than one line."""
 
     message: str
@@ -21,13 +21,13 @@ class ErrorDetails(Response):
     )
 
 
-class ErrorAnswer(Response):
+class ErrorAnswer(ResponseModel):
     """Every answer of 400 or more."""
 
     detail: str | ErrorDetails
 
 
-class ApiInfo(Response):
+class ApiInfo(ResponseModel):
     """`GET /api`."""
 
     name: str
@@ -36,7 +36,7 @@ class ApiInfo(Response):
     endpoints: dict[str, str]
 
 
-class Health(Response):
+class Health(ResponseModel):
     """`GET /health`."""
 
     status: Literal["ok"] = "ok"
@@ -45,7 +45,7 @@ class Health(Response):
     uptime_seconds: float
 
 
-class Disk(Response):
+class Disk(ResponseModel):
     """A disk that the server writes to."""
 
     name: Literal["data", "models"]
@@ -54,7 +54,7 @@ class Disk(Response):
     free_mb: int
 
 
-class Machine(Response):
+class Machine(ResponseModel):
     """`GET /system`; sizes in MiB."""
 
     memory_total_mb: int
@@ -63,7 +63,7 @@ class Machine(Response):
     versions: dict[str, str] = Field(description="of Python, Merlina and the libraries that train")
 
 
-class DatabaseStats(Response):
+class DatabaseStats(ResponseModel):
     """The database in three numbers."""
 
     total_jobs: int
@@ -71,26 +71,26 @@ class DatabaseStats(Response):
     db_size_mb: float
 
 
-class WebSocketStats(Response):
+class WebSocketStats(ResponseModel):
     """The WebSocket in one number."""
 
     total_connections: int
 
 
-class LoginRequest(Request):
+class LoginRequest(RequestModel):
     """`POST /login`."""
 
     api_key: SecretStr = Field(max_length=10_000)
 
 
-class SessionState(Response):
+class SessionState(ResponseModel):
     """Whether this server asks for an API key, and whether the asker may go on."""
 
     login_required: bool
     logged_in: bool
 
 
-class Stats(Response):
+class Stats(ResponseModel):
     """`GET /stats`."""
 
     database: DatabaseStats

@@ -8,11 +8,11 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from merlina.schemas.base import Request, Token
+from merlina.domain.targets import ALL_LINEAR
+from merlina.schemas.base import RequestModel, Token
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.datasets import TrainingMode as TrainingMode
-from merlina.schemas.problems import at_field
-from merlina.schemas.targets import ALL_LINEAR
+from merlina.schemas.parsing.validation_errors import at_field
 
 OptimizerType = Literal[
     "adamw_torch",
@@ -82,7 +82,7 @@ def in_present_form(given: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-class TrainingConfig(Request):
+class TrainingConfig(RequestModel):
     """One training run. `base_model`, `output_name` and `dataset` are required; the rest has defaults."""
 
     base_model: str = Field(

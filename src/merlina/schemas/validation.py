@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from merlina.schemas.base import Response
+from merlina.domain.targets import AdapterKind
+from merlina.schemas.base import ResponseModel
 from merlina.schemas.datasets import DataFinding
-from merlina.schemas.targets import AdapterKind
 
 
-class ValidationChecks(Response):
+class ValidationChecks(ResponseModel):
     """One boolean for each check; more than these may be there. Others than these are null where not checked."""
 
     model_config = ConfigDict(extra="allow")
@@ -21,7 +21,7 @@ class ValidationChecks(Response):
     dataset_valid: bool
 
 
-class MemoryEstimate(Response):
+class MemoryEstimate(ResponseModel):
     """What the run will hold at its peak, in MiB.
 
     `minimum_mb` is with the longest pair alone in a forward pass, and must be free. `expected_mb` is with passes as
@@ -36,7 +36,7 @@ class MemoryEstimate(Response):
     parts_mb: dict[str, int] = Field(description="what expected_mb is made of, the largest first")
 
 
-class TimeEstimate(Response):
+class TimeEstimate(ResponseModel):
     """How long the optimizer steps, evaluations and the reference's pass will take together."""
 
     seconds: float
@@ -47,7 +47,7 @@ class TimeEstimate(Response):
     )
 
 
-class ValidationResults(Response):
+class ValidationResults(ResponseModel):
     """What the checks found, in words."""
 
     errors: list[str]
@@ -68,7 +68,7 @@ class ValidationResults(Response):
     rows_examined: int = Field(default=0, description="rows of the data set that were looked at, from the first on")
 
 
-class ValidationResponse(Response):
+class ValidationResponse(ResponseModel):
     """`valid` is true when there are no errors."""
 
     valid: bool = Field(description="true when results.errors is empty")

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, insert, select, update
 
-from merlina.schemas.talk import Winner
+from merlina.schemas.chat import Winner
 from merlina.storage.tables import comparisons, jobs
 
 

@@ -17,8 +17,8 @@ from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
 from merlina.paths import read_small_file
 from merlina.runs import write_private
 from merlina.schemas.configs import ConfigEntry, SavedConfig, check_name, without_tokens
-from merlina.schemas.json_text import why_not_json
-from merlina.schemas.stored_config import PartialConfig, check_partial, read_stored_partial
+from merlina.schemas.parsing.json_text import why_not_json
+from merlina.schemas.parsing.stored_config import PartialConfig, check_partial, read_stored_partial
 
 _log = logging.getLogger(__name__)
 _LARGEST_FILE = 1024**2

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, TextClause, delete, func, insert, literal, select, text, update
 
-from merlina.schemas.jobs import JobState
+from merlina.domain.job_states import END_STATES, RUN_STATES, WAITING_STATES, JobState
 from merlina.storage.tables import jobs
-
-END_STATES: tuple[JobState, ...] = ("completed", "failed", "stopped", "cancelled")
-_AT_REST: tuple[JobState, ...] = ("queued", "paused")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +63,7 @@ class JobRecord:
 
     @property
     def running(self) -> bool:
-        return not self.ended and self.state not in _AT_REST
+        return not self.ended and self.state not in WAITING_STATES
 
     @property
     def begun(self) -> bool:
@@ -77,7 +74,7 @@ class JobRecord:
 _FIELDS = [field.name for field in fields(JobRecord)]
 _COLUMNS = [jobs.c[name] for name in _FIELDS]
 # By name, so that the index is used: all others may be a hundred thousand.
-_RUNNING = jobs.c.state.in_([state for state in get_args(JobState) if state not in (*_AT_REST, *END_STATES)])
+_RUNNING = jobs.c.state.in_(RUN_STATES)
 _QUEUE_ORDER = (jobs.c.priority.desc(), jobs.c.number)
 
 
@@ -104,7 +101,9 @@ def running(connection: Connection) -> list[JobRecord]:
 
 def log_offsets_at_rest(connection: Connection) -> dict[str, int]:
     """Up to where the event log of each job that does not run was read, by id."""
-    query = select(jobs.c.job_id, jobs.c.log_offset).where(~jobs.c.deleting & jobs.c.state.in_(_AT_REST + END_STATES))
+    query = select(jobs.c.job_id, jobs.c.log_offset).where(
+        ~jobs.c.deleting & jobs.c.state.in_((*WAITING_STATES, *END_STATES))
+    )
     return dict(connection.execute(query).tuples().all())
 
 

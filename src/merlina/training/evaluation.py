@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from merlina.schemas.training import TrainingConfig
-from merlina.training.figures import Means
-from merlina.training.logprobs import Logprobs, PaddedModel
+from merlina.training.distributed.ranks import ALONE
+from merlina.training.engine.logprobs import Logprobs, PaddedModel
+from merlina.training.engine.packing import PackedExample, lay_out
+from merlina.training.loop.metrics import Means
+from merlina.training.loop.reference import kept_reference, unrelated_units
+from merlina.training.models.tokens import TokenPair
 from merlina.training.objectives import OBJECTIVES, Evidence
-from merlina.training.packing import SharedPrompt, lay_out
-from merlina.training.ranks import ALONE
-from merlina.training.reference import kept_reference, unrelated_units
-from merlina.training.tokens import TokenPair
 
 
 class PlainModel:
@@ -28,7 +28,7 @@ class PlainModel:
         self._device = next(model.parameters()).device
 
     @torch.no_grad()
-    def logprobs(self, unit: SharedPrompt, *, with_prompt: bool = False) -> Logprobs:
+    def logprobs(self, unit: PackedExample, *, with_prompt: bool = False) -> Logprobs:
         """-> sums and counts, [1, 1 + A]"""
         found = self._run(lay_out([unit], with_prompt_targets=with_prompt).to(self._device))
         return Logprobs(found.sums.float().cpu(), found.tokens.float().cpu())
@@ -36,7 +36,7 @@ class PlainModel:
 
 def per_token(model: PlainModel, pairs: Sequence[TokenPair]) -> Tensor:
     """Mean log-probability per token of each answer, one after the other."""
-    units = [SharedPrompt(pair.prompt, tuple(filter(None, (pair.chosen, pair.rejected)))) for pair in pairs]
+    units = [PackedExample(pair.prompt, tuple(filter(None, (pair.chosen, pair.rejected)))) for pair in pairs]
     found = [model.logprobs(unit) for unit in units]
     return torch.cat([(each.sums[0, 1:] / each.tokens[0, 1:]).double() for each in found])
 
@@ -47,7 +47,7 @@ def held_out_figures(
     """The figures of an evaluation. None where the method needs a reference and `reference_folder` does not have it."""
     objective = OBJECTIVES[config.training_mode]
     units = [
-        SharedPrompt(pair.prompt, (pair.chosen, pair.rejected) if config.needs_rejected else (pair.chosen,))
+        PackedExample(pair.prompt, (pair.chosen, pair.rejected) if config.needs_rejected else (pair.chosen,))
         for pair in pairs
     ]
     reference = kept_reference("held-out", units, reference_folder) if objective.reference else None

@@ -16,7 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from merlina.schemas.training import TrainingConfig, TrainingMode
-from merlina.training.logprobs import Logprobs
+from merlina.training.engine.logprobs import Logprobs
 
 CHOSEN, REJECTED = 1, 2
 

@@ -31,5 +31,5 @@ class Reporter(Protocol):
     def should_stop(self) -> bool:
         """Asked after each optimizer step, and between the passes before the first one."""
 
-    def will_go_on(self) -> bool:
+    def is_pausing(self) -> bool:
         """Whether it should stop only to go on later just where it was."""

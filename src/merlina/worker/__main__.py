@@ -20,8 +20,8 @@ from merlina.faults import FaultPoint, reach
 from merlina.processes import identify
 from merlina.runs import EventLog, RunFolder
 from merlina.worker.imports import import_at_once
-from merlina.worker.stop import StopRequest
-from merlina.worker.watch import watch
+from merlina.worker.run.stop_requests import StopRequest
+from merlina.worker.run.watchdog import watch
 
 _NAMED_VERSIONS = ("merlina", "torch", "transformers", "peft")
 
@@ -50,9 +50,9 @@ def main(given: Sequence[str] | None = None) -> int:
     reach(FaultPoint.START_TOLD)
 
     if order.processes > 1:
-        (launch,) = import_at_once(["merlina.worker.launch"])
+        (launch,) = import_at_once(["merlina.worker.run.multi_gpu"])
         return int(launch.run_in_ranks(folder, order, log, stop, arguments.lock_fd))
-    (run,) = import_at_once(["merlina.worker.run"])
+    (run,) = import_at_once(["merlina.worker.run.run"])
     watch(folder, arguments.lock_fd, log)
     return int(run.run(folder, order, log, stop))
 

@@ -4,7 +4,7 @@ Importing takes seconds and a fork milliseconds. multiprocessing's own fork serv
 environment, end with it, and tell their exit codes to nobody else.
 
 Standard input is a socket to the server. One JSON object a line comes in, with the new process's open files beside it:
-{"run": "worker", "helper" or "talk", "arguments": [...]}, answered by {"pid": N} or {"error": "why not"}; and
+{"run": "worker", "helper" or "chat", "arguments": [...]}, answered by {"pid": N} or {"error": "why not"}; and
 {"exit_code": pid}, answered by {"exit_code": code}, null while it lives. The first line out says that it is ready. It
 ends when its input does; its children go on.
 
@@ -40,9 +40,9 @@ _WITHOUT_BITSANDBYTES = (
 )
 _EVERYTHING = (
     *_WITHOUT_BITSANDBYTES,
-    "merlina.worker.run",
-    "merlina.worker.helper_inspection",
-    "merlina.worker.helper_previews",
+    "merlina.worker.run.run",
+    "merlina.worker.helper.inspection",
+    "merlina.worker.helper.previews",
 )
 
 
@@ -176,20 +176,20 @@ def _worker(arguments: list[str], files: list[int]) -> int:
 
 
 def _helper(_arguments: list[str], _files: list[int]) -> int:
-    from merlina.worker.helper import main
+    from merlina.worker.helper.process import main
 
     main()
     return 0
 
 
-def _talk(_arguments: list[str], _files: list[int]) -> int:
-    from merlina.worker.talk import main
+def _chat(_arguments: list[str], _files: list[int]) -> int:
+    from merlina.worker.chat.process import main
 
     main()
     return 0
 
 
-_ROLES: dict[str, Callable[[list[str], list[int]], int]] = {"worker": _worker, "helper": _helper, "talk": _talk}
+_ROLES: dict[str, Callable[[list[str], list[int]], int]] = {"worker": _worker, "helper": _helper, "chat": _chat}
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from jinja2 import TemplateError
 
 from merlina.data.pairs import UnusableRowError
 from merlina.errors import ModelError
-from merlina.worker.bounds import CpuTimeExceededError, cpu_seconds, memory_headroom
-from merlina.worker.phases import PHASES
+from merlina.worker.helper.phases import PHASES
+from merlina.worker.resource_limits import CpuTimeExceededError, cpu_seconds, memory_headroom
 
 _CPU_SECONDS = 2.0
 # For a single operation of C code, which nothing in this process can interrupt.

@@ -10,7 +10,7 @@ from typing import Any
 from merlina.data.pairs import Message, UnusableRowError
 from merlina.errors import ModelError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
-from merlina.training.tokens import bos_it_adds
+from merlina.training.models.tokens import bos_it_adds
 from merlina.worker.rendering import render_template
 
 _CHATML = (

@@ -5,7 +5,7 @@ test('each view has its address', () => {
   expect(routeOf('/')).toEqual({ view: 'runs' });
   expect(routeOf('/runs/')).toEqual({ view: 'runs' });
   expect(routeOf('/runs/job_1')).toEqual({ view: 'run', job: 'job_1' });
-  expect(routeOf('/runs/job_1/talk')).toEqual({ view: 'talk', job: 'job_1' });
+  expect(routeOf('/runs/job_1/chat')).toEqual({ view: 'chat', job: 'job_1' });
   expect(routeOf('/new', '?from=job_1')).toEqual({ view: 'new', from: 'job_1' });
   expect(routeOf('/compare', '?runs=a,b')).toEqual({ view: 'compare', jobs: ['a', 'b'] });
   expect(routeOf('/machine').view).toBe('machine');

@@ -4,7 +4,7 @@ export type Route =
   | { view: 'runs' }
   | { view: 'new'; from: string | null }
   | { view: 'run'; job: string }
-  | { view: 'talk'; job: string }
+  | { view: 'chat'; job: string }
   | { view: 'compare'; jobs: string[] }
   | { view: 'machine' }
   | { view: 'nowhere' };
@@ -12,7 +12,7 @@ export type Route =
 export function routeOf(path: string, search = ''): Route {
   const query = new URLSearchParams(search);
   const [first, second, third] = path.split('/').filter(Boolean).map(decoded);
-  if (first === 'runs' && second !== undefined && third === 'talk') return { view: 'talk', job: second };
+  if (first === 'runs' && second !== undefined && third === 'chat') return { view: 'chat', job: second };
   if (third !== undefined) return { view: 'nowhere' };
   if (first === undefined || (first === 'runs' && second === undefined)) return { view: 'runs' };
   if (first === 'runs' && second !== undefined) return { view: 'run', job: second };

@@ -1,6 +1,6 @@
 """One module a section of the contract."""
 
-from merlina.api.routes import configs, datasets, general, gpus, jobs, live, models, queue, session, system, talk
+from merlina.api.routes import chat, configs, datasets, general, gpus, jobs, live, models, queue, session, system
 
 ROUTERS = (
     general.router,
@@ -12,6 +12,6 @@ ROUTERS = (
     datasets.router,
     configs.router,
     models.router,
-    talk.router,
+    chat.router,
     live.router,
 )

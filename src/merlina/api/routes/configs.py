@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from merlina.api.services import Inject
+from merlina.api.services import ServicesDep
 from merlina.schemas.configs import (
     ConfigAnswer,
     ConfigDeleted,
@@ -19,35 +19,35 @@ router = APIRouter(prefix="/configs", tags=["configs"])
 
 
 @router.post("/save")
-def save(request: SaveConfigRequest, services: Inject) -> ConfigWritten:
+def save(request: SaveConfigRequest, services: ServicesDep) -> ConfigWritten:
     """Saves a configuration, or part of one, under a name."""
     path = services.configs.save(request.name, request.config, request.description, request.tags)
     return ConfigWritten(message=f"Configuration '{request.name}' saved successfully", filepath=str(path))
 
 
 @router.get("/list")
-def list_all(services: Inject, tag: str | None = None) -> ConfigList:
+def list_all(services: ServicesDep, tag: str | None = None) -> ConfigList:
     """All saved configurations, or those with a tag."""
     found = services.configs.entries(tag)
     return ConfigList(configs=found, count=len(found))
 
 
 @router.get("/{name}")
-def get(name: str, services: Inject, include_metadata: bool = False) -> ConfigAnswer:
+def get(name: str, services: ServicesDep, include_metadata: bool = False) -> ConfigAnswer:
     """One configuration, ready to be sent to /train where it is complete."""
     saved = services.configs.get(name)
     return ConfigAnswer(config=saved.model_dump() if include_metadata else saved.config)
 
 
 @router.delete("/{name}")
-def delete(name: str, services: Inject) -> ConfigDeleted:
+def delete(name: str, services: ServicesDep) -> ConfigDeleted:
     """Deletes a configuration."""
     services.configs.delete(name)
     return ConfigDeleted(message=f"Configuration '{name}' deleted successfully")
 
 
 @router.post("/export")
-def export(request: ExportConfigRequest, services: Inject) -> ConfigWritten:
+def export(request: ExportConfigRequest, services: ServicesDep) -> ConfigWritten:
     """Writes a configuration to a file under ALLOWED_PATHS."""
     path = services.allowed.resolve(request.output_path, "output_path")
     services.configs.export(request.name, path)
@@ -55,7 +55,7 @@ def export(request: ExportConfigRequest, services: Inject) -> ConfigWritten:
 
 
 @router.post("/import")
-def import_(request: ImportConfigRequest, services: Inject) -> ConfigWritten:
+def import_(request: ImportConfigRequest, services: ServicesDep) -> ConfigWritten:
     """Saves a configuration that lies in a file under ALLOWED_PATHS."""
     path = services.allowed.resolve(request.filepath, "filepath")
     name, found = services.configs.read_file(path, request.name)

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.requests import ClientDisconnect
 
-from merlina.api.services import Inject, Services
-from merlina.api.slow import run_while_connected
-from merlina.api.uploads import accept_upload, delete_upload
+from merlina.api.disconnects import run_while_connected
+from merlina.api.services import Services, ServicesDep
+from merlina.api.uploads.receiving import accept_upload, delete_upload
 from merlina.api.views import upload_answer, upload_entry
 from merlina.data.columns import guess_mapping
 from merlina.data.sources import resolve_file
 from merlina.errors import InvalidRequestError
-from merlina.executors.helpers import Repo
+from merlina.executors.helper_pools import Repo
 from merlina.preflight.models import model_repos
 from merlina.schemas.datasets import (
     ColumnsResponse,
@@ -53,7 +53,7 @@ _FORMATTED_SAMPLES = 5
 
 
 @router.post("/upload-file", openapi_extra=_UPLOAD_BODY)
-async def upload_file(request: Request, services: Inject) -> UploadResponse:
+async def upload_file(request: Request, services: ServicesDep) -> UploadResponse:
     """Takes in a json, jsonl, csv or parquet file once all of it can be read."""
     try:
         record = await accept_upload(request, services)
@@ -64,7 +64,7 @@ async def upload_file(request: Request, services: Inject) -> UploadResponse:
 
 
 @router.get("/uploads")
-def list_uploads(services: Inject) -> UploadList:
+def list_uploads(services: ServicesDep) -> UploadList:
     """All uploads, newest first."""
     with services.database.read() as connection:
         records = uploads.newest_first(connection)
@@ -72,14 +72,14 @@ def list_uploads(services: Inject) -> UploadList:
 
 
 @router.delete("/uploads/{dataset_id}")
-def remove_upload(dataset_id: str, services: Inject, force: bool = False) -> UploadDeleted:
+def remove_upload(dataset_id: str, services: ServicesDep, force: bool = False) -> UploadDeleted:
     """Deletes an upload. One that a job needs to run or to resume is deleted only with `force`."""
     delete_upload(services, dataset_id, force=force)
     return UploadDeleted(message=f"Upload {dataset_id} deleted successfully", dataset_id=dataset_id)
 
 
 @router.post("/preview")
-async def preview(config: DatasetQuestion, connection: Request, services: Inject) -> PreviewResponse:
+async def preview(config: DatasetQuestion, connection: Request, services: ServicesDep) -> PreviewResponse:
     """The first rows as they are in the file."""
     return await run_while_connected(connection, services.slow_threads, _preview, services, config)
 
@@ -88,7 +88,7 @@ async def preview(config: DatasetQuestion, connection: Request, services: Inject
 async def preview_as_trained(
     config: DatasetQuestion,
     connection: Request,
-    services: Inject,
+    services: ServicesDep,
     max_length: Annotated[int, Query(ge=16, le=1_048_576)] = 2048,
     max_prompt_length: Annotated[int | None, Query(ge=8, le=1_048_576)] = None,
 ) -> PreviewResponse:
@@ -105,7 +105,7 @@ async def preview_as_trained(
 
 
 @router.post("/columns")
-async def columns(config: DatasetQuestion, connection: Request, services: Inject) -> ColumnsResponse:
+async def columns(config: DatasetQuestion, connection: Request, services: ServicesDep) -> ColumnsResponse:
     """Column names with the first rows and the number of all, for mapping them to ours."""
     return await run_while_connected(connection, services.slow_threads, _columns, services, config)
 

@@ -10,8 +10,8 @@ from fastapi.routing import APIRoute
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from merlina.api import docs, prometheus
-from merlina.api.services import Inject
-from merlina.api.slow import run_while_connected
+from merlina.api.disconnects import run_while_connected
+from merlina.api.services import ServicesDep
 from merlina.schemas.jobs import QueueStats
 from merlina.schemas.system import ApiInfo, DatabaseStats, Health, Stats, WebSocketStats
 from merlina.schemas.training import TrainingConfig
@@ -42,7 +42,7 @@ async def api_info(request: Request) -> ApiInfo:
 
 
 @router.get("/health")
-async def health(services: Inject) -> Health:
+async def health(services: ServicesDep) -> Health:
     """Whether the server answers; touches neither disk nor GPU."""
     version = current()
     uptime = round(time.monotonic() - services.started_at, 3)
@@ -50,13 +50,13 @@ async def health(services: Inject) -> Health:
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
-def prometheus_metrics(services: Inject) -> Response:
+def prometheus_metrics(services: ServicesDep) -> Response:
     """The server and its runs as Prometheus text."""
     return Response(prometheus.render(services), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @router.get("/stats")
-def stats(services: Inject) -> Stats:
+def stats(services: ServicesDep) -> Stats:
     """Counts of jobs, metric rows and connections."""
     with services.database.read() as connection:
         total, queued, running, paused = jobs.counts(connection)
@@ -70,13 +70,13 @@ def stats(services: Inject) -> Stats:
 
 
 @router.post("/validate")
-async def validate(config: TrainingConfig, connection: Request, services: Inject) -> ValidationResponse:
+async def validate(config: TrainingConfig, connection: Request, services: ServicesDep) -> ValidationResponse:
     """Checks a configuration against this machine without running it."""
     report = await run_while_connected(connection, services.slow_threads, services.preflight.check, config)
     return report.response()
 
 
-def queue_stats(services: Inject, queued: int, running: int, paused: int) -> QueueStats:
+def queue_stats(services: ServicesDep, queued: int, running: int, paused: int) -> QueueStats:
     slots = services.settings.max_concurrent_jobs
     return QueueStats(
         queued_count=queued,

@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
+from merlina.api.disconnects import run_slow
 from merlina.api.loading_code import read_loading_code
-from merlina.api.services import Inject, Services
-from merlina.api.slow import run_slow
+from merlina.api.services import Services, ServicesDep
 from merlina.api.views import TIMELINE_EVENTS, history_entry, job_status, job_summary, log_line, metric_row, timeline
+from merlina.domain.job_states import JobState
 from merlina.errors import InvalidRequestError
 from merlina.runs import find_events
 from merlina.schemas.events import Logged
@@ -21,7 +22,6 @@ from merlina.schemas.jobs import (
     JobLogs,
     JobMetrics,
     JobsCleared,
-    JobState,
     JobStatus,
     JobSummary,
     JobTimeline,
@@ -38,7 +38,7 @@ router = APIRouter(tags=["jobs"])
 
 @router.post("/train")
 async def train(
-    config: TrainingConfig, services: Inject, priority: Priority = "normal", preemptible: bool = False
+    config: TrainingConfig, services: ServicesDep, priority: Priority = "normal", preemptible: bool = False
 ) -> JobCreated:
     """Checks a configuration and puts a job into the queue.
 
@@ -49,14 +49,14 @@ async def train(
 
 
 @router.get("/status/{job_id}")
-def status(job_id: str, services: Inject) -> JobStatus:
+def status(job_id: str, services: ServicesDep) -> JobStatus:
     """Where one job stands."""
-    record = services.desk.find(job_id)
+    record = services.commands.find(job_id)
     return job_status(record, _position(services, record))
 
 
 @router.get("/jobs")
-def list_jobs(services: Inject) -> dict[str, JobSummary]:
+def list_jobs(services: ServicesDep) -> dict[str, JobSummary]:
     """State and progress of every job, newest first."""
     with services.database.read() as connection:
         found = jobs.summaries(connection)
@@ -65,7 +65,7 @@ def list_jobs(services: Inject) -> dict[str, JobSummary]:
 
 @router.get("/jobs/history")
 def history(
-    services: Inject,
+    services: ServicesDep,
     status: JobState | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
@@ -79,7 +79,7 @@ def history(
 @router.get("/jobs/{job_id}/metrics")
 def job_metrics(
     job_id: str,
-    services: Inject,
+    services: ServicesDep,
     since_step: Annotated[int | None, Query(ge=0, le=2**31)] = None,
     until_step: Annotated[int | None, Query(ge=0, le=2**31)] = None,
     limit: Annotated[int | None, Query(ge=1, le=2**31)] = None,
@@ -89,7 +89,7 @@ def job_metrics(
 
     `max_points` thins them for a chart: evaluations stay first, and others are spread evenly over the steps.
     """
-    record = services.desk.find(job_id)
+    record = services.commands.find(job_id)
     with services.database.read() as connection:
         rows = metrics.rows(
             connection,
@@ -104,41 +104,41 @@ def job_metrics(
 
 
 @router.get("/jobs/{job_id}/config")
-def job_config(job_id: str, services: Inject) -> dict[str, Any]:
+def job_config(job_id: str, services: ServicesDep) -> dict[str, Any]:
     """The configuration the job runs with; tokens are left out."""
-    return services.desk.config(job_id).model_dump(mode="json")
+    return services.commands.config(job_id).model_dump(mode="json")
 
 
 @router.get("/jobs/{job_id}/logs")
-def job_logs(job_id: str, services: Inject, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> JobLogs:
+def job_logs(job_id: str, services: ServicesDep, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> JobLogs:
     """The newest lines of the run's log, oldest first."""
-    services.desk.find(job_id)
-    newest = deque(find_events(services.desk.folder(job_id).events_file, ["log"]), maxlen=limit)
+    services.commands.find(job_id)
+    newest = deque(find_events(services.commands.folder(job_id).events_file, ["log"]), maxlen=limit)
     lines = [log_line(event) for event in newest if isinstance(event, Logged)]
     return JobLogs(job_id=job_id, logs=lines, count=len(lines))
 
 
 @router.get("/jobs/{job_id}/loading-code")
-def loading_code(job_id: str, services: Inject) -> LoadingCode:
+def loading_code(job_id: str, services: ServicesDep) -> LoadingCode:
     """The Python that loads the job's model, as its model card shows it."""
-    output_dir = services.desk.find(job_id).output_dir
+    output_dir = services.commands.find(job_id).output_dir
     code = read_loading_code(output_dir)
     return LoadingCode(job_id=job_id, output_dir=str(output_dir), code=code)
 
 
 @router.get("/jobs/{job_id}/timeline")
-def job_timeline(job_id: str, services: Inject) -> JobTimeline:
+def job_timeline(job_id: str, services: ServicesDep) -> JobTimeline:
     """The states the job went through and when it entered each, over all its attempts."""
-    record = services.desk.find(job_id)
-    events = find_events(services.desk.folder(job_id).events_file, TIMELINE_EVENTS)
+    record = services.commands.find(job_id)
+    events = find_events(services.commands.folder(job_id).events_file, TIMELINE_EVENTS)
     states = timeline(record, events)
     return JobTimeline(job_id=job_id, states=states, count=len(states))
 
 
 @router.post("/jobs/{job_id}/stop")
-def stop(job_id: str, services: Inject) -> StopAnswer:
+def stop(job_id: str, services: ServicesDep) -> StopAnswer:
     """Cancels a waiting job, or lets a running one end after its optimizer step, saving what it has."""
-    record, before = services.desk.stop(job_id)
+    record, before = services.commands.stop(job_id)
     if before == "queued":
         message = f"Job {job_id} removed from queue"
         return StopAnswer(status="success", message=message, job_id=job_id, was_queued=True)
@@ -154,9 +154,9 @@ def stop(job_id: str, services: Inject) -> StopAnswer:
 
 
 @router.post("/jobs/{job_id}/pause")
-def pause(job_id: str, services: Inject) -> JobAction:
+def pause(job_id: str, services: ServicesDep) -> JobAction:
     """Holds a waiting job back, or lets a running one write a checkpoint after its step and give up its GPU."""
-    record, done = services.desk.pause(job_id)
+    record, done = services.commands.pause(job_id)
     if not done:
         stopping = record.running and record.stop_requested_at is not None
         message = f"Job {job_id} is {'being stopped' if stopping else record.state}; there is nothing to pause"
@@ -169,7 +169,7 @@ def pause(job_id: str, services: Inject) -> JobAction:
 
 
 @router.post("/jobs/{job_id}/resume")
-async def resume(job_id: str, services: Inject, force: bool = False) -> JobCreated:
+async def resume(job_id: str, services: ServicesDep, force: bool = False) -> JobCreated:
     """Queues a failed, stopped or paused job to continue from its newest complete checkpoint, which the answer names.
 
     If no complete checkpoint is left, or the data set is not the one it was trained on, the answer is 409 with the
@@ -179,7 +179,7 @@ async def resume(job_id: str, services: Inject, force: bool = False) -> JobCreat
 
 
 @router.post("/jobs/{job_id}/retry")
-async def retry(job_id: str, services: Inject) -> JobCreated:
+async def retry(job_id: str, services: ServicesDep) -> JobCreated:
     """Checks the configuration of this job once more and queues a new one with it.
 
     A job that has completed gave up its tokens: what needs one is then told by the checks.
@@ -188,26 +188,26 @@ async def retry(job_id: str, services: Inject) -> JobCreated:
 
 
 @router.delete("/jobs/{job_id}")
-def delete(job_id: str, services: Inject) -> JobAction:
+def delete(job_id: str, services: ServicesDep) -> JobAction:
     """Deletes a job with its metrics, stopping it first where it runs; finished models stay."""
-    services.desk.delete(job_id)
+    services.commands.delete(job_id)
     return JobAction(status="success", message=f"Job {job_id} deleted successfully", job_id=job_id)
 
 
 @router.delete("/jobs")
-def clear(services: Inject) -> JobsCleared:
+def clear(services: ServicesDep) -> JobsCleared:
     """Deletes every job, as DELETE of one does."""
-    deleted = services.desk.clear()
+    deleted = services.commands.clear()
     return JobsCleared(message=f"Cleared all jobs ({deleted} jobs deleted)", deleted_count=deleted)
 
 
 def _retry(services: Services, job_id: str) -> JobCreated:
-    config, priority, preemptible = services.desk.again(job_id)
+    config, priority, preemptible = services.commands.again(job_id)
     return _submit(services, config, priority, f"Once more, like {job_id}.", preemptible=preemptible)
 
 
 def _resume(services: Services, job_id: str, *, force: bool) -> JobCreated:
-    record, resumption = services.desk.resume(job_id, force=force)
+    record, resumption = services.commands.resume(job_id, force=force)
     return _queued(services, record, resumption.message, list(resumption.warnings))
 
 
@@ -218,7 +218,7 @@ def _submit(
     if report.errors:
         raise InvalidRequestError("Training configuration validation failed", report.errors, report.warnings)
     needed_mb = report.memory.needed_mb if report.memory else None
-    record = services.desk.submit(
+    record = services.commands.submit(
         config, priority, report.dataset_file, preemptible=preemptible, memory_needed_mb=needed_mb
     )
     unused = [f"preemptible: a job of {priority} priority never makes way, only one of low priority does"]

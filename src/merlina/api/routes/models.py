@@ -6,9 +6,9 @@ import threading
 
 from fastapi import APIRouter, Request
 
-from merlina.api.services import Inject, Services
-from merlina.api.slow import run_while_connected
-from merlina.preflight.hub import cached_tokenizers
+from merlina.api.disconnects import run_while_connected
+from merlina.api.services import Services, ServicesDep
+from merlina.preflight.hub_access import cached_tokenizers
 from merlina.preflight.models import model_repos
 from merlina.schemas.models import CachedModels, PreloadRequest, PreloadResponse
 
@@ -16,13 +16,13 @@ router = APIRouter(prefix="/model", tags=["models"])
 
 
 @router.post("/preload")
-async def preload(request: PreloadRequest, connection: Request, services: Inject) -> PreloadResponse:
+async def preload(request: PreloadRequest, connection: Request, services: ServicesDep) -> PreloadResponse:
     """Loads a model's tokenizer, so that previews and checks with it are quick."""
     return await run_while_connected(connection, services.slow_threads, _preload, services, request)
 
 
 @router.get("/cached")
-def cached(services: Inject) -> CachedModels:
+def cached(services: ServicesDep) -> CachedModels:
     """Models that were preloaded, and those whose tokenizer lies in the Hub's cache on this machine."""
     names = sorted(services.preloaded | cached_tokenizers())
     return CachedModels(cached_models=names, count=len(names))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from merlina.api.routes.general import queue_stats
-from merlina.api.services import Inject, Services
-from merlina.jobs.pauses import requested
+from merlina.api.services import Services, ServicesDep
+from merlina.jobs.requests import requested
 from merlina.schemas.jobs import QueuedJob, QueueJobs, QueueStatus, RunningJob
 from merlina.storage import jobs
 
@@ -14,7 +14,7 @@ router = APIRouter(prefix="/queue", tags=["queue"])
 
 
 @router.get("/status")
-def queue_status(services: Inject) -> QueueStatus:
+def queue_status(services: ServicesDep) -> QueueStatus:
     """The queue in numbers, and who is in it."""
     queued, running = _lists(services)
     with services.database.read() as connection:
@@ -24,7 +24,7 @@ def queue_status(services: Inject) -> QueueStatus:
 
 
 @router.get("/jobs")
-def queue_jobs(services: Inject) -> QueueJobs:
+def queue_jobs(services: ServicesDep) -> QueueJobs:
     """Waiting jobs in the order they will run, and running ones."""
     queued, running = _lists(services)
     return QueueJobs(queued=queued, running=running)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from merlina.api.services import Inject
-from merlina.api.sessions import SESSION_COOKIE, SESSION_SECONDS, address_of
+from merlina.api.middleware.sessions import SESSION_COOKIE, SESSION_SECONDS, address_of
+from merlina.api.services import ServicesDep
 from merlina.errors import UnauthorizedError
 from merlina.schemas.system import LoginRequest, SessionState
 
@@ -13,7 +13,7 @@ router = APIRouter(tags=["session"])
 
 
 @router.post("/login")
-def login(credentials: LoginRequest, request: Request, response: Response, services: Inject) -> SessionState:
+def login(credentials: LoginRequest, request: Request, response: Response, services: ServicesDep) -> SessionState:
     """Exchanges the API key for a cookie that lasts 30 days. An address may fail 10 times in 5 minutes."""
     sessions = services.sessions
     if sessions is None:
@@ -38,7 +38,7 @@ def login(credentials: LoginRequest, request: Request, response: Response, servi
 
 
 @router.post("/logout")
-def logout(request: Request, response: Response, services: Inject) -> SessionState:
+def logout(request: Request, response: Response, services: ServicesDep) -> SessionState:
     """Ends the session: its cookie is taken back, and refused from now on."""
     if services.sessions:
         services.sessions.end(request.cookies.get(SESSION_COOKIE, ""))
@@ -48,7 +48,7 @@ def logout(request: Request, response: Response, services: Inject) -> SessionSta
 
 
 @router.get("/session")
-def session(request: Request, services: Inject) -> SessionState:
+def session(request: Request, services: ServicesDep) -> SessionState:
     """Whether this server asks for a key, and whether the asker has one."""
     sessions = services.sessions
     admitted = sessions is None or sessions.admits(request)

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from fastapi import APIRouter
 
-from merlina.api.services import Inject
+from merlina.api.services import ServicesDep
 from merlina.hardware.host import available_memory, disk_space, total_memory
 from merlina.schemas.system import Disk, Machine
 from merlina.version import current
@@ -20,7 +20,7 @@ router = APIRouter(tags=["general"])
 
 
 @router.get("/system")
-def system(services: Inject) -> Machine:
+def system(services: ServicesDep) -> Machine:
     """Memory, the disks of data and models, and the versions of what trains."""
     folders = {"data": services.settings.data_dir, "models": services.settings.models_dir}
     spaces = {name: (path, *disk_space(path)) for name, path in folders.items()}

@@ -1,0 +1,1 @@
+"""Data set uploads: the multipart stream, the bounded number of concurrent uploads, and the files on disk."""

@@ -1,0 +1,59 @@
+"""States of a job and the legal transitions between them: the one definition for server, database, CLI and page.
+
+A job passes through the states of its run in order and ends once. A resume is the only way back: a failed, stopped or
+paused job, or a cancelled one that has a checkpoint, returns to the queue as its next attempt. `paused` is not an end:
+the job waits until it is resumed, or returns to the queue by itself if it was preempted.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Literal, get_args
+
+RunState = Literal["initializing", "loading_model", "loading_dataset", "training", "saving", "uploading"]
+EndState = Literal["completed", "failed", "stopped", "cancelled"]
+JobState = Literal["queued", RunState, "paused", EndState]
+
+RUN_STATES: tuple[RunState, ...] = get_args(RunState)
+END_STATES: tuple[EndState, ...] = get_args(EndState)
+WAITING_STATES: tuple[JobState, ...] = ("queued", "paused")
+RESUMABLE_STATES: tuple[JobState, ...] = ("failed", "stopped", "cancelled", "paused")
+# After training only little work is left, and the model is saved in part.
+PAUSABLE_STATES: tuple[JobState, ...] = RUN_STATES[:4]
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    "queued": frozenset({"initializing", "paused", "cancelled"}),
+    **{
+        state: frozenset(
+            {*RUN_STATES[index + 1 :], "failed", "stopped", "completed" if state in RUN_STATES[4:] else "paused"},
+        )
+        for index, state in enumerate(RUN_STATES)
+    },
+    "paused": frozenset({"queued", "stopped", "cancelled"}),
+    "completed": frozenset(),
+    "failed": frozenset({"queued"}),
+    "stopped": frozenset({"queued"}),
+    "cancelled": frozenset({"queued"}),
+}
+
+
+class Cause(Enum):
+    """Why the server, rather than the worker, ended a job."""
+
+    CANCELLED_IN_QUEUE = "cancelled in the queue"
+    NOT_STARTED = "could not be started"
+    WORKER_DIED = "the worker died"
+    STOP_WAS_ASKED = "a stop was requested"
+
+
+END_STATE: dict[Cause, EndState] = {
+    Cause.CANCELLED_IN_QUEUE: "cancelled",
+    Cause.NOT_STARTED: "failed",
+    Cause.WORKER_DIED: "failed",
+    Cause.STOP_WAS_ASKED: "stopped",
+}
+
+
+def is_legal(current: JobState, new: JobState) -> bool:
+    """Return whether a job may move directly from one state to another."""
+    return new in TRANSITIONS[current]

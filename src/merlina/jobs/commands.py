@@ -1,0 +1,308 @@
+"""What people ask of jobs, from taking one in to deleting it. Each answers once the database holds it.
+
+An operation is decided on the job as it was read, and carried out by one guarded update (`jobs.moves`): of two at the
+same time, one wins and the other raises ConflictError with the job's current state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from merlina import checkpoints
+from merlina.domain.job_states import END_STATE, RESUMABLE_STATES, Cause, JobState
+from merlina.errors import ConflictError, DiskFullError, InvalidRequestError, NotFoundError
+from merlina.executors.protocol import Executor
+from merlina.faults import FaultPoint, reach
+from merlina.jobs.ingest import end_of_log, has_log
+from merlina.jobs.moves import Changes, Moves, describe_state
+from merlina.jobs.output_folders import refuse_nested, refuse_taken
+from merlina.jobs.requests import deliver_request, pause_changes, requeue_changes
+from merlina.jobs.resuming import CompareData, Resumption, has_run, plan_resume, request_start_over
+from merlina.jobs.run_folders import remove_run_files, write_mark
+from merlina.runs import RunFolder
+from merlina.schemas.jobs import PRIORITY_NUMBER, Priority
+from merlina.schemas.parsing.stored_config import read_stored_config
+from merlina.schemas.training import TrainingConfig
+from merlina.storage import jobs
+from merlina.storage.database import Database
+from merlina.storage.jobs import JobRecord
+
+
+@dataclass(frozen=True)
+class JobCommands:
+    """`wake` tells the supervisor that there is something to do; `clock` gives epoch seconds."""
+
+    database: Database
+    moves: Moves
+    executor: Executor
+    runs_dir: Path
+    models_dir: Path
+    wake: Callable[[], None]
+    compare_data: CompareData
+    clock: Callable[[], float] = time.time
+
+    def find(self, job_id: str) -> JobRecord:
+        """Raises NotFoundError."""
+        with self.database.read() as connection:
+            record = jobs.get(connection, job_id)
+        if record is None or record.deleting:
+            raise NotFoundError("Job not found")
+        return record
+
+    def submit(
+        self,
+        config: TrainingConfig,
+        priority: Priority,
+        dataset_file: Path | None,
+        *,
+        preemptible: bool,
+        memory_needed_mb: int | None,
+    ) -> JobRecord:
+        """Puts a job into the queue. Its folder with the tokens is on disk before the row that makes it a job."""
+        refuse_taken(self.models_dir, self.models_dir / config.output_name)
+        folder = self._new_folder()
+        given = {"preemptible": preemptible, "memory_needed_mb": memory_needed_mb}
+        return self._add(folder, config, priority, dataset_file, given)
+
+    def stop(self, job_id: str) -> tuple[JobRecord, JobState]:
+        """Cancels a waiting job, ends a paused one, asks a running one to end; an ended one is left as it is.
+
+        Returns it with the state it was in before. Raises NotFoundError.
+        """
+        return self._end(job_id, delete=False)
+
+    def pause(self, job_id: str) -> tuple[JobRecord, bool]:
+        """Holds a waiting job back, or asks a running one for a checkpoint and its end; any other is left as it is.
+
+        Returns it and whether anything was done. Raises NotFoundError and ConflictError.
+        """
+        found = self.find(job_id)
+        before, asked = self._operate_without_start_over(found, lambda record: pause_changes(record, self.clock()))
+        reach(FaultPoint.PAUSE_ASKED)
+        self._pass_on(asked)
+        reach(FaultPoint.PAUSE_REQUESTED)
+        self.wake()
+        return asked, asked is not before
+
+    def delete(self, job_id: str) -> None:
+        """Removes a job at once; a running one is hidden, stopped, and removed when it has saved what it has.
+
+        Raises NotFoundError and ConflictError.
+        """
+        self._end(job_id, delete=True)
+
+    def clear(self) -> int:
+        """Deletes all jobs and says how many; those that another request deletes meanwhile are not counted."""
+        with self.database.read() as connection:
+            job_ids = list(jobs.summaries(connection))
+        return sum(self._delete_whatever_happens(job_id) for job_id in job_ids)
+
+    def resume(self, job_id: str, *, force: bool = False) -> tuple[JobRecord, Resumption]:
+        """Queue a failed, stopped or paused job to continue from its newest complete checkpoint.
+
+        With `force` it starts over. Raises NotFoundError, ConflictError, InvalidRequestError, and StartOverError where
+        only `force` can help.
+        """
+        record = self.find(job_id)
+        folder = self.folder(job_id)
+        _refuse_unresumable(record)
+        resumption = plan_resume(record, folder, self.compare_data, force=force)
+
+        def changes(record: JobRecord) -> dict[str, object]:
+            _refuse_unresumable(record)
+            removed = {} if has_log(record, folder) else {"log_offset": end_of_log(folder)}
+            return {**requeue_changes(record), "last_checkpoint": resumption.step or None, **removed}
+
+        with contextlib.ExitStack() as undo:
+
+            def before_commit(connection: Connection) -> None:
+                refuse_nested(connection, record.target_dir, job_id)
+                _check_data_is_there(record.dataset_file)
+                _restore_removed(folder, record)
+                folder.clear_wishes()
+                undo.callback(request_start_over, folder, wanted=folder.start_over_file.exists())
+                resumption.announce_to(folder)
+                reach(FaultPoint.RESUME_CLAIMED)
+
+            _, queued = self.moves.operate(record, changes, before_commit)
+            undo.pop_all()
+        reach(FaultPoint.RESUME_QUEUED)
+        self.wake()
+        return queued, resumption
+
+    def config(self, job_id: str) -> TrainingConfig:
+        """Return what a job runs with, without tokens. Raises NotFoundError, StoredConfigError."""
+        return read_stored_config(self.find(job_id).config, job_id)
+
+    def again(self, job_id: str) -> tuple[TrainingConfig, Priority, bool]:
+        """What a job was told, for a new one. Its tokens are there only until it has completed."""
+        record = self.find(job_id)
+        _check_data_is_there(record.dataset_file)
+        secrets = self.folder(job_id).read_secrets()
+        # The tokens of a job that is deleted meanwhile may be gone, and a run must not start without them.
+        self.find(job_id)
+        config = read_stored_config({**record.config, **secrets}, job_id)
+        priority = next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
+        return config, priority, record.preemptible
+
+    def folder(self, job_id: str) -> RunFolder:
+        return RunFolder(self.runs_dir / job_id)
+
+    def _new_folder(self) -> RunFolder:
+        """A fresh run folder; making it reserves its name, which is the job's id."""
+        moment = datetime.fromtimestamp(self.clock(), UTC).strftime("job_%Y%m%d_%H%M%S")
+        self.runs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for number in count(1):
+            folder = self.folder(moment if number == 1 else f"{moment}_{number}")
+            try:
+                folder.path.mkdir(mode=0o700)
+            except FileExistsError:
+                continue
+            return folder
+        raise AssertionError
+
+    def _add(
+        self,
+        folder: RunFolder,
+        config: TrainingConfig,
+        priority: Priority,
+        dataset_file: Path | None,
+        given: Mapping[str, object],
+    ) -> JobRecord:
+        values: dict[str, Any] = {
+            **given,
+            "job_id": folder.path.name,
+            "priority": PRIORITY_NUMBER[priority],
+            "config": config.without_secrets().model_dump(mode="json"),
+            "base_model": config.base_model,
+            "output_name": config.output_name,
+            "target_dir": str(self.models_dir / config.output_name),
+            "dataset_file": str(dataset_file) if dataset_file else None,
+        }
+
+        def check(connection: Connection) -> None:
+            refuse_nested(connection, values["target_dir"])
+            _check_data_is_there(values["dataset_file"])
+
+        try:
+            write_mark(folder, {**values, "created_at": self.clock()})
+            folder.write_secrets(config.secrets())
+            record = self.moves.add(values, check)
+        except BaseException:
+            self._withdraw(folder)
+            raise
+        folder.pending_file.unlink(missing_ok=True)
+        self.wake()
+        return record
+
+    def _withdraw(self, folder: RunFolder) -> None:
+        """Remove the folder of a job that could not be added; one that was added in spite of an error keeps it."""
+        with self.database.read() as connection:
+            if jobs.get(connection, folder.path.name) is None:
+                remove_run_files(folder)
+
+    def _end(self, job_id: str, *, delete: bool) -> tuple[JobRecord, JobState]:
+        found = self.find(job_id)
+        doom = {"deleting": True} if delete else {}
+        before, record = self._operate_without_start_over(
+            found, lambda record: {**_ending(record, self.clock()), **doom}
+        )
+        folder = self.folder(job_id)
+        self._pass_on(record)
+        if record.state == "cancelled" and not before.ended and not has_run(record, folder):
+            folder.secrets_file.unlink(missing_ok=True)
+        self.wake()
+        return record, before.state
+
+    def _pass_on(self, asked: JobRecord) -> None:
+        """Pass what was asked of a running job on to its worker; the supervisor repeats it where this fails.
+
+        The write lock keeps a resume from clearing the run folder and the next attempt from starting meanwhile.
+        """
+        if not asked.running:
+            return
+        with contextlib.suppress(DiskFullError), self.database.write() as connection:
+            record = jobs.get(connection, asked.job_id)
+            if record is not None:
+                deliver_request(self.executor, self.folder(record.job_id), record)
+
+    def _operate_without_start_over(
+        self, found: JobRecord, decide: Callable[[JobRecord], Changes]
+    ) -> tuple[JobRecord, JobRecord]:
+        """Carry out an operation that, on a waiting job, also withdraws a request to start over."""
+        folder = self.folder(found.job_id)
+        withdraws = False
+
+        def changes(record: JobRecord) -> Changes:
+            nonlocal withdraws
+            decided = decide(record)
+            withdraws = bool(decided) and record.state in ("queued", "paused") and folder.start_over_file.exists()
+            left = {"last_checkpoint": checkpoints.survey(folder.checkpoints_dir).step} if withdraws else {}
+            return {**decided, **left}
+
+        with contextlib.ExitStack() as undo:
+
+            def before_commit(_: Connection) -> None:
+                if withdraws:
+                    undo.callback(request_start_over, folder, wanted=True)
+                    request_start_over(folder, wanted=False)
+
+            outcome = self.moves.operate(found, changes, before_commit)
+            undo.pop_all()
+        return outcome
+
+    def _delete_whatever_happens(self, job_id: str) -> bool:
+        """Delete a job however often other requests change it meanwhile; return False if one of them deletes it."""
+        while True:
+            try:
+                self.delete(job_id)
+            except NotFoundError:
+                return False
+            except ConflictError:
+                continue
+            return True
+
+
+def _ending(record: JobRecord, now: float) -> dict[str, object]:
+    """What a stop changes: one that waits has ended, one that runs is asked to, one that has ended stays as it is."""
+    if record.running:
+        return {} if record.stop_requested_at else {"stop_requested_at": now}
+    if record.ended:
+        return {}
+    ran = record.state == "paused" and record.attempt_seen > 0
+    cause = Cause.STOP_WAS_ASKED if ran else Cause.CANCELLED_IN_QUEUE
+    return {"state": END_STATE[cause], "preempted_by": None, "ended_at": now}
+
+
+def _restore_removed(folder: RunFolder, record: JobRecord) -> None:
+    """Make the run folder and its mark again if they were removed by hand."""
+    if folder.mark_file.exists():
+        return
+    folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_mark(folder, asdict(record))
+    folder.pending_file.unlink()
+
+
+def _refuse_unresumable(record: JobRecord) -> None:
+    """Raises ConflictError or StoredConfigError where a job cannot be resumed, whatever its folder holds."""
+    if record.state not in RESUMABLE_STATES:
+        raise ConflictError(
+            f"Job {record.job_id} is {describe_state(record)}; only a failed, stopped or paused job can be resumed"
+        )
+    _check_data_is_there(record.dataset_file)
+    read_stored_config(record.config, record.job_id)
+
+
+def _check_data_is_there(dataset_file: str | None) -> None:
+    """Raises InvalidRequestError where the job's data set is a file that is gone."""
+    if dataset_file and not Path(dataset_file).is_file():
+        raise InvalidRequestError(f"The data set's file {dataset_file} is gone; upload it again")

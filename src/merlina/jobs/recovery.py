@@ -1,0 +1,194 @@
+"""Jobs of a database that was lost, restored or replaced: listed again and brought up to date from the run folders."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from merlina.errors import StoredConfigError
+from merlina.jobs.ingest import follow
+from merlina.jobs.moves import Moves
+from merlina.jobs.run_folders import RunMark, read_mark, remove_run_files
+from merlina.runs import RunFolder, RunOrder, find_events, read_events, write_private
+from merlina.schemas import events
+from merlina.storage import jobs
+from merlina.storage.database import Database
+
+_log = logging.getLogger(__name__)
+# In the folder of all runs: the jobs whose logs are being read, one a line.
+_UNFINISHED = ".rebuilding"
+_ABOUT_MODELS = ("set_aside", "state", "placed", "ended")
+
+
+def take_in_unknown(moves: Moves, names: Collection[str], runs_dir: Path, tell: Callable[[str], None]) -> None:
+    """Bring the database up to what the run folders hold: it was lost, replaced, or restored from a backup.
+
+    `names` is what `runs_dir` held before this server took its first request. Remove what is left of jobs that were
+    deleted or never accepted, list other runs again, read on in the logs of jobs that continued after the backup, and
+    leave the rest alone. `tell` gets one line about what was found.
+    """
+    rebuilt, foreign = [], []
+    unknown = _unknown(moves.database, names, runs_dir)
+    unread = _unread(moves.database, names, runs_dir)
+    marked = [(folder, read_mark(folder)) for folder in unknown]
+    _note_unfinished(runs_dir, [folder.path.name for folder, mark in marked if mark is not None] + unread)
+    for folder, mark in marked:
+        if mark is None:
+            foreign.append(folder.path.name)
+        elif folder.deleted_file.exists() or (folder.pending_file.exists() and not folder.events_file.exists()):
+            remove_run_files(folder)
+        else:
+            try:
+                _rebuild(moves, folder, mark)
+                rebuilt.append(folder)
+            except Exception:  # one damaged folder must not hide the others
+                _log.exception("the job of %s could not be listed again; its folder stays as it is", folder.path)
+    continued = [folder for folder in (RunFolder(runs_dir / job_id) for job_id in unread) if _read_on(moves, folder)]
+    _settle_output_dirs(moves.database, sorted([*rebuilt, *continued], key=lambda folder: folder.path))
+    _note_unfinished(runs_dir, [])
+    if rebuilt:
+        tell(
+            f"{len(rebuilt)} runs were not in the database and are listed again from their folders: "
+            f"{_some([folder.path.name for folder in rebuilt])}"
+        )
+    if continued:
+        tell(
+            f"{len(continued)} jobs had continued since the database was written and are brought up to date from "
+            f"their event logs: {_some([folder.path.name for folder in continued])}"
+        )
+    if foreign:
+        tell(f"{len(foreign)} folders among the runs are not Merlina's and are left alone: {_some(foreign)}")
+
+
+def _unknown(database: Database, names: Collection[str], runs_dir: Path) -> list[RunFolder]:
+    """The folders that belong to no job in the database, in order of their names."""
+    with database.read() as connection:
+        known = jobs.all_ids(connection)
+    return [RunFolder(runs_dir / name) for name in sorted(set(names) - known) if (runs_dir / name).is_dir()]
+
+
+def _unread(database: Database, names: Collection[str], runs_dir: Path) -> list[str]:
+    """Jobs that do not run whose logs are longer than what was read, and those that were being read at a crash."""
+    with database.read() as connection:
+        read_up_to = jobs.log_offsets_at_rest(connection)
+        known = jobs.all_ids(connection)
+    with contextlib.suppress(FileNotFoundError):
+        unfinished = (runs_dir / _UNFINISHED).read_text().splitlines()
+        read_up_to |= dict.fromkeys((job_id for job_id in unfinished if job_id in known), -1)
+    listed = (job_id for job_id in names if job_id in read_up_to)
+    log = RunFolder(runs_dir).events_file.name
+    # Of each of perhaps 100,000 folders: without a Path, which takes three times as long as the look itself.
+    return sorted(job_id for job_id in listed if _size(f"{runs_dir}/{job_id}/{log}") > read_up_to[job_id])
+
+
+def _size(file: str) -> int:
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return 0
+
+
+def _note_unfinished(runs_dir: Path, job_ids: Sequence[str]) -> None:
+    """Keep the names of jobs whose logs are being read, so that a server killed meanwhile reads them again."""
+    try:
+        if job_ids:
+            write_private(runs_dir / _UNFINISHED, "\n".join(job_ids).encode())
+        else:
+            (runs_dir / _UNFINISHED).unlink(missing_ok=True)
+    except OSError as error:  # the logs can be read all the same
+        _log.warning("%s could not be updated: %s", runs_dir / _UNFINISHED, error)
+
+
+def _read_on(moves: Moves, folder: RunFolder) -> bool:
+    """Take in the rest of a job's log; return False if that failed. A worker that still runs has its requests back."""
+    try:
+        with moves.database.read() as connection:
+            record = jobs.get(connection, folder.path.name)
+        if record is None or record.deleting:
+            return False
+        record = follow(moves, record, folder)
+        changes: dict[str, object] = {"attempt": max(record.attempt, record.attempt_seen)}
+        if record.running:
+            order = _order(folder)
+            changes |= {"gpus": order.gpus if order else None, **_requests_of(folder)}
+        moves.change(record, changes)
+    except Exception:  # one damaged log must not hide the others
+        _log.exception("the rest of the event log of %s could not be read", folder.path.name)
+        return False
+    return True
+
+
+def _rebuild(moves: Moves, folder: RunFolder, mark: RunMark) -> None:
+    """Add the job as its log describes it. One that never started is paused, since it may have been cancelled."""
+    order = _order(folder)
+    begin, _ = read_events(folder.events_file, 0, 1)
+    has_begun = bool(begin)
+    values = mark.model_dump(exclude={"kind"}) | {
+        "state": "initializing" if has_begun else "paused",
+        "base_model": str(mark.config.get("base_model", "")),
+        "output_name": str(mark.config.get("output_name", "")),
+        "attempt": order.attempt if order else 1,
+        "gpus": order.gpus if order and has_begun else None,
+        "updated_at": mark.created_at,
+    }
+    if has_begun:
+        values |= {"last_seq": begin[0].seq - 1, **_requests_of(folder)}
+    with moves.database.write() as connection:
+        record = jobs.add(connection, values)
+    follow(moves, record, folder)
+
+
+def _order(folder: RunFolder) -> RunOrder | None:
+    try:
+        return folder.read_order()
+    except (OSError, StoredConfigError):
+        return None
+
+
+def _requests_of(folder: RunFolder) -> dict[str, float | None]:
+    return {
+        "stop_requested_at": _time_of(folder.stop_file),
+        "pause_requested_at": _time_of(folder.pause_file),
+    }
+
+
+def _time_of(file: Path) -> float | None:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return None
+
+
+def _settle_output_dirs(database: Database, folders: Sequence[RunFolder]) -> None:
+    """Find each job's model after all moves in all logs, which were read job by job rather than in order of time."""
+    found = [
+        (event.time, number, folder.path.name, event)
+        for number, folder in enumerate(folders)
+        for event in find_events(folder.events_file, _ABOUT_MODELS)
+    ]
+    model_of: dict[str, str] = {}
+    uploading: set[str] = set()
+    for _, _, job_id, event in sorted(found, key=lambda one: one[:2]):
+        if isinstance(event, events.SetAside):
+            model_of = {owner: _moved(path, event.folder, event.kept_as) for owner, path in model_of.items()}
+            continue
+        saved_in = getattr(event, "output_dir", None) or getattr(event, "folder", None)
+        if isinstance(event, events.StateChanged):
+            (uploading.add if saved_in else uploading.discard)(job_id)
+        # The last event names the folder again, from which another run may have moved the model since.
+        if saved_in and not (isinstance(event, events.Ended) and job_id in uploading):
+            model_of = {owner: path for owner, path in model_of.items() if path != saved_in} | {job_id: saved_in}
+    with database.write() as connection:
+        for folder in folders:
+            jobs.set_output_dir(connection, folder.path.name, model_of.get(folder.path.name))
+
+
+def _moved(path: str, folder: str, kept_as: str) -> str:
+    return kept_as + path[len(folder) :] if path == folder or path.startswith(f"{folder}/") else path
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,55 @@
+"""Is a repository there on the Hub, and may we read it? Nothing of it is downloaded."""
+
+from __future__ import annotations
+
+from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
+from huggingface_hub.errors import CacheNotFound, HFValidationError
+
+from merlina.hub_errors import RepoKind, ask_access, in_words, is_refusal
+from merlina.hub_reachability import HubReach
+from merlina.preflight.findings import Finding
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+
+def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, reach: HubReach) -> Finding:
+    """`field` is the one of the configuration that names the repository. A cached one will do without the network."""
+    problem = reach.problem()
+    if problem is not None and not constants.is_offline_mode():
+        if _is_cached(repo_id, kind):
+            return Finding(warnings=(f"{problem}; using {repo_id!r} from this machine's cache",))
+        return _error(field, f"{problem}, and {repo_id!r} is not in this machine's cache")
+    try:
+        ask_access(repo_id, kind, token)
+    except HFValidationError:
+        return _error(field, f"{repo_id!r} is neither a folder or file here nor a Hub id, which looks like org/name")
+    except Exception as error:  # the Hub client lets errors of its HTTP library through, whichever that is
+        if not is_refusal(error) and _is_cached(repo_id, kind):
+            return Finding(warnings=(f"The Hub can't be reached; using {repo_id!r} from this machine's cache",))
+        words = in_words(error, repo_id, kind, token_given=token is not None)
+        return _error(field, words or f"{repo_id!r} can't be looked up on the Hub ({type(error).__name__}); try again")
+    return Finding()
+
+
+def cached_tokenizers() -> set[str]:
+    """Models of the Hub's cache on this machine whose tokenizer is there."""
+    try:
+        repos = scan_cache_dir().repos
+    except CacheNotFound:
+        return set()
+    return {repo.repo_id for repo in repos if repo.repo_type == "model" and _has_tokenizer(repo)}
+
+
+def _has_tokenizer(repo: CachedRepoInfo) -> bool:
+    return any(file.file_name in _TOKENIZER_FILES for revision in repo.revisions for file in revision.files)
+
+
+def _is_cached(repo_id: str, kind: RepoKind) -> bool:
+    try:
+        return any(repo.repo_id == repo_id and repo.repo_type == kind for repo in scan_cache_dir().repos)
+    except CacheNotFound:
+        return False
+
+
+def _error(field: str, message: str) -> Finding:
+    return Finding(passed=False, errors=(f"{field}: {message}",))

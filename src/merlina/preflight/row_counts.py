@@ -1,0 +1,72 @@
+"""How many rows a data set has, where that can be told without reading it for long."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from merlina.executors.helper_process import Helper
+from merlina.schemas.datasets import DatasetSource
+from merlina.storage import uploads
+from merlina.storage.database import Database
+
+_SOON_COUNTED_BYTES = 128 * 1024**2
+_COUNTS_KEPT = 256
+_COUNT_SECONDS = 24 * 3600.0
+_Version = tuple[Path, str | None, int, int]
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Row counts of files, which helpers count; one that was counted is known as long as the file does not change."""
+
+    database: Database
+    helper: Helper
+    max_row_mb: int
+    _counted: dict[_Version, int] = field(default_factory=dict)
+
+    def known(self, source: DatasetSource, file: Path | None, stated: int | None = None) -> int | None:
+        """Those of an upload, those the file itself states, and those counted before; None for any other."""
+        if source.dataset_id is not None:
+            with self.database.read() as connection:
+                record = uploads.get(connection, source.dataset_id)
+            return record.total_rows if record else None
+        if stated is not None or file is None:
+            return stated
+        return self._counted.get(_version(source, file))
+
+    def count(self, source: DatasetSource, file: Path, closed: threading.Event | None = None) -> int:
+        """Of a whole file, which may take long. Raises what `Helper.call` does, for rows that can't be read too."""
+        known = self.known(source, file)
+        if known is not None:
+            return known
+        version = _version(source, file)
+        rows: int = self.helper.call(
+            "count_rows",
+            timeout=_COUNT_SECONDS,
+            closed=closed,
+            file=str(file),
+            file_format=source.file_format,
+            max_row_mb=self.max_row_mb,
+        )
+        if len(self._counted) >= _COUNTS_KEPT:
+            self._counted.clear()
+        self._counted[version] = rows
+        return rows
+
+    def soon_known(self, source: DatasetSource, file: Path, closed: threading.Event | None = None) -> int | None:
+        """The count of a file that is known or counted within a second or so. Raises as `count`."""
+        known = self.known(source, file)
+        if known is None and (_is_parquet(source, file) or file.stat().st_size <= _SOON_COUNTED_BYTES):
+            return self.count(source, file, closed)
+        return known
+
+
+def _is_parquet(source: DatasetSource, file: Path) -> bool:
+    return (source.file_format or file.suffix.removeprefix(".")) == "parquet"
+
+
+def _version(source: DatasetSource, file: Path) -> _Version:
+    facts = file.stat()
+    return file, source.file_format, facts.st_mtime_ns, facts.st_size

@@ -1,0 +1,1 @@
+"""Base model, tokenizer ids and adapters: loading, target matching, encoding, merging."""

@@ -1,0 +1,262 @@
+"""The base model and its tokenizer: from a Hub id, a local folder or a `.gguf` file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedModel,
+)
+
+from merlina.errors import ModelError
+from merlina.hub_errors import in_words
+from merlina.schemas.training import AttentionImplementation, Dtype, WeightBits
+
+# What model families call the number of their positions.
+_POSITION_COUNTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
+
+_LARGEST_TEXT_FILE = 256 * 1024**2
+# What transformers reads as a whole, before and beside the weights.
+_TEXT_FILES = (
+    "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json",
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
+    "chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and how it is held: in `dtype` or in fewer bits. `scratch` is for what must be converted.
+
+    `is_converted` says that this was done already, `stays_in_ram` that someone else moves the model to its device.
+    """
+
+    base_model: str
+    dtype: Dtype
+    weight_bits: WeightBits | None
+    attn_implementation: AttentionImplementation
+    scratch: Path
+    token: str | None = None
+    trust_remote_code: bool = False
+    is_converted: bool = False
+    stays_in_ram: bool = False
+
+
+def training_device() -> torch.device:
+    """The device this process trains on."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def free_memory() -> int:
+    """Bytes of the training device that nobody has taken."""
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
+
+
+def compute_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+    """What `dtype` means here: auto is bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
+    if dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if dtype == "float16" and device.type != "cuda":
+        raise ModelError("dtype: float16 needs a GPU; use float32 or bfloat16 on this machine")
+    chosen: torch.dtype = getattr(torch, dtype)
+    return chosen
+
+
+def load_tokenizer(base_model: str, token: str | None, trust_remote_code: bool = False) -> Any:
+    """transformers' tokenizer, with a pad token. Raises ModelError."""
+    with readable_errors(base_model, token):
+        name, file = split_gguf(base_model)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, token=token, trust_remote_code=trust_remote_code, **({"gguf_file": file} if file else {})
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
+    if tokenizer.pad_token is None:
+        raise ModelError(f"The tokenizer of {base_model!r} has neither a pad nor an end token")
+    return tokenizer
+
+
+def load_model(spec: ModelSpec) -> PreTrainedModel:
+    """The model on its device, held as 4-bit NF4, as 8-bit integers, or in the dtype asked for. Raises ModelError."""
+    device = training_device()
+    dtype = compute_dtype(spec.dtype, device)
+    base = spec.base_model
+    if spec.weight_bits and split_gguf(base)[1]:
+        base = str(_convert_gguf(spec, dtype))
+    with readable_errors(base, spec.token):
+        name, file = split_gguf(base)
+        model = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            token=spec.token,
+            trust_remote_code=spec.trust_remote_code,
+            attn_implementation=_attention(spec.attn_implementation, device),
+            **weights_from(file),
+            **(_quantized(spec.weight_bits, dtype, device) if spec.weight_bits else {}),
+        )
+    if file:
+        forget_quantization(model)
+    if spec.weight_bits == 4:
+        _keep_weights_as_they_are(model)
+    model.config.use_cache = False
+    return model if spec.weight_bits or spec.stays_in_ram else model.to(device)
+
+
+def weights_from(gguf: str | None) -> dict[str, Any]:
+    """What the library is to be told of where weights are: in that file of the model's folder, or in safetensors.
+
+    A GGUF is unpacked: adapters and merging want dense weights, whatever kernels for packed ones there may be.
+    """
+    if gguf is None:
+        return {"use_safetensors": True}
+    return {"gguf_file": gguf, "quantization_config": GgufConfig(dequantize=True)}
+
+
+def vocabulary_size(model: Any) -> int:
+    """Return how many token ids a causal language model knows: rows of its embedding, or of its head where fewer."""
+    parts = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
+    return min(_rows(part) for part in parts)
+
+
+def _rows(part: Any) -> int:
+    """Of an embedding or a head, maybe inside an adapter; the weight of a quantized one has another shape."""
+    part = getattr(part, "base_layer", part)
+    for name in ("num_embeddings", "out_features"):
+        if isinstance(rows := getattr(part, name, None), int):
+            return rows
+    return int(part.weight.shape[0])
+
+
+def max_positions(config: Any) -> int | None:
+    """Return how many positions a model's configuration declares, None for models without such a limit."""
+    text = config.get_text_config()
+    declared = (getattr(text, name, None) for name in _POSITION_COUNTS)
+    return next((count for count in declared if isinstance(count, int) and count > 0), None)
+
+
+def weight_bytes(spec: ModelSpec) -> int:
+    """How much the model's weights take as they are held where `weight_bits` is None. Raises ModelError."""
+    with readable_errors(spec.base_model, spec.token), torch.device("meta"):
+        name, file = split_gguf(spec.base_model)
+        given = {"token": spec.token, "trust_remote_code": spec.trust_remote_code}
+        config = AutoConfig.from_pretrained(name, **given, **({"gguf_file": file} if file else {}))
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=spec.trust_remote_code)
+    width = compute_dtype(spec.dtype, training_device()).itemsize
+    return width * sum(weight.numel() for weight in model.parameters())
+
+
+def split_gguf(base_model: str) -> tuple[str, str | None]:
+    """A `.gguf` path as folder and file name; anything else with no file."""
+    # os.path takes any text for a path, however long or odd.
+    path = Path(base_model if "\0" in base_model else os.path.expanduser(base_model))
+    if base_model.lower().endswith(".gguf"):
+        return str(path.parent), path.name
+    return (str(path) if os.path.isdir(path) else base_model), None
+
+
+def _quantized(bits: WeightBits, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    how = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": how, "device_map": {"": device}}
+
+
+def _keep_weights_as_they_are(model: PreTrainedModel) -> None:
+    """Keeps bitsandbytes from repacking weights for CPU inference in an evaluation, which training can't go on from."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _attention(wanted: AttentionImplementation, device: torch.device) -> str | None:
+    """None leaves it to the library, which knows for which models torch's own attention does not do."""
+    flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    if wanted == "auto" or (wanted == "flash_attention_2" and not flash):
+        return "flash_attention_2" if flash else None
+    return wanted
+
+
+def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
+    """The GGUF's weights as a safetensors folder, which loading in 4 or 8 bits needs."""
+    folder, file = split_gguf(spec.base_model)
+    target = spec.scratch / "converted"
+    if spec.is_converted:
+        return target
+    with readable_errors(spec.base_model):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **weights_from(file))
+        forget_quantization(model)
+        model.save_pretrained(target)
+    return target
+
+
+def forget_quantization(model: PreTrainedModel) -> None:
+    """A GGUF is unpacked while it is read; the mark it leaves would keep the model from being saved."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.is_quantized = False
+    model.hf_quantizer = None
+
+
+def check_text_files(base_model: str) -> None:
+    """Raises ModelError where a file of a local folder that is read as a whole is too large, or a pipe or device."""
+    folder = Path(split_gguf(base_model)[0])
+    for name in _TEXT_FILES if os.path.isdir(folder) else ():
+        path = folder / name
+        if not path.exists():
+            continue
+        if not path.is_file():
+            raise ModelError(f"{path} is not a regular file")
+        if (size := path.stat().st_size) > _LARGEST_TEXT_FILE:
+            raise ModelError(
+                f"{path} has {size:,} bytes, more than the {_LARGEST_TEXT_FILE:,} that any model's file of this name "
+                "needs; copy the model again"
+            )
+
+
+@contextlib.contextmanager
+def readable_errors(base_model: str, token: str | None = None) -> Iterator[None]:
+    """Turns what the libraries raise into one sentence about this model, whose files are looked at before."""
+    check_text_files(base_model)
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        words = _in_words(error, base_model, token_given=token is not None)
+        if words is None:
+            raise
+        raise ModelError(words) from error
+
+
+def _in_words(error: Exception, base_model: str, *, token_given: bool) -> str | None:
+    hub = in_words(error, base_model, "model", token_given=token_given)
+    if hub is not None:
+        return hub
+    if isinstance(error, (SafetensorError, json.JSONDecodeError)):
+        return f"The files of {base_model!r} are damaged: {error}"
+    if isinstance(error, (OSError, ValueError, KeyError, ImportError, RuntimeError)):
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return f"{base_model!r} can't be loaded: {first_line}"
+    return None

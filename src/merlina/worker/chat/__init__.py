@@ -1,0 +1,1 @@
+"""The chat process: holds one job's model and streams its answers."""

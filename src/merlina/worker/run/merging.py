@@ -1,0 +1,158 @@
+"""Whole weights from a finished adapter: merged, saved, loaded again as a user would, and compared with the adapter."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from merlina.errors import TrainingError
+from merlina.runs import RunOrder
+from merlina.schemas.training import TrainingConfig
+from merlina.training.evaluation import PlainModel, held_out_figures, per_token
+from merlina.training.models.adapters import known_warnings_ignored
+from merlina.training.models.loading import (
+    compute_dtype,
+    forget_quantization,
+    split_gguf,
+    training_device,
+    weights_from,
+)
+from merlina.training.models.merging import merge_adapter
+from merlina.training.models.tokens import TokenPair
+from merlina.worker.run.generation_config import GENERATION_CONFIG_FILE
+from merlina.worker.run.stages import TrainingData
+
+_SAMPLE_PAIRS = 8
+# Largest difference of an answer's mean log-probability per token, in nats. A merge that went wrong is off by whole
+# nats; what rounding of weights and activations makes was measured far below these.
+_TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
+
+
+class MergeError(TrainingError):
+    """A merged model is not the model that its adapter makes."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A merged model as it was found when it was loaded again.
+
+    `largest` and `mean` are differences of answers' mean log-probabilities per token from the adapter's; `rounding` is
+    what the cast to `dtype` took from the update, as a share of it (root mean square). `figures` are of the held-out
+    pairs, `eval_…`, empty where they were not computed.
+    """
+
+    dtype: torch.dtype
+    answers: int
+    largest: float
+    mean: float
+    rounding: float
+    figures: dict[str, float]
+
+    @property
+    def dtype_name(self) -> str:
+        return _name(self.dtype)
+
+    def in_words(self) -> str:
+        words = (
+            f"Merged in float32 and saved as {self.dtype_name}. Loaded again, the mean log-probability per token of "
+            f"{self.answers} answers differs from the adapter's by {self.mean:.2g} on average and {self.largest:.2g} "
+            "at most"
+        )
+        if self.rounding < 1e-4:
+            return f"{words}."
+        return (
+            f"{words}; rounding to {self.dtype_name} moved the weights by {self.rounding:.0%} of what the adapter "
+            "changed (root mean square). The adapter in `adapter/` is without that loss, and so are weights merged "
+            "with merge_dtype float32."
+        )
+
+
+def held_dtype(config: TrainingConfig) -> torch.dtype:
+    """What the base model's weights are loaded in for merging: as in the run, or bfloat16 where that quantized them."""
+    return torch.bfloat16 if config.weight_bits else compute_dtype(config.dtype, training_device())
+
+
+def merged_dtype(config: TrainingConfig) -> torch.dtype:
+    """What the merged weights are saved as."""
+    chosen: torch.dtype = held_dtype(config) if config.merge_dtype == "auto" else getattr(torch, config.merge_dtype)
+    return chosen
+
+
+def save_merged(
+    folder: Path, order: RunOrder, tokenizer: Any, data: TrainingData, reference_folder: Path, device: torch.device
+) -> Merged:
+    """Write the merged model of `order.output_dir` into `folder`.
+
+    Raises MergeError where it is not the adapter's model when it is loaded again.
+    """
+    pairs = (data.held_out or data.training)[:_SAMPLE_PAIRS]
+    dtype = merged_dtype(order.config)
+    adapted = _load_adapter(order, device)
+    expected = per_token(PlainModel(adapted), pairs)
+    merged, rounding = merge_adapter(adapted, dtype)
+    merged.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shutil.copy(Path(order.output_dir) / GENERATION_CONFIG_FILE, folder)
+    del adapted, merged
+    free_memory_of_models()
+    reloaded = PlainModel(_load_merged(folder, dtype, order, device))
+    found = per_token(reloaded, pairs)
+    differences = (found - expected).abs()
+    largest = float(differences.max())
+    coarsest = max(dtype, held_dtype(order.config), key=lambda each: torch.finfo(each).eps)
+    tolerance = _TOLERANCES[coarsest]
+    if not largest <= tolerance:
+        raise MergeError(
+            f"loaded again, the merged model gives {len(found)} answers log-probabilities that differ from the "
+            f"adapter's by up to {largest:.3g} per token ({float(differences.mean()):.3g} on average), where at most "
+            f"{tolerance:g} is allowed"
+        )
+    figures = _figures(reloaded, data.held_out, order.config, reference_folder, device)
+    return Merged(dtype, len(found), largest, float(differences.mean()), rounding.share, figures)
+
+
+def _figures(
+    model: PlainModel, pairs: list[TokenPair], config: TrainingConfig, reference_folder: Path, device: torch.device
+) -> dict[str, float]:
+    """None where a processor would have to compute what a GPU was needed for."""
+    if not pairs or config.eval_steps == 0 or device != training_device():
+        return {}
+    return held_out_figures(model, pairs, config, reference_folder)
+
+
+def _load_adapter(order: RunOrder, device: torch.device) -> Any:
+    name, gguf = split_gguf(order.config.base_model)
+    base = AutoModelForCausalLM.from_pretrained(
+        name,
+        dtype=held_dtype(order.config),
+        token=os.environ.get("HF_TOKEN"),
+        trust_remote_code=order.trust_remote_code,
+        **weights_from(gguf),
+    )
+    forget_quantization(base)
+    with known_warnings_ignored():
+        return PeftModel.from_pretrained(base, order.output_dir).to(device)
+
+
+def _load_merged(folder: Path, dtype: torch.dtype, order: RunOrder, device: torch.device) -> Any:
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=order.trust_remote_code)
+    return loaded.to(device)
+
+
+def free_memory_of_models() -> None:
+    """Give back what models that nothing refers to any more have held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

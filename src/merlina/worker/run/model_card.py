@@ -1,0 +1,123 @@
+"""The README.md of a finished model: what it is, what made it, how to load it."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import yaml
+
+from merlina.runs import RunOrder
+from merlina.schemas.training import TrainingConfig
+from merlina.version import current
+from merlina.worker.run.loading_code import Placement, loading_code
+from merlina.worker.run.merging import Merged
+from merlina.worker.run.stages import TrainingData
+
+_SHOWN_SETTINGS = (
+    "training_mode",
+    "beta",
+    "learning_rate",
+    "num_epochs",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "lora_r",
+    "lora_alpha",
+    "optimizer_type",
+    "lr_scheduler_type",
+    "seed",
+)
+_SHOWN_FIGURES = (
+    ("Evaluation loss", "eval_loss"),
+    ("Reward accuracy on held-out pairs", "eval_reward_accuracy"),
+    ("Reward margin on held-out pairs", "eval_reward_margin"),
+)
+_LIBRARIES = ("torch", "transformers", "peft")
+
+
+def model_card(order: RunOrder, data: TrainingData, figures: str, placement: Placement) -> str:
+    """Markdown with the metadata the Hub reads. `figures` is what `figures_of_run` or `figures_of_merged` made."""
+    config = order.config
+    name = config.output_name.rsplit("/", 1)[-1]
+    settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in _SHOWN_SETTINGS)
+    libraries = ", ".join(f"{library} {version(library)}" for library in _LIBRARIES)
+    return f"""---
+{yaml.safe_dump(_metadata(config, placement), sort_keys=False).strip()}
+---
+
+# {name}
+
+`{config.base_model}`, fine-tuned by {config.training_mode.upper()} on {len(data.training)} preference pairs
+({len(data.held_out)} more were held out){_quantized_in_training(config)}.
+
+## Load it
+
+```python
+{loading_code(placement)}
+```
+
+Chat format: `{config.dataset.format.format_type}`.
+
+## What changed
+{figures}
+## How it was made
+
+| Setting | Value |
+| --- | --- |
+{settings}
+
+All settings are in `merlina.json`. Made with Merlina {current().number}, {libraries}.
+"""
+
+
+def _quantized_in_training(config: TrainingConfig) -> str:
+    return f", with the base model held in {config.weight_bits} bits" if config.weight_bits else ""
+
+
+def _metadata(config: TrainingConfig, placement: Placement) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"tags": ["merlina", config.training_mode]}
+    if placement.base_on_hub:
+        metadata["base_model"] = placement.base
+    if config.dataset.source.repo_id:
+        metadata["datasets"] = [config.dataset.source.repo_id]
+    return metadata | {"library_name": "peft" if placement.is_adapter else "transformers"}
+
+
+def figures_of_run(final_metrics: dict[str, float], data: TrainingData, placement: Placement, dtype: str) -> str:
+    """Markdown: the held-out figures of the base model and of the model a run saved, as it held and computed both."""
+    if not any(name.startswith("initial_eval_") for name in final_metrics):
+        return "\nNo pairs were evaluated, so nothing was measured.\n"
+    step = round(final_metrics.get("kept_step", 0))
+    if "final_eval_loss" not in final_metrics:
+        return (
+            f"\nThe run was stopped at step {step}, before the saved model was evaluated; nothing was measured of it.\n"
+        )
+    held = placement.held_as if placement.is_adapter else dtype
+    computed = "" if held == dtype else f" and computed in {dtype}"
+    return (
+        _table({"Before": "initial_", "After": "final_"}, final_metrics)
+        + f"Measured on the {len(data.held_out)} held-out pairs, with weights held as {held}{computed}; "
+        f"the saved model is that of step {step}.\n"
+    )
+
+
+def figures_of_merged(final_metrics: dict[str, float], data: TrainingData, merged: Merged, held_as: str) -> str:
+    """Markdown: the same figures of a merged model as it was reloaded, beside those of its adapter."""
+    words = f"\n{merged.in_words()}\n"
+    if not merged.figures:
+        return words
+    base, adapter = f"Before ({held_as})", f"Adapter ({held_as})"
+    columns = {base: "initial_", adapter: "final_", f"This model ({merged.dtype_name})": "merged_"}
+    figures = final_metrics | {f"merged_{name}": value for name, value in merged.figures.items()}
+    return _table(columns, figures) + f"Measured on the {len(data.held_out)} held-out pairs.\n" + words
+
+
+def _table(columns: dict[str, str], figures: dict[str, float]) -> str:
+    rows = []
+    for title, name in _SHOWN_FIGURES:
+        cells = [figures.get(f"{prefix}{name}") for prefix in columns.values()]
+        if any(cell is not None for cell in cells):
+            rows.append(f"| {title} | {' | '.join('–' if cell is None else f'{cell:.4g}' for cell in cells)} |")
+    head = f"| | {' | '.join(columns)} |"
+    return "\n".join(["", head, f"| --- |{' --- |' * len(columns)}", *rows, "", ""])

@@ -1,0 +1,234 @@
+"""The finished model to the Hugging Face Hub. A failure here costs nothing: the model is safe on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, RepoUrl, get_token
+from huggingface_hub.errors import HfHubHTTPError
+from torch.distributed.tensor import DTensor
+
+from merlina.domain.units import gib
+from merlina.errors import InvalidRequestError, MerlinaError
+from merlina.hardware.host import available_memory, give_back_freed_memory
+from merlina.hub_errors import in_words
+from merlina.runs import RunOrder
+from merlina.schemas.training import TrainingConfig
+from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
+from merlina.worker.run.loading_code import Placement, computed_in, is_on_hub, placement_of_run
+from merlina.worker.run.merging import Merged, free_memory_of_models, held_dtype, merged_dtype, save_merged
+from merlina.worker.run.model_card import figures_of_merged, figures_of_run, model_card
+from merlina.worker.run.reporting import EventReporter, without_tokens
+from merlina.worker.run.saving import CONFIG_FILE
+from merlina.worker.run.stages import TrainingData
+
+# Below merged weights, for readers who want the adapter itself.
+_ADAPTER_FOLDER = "adapter"
+
+
+def publish(
+    model: Any,
+    tokenizer: Any,
+    order: RunOrder,
+    data: TrainingData,
+    final_metrics: dict[str, float],
+    reporter: EventReporter,
+    reference_folder: Path,
+) -> None:
+    """Upload the adapter, or the merged weights; what goes wrong is a warning.
+
+    `model`, whose weights are in `order.output_dir`, is emptied to make room for the merge. `reference_folder` has what
+    the untrained model gave the held-out answers.
+    """
+    output_dir = Path(order.output_dir)
+    staged = output_dir.with_name(f".{output_dir.name}.{order.job_id}.upload")
+    try:
+        repo = _create_repo(order.config)
+        _empty(model)
+        shutil.rmtree(staged, ignore_errors=True)
+        merged = _merge(staged, tokenizer, order, data, reference_folder, reporter)
+        if merged is None:
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.copytree(output_dir, staged)
+        _describe(staged, repo.repo_id, order, data, final_metrics, merged)
+        HfApi().upload_folder(repo_id=repo.repo_id, folder_path=staged, commit_message="Upload the fine-tuned model")
+        reporter.note("info", f"Uploaded to {repo}")
+    except Exception as error:
+        sys.stderr.write(_traceback())
+        reporter.note("warning", _failure_in_words(error, order.config, output_dir))
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _create_repo(config: TrainingConfig) -> RepoUrl:
+    """The repository, made where it isn't there. Raises InvalidRequestError where what is private would be public."""
+    if get_token() is None:
+        raise InvalidRequestError("there is no hf_token; give one that may write")
+    repo = HfApi().create_repo(config.output_name, private=config.hf_hub_private, exist_ok=True)
+    if config.hf_hub_private and not HfApi().repo_info(repo.repo_id).private:
+        raise InvalidRequestError(
+            f"{repo.repo_id} is there already and public, which hf_hub_private forbids; make it private on the Hub, "
+            "or set hf_hub_private to false"
+        )
+    return repo
+
+
+def _empty(model: Any) -> None:
+    """Free the memory of the model's weights, whoever still refers to it."""
+    if model is not None:
+        for weight in model.parameters():
+            weight.grad = None
+            if not isinstance(weight, DTensor):
+                weight.data = weight.data.new_empty(0)
+    free_memory_of_models()
+    give_back_freed_memory()
+
+
+def _merge(
+    folder: Path, tokenizer: Any, order: RunOrder, data: TrainingData, reference_folder: Path, reporter: EventReporter
+) -> Merged | None:
+    """The merged model in `folder`; None where the adapter is uploaded, with a warning where that was not asked for."""
+    if not order.config.merges:
+        return None
+    device = _device_for_merging(order, reporter)
+    if device is None:
+        return None
+    try:
+        merged = save_merged(folder, order, tokenizer, data, reference_folder, device)
+    except Exception as error:
+        sys.stderr.write(_traceback())
+        why = error.message if isinstance(error, MerlinaError) else f"{type(error).__name__}: {_first_line(error)}"
+        reporter.note(
+            "warning",
+            f"merge_lora_before_upload: {why}. The merged model is not uploaded; the adapter is, in its place",
+        )
+        return None
+    finally:
+        free_memory_of_models()
+    _copy_adapter(Path(order.output_dir), folder / _ADAPTER_FOLDER, _for_others(order.config).base_model)
+    reporter.note("info", merged.in_words())
+    return merged
+
+
+def _device_for_merging(order: RunOrder, reporter: EventReporter) -> torch.device | None:
+    """The training's device where the base model fits into its free memory, else the processor, else None."""
+    config = order.config
+    width = max(held_dtype(config).itemsize, merged_dtype(config).itemsize)
+    needed = config.merging_bytes(weight_bytes(_base(order)) / held_dtype(config).itemsize * width)
+    if training_device().type == "cuda" and needed <= free_memory():
+        return training_device()
+    free = available_memory()
+    if needed <= free:
+        return torch.device("cpu")
+    reporter.note(
+        "warning",
+        f"merge_lora_before_upload: the base model in {8 * width} bits needs about {gib(needed)} of RAM and "
+        f"{gib(free)} are free, so the adapter alone is uploaded",
+    )
+    return None
+
+
+def _base(order: RunOrder) -> ModelSpec:
+    """The base model as it is loaded for merging."""
+    return ModelSpec(
+        base_model=order.config.base_model,
+        dtype="bfloat16" if order.config.weight_bits else order.config.dtype,
+        weight_bits=None,
+        attn_implementation="auto",
+        scratch=Path(order.output_dir),
+        token=os.environ.get("HF_TOKEN"),
+        trust_remote_code=order.trust_remote_code,
+    )
+
+
+def _describe(
+    folder: Path,
+    repo_id: str,
+    order: RunOrder,
+    data: TrainingData,
+    final_metrics: dict[str, float],
+    merged: Merged | None,
+) -> None:
+    """Write the card and the configuration for readers on the Hub."""
+    public = order.model_copy(update={"config": _for_others(order.config)})
+    saved = placement_of_run(order.config, repo_id)
+    base = public.config.base_model if saved.base_on_hub else f"path/to/{public.config.base_model}"
+    if merged is None:
+        placement = replace(saved, base=base)
+        figures = figures_of_run(final_metrics, data, placement, computed_in(order.config))
+    else:
+        placement = Placement(repo_id, False, base, saved.base_on_hub, merged.dtype_name)
+        figures = figures_of_merged(final_metrics, data, merged, saved.held_as)
+    (folder / "README.md").write_text(model_card(public, data, figures, placement))
+    (folder / CONFIG_FILE).write_text(public.config.model_dump_json(indent=2) + "\n")
+    if placement.is_adapter:
+        _name_base(folder / "adapter_config.json", public.config.base_model)
+
+
+def _copy_adapter(source: Path, target: Path, base_model: str) -> None:
+    """The adapter beside merged weights, for readers who want it without their rounding."""
+    target.mkdir()
+    for file in source.glob("adapter_*"):
+        shutil.copy(file, target)
+    _name_base(target / "adapter_config.json", base_model)
+
+
+def _failure_in_words(error: Exception, config: TrainingConfig, output_dir: Path) -> str:
+    command = shlex.join(
+        ["hf", "upload", config.output_name, str(output_dir), *(["--private"] if config.hf_hub_private else [])]
+    )
+    return (
+        f"The upload to the Hub failed: {_why(error, config)}. But the model is safe in {output_dir}; once that is "
+        f"mended, `{command}` uploads it as it is there"
+    )
+
+
+def _why(error: Exception, config: TrainingConfig) -> str:
+    if isinstance(error, MerlinaError):
+        return error.message
+    if isinstance(error, HfHubHTTPError) and error.response.status_code == 403:
+        said = f" (the Hub says: {error.server_message})" if error.server_message else ""
+        return f"the hf_token given may not write to {config.output_name}; give one with write access{said}"
+    words = in_words(error, config.output_name, "model", token_given=True)
+    # An address for an upload carries, behind its question mark, the right to use it.
+    return words or _without_queries(_first_line(error))
+
+
+def _traceback() -> str:
+    """The traceback of the error being handled, without tokens and addresses' query strings."""
+    return without_tokens(_without_queries(traceback.format_exc()))
+
+
+def _without_queries(text: str) -> str:
+    return re.sub(r"\?\S+", "", text)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _name_base(adapter_config: Path, base_model: str) -> None:
+    content = json.loads(adapter_config.read_bytes())
+    adapter_config.write_text(json.dumps({**content, "base_model_name_or_path": base_model}, indent=2) + "\n")
+
+
+def _for_others(config: TrainingConfig) -> TrainingConfig:
+    """The configuration without tokens, and without the folders of this machine."""
+    source = config.dataset.source
+    if source.file_path is not None:
+        source = source.model_copy(update={"file_path": Path(source.file_path).name})
+    base_model = config.base_model
+    if not is_on_hub(base_model):
+        base_model = Path(base_model).name
+    changes = {"base_model": base_model, "dataset": config.dataset.model_copy(update={"source": source})}
+    return config.without_secrets().model_copy(update=changes)

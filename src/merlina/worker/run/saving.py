@@ -1,0 +1,112 @@
+"""The finished model into its folder: written beside, then renamed, so that there is never half of one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from merlina.checkpoints import sync
+from merlina.errors import DiskFullError, TrainingError
+from merlina.faults import FaultPoint, reach
+from merlina.placing import identity, place
+from merlina.runs import RunOrder
+from merlina.worker.encoding import PairEncoder
+from merlina.worker.resource_errors import disk_is_full
+from merlina.worker.run.generation_config import write_generation_config
+from merlina.worker.run.loading_code import computed_in, placement_of_run
+from merlina.worker.run.model_card import figures_of_run, model_card
+from merlina.worker.run.reporting import EventReporter
+from merlina.worker.run.stages import TrainingData
+from merlina.worker.templates import saved_template
+
+CONFIG_FILE = "merlina.json"
+
+
+def save_model(
+    model: nn.Module,
+    tokenizer: Any,
+    order: RunOrder,
+    data: TrainingData,
+    final_metrics: dict[str, float],
+    reporter: EventReporter,
+    step: int,
+    *,
+    was_stopped: bool,
+) -> None:
+    """Weights, tokenizer, configuration and model card into `order.output_dir`; training ended after `step`.
+
+    What was there before is kept beside it as `<name>.before-<job id>`, and an event tells of it.
+    """
+    target = Path(order.output_dir)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{order.job_id}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        placement = placement_of_run(order.config, order.output_dir)
+        figures = figures_of_run(final_metrics, data, placement, computed_in(order.config))
+        _write(beside, model, tokenizer, order, model_card(order, data, figures, placement))
+        _sync_all(beside)
+        reach(FaultPoint.END_MODEL_WRITTEN)
+        kept_as = (
+            _free_name(target.with_name(f"{target.name}.before-{order.job_id}")) if os.path.lexists(target) else None
+        )
+        placing = reporter.placing(
+            folder=str(target),
+            staged=str(beside),
+            identity=identity(beside),
+            kept_as=str(kept_as) if kept_as else None,
+            step=step,
+            final_metrics=None if was_stopped else final_metrics,
+        )
+        reach(FaultPoint.END_PLACING)
+        if not place(placing, reporter):
+            raise TrainingError(
+                f"Another model was put into {target} while this one was being saved; resume to try again"
+            )
+    except Exception as error:
+        if disk_is_full(error):
+            raise DiskFullError(
+                f"The disk is full: no room to save the model in {target}. Free some space, then resume"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    if kept_as is not None:
+        reporter.note("warning", f"{target} was there already; it is kept as {kept_as}")
+    reporter.note("info", f"The model is in {target}")
+
+
+def _write(folder: Path, model: Any, tokenizer: Any, order: RunOrder, card: str) -> None:
+    folder.mkdir(mode=0o755)
+    model.save_pretrained(folder)
+    config = order.config
+    encoder = PairEncoder(
+        tokenizer, config.base_model, config.dataset.format, config.max_length, config.max_prompt_length
+    )
+    write_generation_config(folder, model, tokenizer.eos_token_id, encoder.end_token())
+    tokenizer.chat_template = saved_template(tokenizer, config.dataset.format)
+    tokenizer.save_pretrained(folder)
+    (folder / CONFIG_FILE).write_text(config.without_secrets().model_dump_json(indent=2) + "\n")
+    (folder / "README.md").write_text(card)
+    # A run works with files for its owner only; a finished model is for whoever may read the models folder.
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    candidate = path
+    while os.path.lexists(candidate):
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)

@@ -1,0 +1,275 @@
+"""What a run does until its model is trained: load the model, load the data, train."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from transformers import set_seed
+
+from merlina import checkpoints
+from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
+from merlina.data.doctor import Doctor
+from merlina.data.fingerprint import Fingerprint, fingerprint
+from merlina.data.formats import MARKERS
+from merlina.data.pairs import Pair, UnusableRowError
+from merlina.data.row_limit import RowLimit
+from merlina.domain.targets import in_words, warn_of_experts
+from merlina.domain.units import MIB, gib
+from merlina.errors import DataError, TrainingError
+from merlina.faults import FaultPoint, reach
+from merlina.runs import RunFolder, RunOrder, write_private
+from merlina.schemas.plan import StepPlan
+from merlina.training.distributed.ranks import ALONE, Ranks
+from merlina.training.distributed.sharding import spread_frozen_weights
+from merlina.training.engine.logprobs import unwrapped
+from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.models.adapters import make_trainable
+from merlina.training.models.loading import (
+    ModelSpec,
+    compute_dtype,
+    free_memory,
+    load_model,
+    load_tokenizer,
+    training_device,
+    vocabulary_size,
+    weight_bytes,
+)
+from merlina.training.models.tokens import TokenPair
+from merlina.training.reporter import StoppedEarly
+from merlina.worker.encoding import PairEncoder
+from merlina.worker.run.reporting import EventReporter
+from merlina.worker.run.resuming import choose_checkpoint
+from merlina.worker.run.wandb_logging import follow_with_wandb
+
+_ITEMS_BETWEEN_LOOKS = 1000
+_HELD_AS = {4: "4-bit NF4", 8: "8-bit integers", None: ""}
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The model, ready to be trained, with its tokenizer."""
+
+    model: nn.Module
+    tokenizer: Any
+    dtype: torch.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids the model has."""
+        return vocabulary_size(unwrapped(self.model))
+
+    @property
+    def pad_id(self) -> int:
+        """What fills padded rows. No mask lets anything see it, but it must have a row in the embedding."""
+        pad: int = self.tokenizer.pad_token_id
+        return pad if pad < self.vocabulary else 0
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Token ids of all pairs that are trained on, and of those held out."""
+
+    training: list[TokenPair]
+    held_out: list[TokenPair]
+
+
+class Stages:
+    """One attempt at one run."""
+
+    def __init__(self, folder: RunFolder, order: RunOrder, reporter: EventReporter, ranks: Ranks = ALONE) -> None:
+        self.folder = folder
+        self.order = order
+        self.reporter = reporter
+        self.ranks = ranks
+        self.was_stopped = False
+        self.checkpoint: Path | None = None
+        self.last_step = 0
+        self._token = os.environ.get("HF_TOKEN")
+
+    def choose_start(self) -> None:
+        """Decide which checkpoint this attempt continues from; the first rank does so for all."""
+        chosen = choose_checkpoint(self.folder, self.order, self.reporter) if self.ranks.is_first else None
+        self.checkpoint = self.ranks.of_first(chosen)
+        if self.order.resume:
+            step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
+            self.reporter.recall(self.folder.events_file, step)
+
+    def load_model(self) -> LoadedModel:
+        config = self.order.config
+        set_seed(config.seed)
+        spec = ModelSpec(
+            base_model=config.base_model,
+            dtype=config.dtype,
+            weight_bits=config.weight_bits,
+            attn_implementation=config.attn_implementation,
+            scratch=self.folder.path,
+            token=self._token,
+            trust_remote_code=self.order.trust_remote_code,
+            is_converted=not self.ranks.is_first,
+        )
+        mesh = self._mesh_to_spread_over(spec)
+        with self.ranks.one_by_one():
+            tokenizer = load_tokenizer(config.base_model, self._token, self.order.trust_remote_code)
+            model = load_model(replace(spec, stays_in_ram=mesh is not None))
+            trainable = make_trainable(model, config)
+            if mesh is not None:
+                spread_frozen_weights(trainable.model, mesh)
+        if config.attn_implementation not in ("auto", model.config._attn_implementation):
+            self.reporter.note(
+                "warning",
+                f"attn_implementation: no {config.attn_implementation} here; "
+                f"the run uses {model.config._attn_implementation}",
+            )
+        for note in trainable.notes:
+            self.reporter.note("warning", note)
+        if trainable.kinds:
+            self.reporter.note("info", in_words(trainable.kinds))
+        if without_experts := warn_of_experts(trainable.kinds):
+            self.reporter.note("warning", without_experts)
+        dtype = compute_dtype(config.dtype, training_device())
+        self._say_what_is_trained(trainable.model, dtype)
+        self._leave_if_stopped()
+        reach(FaultPoint.START_MODEL_LOADED)
+        return LoadedModel(trainable.model, tokenizer, dtype)
+
+    def load_data(self, loaded: LoadedModel) -> TrainingData:
+        config, tokenizer = self.order.config, loaded.tokenizer
+        dataset = config.dataset
+        file = Path(self.order.dataset_file) if self.order.dataset_file else None
+        if file is not None and not file.is_file():
+            raise DataError(f"The data set's file {file} is gone; upload it again and start a new run")
+        encoder = PairEncoder(tokenizer, config.base_model, dataset.format, config.max_length, config.max_prompt_length)
+        doctor = Doctor(MARKERS[dataset.format.format_type])
+        keep = dataset.max_samples is None
+        limit = RowLimit.of_megabytes(self.order.max_row_mb)
+        rows = read_pairs(dataset, file, self._token, needs_rejected=config.needs_rejected, keep=keep, limit=limit)
+        found = load_pairs(self._until_stopped(rows))
+        for row in found.skipped:
+            doctor.skip(row)
+        training, held_out = split_pairs(found.pairs, dataset.test_size, config.seed)
+        self._check_is_same_data(fingerprint(found.pairs, dataset.test_size, file))
+        encode = partial(self._encode, encoder=encoder, doctor=doctor, vocabulary=loaded.vocabulary)
+        data = TrainingData(training=encode(training), held_out=encode(held_out))
+        self._say_what_was_found(doctor, held_out)
+        if not data.training:
+            raise DataError(
+                f"No row can be used in this chat format ({doctor.reason_to_skip() or 'there are none to train on'}); "
+                "correct the rows, or choose another format, such as chatml"
+            )
+        self.reporter.note(
+            "info", f"{len(data.training)} pairs to train on, {len(data.held_out)} held out for evaluation"
+        )
+        for warning in StepPlan(config, len(data.training)).warnings():
+            self.reporter.note("warning", warning)
+        self._leave_if_stopped()
+        reach(FaultPoint.START_DATA_LOADED)
+        return data
+
+    def train(self, loaded: LoadedModel, data: TrainingData) -> nn.Module:
+        """Trains to the end or to a stop, and returns the model."""
+        checkpoint = self.checkpoint
+        set_seed(self.order.config.seed)
+        with follow_with_wandb(self.order.config, self.order.job_id, self.reporter) as reporter:
+            trainer = PreferenceTrainer(
+                loaded.model,
+                self.order.config,
+                training=data.training,
+                held_out=data.held_out,
+                pad_id=loaded.pad_id,
+                dtype=loaded.dtype,
+                folder=self.folder.checkpoints_dir,
+                reporter=reporter,
+                resuming=checkpoint is not None,
+                ranks=self.ranks,
+                memory_limit=self.order.memory_limit_mb and self.order.memory_limit_mb * MIB,
+            )
+            evaluation = self.ranks.of_first(self.reporter.recalled_evaluation)
+            self.was_stopped = trainer.run(checkpoint, evaluation=evaluation)
+            self.last_step = trainer.state.global_step
+        self.ranks.part()
+        return loaded.model
+
+    def _check_is_same_data(self, now: Fingerprint) -> None:
+        """Raises DataError where a checkpoint was trained on other rows, or with another split."""
+        file = self.folder.fingerprint_file
+        if self.checkpoint is None:
+            if self.ranks.is_first:
+                write_private(file, now.model_dump_json().encode())
+            return
+        difference = Fingerprint.model_validate_json(file.read_bytes()).difference(now) if file.is_file() else None
+        if difference is not None:
+            raise DataError(
+                f"The data set is not the one that this run was trained on until step "
+                f"{checkpoints.step_of(self.checkpoint)}: {difference}. Restore it and resume, or "
+                f"POST /jobs/{self.order.job_id}/resume?force=true to start over at step 1"
+            )
+
+    def _mesh_to_spread_over(self, spec: ModelSpec) -> DeviceMesh | None:
+        """Where the model doesn't fit into each rank's memory as a whole."""
+        if self.ranks.count == 1:
+            return None
+        free = free_memory() / (1 if training_device().type == "cuda" else self.ranks.count)
+        weights = weight_bytes(spec)
+        spreads = self.order.config.spreads_weights(self.ranks.count, weights, free)
+        if not self.ranks.most(spreads):
+            return None
+        self.reporter.note(
+            "info",
+            f"The model's {gib(weights)} of weights are spread over the {self.ranks.count} processes, since "
+            f"each has {gib(free)} free: slower than a whole model in each",
+        )
+        return self.ranks.mesh()
+
+    def _encode(self, pairs: list[Pair], encoder: PairEncoder, doctor: Doctor, vocabulary: int) -> list[TokenPair]:
+        """Raises DataError for the first row with a token that the model doesn't have."""
+        encoded: list[TokenPair] = []
+        for pair in self._until_stopped(pairs):
+            try:
+                made = encoder.encode(pair)
+            except UnusableRowError as error:
+                doctor.skip(SkippedRow(pair.number, error.message, error.kind))
+                continue
+            if (token := made.id_outside(vocabulary)) is not None:
+                raise DataError(
+                    f"Row {pair.number:,} has the token id {token:,} ({encoder.token(token)!r}), but the model has the "
+                    f"ids 0 to {vocabulary - 1:,}. The tokenizer of {self.order.config.base_model} belongs to another "
+                    "model, or has tokens that were added after the model was saved"
+                )
+            doctor.see(pair, made.lengths)
+            encoded.append(made.tokens)
+        return encoded
+
+    def _until_stopped(self, items: Iterable[_T]) -> Iterator[_T]:
+        """The items; a stop is heard among them too, since there may be millions."""
+        for number, item in enumerate(items):
+            if number % _ITEMS_BETWEEN_LOOKS == 0:
+                self._leave_if_stopped()
+            yield item
+
+    def _leave_if_stopped(self) -> None:
+        if self.reporter.should_stop():
+            raise StoppedEarly
+
+    def _say_what_is_trained(self, model: nn.Module, dtype: torch.dtype) -> None:
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        if trained == 0:
+            raise TrainingError("No weight of the model would be trained; check target_modules and use_lora")
+        held = _HELD_AS[self.order.config.weight_bits] or str(dtype).removeprefix("torch.")
+        device = "GPU" if training_device().type == "cuda" else "CPU"
+        place = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
+        self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
+
+    def _say_what_was_found(self, doctor: Doctor, held_out: list[Pair]) -> None:
+        if doctor.usable == doctor.rows:
+            self.reporter.note("info", f"{doctor.rows} rows read, all of them usable")
+        for finding in doctor.findings(pair.number for pair in held_out):
+            self.reporter.note("warning", finding.message)

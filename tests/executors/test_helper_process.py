@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merlina.errors import BusyError, DataError, HelperError, MerlinaError, ModelError
+from merlina.executors.fork_server import ForkServer
+from merlina.executors.helper_process import Helper
+from tests.harness import pairs_file, until
+
+
+@pytest.fixture
+def helper(fork_server: ForkServer, tmp_path: Path) -> Iterator[Helper]:
+    helper = Helper(60, tmp_path / "helper.log", fork_server)
+    yield helper
+    helper.close()
+
+
+def preview(helper: Helper, folder: Path, **changes: Any) -> Any:
+    file = pairs_file(folder / "pairs.jsonl")
+    config = {
+        "source": {"source_type": "local_file", "file_path": str(file)},
+        "format": {"format_type": "tokenizer"},
+        **changes,
+    }  # fmt: skip
+    limits = {"limit": 2, "max_length": 512, "max_prompt_length": 256, "max_row_mb": 16}
+    return helper.call(
+        "preview_formatted", config=config, file=str(file), token=None, trust_remote_code=False, **limits
+    )
+
+
+def test_its_errors_come_back_as_what_they_are_and_it_lives_on(
+    helper: Helper, tmp_path: Path, tiny_model: Path
+) -> None:
+    with pytest.raises(DataError, match="model_name is needed"):
+        preview(helper, tmp_path)
+    first = helper.pid
+    with pytest.raises(ModelError, match="/nowhere"):
+        preview(helper, tmp_path, model_name="/nowhere")
+    assert preview(helper, tmp_path, model_name=str(tiny_model))["samples"][0]["chosen"].endswith("<|im_end|>")
+    assert helper.pid == first
+
+
+def test_a_death_in_mid_call_is_told_and_the_next_call_gets_another(helper: Helper, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    first = helper.pid
+    assert first is not None
+    os.kill(first, signal.SIGSTOP)
+    threading.Timer(0.2, os.kill, (first, signal.SIGKILL)).start()
+    with pytest.raises(HelperError, match="died"):
+        preview(helper, tmp_path)
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    assert helper.pid != first
+
+
+def test_a_call_that_takes_too_long_ends_the_helper(helper: Helper, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    pid = helper.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(HelperError, match="took too long"):
+        helper.call("preview_rows", timeout=0.2, config={}, file=None, limit=1, token=None, max_row_mb=16)
+    assert helper.pid is None
+
+
+def test_those_who_would_wait_too_long_are_sent_away_at_once(helper: Helper, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    pid = helper.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    answers: list[type[BaseException]] = []
+
+    def ask() -> None:
+        try:
+            preview(helper, tmp_path)
+        except MerlinaError as error:
+            answers.append(type(error))
+
+    asking = [threading.Thread(target=ask) for _ in range(20)]
+    for thread in asking:
+        thread.start()
+    until(lambda: answers.count(BusyError) == 4, 10, "four of twenty being sent away")
+    os.kill(pid, signal.SIGCONT)
+    for thread in asking:
+        thread.join(60)
+    assert answers.count(DataError) == 16
+
+
+def test_an_idle_helper_is_let_go(tmp_path: Path) -> None:
+    helper = Helper(0.1, tmp_path / "helper.log")
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    until(lambda: helper.pid is None, 10, "the helper's end")
+
+
+def test_an_end_does_not_wait_for_a_call_under_way(helper: Helper, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    assert helper.pid is not None
+    os.kill(helper.pid, signal.SIGSTOP)
+    threading.Timer(0.3, helper.close).start()
+    began = time.monotonic()
+    with pytest.raises(BusyError, match="about to end"):
+        preview(helper, tmp_path)
+    assert time.monotonic() - began < 10
+    assert helper.pid is None
+
+
+def test_a_call_ends_with_its_client_whether_it_waits_or_runs(helper: Helper, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        preview(helper, tmp_path)
+    pid = helper.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    running, waiting = threading.Event(), threading.Event()
+    outcomes: list[str] = []
+
+    def ask(closed: threading.Event) -> None:
+        with pytest.raises(BusyError, match="Nobody waits"):
+            helper.call("product_rate", closed=closed, dtype="float32", width=8)
+        outcomes.append("running" if closed is running else "waiting")
+
+    asking = [threading.Thread(target=ask, args=(closed,)) for closed in (running, waiting)]
+    asking[0].start()
+    until(lambda: helper.pid == pid and helper._busy, 10, "the first call")
+    asking[1].start()
+    waiting.set()
+    asking[1].join(10)
+    assert outcomes == ["waiting"]
+    running.set()
+    asking[0].join(10)
+    assert outcomes == ["waiting", "running"]
+    assert helper.pid is None

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merlina.errors import TrainingError
+from merlina.training.engine.packing import PackedExample
+from merlina.training.engine.passes import Packed, Padded, Passes
+from merlina.training.loop.memory_probe import as_amidst_a_step, fitting
+from tests.training.test_loop import Recorder, configure, train, weights_of
+
+
+def unit(positions: int) -> PackedExample:
+    return PackedExample([1], ([2] * positions, [3]))
+
+
+def device_of(room: int, tried: list[int]) -> Callable[[Sequence[PackedExample]], None]:
+    """What a card does that has room for so many positions."""
+
+    def run(units: Sequence[PackedExample]) -> None:
+        tried.append(sum(one.positions for one in units))
+        if tried[-1] > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    return run
+
+
+@pytest.mark.parametrize("layout", [Packed(), Padded()])
+@given(sizes=st.lists(st.integers(2, 60), min_size=1, max_size=30), budget=st.integers(2, 200))
+def test_what_is_tried_is_as_large_as_the_longest_pair_and_any_pack_of_all(
+    layout: Packed | Padded, sizes: list[int], budget: int
+) -> None:
+    units = [unit(size) for size in sizes]
+    passes, alone = Passes(layout, budget), max(layout.size([one]) for one in units)
+    largest = layout.size(passes.largest(units))
+    assert alone <= largest <= max(budget, alone)
+    assert all(layout.size([units[index] for index in indices]) <= largest for indices in passes.cut(units))
+
+
+def test_the_largest_pass_of_any_step_holds_no_more_pairs_than_a_step() -> None:
+    units = [unit(length) for length in (10, 40, 20, 30)]
+    passes = Passes(Packed(), budget=100)
+    assert passes.heaviest(units, 2) == [units[1], units[3]]
+    assert passes.heaviest(units, 3) == [units[1], units[3], units[2]]
+    assert Passes(Packed(), budget=60).heaviest(units, 3) == units
+
+
+def test_the_budget_shrinks_by_a_quarter_until_it_fits_and_each_try_is_told() -> None:
+    tried: list[int] = []
+    told: list[str] = []
+    units = [unit(100) for _ in range(90)]
+    found = fitting(Passes(Packed(), 8192), units, device_of(2500, tried), lambda _level, message: told.append(message))
+    assert found == Passes(found.layout, 2592)
+    assert tried == [8100, 6100, 4600, 3400, 2500]
+    assert told[0] == "No room on the GPU for 8,192 tokens in one forward pass; trying 6,144"
+    assert len(told) == 4
+
+
+def test_the_longest_pair_is_the_least_that_must_fit_and_the_error_says_what_helps() -> None:
+    tried: list[int] = []
+    with pytest.raises(TrainingError, match=r"The longest pair, 3,000 tokens .* a max_length below 1,500") as raised:
+        fitting(Passes(Packed(), 8192), [unit(3000), unit(10)], device_of(2500, tried), lambda *_: None)
+    assert tried == [3010] * 4 + [3000]
+    assert "gradient_checkpointing, use_4bit" in str(raised.value)
+
+
+def test_ranks_that_are_in_step_try_once_since_the_others_wait_amidst_a_pass() -> None:
+    tried: list[int] = []
+    passes = Passes(Packed(), 8192, are_in_step=True)
+    with pytest.raises(TrainingError, match=r"30 pairs in one pass, 3,000 tokens, .* a smaller batch_size"):
+        fitting(passes, [unit(100) for _ in range(30)], device_of(2500, tried), lambda *_: None)
+    assert tried == [3000]
+
+
+def test_the_optimizers_state_and_kept_gradients_are_there_during_the_try_alone() -> None:
+    trained, frozen = torch.nn.Parameter(torch.ones(6, 2)), torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        with as_amidst_a_step([trained, frozen], 4_000_000.0, has_gradients=True):
+            assert torch.equal(trained.grad, torch.zeros(6, 2))
+            assert frozen.grad is None
+        assert trained.grad is None
+    held = [event.cpu_memory_usage for event in profile.events()]
+    assert max(held) == 48_000_000
+    assert min(held) == -48_000_000
+
+
+def test_the_try_leaves_no_trace_in_the_training(tiny_model: Path, tmp_path: Path) -> None:
+    """With dropout, whose random numbers the try draws too: what follows is as if it hadn't been."""
+    config = configure(tiny_model, lora_dropout=0.3)
+    recorder = Recorder()
+    trained = weights_of(train(config, tmp_path / "a", recorder))
+    assert any("tokens in its largest forward pass" in note for note in recorder.notes)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    again = weights_of(train(config, tmp_path / "b", Recorder()))
+    assert all(map(torch.equal, trained, again))
+    assert not torch.equal(before, torch.get_rng_state())

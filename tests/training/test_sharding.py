@@ -1,0 +1,135 @@
+"""A frozen model in parts, on two processes over gloo, against the whole one in a single process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from merlina.schemas.training import TrainingConfig
+from merlina.training.distributed.ranks import ALONE, Ranks, join
+from merlina.training.distributed.sharding import is_spread, spread_frozen_weights
+from merlina.training.engine.packing import PackedExample
+from merlina.training.engine.passes import Packed, Passes
+from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.loop.memory_probe import fitting
+from merlina.training.models.adapters import make_trainable
+from merlina.training.models.loading import ModelSpec, load_model
+from merlina.training.models.tokens import TokenPair
+from tests.harness import training_config
+
+_MODES = ("orpo", "kto")
+
+
+class Voice:
+    """A Reporter that keeps the figures and does nothing else."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, float] = {}
+
+    def metrics(self, _step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
+        self.figures |= {f"{name} {_step}": value for name, value in figures.items() if "loss" in name}
+
+    def should_stop(self) -> bool:
+        return False
+
+    def is_pausing(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+def pairs() -> list[TokenPair]:
+    """Of different lengths, so that ranks make different numbers of passes."""
+    draw = torch.Generator().manual_seed(3)
+
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(5, 60, (count,), generator=draw).tolist())
+
+    return [TokenPair(tokens(5 + 3 * n), tokens(4 + n), tokens(20 - n), row=n) for n in range(11)]
+
+
+def train(rank: int, folder: Path, base_model: Path, count: int) -> None:
+    torch.set_num_threads(1)
+    ranks = join(rank, count, folder / "meeting", torch.device("cpu")) if count > 1 else ALONE
+    found: dict[str, torch.Tensor] = {}
+    for mode in _MODES:
+        given = training_config(
+            base_model, base_model, "x", training_mode=mode, lora_dropout=0.0, eval_steps=2, save_steps=2, max_steps=4,
+            batch_size=3, gradient_accumulation_steps=1, gradient_checkpointing=mode == "orpo", logging_steps=1,
+        )  # fmt: skip
+        config = TrainingConfig.model_validate(given)
+        torch.manual_seed(0)
+        spec = ModelSpec(config.base_model, "auto", None, "auto", folder, stays_in_ram=count > 1)
+        model = make_trainable(load_model(spec), config).model
+        if count > 1:
+            spread_frozen_weights(model, ranks.mesh())
+        assert is_spread(model) == (count > 1)
+        voice = Voice()
+        trainer = PreferenceTrainer(
+            model, config, training=pairs()[:8], held_out=pairs()[8:], pad_id=0, dtype=torch.float32,
+            folder=folder / f"{mode}-{count}", reporter=voice, resuming=False, ranks=ranks,
+        )  # fmt: skip
+        trainer.run(None)
+        found |= {f"{mode} {name}": torch.tensor(value) for name, value in voice.figures.items()}
+        found |= {f"{mode} {name}": weight for name, weight in model.named_parameters() if weight.requires_grad}
+        if count > 1:
+            local = model.get_base_model().get_decoder().layers[0].mlp.up_proj.base_layer.weight.to_local()
+            found[f"{mode} part"] = torch.tensor(local.shape[0])
+            assert (folder / f"{mode}-{count}" / "checkpoint-2" / "adapter_model.safetensors").is_file()
+    if count > 1:
+        found |= {f"room for {room}": torch.tensor(budget_where_the_second_has(room, ranks)) for room in (30, 70)}
+    if ranks.is_first:
+        save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, folder / f"{count}")
+    ranks.part()
+
+
+def budget_where_the_second_has(room: int, ranks: Ranks) -> int:
+    """Positions of a pass that all ranks end with where only the second runs out of memory."""
+
+    def run(units: Sequence[PackedExample]) -> None:
+        if ranks.rank == 1 and Packed().size(units) > room:
+            raise torch.OutOfMemoryError
+
+    units = [PackedExample([1], ([2] * 9, [3] * 2))] * 20
+    return fitting(Passes(Packed(), 100, ranks), units, run, lambda *_: None).budget
+
+
+def test_losses_and_adapters_are_those_of_the_whole_model(tiny_model: Path, tmp_path: Path) -> None:
+    train(0, tmp_path, tiny_model, 1)
+    # This process is the first of the two, which spares the imports of another.
+    second = torch.multiprocessing.get_context("spawn").Process(target=train, args=(1, tmp_path, tiny_model, 2))
+    second.start()
+    train(0, tmp_path, tiny_model, 2)
+    second.join(60)
+    assert second.exitcode == 0
+    whole, spread = load_file(tmp_path / "1"), load_file(tmp_path / "2")
+    for mode in _MODES:
+        assert int(spread.pop(f"{mode} part")) * 2 == 64
+    assert (int(spread.pop("room for 30")), int(spread.pop("room for 70"))) == (31, 75)
+    assert spread.keys() == whole.keys()
+    assert any("eval_loss" in name for name in whole)
+    for name, tensor in whole.items():
+        assert float((spread[name] - tensor).norm()) <= 1e-5 * max(float(tensor.norm()), 1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "processes", "free", "spreads"),
+    [
+        ({}, 2, 19e9, True),
+        ({}, 2, 21e9, False),
+        ({}, 1, 5e9, False),
+        ({"use_4bit": True}, 2, 5e9, False),
+        ({"use_lora": False}, 2, 5e9, False),
+    ],
+)
+def test_a_frozen_model_is_spread_where_it_takes_over_half_of_the_memory(
+    changes: dict[str, Any], processes: int, free: float, spreads: bool
+) -> None:
+    config = TrainingConfig.model_validate(training_config(Path("m"), Path("d"), "x", **changes))
+    assert config.spreads_weights(processes, 10e9, free) is spreads

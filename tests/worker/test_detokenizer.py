@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merlina.worker.chat.detokenizer import TextPieces
+from tests.tiny import build_tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def by_bytes(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module")
+def by_words() -> Any:
+    """Marks the beginnings of words, as SentencePiece does: a token's space shows only where another stands before."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel({"▁the": 0, "▁sky": 1, "▁is": 2, "</s>": 3, "<unk>": 4}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
+def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
+    told = TextPieces(tokenizer)
+    return [*(told.add(token) for token in ids), told.rest()]
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
+def test_no_character_is_ever_told_in_halves(by_bytes: Any, text: str) -> None:
+    told = pieces(by_bytes, by_bytes.encode(f"{text}<|im_end|>", add_special_tokens=False))
+    assert "".join(told) == text.lstrip()
+    assert not any("\ufffd" in piece for piece in told)
+
+
+def test_a_text_is_told_while_it_is_drawn_without_special_tokens(by_bytes: Any) -> None:
+    ids = by_bytes.encode("<|im_start|>The sky 🔮 is<|im_end|>", add_special_tokens=False)
+    told = [piece for piece in pieces(by_bytes, ids) if piece]
+    assert "".join(told) == "The sky 🔮 is"
+    assert len(told) > 4
+    assert any("🔮" in piece for piece in told)
+
+
+def test_an_answer_cut_off_in_mid_character_is_told_as_far_as_it_goes(by_bytes: Any) -> None:
+    ids = by_bytes.encode("is 🔮", add_special_tokens=False)
+    assert "".join(pieces(by_bytes, ids[:-1])) == "is \ufffd"
+
+
+def test_spaces_between_words_stay(by_words: Any) -> None:
+    assert pieces(by_words, [0, 1, 2, 1, 3]) == ["the", " sky", " is", " sky", "", ""]
