@@ -36,8 +36,8 @@ _LONGEST = (
     "browser/test_page", "data/test_hub", "system/test_fault_points", "system/test_recovery", "docs/test_examples",
     "worker/test_multi_gpu", "worker/test_worker", "worker/test_merging", "training/test_sharding", "system/test_hub",
     "api/test_jobs", "executors/test_fork_server", "cli/", "system/", "chat/", "api/test_security",
-    "api/test_contract", "worker/", "jobs/test_requests", "browser/", "executors/", "api/test_fuzz", "training/test_loop",
-    "api/test_limits", "api/", "client/", "schemas/test_types", "test_packages",
+    "api/test_contract", "worker/", "jobs/test_requests", "browser/", "executors/", "api/test_fuzz",
+    "training/test_loop", "api/test_limits", "api/", "client/", "schemas/test_types", "test_packages",
 )  # fmt: skip
 
 

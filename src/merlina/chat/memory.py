@@ -39,7 +39,7 @@ class ChatMemory:
         return best.index if best else None
 
     def admit(self, claim: Claim) -> None:
-        """Raises InsufficientMemoryError where the claim is on memory that a job has or waits for, or on more than is free.
+        """Raise InsufficientMemoryError if a job holds or waits for the claimed memory, or if too little is free.
 
         What the model that is loaded now holds counts as free: it goes before another is loaded.
         """

@@ -35,7 +35,7 @@ class ChatService:
     chat_process: ChatProcess
 
     def load(self, job_id: str, closed: threading.Event, *, with_base: bool, force: bool) -> None:
-        """Raises NotFoundError, InvalidRequestError where the job has no model, InsufficientMemoryError where there's no chat_memory."""
+        """Raises NotFoundError, InvalidRequestError (the job has no model) and InsufficientMemoryError."""
         order = self._order(self.commands.find(job_id), with_base=with_base)
         self.chat_process.load(order, self._admission(order, force=force), closed)
 

@@ -266,7 +266,7 @@ class Client:
         return self._get("/chat", ChatState)
 
     def load_chat_model(self, job_id: str, *, with_base: bool = True, force: bool = False) -> ChatState:
-        """Loads the model that a job saved; it may take minutes. Raises InsufficientMemoryError where runs leave no room."""
+        """Load a job's model, which may take minutes. Raises InsufficientMemoryError."""
         request = {"job_id": job_id, "with_base": with_base, "force": force}
         return parse(self._send("POST", "/chat/load", json=request, timeout=LOAD_SECONDS), ChatState)
 

@@ -51,7 +51,7 @@ class ChatOrder:
 
 @dataclass(frozen=True)
 class Admission:
-    """`plan` says what a model would claim; `admit` raises InsufficientMemoryError where it may not, unless that is `forced`.
+    """`plan` returns what a model would claim; `admit` raises InsufficientMemoryError, unless `forced`.
 
     `admit` is called once more when the claim can be seen by whoever starts runs: so of two that want the same memory
     at the same moment, at least one sees the other.
@@ -79,8 +79,10 @@ class Status:
 
 
 class ChatProcess:
-    """A process of `merlina.worker.chat.process`, forked where there is a fork server. Calls come from any thread and wait for
-    each other; `release` waits for nobody. What its libraries print goes to `log_file`."""
+    """A process of `merlina.worker.chat`. Calls come from any thread and wait for each other, except `release`.
+
+    The output of its libraries goes to `log_file`.
+    """
 
     def __init__(self, idle_seconds: float, log_file: Path, fork_server: ForkServer | None = None) -> None:
         self._idle = IdleTimer(idle_seconds, self._let_go)

@@ -1,7 +1,7 @@
 """Where news of jobs meets those who wait for it: the supervisor's thread publishes, WebSocket readers wait.
 
-The broadcast keeps each job's latest record and its newest events. A slow reader takes older ones from the run's log instead,
-so no reader costs memory and none slows another.
+It keeps each job's latest record and newest events. A slow subscriber reads older ones from the run's event log, so
+that no subscriber costs memory or slows another one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A reader's place in one run's events: from the broadcast while it keeps up, from the run's log where it fell behind."""
+"""A subscriber's position in one run's events, read from the broadcast or, further behind, from the event log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EventCursor:
         """Events after `seq` up to number `last`, in batches, oldest first."""
         while self.seq < last:
             recent = self._broadcast.recent(self._job_id, self.seq)
-            # The database may be ahead of the broadcast for a moment; then the log has what the broadcast will soon hear of.
+            # For a moment the database may be ahead of the broadcast; the event log is ahead of both.
             found = recent if recent else await asyncio.to_thread(self._from_log)
             batch = [event for event in found[:_BATCH_EVENTS] if event.seq <= last]
             if not batch:

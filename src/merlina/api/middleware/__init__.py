@@ -1,1 +1,1 @@
-"""ASGI middleware, one module per concern: API key and sessions, Host and Origin, body limits, response cache, HEAD, sub-path."""
+"""ASGI middleware, one module per concern, wired in `api.app`."""

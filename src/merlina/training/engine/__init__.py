@@ -1,1 +1,1 @@
-"""The fast path of one optimizer step: pair layout, packs and passes, attention masks, fused layers, output head, log-probabilities."""
+"""The fast path of an optimizer step: packs, passes, attention masks, fused layers, output head, log-probabilities."""

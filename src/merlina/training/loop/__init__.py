@@ -1,1 +1,1 @@
-"""The training loop: Trainer subclass, its arguments and callbacks, metrics, alarms, early stopping, reference pass, memory probe."""
+"""The training loop: Trainer subclass, arguments, callbacks, metrics, alarms, early stopping, reference, memory probe."""

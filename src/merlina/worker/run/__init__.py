@@ -1,1 +1,1 @@
-"""The process of a run: stages from data to saved model, stop and pause requests, reporting, publishing, several GPUs."""
+"""The process of an attempt: stages from data to saved model, requests, reporting, publishing, several GPUs."""
