@@ -307,8 +307,8 @@ def test_what_contradicts_itself_is_said_without_blaming_the_body(server: Server
         (nested,) = http.post("/train", json={**body, "dataset": {"source": source}}).json()["detail"]["errors"]
         (alone,) = http.post("/dataset/columns", json={"source": source}).json()["detail"]["errors"]
     assert error.startswith("max_prompt_length: 64 must be below max_length (64)")
-    assert nested == "dataset.source.dataset_id: source_type 'upload' needs it"
-    assert alone == "source.dataset_id: source_type 'upload' needs it"
+    assert nested == "dataset.source.dataset_id: required by source_type 'upload'"
+    assert alone == "source.dataset_id: required by source_type 'upload'"
 
 
 def test_what_two_checks_find_alike_is_told_once(server: Server, config: Config, tiny_model: Path) -> None:

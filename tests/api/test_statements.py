@@ -28,7 +28,7 @@ def test_a_plan_of_few_steps_is_a_warning_with_its_numbers(server: Server, tiny_
     found = validate(server, config)
     (warning,) = [line for line in found["warnings"] if line.startswith("Only")]
     assert "Only 2 optimizer steps with a peak learning rate of 5e-06" in warning
-    assert "11 training pairs, 16 a step, 2 epochs. The model will hardly change" in warning
+    assert "11 training pairs, 16 per step, 2 epochs. The model will hardly change" in warning
     assert found["checks"]["steps_suffice"] is False
     enough = validate(server, {**config, "learning_rate": 1e-3, "num_epochs": 10})
     assert enough["checks"]["steps_suffice"] is True

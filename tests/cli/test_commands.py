@@ -98,7 +98,7 @@ def test_a_configuration_file_that_cannot_be_is_explained(tmp_path: Path) -> Non
     file.write_text("base_model: m\noutput_name: o/p\ndataset: {source: {source_type: huggingface, repo_id: o/d}}\n")
     with pytest.raises(InvalidRequestError) as caught:
         read_config_file(file)
-    assert caught.value.errors == ("output_name: 'o/p' has a '/', which needs push_to_hub",)
+    assert caught.value.errors == ("output_name: 'o/p' has a '/', which requires push_to_hub",)
     file.write_text("just text")
     with pytest.raises(InvalidRequestError, match="one mapping of fields"):
         read_config_file(file)

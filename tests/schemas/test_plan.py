@@ -87,7 +87,7 @@ def test_steps_are_counted_as_the_run_takes_them() -> None:
     ("pairs", "changes", "expected"),
     [
         (12, {"learning_rate": 5e-6}, ["Only 1 optimizer step ", "of 5e-06", "about 5e-06", "12 training pairs, 16 a"]),
-        (12, {}, ["Only 1 optimizer step ", "about 0.001 in all", "That is little to learn from"]),
+        (12, {}, ["Only 1 optimizer step ", "about 0.001 in total", "That may be too few to learn from"]),
         (10_000, {"max_steps": 3}, ["Only 3 optimizer steps ", "10,000 training pairs", "max_steps 3"]),
         (
             160,
@@ -97,7 +97,7 @@ def test_steps_are_counted_as_the_run_takes_them() -> None:
         (160, {"num_epochs": 1.5}, None),
         (1600, {"learning_rate": 5e-6}, None),
         (1_000_000, {"learning_rate": 1e-9, "optimizer_type": "sgd"}, None),
-        (1_000_000, {"learning_rate": 1e-10}, ["62,500 optimizer steps", "about 3e-06 in all"]),
+        (1_000_000, {"learning_rate": 1e-10}, ["62,500 optimizer steps", "about 3e-06 in total"]),
         (24, {"optimizer_type": "sgd"}, ["Only 2 optimizer steps with a peak learning rate of 0.001: 24 training"]),
     ],
 )
@@ -113,8 +113,8 @@ def test_a_plan_that_would_hardly_train_is_a_warning_with_its_numbers(
 def test_cycles_too_short_to_fall_are_a_warning() -> None:
     short = plan(320, lr_scheduler_type="cosine_with_restarts", lr_scheduler_cycles=10)
     assert short.warnings() == [
-        "lr_scheduler_cycles: 10 cycles share the 19 steps after the warm-up, fewer than 2 each, so that the learning "
-        "rate does not fall within them; use fewer cycles"
+        "lr_scheduler_cycles: 10 cycles in 19 steps after the warm-up leave fewer than 2 steps per cycle, so the "
+        "learning rate never decays; use fewer cycles"
     ]
     with pytest.raises(ValidationError):
         plan(lr_scheduler_cycles=1)

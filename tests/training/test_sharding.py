@@ -132,4 +132,4 @@ def test_a_frozen_model_is_spread_where_it_takes_over_half_of_the_memory(
     changes: dict[str, Any], processes: int, free: float, spreads: bool
 ) -> None:
     config = TrainingConfig.model_validate(training_config(Path("m"), Path("d"), "x", **changes))
-    assert config.spreads_weights(processes, 10e9, free) is spreads
+    assert config.shards_weights(processes, 10e9, free) is spreads

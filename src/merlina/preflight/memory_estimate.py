@@ -154,7 +154,7 @@ def check_memory(
     free = gpu.memory_free_mb * MIB if gpu else available_memory() + gives_up(None) * MIB
     gpus_used = len(config.gpu_ids or []) or 1
     whole = _weight_bytes(config, model, compute_bytes(config, device))
-    spread_over = gpus_used if config.spreads_weights(gpus_used, whole, free) else 1
+    spread_over = gpus_used if config.shards_weights(gpus_used, whole, free) else 1
     needed = estimate(config, model, data, device, spread_over)
     expected = expect(config, model, data, device, spread_over, free)
     parts = sorted(expected.parts.items(), key=lambda part: -part[1])

@@ -1,4 +1,4 @@
-"""Where rows come from, how their columns are named and how they become text (the contract, "Datasets")."""
+"""Data sets: where rows come from, how their columns are named and how they become text (see docs/datasets.md)."""
 
 from __future__ import annotations
 
@@ -34,23 +34,28 @@ _NEEDED: dict[SourceType, str] = {"huggingface": "repo_id", "local_file": "file_
 
 
 class DatasetSource(RequestModel):
-    """Where the rows are. `source_type` says which of the other fields must be given."""
+    """Where the rows are. `source_type` determines which of the other fields is required."""
 
-    source_type: SourceType = Field(description="huggingface (the Hub), local_file (on the server) or upload")
+    source_type: SourceType = Field(
+        description="Where the rows are: huggingface (the Hub), local_file (a file on the server) or upload. Each "
+        "needs the field of its own below."
+    )
     repo_id: str | None = Field(
         default=None,
         max_length=200,
-        description="huggingface: the data set's id, `org/name`",
+        description="huggingface: id of the data set, `org/name`.",
         json_schema_extra={"pattern": f"^{_REPO_ID.pattern}$"},
     )
-    split: str = Field(default="train", min_length=1, description="huggingface: the split to read")
-    file_path: str | None = Field(default=None, min_length=1, description="local_file: path on the server's machine")
+    split: str = Field(default="train", min_length=1, description="huggingface: split to read.")
+    file_path: str | None = Field(
+        default=None, min_length=1, description="local_file: path of the file on the server, inside ALLOWED_PATHS."
+    )
     file_format: FileFormat | None = Field(
-        default=None, description="left out: found from the name, else from the content"
+        default=None, description="Format of the file. null: detected from its name, else from its content."
     )
     dataset_id: str | None = Field(
         default=None,
-        description="upload: the id the upload was answered with",
+        description="upload: id that the server returned for the upload.",
         json_schema_extra={"pattern": f"^{_DATASET_ID.pattern}$"},
     )
 
@@ -63,73 +68,91 @@ class DatasetSource(RequestModel):
     @classmethod
     def _is_a_repo_id(cls, value: str | None) -> str | None:
         if value is not None and not _REPO_ID.fullmatch(value):
-            raise ValueError(f"{value[:100]!r} is no Hub id; it looks like org/name, in letters, digits, '.', '_', '-'")
+            raise ValueError(f"{value[:100]!r} is not a Hub id; use org/name, with letters, digits, '.', '_' and '-'")
         return value
 
     @field_validator("dataset_id")
     @classmethod
     def _is_an_upload(cls, value: str | None) -> str | None:
         if value is not None and not _DATASET_ID.fullmatch(value):
-            raise ValueError(f"{value[:100]!r} is no upload's id; it looks like upload_20260101_120000_a1b2c3d4")
+            raise ValueError(f"{value[:100]!r} is not an upload id, such as upload_20260101_120000_a1b2c3d4")
         return value
 
     @model_validator(mode="after")
-    def _needs_its_field(self) -> Self:
+    def _has_required_field(self) -> Self:
         needed = _NEEDED[self.source_type]
         if getattr(self, needed) is None:
-            raise at_field(needed, f"source_type {self.source_type!r} needs it")
+            raise at_field(needed, f"required by source_type {self.source_type!r}")
         return self
 
 
 class CustomTemplates(RequestModel):
-    """The text put around each part of a conversation by the format `custom`."""
+    """Text that the format `custom` puts around each part of a conversation."""
 
-    system_prefix: str = ""
-    system_suffix: str = ""
-    user_prefix: str = ""
-    user_suffix: str = ""
-    assistant_prefix: str = ""
-    assistant_suffix: str = ""
+    system_prefix: str = Field(default="", description="Text before the system message.")
+    system_suffix: str = Field(default="", description="Text after the system message.")
+    user_prefix: str = Field(default="", description="Text before each user message.")
+    user_suffix: str = Field(default="", description="Text after each user message.")
+    assistant_prefix: str = Field(default="", description="Text before each answer; also ends the prompt.")
+    assistant_suffix: str = Field(
+        default="", description="Text after each answer; the model learns to end its answer with it."
+    )
 
 
 class DatasetFormat(RequestModel):
-    """How a conversation becomes the text the model reads."""
+    """How a conversation becomes the text that the model reads."""
 
     format_type: FormatType = Field(
-        default="chatml", description="the chat format; tokenizer uses the model's own template"
+        default="chatml",
+        description="Chat format that turns each conversation into text. tokenizer: the chat template of the "
+        "model's tokenizer.",
     )
     custom_templates: CustomTemplates | None = Field(
-        default=None, description="needed by the format custom, unused elsewhere"
+        default=None,
+        description="custom: text before and after each part of a conversation. Ignored by the other formats.",
     )
-    enable_thinking: bool = Field(default=True, description="qwen3: keep the reasoning before the answer")
+    enable_thinking: bool = Field(
+        default=True,
+        description="qwen3: include the reasoning before each answer; false trains with an empty thought. tokenizer: "
+        "passed to the chat template.",
+    )
 
     @model_validator(mode="after")
     def _custom_needs_templates(self) -> Self:
         if self.format_type == "custom" and self.custom_templates is None:
-            raise at_field("custom_templates", "format_type 'custom' needs them")
+            raise at_field("custom_templates", "required by format_type 'custom'")
         return self
 
 
 class DatasetConfig(RequestModel):
-    """A preference data set: where it is, how it is read, how much of it is held out."""
+    """A preference data set: where it is, how it is read and how much of it is held out."""
 
     source: DatasetSource
     format: DatasetFormat = Field(default_factory=lambda: DatasetFormat())
     model_name: str | None = Field(
         default=None,
         min_length=1,
-        description="whose chat template a preview in the format tokenizer uses; runs use base_model",
+        description="Model whose chat template a preview in the format tokenizer uses. Training uses base_model.",
     )
     column_mapping: dict[str, PairColumn] | None = Field(
-        default=None, description="{their column: our column}; ours are prompt, chosen, rejected, system, reasoning"
+        default=None,
+        description="Mapping from the data set's column names to prompt, chosen, rejected, system and reasoning. "
+        "Columns that have these names need none.",
     )
     test_size: float = Field(
-        default=0.01, ge=0, lt=1, description="share of the rows held out for evaluation; 0 holds out none"
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Fraction of the pairs held out for evaluation; 0 disables evaluation. With only hundreds of "
+        "pairs, use 0.1.",
     )
-    max_samples: int | None = Field(default=None, ge=1, description="use the first so many rows only")
+    max_samples: int | None = Field(
+        default=None, ge=1, description="Maximum number of rows to read, from the first row on. null: all."
+    )
     training_mode: TrainingMode | None = Field(
         default=None,
-        description="the run's training_mode, as older clients send it; a preview for sft needs no rejected answers",
+        description="Deprecated: set training_mode of the run instead. A preview for sft accepts rows without "
+        "rejected answers.",
     )
 
     @field_validator("column_mapping")
@@ -138,53 +161,59 @@ class DatasetConfig(RequestModel):
         targets = list((value or {}).values())
         twice = sorted({target for target in targets if targets.count(target) > 1})
         if twice:
-            raise ValueError(f"two columns are mapped to {', '.join(twice)}; map one")
+            raise ValueError(f"more than one column is mapped to {', '.join(twice)}; map one")
         return value
 
 
-class DatasetQuestion(DatasetConfig):
-    """`POST /dataset/preview`, `/dataset/preview-formatted`, `/dataset/columns`: a data set, and a token to read it."""
+class DatasetRequest(DatasetConfig):
+    """Body of `POST /dataset/preview`, `/dataset/preview-formatted` and `/dataset/columns`."""
 
-    hf_token: Token | None = Field(default=None, description="for private and gated data sets and models; not stored")
+    hf_token: Token | None = Field(
+        default=None, description="Hugging Face token for gated or private data sets and models. Not stored."
+    )
 
 
 class DataFinding(ResponseModel):
-    """Something about the rows that one should know before training on them."""
+    """A property of the rows that may harm training."""
 
     kind: FindingKind
-    count: int = Field(description="rows it is true of, among those looked at")
-    rows: list[int] = Field(description="the numbers of a few of them, from 1")
+    count: int = Field(description="Number of affected rows among those examined.")
+    rows: list[int] = Field(description="Numbers of the first affected rows, from 1.")
     message: str
 
 
 class PreviewResponse(ResponseModel):
-    """Rows as they are in the file, or as the text that is trained on."""
+    """The first rows of a data set, as they are stored or as formatted text."""
 
     status: Literal["success"] = "success"
     samples: list[dict[str, Any]] = Field(
-        description="the file's columns; or, as trained on, prompt, chosen and rejected, the number of their row from "
-        "1, and with model_name their tokens and cut"
+        description="Columns of each row; or, in a formatted preview, prompt, chosen and rejected, the row number "
+        "from 1, and with model_name the numbers of tokens and of truncated tokens."
     )
-    num_samples: int = Field(description="how many samples came back")
+    num_samples: int = Field(description="Number of samples in this response.")
     total_rows: int | None = Field(
-        default=None, description="rows in the whole data set; null where counting means reading it"
+        default=None, description="Number of rows in the data set; null if counting them would require reading it."
     )
-    warnings: list[str] = Field(default_factory=list, description="rows left out of the samples, each with its reason")
+    warnings: list[str] = Field(
+        default_factory=list, description="Rows missing from the samples, each with the reason."
+    )
     findings: list[DataFinding] = Field(
-        default_factory=list, description="what the first rows_examined rows have about them that one should know"
+        default_factory=list, description="Problems found in the first rows_examined rows."
     )
-    rows_examined: int = 0
+    rows_examined: int = Field(default=0, description="Number of rows that were examined, from the first row on.")
 
 
 class ColumnsResponse(ResponseModel):
-    """What columns a data set has, with its first rows, so that they can be mapped to ours."""
+    """Column names of a data set with its first rows, as a basis for `column_mapping`."""
 
     status: Literal["success"] = "success"
     columns: list[str]
     samples: list[dict[str, Any]]
-    total_rows: int | None = Field(description="rows in the whole data set; null where counting means a download")
-    suggested_mapping: dict[str, PairColumn] = Field(description="the column_mapping that the names suggest")
-    warnings: list[str] = Field(default_factory=list, description="what of the columns is not listed")
+    total_rows: int | None = Field(
+        description="Number of rows in the data set; null if counting them would require a download."
+    )
+    suggested_mapping: dict[str, PairColumn] = Field(description="column_mapping suggested by the column names.")
+    warnings: list[str] = Field(default_factory=list, description="Columns that are not listed, and why.")
 
 
 class UploadResponse(ResponseModel):
@@ -193,20 +222,20 @@ class UploadResponse(ResponseModel):
     status: Literal["success"] = "success"
     dataset_id: str
     filename: str
-    size: int = Field(description="bytes")
+    size: int = Field(description="Size in bytes.")
     file_format: FileFormat
     total_rows: int
 
 
 class UploadEntry(ResponseModel):
-    """One upload in the list."""
+    """An upload in the list of uploads."""
 
     dataset_id: str
     filename: str
-    size: int = Field(description="bytes")
+    size: int = Field(description="Size in bytes.")
     file_format: FileFormat
     total_rows: int
-    created_at: str = Field(description="UTC, ISO 8601 with offset")
+    created_at: str = Field(description="Time of the upload: UTC, ISO 8601 with offset.")
 
 
 class UploadList(ResponseModel):
@@ -216,7 +245,7 @@ class UploadList(ResponseModel):
 
 
 class UploadDeleted(ResponseModel):
-    """What became of a request to delete an upload."""
+    """Confirmation that an upload was deleted."""
 
     status: Literal["success"] = "success"
     message: str

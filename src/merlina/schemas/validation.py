@@ -1,4 +1,4 @@
-"""The answer of `/validate` (API document, "Validate Training Configuration")."""
+"""The response of `POST /validate` (see docs/api.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from merlina.schemas.datasets import DataFinding
 
 
 class ValidationChecks(ResponseModel):
-    """One boolean for each check; more than these may be there. Others than these are null where not checked."""
+    """Whether each check passed. Further checks may be present; they are null if not performed."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -22,54 +22,59 @@ class ValidationChecks(ResponseModel):
 
 
 class MemoryEstimate(ResponseModel):
-    """What the run will hold at its peak, in MiB.
+    """Estimated peak memory of the run."""
 
-    `minimum_mb` is with the longest pair alone in a forward pass, and must be free. `expected_mb` is with passes as
-    large as are efficient and fit into what is free; the run stays within it.
-    """
-
-    place: str = Field(description="RAM, or the GPU by its index")
-    needed_mb: int = Field(description="the same as expected_mb")
-    minimum_mb: int
-    expected_mb: int
-    free_mb: int
-    parts_mb: dict[str, int] = Field(description="what expected_mb is made of, the largest first")
+    place: str = Field(description="`RAM`, or the GPU with its index.")
+    needed_mb: int = Field(description="Same as expected_mb.")
+    minimum_mb: int = Field(description="Peak with only the longest pair in a forward pass; must be free. MiB.")
+    expected_mb: int = Field(
+        description="Peak with forward passes of the most efficient size that fits into the free memory. MiB."
+    )
+    free_mb: int = Field(description="Free memory at the time of the check, in MiB.")
+    parts_mb: dict[str, int] = Field(description="Components of expected_mb in MiB, the largest first.")
 
 
 class TimeEstimate(ResponseModel):
-    """How long the optimizer steps, evaluations and the reference's pass will take together."""
+    """Estimated duration of the run."""
 
-    seconds: float
-    steps: int = Field(description="optimizer steps")
+    seconds: float = Field(
+        description="Total time of optimizer steps, evaluations and reference log-probabilities, in seconds."
+    )
+    steps: int = Field(description="Number of optimizer steps.")
     earlier_run: str | None = Field(
-        description="the job whose speed it goes by: the newest completed one with this model on such a device; "
-        "null where it goes by how fast this processor multiplies matrices"
+        description="Job whose measured speed the estimate uses: the newest completed one with this model on the "
+        "same kind of device. null: the estimate uses the processor's matrix-multiplication speed."
     )
 
 
 class ValidationResults(ResponseModel):
-    """What the checks found, in words."""
+    """Findings of all checks."""
 
     errors: list[str]
     warnings: list[str]
     checks: ValidationChecks
     not_checked: list[str] = Field(
-        default_factory=list, description="what the checks leave open, each with the reason or the name of its check"
+        default_factory=list, description="Checks that could not be completed, each with the reason."
     )
     adapters: list[AdapterKind] = Field(
-        default_factory=list, description="the kinds of layers and how much of each gets an adapter; empty without LoRA"
+        default_factory=list, description="How many layers of each kind get an adapter; empty without LoRA."
     )
-    memory: MemoryEstimate | None = Field(default=None, description="null where the model's size can't be known")
+    memory: MemoryEstimate | None = Field(
+        default=None, description="Memory estimate; null if the model's size is unknown."
+    )
     time: TimeEstimate | None = Field(
         default=None,
-        description="null where rows or tokens can't be counted, or no run with this model was made on a GPU yet",
+        description="Time estimate; null if rows or tokens cannot be counted, or if no completed run with this "
+        "model on a GPU exists.",
     )
     dataset_findings: list[DataFinding] = Field(default_factory=list)
-    rows_examined: int = Field(default=0, description="rows of the data set that were looked at, from the first on")
+    rows_examined: int = Field(
+        default=0, description="Number of rows of the data set that were examined, from the first row on."
+    )
 
 
 class ValidationResponse(ResponseModel):
-    """`valid` is true when there are no errors."""
+    """Result of the checks that precede a run."""
 
-    valid: bool = Field(description="true when results.errors is empty")
+    valid: bool = Field(description="True if results.errors is empty.")
     results: ValidationResults

@@ -21,7 +21,7 @@ from merlina.executors.helper_pools import Repo
 from merlina.preflight.models import model_repos
 from merlina.schemas.datasets import (
     ColumnsResponse,
-    DatasetQuestion,
+    DatasetRequest,
     PreviewResponse,
     UploadDeleted,
     UploadList,
@@ -79,14 +79,14 @@ def remove_upload(dataset_id: str, services: ServicesDep, force: bool = False) -
 
 
 @router.post("/preview")
-async def preview(config: DatasetQuestion, connection: Request, services: ServicesDep) -> PreviewResponse:
+async def preview(config: DatasetRequest, connection: Request, services: ServicesDep) -> PreviewResponse:
     """The first rows as they are in the file."""
     return await run_while_connected(connection, services.slow_threads, _preview, services, config)
 
 
 @router.post("/preview-formatted")
 async def preview_as_trained(
-    config: DatasetQuestion,
+    config: DatasetRequest,
     connection: Request,
     services: ServicesDep,
     max_length: Annotated[int, Query(ge=16, le=1_048_576)] = 2048,
@@ -105,12 +105,12 @@ async def preview_as_trained(
 
 
 @router.post("/columns")
-async def columns(config: DatasetQuestion, connection: Request, services: ServicesDep) -> ColumnsResponse:
+async def columns(config: DatasetRequest, connection: Request, services: ServicesDep) -> ColumnsResponse:
     """Column names with the first rows and the number of all, for mapping them to ours."""
     return await run_while_connected(connection, services.slow_threads, _columns, services, config)
 
 
-def _preview(services: Services, config: DatasetQuestion, *, closed: threading.Event) -> PreviewResponse:
+def _preview(services: Services, config: DatasetRequest, *, closed: threading.Event) -> PreviewResponse:
     file = _file(services, config)
     found = _first_rows(services, config, file, closed)
     return PreviewResponse(
@@ -122,7 +122,7 @@ def _preview(services: Services, config: DatasetQuestion, *, closed: threading.E
 
 
 def _preview_as_trained(
-    services: Services, config: DatasetQuestion, max_length: int, max_prompt_length: int, *, closed: threading.Event
+    services: Services, config: DatasetRequest, max_length: int, max_prompt_length: int, *, closed: threading.Event
 ) -> PreviewResponse:
     file = _file(services, config)
     found = _ask_helper(
@@ -142,7 +142,7 @@ def _preview_as_trained(
     return PreviewResponse(num_samples=len(found["samples"]), **found)
 
 
-def _columns(services: Services, config: DatasetQuestion, *, closed: threading.Event) -> ColumnsResponse:
+def _columns(services: Services, config: DatasetRequest, *, closed: threading.Event) -> ColumnsResponse:
     file = _file(services, config)
     found = _first_rows(services, config, file, closed)
     total = services.rows.known(config.source, file, found["total_rows"])
@@ -159,12 +159,12 @@ def _columns(services: Services, config: DatasetQuestion, *, closed: threading.E
     )
 
 
-def _file(services: Services, config: DatasetQuestion) -> Path | None:
+def _file(services: Services, config: DatasetRequest) -> Path | None:
     return resolve_file(config.source, services.settings.uploads_dir, services.allowed)
 
 
 def _first_rows(
-    services: Services, config: DatasetQuestion, file: Path | None, closed: threading.Event
+    services: Services, config: DatasetRequest, file: Path | None, closed: threading.Event
 ) -> dict[str, Any]:
     # The columns of a data set do not depend on whose template its rows are formatted with.
     asked = config.model_copy(update={"model_name": None})
@@ -184,7 +184,7 @@ def _first_rows(
 def _ask_helper(
     services: Services,
     operation: str,
-    config: DatasetQuestion,
+    config: DatasetRequest,
     path: Path | None,
     closed: threading.Event,
     **arguments: Any,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from merlina.errors import StoredConfigError
 from merlina.schemas.parsing.validation_errors import describe
-from merlina.schemas.training import TrainingConfig, in_present_form
+from merlina.schemas.training import TrainingConfig, upgrade
 
 PartialConfig = dict[str, Any]
 
@@ -28,7 +28,7 @@ def read_stored_config(content: Mapping[str, Any], name: str) -> TrainingConfig:
 
 def read_stored_partial(content: Mapping[str, Any], name: str) -> PartialConfig:
     """Return part of a configuration as it was stored, in the present form. Raises StoredConfigError."""
-    present = in_present_form(dict(content))
+    present = upgrade(dict(content))
     if problems := check_partial(present):
         raise _unreadable(name, problems)
     return present

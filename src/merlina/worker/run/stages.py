@@ -219,7 +219,7 @@ class Stages:
             return None
         free = free_memory() / (1 if training_device().type == "cuda" else self.ranks.count)
         weights = weight_bytes(spec)
-        spreads = self.order.config.spreads_weights(self.ranks.count, weights, free)
+        spreads = self.order.config.shards_weights(self.ranks.count, weights, free)
         if not self.ranks.most(spreads):
             return None
         self.reporter.note(
