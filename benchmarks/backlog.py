@@ -22,6 +22,7 @@ import psutil
 from common import Server
 
 from merlina.runs import EventLog, RunFolder
+from merlina.schemas.events import Started, StateChanged
 from merlina.storage.database import Database
 from merlina.storage.tables import jobs
 
@@ -106,8 +107,8 @@ def add_jobs(root: Path, rows: list[dict[str, object]]) -> Database:
 def write_log(folder: RunFolder, size: int) -> None:
     """Progress and figures of as many steps as it takes."""
     log = EventLog(folder.events_file)
-    log.append("started", attempt=1, pid=1)
-    log.append("state", state="training")
+    log.append(Started(attempt=1, pid=1))
+    log.append(StateChanged(state="training"))
     log.close()
     step, now = 0, time.time()
     with folder.events_file.open("ab", buffering=1 << 20) as file:

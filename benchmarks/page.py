@@ -22,6 +22,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from merlina.api.page import STATIC
 from merlina.runs import EventLog
+from merlina.schemas.events import Ended, Logged, Metrics, Progress, Started
 
 _GAPS = """async (act) => {
   const gaps = []; let last = performance.now(), going = true;
@@ -79,13 +80,13 @@ def _write_log(folder: Path, rows: int) -> None:
     """The event log that a run with so many rows leaves, which the page's log and timeline are read from."""
     folder.mkdir(parents=True)
     log = EventLog(folder / "events.jsonl")
-    log.append("started", attempt=1, pid=1)
+    log.append(Started(attempt=1, pid=1))
     for step in range(1, rows + 1):
-        log.append("progress", step=step, total_steps=rows)
-        log.append("metrics", step=step, metrics=FIGURES)
+        log.append(Progress(step=step, total_steps=rows))
+        log.append(Metrics(step=step, metrics=FIGURES))
         if step % 1000 == 0:
-            log.append("log", level="info", message=f"{step} steps are done")
-    log.append("ended", state="completed")
+            log.append(Logged(level="info", message=f"{step} steps are done"))
+    log.append(Ended(state="completed"))
     log.close()
 
 

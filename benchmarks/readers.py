@@ -29,6 +29,7 @@ import psutil
 from common import Server, add_running_job, cpu_seconds, megabytes, percentile, process_of
 
 from merlina.runs import EventLog
+from merlina.schemas.events import Ended, Metrics, Progress
 
 _JOB = "job_20250101_000000"
 _FIGURES = {f"figure_{number}": 1.23456789 / (number + 1) for number in range(64)}
@@ -193,12 +194,12 @@ class Trial:
             if step == 2 * steps // 3:
                 for reader in pausing:
                     self._poller.register(reader.socket, select.EPOLLIN)
-            self._log.append("metrics", step=step, metrics={"loss": 1.0 / step, **_FIGURES})
+            self._log.append(Metrics(step=step, metrics={"loss": 1.0 / step, **_FIGURES}))
             if step % 2 == 0:
-                self._log.append("progress", step=step, total_steps=steps)
+                self._log.append(Progress(step=step, total_steps=steps))
             due += gap
             self._read_until(due)
-        self._log.append("ended", durable=True, state="completed", output_dir="o", final_metrics={})
+        self._log.append(Ended(state="completed", output_dir="o", final_metrics={}))
         return time.monotonic()
 
     def _read_until(self, due: float) -> None:

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from merlina.runs import EventLog, RunFolder, find_events, in_order, read_events
-from merlina.schemas.events import Progress
+from merlina.schemas.events import Ended, Logged, Metrics, Progress, Started, parse_event
 
 
 def test_events_are_numbered_on_over_attempts(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     for attempt in (1, 2):
         log = EventLog(path)
-        log.append("started", attempt=attempt, pid=1)
-        log.append("progress", step=1, total_steps=2)
+        log.append(Started(attempt=attempt, pid=1))
+        log.append(Progress(step=1, total_steps=2))
         log.close()
     events, offset = read_events(path)
     assert [event.seq for event in events] == [1, 2, 3, 4]
@@ -35,14 +35,14 @@ def test_a_line_torn_by_a_kill_is_neither_read_nor_left(tmp_path: Path, cut: int
     path.unlink(missing_ok=True)
     log = EventLog(path)
     for step in range(5):
-        log.append("progress", step=step, total_steps=5)
+        log.append(Progress(step=step, total_steps=5))
     log.close()
     whole = path.read_bytes()
     path.write_bytes(whole[: max(0, len(whole) - cut)])
     left, offset = read_events(path)
     log = EventLog(path)
     assert path.stat().st_size == offset
-    assert log.append("progress", step=9, total_steps=9) == len(left) + 1
+    assert log.append(Progress(step=9, total_steps=9)) == len(left) + 1
     log.close()
     assert [event.seq for event in read_events(path)[0]] == list(range(1, len(left) + 2))
 
@@ -51,7 +51,7 @@ def test_reading_goes_on_where_it_stopped_and_takes_long_lines_whole(tmp_path: P
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     for length in (10, 5000, 10, 100_000, 10):
-        log.append("log", level="info", message="x" * length)
+        log.append(Logged(level="info", message="x" * length))
     log.close()
     offset, lengths = 0, []
     while True:
@@ -64,10 +64,11 @@ def test_reading_goes_on_where_it_stopped_and_takes_long_lines_whole(tmp_path: P
 
 def test_no_nan_is_written_and_no_unknown_event(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
-    log.append("metrics", step=1, metrics={"loss": float("nan"), "grad_norm": float("inf")})
+    log.append(Metrics(step=1, metrics={"loss": float("nan"), "grad_norm": float("inf")}))
     with pytest.raises(ValidationError):
-        log.append("metrics", step="one", metrics={})
+        log.append(Metrics(step="one", metrics={}))
     log.close()
+    assert parse_event(b'{"type": "progress", "step": 1, "total_steps": 2}') is None  # no number
     (line,) = (tmp_path / "events.jsonl").read_text().splitlines()
     assert json.loads(line)["metrics"] == {"loss": None, "grad_norm": None}
 
@@ -97,7 +98,7 @@ def test_a_lock_lives_and_dies_with_the_process_it_was_passed_to(tmp_path: Path)
 
 def test_lines_of_another_version_keep_their_number_and_rubbish_is_passed_over(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
-    log.append("progress", step=1, total_steps=3)
+    log.append(Progress(step=1, total_steps=3))
     log.close()
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"seq": 2, "time": 1.0, "type": "from_tomorrow", "more": [1]}\nnot json\n')
@@ -108,18 +109,18 @@ def test_lines_of_another_version_keep_their_number_and_rubbish_is_passed_over(t
 
 def test_lines_of_one_type_are_found_among_others_and_only_whole_ones(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
-    assert list(find_events(file, ["log"])) == []
+    assert list(find_events(file, Logged)) == []
     log = EventLog(file)
     for step in range(20_000):
-        log.append("metrics", step=step, metrics={"loss": 1.0, "grad_norm": 1.0})
+        log.append(Metrics(step=step, metrics={"loss": 1.0, "grad_norm": 1.0}))
         if step % 5_000 == 0:
-            log.append("log", level="info", message=f'{step} says "type":"metrics"')
-    log.append("ended", state="completed")
+            log.append(Logged(level="info", message=f'{step} says "type":"metrics"'))
+    log.append(Ended(state="completed"))
     with file.open("ab") as torn:
         torn.write(b'{"seq":99999,"time":1.0,"type":"log","level":"info","mess')
-    found = [event.model_dump()["message"] for event in find_events(file, ["log"])]
+    found = [event.message for event in find_events(file, Logged)]
     assert found == [f'{step} says "type":"metrics"' for step in (0, 5_000, 10_000, 15_000)]
-    assert [event.type for event in find_events(file, ["ended", "log"])] == ["log"] * 4 + ["ended"]
+    assert [event.type for event in find_events(file, Ended, Logged)] == ["log"] * 4 + ["ended"]
     log.close()
 
 
@@ -127,7 +128,7 @@ def test_numbers_go_on_behind_what_is_no_event_and_behind_what_the_server_counte
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     for step in range(5):
-        log.append("progress", step=step, total_steps=5)
+        log.append(Progress(step=step, total_steps=5))
     log.close()
     for rubbish in (b"not json\n", b'{"seq": "x"}\n', b"\0" * (3 << 20) + b"\n", b"torn"):
         with path.open("ab") as file:
@@ -136,11 +137,11 @@ def test_numbers_go_on_behind_what_is_no_event_and_behind_what_the_server_counte
         assert log.seq == 5
         assert path.read_bytes().endswith(b"\n")
         log.close()
-    assert EventLog(path, after_seq=8).append("progress", step=9, total_steps=9) == 9
+    assert EventLog(path, after_seq=8).append(Progress(step=9, total_steps=9)) == 9
     # Readers may be in the middle of what is longer than any event.
     path.write_bytes(b"x" * (5 << 20))
     _, read = read_events(path)
-    assert EventLog(path).append("progress", step=1, total_steps=1) == 1
+    assert EventLog(path).append(Progress(step=1, total_steps=1)) == 1
     assert [event.seq for event in read_events(path, read)[0]] == [1]
 
 
@@ -164,7 +165,7 @@ def test_one_number_from_far_ahead_does_not_cost_those_behind_it() -> None:
 
 def test_no_text_makes_a_line_that_is_too_long_to_be_read(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
-    log.append("log", level="info", message="\1" * 5_000_000)
-    log.append("progress", step=1, total_steps=1)
+    log.append(Logged(level="info", message="\1" * 5_000_000))
+    log.append(Progress(step=1, total_steps=1))
     log.close()
     assert [event.seq for event in read_events(tmp_path / "events.jsonl")[0]] == [1, 2]

@@ -13,13 +13,13 @@ from typing import Protocol
 from merlina.checkpoints import sync
 from merlina.faults import FaultPoint, reach
 from merlina.runs import find_events
-from merlina.schemas.events import Placed, Placing, Resumed, SetAside, Started
+from merlina.schemas.events import Moved, Placed, Placing, Resumed, Started
 
 
-class Tell(Protocol):
+class PlacementLog(Protocol):
     """Writes the events of a placement, each durably."""
 
-    def set_aside(self, folder: Path, kept_as: Path) -> None: ...
+    def moved(self, folder: Path, kept_as: Path) -> None: ...
 
     def placed(self, folder: Path) -> None: ...
 
@@ -33,37 +33,37 @@ def identity(folder: Path) -> str | None:
     return f"{found.st_ino}:{found.st_mtime_ns}"
 
 
-def place(placing: Placing, tell: Tell, *, older_told: bool = False) -> bool:
+def place(placing: Placing, log: PlacementLog, *, older_is_logged: bool = False) -> bool:
     """Rename the older model out of the way and the new one into its place; steps already done are not repeated.
 
-    `older_told` says that `set_aside` is in the log already. Returns False if the new model is in neither place, or if
+    `older_is_logged` says that `moved` is in the log already. Returns False if the new model is in neither place, or if
     another one has been put into the folder meanwhile.
     """
     folder, staged = Path(placing.folder), Path(placing.staged)
     if identity(folder) != placing.identity:
         if identity(staged) != placing.identity:
             return False
-        if os.path.lexists(folder) and not _move_older(placing, tell, is_told=older_told):
+        if os.path.lexists(folder) and not _move_older(placing, log, is_logged=older_is_logged):
             return False
         os.rename(staged, folder)
         sync(folder.parent)
         reach(FaultPoint.END_PLACED)
-    tell.placed(folder)
+    log.placed(folder)
     return True
 
 
-def _move_older(placing: Placing, tell: Tell, *, is_told: bool) -> bool:
+def _move_older(placing: Placing, log: PlacementLog, *, is_logged: bool) -> bool:
     """Reported before it is done: until then the new model must not pass for the older job's."""
     if placing.kept_as is None or os.path.lexists(placing.kept_as):
         return False
     folder, kept_as = Path(placing.folder), Path(placing.kept_as)
-    if not is_told:
-        tell.set_aside(folder, kept_as)
+    if not is_logged:
+        log.moved(folder, kept_as)
         reach(FaultPoint.END_OLDER_TOLD)
     try:
         os.rename(folder, kept_as)
     except OSError:
-        tell.set_aside(kept_as, folder)
+        log.moved(kept_as, folder)
         raise
     reach(FaultPoint.END_OLDER_MOVED)
     return True
@@ -72,7 +72,7 @@ def _move_older(placing: Placing, tell: Tell, *, is_told: bool) -> bool:
 def last_placing(events_file: Path) -> Placing | None:
     """The placement of the model in the run's output folder; None if the run has continued from an earlier step."""
     placing: Placing | None = None
-    for event in find_events(events_file, ["placing", "resumed"]):
+    for event in find_events(events_file, Placing, Resumed):
         if isinstance(event, Placing):
             placing = event
         elif isinstance(event, Resumed) and placing is not None and event.step < placing.step:
@@ -88,12 +88,12 @@ def only_end_is_left(events_file: Path) -> Placing | None:
 
 def interrupted_placing(events_file: Path) -> tuple[Placing, bool] | None:
     """The placement that the last attempt left unfinished, and whether it had reported the older model's move."""
-    placing, older_told = None, False
-    for event in find_events(events_file, ["started", "placing", "set_aside", "placed"]):
+    placing, older_is_logged = None, False
+    for event in find_events(events_file, Started, Placing, Moved, Placed):
         if isinstance(event, Started | Placed):
-            placing, older_told = None, False
+            placing, older_is_logged = None, False
         elif isinstance(event, Placing):
             placing = event
-        elif isinstance(event, SetAside) and placing is not None:
-            older_told = event.kept_as == placing.kept_as
-    return (placing, older_told) if placing else None
+        elif isinstance(event, Moved) and placing is not None:
+            older_is_logged = event.kept_as == placing.kept_as
+    return (placing, older_is_logged) if placing else None

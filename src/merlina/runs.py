@@ -29,16 +29,16 @@ import os
 import re
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from merlina.errors import StoredConfigError
 from merlina.processes import ProcessId
-from merlina.schemas.events import Event, event_line, parse_event
+from merlina.schemas.events import BaseEvent, Event, KnownEvent, parse_event
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.schemas.training import TrainingConfig
 
@@ -69,6 +69,7 @@ class RunOrder(BaseModel):
 
 
 _log = logging.getLogger(__name__)
+_E = TypeVar("_E", bound=BaseEvent)
 _RESERVE_BYTES = 64 * 1024
 _SILENCE_SECONDS = 2.0
 _BLOCK = 1 << 20
@@ -308,10 +309,11 @@ def in_order(events: Sequence[Event], after: int) -> list[Event]:
     return kept
 
 
-def find_events(path: Path, kinds: Collection[str]) -> Iterator[Event]:
-    """The log's whole lines of some types, in order: lines of other types, which are most, are passed over unread."""
+def find_events(path: Path, *kinds: type[_E]) -> Iterator[_E]:
+    """Yield the log's events of some types, in order, without parsing the lines of other types, which are most."""
+    names = "|".join(kind.model_fields["type"].default for kind in kinds)
     # Quotes are escaped inside texts, so that the mark stands nowhere else.
-    mark = re.compile(f'"type":"(?:{"|".join(kinds)})"'.encode())
+    mark = re.compile(f'"type":"(?:{names})"'.encode())
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         rest = b""
         while chunk := file.read(_BLOCK):
@@ -320,7 +322,7 @@ def find_events(path: Path, kinds: Collection[str]) -> Iterator[Event]:
             for found in mark.finditer(block, 0, whole):
                 begin = block.rfind(b"\n", 0, found.start()) + 1
                 event = parse_event(block[begin : block.index(b"\n", found.end())])
-                if event is not None:
+                if isinstance(event, kinds):
                     yield event
             rest = block[whole:]
             if len(rest) > MAX_LINE_BYTES:
@@ -341,23 +343,24 @@ class EventLog:
         self._cut_torn_line()
         self.seq = after_seq or self._last_seq()
 
-    def append(self, kind: str, *, durable: bool = False, **fields: Any) -> int:
-        """Writes one event and returns its number; `durable` waits until it is on the disk."""
+    def append(self, event: KnownEvent) -> int:
+        """Write one event and return its number. A durable event is on the disk by then."""
         with self._writing:
-            return self._append(kind, fields, durable=durable)
+            return self._append(event)
 
     def silence(self) -> None:
         """Keeps every other thread from writing, for good: its next `append` never returns."""
         self._writing.acquire(timeout=_SILENCE_SECONDS)
 
-    def _append(self, kind: str, fields: dict[str, Any], *, durable: bool) -> int:
-        fields = {name: value[:_MAX_TEXT] if isinstance(value, str) else value for name, value in fields.items()}
-        line = event_line(self.seq + 1, time.time(), kind, fields)
+    def _append(self, event: KnownEvent) -> int:
+        clipped = {name: value[:_MAX_TEXT] for name, value in event if isinstance(value, str)}
+        numbered = event.model_copy(update={**clipped, "seq": self.seq + 1, "time": time.time()})
+        line = numbered.model_dump_json().encode() + b"\n"
         written = os.write(self.descriptor, line)
         if written < len(line):
             os.ftruncate(self.descriptor, os.lseek(self.descriptor, -written, os.SEEK_CUR))
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
-        if durable:
+        if event.is_durable:
             os.fsync(self.descriptor)
         self.seq += 1
         return self.seq

@@ -15,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from merlina.runs import EventLog
+from merlina.schemas.events import Ended, Metrics, Progress
 from tests.harness import Server, add_running_job, damaged_model, until
 
 Config = Callable[..., dict[str, Any]]
@@ -227,11 +228,11 @@ def test_readers_that_do_not_read_harm_nobody_and_who_reads_on_has_missed_no_fig
         read = [pool.submit(messages, connection) for connection in quick]
         figures = {f"figure_{number}": number / 7 for number in range(300)}
         for step in range(1, steps + 1):
-            log.append("metrics", step=step, metrics=figures)
+            log.append(Metrics(step=step, metrics=figures))
             if step % 30 == 0:
-                log.append("progress", step=step, total_steps=steps)
+                log.append(Progress(step=step, total_steps=steps))
                 until(lambda step=step: server.status(job_id).current_step == step, 20, "the step")
-        log.append("ended", state="completed", output_dir="o", final_metrics={})
+        log.append(Ended(state="completed", output_dir="o", final_metrics={}))
         log.close()
         everyone = [future.result() for future in read]
         everyone.append(messages(late))

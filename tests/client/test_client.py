@@ -25,6 +25,7 @@ from merlina.errors import (
 )
 from merlina.runs import EventLog
 from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.events import Ended, Metrics
 from merlina.schemas.training import TrainingConfig
 from tests.harness import Server, add_running_job, pairs_file, until
 
@@ -169,7 +170,7 @@ def test_watching_goes_on_over_a_restart_without_a_gap(new_server: Callable[...,
 
     def append_steps(log: EventLog, steps: range) -> None:
         for step in steps:
-            log.append("metrics", step=step, metrics={"loss": 0.5})
+            log.append(Metrics(step=step, metrics={"loss": 0.5}))
 
     async def watch(server: Server, log: EventLog) -> list[dict[str, Any]]:
         async with AsyncClient(server.url) as client:
@@ -181,7 +182,7 @@ def test_watching_goes_on_over_a_restart_without_a_gap(new_server: Callable[...,
                     append_steps(log, range(21, 31))
                     await asyncio.to_thread(server.start)
                     append_steps(log, range(31, 41))
-                    log.append("ended", state="completed", output_dir="o", final_metrics={})
+                    log.append(Ended(state="completed", output_dir="o", final_metrics={}))
             return messages
 
     with folder.locked():

@@ -6,7 +6,7 @@ import threading
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.cursor import EventCursor
 from merlina.runs import EventLog
-from merlina.schemas.events import EVENT
+from merlina.schemas.events import EVENT, Progress
 from tests.jobs.records import job
 
 
@@ -50,7 +50,7 @@ def test_a_reader_that_fell_behind_takes_the_rest_from_the_log(tmp_path) -> None
     broadcast, path = Broadcast(), tmp_path / "events.jsonl"
     log = EventLog(path)
     for seq in range(1, 5001):
-        log.append("progress", step=seq, total_steps=5000)
+        log.append(Progress(step=seq, total_steps=5000))
         broadcast.publish(job(last_seq=seq), [progress(seq)])
     log.close()
     assert broadcast.recent("job_1", after=0) is None

@@ -11,6 +11,7 @@ from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.ingest import follow, record_end
 from merlina.jobs.moves import Moves
 from merlina.runs import EventLog, RunFolder
+from merlina.schemas.events import EVENT
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
@@ -38,7 +39,7 @@ class Runs:
     def tell(self, job_id: str, *events: Event, after_seq: int = 0) -> None:
         log = EventLog(RunFolder(self.root / job_id).events_file, after_seq)
         for kind, fields in events:
-            log.append(kind, **fields)
+            log.append(EVENT.validate_python({"type": kind, **fields}))
         log.close()
 
     def follow(self, record: JobRecord) -> JobRecord:
@@ -62,26 +63,26 @@ def runs(tmp_path: Path) -> Iterator[Runs]:
 SAVED: Event = ("ended", {"state": "completed", "output_dir": "/m/o"})
 
 
-def set_aside(kept_as: str) -> Event:
-    return "set_aside", {"folder": "/m/o", "kept_as": kept_as}
+def moved(kept_as: str) -> Event:
+    return "moved", {"folder": "/m/o", "kept_as": kept_as}
 
 
 def test_a_model_is_moved_once_however_often_its_log_is_read(runs: Runs) -> None:
     first, second = runs.add("first"), runs.add("second")
     runs.tell("first", SAVED)
     runs.follow(first)
-    runs.tell("second", set_aside("/m/o.before-second"), SAVED)
+    runs.tell("second", moved("/m/o.before-second"), SAVED)
     runs.follow(second)
     # As a pass would that had looked before the other took the events in.
     runs.follow(second)
     assert (runs.folder_of(first), runs.folder_of(second)) == ("/m/o.before-second", "/m/o")
 
 
-def test_a_model_that_is_set_aside_while_it_is_uploaded_stays_there(runs: Runs) -> None:
+def test_a_model_that_is_moved_while_it_is_uploaded_stays_there(runs: Runs) -> None:
     first, second = runs.add("first"), runs.add("second")
     runs.tell("first", ("state", {"state": "uploading", "output_dir": "/m/o"}))
     first = runs.follow(first)
-    runs.tell("second", set_aside("/m/o.before-second"), SAVED)
+    runs.tell("second", moved("/m/o.before-second"), SAVED)
     runs.follow(second)
     runs.tell("first", SAVED)
     assert runs.follow(first).state == "completed"
@@ -92,7 +93,7 @@ def test_a_run_that_sets_its_own_earlier_result_aside_and_then_fails_has_it_ther
     record = runs.add("only")
     runs.tell("only", ("state", {"state": "saving", "output_dir": "/m/o"}))
     record = runs.follow(record)
-    runs.tell("only", set_aside("/m/o.before-only"), ("ended", {"state": "failed", "error": "the disk is full"}))
+    runs.tell("only", moved("/m/o.before-only"), ("ended", {"state": "failed", "error": "the disk is full"}))
     assert runs.follow(record).output_dir == "/m/o.before-only"
 
 
@@ -100,7 +101,7 @@ def test_a_run_that_sets_its_own_earlier_result_aside_and_saves_again_has_the_ne
     record = runs.add("only")
     runs.tell("only", ("state", {"state": "saving", "output_dir": "/m/o"}))
     record = runs.follow(record)
-    runs.tell("only", set_aside("/m/o.before-only"), SAVED)  # both are read at once
+    runs.tell("only", moved("/m/o.before-only"), SAVED)  # both are read at once
     assert runs.follow(record).output_dir == "/m/o"
     assert runs.folder_of(record) == "/m/o"
 

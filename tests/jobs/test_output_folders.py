@@ -10,6 +10,7 @@ from sqlalchemy import update
 from merlina.errors import ConflictError
 from merlina.jobs.output_folders import owner_among, refuse_nested, refuse_taken, settle_kept_model
 from merlina.runs import EventLog, RunFolder
+from merlina.schemas.events import Moved, Placed, Placing
 from merlina.storage import jobs, tables
 from merlina.storage.database import Database
 from tests.jobs.records import job
@@ -116,10 +117,10 @@ def test_only_a_worker_killed_before_an_announced_move_leaves_the_older_model_wh
     run.path.mkdir()
     log = EventLog(run.events_file)
     moving = {"folder": str(target), "kept_as": str(kept)}
-    log.append("placing", **moving, staged=str(tmp_path / ".o"), identity="1:1", step=1)
-    log.append("set_aside", **moving)
+    log.append(Placing(**moving, staged=str(tmp_path / ".o"), identity="1:1", step=1))
+    log.append(Moved(**moving))
     if not interrupted:
-        log.append("placed", folder=str(target))
+        log.append(Placed(folder=str(target)))
     log.close()
     with database.write() as connection:
         jobs.move_model(connection, str(target), str(kept))  # as announced

@@ -17,7 +17,7 @@ from merlina.jobs.moves import Moves
 from merlina.jobs.supervisor import Supervisor
 from merlina.processes import ProcessId
 from merlina.runs import EventLog, RunFolder, RunOrder
-from merlina.schemas.events import Event
+from merlina.schemas.events import Ended, Event
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
@@ -133,7 +133,7 @@ def test_a_job_found_completed_at_its_workers_death_is_cleaned_up_after_at_once(
     def complete(folder: RunFolder) -> None:
         if not folder.events_file.exists():
             log = EventLog(folder.events_file)
-            log.append("ended", state="completed")
+            log.append(Ended(state="completed"))
             log.close()
 
     house.add_running("saving")

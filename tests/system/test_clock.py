@@ -14,6 +14,7 @@ import pytest
 
 from merlina.jobs.awake_clock import AwakeClock
 from merlina.runs import EventLog
+from merlina.schemas.events import Ended, Progress, Started
 from tests.harness import Server, add_running_job, until
 
 Config = Callable[..., dict[str, Any]]
@@ -52,14 +53,14 @@ def test_a_server_whose_clock_is_set_back_goes_on_and_times_alone_change(new_ser
             began = parsedate_to_datetime(http.get("/health").headers["date"])
             shift.write_text("-1h")
             until(lambda: parsedate_to_datetime(http.get("/health").headers["date"]) < began, 20, "the clock's change")
-        log.append("started", attempt=1, pid=1, process="1 1 1")
-        log.append("progress", step=3, total_steps=9)
+        log.append(Started(attempt=1, pid=1, process="1 1 1"))
+        log.append(Progress(step=3, total_steps=9))
         until(lambda: server.status("job_20250101_000000").current_step == 3, 20, "the step")
         with server.http() as http:
             http.post("/configs/save", json={"name": "after", **stored}).raise_for_status()
             created = {each["name"]: each["created_at"] for each in http.get("/configs/list").json()["configs"]}
             assert created["after"] < created["before"]
-        log.append("ended", state="completed", output_dir="o", final_metrics={})
+        log.append(Ended(state="completed", output_dir="o", final_metrics={}))
         log.close()
         until(lambda: server.status("job_20250101_000000").status == "completed", 20, "the end")
 

@@ -13,6 +13,7 @@ import pytest
 
 from merlina.jobs.run_folders import write_mark
 from merlina.runs import EventLog, RunFolder
+from merlina.schemas.events import Ended, Metrics, Started
 from tests.harness import Server, until
 
 Config = Callable[..., dict[str, Any]]
@@ -70,10 +71,10 @@ def test_jobs_of_a_lost_database_are_known_by_their_folders(tmp_path: Path, new_
     deleted.pending_file.unlink()
     deleted.deleted_file.touch()
     log = EventLog(done.events_file)
-    log.append("started", attempt=1, pid=1, process="1 1 1")
+    log.append(Started(attempt=1, pid=1, process="1 1 1"))
     for step in (1, 2):
-        log.append("metrics", step=step, metrics={"loss": 0.5})
-    log.append("ended", state="completed", output_dir=None, final_metrics={})
+        log.append(Metrics(step=step, metrics={"loss": 0.5}))
+    log.append(Ended(state="completed", output_dir=None, final_metrics={}))
     log.close()
     server = new_server()
     until(lambda: set(server.history()) == {done.path.name, waiting.path.name}, what="the jobs' return")

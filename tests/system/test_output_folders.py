@@ -11,6 +11,7 @@ import pytest
 
 from merlina.placing import identity
 from merlina.runs import EventLog
+from merlina.schemas.events import Placing, Started, StateChanged
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from tests.harness import ENDED, Server, add_running_job, until
@@ -82,11 +83,11 @@ def test_a_run_ends_though_its_finished_model_cannot_be_moved_to_its_folder(
     for path in (run.path, older, staged):
         path.mkdir(parents=True)
     log = EventLog(run.events_file)
-    log.append("started", attempt=1, pid=1, process="1 1 1")
-    log.append("state", state="saving")
+    log.append(Started(attempt=1, pid=1, process="1 1 1"))
+    log.append(StateChanged(state="saving"))
     placing = {"folder": str(older), "staged": str(staged), "identity": identity(staged)}
     # The older model cannot be moved there, which fails after the move was announced in the log.
-    log.append("placing", **placing, kept_as=str(tmp_path / "missing" / "o"), step=3)
+    log.append(Placing(**placing, kept_as=str(tmp_path / "missing" / "o"), step=3))
     log.close()
     server = new_server()
     assert server.until_ended("job_1", 20).status == "failed"

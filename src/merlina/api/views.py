@@ -28,7 +28,7 @@ from merlina.storage.metrics import MetricRecord
 from merlina.storage.uploads import UploadRecord
 
 # The types of event that change a job's state.
-TIMELINE_EVENTS = ("started", "state", "paused", "ended")
+TIMELINE_EVENTS = (Started, StateChanged, Paused, Ended)
 _PRIORITY_NAME: dict[int, Priority] = {number: name for name, number in PRIORITY_NUMBER.items()}
 
 

@@ -72,7 +72,7 @@ def _(event: events.Placed, _record: JobRecord) -> dict[str, Any]:
 
 
 @_changes.register
-def _(event: events.SetAside, record: JobRecord) -> dict[str, Any]:
+def _(event: events.Moved, record: JobRecord) -> dict[str, Any]:
     # What an earlier attempt has saved; the models of other jobs are seen to by `storage.jobs.move_model`.
     return {"output_dir": event.kept_as} if record.output_dir == event.folder else {}
 

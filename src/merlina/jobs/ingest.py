@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
@@ -77,8 +76,7 @@ def _take_in(moves: Moves, record: JobRecord, block: LogBlock) -> JobRecord | No
 
 def record_end(record: JobRecord, folder: RunFolder, state: EndState, error: str | None) -> bool:
     """Writes the last event of a worker that died without one. False while it lives, or where it wrote one itself."""
-    ended = {"state": state, "error": error, "checkpoint_step": survey(folder).step}
-    return _append(record, folder, [("ended", ended)])
+    return _append(record, folder, events.Ended(state=state, error=error, checkpoint_step=survey(folder).step))
 
 
 def end_without_log(moves: Moves, record: JobRecord, folder: RunFolder, state: EndState, error: str) -> None:
@@ -105,18 +103,18 @@ def has_log(record: JobRecord, folder: RunFolder) -> bool:
 
 def record_pause(record: JobRecord, folder: RunFolder, reason: str, message: str) -> bool:
     """The same for a worker that died while it was asked to pause, with a line for the log."""
-    paused = {"reason": reason, "checkpoint_step": survey(folder).step}
-    return _append(record, folder, [("log", {"level": "warning", "message": message}), ("paused", paused)])
+    paused = events.Paused(reason=reason, checkpoint_step=survey(folder).step)
+    return _append(record, folder, events.Logged(level="warning", message=message), paused)
 
 
-def _append(record: JobRecord, folder: RunFolder, last_events: list[tuple[str, dict[str, Any]]]) -> bool:
+def _append(record: JobRecord, folder: RunFolder, *last_events: events.KnownEvent) -> bool:
     with folder.locked() as lock:
         if lock is None:
             return False
         log = EventLog(folder.events_file, record.last_seq)
         try:
-            for kind, given in last_events:
-                log.append(kind, durable=True, **given)
+            for event in last_events:
+                log.append(event)
         finally:
             log.close()
         return True
@@ -134,7 +132,7 @@ def _apply(fresh: list[Event], skipped: int, connection: Connection, current: Jo
             rows = []
         elif isinstance(event, events.Metrics):
             rows.append(metrics.MetricRecord(event.step, event.time, event.metrics))
-        elif isinstance(event, events.SetAside):
+        elif isinstance(event, events.Moved):
             jobs.move_model(connection, event.folder, event.kept_as, by=current.job_id)
     metrics.record(connection, current.number, rows)
     return replace(folded, skipped_lines=folded.skipped_lines + skipped)

@@ -20,7 +20,7 @@ from merlina.storage.database import Database
 _log = logging.getLogger(__name__)
 # In the folder of all runs: the jobs whose logs are being read, one a line.
 _UNFINISHED = ".rebuilding"
-_ABOUT_MODELS = ("set_aside", "state", "placed", "ended")
+_ABOUT_MODELS = (events.Moved, events.StateChanged, events.Placed, events.Ended)
 
 
 def take_in_unknown(moves: Moves, names: Collection[str], runs_dir: Path, tell: Callable[[str], None]) -> None:
@@ -167,12 +167,12 @@ def _settle_output_dirs(database: Database, folders: Sequence[RunFolder]) -> Non
     found = [
         (event.time, number, folder.path.name, event)
         for number, folder in enumerate(folders)
-        for event in find_events(folder.events_file, _ABOUT_MODELS)
+        for event in find_events(folder.events_file, *_ABOUT_MODELS)
     ]
     model_of: dict[str, str] = {}
     uploading: set[str] = set()
     for _, _, job_id, event in sorted(found, key=lambda one: one[:2]):
-        if isinstance(event, events.SetAside):
+        if isinstance(event, events.Moved):
             model_of = {owner: _moved(path, event.folder, event.kept_as) for owner, path in model_of.items()}
             continue
         saved_in = getattr(event, "output_dir", None) or getattr(event, "folder", None)

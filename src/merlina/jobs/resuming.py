@@ -17,6 +17,7 @@ from merlina.errors import BusyError, DataError, HelperError, InvalidRequestErro
 from merlina.executors.helper_process import Helper
 from merlina.placing import interrupted_placing, only_end_is_left, place
 from merlina.runs import EventLog, RunFolder
+from merlina.schemas.events import Moved, Placed
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.schemas.training import TrainingConfig
 from merlina.storage.jobs import JobRecord
@@ -147,8 +148,8 @@ def complete_placing(record: JobRecord, folder: RunFolder) -> None:
             return
         log = EventLog(folder.events_file, record.last_seq)
         try:
-            placing, older_told = interrupted
-            place(placing, _Teller(log), older_told=older_told)
+            placing, older_is_logged = interrupted
+            place(placing, _PlacementLog(log), older_is_logged=older_is_logged)
         except OSError as error:
             _log.error("%s: its finished model could not be moved to its folder: %s", folder.path.name, error)
         finally:
@@ -156,14 +157,14 @@ def complete_placing(record: JobRecord, folder: RunFolder) -> None:
 
 
 @dataclass(frozen=True)
-class _Teller:
+class _PlacementLog:
     log: EventLog
 
-    def set_aside(self, folder: Path, kept_as: Path) -> None:
-        self.log.append("set_aside", durable=True, folder=str(folder), kept_as=str(kept_as))
+    def moved(self, folder: Path, kept_as: Path) -> None:
+        self.log.append(Moved(folder=str(folder), kept_as=str(kept_as)))
 
     def placed(self, folder: Path) -> None:
-        self.log.append("placed", durable=True, folder=str(folder))
+        self.log.append(Placed(folder=str(folder)))
 
 
 def _refuse_other_data(record: JobRecord, folder: RunFolder, step: int, compare: CompareData) -> None:

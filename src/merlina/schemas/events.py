@@ -1,54 +1,66 @@
-"""The lines of a run's event log: numbered, append-only, the one truth of a run.
+"""The events of a run, one JSON object per line of its append-only event log.
 
-Every line is one JSON object with `seq` (1, 2, 3 … without a gap over all attempts of a run), `time` (epoch seconds)
-and `type`. Only one process writes at a time: the worker, or, once it is dead, the server that records its death.
+Every line has `seq` (1, 2, 3 … without a gap over all attempts of a run), `time` (epoch seconds) and `type`. Only one
+process writes at a time: the worker or, once it is dead, the server that records its death.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from merlina.domain.job_states import EndState, JobState
 
-# What every database stores as an integer.
+# The range that every database stores as an integer.
 _Count = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
-def _finite_only(figures: dict[str, float | None]) -> dict[str, float | None]:
-    return {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
+def _finite_only(values: dict[str, float | None]) -> dict[str, float | None]:
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
 
+
+LogLevel = Literal["info", "warning", "error"]
 
 # Neither JSON nor a chart has infinity or NaN.
-_Figures = Annotated[dict[str, float | None], AfterValidator(_finite_only)]
+_MetricValues = Annotated[dict[str, float | None], AfterValidator(_finite_only)]
 
 
 class BaseEvent(BaseModel):
-    """What each line carries."""
+    """The fields of every event. `EventLog.append` assigns `seq` and `time`; each line of a log has both."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
 
-    seq: int = Field(ge=1, le=2**31 - 1)
+    # Whether the writer waits until the event is on the disk.
+    is_durable: ClassVar[bool] = False
+
+    seq: int = Field(default=0, ge=1, le=2**31 - 1)
     # Up to the last year that a date can have.
-    time: float = Field(ge=0, lt=253_402_300_000, allow_inf_nan=False, description="epoch seconds")
+    time: float = Field(default=0.0, ge=0, lt=253_402_300_000, allow_inf_nan=False, description="epoch seconds")
+    type: str
 
 
-class Started(BaseEvent):
-    """First line of an attempt: which process runs it. Its signal handlers are set when this is written."""
+class DurableEvent(BaseEvent):
+    """An event that a resume or a restarted server depends on."""
+
+    is_durable: ClassVar[bool] = True
+
+
+class Started(DurableEvent):
+    """First event of an attempt, with the process that runs it, whose signal handlers are set by then."""
 
     type: Literal["started"] = "started"
     attempt: _Count
     pid: int
-    process: str | None = Field(default=None, description="its identity, as merlina.processes writes it")
+    process: str | None = Field(default=None, description="the process's identity, as merlina.processes writes it")
     versions: dict[str, str] = Field(default_factory=dict)
 
 
-class Resumed(BaseEvent):
-    """The attempt continues after `step`; 0 is the start. Whatever was recorded after it no longer counts.
+class Resumed(DurableEvent):
+    """The attempt continues after `step`; 0 is the start. Metrics recorded after that step are discarded.
 
-    Where the server had announced another step, that is `announced_step`, and `reason` says why it is not used.
+    `announced_step` is the step that the server had announced, if it differs, and `reason` states why.
     """
 
     type: Literal["resumed"] = "resumed"
@@ -57,7 +69,7 @@ class Resumed(BaseEvent):
     reason: str | None = None
 
 
-class StateChanged(BaseEvent):
+class StateChanged(DurableEvent):
     """The run entered a state."""
 
     type: Literal["state"] = "state"
@@ -66,7 +78,7 @@ class StateChanged(BaseEvent):
 
 
 class Progress(BaseEvent):
-    """An optimizer step was finished; at most about ten of these a second are written."""
+    """An optimizer step was completed. At most about ten of these are written per second."""
 
     type: Literal["progress"] = "progress"
     step: _Count
@@ -74,18 +86,18 @@ class Progress(BaseEvent):
 
 
 class Metrics(BaseEvent):
-    """The figures of one optimizer step and of the evaluation after it (names begin with `eval_`).
+    """The metrics of one optimizer step and of the evaluation after it (names begin with `eval_`).
 
-    With `awaits_evaluation` another line of this step follows, which holds these figures again with the evaluation's.
+    If `awaits_evaluation`, another event for this step follows, which repeats these metrics and adds the evaluation's.
     """
 
     type: Literal["metrics"] = "metrics"
     step: _Count
-    metrics: _Figures
+    metrics: _MetricValues
     awaits_evaluation: bool = False
 
 
-class Checkpointed(BaseEvent):
+class Checkpointed(DurableEvent):
     """A checkpoint is complete on the disk."""
 
     type: Literal["checkpoint"] = "checkpoint"
@@ -93,12 +105,12 @@ class Checkpointed(BaseEvent):
     path: str
 
 
-class Placing(BaseEvent):
-    """The finished model lies in `staged`, complete, and is about to become `folder`: only renames are left to do.
+class Placing(DurableEvent):
+    """The finished model is complete in `staged` and is about to be renamed to `folder`.
 
-    `identity` recognizes it under either name. What lies in `folder` now is to become `kept_as`. `step` is the
-    optimizer step after which training ended; `final_metrics` are None where it was stopped. What a crash after this
-    event leaves undone is done from it, see `merlina.placing`.
+    `identity` recognizes it under either name. The current content of `folder` will be moved to `kept_as`. `step` is
+    the optimizer step after which training ended; `final_metrics` is None if it was stopped. After a crash,
+    `merlina.placing` completes the renames from this event.
     """
 
     type: Literal["placing"] = "placing"
@@ -110,38 +122,38 @@ class Placing(BaseEvent):
     final_metrics: dict[str, float | None] | None = None
 
 
-class Placed(BaseEvent):
+class Placed(DurableEvent):
     """The finished model is in `folder`."""
 
     type: Literal["placed"] = "placed"
     folder: str
 
 
-class SetAside(BaseEvent):
-    """The model that lay in `folder` is in `kept_as` from now on: it made room for this run's."""
+class Moved(DurableEvent):
+    """The older model in `folder` was moved to `kept_as`, because this run's model takes its place."""
 
-    type: Literal["set_aside"] = "set_aside"
+    type: Literal["moved"] = "moved"
     folder: str
     kept_as: str
 
 
 class Logged(BaseEvent):
-    """A line for people; `warning` ones need their attention."""
+    """A message for the user; warnings and errors need attention."""
 
     type: Literal["log"] = "log"
-    level: Literal["info", "warning", "error"]
+    level: LogLevel
     message: str
 
 
 class Linked(BaseEvent):
-    """The run can be watched at an outside address as well."""
+    """The run is also shown at this address."""
 
     type: Literal["link"] = "link"
     wandb_url: str
 
 
-class Paused(BaseEvent):
-    """Last line of an attempt that is to continue later: nothing was saved but its checkpoint.
+class Paused(DurableEvent):
+    """Last event of an attempt that will be resumed. Only its checkpoint was saved.
 
     `checkpoint_step` is the newest complete checkpoint, as in `Ended`.
     """
@@ -151,21 +163,19 @@ class Paused(BaseEvent):
     checkpoint_step: _Count | None = None
 
 
-class Ended(BaseEvent):
-    """Last line of an attempt. `checkpoint_step` is the newest complete checkpoint, which a resume continues from."""
+class Ended(DurableEvent):
+    """Last event of an attempt. `checkpoint_step` is the newest complete checkpoint, from which a resume continues."""
 
     type: Literal["ended"] = "ended"
     state: EndState
     error: str | None = None
     output_dir: str | None = None
     checkpoint_step: _Count | None = None
-    final_metrics: _Figures = Field(default_factory=dict)
+    final_metrics: _MetricValues = Field(default_factory=dict)
 
 
 class Unknown(BaseEvent):
-    """A line of another version's worker: it has its number and changes nothing."""
-
-    type: str
+    """An event that another version's worker wrote. It has a number and changes nothing."""
 
 
 KnownEvent = Annotated[
@@ -177,7 +187,7 @@ KnownEvent = Annotated[
     | Checkpointed
     | Placing
     | Placed
-    | SetAside
+    | Moved
     | Logged
     | Linked
     | Paused
@@ -189,19 +199,17 @@ EVENT: TypeAdapter[KnownEvent] = TypeAdapter(KnownEvent)
 
 
 def parse_event(line: bytes) -> Event | None:
-    """Return the event; None if the line is none, or one of a known type with fields of other types."""
+    """Return the event, or None if the line is not a valid event."""
     try:
-        return EVENT.validate_json(line)
+        return _numbered(EVENT.validate_json(line))
     except ValidationError as error:
         if error.errors(include_url=False, include_input=False)[0]["type"] != "union_tag_invalid":
             return None
     try:
-        return Unknown.model_validate_json(line)
+        return _numbered(Unknown.model_validate_json(line))
     except ValidationError:
         return None
 
 
-def event_line(seq: int, time: float, kind: str, fields: dict[str, Any]) -> bytes:
-    """One validated line of the log, with its newline. Raises pydantic.ValidationError on a field that can't be."""
-    event = EVENT.validate_python({"seq": seq, "time": time, "type": kind, **fields})
-    return EVENT.dump_json(event, exclude_none=False) + b"\n"
+def _numbered(event: Event) -> Event | None:
+    return event if {"seq", "time"} <= event.model_fields_set else None

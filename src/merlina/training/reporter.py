@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from merlina.schemas.events import LogLevel
+
 
 class StoppedEarly(Exception):  # noqa: N818
     """A stop was asked for before training began."""
@@ -25,7 +27,7 @@ class Reporter(Protocol):
     def kept(self, step: int) -> None:
         """The weights after this step, the last or the best one, are those that will be saved."""
 
-    def note(self, level: str, message: str) -> None:
+    def note(self, level: LogLevel, message: str) -> None:
         """Something people should know; `level` is info or warning."""
 
     def should_stop(self) -> bool:

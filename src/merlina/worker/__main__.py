@@ -19,6 +19,7 @@ from merlina.errors import StoredConfigError
 from merlina.faults import FaultPoint, reach
 from merlina.processes import identify
 from merlina.runs import EventLog, RunFolder
+from merlina.schemas.events import Ended, Started
 from merlina.worker.imports import import_at_once
 from merlina.worker.run.stop_requests import StopRequest
 from merlina.worker.run.watchdog import watch
@@ -42,11 +43,11 @@ def main(given: Sequence[str] | None = None) -> int:
     try:
         order = folder.read_order()
     except StoredConfigError as error:
-        log.append("ended", durable=True, state="failed", error=error.message)
+        log.append(Ended(state="failed", error=error.message))
         return 1
     versions = {name: version(name) for name in _NAMED_VERSIONS}
     process = str(identify(os.getpid()))
-    log.append("started", durable=True, attempt=order.attempt, pid=os.getpid(), process=process, versions=versions)
+    log.append(Started(attempt=order.attempt, pid=os.getpid(), process=process, versions=versions))
     reach(FaultPoint.START_TOLD)
 
     if order.processes > 1:

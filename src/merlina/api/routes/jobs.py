@@ -113,8 +113,8 @@ def job_config(job_id: str, services: ServicesDep) -> dict[str, Any]:
 def job_logs(job_id: str, services: ServicesDep, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> JobLogs:
     """The newest lines of the run's log, oldest first."""
     services.commands.find(job_id)
-    newest = deque(find_events(services.commands.folder(job_id).events_file, ["log"]), maxlen=limit)
-    lines = [log_line(event) for event in newest if isinstance(event, Logged)]
+    newest = deque(find_events(services.commands.folder(job_id).events_file, Logged), maxlen=limit)
+    lines = [log_line(event) for event in newest]
     return JobLogs(job_id=job_id, logs=lines, count=len(lines))
 
 
@@ -130,7 +130,7 @@ def loading_code(job_id: str, services: ServicesDep) -> LoadingCode:
 def job_timeline(job_id: str, services: ServicesDep) -> JobTimeline:
     """The states the job went through and when it entered each, over all its attempts."""
     record = services.commands.find(job_id)
-    events = find_events(services.commands.folder(job_id).events_file, TIMELINE_EVENTS)
+    events = find_events(services.commands.folder(job_id).events_file, *TIMELINE_EVENTS)
     states = timeline(record, events)
     return JobTimeline(job_id=job_id, states=states, count=len(states))
 

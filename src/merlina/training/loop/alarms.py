@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from merlina.errors import TrainingError
+from merlina.schemas.events import LogLevel
 
-Say = Callable[[str, str], None]
+Say = Callable[[LogLevel, str], None]
 """Level and message."""
 
 # A step's loss may jump; it may not stay this far out for so many steps in a row.

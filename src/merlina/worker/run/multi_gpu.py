@@ -32,6 +32,7 @@ from setproctitle import setproctitle
 from merlina import checkpoints
 from merlina.hardware.host import killed_by, oom_kills
 from merlina.runs import EventLog, RunFolder, RunOrder, read_events
+from merlina.schemas.events import Ended
 from merlina.worker.run.stop_requests import StopRequest
 from merlina.worker.run.watchdog import watch
 
@@ -78,7 +79,7 @@ def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRe
         return 0
     error = _in_words(failed, order, folder, out_of_memory=oom_kills() > kills_before)
     step = checkpoints.survey(folder.checkpoints_dir).step
-    EventLog(folder.events_file).append("ended", durable=True, state="failed", error=error, checkpoint_step=step)
+    EventLog(folder.events_file).append(Ended(state="failed", error=error, checkpoint_step=step))
     return 1
 
 

@@ -5,12 +5,27 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from merlina.domain.job_states import EndState, JobState
+from merlina.domain.job_states import JobState
 from merlina.faults import FaultPoint, reach
 from merlina.runs import read_events
-from merlina.schemas.events import Metrics, Placing, Resumed
+from merlina.schemas.events import (
+    Checkpointed,
+    Ended,
+    KnownEvent,
+    Linked,
+    Logged,
+    LogLevel,
+    Metrics,
+    Moved,
+    Paused,
+    Placed,
+    Placing,
+    Progress,
+    Resumed,
+    StateChanged,
+)
 from merlina.worker.run.saved_model_metrics import SavedModelFigures
 
 _PROGRESS_SECONDS = 0.1
@@ -29,7 +44,7 @@ def without_tokens(text: str) -> str:
 class Log(Protocol):
     """Where events are written."""
 
-    def append(self, kind: str, *, durable: bool = False, **fields: Any) -> int: ...
+    def append(self, event: KnownEvent) -> int: ...
 
 
 class Wish(Protocol):
@@ -43,7 +58,7 @@ class Wish(Protocol):
 class Silence:
     """Log and wish of a rank that has nothing to say."""
 
-    def append(self, kind: str, *, durable: bool = False, **fields: Any) -> int:  # noqa: ARG002
+    def append(self, event: KnownEvent) -> int:  # noqa: ARG002
         return 0
 
     def is_set(self) -> bool:
@@ -88,10 +103,10 @@ class EventReporter:
 
     def state(self, state: JobState, output_dir: str | None = None) -> None:
         self._tell_progress()
-        self._log.append("state", durable=True, state=state, output_dir=output_dir)
+        self._log.append(StateChanged(state=state, output_dir=output_dir))
 
     def resumed(self, step: int, announced_step: int | None = None, reason: str | None = None) -> None:
-        self._log.append("resumed", durable=True, step=step, announced_step=announced_step, reason=reason)
+        self._log.append(Resumed(step=step, announced_step=announced_step, reason=reason))
 
     def progress(self, step: int, total_steps: int) -> None:
         self._complete_metrics()
@@ -99,7 +114,7 @@ class EventReporter:
         if now - self._progress_at >= _PROGRESS_SECONDS or step in (0, total_steps):
             self._progress_at = now
             self._untold_progress = None
-            self._log.append("progress", step=step, total_steps=total_steps)
+            self._log.append(Progress(step=step, total_steps=total_steps))
         else:
             self._untold_progress = step, total_steps
 
@@ -112,44 +127,43 @@ class EventReporter:
         self._complete_metrics()
         if evaluation_follows:
             self._awaiting = step, figures
-        self._log.append("metrics", step=step, metrics=figures, awaits_evaluation=evaluation_follows)
+        self._log.append(Metrics(step=step, metrics=dict(figures), awaits_evaluation=evaluation_follows))
 
     def checkpoint(self, step: int, path: Path) -> None:
         self._tell_progress()
-        self._log.append("checkpoint", durable=True, step=step, path=str(path))
+        self._log.append(Checkpointed(step=step, path=str(path)))
 
     def kept(self, step: int) -> None:
         self._saved.step = step
 
-    def note(self, level: str, message: str) -> None:
-        self._log.append("log", level=level, message=without_tokens(message))
+    def note(self, level: LogLevel, message: str) -> None:
+        self._log.append(Logged(level=level, message=without_tokens(message)))
 
-    def set_aside(self, folder: Path, kept_as: Path) -> None:
-        self._log.append("set_aside", durable=True, folder=str(folder), kept_as=str(kept_as))
+    def moved(self, folder: Path, kept_as: Path) -> None:
+        self._log.append(Moved(folder=str(folder), kept_as=str(kept_as)))
 
-    def placing(self, **fields: Any) -> Placing:
-        """Announce the renames that bring a finished model to its folder; see the event's fields."""
-        seq = self._log.append("placing", durable=True, **fields)
-        return Placing.model_validate({"seq": max(seq, 1), "time": time.time(), **fields})
+    def placing(self, placing: Placing) -> None:
+        """Announce the renames that will move a finished model into its output folder."""
+        self._log.append(placing)
 
     def placed(self, folder: Path) -> None:
         self.model_folder = folder
-        self._log.append("placed", durable=True, folder=str(folder))
+        self._log.append(Placed(folder=str(folder)))
         reach(FaultPoint.END_PLACED_TOLD)
 
     def link(self, wandb_url: str) -> None:
-        self._log.append("link", wandb_url=wandb_url)
+        self._log.append(Linked(wandb_url=wandb_url))
 
-    def end(self, state: EndState, error: str | None = None, **fields: Any) -> None:
+    def end(self, ended: Ended) -> None:
         self._tell_progress()
-        self._log.append("ended", durable=True, state=state, error=without_tokens(error) if error else None, **fields)
+        self._log.append(ended.model_copy(update={"error": without_tokens(ended.error) if ended.error else None}))
 
     def paused(self, reason: str, checkpoint_step: int | None) -> None:
         self._tell_progress()
         where = f"continues from the checkpoint at step {checkpoint_step}" if checkpoint_step else "starts at step 1"
         self.note("info", f"Paused: {reason}. A resume {where}")
         reach(FaultPoint.PAUSE_SAVED)
-        self._log.append("paused", durable=True, reason=reason, checkpoint_step=checkpoint_step)
+        self._log.append(Paused(reason=reason, checkpoint_step=checkpoint_step))
         reach(FaultPoint.PAUSE_TOLD)
 
     def reason_to_pause(self) -> str | None:
@@ -166,7 +180,7 @@ class EventReporter:
         if self._awaiting is not None:
             step, figures = self._awaiting
             self._awaiting = None
-            self._log.append("metrics", step=step, metrics=figures)
+            self._log.append(Metrics(step=step, metrics=dict(figures)))
 
     def _tell_progress(self) -> None:
         """The last progress, where it came too soon after another to be told at once."""
@@ -174,7 +188,7 @@ class EventReporter:
         if self._untold_progress is not None:
             step, total_steps = self._untold_progress
             self._untold_progress = None
-            self._log.append("progress", step=step, total_steps=total_steps)
+            self._log.append(Progress(step=step, total_steps=total_steps))
 
     def final_metrics(self) -> dict[str, float]:
         """See SavedModelFigures."""

@@ -13,6 +13,7 @@ from merlina.errors import MerlinaError, ModelError
 from merlina.faults import FaultPoint, reach
 from merlina.placing import last_placing, only_end_is_left
 from merlina.runs import EventLog, RunFolder, RunOrder
+from merlina.schemas.events import Ended
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.resource_errors import disk_is_full, memory_short_of
 from merlina.worker.run.publishing import publish
@@ -34,7 +35,7 @@ def run(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) ->
         folder.reserve_file.unlink(missing_ok=True)
         placed = str(reporter.model_folder) if reporter.model_folder else None
         step = checkpoints.survey(folder.checkpoints_dir).step
-        reporter.end("failed", error=in_words(error, folder), output_dir=placed, checkpoint_step=step)
+        reporter.end(Ended(state="failed", error=in_words(error, folder), output_dir=placed, checkpoint_step=step))
         sys.stderr.write(without_tokens(traceback.format_exc()))
         return _FAILED
     folder.reserve_file.unlink(missing_ok=True)
@@ -54,7 +55,7 @@ def run_stages(stages: Stages) -> None:
         else:
             kept = f"; the checkpoint at step {step} is kept" if step else "; there is nothing to save"
             reporter.note("info", f"Stopped before training began{kept}")
-            reporter.end("stopped", checkpoint_step=step)
+            reporter.end(Ended(state="stopped", checkpoint_step=step))
 
 
 def _run_stages(stages: Stages) -> None:
@@ -96,7 +97,14 @@ def _finish(stages: Stages, loaded: LoadedModel, data: TrainingData, trained: nn
         )
     if stages.was_stopped:
         step = checkpoints.survey(folder.checkpoints_dir).step
-        reporter.end("stopped", output_dir=order.output_dir, final_metrics=final_metrics, checkpoint_step=step)
+        reporter.end(
+            Ended(
+                state="stopped",
+                output_dir=order.output_dir,
+                final_metrics=dict(final_metrics),
+                checkpoint_step=step,
+            )
+        )
         return
     if order.config.push_to_hub:
         reporter.state("uploading", output_dir=order.output_dir)
@@ -126,7 +134,7 @@ def _complete_if_placed(stages: Stages) -> bool:
 def _complete(stages: Stages, final_metrics: Mapping[str, float | None]) -> None:
     """The last event first: until it is on the disk, a resume may need the checkpoints."""
     order, folder = stages.order, stages.folder
-    stages.reporter.end("completed", output_dir=order.output_dir, final_metrics=final_metrics)
+    stages.reporter.end(Ended(state="completed", output_dir=order.output_dir, final_metrics=dict(final_metrics)))
     reach(FaultPoint.END_TOLD)
     checkpoints.remove_folder(folder.checkpoints_dir)
 

@@ -14,6 +14,7 @@ from merlina.errors import DiskFullError, TrainingError
 from merlina.faults import FaultPoint, reach
 from merlina.placing import identity, place
 from merlina.runs import RunOrder
+from merlina.schemas.events import Placing
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.resource_errors import disk_is_full
 from merlina.worker.run.generation_config import write_generation_config
@@ -54,14 +55,15 @@ def save_model(
         kept_as = (
             _free_name(target.with_name(f"{target.name}.before-{order.job_id}")) if os.path.lexists(target) else None
         )
-        placing = reporter.placing(
+        placing = Placing(
             folder=str(target),
             staged=str(beside),
-            identity=identity(beside),
+            identity=str(identity(beside)),
             kept_as=str(kept_as) if kept_as else None,
             step=step,
-            final_metrics=None if was_stopped else final_metrics,
+            final_metrics=None if was_stopped else dict(final_metrics),
         )
+        reporter.placing(placing)
         reach(FaultPoint.END_PLACING)
         if not place(placing, reporter):
             raise TrainingError(

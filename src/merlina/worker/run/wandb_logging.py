@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from merlina.schemas.events import LogLevel
 from merlina.schemas.training import TrainingConfig
 from merlina.training.reporter import Reporter
 from merlina.worker.run.reporting import EventReporter
@@ -84,7 +85,7 @@ class _Both:
     def kept(self, step: int) -> None:
         self._reporter.kept(step)
 
-    def note(self, level: str, message: str) -> None:
+    def note(self, level: LogLevel, message: str) -> None:
         self._reporter.note(level, message)
 
     def should_stop(self) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from merlina.processes import identify
 from merlina.runs import DETACHED_EXIT_CODE, EventLog, RunFolder
+from merlina.schemas.events import Ended
 
 _LOOK_SECONDS = 0.5
 _LOCK_ATTEMPTS = 20
@@ -67,7 +68,7 @@ def _end(folder: RunFolder, log: EventLog, reason: str) -> None:
         sys.stderr.flush()
     with contextlib.suppress(OSError):
         if _is_at(folder.events_file, log.descriptor) and _take_lock(folder):
-            EventLog(folder.events_file).append("ended", durable=True, state="failed", error=reason)
+            EventLog(folder.events_file).append(Ended(state="failed", error=reason))
     os._exit(DETACHED_EXIT_CODE)
 
 
