@@ -262,7 +262,7 @@ def test_a_run_that_needs_the_memory_gets_it_and_the_answer_says_so(
         running = server.train({**config, "max_steps": 2000, "num_epochs": 1000})
         server.until_step(running, 1)
         _say_it_needs(server, running, 10**7)
-        with pytest.raises(InsufficientMemoryError, match="0 MiB are free for it; send force: true"):
+        with pytest.raises(InsufficientMemoryError, match="only 0 MiB are free; send force: true"):
             client.load_chat_model(trained.job_id)
         with pytest.raises(InsufficientMemoryError, match="MiB of RAM"):
             list(client.answer(AnswerRequest.model_validate(trained.ask())))

@@ -1,22 +1,48 @@
-"""A model that was really trained, and what it and its base are to answer."""
+"""A trained model, and the answers that it and its base model must give."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merlina.executors.chat_process import Admission, ChatOrder, Claim
+from merlina.chat.loading import ModelLoader
+from merlina.executors.chat_process import ChatOrder, ChatProcess, Claim
 from tests.harness import Server, pairs_file, training_config
 
 QUESTION = "What is 3 plus 3?"
-ADMITTED = Admission(lambda: Claim(None, 1), lambda _: None)
+
+
+def load(
+    process: ChatProcess,
+    order: ChatOrder,
+    claim: Claim = Claim(None, 1),  # noqa: B008
+    admit: Callable[[Claim], None] = lambda _: None,
+    closed: threading.Event | None = None,
+    *,
+    force: bool = False,
+) -> None:
+    """Load a model as the service does, with a given claim and admission."""
+    with process.turn(closed or threading.Event()):
+        ModelLoader(process, lambda _: claim, admit).ensure_loaded(order, force=force)
+
+
+def answer(process: ChatProcess, order: ChatOrder, question: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+    """Answer as the service does, without admission."""
+    with process.turn(threading.Event()):
+        ModelLoader(process, lambda _: Claim(None, 1), lambda _: None).ensure_loaded(order)
+        events = process.answer(question)
+        try:
+            yield from events
+        finally:
+            events.close()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A completed job, whose model answers otherwise than its base."""
+    """A completed job whose model answers differently from its base model."""
 
     server: Server
     job_id: str
@@ -36,13 +62,13 @@ class Trained:
         return ChatOrder(self.job_id, 1, str(self.folder), self.config, True, False, None)
 
     def ask(self, content: str = QUESTION, **changes: Any) -> dict[str, Any]:
-        """A greedy request; `changes` go over it."""
+        """Return a greedy request, updated with `changes`."""
         messages = [{"role": "user", "content": content}]
         return {"job_id": self.job_id, "messages": messages, "temperature": 0, "max_new_tokens": 20, **changes}
 
 
 def reference_answer(model: Any, tokenizer: Any, messages: Sequence[dict[str, str]], tokens: int) -> str:
-    """The greedy answer by forward passes of the whole text, one for each token, and the tokenizer's own template."""
+    """Return the greedy answer by one forward pass over the whole text per token, with the tokenizer's template."""
     import torch
 
     text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)

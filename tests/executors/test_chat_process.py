@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from merlina.errors import BusyError, ConflictError, HelperError, InsufficientMemoryError, InvalidRequestError
-from merlina.executors.chat_process import Admission, ChatProcess, Claim
+from merlina.executors.chat_process import ChatProcess, Claim
 from merlina.executors.fork_server import ForkServer
-from tests.chat.trained import ADMITTED, QUESTION, Trained
+from tests.chat.trained import QUESTION, Trained, answer, load
 from tests.harness import has_ended, until
 
 LONG = 400
@@ -31,10 +31,10 @@ def chat_process(fork_server: ForkServer, tmp_path: Path) -> Iterator[ChatProces
 def ask(chat_process: ChatProcess, trained: Trained, tokens: int = 3, **changes: Any) -> Any:
     sampling = {"max_new_tokens": tokens, "temperature": 1.5, "top_p": 1.0, "seed": 1, **changes}
     question = {"side": "tuned", "messages": [{"role": "user", "content": QUESTION}], "sampling": sampling}
-    return chat_process.answer(trained.order(), ADMITTED, question, threading.Event())
+    return answer(chat_process, trained.order(), question)
 
 
-def test_an_answer_that_is_given_up_ends_at_once_and_the_next_is_whole(
+def test_a_cancelled_answer_ends_at_once_and_the_next_one_is_complete(
     chat_process: ChatProcess, trained: Trained
 ) -> None:
     whole = list(ask(chat_process, trained, LONG, seed=7))
@@ -43,27 +43,27 @@ def test_an_answer_that_is_given_up_ends_at_once_and_the_next_is_whole(
     needed, pid = time.monotonic() - began, chat_process.pid
     assert [event.get("text") for event in again] == [event.get("text") for event in whole]
     assert again[-1]["tokens"] > LONG / 2
-    given_up = ask(chat_process, trained, LONG, seed=7)
-    assert [next(given_up)["type"] for _ in range(3)] == ["begin", "text", "text"]
+    cancelled = ask(chat_process, trained, LONG, seed=7)
+    assert [next(cancelled)["type"] for _ in range(3)] == ["begin", "text", "text"]
     assert chat_process.status.state == "answering"
     began = time.monotonic()
-    given_up.close()
+    cancelled.close()
     assert time.monotonic() - began < needed / 4
     assert chat_process.status.state == "ready"
     assert len(list(ask(chat_process, trained))) == 6
     assert chat_process.pid == pid
 
 
-def test_what_cannot_be_answered_is_refused_and_it_lives_on(chat_process: ChatProcess, trained: Trained) -> None:
+def test_a_refused_request_leaves_the_process_running(chat_process: ChatProcess, trained: Trained) -> None:
     long = {"side": "base", "messages": [{"role": "user", "content": "sky " * 600}], "sampling": {}}
     with pytest.raises(InvalidRequestError, match="512 positions"):
-        next(chat_process.answer(trained.order(), ADMITTED, long, threading.Event()))
+        next(answer(chat_process, trained.order(), long))
     pid = chat_process.pid
     assert next(ask(chat_process, trained))["prompt_tokens"] > 5
     assert chat_process.pid == pid
 
 
-def test_a_release_waits_for_no_one_and_those_who_wait_are_told(chat_process: ChatProcess, trained: Trained) -> None:
+def test_a_release_is_immediate_and_ends_waiting_calls(chat_process: ChatProcess, trained: Trained) -> None:
     answering = ask(chat_process, trained, LONG)
     next(answering)
     assert chat_process.pid is not None
@@ -78,21 +78,23 @@ def test_a_release_waits_for_no_one_and_those_who_wait_are_told(chat_process: Ch
 
     waiting = threading.Thread(target=wait_for_turn)
     waiting.start()
-    until(lambda: len(psutil.Process().threads()) > 1 and waiting.is_alive(), 5, "someone who waits")
+    until(lambda: len(psutil.Process().threads()) > 1 and waiting.is_alive(), 5, "a waiting call")
     assert chat_process.release("job_x needs its memory")
     assert has_ended(process)
     assert chat_process.status.state == "empty"
-    # Nobody has read on meanwhile.
+    # The answer was not read meanwhile.
     with pytest.raises(ConflictError, match="job_x needs its memory"):
         list(answering)
     waiting.join(20)
-    assert refused == ["The model was let go: job_x needs its memory"]
+    assert refused == ["The model was unloaded: job_x needs its memory"]
     assert chat_process.pid is None
     assert not chat_process.release("once more")
     assert next(ask(chat_process, trained))["type"] == "begin"
 
 
-def test_a_death_is_told_and_the_next_question_loads_it_again(chat_process: ChatProcess, trained: Trained) -> None:
+def test_a_death_is_an_error_and_the_next_request_loads_the_model_again(
+    chat_process: ChatProcess, trained: Trained
+) -> None:
     answering = ask(chat_process, trained, LONG)
     next(answering)
     pid = chat_process.pid
@@ -105,7 +107,7 @@ def test_a_death_is_told_and_the_next_question_loads_it_again(chat_process: Chat
     assert chat_process.pid != pid
 
 
-def test_a_claim_is_admitted_once_more_when_it_is_seen_and_a_refused_one_is_gone(
+def test_a_claim_is_admitted_again_once_published_and_withdrawn_if_refused(
     chat_process: ChatProcess, trained: Trained
 ) -> None:
     seen: list[tuple[str, Claim | None]] = []
@@ -113,75 +115,77 @@ def test_a_claim_is_admitted_once_more_when_it_is_seen_and_a_refused_one_is_gone
     def refuse(claim: Claim) -> None:
         seen.append((chat_process.status.state, chat_process.status.claim))
         if seen[-1][0] == "loading":
-            raise ConflictError("no room")
+            raise ConflictError("no memory")
 
-    with pytest.raises(ConflictError, match="no room"):
-        chat_process.load(trained.order(), Admission(lambda: Claim(1, 700), refuse), threading.Event())
+    with pytest.raises(ConflictError, match="no memory"):
+        load(chat_process, trained.order(), Claim(1, 700), refuse)
     assert seen == [("empty", None), ("loading", Claim(1, 700))]
     assert chat_process.status.claim is None
     assert chat_process.pid is None
 
 
-def test_what_is_loaded_stays_where_another_may_not_be_loaded(chat_process: ChatProcess, trained: Trained) -> None:
-    chat_process.load(trained.order(), ADMITTED, threading.Event())
+def test_a_loaded_model_stays_if_another_is_refused(chat_process: ChatProcess, trained: Trained) -> None:
+    load(chat_process, trained.order())
     before = chat_process.status
 
     def refuse(_: Claim) -> None:
-        raise ConflictError("no room")
+        raise ConflictError("no memory")
 
     other = replace(trained.order(), job_id="other")
-    with pytest.raises(ConflictError, match="no room"):
-        chat_process.load(other, Admission(lambda: Claim(None, 1), refuse), threading.Event())
+    with pytest.raises(ConflictError, match="no memory"):
+        load(chat_process, other, admit=refuse)
     assert (chat_process.status.state, chat_process.status.order) == ("ready", before.order)
 
 
-def test_what_was_forced_once_is_not_refused_until_it_is_let_go(chat_process: ChatProcess, trained: Trained) -> None:
+def test_a_forced_job_is_admitted_until_its_model_is_unloaded(chat_process: ChatProcess, trained: Trained) -> None:
     def refuse(_: Claim) -> None:
-        raise InsufficientMemoryError("no room")
+        raise InsufficientMemoryError("no memory")
 
-    def load(attempt: int, admission: Admission, **changes: Any) -> int | None:
-        chat_process.load(replace(trained.order(), attempt=attempt, **changes), admission, threading.Event())
+    def load_refused(attempt: int, job_id: str = trained.job_id, *, force: bool = False) -> int | None:
+        load(chat_process, replace(trained.order(), attempt=attempt, job_id=job_id), admit=refuse, force=force)
         return chat_process.pid
 
-    refused = Admission(ADMITTED.plan, refuse)
-    first = load(1, ADMITTED)
-    # It is there already, and forced from now on.
-    assert load(1, replace(refused, forced=True)) == first
-    assert load(2, refused) != first
-    assert load(3, refused) is not None
+    load(chat_process, trained.order())
+    first = chat_process.pid
+    # The model is loaded already, and forced from now on.
+    assert load_refused(1, force=True) == first
+    assert load_refused(2) != first
+    assert load_refused(3) is not None
     with pytest.raises(InsufficientMemoryError):
-        load(1, refused, job_id="other")
+        load_refused(1, "other")
     assert chat_process.status.forced
     chat_process.release("once")
     with pytest.raises(InsufficientMemoryError):
-        load(3, refused)
+        load_refused(3)
 
 
-def test_what_a_later_attempt_saved_is_loaded_anew(chat_process: ChatProcess, trained: Trained) -> None:
-    chat_process.load(trained.order(), ADMITTED, threading.Event())
+def test_the_model_of_a_later_attempt_replaces_the_loaded_one(chat_process: ChatProcess, trained: Trained) -> None:
+    load(chat_process, trained.order())
     first = chat_process.pid
-    chat_process.load(trained.order(), ADMITTED, threading.Event())
+    load(chat_process, trained.order())
     assert chat_process.pid == first
-    chat_process.load(replace(trained.order(), attempt=2), ADMITTED, threading.Event())
+    load(chat_process, replace(trained.order(), attempt=2))
     assert chat_process.pid != first
 
 
-def test_who_has_gone_waits_no_longer(chat_process: ChatProcess, trained: Trained) -> None:
+def test_a_disconnected_client_stops_waiting(chat_process: ChatProcess, trained: Trained) -> None:
     answering = ask(chat_process, trained, LONG)
     next(answering)
     gone = threading.Event()
     gone.set()
     with pytest.raises(BusyError):
-        chat_process.load(trained.order(), ADMITTED, gone)
+        load(chat_process, trained.order(), closed=gone)
     answering.close()
 
 
-def test_it_is_let_go_when_idle_and_closed_for_good(fork_server: ForkServer, trained: Trained, tmp_path: Path) -> None:
+def test_it_ends_when_idle_and_refuses_calls_after_close(
+    fork_server: ForkServer, trained: Trained, tmp_path: Path
+) -> None:
     chat_process = ChatProcess(0.3, tmp_path / "chat.log", fork_server)
     list(ask(chat_process, trained))
     assert chat_process.status.idle_until is not None
     until(lambda: chat_process.pid is None, 10, "the end of the idle process")
     assert chat_process.status.state == "empty"
     chat_process.close()
-    with pytest.raises(ConflictError, match="about to end"):
+    with pytest.raises(ConflictError, match="shutting down"):
         list(ask(chat_process, trained))

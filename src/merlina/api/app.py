@@ -106,7 +106,7 @@ def build_services(settings: Settings) -> Services:
         trust_remote_code=settings.trust_remote_code,
         max_row_mb=settings.max_row_size_mb,
         list_gpus=list_gpus,
-        make_way=chat_memory.make_way,
+        make_way=chat_memory.unload_for,
     )
     helpers = Helpers.build(settings.helper_idle_seconds, settings.helper_log, fork_server)
     compare_data = compare_by(helpers.rows, settings.max_row_size_mb)

@@ -1,4 +1,4 @@
-"""Memory of the chat model: it takes none that a run holds or waits for, and gives way to a run."""
+"""Memory of the chat model: only what no run holds or waits for; a run that needs it evicts the model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from merlina.storage.jobs import JobRecord
 
 _log = logging.getLogger(__name__)
 _MB = 1024**2
-_HOW_TO_FORCE = "send force: true to load it all the same"
+_HOW_TO_FORCE = "send force: true to load it anyway"
 
 
 @dataclass(frozen=True)
 class ChatMemory:
-    """What is free, and who has it or waits for it."""
+    """Decides where the chat model may be loaded, and unloads it for runs."""
 
     database: Database
     chat_process: ChatProcess
@@ -31,7 +31,7 @@ class ChatMemory:
     list_gpus: Callable[[], Sequence[Gpu]]
 
     def choose_gpu(self) -> int | None:
-        """One that no job has or waits for, where there is one; of those the one with most memory. None without any."""
+        """Return the GPU with the most free memory, preferring those that no job uses or needs; None without GPUs."""
         gpus = self.list_gpus()
         wanted = self._wanted_gpus(gpus)
         unwanted = [gpu for gpu in gpus if gpu.index not in wanted]
@@ -41,17 +41,17 @@ class ChatMemory:
     def admit(self, claim: Claim) -> None:
         """Raise InsufficientMemoryError if a job holds or waits for the claimed memory, or if too little is free.
 
-        What the model that is loaded now holds counts as free: it goes before another is loaded.
+        Memory of the presently loaded model counts as free, since it is unloaded before another one is loaded.
         """
-        gpus, gives_up = self.list_gpus(), self.chat_process.gives_up
+        gpus, reclaimable_mb = self.list_gpus(), self.chat_process.reclaimable_mb
         if claim.gpu is not None:
-            if (claimed := self._wanted_gpus(gpus).get(claim.gpu)) is not None:
-                raise InsufficientMemoryError(f"GPU {claim.gpu} {claimed}; wait for it, or {_HOW_TO_FORCE}")
-            _refuse_beyond(_free_on_gpu(gpus, claim.gpu) + gives_up(claim.gpu), claim, f"GPU {claim.gpu}")
-        _refuse_beyond(self._free_ram() + gives_up(None), claim, "RAM")
+            if (use := self._wanted_gpus(gpus).get(claim.gpu)) is not None:
+                raise InsufficientMemoryError(f"GPU {claim.gpu} {use}; wait until it is free, or {_HOW_TO_FORCE}")
+            _check_fits(claim, _free_on_gpu(gpus, claim.gpu) + reclaimable_mb(claim.gpu), f"GPU {claim.gpu}")
+        _check_fits(claim, self._free_ram() + reclaimable_mb(None), "RAM")
 
-    def make_way(self, record: JobRecord) -> None:
-        """Lets the model go where the run that is about to start would lack the memory; called before it starts."""
+    def unload_for(self, record: JobRecord) -> None:
+        """Unload the model if the run that is about to start would otherwise lack memory."""
         status = self.chat_process.status
         claim = status.claim
         if claim is None or not _on_same_device(claim, record):
@@ -60,35 +60,33 @@ class ChatMemory:
         if status.state == "loading":
             free -= claim.needed_mb
         if record.memory_needed_mb is None or record.memory_needed_mb > free:
-            _log.info(
-                "the model of %s is let go: %s needs its memory", status.order and status.order.job_id, record.job_id
-            )
+            _log.info("unloading the chat model of %s: %s needs its memory", status.job_id, record.job_id)
             self.chat_process.release(f"{record.job_id} needs its memory")
 
     def _wanted_gpus(self, gpus: Sequence[Gpu]) -> dict[int, str]:
-        """By index what a job does with it: trains on it, or waits for it."""
+        """Return by GPU index which job uses it or waits for it, in words."""
         with self.database.read() as connection:
             queued, running = jobs.queued(connection), jobs.running(connection)
         wanted: dict[int, str] = {}
         for record in reversed(queued):
             indices = record.config.get("gpu_ids") or [gpu.index for gpu in gpus]
-            wanted |= dict.fromkeys(indices, f"is waited for by {record.job_id}")
+            wanted |= dict.fromkeys(indices, f"is reserved for the queued job {record.job_id}")
         for record in running:
             wanted |= dict.fromkeys(record.gpus or [], f"is used by {record.job_id}")
         return wanted
 
-    def _free_ram(self, without: JobRecord | None = None) -> int:
-        """MiB, less what running jobs are still to take."""
+    def _free_ram(self, starting: JobRecord | None = None) -> int:
+        """Return the MiB that are available, less what running jobs have yet to allocate. `starting` is not counted."""
         with self.database.read() as connection:
             running = jobs.running(connection)
-        still_to_take = sum(
-            max(0, record.memory_needed_mb - self._held_by(record))
+        yet_to_allocate = sum(
+            max(0, record.memory_needed_mb - self._resident_mb(record))
             for record in running
-            if record.gpus is None and record.memory_needed_mb is not None and record != without
+            if record.gpus is None and record.memory_needed_mb is not None and record != starting
         )
-        return available_memory() // _MB - still_to_take
+        return available_memory() // _MB - yet_to_allocate
 
-    def _held_by(self, record: JobRecord) -> int:
+    def _resident_mb(self, record: JobRecord) -> int:
         worker = RunFolder(self.runs_dir / record.job_id).worker()
         return resident_memory(worker.pid) // _MB if worker and worker.is_alive() else 0
 
@@ -101,9 +99,9 @@ def _free_on_gpu(gpus: Sequence[Gpu], index: int) -> int:
     return next((gpu.memory_free_mb for gpu in gpus if gpu.index == index), 0)
 
 
-def _refuse_beyond(free_mb: int, claim: Claim, place: str) -> None:
+def _check_fits(claim: Claim, free_mb: int, device: str) -> None:
     if claim.needed_mb > free_mb:
         raise InsufficientMemoryError(
-            f"The model needs about {claim.needed_mb:,} MiB of {place}, and {max(0, free_mb):,} MiB are free for it; "
+            f"The model needs about {claim.needed_mb:,} MiB of {device}, but only {max(0, free_mb):,} MiB are free; "
             f"{_HOW_TO_FORCE}"
         )

@@ -1,4 +1,4 @@
-"""Loading a job's model and having it answer, within what runs leave of the memory."""
+"""Chat with a job's model: load it within the memory that runs leave, and stream its answers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from merlina.chat.loading import ModelLoader
 from merlina.chat.memory import ChatMemory
 from merlina.errors import BusyError, InvalidRequestError
-from merlina.executors.chat_process import Admission, ChatOrder, ChatProcess, Claim
+from merlina.executors.chat_process import ChatOrder, ChatProcess, Claim
 from merlina.executors.helper_pools import Helpers
 from merlina.jobs.commands import JobCommands
 from merlina.preflight.memory_estimate import chat_memory_mb
@@ -26,7 +27,7 @@ Event = AnswerBegins | AnswerText | AnswerEnds
 
 @dataclass(frozen=True)
 class ChatService:
-    """What routes ask of the chat_process, by job. `closed` is set where nobody waits for the answer any more."""
+    """Operations of the chat routes. `closed` is set once the client has disconnected."""
 
     settings: Settings
     commands: JobCommands
@@ -35,38 +36,49 @@ class ChatService:
     chat_process: ChatProcess
 
     def load(self, job_id: str, closed: threading.Event, *, with_base: bool, force: bool) -> None:
-        """Raises NotFoundError, InvalidRequestError (the job has no model) and InsufficientMemoryError."""
+        """Load a job's model unless it is loaded.
+
+        Raises NotFoundError, InvalidRequestError if the job has no model, InsufficientMemoryError without `force`,
+        ConflictError if the model is unloaded meanwhile, and BusyError.
+        """
         order = self._order(self.commands.find(job_id), with_base=with_base)
-        self.chat_process.load(order, self._admission(order, force=force), closed)
+        with self.chat_process.turn(closed):
+            self._loader.ensure_loaded(order, force=force)
 
     def answer(
         self, job_id: str, side: Side, messages: Sequence[ChatMessage], sampling: Sampling, closed: threading.Event
     ) -> Generator[Event, None, None]:
-        """What the side answers, from its beginning to its end; loads the model where it isn't. Raises as `load`."""
+        """Yield the answer of one side, piece by piece, loading the model first if necessary. Raises as `load`."""
         order = self._order(self.commands.find(job_id), with_base=side == "base")
         arguments = {
             "side": side,
             "messages": [message.model_dump() for message in messages],
             "sampling": sampling.model_dump(include=set(Sampling.model_fields)),
         }
-        events = self.chat_process.answer(order, self._admission(order, force=False), arguments, closed)
-        try:
-            for event in events:
-                if closed.is_set():
-                    raise BusyError("Nobody waits for the answer any more")
-                if event["type"] == "begin":
-                    yield AnswerBegins(job_id=job_id, side=side, **event)
-                elif event["type"] == "end":
-                    yield AnswerEnds(**event)
-                elif event["text"]:
-                    yield AnswerText(**event)
-        finally:
-            events.close()
+        with self.chat_process.turn(closed):
+            self._loader.ensure_loaded(order)
+            events = self.chat_process.answer(arguments)
+            try:
+                for event in events:
+                    if closed.is_set():
+                        raise BusyError("Client disconnected")
+                    if event["type"] == "begin":
+                        yield AnswerBegins(job_id=job_id, side=side, **event)
+                    elif event["type"] == "end":
+                        yield AnswerEnds(**event)
+                    elif event["text"]:
+                        yield AnswerText(**event)
+            finally:
+                events.close()
+
+    @property
+    def _loader(self) -> ModelLoader:
+        return ModelLoader(self.chat_process, self._plan, self.chat_memory.admit)
 
     def _order(self, record: JobRecord, *, with_base: bool) -> ChatOrder:
         model_dir = self._model_dir(record)
         tokens = self.commands.folder(record.job_id).read_secrets()
-        own = self.settings.hf_token
+        server_token = self.settings.hf_token
         return ChatOrder(
             job_id=record.job_id,
             attempt=record.attempt,
@@ -74,28 +86,26 @@ class ChatService:
             config=read_stored_config(record.config, record.job_id).model_dump(mode="json"),
             with_base=with_base or _is_adapter(model_dir),
             trust_remote_code=self.settings.trust_remote_code,
-            token=tokens.get("hf_token") or (own.get_secret_value() if own else None),
+            token=tokens.get("hf_token") or (server_token.get_secret_value() if server_token else None),
         )
 
     def _model_dir(self, record: JobRecord) -> Path:
-        """Raises InvalidRequestError where the model isn't there, or is that of a later job."""
+        """Return the folder of a job's model. Raises InvalidRequestError if it is gone or holds a later job's model."""
         if record.output_dir is None or not record.ended:
             raise InvalidRequestError(f"Job {record.job_id} is {record.state} and has no model to chat with")
         if not Path(record.output_dir).is_dir():
-            raise InvalidRequestError(f"The model of {record.job_id} is gone from {record.output_dir}")
+            raise InvalidRequestError(f"The model of {record.job_id} no longer exists in {record.output_dir}")
         with self.commands.database.read() as connection:
             last = jobs.last_to_save(connection, record.output_dir)
         if last != record.job_id:
             raise InvalidRequestError(
-                f"{record.output_dir} holds what {last} trained later; the model of {record.job_id} is kept beside it"
+                f"{record.output_dir} holds the model of the later job {last}; the model of {record.job_id} was moved "
+                "to a folder beside it"
             )
         return Path(record.output_dir)
 
-    def _admission(self, order: ChatOrder, *, force: bool) -> Admission:
-        return Admission(lambda: self._claim(order), self.chat_memory.admit, force)
-
-    def _claim(self, order: ChatOrder) -> Claim:
-        """Raises ModelError where the base can't be found."""
+    def _plan(self, order: ChatOrder) -> Claim:
+        """Return the memory that the model would claim. Raises ModelError if the base model can't be found."""
         config = read_stored_config(order.config, order.job_id)
         is_adapter = _is_adapter(Path(order.model_dir))
         name = config.base_model if is_adapter else order.model_dir
@@ -113,5 +123,5 @@ class ChatService:
 
 
 def _is_adapter(model_dir: Path) -> bool:
-    """Whether what was trained stands on its base, which is then there too."""
+    """Return whether the folder holds an adapter, whose base model is then loaded as well."""
     return (model_dir / "adapter_config.json").is_file()

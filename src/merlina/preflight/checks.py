@@ -82,7 +82,7 @@ class Preflight:
             report.findings["lengths_fit"] = judge_lengths(config, model, report.data)
         report.findings["precision_available"] = check_precision(config, gpus)
         report.findings["vram_sufficient"], report.memory = check_memory(
-            config, model, report.data, gpus, self.chat_process.gives_up
+            config, model, report.data, gpus, self.chat_process.reclaimable_mb
         )
         if model is None:
             report.findings["vram_sufficient"] = Finding(

@@ -140,18 +140,18 @@ def check_memory(
     model: ModelFacts | None,
     data: DataFacts | None,
     gpus: Sequence[Gpu],
-    gives_up: Callable[[int | None], int],
+    reclaimable_mb: Callable[[int | None], int],
 ) -> tuple[Finding, MemoryEstimate | None]:
     """Whether the run fits into the memory that is free now; of several GPUs, into each of them.
 
-    `gives_up` tells what is given up before it starts, in MiB: on a GPU by its index, or of RAM (None).
+    `reclaimable_mb` tells what is given up before it starts, in MiB: on a GPU by its index, or of RAM (None).
     """
     if model is None:
         return Finding(passed=False), None
-    freed = [replace(gpu, memory_free_mb=gpu.memory_free_mb + gives_up(gpu.index)) for gpu in gpus]
+    freed = [replace(gpu, memory_free_mb=gpu.memory_free_mb + reclaimable_mb(gpu.index)) for gpu in gpus]
     gpu = _decisive_gpu(config, freed)
     device, place = ("cuda", f"GPU {gpu.index}") if gpu else ("cpu", "RAM")
-    free = gpu.memory_free_mb * MIB if gpu else available_memory() + gives_up(None) * MIB
+    free = gpu.memory_free_mb * MIB if gpu else available_memory() + reclaimable_mb(None) * MIB
     gpus_used = len(config.gpu_ids or []) or 1
     whole = _weight_bytes(config, model, compute_bytes(config, device))
     spread_over = gpus_used if config.shards_weights(gpus_used, whole, free) else 1
