@@ -18,6 +18,11 @@ def shorten(text: str, most: int = _LONGEST_MESSAGE) -> str:
     return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of the error's text, or the name of its type if the text is empty."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class MerlinaError(Exception):
     """Base of all errors whose message is meant for the user."""
 

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
 from merlina.data.row_limit import RowLimit
-from merlina.errors import DataError
+from merlina.errors import DataError, first_line
 from merlina.hub_errors import ask_access, in_words, is_refusal
 
 _USUAL_LIMIT = RowLimit()
@@ -60,9 +60,9 @@ def _in_words(error: Exception, repo_id: str, token: str | None) -> str | None:
         return f"The data set {repo_id!r} has no files that can be read as rows"
     if isinstance(error, DatasetGenerationError):
         cause = error.__cause__ or error
-        return None if _is_of_this_machine(cause) else f"The data set {repo_id!r} can't be read: {_first_line(cause)}"
+        return None if _is_of_this_machine(cause) else f"The data set {repo_id!r} can't be read: {first_line(cause)}"
     if isinstance(error, ValueError):
-        return f"The data set {repo_id!r} can't be read: {_first_line(error)}"
+        return f"The data set {repo_id!r} can't be read: {first_line(error)}"
     if isinstance(error, OSError) and not _is_of_this_machine(error):
         return f"The Hub can't be reached to read {repo_id!r} ({type(error).__name__})"
     return None
@@ -70,10 +70,6 @@ def _in_words(error: Exception, repo_id: str, token: str | None) -> str | None:
 
 def _is_of_this_machine(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:

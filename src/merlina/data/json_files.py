@@ -6,7 +6,6 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,11 +68,6 @@ def holds_lines(head: bytes) -> bool:
     """Whether a text that begins with an object has a complete object in its first line and another one below it."""
     first, _, rest = head.partition(b"\n")
     return rest.lstrip().startswith(b"{") and _is_json(first)
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message without the lines that libraries put below it."""
-    return next(islice(str(error).splitlines(), 1), type(error).__name__)
 
 
 def _holds_one_value(path: Path) -> bool:

@@ -8,9 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from merlina.data.json_files import first_line
 from merlina.data.row_limit import RowLimit
-from merlina.errors import DataError
+from merlina.errors import DataError, first_line
 
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1024**2

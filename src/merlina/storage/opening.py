@@ -10,7 +10,7 @@ from urllib.parse import quote
 from sqlalchemy import Select, column, create_engine, inspect, make_url, select, table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from merlina.errors import ServerError
+from merlina.errors import ServerError, first_line
 from merlina.storage.database import Database, database_versions
 from merlina.storage.tables import metadata
 
@@ -108,5 +108,4 @@ def _refuse_unknown_versions(versions: Sequence[str], name: str) -> None:
 
 def _reason(error: Exception) -> str:
     """Return the database's own words, without SQLAlchemy's around them."""
-    cause: object = error.orig if isinstance(error, DBAPIError) else error
-    return next(iter(str(cause).splitlines()), type(error).__name__)
+    return first_line(error.orig if isinstance(error, DBAPIError) and error.orig else error)

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from merlina.errors import ModelError
+from merlina.errors import ModelError, first_line
 from merlina.hub_errors import in_words
 from merlina.schemas.training import AttentionImplementation, Dtype, WeightBits
 
@@ -257,6 +257,5 @@ def _in_words(error: Exception, base_model: str, *, token_given: bool) -> str | 
     if isinstance(error, (SafetensorError, json.JSONDecodeError)):
         return f"The files of {base_model!r} are damaged: {error}"
     if isinstance(error, (OSError, ValueError, KeyError, ImportError, RuntimeError)):
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        return f"{base_model!r} can't be loaded: {first_line}"
+        return f"{base_model!r} can't be loaded: {first_line(error)}"
     return None

@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import constants
 from setproctitle import setproctitle
 
-from merlina.errors import HelperError, MerlinaError, shorten
+from merlina.errors import HelperError, MerlinaError, first_line, shorten
 from merlina.hub_errors import HUB_PROBLEM
 from merlina.worker.helper.phases import PHASES, Phase
 from merlina.worker.resource_limits import memory_headroom
@@ -58,8 +58,7 @@ def as_reply(error: Exception) -> dict[str, Any]:
     """What went wrong, so that the server can raise the same error of our tree."""
     if isinstance(error, MerlinaError):
         return {"error": {"kind": type(error).__name__, "message": error.message}}
-    first_line = next(iter(str(error).strip().splitlines()), "no message")
-    message = shorten(f"{type(error).__name__}: {first_line}", _LONGEST_FOREIGN_MESSAGE)
+    message = shorten(f"{type(error).__name__}: {first_line(error)}", _LONGEST_FOREIGN_MESSAGE)
     return {"error": {"kind": HelperError.__name__, "message": message}}
 
 

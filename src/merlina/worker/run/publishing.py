@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch.distributed.tensor import DTensor
 
 from merlina.domain.units import gib
-from merlina.errors import InvalidRequestError, MerlinaError
+from merlina.errors import InvalidRequestError, MerlinaError, first_line
 from merlina.hardware.host import available_memory, give_back_freed_memory
 from merlina.hub_errors import in_words
 from merlina.runs import RunOrder
@@ -107,7 +107,7 @@ def _merge(
         merged = save_merged(folder, order, tokenizer, data, reference_folder, device)
     except Exception as error:
         sys.stderr.write(_traceback())
-        why = error.message if isinstance(error, MerlinaError) else f"{type(error).__name__}: {_first_line(error)}"
+        why = error.message if isinstance(error, MerlinaError) else f"{type(error).__name__}: {first_line(error)}"
         reporter.note(
             "warning",
             f"merge_lora_before_upload: {why}. The merged model is not uploaded; the adapter is, in its place",
@@ -201,7 +201,7 @@ def _why(error: Exception, config: TrainingConfig) -> str:
         return f"the hf_token given may not write to {config.output_name}; give one with write access{said}"
     words = in_words(error, config.output_name, "model", token_given=True)
     # An address for an upload carries, behind its question mark, the right to use it.
-    return words or _without_queries(_first_line(error))
+    return words or _without_queries(first_line(error))
 
 
 def _traceback() -> str:
@@ -211,10 +211,6 @@ def _traceback() -> str:
 
 def _without_queries(text: str) -> str:
     return re.sub(r"\?\S+", "", text)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _name_base(adapter_config: Path, base_model: str) -> None:

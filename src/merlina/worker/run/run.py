@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from merlina import checkpoints
-from merlina.errors import MerlinaError, ModelError
+from merlina.errors import MerlinaError, ModelError, first_line
 from merlina.faults import FaultPoint, reach
 from merlina.placing import last_placing, only_end_is_left
 from merlina.runs import EventLog, RunFolder, RunOrder
@@ -155,8 +155,7 @@ def in_words(error: Exception, folder: RunFolder) -> str:
         return error.message
     if isinstance(error, PermissionError):
         return f"{error.filename} can't be written to: {error.strerror}"
-    first_line = next(iter(str(error).strip().splitlines()), "no message")
-    return f"Unexpected {type(error).__name__}: {first_line}. The traceback is in {folder.log_file}"
+    return f"Unexpected {type(error).__name__}: {first_line(error)}. The traceback is in {folder.log_file}"
 
 
 def _behind_words_about_the_model(error: Exception) -> BaseException:
