@@ -19,7 +19,7 @@ PAIRS = [
     TokenPair([50, 51], [2], [52, 53, 54, 55, 56, 57, 58, 2]),
     TokenPair([60, 61, 3], [2], [2]),
 ]
-UNITS = [PackedExample(pair.prompt, (pair.chosen, pair.rejected)) for pair in PAIRS]
+EXAMPLES = [PackedExample(pair.prompt, (pair.chosen, pair.rejected)) for pair in PAIRS]
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "Llama": {},

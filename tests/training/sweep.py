@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merlina.training.engine.fast_path import fast_path, telling
-from merlina.training.engine.packing import Pack, PackedExample, lay_out
+from merlina.training.engine.fast_path import fast_path, shorten_for_trial
+from merlina.training.engine.packing import Pack, PackedExample, build_pack
 from tests.training.families import CANNOT, VOCABULARY, families, tiny_model
 
 _DRAW = torch.Generator().manual_seed(3)
@@ -29,9 +29,9 @@ def _ids(count: int) -> list[int]:
     return torch.randint(3, VOCABULARY - 4, (count,), generator=_DRAW).tolist()
 
 
-UNITS = [PackedExample(_ids(prompt), tuple(_ids(answer) for answer in answers)) for prompt, *answers in _LENGTHS]
-PACK = lay_out(UNITS, with_prompt_targets=True)
-_WEIGHTS = torch.tensor([0.3, 1.0, -0.7]) * torch.arange(1, 1 + len(UNITS))[:, None]
+EXAMPLES = [PackedExample(_ids(prompt), tuple(_ids(answer) for answer in answers)) for prompt, *answers in _LENGTHS]
+PACK = build_pack(EXAMPLES, with_prompt_targets=True)
+_WEIGHTS = torch.tensor([0.3, 1.0, -0.7]) * torch.arange(1, 1 + len(EXAMPLES))[:, None]
 # Routers are linear layers of classes of their own, and return more than one tensor.
 _LINEAR = {"Linear", "Conv1D", "FalconLinear"}
 
@@ -63,7 +63,7 @@ def measure(family: str) -> Measured:
     exact, exact_gradients = _reference(_in_float64(model))
     own, own_gradients = _reference(model)
     model.zero_grad()
-    long_trial = lay_out([*UNITS[:1], telling(model.config, UNITS[1])], with_prompt_targets=True)
+    long_trial = build_pack([*EXAMPLES[:1], shorten_for_trial(model.config, EXAMPLES[1])], with_prompt_targets=True)
     run, reason = fast_path(model, _short(), 0, "auto", nullcontext(), long_trial)
     found = run(PACK)
     means = found.sums / found.tokens.clamp(min=1)
@@ -77,8 +77,8 @@ def measure(family: str) -> Measured:
 
 def _short() -> Pack:
     """What the trainer's first trial sees: beginnings."""
-    return lay_out(
-        [PackedExample(u.prompt[:6], tuple(a[:6] for a in u.answers)) for u in UNITS[1:3]], with_prompt_targets=True
+    return build_pack(
+        [PackedExample(u.prompt[:6], tuple(a[:6] for a in u.answers)) for u in EXAMPLES[1:3]], with_prompt_targets=True
     )
 
 
@@ -106,7 +106,7 @@ def _in_float64(model: Any) -> Any:
         exact.get_base_model().set_experts_implementation("eager")
     try:
         with torch.no_grad():
-            exact(input_ids=torch.tensor([UNITS[0].prompt + UNITS[0].answers[0]]), use_cache=False)
+            exact(input_ids=torch.tensor([EXAMPLES[0].prompt + EXAMPLES[0].answers[0]]), use_cache=False)
     except RuntimeError:
         return model
     return exact
@@ -115,9 +115,9 @@ def _in_float64(model: Any) -> Any:
 def _reference(model: Any) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean log-probabilities [U, 1 + A] and gradients, by the model's plain forward on one text after the other."""
     parts = []
-    for unit in UNITS:
-        by_text = [_of_text(model, unit.prompt + answer) for answer in unit.answers]
-        begin = len(unit.prompt) - 1
+    for example in EXAMPLES:
+        by_text = [_of_text(model, example.prompt + answer) for answer in example.answers]
+        begin = len(example.prompt) - 1
         parts.append([by_text[0][:begin].sum() / max(1, begin), *(logprobs[begin:].mean() for logprobs in by_text)])
     means = torch.stack([torch.stack(row) for row in parts])
     model.zero_grad()

@@ -12,10 +12,10 @@ import torch
 
 from merlina.schemas.training import TrainingMode
 from merlina.training.engine.fast_path import fast_path
-from merlina.training.engine.packing import PackedExample, lay_out
+from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.loop.loop import PreferenceTrainer
 from merlina.training.models.tokens import TokenPair
-from merlina.training.objectives import OBJECTIVES, Evidence
+from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
 from tests.training.models import PAIRS, adapted, assert_same_gradients, gradients, random_model
 from tests.training.test_objectives import config
 
@@ -56,17 +56,17 @@ def _assert_same(ours: Found, theirs: Found) -> None:
 def _ours(mode: TrainingMode, model: Any, pairs: list[TokenPair]) -> Found:
     objective, settings = OBJECTIVES[mode], config(mode)
     answers = [(pair.chosen, pair.rejected) if settings.needs_rejected else (pair.chosen,) for pair in pairs]
-    units = [PackedExample(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
-    pack = lay_out(units, with_prompt_targets=objective.prompt_targets)
+    examples = [PackedExample(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
+    pack = build_pack(examples, with_prompt_targets=objective.needs_prompt_targets)
     run, reason = fast_path(model, pack, 0, "auto", nullcontext())
     assert reason is None
-    unrelated = lay_out(UNRELATED, with_prompt_targets=False)
+    unrelated = build_pack(UNRELATED, with_prompt_targets=False)
     with torch.no_grad():
-        far = run(unrelated).total(1)
+        far = run(unrelated).total_logprob(1)
         with model.disable_adapter():
-            reference, near = run(pack), run(unrelated).total(1)
+            reference, near = run(pack), run(unrelated).total_logprob(1)
     model.zero_grad()
-    loss = objective.loss(Evidence(run(pack), reference, (far - near).mean()), settings).loss.mean()
+    loss = objective.loss(ObjectiveInputs(run(pack), reference, (far - near).mean()), settings).loss.mean()
     loss.backward()
     return loss.item(), gradients(model)
 
@@ -141,7 +141,7 @@ def _trls_kto(_mode: str, model: Any, pairs: list[TokenPair], folder: Path) -> t
     batch = _masked_batch(
         [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs], prompts * 2
     )
-    mismatched = _masked_batch([unit.prompt + unit.answers[0] for unit in UNRELATED] * 2, prompts * 2)
+    mismatched = _masked_batch([example.prompt + example.answers[0] for example in UNRELATED] * 2, prompts * 2)
     batch |= {f"KL_{name}": values for name, values in mismatched.items()}
     batch["label"] = torch.tensor([True] * len(pairs) + [False] * len(pairs))
     return trainer.compute_loss(trainer.model, batch)
@@ -217,7 +217,7 @@ def _our_course(folder: Path) -> list[float]:
         folder=folder, reporter=recorder, resuming=False,
     )  # fmt: skip
     trainer.run(None)
-    return [figures["loss"] for _, figures in recorder.rows]
+    return [metrics["loss"] for _, metrics in recorder.rows]
 
 
 def _trls_course(folder: Path) -> list[float]:

@@ -18,7 +18,7 @@ class Heard(list[str]):
         self.append(message)
 
 
-def figures(**changes: float) -> dict[str, float]:
+def metrics(**changes: float) -> dict[str, float]:
     return {"logps_chosen": -1.0, "reward_margin": 0.1, "reward_accuracy": 0.9, **changes}
 
 
@@ -61,11 +61,11 @@ def test_each_warning_is_said_once_until_it_is_over() -> None:
     heard = Heard()
     alarms = Alarms(heard, has_evaluations=False)
     for step in range(1, 200):
-        alarms.step(step, 1.0, figures(reward_accuracy=0.3 if 60 < step < 160 else 0.8))
+        alarms.step(step, 1.0, metrics(reward_accuracy=0.3 if 60 < step < 160 else 0.8))
     assert len(heard) == 1
     assert "the rejected answer is the likelier one in" in heard[0]
     for step in range(200, 300):
-        alarms.step(step, 1.0, figures(reward_accuracy=0.3))
+        alarms.step(step, 1.0, metrics(reward_accuracy=0.3))
     assert len(heard) == 2
 
 
@@ -73,13 +73,13 @@ def test_chosen_answers_that_fall_while_the_margin_rises_are_told_with_the_figur
     heard = Heard()
     alarms = Alarms(heard, has_evaluations=True)
     for step in range(1, 150):
-        alarms.step(step, 1.0, figures(logps_chosen=-1 - step / 100, reward_margin=0.1 + step / 100))
+        alarms.step(step, 1.0, metrics(logps_chosen=-1 - step / 100, reward_margin=0.1 + step / 100))
     assert len(heard) == 1
     assert "the chosen answers become less likely (-1.130 to" in heard[0]
     quiet = Heard()
     alarms = Alarms(quiet, has_evaluations=True)
     for step in range(1, 150):
-        alarms.step(step, 1.0, figures(logps_chosen=-1 + step / 300, reward_margin=0.1 + step / 100))
+        alarms.step(step, 1.0, metrics(logps_chosen=-1 + step / 300, reward_margin=0.1 + step / 100))
     assert quiet == []
 
 
@@ -99,7 +99,7 @@ def test_held_out_accuracy_counts_where_there_is_one() -> None:
     heard = Heard()
     alarms = Alarms(heard, has_evaluations=True)
     for step in range(1, 100):
-        alarms.step(step, 1.0, figures(reward_accuracy=0.2))
+        alarms.step(step, 1.0, metrics(reward_accuracy=0.2))
     assert heard == []
     kept: Any = {"eval_loss": 1.0, "eval_reward_accuracy": 0.25}
     for step in (0, 50, 100):

@@ -15,11 +15,11 @@ from transformers.masking_utils import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from merlina.training.engine.attention import NAME, PackedAttention
-from merlina.training.engine.packing import Pack, PackedExample, PackingError, lay_out
+from merlina.training.engine.packing import Pack, PackedExample, PackingError, build_pack
 from tests.training.models import random_model
 
 # Segments that begin and end amidst blocks of 128 queries, with prefixes shorter and longer than the windows.
-PACK = lay_out(
+PACK = build_pack(
     [PackedExample([1] * 140, ([1] * 150, [1] * 180)), PackedExample([1] * 20, ([1] * 3, [1] * 200))],
     with_prompt_targets=False,
 )

@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.training.engine.fast_path import fast_path, telling
+from merlina.training.engine.fast_path import fast_path, shorten_for_trial
 from merlina.training.engine.layers import fuse_layers
 from merlina.training.engine.logprobs import LogprobModel, PaddedModel
-from merlina.training.engine.packing import Pack, PackedExample, lay_out
+from merlina.training.engine.packing import Pack, PackedExample, build_pack
 from tests.training.families import tiny_model
-from tests.training.models import FAMILIES, TARGETS, UNITS, adapted, assert_same_gradients, gradients, random_model
+from tests.training.models import EXAMPLES, FAMILIES, TARGETS, adapted, assert_same_gradients, gradients, random_model
 
-PACK = lay_out(UNITS, with_prompt_targets=True)
+PACK = build_pack(EXAMPLES, with_prompt_targets=True)
 
 
 def loss_and_gradients(model: Any, run: LogprobModel, packs: list[Pack]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Of a loss in which every part of every unit has a weight of its own."""
+    """Of a loss in which every part of every example has a weight of its own."""
     model.zero_grad()
     total = 0.0
     for pack in packs:
         logprobs = run(pack)
-        weights = torch.tensor([0.3, 1.0, -0.7]) * (1 + torch.tensor([len(u.prompt) for u in pack.units]))[:, None]
+        weights = torch.tensor([0.3, 1.0, -0.7]) * (1 + torch.tensor([len(u.prompt) for u in pack.examples]))[:, None]
         loss = (logprobs.sums / logprobs.tokens.clamp(min=1) * weights).sum()
         loss.backward()
         total += loss.item()
@@ -60,12 +60,14 @@ def test_kernels_and_recomputation_change_nothing(implementation: Any, checkpoin
 
 
 @pytest.mark.parametrize("cut", [[5], [2, 3], [1, 3, 1], [1, 1, 1, 1, 1]])
-def test_how_units_are_cut_into_packs_changes_no_gradient(cut: list[int]) -> None:
+def test_how_examples_are_cut_into_packs_changes_no_gradient(cut: list[int]) -> None:
     model = adapted(random_model())
     run, _ = fast_path(model, PACK, 0, "auto", nullcontext())
     whole = loss_and_gradients(model, run, [PACK])
     begins = [sum(cut[:number]) for number in range(len(cut))]
-    packs = [lay_out(UNITS[at : at + size], with_prompt_targets=True) for at, size in zip(begins, cut, strict=True)]
+    packs = [
+        build_pack(EXAMPLES[at : at + size], with_prompt_targets=True) for at, size in zip(begins, cut, strict=True)
+    ]
     parts = loss_and_gradients(model, run, packs)
     assert parts[0] == pytest.approx(whole[0], rel=1e-5)
     assert_same_gradients(parts[1], whole[1], 1e-5)
@@ -89,7 +91,7 @@ def test_all_weights_are_trained_in_16_bits_as_the_model_itself_computes_in_them
         """Whose passes are made under autocast and whose gradients are not, as in training."""
 
         def __init__(self, run: LogprobModel) -> None:
-            self.layout, self._run = run.layout, run
+            self.batching, self._run = run.batching, run
 
         def __call__(self, pack: Pack) -> Any:
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -195,7 +197,9 @@ def test_a_model_that_carries_a_state_on_is_run_its_own_way() -> None:
 @pytest.mark.parametrize("with_prompt_targets", [False, True])
 def test_a_prompt_of_one_token_may_come_first_in_a_padded_pass(with_prompt_targets: bool) -> None:
     model = random_model()
-    packs = [lay_out(order, with_prompt_targets=with_prompt_targets) for order in (UNITS, UNITS[2:] + UNITS[:2])]
+    packs = [
+        build_pack(order, with_prompt_targets=with_prompt_targets) for order in (EXAMPLES, EXAMPLES[2:] + EXAMPLES[:2])
+    ]
     with torch.no_grad():
         first, moved = (PaddedModel(model, 0)(pack).sums for pack in packs)
     assert torch.allclose(moved, torch.cat((first[2:], first[:2])), atol=1e-5)
@@ -212,7 +216,7 @@ def test_the_trial_reaches_beyond_what_short_texts_show() -> None:
     draw = torch.Generator().manual_seed(0)
     longest = PackedExample([5] * 30, (torch.randint(5, 60, (60,), generator=draw).tolist(), [6, 2]))
     reasons = []
-    for long_trial in (None, lay_out([UNITS[0], longest], with_prompt_targets=True)):
+    for long_trial in (None, build_pack([EXAMPLES[0], longest], with_prompt_targets=True)):
         model = adapted(random_model())
         model.get_base_model().model.layers[0].register_forward_hook(shift, with_kwargs=True)
         reasons.append(fast_path(model, PACK, 0, "auto", nullcontext(), long_trial)[1])
@@ -222,13 +226,13 @@ def test_the_trial_reaches_beyond_what_short_texts_show() -> None:
 
 def test_a_long_trial_is_as_long_as_its_models_windows_want_it() -> None:
     config = random_model("Mistral", sliding_window=4096).config
-    unit = PackedExample([5] * 5000, ([6] * 1000, [7] * 300))
-    assert telling(config, unit) == PackedExample([5] * 4160, ([6] * 64, [7] * 64))
+    example = PackedExample([5] * 5000, ([6] * 1000, [7] * 300))
+    assert shorten_for_trial(config, example) == PackedExample([5] * 4160, ([6] * 64, [7] * 64))
     short = PackedExample([5] * 900, ([6] * 100, [7] * 3000))
-    assert telling(random_model(max_position_embeddings=8192).config, short) == PackedExample(
+    assert shorten_for_trial(random_model(max_position_embeddings=8192).config, short) == PackedExample(
         [5] * 448, ([6] * 64, [7] * 64)
     )
-    assert telling(config, UNITS[0]) == UNITS[0]
+    assert shorten_for_trial(config, EXAMPLES[0]) == EXAMPLES[0]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

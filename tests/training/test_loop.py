@@ -36,14 +36,14 @@ class Recorder:
     def progress(self, step: int, total_steps: int) -> None:
         self.steps.append(step)
 
-    def metrics(self, step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
-        self.rows.append((step, figures))
+    def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+        self.rows.append((step, metrics))
 
     def checkpoint(self, step: int, path: Path) -> None:
         assert checkpoints.survey(path.parent, checksums=True).newest == path
         self.saved.append(step)
 
-    def kept(self, step: int) -> None:
+    def model_selected(self, step: int) -> None:
         self.kept_step = step
 
     def note(self, level: str, message: str) -> None:
@@ -85,7 +85,7 @@ def test_every_optimizer_takes_steps_that_lower_the_loss(tiny_model: Path, tmp_p
     recorder = Recorder()
     rate = 1e-3 if "lion" in optimizer else 5e-2 if optimizer == "sgd" else 1e-2
     train(configure(tiny_model, optimizer_type=optimizer, max_steps=6, learning_rate=rate), tmp_path, recorder)
-    losses = [figures["loss"] for _, figures in recorder.rows]
+    losses = [metrics["loss"] for _, metrics in recorder.rows]
     assert len(losses) == 6
     assert losses[-1] < losses[0]
 
@@ -98,14 +98,14 @@ def test_every_schedule_takes_its_planned_rates(tiny_model: Path, tmp_path: Path
     )
     train(config, tmp_path, recorder)
     planned = [StepPlan(config, len(PAIRS)).rate(step) for step in range(1, 6)]
-    assert [figures["learning_rate"] for _, figures in recorder.rows] == pytest.approx(planned)
+    assert [metrics["learning_rate"] for _, metrics in recorder.rows] == pytest.approx(planned)
     assert planned[:2] == [2.5e-8, 5e-8]
 
 
 def test_a_run_of_one_step_trains_at_the_full_rate(tiny_model: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     trained = train(configure(tiny_model, warmup_ratio=0.05, max_steps=1), tmp_path, recorder)
-    assert [figures["learning_rate"] for _, figures in recorder.rows] == [1e-3]
+    assert [metrics["learning_rate"] for _, metrics in recorder.rows] == [1e-3]
     moved = [weight.abs().max().item() for name, weight in trained.named_parameters() if "lora_B" in name]
     assert moved
     assert moved == pytest.approx([1e-3] * len(moved), rel=0.01)  # Adam's first step is as long as the rate
@@ -116,7 +116,7 @@ def test_evaluations_come_before_the_first_step_at_their_share_and_after_the_las
 ) -> None:
     recorder = Recorder()
     train(configure(tiny_model, eval_steps=0.4, max_steps=7), tmp_path, recorder, held_out=PAIRS[:3])
-    assert [step for step, figures in recorder.rows if "eval_loss" in figures] == [0, 3, 6, 7]
+    assert [step for step, metrics in recorder.rows if "eval_loss" in metrics] == [0, 3, 6, 7]
     assert recorder.rows[0][1]["eval_reward_accuracy"] in (0, 1 / 3, 2 / 3, 1)
 
 
@@ -209,7 +209,7 @@ def test_all_weights_train_without_adapters(tiny_model: Path, tmp_path: Path) ->
 
 
 class Clock(Recorder):
-    """Keeps when each step was done, the 0th being the beginning, and when each row of figures came."""
+    """Keeps when each step was done, the 0th being the beginning, and when each row of metrics came."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -220,8 +220,8 @@ class Clock(Recorder):
         super().progress(step, total_steps)
         self.done.append(time.monotonic())
 
-    def metrics(self, step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
-        super().metrics(step, figures)
+    def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+        super().metrics(step, metrics)
         self.told.append(time.monotonic())
 
 

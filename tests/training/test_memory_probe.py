@@ -10,52 +10,57 @@ from hypothesis import strategies as st
 
 from merlina.errors import TrainingError
 from merlina.training.engine.packing import PackedExample
-from merlina.training.engine.passes import Packed, Padded, Passes
-from merlina.training.loop.memory_probe import as_amidst_a_step, fitting
+from merlina.training.engine.passes import PackedBatching, PaddedBatching, PassPlanner
+from merlina.training.loop.memory_probe import find_fitting_planner, hold_step_memory
 from tests.training.test_loop import Recorder, configure, train, weights_of
 
 
-def unit(positions: int) -> PackedExample:
+def example(positions: int) -> PackedExample:
     return PackedExample([1], ([2] * positions, [3]))
 
 
 def device_of(room: int, tried: list[int]) -> Callable[[Sequence[PackedExample]], None]:
     """What a card does that has room for so many positions."""
 
-    def run(units: Sequence[PackedExample]) -> None:
-        tried.append(sum(one.positions for one in units))
+    def run(examples: Sequence[PackedExample]) -> None:
+        tried.append(sum(one.positions for one in examples))
         if tried[-1] > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     return run
 
 
-@pytest.mark.parametrize("layout", [Packed(), Padded()])
+@pytest.mark.parametrize("layout", [PackedBatching(), PaddedBatching()])
 @given(sizes=st.lists(st.integers(2, 60), min_size=1, max_size=30), budget=st.integers(2, 200))
 def test_what_is_tried_is_as_large_as_the_longest_pair_and_any_pack_of_all(
-    layout: Packed | Padded, sizes: list[int], budget: int
+    layout: PackedBatching | PaddedBatching, sizes: list[int], budget: int
 ) -> None:
-    units = [unit(size) for size in sizes]
-    passes, alone = Passes(layout, budget), max(layout.size([one]) for one in units)
-    largest = layout.size(passes.largest(units))
+    examples = [example(size) for size in sizes]
+    passes, alone = PassPlanner(layout, budget), max(layout.size([one]) for one in examples)
+    largest = layout.size(passes.largest(examples))
     assert alone <= largest <= max(budget, alone)
-    assert all(layout.size([units[index] for index in indices]) <= largest for indices in passes.cut(units))
+    assert all(layout.size([examples[index] for index in indices]) <= largest for indices in passes.cut(examples))
 
 
 def test_the_largest_pass_of_any_step_holds_no_more_pairs_than_a_step() -> None:
-    units = [unit(length) for length in (10, 40, 20, 30)]
-    passes = Passes(Packed(), budget=100)
-    assert passes.heaviest(units, 2) == [units[1], units[3]]
-    assert passes.heaviest(units, 3) == [units[1], units[3], units[2]]
-    assert Passes(Packed(), budget=60).heaviest(units, 3) == units
+    examples = [example(length) for length in (10, 40, 20, 30)]
+    passes = PassPlanner(PackedBatching(), budget=100)
+    assert passes.heaviest(examples, 2) == [examples[1], examples[3]]
+    assert passes.heaviest(examples, 3) == [examples[1], examples[3], examples[2]]
+    assert PassPlanner(PackedBatching(), budget=60).heaviest(examples, 3) == examples
 
 
 def test_the_budget_shrinks_by_a_quarter_until_it_fits_and_each_try_is_told() -> None:
     tried: list[int] = []
     told: list[str] = []
-    units = [unit(100) for _ in range(90)]
-    found = fitting(Passes(Packed(), 8192), units, device_of(2500, tried), lambda _level, message: told.append(message))
-    assert found == Passes(found.layout, 2592)
+    examples = [example(100) for _ in range(90)]
+    found = find_fitting_planner(
+        PassPlanner(PackedBatching(), 8192),
+        examples,
+        device_of(2500, tried),
+        lambda _level, message: told.append(message),
+    )
+    assert found == PassPlanner(found.batching, 2592)
     assert tried == [8100, 6100, 4600, 3400, 2500]
     assert told[0] == "No room on the GPU for 8,192 tokens in one forward pass; trying 6,144"
     assert len(told) == 4
@@ -64,23 +69,25 @@ def test_the_budget_shrinks_by_a_quarter_until_it_fits_and_each_try_is_told() ->
 def test_the_longest_pair_is_the_least_that_must_fit_and_the_error_says_what_helps() -> None:
     tried: list[int] = []
     with pytest.raises(TrainingError, match=r"The longest pair, 3,000 tokens .* a max_length below 1,500") as raised:
-        fitting(Passes(Packed(), 8192), [unit(3000), unit(10)], device_of(2500, tried), lambda *_: None)
+        find_fitting_planner(
+            PassPlanner(PackedBatching(), 8192), [example(3000), example(10)], device_of(2500, tried), lambda *_: None
+        )
     assert tried == [3010] * 4 + [3000]
     assert "gradient_checkpointing, use_4bit" in str(raised.value)
 
 
 def test_ranks_that_are_in_step_try_once_since_the_others_wait_amidst_a_pass() -> None:
     tried: list[int] = []
-    passes = Passes(Packed(), 8192, are_in_step=True)
+    passes = PassPlanner(PackedBatching(), 8192, ranks_in_lockstep=True)
     with pytest.raises(TrainingError, match=r"30 pairs in one pass, 3,000 tokens, .* a smaller batch_size"):
-        fitting(passes, [unit(100) for _ in range(30)], device_of(2500, tried), lambda *_: None)
+        find_fitting_planner(passes, [example(100) for _ in range(30)], device_of(2500, tried), lambda *_: None)
     assert tried == [3000]
 
 
 def test_the_optimizers_state_and_kept_gradients_are_there_during_the_try_alone() -> None:
     trained, frozen = torch.nn.Parameter(torch.ones(6, 2)), torch.nn.Parameter(torch.ones(3), requires_grad=False)
     with torch.profiler.profile(profile_memory=True) as profile:
-        with as_amidst_a_step([trained, frozen], 4_000_000.0, has_gradients=True):
+        with hold_step_memory([trained, frozen], 4_000_000.0, has_gradients=True):
             assert torch.equal(trained.grad, torch.zeros(6, 2))
             assert frozen.grad is None
         assert trained.grad is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from merlina.training.models.adapters import known_warnings_ignored, make_trainable
+from merlina.training.models.adapters import ignore_known_warnings, make_trainable
 from merlina.training.models.merging import merge_adapter
 from tests.training.test_loop import configure
 
@@ -60,7 +60,7 @@ def test_a_merged_model_gives_what_its_adapter_gives(family: str, tmp_path: Path
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.1)
     trained.save_pretrained(tmp_path / "adapter")
-    with known_warnings_ignored():
+    with ignore_known_warnings():
         adapted = PeftModel.from_pretrained(base(), tmp_path / "adapter").eval()
     expected = logprobs(adapted)
     merged, rounding = merge_adapter(adapted, torch.float32)

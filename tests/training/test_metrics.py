@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from merlina.training.loop.metrics import Speed
+from merlina.training.loop.metrics import Throughput
 
 
 def test_speed_counts_from_the_first_step_and_leaves_evaluations_out() -> None:
     now = [100.0]
-    speed = Speed(lambda: now[0])
+    speed = Throughput(lambda: now[0])
     with speed.paused():
         now[0] += 50
     now[0] += 50

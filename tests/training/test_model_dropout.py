@@ -43,8 +43,8 @@ def first_loss(family: str, folder: Path, **changes: Any) -> float:
         trainable, config, training=PAIRS, held_out=[], pad_id=0, dtype=torch.float32, folder=folder,
         reporter=recorder, resuming=False,
     ).run(None)  # fmt: skip
-    ((_, figures),) = recorder.rows
-    return figures["loss"]
+    ((_, metrics),) = recorder.rows
+    return metrics["loss"]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from merlina.schemas.training import TrainingConfig, TrainingMode
 from merlina.training.engine.logprobs import Logprobs
-from merlina.training.objectives import OBJECTIVES, Evidence
+from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
 
 logprob = st.floats(-30, -1e-4)
 three_counts = st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
@@ -44,7 +44,7 @@ def test_objectives_without_reference_are_their_equations(
     chosen: float, rejected: float, prompt: float, tokens: tuple[int, int, int], beta: float
 ) -> None:
     sums = [prompt * tokens[0], chosen * tokens[1], rejected * tokens[2]]
-    evidence = Evidence(logprobs(sums, list(tokens)))
+    inputs = ObjectiveInputs(logprobs(sums, list(tokens)))
     odds = [math.exp(value) / -math.expm1(value) for value in (chosen, rejected)]
     nll = -(sums[0] + sums[1]) / (tokens[0] + tokens[1])
     gamma = 0.7
@@ -56,7 +56,7 @@ def test_objectives_without_reference_are_their_equations(
     }
     for mode, value in expected.items():
         settings = config(mode, beta=beta, simpo_gamma=gamma)
-        assert OBJECTIVES[mode].loss(evidence, settings).loss.item() == pytest.approx(value, rel=1e-9, abs=1e-9)
+        assert OBJECTIVES[mode].loss(inputs, settings).loss.item() == pytest.approx(value, rel=1e-9, abs=1e-9)
 
 
 @given(
@@ -69,7 +69,7 @@ def test_objectives_without_reference_are_their_equations(
 def test_objectives_with_a_reference_are_their_equations(
     policy: tuple[float, float], reference: tuple[float, float], tokens: tuple[int, int], beta: float, divergence: float
 ) -> None:
-    evidence = Evidence(
+    inputs = ObjectiveInputs(
         logprobs([0, *policy], [0, *tokens]),
         logprobs([0, *reference], [0, *tokens]),
         torch.tensor(divergence, dtype=torch.float64),
@@ -82,15 +82,15 @@ def test_objectives_with_a_reference_are_their_equations(
         "kto": (2 - 1 / (1 + math.exp(-beta * (chosen - z))) - 1 / (1 + math.exp(-beta * (z - rejected)))) / 2,
     }
     for mode, value in expected.items():
-        losses = OBJECTIVES[mode].loss(evidence, config(mode, beta=beta))
+        losses = OBJECTIVES[mode].loss(inputs, config(mode, beta=beta))
         assert losses.loss.item() == pytest.approx(value, rel=1e-9, abs=1e-9)
-        margin = losses.figures["reward_margin"].item()
-        assert losses.figures["reward_accuracy"].item() == (0.5 if margin == 0 else margin > 0)
+        margin = losses.metrics["reward_margin"].item()
+        assert losses.metrics["reward_accuracy"].item() == (0.5 if margin == 0 else margin > 0)
 
 
 def test_orpo_stays_finite_where_the_model_is_certain() -> None:
     certain = logprobs([0.0, 0.0, -4.0], [3, 2, 2])
-    losses = OBJECTIVES["orpo"].loss(Evidence(certain), config())
+    losses = OBJECTIVES["orpo"].loss(ObjectiveInputs(certain), config())
     losses.loss.sum().backward()
     assert torch.isfinite(losses.loss).all()
     assert torch.isfinite(certain.sums.grad).all()
@@ -104,5 +104,5 @@ def test_a_tie_counts_as_half_a_pair(mode: str) -> None:
     for rejected, accuracy in ((-5.0, 0.5), (-5.000001, 1.0), (-4.999999, 0.0)):
         policy = Logprobs(same.sums.detach().clone(), same.tokens)
         policy.sums[0, 2] = rejected
-        losses = OBJECTIVES[mode].loss(Evidence(policy, reference, torch.tensor(0.0)), config(mode))
-        assert losses.figures["reward_accuracy"].tolist() == [accuracy]
+        losses = OBJECTIVES[mode].loss(ObjectiveInputs(policy, reference, torch.tensor(0.0)), config(mode))
+        assert losses.metrics["reward_accuracy"].tolist() == [accuracy]

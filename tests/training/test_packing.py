@@ -6,14 +6,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.training.engine.packing import PackedExample, Segment, lay_out
+from merlina.training.engine.packing import PackedExample, Segment, build_pack
 
 ids = st.lists(st.integers(0, 99), min_size=1, max_size=12)
-units = st.builds(lambda prompt, first, second: PackedExample(prompt, (first, second)), ids, ids, ids)
+examples = st.builds(lambda prompt, first, second: PackedExample(prompt, (first, second)), ids, ids, ids)
 
 
 def test_a_pack_by_hand() -> None:
-    pack = lay_out(
+    pack = build_pack(
         [PackedExample([1, 2, 3], ([4, 5], [6])), PackedExample([7], ([8], [9, 10, 11]))], with_prompt_targets=True
     )
     assert pack.input_ids.tolist() == [[1, 2, 3, 4, 7, 9, 10]]
@@ -21,29 +21,29 @@ def test_a_pack_by_hand() -> None:
     assert pack.segments == (Segment(0, 4), Segment(4, 5), Segment(5, 7, 4, 5))
     assert pack.sources.tolist() == [0, 1, 2, 3, 2, 4, 4, 5, 6]
     assert pack.targets.tolist() == [2, 3, 4, 5, 6, 8, 9, 10, 11]
-    assert pack.parts.tolist() == [0, 0, 1, 1, 2, 4, 5, 5, 5]
+    assert pack.section_ids.tolist() == [0, 0, 1, 1, 2, 4, 5, 5, 5]
     assert pack.tokens == (3 + 2) + (3 + 1) + (1 + 1) + (1 + 3)
 
 
-@given(content=st.lists(units, min_size=1, max_size=6))
+@given(content=st.lists(examples, min_size=1, max_size=6))
 def test_every_answer_is_predicted_once_from_what_stands_before_it(content: list[PackedExample]) -> None:
-    pack = lay_out(content, with_prompt_targets=False)
+    pack = build_pack(content, with_prompt_targets=False)
     read, positions = pack.input_ids[0], pack.position_ids[0]
-    for number, unit in enumerate(content):
-        for answer, expected in enumerate(unit.answers, start=1):
-            mine = pack.parts == 3 * number + answer
+    for number, example in enumerate(content):
+        for answer, expected in enumerate(example.answers, start=1):
+            mine = pack.section_ids == 3 * number + answer
             assert pack.targets[mine].tolist() == expected
             sources = pack.sources[mine]
-            assert read[sources].tolist() == [unit.prompt[-1], *expected[:-1]]
+            assert read[sources].tolist() == [example.prompt[-1], *expected[:-1]]
             assert positions[sources].tolist() == list(
-                range(len(unit.prompt) - 1, len(unit.prompt) + len(expected) - 1)
+                range(len(example.prompt) - 1, len(example.prompt) + len(expected) - 1)
             )
-    assert not (pack.parts % 3 == 0).any()
+    assert not (pack.section_ids % 3 == 0).any()
     assert (
         sum(segment.end - segment.begin for segment in pack.segments) == len(read) == sum(u.positions for u in content)
     )
 
 
 def test_no_targets_of_prompts_are_made_where_none_are_asked_for() -> None:
-    pack = lay_out([PackedExample([1, 2, 3], ([4], [5]))], with_prompt_targets=False)
-    assert torch.equal(pack.parts, torch.tensor([1, 2]))
+    pack = build_pack([PackedExample([1, 2, 3], ([4], [5]))], with_prompt_targets=False)
+    assert torch.equal(pack.section_ids, torch.tensor([1, 2]))

@@ -1,4 +1,4 @@
-"""How units become passes: by what each costs in its layout, and with none that changes what another gives."""
+"""How examples become passes: by what each costs in its layout, and with none that changes what another gives."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from merlina.training.engine.fast_path import fast_path
 from merlina.training.engine.logprobs import PackedModel, PaddedModel
-from merlina.training.engine.packing import PackedExample, lay_out
-from merlina.training.engine.passes import Packed, Padded, Passes, limits_of_positions
-from tests.training.models import UNITS, adapted, random_model
+from merlina.training.engine.packing import PackedExample, build_pack
+from merlina.training.engine.passes import PackedBatching, PaddedBatching, PassPlanner, rope_length_limits
+from tests.training.models import EXAMPLES, adapted, random_model
 
 tokens = st.lists(st.integers(0, 99), min_size=1, max_size=12)
-units = st.builds(lambda prompt, first, second: PackedExample(prompt, (first, second)), tokens, tokens, tokens)
+examples = st.builds(lambda prompt, first, second: PackedExample(prompt, (first, second)), tokens, tokens, tokens)
 
 
 @pytest.mark.parametrize("kind", [PackedModel, PaddedModel])
@@ -26,21 +26,21 @@ def test_a_layout_knows_what_its_model_computes(kind: Any) -> None:
     model, computed = random_model(), []
     run = kind(model, "auto" if kind is PackedModel else 0)
     model.model.register_forward_pre_hook(lambda _, __, named: computed.append(named["input_ids"]), with_kwargs=True)
-    run(lay_out(UNITS, with_prompt_targets=False))
-    assert run.layout.size(UNITS) == computed[0].numel()
-    alone = lay_out(UNITS[1:2], with_prompt_targets=False)
+    run(build_pack(EXAMPLES, with_prompt_targets=False))
+    assert run.batching.size(EXAMPLES) == computed[0].numel()
+    alone = build_pack(EXAMPLES[1:2], with_prompt_targets=False)
     run(alone)
     furthest = int(alone.position_ids.max()) + 1
-    assert run.layout.reach(UNITS[1]) == (furthest if kind is PackedModel else computed[1].shape[1])
+    assert run.batching.reach(EXAMPLES[1]) == (furthest if kind is PackedModel else computed[1].shape[1])
 
 
-@given(content=st.lists(units, min_size=1, max_size=30), budget=st.integers(1, 60))
-def test_packs_hold_every_unit_once_and_keep_to_their_budget(content: list[PackedExample], budget: int) -> None:
-    packs = Packed().cut(content, budget)
+@given(content=st.lists(examples, min_size=1, max_size=30), budget=st.integers(1, 60))
+def test_packs_hold_every_example_once_and_keep_to_their_budget(content: list[PackedExample], budget: int) -> None:
+    packs = PackedBatching().cut(content, budget)
     assert sorted(index for pack in packs for index in pack) == list(range(len(content)))
     for pack in packs:
         assert len(pack) == 1 or sum(content[index].positions for index in pack) <= budget
-    assert packs == first_fit([unit.positions for unit in content], budget)
+    assert packs == first_fit([example.positions for example in content], budget)
 
 
 def first_fit(sizes: list[int], budget: int) -> list[list[int]]:
@@ -54,15 +54,17 @@ def first_fit(sizes: list[int], budget: int) -> list[list[int]]:
     return packs
 
 
-@given(content=st.lists(units, min_size=1, max_size=30), budget=st.integers(1, 150))
-def test_padded_passes_hold_every_unit_once_and_keep_to_their_budget(content: list[PackedExample], budget: int) -> None:
-    passes = Padded().cut(content, budget)
+@given(content=st.lists(examples, min_size=1, max_size=30), budget=st.integers(1, 150))
+def test_padded_passes_hold_every_example_once_and_keep_to_their_budget(
+    content: list[PackedExample], budget: int
+) -> None:
+    passes = PaddedBatching().cut(content, budget)
     assert sorted(index for indices in passes for index in indices) == list(range(len(content)))
     for indices in passes:
-        assert len(indices) == 1 or Padded().size([content[index] for index in indices]) <= budget
+        assert len(indices) == 1 or PaddedBatching().size([content[index] for index in indices]) <= budget
     # The next longest had no room in the pass before.
     for before, after in pairwise(passes):
-        assert Padded().size([content[index] for index in (*before, after[0])]) > budget
+        assert PaddedBatching().size([content[index] for index in (*before, after[0])]) > budget
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
@@ -79,7 +81,7 @@ def test_a_long_text_changes_nothing_of_a_short_one(kind: str) -> None:
     content = [
         PackedExample([5] * 8, (torch.randint(5, 60, (length,), generator=draw).tolist(), [6, 7])) for length in answers
     ]
-    run, reason = fast_path(model, lay_out(content[:1], with_prompt_targets=False), 0, "auto", nullcontext())
+    run, reason = fast_path(model, build_pack(content[:1], with_prompt_targets=False), 0, "auto", nullcontext())
     assert reason is None
     model.eval()
 
@@ -87,20 +89,20 @@ def test_a_long_text_changes_nothing_of_a_short_one(kind: str) -> None:
         found = torch.zeros(len(content), 3)
         with torch.no_grad():
             for indices in passes:
-                found[indices] = run(lay_out([content[index] for index in indices], with_prompt_targets=False)).sums
+                found[indices] = run(build_pack([content[index] for index in indices], with_prompt_targets=False)).sums
         return found
 
     alone = sums([[index] for index in range(len(content))])
-    passes = Passes(run.layout, 1000, limits=limits_of_positions(model.get_base_model().config))
+    passes = PassPlanner(run.batching, 1000, limits=rope_length_limits(model.get_base_model().config))
     assert passes.limits == (24,)
     assert [sorted(indices) for indices in passes.cut(content)] == [[0, 2, 3], [1]]
     assert torch.allclose(sums(passes.cut(content)), alone, atol=1e-4)
-    assert torch.allclose(sums(Passes(run.layout, 1000).cut(content)), alone, atol=1e-4)
+    assert torch.allclose(sums(PassPlanner(run.batching, 1000).cut(content)), alone, atol=1e-4)
 
 
 def test_limits_are_those_of_each_kind_of_layer_and_most_models_have_none() -> None:
-    assert limits_of_positions(random_model().config) == ()
-    assert limits_of_positions(random_model("Gemma3Text").config) == ()
+    assert rope_length_limits(random_model().config) == ()
+    assert rope_length_limits(random_model("Gemma3Text").config) == ()
     kinds = {"full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}
     model = random_model("Gemma3Text", rope_parameters=kinds, max_position_embeddings=77)
-    assert limits_of_positions(model.config) == (76,)
+    assert rope_length_limits(model.config) == (76,)

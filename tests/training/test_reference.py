@@ -12,7 +12,7 @@ import torch
 from merlina.schemas.training import WeightBits
 from merlina.training.engine.packing import PackedExample
 from merlina.training.loop.loop import PreferenceTrainer
-from merlina.training.loop.reference import unrelated_units
+from merlina.training.loop.reference import unrelated_examples
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model
 from merlina.training.models.tokens import TokenPair
@@ -23,7 +23,7 @@ from tests.training.test_loop import Recorder, configure
 LONG = [TokenPair([5, 6, n], [8 + n] * 500 + [2], [9] * 480 + [2], row=n) for n in range(4)]
 
 
-def unit(prompt: int, chosen: int) -> PackedExample:
+def example(prompt: int, chosen: int) -> PackedExample:
     return PackedExample([prompt], ([chosen, chosen, 2], [99, 2]))
 
 
@@ -41,9 +41,9 @@ def unit(prompt: int, chosen: int) -> PackedExample:
 def test_an_unrelated_answer_is_the_nearest_that_belongs_to_another_prompt(
     rows: list[tuple[int, int]], strangers: list[int]
 ) -> None:
-    units = [unit(*row) for row in rows]
-    found = unrelated_units(units, max_length=3)
-    assert [one.prompt for one in found] == [one.prompt for one in units]
+    examples = [example(*row) for row in rows]
+    found = unrelated_examples(examples, max_length=3)
+    assert [one.prompt for one in found] == [one.prompt for one in examples]
     assert [one.answers for one in found] == [([stranger, stranger],) for stranger in strangers]
 
 
@@ -56,10 +56,10 @@ def test_before_the_first_step_nothing_tells_model_and_reference_apart(
     )
     recorder = Recorder()
     begin(config, tmp_path, recorder).evaluate()
-    ((_, figures),) = recorder.rows
-    assert (figures["eval_rewards_chosen"], figures["eval_rewards_rejected"]) == (0, 0)
-    assert (figures["eval_loss"], figures["eval_reward_accuracy"]) == (pytest.approx(math.log(2), abs=1e-7), 0.5)
-    assert figures["eval_logps_chosen"] < -1
+    ((_, metrics),) = recorder.rows
+    assert (metrics["eval_rewards_chosen"], metrics["eval_rewards_rejected"]) == (0, 0)
+    assert (metrics["eval_loss"], metrics["eval_reward_accuracy"]) == (pytest.approx(math.log(2), abs=1e-7), 0.5)
+    assert metrics["eval_logps_chosen"] < -1
 
 
 class Impatient(Recorder):

@@ -64,7 +64,7 @@ def test_evaluations_checkpoints_and_rows_change_no_bit_of_the_adapter(tiny_mode
 
 @pytest.mark.parametrize("pause", [*(pytest.param(step, marks=pytest.mark.long) for step in (2, 3)), 5, 6])
 def test_a_pause_changes_no_bit_of_the_adapter_and_no_row(tiny_model: Path, tmp_path: Path, pause: int) -> None:
-    """Also where it falls between two rows of figures, or on the border of an epoch (3 and 6)."""
+    """Also where it falls between two rows of metrics, or on the border of an epoch (3 and 6)."""
     config = configure(tiny_model, **_SHAPE, logging_steps=4, eval_steps=3)
     whole = Recorder()
     undisturbed = digest(train(config, tmp_path / "a", whole))

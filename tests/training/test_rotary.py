@@ -11,8 +11,8 @@ import torch
 
 from merlina.training.engine.fast_path import fast_path
 from merlina.training.engine.logprobs import PaddedModel
-from merlina.training.engine.packing import PackedExample, lay_out
-from merlina.training.engine.rotary import ByLength, RotaryLengths
+from merlina.training.engine.packing import PackedExample, build_pack
+from merlina.training.engine.rotary import LengthGroupedModel, RotaryLengths
 from tests.training.models import adapted, random_model
 
 # Prompts and answers by length around a limit of 24 tokens: on either side, just at it, on both sides of it.
@@ -23,12 +23,12 @@ ROPES: dict[str, dict[str, Any]] = {
 }
 
 
-def model_and_units(kind: str) -> tuple[Any, list[PackedExample]]:
+def model_and_examples(kind: str) -> tuple[Any, list[PackedExample]]:
     rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, **ROPES[kind]}
     positions = 24 if kind == "dynamic" else 96
     model = adapted(random_model(rope_parameters=rope, max_position_embeddings=positions, initializer_range=0.2)).eval()
     draw = torch.Generator().manual_seed(0)
-    tokens = [[torch.randint(5, 60, (length,), generator=draw).tolist() for length in unit] for unit in LENGTHS]
+    tokens = [[torch.randint(5, 60, (length,), generator=draw).tolist() for length in example] for example in LENGTHS]
     return model, [PackedExample(prompt, tuple(answers)) for prompt, *answers in tokens]
 
 
@@ -43,25 +43,27 @@ def of_text(model: Any, text: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("way", ["packed", "padded"])
 @pytest.mark.parametrize("kind", ROPES)
 def test_a_text_gives_what_it_gives_alone_however_pairs_are_cut_into_passes(kind: str, way: str) -> None:
-    model, units = model_and_units(kind)
-    expected = torch.zeros(len(units), 3, dtype=torch.float64)
-    for number, unit in enumerate(units):
-        by_answer = [of_text(model, unit.prompt + answer) for answer in unit.answers]
-        begin = len(unit.prompt) - 1
+    model, examples = model_and_examples(kind)
+    expected = torch.zeros(len(examples), 3, dtype=torch.float64)
+    for number, example in enumerate(examples):
+        by_answer = [of_text(model, example.prompt + answer) for answer in example.answers]
+        begin = len(example.prompt) - 1
         expected[number, 0] = by_answer[0][:begin].sum()
         expected[number, 1:] = torch.stack([logprobs[begin:].sum() for logprobs in by_answer])
     if way == "packed":
-        run, reason = fast_path(model, lay_out(units, with_prompt_targets=True), 0, "auto", nullcontext())
+        run, reason = fast_path(model, build_pack(examples, with_prompt_targets=True), 0, "auto", nullcontext())
         assert reason is None
     else:
-        run = ByLength(PaddedModel(model, 0), RotaryLengths(model.get_base_model()))
+        run = LengthGroupedModel(PaddedModel(model, 0), RotaryLengths(model.get_base_model()))
     for passes in ([[0, 1, 2, 3, 4, 5]], [[5, 3], [4, 0, 1], [2]], [[4], [2], [0], [1], [5], [3]]):
         for indices in passes:
-            pack = lay_out([units[index] for index in indices], with_prompt_targets=True)
+            pack = build_pack([examples[index] for index in indices], with_prompt_targets=True)
             with torch.no_grad():
                 found = run(pack)
             assert torch.allclose(found.sums.double(), expected[indices], atol=2e-4)
-            assert found.tokens.tolist() == [[len(units[i].prompt) - 1, *map(len, units[i].answers)] for i in indices]
+            assert found.tokens.tolist() == [
+                [len(examples[i].prompt) - 1, *map(len, examples[i].answers)] for i in indices
+            ]
 
 
 def test_most_models_have_no_such_embedding() -> None:

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from merlina.schemas.training import TrainingConfig
-from merlina.training.distributed.ranks import ALONE, Ranks, join
-from merlina.training.distributed.sharding import is_spread, spread_frozen_weights
+from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks, join_ranks
+from merlina.training.distributed.sharding import is_sharded, shard_frozen_weights
 from merlina.training.engine.packing import PackedExample
-from merlina.training.engine.passes import Packed, Passes
+from merlina.training.engine.passes import PackedBatching, PassPlanner
 from merlina.training.loop.loop import PreferenceTrainer
-from merlina.training.loop.memory_probe import fitting
+from merlina.training.loop.memory_probe import find_fitting_planner
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model
 from merlina.training.models.tokens import TokenPair
@@ -26,13 +26,13 @@ _MODES = ("orpo", "kto")
 
 
 class Voice:
-    """A Reporter that keeps the figures and does nothing else."""
+    """A Reporter that keeps the metrics and does nothing else."""
 
     def __init__(self) -> None:
-        self.figures: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}
 
-    def metrics(self, _step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
-        self.figures |= {f"{name} {_step}": value for name, value in figures.items() if "loss" in name}
+    def metrics(self, _step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+        self.metrics |= {f"{name} {_step}": value for name, value in metrics.items() if "loss" in name}
 
     def should_stop(self) -> bool:
         return False
@@ -56,7 +56,7 @@ def pairs() -> list[TokenPair]:
 
 def train(rank: int, folder: Path, base_model: Path, count: int) -> None:
     torch.set_num_threads(1)
-    ranks = join(rank, count, folder / "meeting", torch.device("cpu")) if count > 1 else ALONE
+    ranks = join_ranks(rank, count, folder / "meeting", torch.device("cpu")) if count > 1 else SINGLE_PROCESS
     found: dict[str, torch.Tensor] = {}
     for mode in _MODES:
         given = training_config(
@@ -68,15 +68,15 @@ def train(rank: int, folder: Path, base_model: Path, count: int) -> None:
         spec = ModelSpec(config.base_model, "auto", None, "auto", folder, stays_in_ram=count > 1)
         model = make_trainable(load_model(spec), config).model
         if count > 1:
-            spread_frozen_weights(model, ranks.mesh())
-        assert is_spread(model) == (count > 1)
+            shard_frozen_weights(model, ranks.mesh())
+        assert is_sharded(model) == (count > 1)
         voice = Voice()
         trainer = PreferenceTrainer(
             model, config, training=pairs()[:8], held_out=pairs()[8:], pad_id=0, dtype=torch.float32,
             folder=folder / f"{mode}-{count}", reporter=voice, resuming=False, ranks=ranks,
         )  # fmt: skip
         trainer.run(None)
-        found |= {f"{mode} {name}": torch.tensor(value) for name, value in voice.figures.items()}
+        found |= {f"{mode} {name}": torch.tensor(value) for name, value in voice.metrics.items()}
         found |= {f"{mode} {name}": weight for name, weight in model.named_parameters() if weight.requires_grad}
         if count > 1:
             local = model.get_base_model().get_decoder().layers[0].mlp.up_proj.base_layer.weight.to_local()
@@ -86,18 +86,18 @@ def train(rank: int, folder: Path, base_model: Path, count: int) -> None:
         found |= {f"room for {room}": torch.tensor(budget_where_the_second_has(room, ranks)) for room in (30, 70)}
     if ranks.is_first:
         save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, folder / f"{count}")
-    ranks.part()
+    ranks.leave()
 
 
 def budget_where_the_second_has(room: int, ranks: Ranks) -> int:
     """Positions of a pass that all ranks end with where only the second runs out of memory."""
 
-    def run(units: Sequence[PackedExample]) -> None:
-        if ranks.rank == 1 and Packed().size(units) > room:
+    def run(examples: Sequence[PackedExample]) -> None:
+        if ranks.rank == 1 and PackedBatching().size(examples) > room:
             raise torch.OutOfMemoryError
 
-    units = [PackedExample([1], ([2] * 9, [3] * 2))] * 20
-    return fitting(Passes(Packed(), 100, ranks), units, run, lambda *_: None).budget
+    examples = [PackedExample([1], ([2] * 9, [3] * 2))] * 20
+    return find_fitting_planner(PassPlanner(PackedBatching(), 100, ranks), examples, run, lambda *_: None).budget
 
 
 def test_losses_and_adapters_are_those_of_the_whole_model(tiny_model: Path, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from merlina.domain.targets import group, in_words, match, warn_of_experts
 from merlina.errors import ModelError
 from merlina.schemas.training import TrainingConfig
 from merlina.training.engine.fast_path import fast_path
-from merlina.training.engine.packing import lay_out
+from merlina.training.engine.packing import build_pack
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.targets import sites
-from tests.training.models import UNITS
+from tests.training.models import EXAMPLES
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -162,7 +162,7 @@ def test_of_a_multimodal_model_only_the_text_decoder_is_adapted(family: str) -> 
     trainable = make_trainable(model, configure(target_modules=DEFAULT, lora_dropout=0.0))
     assert len(adapted_paths(trainable.model)) >= 2 * 6
     assert all("language_model" in path for path in adapted_paths(trainable.model))
-    pack = lay_out(UNITS, with_prompt_targets=False)
+    pack = build_pack(EXAMPLES, with_prompt_targets=False)
     run, reason = fast_path(trainable.model, pack, 0, "auto", nullcontext())
     assert reason is None
     run(pack).sums.sum().backward()
@@ -182,7 +182,7 @@ def test_adapters_on_experts_are_saved_loaded_and_merged(family: str, tmp_path: 
             weight.data.normal_(std=0.2)
     model.eval()
     ids = torch.tensor([[5, 6, 7, 8, 9]])
-    pack = lay_out(UNITS, with_prompt_targets=False)
+    pack = build_pack(EXAMPLES, with_prompt_targets=False)
     with torch.no_grad():
         expected = model(ids).logits
     packed, reason = fast_path(model, pack, 0, "auto", nullcontext())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merlina.training.models.tokens import Cut, PairTokenizer
+from merlina.training.models.tokens import PairTokenizer, Truncation
 from tests.tiny import build_tiny_sentencepiece_tokenizer, build_tiny_tokenizer
 
 PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
@@ -69,7 +69,7 @@ def test_a_pair_that_is_too_long_keeps_its_prompts_end_and_its_answers_beginning
     longest_prompt = max(8, int(longest * share))
     whole, _ = encode(tokenizer_with_bos, *texts, 10**6, 10**5)
     pair, cut = encode(tokenizer_with_bos, *texts, longest, longest_prompt)
-    assert cut == Cut(
+    assert cut == Truncation(
         *(len(getattr(whole, part)) - len(getattr(pair, part)) for part in ("prompt", "chosen", "rejected"))
     )
     for answer, whole_answer in ((pair.chosen, whole.chosen), (pair.rejected, whole.rejected)):

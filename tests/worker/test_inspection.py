@@ -13,11 +13,11 @@ from merlina.preflight.models import judge_targets
 from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.training import AttentionImplementation, TrainingConfig
 from merlina.training.engine.fast_path import fast_path
-from merlina.training.engine.packing import lay_out
+from merlina.training.engine.packing import build_pack
 from merlina.training.models.adapters import make_trainable
 from merlina.worker.helper.inspection import model_facts
 from tests.harness import training_config
-from tests.training.models import UNITS, adapted, random_model
+from tests.training.models import EXAMPLES, adapted, random_model
 
 SMALL = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -81,7 +81,7 @@ def test_the_scores_that_are_counted_are_those_autograd_keeps(
 
 def kept_scores(model: Any, implementation: AttentionImplementation, dtype: str) -> tuple[int, int]:
     """Bytes of the saved tensors with a number for each head, query and key; and how many queries by keys there are."""
-    pack = lay_out(UNITS, with_prompt_targets=False)
+    pack = build_pack(EXAMPLES, with_prompt_targets=False)
     precision = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
     run, reason = fast_path(model, pack, 0, implementation, precision)
     assert reason is None

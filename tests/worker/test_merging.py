@@ -13,8 +13,8 @@ from safetensors import safe_open
 
 from merlina.runs import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
-from merlina.training.evaluation import PlainModel, held_out_figures
-from merlina.training.models.adapters import known_warnings_ignored
+from merlina.training.evaluation import PlainModel, held_out_metrics
+from merlina.training.models.adapters import ignore_known_warnings
 from merlina.worker.run.merging import Merged, MergeError, save_merged
 from merlina.worker.run.model_card import figures_of_merged
 from merlina.worker.run.reporting import EventReporter
@@ -55,7 +55,7 @@ class Run:
         return save_merged(folder, self.order, self.tokenizer, self.data, self.folder.checkpoints_dir, cpu)
 
     def figures(self, model: Any) -> dict[str, float]:
-        return held_out_figures(PlainModel(model), self.data.held_out, self.order.config, self.folder.checkpoints_dir)
+        return held_out_metrics(PlainModel(model), self.data.held_out, self.order.config, self.folder.checkpoints_dir)
 
 
 class StopAt(EventReporter):
@@ -101,7 +101,7 @@ def loaded_by_its_code(card: str, address: str, place: Path) -> Any:
     """The model that the card's code block makes, with `place` at the address that it names."""
     code = card.split("```python\n")[1].split("```")[0].replace(repr(address), repr(str(place)))
     names: dict[str, Any] = {}
-    with known_warnings_ignored():
+    with ignore_known_warnings():
         exec(code, names)
     return names["model"]
 

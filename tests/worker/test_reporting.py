@@ -41,7 +41,7 @@ def test_evaluations_of_steps_that_were_taken_again_are_not_recalled(
     third.recall(tmp_path / "events.jsonl", 4)
     log.close()
     assert third.recalled_evaluation == recalled
-    third.kept(4)
+    third.model_selected(4)
     final = third.final_metrics()
     assert (final["initial_eval_loss"], final["final_loss"]) == (initial, loss)
     assert final.get("final_eval_loss") == recalled.get("eval_loss")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from merlina.schemas.training import TrainingConfig
-from merlina.training.distributed.ranks import ALONE
+from merlina.training.distributed.ranks import SINGLE_PROCESS
 from merlina.training.engine.logprobs import Logprobs, PaddedModel
-from merlina.training.engine.packing import PackedExample, lay_out
-from merlina.training.loop.metrics import Means
-from merlina.training.loop.reference import kept_reference, unrelated_units
+from merlina.training.engine.packing import PackedExample, build_pack
+from merlina.training.loop.metrics import RunningMeans
+from merlina.training.loop.reference import load_reference_logprobs, unrelated_examples
 from merlina.training.models.tokens import TokenPair
-from merlina.training.objectives import OBJECTIVES, Evidence
+from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
 
 
 class PlainModel:
@@ -28,46 +28,46 @@ class PlainModel:
         self._device = next(model.parameters()).device
 
     @torch.no_grad()
-    def logprobs(self, unit: PackedExample, *, with_prompt: bool = False) -> Logprobs:
+    def logprobs(self, example: PackedExample, *, with_prompt: bool = False) -> Logprobs:
         """-> sums and counts, [1, 1 + A]"""
-        found = self._run(lay_out([unit], with_prompt_targets=with_prompt).to(self._device))
+        found = self._run(build_pack([example], with_prompt_targets=with_prompt).to(self._device))
         return Logprobs(found.sums.float().cpu(), found.tokens.float().cpu())
 
 
-def per_token(model: PlainModel, pairs: Sequence[TokenPair]) -> Tensor:
+def mean_answer_logprobs(model: PlainModel, pairs: Sequence[TokenPair]) -> Tensor:
     """Mean log-probability per token of each answer, one after the other."""
-    units = [PackedExample(pair.prompt, tuple(filter(None, (pair.chosen, pair.rejected)))) for pair in pairs]
-    found = [model.logprobs(unit) for unit in units]
+    examples = [PackedExample(pair.prompt, tuple(filter(None, (pair.chosen, pair.rejected)))) for pair in pairs]
+    found = [model.logprobs(example) for example in examples]
     return torch.cat([(each.sums[0, 1:] / each.tokens[0, 1:]).double() for each in found])
 
 
-def held_out_figures(
+def held_out_metrics(
     model: PlainModel, pairs: Sequence[TokenPair], config: TrainingConfig, reference_folder: Path
 ) -> dict[str, float]:
-    """The figures of an evaluation. None where the method needs a reference and `reference_folder` does not have it."""
+    """The metrics of an evaluation. None where the method needs a reference and `reference_folder` does not have it."""
     objective = OBJECTIVES[config.training_mode]
-    units = [
+    examples = [
         PackedExample(pair.prompt, (pair.chosen, pair.rejected) if config.needs_rejected else (pair.chosen,))
         for pair in pairs
     ]
-    reference = kept_reference("held-out", units, reference_folder) if objective.reference else None
-    unrelated = unrelated_units(units, config.max_length) if objective.divergence else []
-    of_unrelated = kept_reference("held-out-unrelated", unrelated, reference_folder) if unrelated else None
-    if (objective.reference and reference is None) or (unrelated and of_unrelated is None):
+    reference = load_reference_logprobs("held-out", examples, reference_folder) if objective.needs_reference else None
+    unrelated = unrelated_examples(examples, config.max_length) if objective.needs_divergence else []
+    of_unrelated = load_reference_logprobs("held-out-unrelated", unrelated, reference_folder) if unrelated else None
+    if (objective.needs_reference and reference is None) or (unrelated and of_unrelated is None):
         return {}
-    means = Means()
+    means = RunningMeans()
     size = config.pairs_per_step
-    for begin in range(0, len(units), size):
+    for begin in range(0, len(examples), size):
         batch = slice(begin, begin + size)
-        found = [model.logprobs(unit, with_prompt=objective.prompt_targets) for unit in units[batch]]
+        found = [model.logprobs(example, with_prompt=objective.needs_prompt_targets) for example in examples[batch]]
         policy = Logprobs(torch.cat([each.sums for each in found]), torch.cat([each.tokens for each in found]))
         divergence = None
         if of_unrelated is not None:
-            totals = torch.cat([model.logprobs(unit).total(1) for unit in unrelated[batch]])
+            totals = torch.cat([model.logprobs(example).total_logprob(1) for example in unrelated[batch]])
             divergence = (totals - of_unrelated[batch, 0]).mean()
-        losses = objective.loss(Evidence(policy, _as_logprobs(reference, batch, policy), divergence), config)
-        means.add({"loss": losses.loss, **losses.figures})
-    means.gather(ALONE, len(units))
+        losses = objective.loss(ObjectiveInputs(policy, _as_logprobs(reference, batch, policy), divergence), config)
+        means.add({"loss": losses.loss, **losses.metrics})
+    means.gather(SINGLE_PROCESS, len(examples))
     return {f"eval_{name}": value for name, value in means.take().items()}
 
 

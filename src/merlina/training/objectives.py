@@ -22,7 +22,7 @@ CHOSEN, REJECTED = 1, 2
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ObjectiveInputs:
     """What an objective may look at."""
 
     policy: Logprobs  # [U, 3], or [U, 2] where rejected answers are not looked at
@@ -32,110 +32,111 @@ class Evidence:
 
 @dataclass(frozen=True)
 class PairLosses:
-    """`loss[U]`, with its graph; `figures`, name -> [U], without."""
+    """`loss[U]`, with its graph; `metrics`, name -> [U], without."""
 
     loss: Tensor
-    figures: dict[str, Tensor]
+    metrics: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Objective:
     """A loss and what it needs to be computed."""
 
-    loss: Callable[[Evidence, TrainingConfig], PairLosses]
-    prompt_targets: bool = False
-    reference: bool = False
-    divergence: bool = False
+    loss: Callable[[ObjectiveInputs, TrainingConfig], PairLosses]
+    needs_prompt_targets: bool = False
+    needs_reference: bool = False
+    needs_divergence: bool = False
 
 
-def orpo(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+def orpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Odds ratio preference optimization (arXiv 2403.07691, equations 4, 6 and 7).
 
     loss = NLL(x, y_w) - beta * log sigmoid(log odds(y_w) - log odds(y_l)), where odds(y) = p / (1 - p) and
     p = exp(mean log-probability of y's tokens).
     """
-    policy = evidence.policy
-    chosen, rejected = policy.mean(CHOSEN), policy.mean(REJECTED)
-    nll = -policy.with_prompt(CHOSEN)
+    policy = inputs.policy
+    chosen, rejected = policy.mean_logprob(CHOSEN), policy.mean_logprob(REJECTED)
+    nll = -policy.mean_logprob_with_prompt(CHOSEN)
     log_odds = _log_odds(chosen) - _log_odds(rejected)
     log_odds_ratio = F.logsigmoid(log_odds)
-    figures = {"nll_loss": nll, "log_odds": log_odds, "log_odds_ratio": log_odds_ratio}
-    return _losses(nll - config.beta * log_odds_ratio, config.beta * chosen, config.beta * rejected, policy, figures)
+    metrics = {"nll_loss": nll, "log_odds": log_odds, "log_odds_ratio": log_odds_ratio}
+    return _losses(nll - config.beta * log_odds_ratio, config.beta * chosen, config.beta * rejected, policy, metrics)
 
 
-def dpo(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+def dpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Direct preference optimization (arXiv 2305.18290, equation 7).
 
     loss = -log sigmoid(beta * (log pi(y_w|x)/ref(y_w|x) - log pi(y_l|x)/ref(y_l|x)))
     """
-    chosen, rejected = _log_ratio(evidence, CHOSEN), _log_ratio(evidence, REJECTED)
+    chosen, rejected = _log_ratio(inputs, CHOSEN), _log_ratio(inputs, REJECTED)
     loss = -F.logsigmoid(config.beta * (chosen - rejected))
-    return _losses(loss, config.beta * chosen, config.beta * rejected, evidence.policy)
+    return _losses(loss, config.beta * chosen, config.beta * rejected, inputs.policy)
 
 
-def ipo(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+def ipo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Identity preference optimization (arXiv 2310.12036, equation 17), tau being beta.
 
     loss = (h - 1 / (2 beta))^2 with h = log pi(y_w|x)/ref(y_w|x) - log pi(y_l|x)/ref(y_l|x), each ratio as a mean over
     its answer's tokens, so that long answers don't outweigh the target.
     """
-    tokens = evidence.policy.tokens
-    chosen = _log_ratio(evidence, CHOSEN) / tokens[:, CHOSEN]
-    rejected = _log_ratio(evidence, REJECTED) / tokens[:, REJECTED]
+    tokens = inputs.policy.tokens
+    chosen = _log_ratio(inputs, CHOSEN) / tokens[:, CHOSEN]
+    rejected = _log_ratio(inputs, REJECTED) / tokens[:, REJECTED]
     loss = (chosen - rejected - 1 / (2 * config.beta)) ** 2
-    return _losses(loss, config.beta * chosen, config.beta * rejected, evidence.policy)
+    return _losses(loss, config.beta * chosen, config.beta * rejected, inputs.policy)
 
 
-def simpo(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+def simpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Simple preference optimization (arXiv 2405.14734, equation 6).
 
     loss = -log sigmoid(beta * mean log pi(y_w|x) - beta * mean log pi(y_l|x) - gamma)
     """
-    chosen, rejected = config.beta * evidence.policy.mean(CHOSEN), config.beta * evidence.policy.mean(REJECTED)
-    return _losses(-F.logsigmoid(chosen - rejected - config.simpo_gamma), chosen, rejected, evidence.policy)
+    chosen, rejected = (
+        config.beta * inputs.policy.mean_logprob(CHOSEN),
+        config.beta * inputs.policy.mean_logprob(REJECTED),
+    )
+    return _losses(-F.logsigmoid(chosen - rejected - config.simpo_gamma), chosen, rejected, inputs.policy)
 
 
-def cpo(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+def cpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Contrastive preference optimization (arXiv 2401.08417, equations 3 to 5).
 
     loss = -log sigmoid(beta * log pi(y_w|x) - beta * log pi(y_l|x)) - mean log pi(y_w|x)
     """
-    policy = evidence.policy
-    chosen, rejected = config.beta * policy.total(CHOSEN), config.beta * policy.total(REJECTED)
-    nll = -policy.mean(CHOSEN)
+    policy = inputs.policy
+    chosen, rejected = config.beta * policy.total_logprob(CHOSEN), config.beta * policy.total_logprob(REJECTED)
+    nll = -policy.mean_logprob(CHOSEN)
     return _losses(nll - F.logsigmoid(chosen - rejected), chosen, rejected, policy, {"nll_loss": nll})
 
 
-def kto(evidence: Evidence, config: TrainingConfig) -> PairLosses:
+def kto(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Kahneman-Tversky optimization (arXiv 2402.01306, equations 7 and 8), both weights 1.
 
     loss = mean of 1 - sigmoid(beta * (r(y_w) - z)) and 1 - sigmoid(beta * (z - r(y_l))), r(y) = log pi(y|x)/ref(y|x),
     and z the divergence of pi from ref, which has no gradient.
     """
-    assert evidence.divergence is not None
-    chosen, rejected = _log_ratio(evidence, CHOSEN), _log_ratio(evidence, REJECTED)
-    divergence = evidence.divergence.clamp(min=0)
+    assert inputs.divergence is not None
+    chosen, rejected = _log_ratio(inputs, CHOSEN), _log_ratio(inputs, REJECTED)
+    divergence = inputs.divergence.clamp(min=0)
     desirable = 1 - torch.sigmoid(config.beta * (chosen - divergence))
     undesirable = 1 - torch.sigmoid(config.beta * (divergence - rejected))
-    figures = {"divergence": divergence.expand_as(chosen)}
-    return _losses(
-        (desirable + undesirable) / 2, config.beta * chosen, config.beta * rejected, evidence.policy, figures
-    )
+    metrics = {"divergence": divergence.expand_as(chosen)}
+    return _losses((desirable + undesirable) / 2, config.beta * chosen, config.beta * rejected, inputs.policy, metrics)
 
 
-def sft(evidence: Evidence, config: TrainingConfig) -> PairLosses:  # noqa: ARG001
+def sft(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:  # noqa: ARG001
     """Supervised fine-tuning: the mean negative log-probability of the chosen answer's tokens."""
-    chosen = evidence.policy.mean(CHOSEN)
-    return PairLosses(loss=-chosen, figures={"nll_loss": -chosen.detach(), "logps_chosen": chosen.detach()})
+    chosen = inputs.policy.mean_logprob(CHOSEN)
+    return PairLosses(loss=-chosen, metrics={"nll_loss": -chosen.detach(), "logps_chosen": chosen.detach()})
 
 
 OBJECTIVES: dict[TrainingMode, Objective] = {
-    "orpo": Objective(orpo, prompt_targets=True),
-    "dpo": Objective(dpo, reference=True),
+    "orpo": Objective(orpo, needs_prompt_targets=True),
+    "dpo": Objective(dpo, needs_reference=True),
     "simpo": Objective(simpo),
     "cpo": Objective(cpo),
-    "ipo": Objective(ipo, reference=True),
-    "kto": Objective(kto, reference=True, divergence=True),
+    "ipo": Objective(ipo, needs_reference=True),
+    "kto": Objective(kto, needs_reference=True, needs_divergence=True),
     "sft": Objective(sft),
 }
 
@@ -147,10 +148,10 @@ def _log_odds(logprob: Tensor) -> Tensor:
     return logprob - torch.log(-torch.expm1(logprob))
 
 
-def _log_ratio(evidence: Evidence, answer: int) -> Tensor:
+def _log_ratio(inputs: ObjectiveInputs, answer: int) -> Tensor:
     """log pi(y|x) / ref(y|x)"""
-    assert evidence.reference is not None
-    return evidence.policy.total(answer) - evidence.reference.total(answer)
+    assert inputs.reference is not None
+    return inputs.policy.total_logprob(answer) - inputs.reference.total_logprob(answer)
 
 
 def _accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
@@ -162,16 +163,16 @@ def _accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def _losses(
-    loss: Tensor, chosen: Tensor, rejected: Tensor, policy: Logprobs, figures: dict[str, Tensor] | None = None
+    loss: Tensor, chosen: Tensor, rejected: Tensor, policy: Logprobs, metrics: dict[str, Tensor] | None = None
 ) -> PairLosses:
     """`chosen` and `rejected` are the rewards."""
-    figures = {
-        **(figures or {}),
+    metrics = {
+        **(metrics or {}),
         "rewards_chosen": chosen,
         "rewards_rejected": rejected,
         "reward_accuracy": _accuracy(chosen, rejected),
         "reward_margin": chosen - rejected,
-        "logps_chosen": policy.mean(CHOSEN),
-        "logps_rejected": policy.mean(REJECTED),
+        "logps_chosen": policy.mean_logprob(CHOSEN),
+        "logps_rejected": policy.mean_logprob(REJECTED),
     }
-    return PairLosses(loss=loss, figures={name: figure.detach() for name, figure in figures.items()})
+    return PairLosses(loss=loss, metrics={name: figure.detach() for name, figure in metrics.items()})

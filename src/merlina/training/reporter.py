@@ -18,13 +18,13 @@ class Reporter(Protocol):
     def progress(self, step: int, total_steps: int) -> None:
         """An optimizer step was finished."""
 
-    def metrics(self, step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
-        """The figures of a step, or of an evaluation after it (`eval_…`), which `evaluation_follows` announces."""
+    def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+        """The metrics of a step, or of an evaluation after it (`eval_…`), which `evaluation_follows` announces."""
 
     def checkpoint(self, step: int, path: Path) -> None:
         """A checkpoint is complete on the disk."""
 
-    def kept(self, step: int) -> None:
+    def model_selected(self, step: int) -> None:
         """The weights after this step, the last or the best one, are those that will be saved."""
 
     def note(self, level: LogLevel, message: str) -> None:

@@ -10,7 +10,7 @@ from merlina.data.doctor import Lengths
 from merlina.data.formats import Rendered, formatter
 from merlina.data.pairs import Message, Pair, UnusableRowError
 from merlina.schemas.datasets import DatasetFormat
-from merlina.training.models.tokens import Cut, PairTokenizer, TokenPair, end_token
+from merlina.training.models.tokens import PairTokenizer, TokenPair, Truncation, end_token
 from merlina.worker.templates import TokenizerTemplate
 
 
@@ -20,7 +20,7 @@ class EncodedPair:
 
     text: Rendered
     tokens: TokenPair
-    cut: Cut
+    cut: Truncation
 
     @property
     def lengths(self) -> Lengths:

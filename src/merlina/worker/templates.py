@@ -10,7 +10,7 @@ from typing import Any
 from merlina.data.pairs import Message, UnusableRowError
 from merlina.errors import ModelError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
-from merlina.training.models.tokens import bos_it_adds
+from merlina.training.models.tokens import automatic_bos
 from merlina.worker.rendering import render_template
 
 _CHATML = (
@@ -40,7 +40,7 @@ def saved_template(tokenizer: Any, spec: DatasetFormat) -> Any:
     A rendered text is encoded as it stands, without what the tokenizer adds to others.
     """
     template = chat_template(spec) or tokenizer.chat_template
-    if bos_it_adds(tokenizer) is None or not isinstance(template, str):
+    if automatic_bos(tokenizer) is None or not isinstance(template, str):
         return template  # some tokenizers have several, by name
     without = [role for role in _SHORTEST if _begins_without_bos(tokenizer, template, role)]
     if len(without) == len(_SHORTEST):

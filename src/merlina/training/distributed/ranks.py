@@ -1,6 +1,6 @@
 """Several processes that train one model together, each on its share of a step's pairs: data parallelism.
 
-Every rank holds the whole model, sees all pairs of a step and computes some of them; gradients, losses and figures are
+Every rank holds the whole model, sees all pairs of a step and computes some of them; gradients, losses and metrics are
 summed over the ranks, so that all of them take the same optimizer step and know the same. transformers' Trainer is told
 nothing of it: its way (DistributedDataParallel) averages over processes rather than pairs, wants a forward pass through
 the wrapped model, and the same number of them on each.
@@ -37,7 +37,7 @@ class LostRankError(TrainingError):
 class Ranks:
     """This process's number among those that train together, from 0 on, and how many they are.
 
-    Every method but `share` and `own_randomness` is to be called by all of them, in the same order. Each raises
+    Every method but `share` and `seeded_for_step` is to be called by all of them, in the same order. Each raises
     LostRankError where one of the others is gone.
     """
 
@@ -63,7 +63,7 @@ class Ranks:
         return mine
 
     @contextlib.contextmanager
-    def own_randomness(self, seed: int, step: int) -> Iterator[None]:
+    def seeded_for_step(self, seed: int, step: int) -> Iterator[None]:
         """Seed the random numbers of one step by seed, step and rank; afterwards, restore the generators.
 
         Dropout then depends on nothing else that draws random numbers: evaluations, checkpoints, a resume. Ranks drop
@@ -76,24 +76,24 @@ class Ranks:
     def sum(self, values: Tensor) -> None:
         """`values`, of one shape on all ranks, become their sum over the ranks, in place."""
         if self.count > 1:
-            with _together():
+            with _report_lost_ranks():
                 dist.all_reduce(values)
 
-    def most(self, number: int) -> int:
+    def max(self, number: int) -> int:
         """The largest number of any rank."""
         if self.count == 1:
             return number
         largest = torch.tensor(number, device=self.device)
-        with _together():
+        with _report_lost_ranks():
             dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
-    def sum_figures(self, sums: Mapping[str, float]) -> dict[str, float]:
+    def sum_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
         """Added up name by name; a rank may lack some names, or all."""
         if self.count == 1:
             return dict(sums)
         every: list[Mapping[str, float]] = [{}] * self.count
-        with _together():
+        with _report_lost_ranks():
             dist.all_gather_object(every, dict(sums))
         total: dict[str, float] = {}
         for one in every:
@@ -107,7 +107,7 @@ class Ranks:
             return
         trained = [weight for weight in weights if weight.requires_grad]
         used = torch.tensor([weight.grad is not None for weight in trained], dtype=torch.uint8, device=self.device)
-        with _together():
+        with _report_lost_ranks():
             dist.all_reduce(used, dist.ReduceOp.MAX)
         for bucket in _buckets([weight for weight, is_used in zip(trained, used.tolist(), strict=True) if is_used]):
             gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in bucket]
@@ -116,54 +116,54 @@ class Ranks:
             for weight, part in zip(bucket, flat.split([weight.numel() for weight in bucket]), strict=True):
                 weight.grad = part.view_as(weight)
 
-    def take_from_first(self, weights: Iterable[nn.Parameter]) -> None:
+    def broadcast_weights(self, weights: Iterable[nn.Parameter]) -> None:
         """Weights become those of the first rank, in place."""
         if self.count > 1:
-            with torch.no_grad(), _together():
+            with torch.no_grad(), _report_lost_ranks():
                 for weight in weights:
                     dist.broadcast(weight.data, 0)
 
-    def of_first(self, value: _T) -> _T:
+    def from_first(self, value: _T) -> _T:
         """What the first rank has given."""
         if self.count == 1:
             return value
         holder = [value]
-        with _together():
+        with _report_lost_ranks():
             dist.broadcast_object_list(holder, 0)
         return holder[0]
 
     def mesh(self) -> DeviceMesh:
         """Of all ranks, for torch's own ways of sharing."""
-        with _together():
+        with _report_lost_ranks():
             return init_device_mesh(self.device.type, (self.count,))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all are here."""
         if self.count > 1:
-            with _together():
+            with _report_lost_ranks():
                 dist.barrier()
 
     @contextlib.contextmanager
-    def one_by_one(self) -> Iterator[None]:
+    def one_at_a_time(self) -> Iterator[None]:
         """The first rank goes ahead, so that the others find what it has downloaded or made; then each other in turn,
         so that what only passes through memory is there once."""
         for _ in range(self.rank):
-            self.wait()
+            self.barrier()
         yield
         for _ in range(self.count - 1 - self.rank):
-            self.wait()
+            self.barrier()
 
-    def part(self) -> None:
-        """Once all are here they go their own ways; nothing is summed after that."""
+    def leave(self) -> None:
+        """Once all are here they go their own ways; nothing is sum_by_section after that."""
         if self.count > 1:
-            self.wait()
+            self.barrier()
             dist.destroy_process_group()
 
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+SINGLE_PROCESS = Ranks(0, 1, torch.device("cpu"))
 
 
-def join(rank: int, count: int, meeting_file: Path, device: torch.device) -> Ranks:
+def join_ranks(rank: int, count: int, meeting_file: Path, device: torch.device) -> Ranks:
     """Returns once all ranks have joined. They find each other by a file that isn't there before.
 
     They talk over the loopback interface, and no port is open to anyone else.
@@ -175,7 +175,7 @@ def join(rank: int, count: int, meeting_file: Path, device: torch.device) -> Ran
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     on_gpu = device.type == "cuda"
     device = torch.device("cuda", 0) if on_gpu else device
-    with _together():
+    with _report_lost_ranks():
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
             store=dist.FileStore(str(meeting_file), count),  # type: ignore[attr-defined]
@@ -188,7 +188,7 @@ def join(rank: int, count: int, meeting_file: Path, device: torch.device) -> Ran
 
 
 @contextlib.contextmanager
-def _together() -> Iterator[None]:
+def _report_lost_ranks() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError:

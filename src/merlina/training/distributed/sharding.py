@@ -14,15 +14,15 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from merlina.training.engine.logprobs import unwrapped
+from merlina.training.engine.logprobs import unwrap
 
 
-def spread_frozen_weights(model: nn.Module, mesh: DeviceMesh) -> None:
+def shard_frozen_weights(model: nn.Module, mesh: DeviceMesh) -> None:
     """Moves the model to the mesh's devices, of each layer's matrices only this rank's part. In place.
 
     Embeddings, output head, and whatever is small or trained are held by every rank.
     """
-    causal_lm = unwrapped(model)
+    causal_lm = unwrap(model)
     layers = [module for module in causal_lm.modules() if type(module).__name__ in (causal_lm._no_split_modules or ())]
     held_by_all = _held_by_all(model, layers)
     for layer in layers:
@@ -32,19 +32,19 @@ def spread_frozen_weights(model: nn.Module, mesh: DeviceMesh) -> None:
     model.to(mesh.device_type)
 
 
-def is_spread(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
     """Whether each rank has only a part of it."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
-def parts(model: nn.Module) -> list[nn.Module]:
+def sharded_layers(model: nn.Module) -> list[nn.Module]:
     """Those layers that are put together one by one, or the model itself where it isn't spread."""
     spread: list[nn.Module] = [module for module in model.modules() if isinstance(module, FSDPModule)]
     return spread[1:] or [model]
 
 
 @contextlib.contextmanager
-def whole(module: nn.Module) -> Iterator[None]:
+def gathered(module: nn.Module) -> Iterator[None]:
     """With all weights of a module in place. All ranks must come by here."""
     if not isinstance(module, FSDPModule):
         yield

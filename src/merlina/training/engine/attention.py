@@ -43,8 +43,9 @@ from merlina.training.engine.packing import Pack, PackingError, Segment
 
 NAME = "merlina_packed"
 # Other layers, such as linear attention, carry one sequence's state into the next.
-ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
+_ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
+_SINKS = "has attention sinks, which packed attention does not compute"
 # From Ampere on, and up to this size of a head.
 _FLASH_CAPABILITY, _FLASH_HEAD = (8, 0), 256
 # Kernels copy a mask whose rows don't begin at multiples of it.
@@ -129,6 +130,21 @@ class PackedAttention:
         return self._masks[kind]
 
 
+def packing_obstacle(causal_lm: Any) -> str | None:
+    """Return why a model's structure rules out packed attention, as the rest of a sentence about it; else None.
+
+    This is all that can be known without running the model, so the helper can call it on a model without weights.
+    """
+    kinds = set(getattr(causal_lm.config.get_text_config(), "layer_types", None) or ()) - _ATTENTION_KINDS
+    if kinds:
+        return f"has layers of the kind {', '.join(sorted(kinds))}, which cannot work on packed texts"
+    if not causal_lm._can_set_attn_implementation():
+        return "has attention layers of its own, which cannot work on packed texts"
+    if any(name.rsplit(".", 1)[-1] == "sinks" for name, _ in causal_lm.named_parameters()):
+        return _SINKS
+    return None
+
+
 def use_packed_attention(model: PreTrainedModel) -> None:
     """Lets the model's attention layers work on packs."""
     model.set_attn_implementation(NAME)
@@ -171,7 +187,7 @@ def _check(query: Tensor, key: Tensor, positions: int, dropout: float, other: di
     if dropout:
         raise PackingError("drops out attention weights in training, which packed attention does not do")
     if other.get("s_aux") is not None or other.get("sinks") is not None:
-        raise PackingError("has attention sinks, which packed attention does not compute")
+        raise PackingError(_SINKS)
     if other.get("is_causal") is False:
         raise PackingError("lets tokens see those after them")
     if other.get("position_bias") is not None:

@@ -23,20 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from merlina.schemas.training import AttentionImplementation
-from merlina.training.engine.attention import ATTENTION_KINDS
+from merlina.training.engine.attention import packing_obstacle
 from merlina.training.engine.layers import fuse_layers, unfuse_layers
 from merlina.training.engine.logprobs import (
     LogprobModel,
     PackedModel,
     PaddedModel,
-    RowByRowModel,
+    UnbatchedModel,
     decoder_of,
-    targets_of,
-    unwrapped,
+    padded_target_indices,
+    unwrap,
 )
 from merlina.training.engine.output_head import OutputHead
 from merlina.training.engine.packing import Pack, PackedExample, PackingError
-from merlina.training.engine.rotary import ByLength, RotaryLengths
+from merlina.training.engine.rotary import LengthGroupedModel, RotaryLengths
 
 # Of log-probabilities, root mean square over a block of tokens. What rounding does to each is random, and a token that
 # 16 bits make a tenth too likely is nothing strange. A wrong mask or position is off by far more.
@@ -62,10 +62,10 @@ def fast_path(
     Both ways are held against each other on `trial` and `long_trial`; `precision` is the context that training computes
     in. The reason is the end of a sentence that begins with "This model".
     """
-    causal_lm = unwrapped(model)
+    causal_lm = unwrap(model)
     lengths = RotaryLengths(causal_lm)
     own = _by_length(PaddedModel(model, pad_id), lengths)
-    reason = _hindrance(causal_lm)
+    reason = packing_obstacle(causal_lm)
     if reason is not None:
         return _own_way(model, trial, pad_id, precision, lengths), reason
     attention = causal_lm.config._attn_implementation
@@ -76,13 +76,13 @@ def fast_path(
             if _in_8_bits(causal_lm):
                 # bitsandbytes' own product rounds activations to 8 bits as well; both ways take the better one.
                 fuse_layers(causal_lm)
-            expected = own.of_targets(trial)
+            expected = own.target_logprobs(trial)
             expected_long = None if long_trial is None else _text_by_text(causal_lm, long_trial, lengths)
             fuse_layers(causal_lm)
             packed = _by_length(PackedModel(model, implementation), lengths)
-            apart = _apart(packed.of_targets(trial), expected)
+            apart = _apart(packed.target_logprobs(trial), expected)
             if long_trial is not None and expected_long is not None:
-                apart = max(apart, _apart(packed.of_targets(long_trial), expected_long))
+                apart = max(apart, _apart(packed.target_logprobs(long_trial), expected_long))
             tolerance = _tolerance(trial)
         _train_on(model, trial, packed, precision)
         if apart <= tolerance:
@@ -104,18 +104,18 @@ def fast_path(
     return _own_way(model, trial, pad_id, precision, lengths), reason
 
 
-def telling(config: Any, unit: PackedExample) -> PackedExample:
+def shorten_for_trial(config: Any, example: PackedExample) -> PackedExample:
     """As much of a run's longest texts as shows everything that the model does otherwise with long texts.
 
     Any whole number of the model's configuration under a name like `sliding_window`, `attention_chunk_size` or
     `original_max_position_embeddings` may be a limit. With a window of 4,096, texts of 6,000 tokens are cut to 4,224;
     where no limit is in their reach, to 512.
     """
-    longest = len(unit.prompt) + max(map(len, unit.answers))
+    longest = len(example.prompt) + max(map(len, example.answers))
     crossed = max((limit for limit in _numbers(config.get_text_config().to_dict()) if limit < longest), default=0)
     length = max(_AT_LEAST, crossed + _BEYOND)
-    prompt = unit.prompt[: length - _BEYOND // 2]
-    return PackedExample(prompt, tuple(answer[: length - len(prompt)] for answer in unit.answers))
+    prompt = example.prompt[: length - _BEYOND // 2]
+    return PackedExample(prompt, tuple(answer[: length - len(prompt)] for answer in example.answers))
 
 
 def _numbers(settings: dict[str, Any]) -> Iterator[int]:
@@ -126,25 +126,20 @@ def _numbers(settings: dict[str, Any]) -> Iterator[int]:
             yield value
 
 
-def _hindrance(causal_lm: Any) -> str | None:
-    kinds = set(getattr(causal_lm.config.get_text_config(), "layer_types", None) or ()) - ATTENTION_KINDS
-    if kinds:
-        return f"has layers of the kind {', '.join(sorted(kinds))}, which cannot work on packed texts"
-    if not causal_lm._can_set_attn_implementation():
-        return "has attention layers of its own, which cannot work on packed texts"
-    return None
-
-
 def _own_way(
     model: nn.Module, trial: Pack, pad_id: int, precision: AbstractContextManager[Any], lengths: RotaryLengths
 ) -> LogprobModel:
     """Texts padded to one length, or each by itself in a model that does not keep padding apart from them."""
-    padded, alone = PaddedModel(model, pad_id), RowByRowModel(model, pad_id)
+    padded, alone = PaddedModel(model, pad_id), UnbatchedModel(model, pad_id)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), precision:
-            run = padded if _apart(padded.of_targets(trial), alone.of_targets(trial)) <= _tolerance(trial) else alone
+            run = (
+                padded
+                if _apart(padded.target_logprobs(trial), alone.target_logprobs(trial)) <= _tolerance(trial)
+                else alone
+            )
     finally:
         model.train(was_training)
     return _by_length(run, lengths)
@@ -156,18 +151,18 @@ def _tolerance(trial: Pack) -> float:
 
 
 def _by_length(run: LogprobModel, lengths: RotaryLengths) -> LogprobModel:
-    return ByLength(run, lengths) if lengths else run
+    return LengthGroupedModel(run, lengths) if lengths else run
 
 
 def _text_by_text(causal_lm: Any, pack: Pack, lengths: RotaryLengths) -> Tensor:
     """-> [M], by the model's own decoder on each text, without padding and without the logits of all positions"""
     device = pack.input_ids.device
     hidden = []
-    for text in [unit.prompt + answer for unit in pack.units for answer in unit.answers]:
+    for text in [example.prompt + answer for example in pack.examples for answer in example.answers]:
         with lengths.of(len(text)) if lengths else nullcontext():
             output = decoder_of(causal_lm)(input_ids=torch.tensor([text], device=device), use_cache=False)
         hidden.append(output.last_hidden_state[0, :-1])
-    return OutputHead(causal_lm).logprobs(torch.cat(hidden)[targets_of(pack).to(device)], pack.targets)
+    return OutputHead(causal_lm).logprobs(torch.cat(hidden)[padded_target_indices(pack).to(device)], pack.targets)
 
 
 def _apart(found: Tensor, expected: Tensor) -> float:

@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from merlina.training.distributed.sharding import parts, whole
+from merlina.training.distributed.sharding import gathered, sharded_layers
 
 _TRIAL_POSITIONS = 4
 # Of the largest number that a layer gives on its trial.
@@ -38,9 +38,9 @@ def fuse_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if _is_plain_adapter(module):
             module.forward = types.MethodType(_adapted_linear, module)
-    for part in parts(model):
-        with whole(part):
-            for module in part.modules():
+    for layer in sharded_layers(model):
+        with gathered(layer):
+            for module in layer.modules():
                 if all(_is_plain_adapter(getattr(module, name, None)) for name in _GATED):
                     _replace(module, _feed_forwards())
     model.train(was_training)
@@ -112,7 +112,7 @@ def _adapted_linear(module: Any, x: Tensor) -> Tensor:
     if module.disable_adapters:
         # Not bitsandbytes' own product, which rounds otherwise: only the adapter may tell this from the model with it.
         return _frozen_linear(x.flatten(0, -2), layer).unflatten(0, x.shape[:-1])
-    result: Tensor = _AdaptedLinear.apply(x.flatten(0, -2), _kept(module, x), layer, layer.down, layer.up)
+    result: Tensor = _AdaptedLinear.apply(x.flatten(0, -2), _dropout_mask(module, x), layer, layer.down, layer.up)
     return result.unflatten(0, x.shape[:-1])
 
 
@@ -171,8 +171,8 @@ def _feed_forwards() -> list[Callable[[Any, Tensor], Tensor]]:
                 return type(module).forward(module, x)
             layers = tuple(_adapted(layer) for layer in (module.gate_proj, module.up_proj, module.down_proj))
             x = _cast(x)
-            kept = (_kept(module.gate_proj, x), _kept(module.up_proj, x))
-            kept_inner = _kept(module.down_proj, x, layers[2].down.shape[1])
+            kept = (_dropout_mask(module.gate_proj, x), _dropout_mask(module.up_proj, x))
+            kept_inner = _dropout_mask(module.down_proj, x, layers[2].down.shape[1])
             adapters = [weight for layer in layers for weight in (layer.down, layer.up)]
             result: Tensor = _FeedForward.apply(x.flatten(0, -2), *kept, kept_inner, layers, activation, *adapters)
             return result.unflatten(0, x.shape[:-1])
@@ -292,7 +292,7 @@ def _cast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
-def _kept(module: Any, x: Tensor, width: int | None = None) -> Tensor | None:
+def _dropout_mask(module: Any, x: Tensor, width: int | None = None) -> Tensor | None:
     """Dropout as 1 where an element stays and 0 where not, [N, I]; None where nothing is dropped."""
     share = _dropout(module)
     if share == 0:

@@ -1,6 +1,6 @@
 """Log-probabilities of answers: of packs, the fast way, or of padded batches, the way of the model itself.
 
-Legend: U units in a pack, A answers of each, N positions, M targets, R sequences, T positions of the longest one.
+Legend: U examples in a pack, A answers of each, N positions, M targets, R sequences, T positions of the longest one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from merlina.schemas.training import AttentionImplementation
 from merlina.training.engine.attention import PackedAttention, use_packed_attention
 from merlina.training.engine.output_head import OutputHead
 from merlina.training.engine.packing import Pack, PackingError
-from merlina.training.engine.passes import Layout, Packed, Padded
+from merlina.training.engine.passes import BatchingStrategy, PackedBatching, PaddedBatching
 
 _NO_TARGET = -100
 
@@ -32,15 +32,15 @@ class Logprobs:
     sums: Tensor  # [U, 1 + A]
     tokens: Tensor  # [U, 1 + A]
 
-    def total(self, answer: int) -> Tensor:
+    def total_logprob(self, answer: int) -> Tensor:
         """-> [U], log-probability of the answer"""
         return self.sums[:, answer]
 
-    def mean(self, answer: int) -> Tensor:
+    def mean_logprob(self, answer: int) -> Tensor:
         """-> [U], mean log-probability of the answer's tokens"""
         return self.sums[:, answer] / self.tokens[:, answer]
 
-    def with_prompt(self, answer: int) -> Tensor:
+    def mean_logprob_with_prompt(self, answer: int) -> Tensor:
         """-> [U], mean log-probability of the tokens of prompt and answer"""
         return (self.sums[:, 0] + self.sums[:, answer]) / (self.tokens[:, 0] + self.tokens[:, answer])
 
@@ -48,30 +48,30 @@ class Logprobs:
 class LogprobModel(Protocol):
     """Runs a model on a pack."""
 
-    layout: Layout
+    batching: BatchingStrategy
 
     def __call__(self, pack: Pack) -> Logprobs: ...
 
-    def of_targets(self, pack: Pack) -> Tensor:
+    def target_logprobs(self, pack: Pack) -> Tensor:
         """-> [M], log-probability of each target"""
 
 
 class PackedModel:
     """Every prompt once, no padding, no logits. `model` may be wrapped by peft."""
 
-    layout: Layout = Packed()
+    batching: BatchingStrategy = PackedBatching()
 
     def __init__(self, model: nn.Module, implementation: AttentionImplementation) -> None:
-        causal_lm = unwrapped(model)
+        causal_lm = unwrap(model)
         use_packed_attention(causal_lm)
         self._decoder = decoder_of(causal_lm)
         self._head = OutputHead(causal_lm)
         self._implementation = implementation
 
     def __call__(self, pack: Pack) -> Logprobs:
-        return summed(pack, self.of_targets(pack))
+        return sum_by_section(pack, self.target_logprobs(pack))
 
-    def of_targets(self, pack: Pack) -> Tensor:
+    def target_logprobs(self, pack: Pack) -> Tensor:
         """-> [M]"""
         output = self._decoder(
             input_ids=pack.input_ids,
@@ -88,20 +88,20 @@ class PackedModel:
 class PaddedModel:
     """Each answer with its own copy of the prompt, padded, and all logits: what any causal language model can do."""
 
-    layout: Layout = Padded()
+    batching: BatchingStrategy = PaddedBatching()
 
     def __init__(self, model: nn.Module, pad_id: int) -> None:
         self._model = model
         self._pad_id = pad_id
 
     def __call__(self, pack: Pack) -> Logprobs:
-        return summed(pack, self.of_targets(pack))
+        return sum_by_section(pack, self.target_logprobs(pack))
 
-    def of_targets(self, pack: Pack) -> Tensor:
+    def target_logprobs(self, pack: Pack) -> Tensor:
         """-> [M]"""
-        rows = [unit.prompt + answer for unit in pack.units for answer in unit.answers]
+        rows = [example.prompt + answer for example in pack.examples for answer in example.answers]
         device = pack.input_ids.device
-        return self._of_rows(rows, device)[targets_of(pack).to(device)]
+        return self._of_rows(rows, device)[padded_target_indices(pack).to(device)]
 
     def _of_rows(self, rows: list[list[int]], device: torch.device) -> Tensor:
         """Of each row's tokens but its first, one row after the other."""
@@ -119,14 +119,14 @@ class PaddedModel:
         return -losses[mask[:, 1:]]
 
 
-class RowByRowModel(PaddedModel):
+class UnbatchedModel(PaddedModel):
     """For models that what stands behind a text changes, padding included: each text in a pass by itself."""
 
     def _of_rows(self, rows: list[list[int]], device: torch.device) -> Tensor:
-        return torch.cat([super(RowByRowModel, self)._of_rows([row], device) for row in rows])
+        return torch.cat([super(UnbatchedModel, self)._of_rows([row], device) for row in rows])
 
 
-def unwrapped(model: Any) -> Any:
+def unwrap(model: Any) -> Any:
     """The causal language model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
@@ -142,26 +142,26 @@ def decoder_of(causal_lm: Any) -> Any:
     raise PackingError("does not part into a decoder and an output head")
 
 
-def summed(pack: Pack, logprobs: Tensor) -> Logprobs:
+def sum_by_section(pack: Pack, logprobs: Tensor) -> Logprobs:
     """logprobs[M] -> sums by part"""
-    shape = (len(pack.units), 1 + pack.answers)
+    shape = (len(pack.examples), 1 + pack.answers)
     zeros = logprobs.new_zeros(shape[0] * shape[1])
     return Logprobs(
-        zeros.index_add(0, pack.parts, logprobs).view(shape),
-        zeros.index_add(0, pack.parts, torch.ones_like(logprobs)).view(shape),
+        zeros.index_add(0, pack.section_ids, logprobs).view(shape),
+        zeros.index_add(0, pack.section_ids, torch.ones_like(logprobs)).view(shape),
     )
 
 
-def targets_of(pack: Pack) -> Tensor:
+def padded_target_indices(pack: Pack) -> Tensor:
     """[M], where among all predicted tokens of the padded rows, one row after the other, each target of the pack is."""
     with_prompt = pack.has_prompt_targets
     order: list[int] = []
     begin = 0
-    for unit in pack.units:
-        prompt = len(unit.prompt) - 1
+    for example in pack.examples:
+        prompt = len(example.prompt) - 1
         if with_prompt:
             order += range(begin, begin + prompt)
-        for answer in unit.answers:
+        for answer in example.answers:
             order += range(begin + prompt, begin + prompt + len(answer))
             begin += prompt + len(answer)
     return torch.tensor(order)

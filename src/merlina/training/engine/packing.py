@@ -1,10 +1,10 @@
 """How pairs are laid out for one forward pass: each prompt once, its answers after it, nothing padded.
 
-Legend: U units in a pack, A answers of each, N token positions of the pack, M targets.
+Legend: U examples in a pack, A answers of each, N token positions of the pack, M targets.
 
-A unit's first answer follows its prompt as text does. Every other answer takes its positions from the prompt's end, as
-if it followed the prompt directly, and sees the prompt and itself. An answer's last token is a target but no input:
-nothing comes after it.
+An example's first answer follows its prompt as text does. Every other answer takes its positions from the prompt's
+end, as if it followed the prompt directly, and sees the prompt and itself. An answer's last token is a target but no
+input: nothing comes after it.
 """
 
 from __future__ import annotations
@@ -55,57 +55,57 @@ class Segment:
 
 @dataclass(frozen=True)
 class Pack:
-    """One forward pass. `parts[m]` is which part of which unit target m belongs to: (1 + A) * unit + part.
+    """One forward pass. Target m belongs to section `section_ids[m]`: (1 + A) * example + section.
 
-    Part 0 is the prompt, part a the a-th answer.
+    Section 0 is the prompt, section a the a-th answer.
     """
 
-    units: tuple[PackedExample, ...]
+    examples: tuple[PackedExample, ...]
     input_ids: Tensor  # [1, N] int64
     position_ids: Tensor  # [1, N] int64
     segments: tuple[Segment, ...]
     sources: Tensor  # [M] int64, the position that predicts each target
     targets: Tensor  # [M] int64, token ids
-    parts: Tensor  # [M] int64
+    section_ids: Tensor  # [M] int64
 
     @property
     def answers(self) -> int:
         """A."""
-        return len(self.units[0].answers)
+        return len(self.examples[0].answers)
 
     @property
     def has_prompt_targets(self) -> bool:
         """Whether prompts are predicted too. A prompt of one token has no target even then."""
-        return bool((self.parts % (1 + self.answers) == 0).any())
+        return bool((self.section_ids % (1 + self.answers) == 0).any())
 
     @property
     def tokens(self) -> int:
         """Tokens of its texts, each prompt counted with every answer."""
-        return sum(unit.tokens for unit in self.units)
+        return sum(example.tokens for example in self.examples)
 
     def to(self, device: torch.device) -> Pack:
-        moved = (self.input_ids, self.position_ids, self.sources, self.targets, self.parts)
-        ids, positions, sources, targets, parts = (tensor.to(device) for tensor in moved)
-        return Pack(self.units, ids, positions, self.segments, sources, targets, parts)
+        moved = (self.input_ids, self.position_ids, self.sources, self.targets, self.section_ids)
+        ids, positions, sources, targets, section_ids = (tensor.to(device) for tensor in moved)
+        return Pack(self.examples, ids, positions, self.segments, sources, targets, section_ids)
 
 
-def lay_out(units: Sequence[PackedExample], *, with_prompt_targets: bool) -> Pack:
-    """`units` as one pack. Without prompt targets only the answers' tokens are predicted."""
-    layout = _Layout(with_prompt_targets)
-    for number, unit in enumerate(units):
-        layout.add(unit, first_part=number * (1 + len(unit.answers)))
+def build_pack(examples: Sequence[PackedExample], *, with_prompt_targets: bool) -> Pack:
+    """`examples` as one pack. Without prompt targets only the answers' tokens are predicted."""
+    layout = _PackBuilder(with_prompt_targets)
+    for number, example in enumerate(examples):
+        layout.add(example, first_part=number * (1 + len(example.answers)))
     return Pack(
-        units=tuple(units),
+        examples=tuple(examples),
         input_ids=torch.tensor([layout.ids]),
         position_ids=torch.tensor([layout.positions]),
         segments=tuple(layout.segments),
         sources=torch.tensor(layout.sources),
         targets=torch.tensor(layout.targets),
-        parts=torch.tensor(layout.parts),
+        section_ids=torch.tensor(layout.section_ids),
     )
 
 
-class _Layout:
+class _PackBuilder:
     def __init__(self, with_prompt_targets: bool) -> None:
         self._with_prompt_targets = with_prompt_targets
         self.ids: list[int] = []
@@ -113,15 +113,15 @@ class _Layout:
         self.segments: list[Segment] = []
         self.sources: list[int] = []
         self.targets: list[int] = []
-        self.parts: list[int] = []
+        self.section_ids: list[int] = []
 
-    def add(self, unit: PackedExample, first_part: int) -> None:
-        begin, prompt = len(self.ids), len(unit.prompt)
-        self.ids += unit.prompt
+    def add(self, example: PackedExample, first_part: int) -> None:
+        begin, prompt = len(self.ids), len(example.prompt)
+        self.ids += example.prompt
         self.positions += range(prompt)
         if self._with_prompt_targets:
-            self._predict(range(begin, begin + prompt - 1), unit.prompt[1:], first_part)
-        for number, answer in enumerate(unit.answers):
+            self._predict(range(begin, begin + prompt - 1), example.prompt[1:], first_part)
+        for number, answer in enumerate(example.answers):
             at, inputs = len(self.ids), len(answer) - 1
             self.ids += answer[:-1]
             self.positions += range(prompt, prompt + inputs)
@@ -134,4 +134,4 @@ class _Layout:
     def _predict(self, sources: Sequence[int], targets: Sequence[int], part: int) -> None:
         self.sources += sources
         self.targets += targets
-        self.parts += [part] * len(targets)
+        self.section_ids += [part] * len(targets)

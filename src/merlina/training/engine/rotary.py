@@ -28,8 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merlina.training.engine.logprobs import LogprobModel, Logprobs, summed
-from merlina.training.engine.packing import Pack, PackedExample, lay_out
+from merlina.training.engine.logprobs import LogprobModel, Logprobs, sum_by_section
+from merlina.training.engine.packing import Pack, PackedExample, build_pack
 from merlina.training.engine.passes import rope_kinds
 
 
@@ -82,23 +82,25 @@ class RotaryLengths:
         module.forward = forward
 
 
-class ByLength:
+class LengthGroupedModel:
     """Runs the texts of a pack in as many passes as they have different frequencies."""
 
     def __init__(self, run: LogprobModel, lengths: RotaryLengths) -> None:
-        self.layout = run.layout
+        self.batching = run.batching
         self._run = run
         self._lengths = lengths
 
     def __call__(self, pack: Pack) -> Logprobs:
-        return summed(pack, self.of_targets(pack))
+        return sum_by_section(pack, self.target_logprobs(pack))
 
-    def of_targets(self, pack: Pack) -> Tensor:
+    def target_logprobs(self, pack: Pack) -> Tensor:
         """-> [M]"""
         groups = self._groups(pack)
         if len(groups) == 1:
-            with self._lengths.of(max(_length(unit, answer) for unit in pack.units for answer in unit.answers)):
-                return self._run.of_targets(pack)
+            with self._lengths.of(
+                max(_length(example, answer) for example in pack.examples for answer in example.answers)
+            ):
+                return self._run.target_logprobs(pack)
         found, into = [], []
         for places in groups:
             of_group = self._run_alone(pack, places)
@@ -108,43 +110,46 @@ class ByLength:
         return torch.cat(found)[torch.tensor(into).argsort().to(pack.targets.device)]
 
     def _groups(self, pack: Pack) -> list[list[tuple[int, int]]]:
-        """Texts of equal frequencies, each as the numbers of its unit and answer."""
+        """Texts of equal frequencies, each as the numbers of its example and answer."""
         groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for number, unit in enumerate(pack.units):
-            for answer, tokens in enumerate(unit.answers):
-                groups.setdefault(self._lengths.frequencies(_length(unit, tokens)), []).append((number, answer))
+        for number, example in enumerate(pack.examples):
+            for answer, tokens in enumerate(example.answers):
+                groups.setdefault(self._lengths.frequencies(_length(example, tokens)), []).append((number, answer))
         return list(groups.values())
 
     def _run_alone(self, pack: Pack, places: list[tuple[int, int]]) -> Tensor:
-        """As units of one answer each."""
-        units = [PackedExample(pack.units[unit].prompt, (pack.units[unit].answers[answer],)) for unit, answer in places]
-        part = lay_out(units, with_prompt_targets=pack.has_prompt_targets).to(pack.input_ids.device)
-        with self._lengths.of(max(_length(unit, unit.answers[0]) for unit in units)):
-            return self._run.of_targets(part)
+        """As examples of one answer each."""
+        examples = [
+            PackedExample(pack.examples[example].prompt, (pack.examples[example].answers[answer],))
+            for example, answer in places
+        ]
+        part = build_pack(examples, with_prompt_targets=pack.has_prompt_targets).to(pack.input_ids.device)
+        with self._lengths.of(max(_length(example, example.answers[0]) for example in examples)):
+            return self._run.target_logprobs(part)
 
 
 def _targets(pack: Pack, places: list[tuple[int, int]]) -> list[int | None]:
     """Which of the pack's targets those of the given texts are; None for a prompt's that come from another text."""
     begins: dict[tuple[int, int], int] = {}
     at = 0
-    for number, unit in enumerate(pack.units):
+    for number, example in enumerate(pack.examples):
         begins[number, -1] = at
-        at += _prompt_targets(pack, unit)
-        for answer, tokens in enumerate(unit.answers):
+        at += _prompt_targets(pack, example)
+        for answer, tokens in enumerate(example.answers):
             begins[number, answer] = at
             at += len(tokens)
     targets: list[int | None] = []
     for number, answer in places:
-        unit = pack.units[number]
-        prompt = range(begins[number, -1], begins[number, -1] + _prompt_targets(pack, unit))
+        example = pack.examples[number]
+        prompt = range(begins[number, -1], begins[number, -1] + _prompt_targets(pack, example))
         targets += prompt if answer == 0 else [None] * len(prompt)
-        targets += range(begins[number, answer], begins[number, answer] + len(unit.answers[answer]))
+        targets += range(begins[number, answer], begins[number, answer] + len(example.answers[answer]))
     return targets
 
 
-def _prompt_targets(pack: Pack, unit: PackedExample) -> int:
-    return len(unit.prompt) - 1 if pack.has_prompt_targets else 0
+def _prompt_targets(pack: Pack, example: PackedExample) -> int:
+    return len(example.prompt) - 1 if pack.has_prompt_targets else 0
 
 
-def _length(unit: PackedExample, answer: list[int]) -> int:
-    return len(unit.prompt) + len(answer)
+def _length(example: PackedExample, answer: list[int]) -> int:
+    return len(example.prompt) + len(answer)

@@ -1,4 +1,4 @@
-"""What goes wrong in a training, noticed from its figures: some of it ends the run, the rest is said.
+"""What goes wrong in a training, noticed from its metrics: some of it ends the run, the rest is said.
 
 What the windows hold isn't kept in checkpoints: a resumed run watches from its first step on afresh.
 """
@@ -14,7 +14,7 @@ from itertools import pairwise
 from merlina.errors import TrainingError
 from merlina.schemas.events import LogLevel
 
-Say = Callable[[LogLevel, str], None]
+Notify = Callable[[LogLevel, str], None]
 """Level and message."""
 
 # A step's loss may jump; it may not stay this far out for so many steps in a row.
@@ -41,7 +41,7 @@ def check_losses(step: int, rows: Sequence[int], losses: Sequence[float]) -> Non
 class Alarms:
     """Watches a run step by step and evaluation by evaluation; each warning is said once until it is over."""
 
-    def __init__(self, say: Say, *, has_evaluations: bool) -> None:
+    def __init__(self, say: Notify, *, has_evaluations: bool) -> None:
         self._say = say
         self._has_evaluations = has_evaluations
         self._healthy: deque[float] = deque(maxlen=_LOSS_WINDOW)
@@ -51,26 +51,26 @@ class Alarms:
         self._evaluations: list[float] = []
         self._said: set[str] = set()
 
-    def step(self, step: int, loss: float, figures: Mapping[str, float]) -> None:
+    def step(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
         """The means of one optimizer step. Raises TrainingError where the loss has exploded."""
         self._watch_loss(step, loss)
-        if "reward_margin" not in figures:
+        if "reward_margin" not in metrics:
             return
         if len(self._first) < _WINDOW:
-            self._first.append(figures)
-        self._latest.append(figures)
+            self._first.append(metrics)
+        self._latest.append(metrics)
         if len(self._latest) == _WINDOW and step >= 2 * _WINDOW:
             self._watch_chosen(step)
             if not self._has_evaluations:
                 self._watch_accuracy(step, self._mean("reward_accuracy", self._latest), "of the last steps")
 
-    def evaluation(self, step: int, figures: Mapping[str, float]) -> None:
-        """The figures of an evaluation after a step; their names begin with `eval_`."""
-        if "eval_loss" in figures:
-            self._evaluations.append(figures["eval_loss"])
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of an evaluation after a step; their names begin with `eval_`."""
+        if "eval_loss" in metrics:
+            self._evaluations.append(metrics["eval_loss"])
             self._watch_evaluations(step)
-        if "eval_reward_accuracy" in figures and len(self._evaluations) > 2:
-            self._watch_accuracy(step, figures["eval_reward_accuracy"], "on the held-out pairs")
+        if "eval_reward_accuracy" in metrics and len(self._evaluations) > 2:
+            self._watch_accuracy(step, metrics["eval_reward_accuracy"], "on the held-out pairs")
 
     def _watch_loss(self, step: int, loss: float) -> None:
         if len(self._healthy) >= _LOSS_ENOUGH:

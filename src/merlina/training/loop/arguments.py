@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from merlina.schemas.training import TrainingConfig
 
 
-def training_arguments(
+def trainer_arguments(
     config: TrainingConfig, folder: Path, *, evaluates: bool, resuming: bool, dtype: torch.dtype
 ) -> TrainingArguments:
     """Our configuration in the Trainer's words; checkpoints go into `folder`."""

@@ -11,7 +11,7 @@ from merlina.training.distributed.ranks import Ranks
 from merlina.training.reporter import Reporter
 
 
-class Flow(TrainerCallback):  # type: ignore[misc]
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]
     """Progress and stop after each step, an evaluation after the last."""
 
     def __init__(self, reporter: Reporter, ranks: Ranks, *, evaluates: bool) -> None:
@@ -30,7 +30,7 @@ class Flow(TrainerCallback):  # type: ignore[misc]
         if state.global_step >= state.max_steps:
             control.should_evaluate = self._evaluates
             control.should_log = True
-        elif self._ranks.of_first(self._reporter.should_stop()):
+        elif self._ranks.from_first(self._reporter.should_stop()):
             control.should_training_stop = True
             control.should_save = True
         return control

@@ -11,19 +11,19 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from merlina import checkpoints
 from merlina.schemas.training import TrainingConfig
-from merlina.training.loop.alarms import Say
+from merlina.training.loop.alarms import Notify
 
 _HIGHER_IS_BETTER = {"eval_reward_margin"}
 
 
-class Endings(TrainerCallback):  # type: ignore[misc]
+class EarlyStopping(TrainerCallback):  # type: ignore[misc]
     """Has the best evaluated model written as a checkpoint, and ends a run that gets no better.
 
     The best so far is part of the Trainer's state and comes back with a resume; from it follows how many evaluations
     went by without a better one. Its checkpoint is kept as long as a checkpoint that names it.
     """
 
-    def __init__(self, config: TrainingConfig, folder: Path, say: Say) -> None:
+    def __init__(self, config: TrainingConfig, folder: Path, say: Notify) -> None:
         self._measure = config.load_best_at_end or "eval_loss"
         self._keeps_best = config.load_best_at_end is not None
         self._patience = config.early_stopping_patience
@@ -61,7 +61,7 @@ class Endings(TrainerCallback):  # type: ignore[misc]
             )
         return control
 
-    def end_as_before(self, state: TrainerState) -> bool:
+    def had_ended_early(self, state: TrainerState) -> bool:
         """Whether a run resumed in this state had ended early at its step, and therefore takes no further one."""
         self._apply_recalled(state)
         if not self._is_exhausted(state):

@@ -27,23 +27,23 @@ from merlina.errors import TrainingError
 from merlina.faults import FaultPoint, reach
 from merlina.schemas.plan import rate_factor
 from merlina.schemas.training import KEPT_CHECKPOINTS, OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig
-from merlina.training.distributed.ranks import ALONE, Ranks
-from merlina.training.distributed.sharding import is_spread
-from merlina.training.engine.fast_path import fast_path, telling
-from merlina.training.engine.logprobs import Logprobs, unwrapped
-from merlina.training.engine.packing import Pack, PackedExample, lay_out
-from merlina.training.engine.passes import Passes, limits_of_positions
+from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
+from merlina.training.distributed.sharding import is_sharded
+from merlina.training.engine.fast_path import fast_path, shorten_for_trial
+from merlina.training.engine.logprobs import Logprobs, unwrap
+from merlina.training.engine.packing import Pack, PackedExample, build_pack
+from merlina.training.engine.passes import PassPlanner, rope_length_limits
 from merlina.training.loop.alarms import Alarms, check_losses
-from merlina.training.loop.arguments import training_arguments
-from merlina.training.loop.callbacks import Flow
-from merlina.training.loop.early_stopping import Endings
+from merlina.training.loop.arguments import trainer_arguments
+from merlina.training.loop.callbacks import ProgressCallback
+from merlina.training.loop.early_stopping import EarlyStopping
 from merlina.training.loop.gpu_memory import limited_gpu_memory
 from merlina.training.loop.host_memory import keep_freed_memory
-from merlina.training.loop.memory_probe import as_amidst_a_step, fitting
-from merlina.training.loop.metrics import Means, Speed, Window, memory
-from merlina.training.loop.reference import Example, reference_logprobs, unrelated_units
+from merlina.training.loop.memory_probe import find_fitting_planner, hold_step_memory
+from merlina.training.loop.metrics import MetricsWindow, RunningMeans, Throughput, memory
+from merlina.training.loop.reference import BatchItem, reference_logprobs, unrelated_examples
 from merlina.training.models.tokens import TokenPair
-from merlina.training.objectives import OBJECTIVES, Evidence, PairLosses
+from merlina.training.objectives import OBJECTIVES, ObjectiveInputs, PairLosses
 from merlina.training.reporter import Reporter, StoppedEarly
 
 # Enough to tell one text's tokens from another's; all logits of whole pairs could be the run's largest array.
@@ -69,7 +69,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         folder: Path,
         reporter: Reporter,
         resuming: bool,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
         memory_limit: int | None = None,
     ) -> None:
         """`memory_limit` is in bytes of each GPU."""
@@ -81,38 +81,38 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._dtype = dtype
         self._resuming = resuming
         self._saved_step: int | None = None
-        self._window = Window()
-        self._speed = Speed()
+        self._window = MetricsWindow()
+        self._speed = Throughput()
         evaluates = bool(held_out) and config.eval_steps > 0
         self._alarms = Alarms(reporter.note, has_evaluations=evaluates)
-        self._endings = Endings(config, folder, reporter.note)
+        self._early_stopping = EarlyStopping(config, folder, reporter.note)
         super().__init__(
             model=model,
-            args=training_arguments(config, folder, evaluates=evaluates, resuming=resuming, dtype=dtype),
+            args=trainer_arguments(config, folder, evaluates=evaluates, resuming=resuming, dtype=dtype),
             data_collator=list,
             train_dataset=training,
             eval_dataset=held_out if evaluates else None,
-            callbacks=[Flow(reporter, ranks, evaluates=evaluates), self._endings],
+            callbacks=[ProgressCallback(reporter, ranks, evaluates=evaluates), self._early_stopping],
         )
-        ranks.take_from_first(weight for weight in model.parameters() if weight.requires_grad)
+        ranks.broadcast_weights(weight for weight in model.parameters() if weight.requires_grad)
         # Our training_step divides by the pairs of the whole step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        trial, long_trial = self._trials([self._unit(pair) for pair in (*training, *held_out)])
+        trial, long_trial = self._trials([self._packed_example(pair) for pair in (*training, *held_out)])
         self._logprobs, reason = fast_path(
             model, trial, pad_id, config.attn_implementation, self._precision(), long_trial
         )
-        passes = Passes(
-            self._logprobs.layout,
+        passes = PassPlanner(
+            self._logprobs.batching,
             PACK_POSITIONS.get(self.args.device.type, PACK_POSITIONS["cuda"]),
             ranks,
-            are_in_step=is_spread(model),
-            limits=limits_of_positions(unwrapped(model).config),
+            ranks_in_lockstep=is_sharded(model),
+            limits=rope_length_limits(unwrap(model).config),
         )
-        self._passes = self._probe(passes, [self._unit(pair) for pair in (*training, *held_out)])
-        self.train_dataset = self._examples("training", training)
-        self.eval_dataset = self._examples(_HELD_OUT, held_out) if evaluates else None
+        self._passes = self._probe(passes, [self._packed_example(pair) for pair in (*training, *held_out)])
+        self.train_dataset = self._items("training", training)
+        self.eval_dataset = self._items(_HELD_OUT, held_out) if evaluates else None
         if config.optimizer_type.startswith("paged") and not torch.cuda.is_available():
             reporter.note(
                 "info", f"{config.optimizer_type}: without a GPU there is nothing to page to; its state stays in RAM"
@@ -134,9 +134,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             self.train()
         else:
             self._resume(checkpoint, evaluation or {})
-        stopped = bool(self.state.global_step < self.state.max_steps) and not self._endings.ended_early
-        if not (stopped and self._ranks.of_first(self._reporter.is_pausing())):
-            self._reporter.kept(self._take_best())
+        stopped = bool(self.state.global_step < self.state.max_steps) and not self._early_stopping.ended_early
+        if not (stopped and self._ranks.from_first(self._reporter.is_pausing())):
+            self._reporter.model_selected(self._take_best())
         return stopped
 
     def _resume(self, checkpoint: Path, evaluation: Mapping[str, float]) -> None:
@@ -145,11 +145,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if is_due and not checkpoints.is_final(checkpoint):
             self._load(checkpoint, state)
             evaluation = self.evaluate()
-            # Without figures a stop is requested; a further step would leave this evaluation out.
-            if self._endings.ended_early or not evaluation:
+            # Without metrics a stop is requested; a further step would leave this evaluation out.
+            if self._early_stopping.ended_early or not evaluation:
                 return
-        self._endings.recall(evaluation)
-        if self._endings.end_as_before(state) or checkpoints.is_final(checkpoint):
+        self._early_stopping.recall(evaluation)
+        if self._early_stopping.had_ended_early(state) or checkpoints.is_final(checkpoint):
             # The Trainer would take one step more than there are.
             self._load(checkpoint, state)
             return
@@ -169,8 +169,8 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if self._config.load_best_at_end is None or not step or step == last:
             return last
         best = checkpoints.path_of(Path(self.args.output_dir), step)
-        self._ranks.wait()
-        lost = self._ranks.of_first(checkpoints.examine(best))
+        self._ranks.barrier()
+        lost = self._ranks.from_first(checkpoints.examine(best))
         if lost is not None:
             self._reporter.note(
                 "warning",
@@ -189,7 +189,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def training_step(
         self,
         model: nn.Module,
-        inputs: list[Example],
+        inputs: list[BatchItem],
         num_items_in_batch: int | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Forward and backward passes of one optimizer step, pack by pack. -> its mean loss"""
@@ -197,20 +197,20 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         model.train()
         step = self.state.global_step + 1
         each = torch.zeros(len(inputs), device=self.args.device)
-        means = Means()
-        with self._ranks.own_randomness(self._config.seed, step):
+        means = RunningMeans()
+        with self._ranks.seeded_for_step(self._config.seed, step):
             divergence = self._divergence(inputs)
-            for indices, counts in self._passes.of_rank([example.unit for example in inputs]):
+            for indices, counts in self._passes.for_rank([item.example for item in inputs]):
                 losses = self._pair_losses([inputs[index] for index in indices], divergence)
                 self.accelerator.backward(losses.loss.sum() * (counts / len(inputs)))
                 if counts:
                     each[indices] = losses.loss.detach().float()
-                    means.add(losses.figures)
+                    means.add(losses.metrics)
         self._ranks.sum(each)
-        check_losses(step, [example.row for example in inputs], each.tolist())
+        check_losses(step, [item.row for item in inputs], each.tolist())
         self._ranks.sum_gradients(model.parameters())
         means.gather(self._ranks, len(inputs))
-        self._speed.add(sum(example.unit.tokens for example in inputs))
+        self._speed.add(sum(item.example.tokens for item in inputs))
         loss = each.mean()
         self._window.add(loss.item(), means)
         self._alarms.step(step, loss.item(), means.take())
@@ -241,57 +241,57 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return norm
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Means over the held-out pairs, each pair weighing the same; none where a stop is asked for meanwhile.
+        """RunningMeans over the held-out pairs, each pair weighing the same; none where a stop is asked for meanwhile.
 
         One that is to go on later takes its evaluation to the end: a resume would not come by here again.
         """
         with self._speed.paused():
-            figures = self._held_out_means()
-        if figures:
-            self._reporter.metrics(self.state.global_step, figures)
-            self._alarms.evaluation(self.state.global_step, figures)
-            self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
-        return figures
+            metrics = self._held_out_means()
+        if metrics:
+            self._reporter.metrics(self.state.global_step, metrics)
+            self._alarms.evaluation(self.state.global_step, metrics)
+            self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def _held_out_means(self) -> dict[str, float]:
-        means, pairs = Means(), 0
+        means, pairs = RunningMeans(), 0
         self.model.eval()
         for inputs in self.get_eval_dataloader():
-            if self._ranks.of_first(self._reporter.should_stop() and not self._reporter.is_pausing()):
+            if self._ranks.from_first(self._reporter.should_stop() and not self._reporter.is_pausing()):
                 self.model.train()
                 return {}
             divergence = self._divergence(inputs)
-            for indices, counts in self._passes.of_rank([example.unit for example in inputs]):
+            for indices, counts in self._passes.for_rank([item.example for item in inputs]):
                 with torch.no_grad():
                     losses = self._pair_losses([inputs[index] for index in indices], divergence)
                 if counts:
-                    means.add({"loss": losses.loss, **losses.figures})
+                    means.add({"loss": losses.loss, **losses.metrics})
             pairs += len(inputs)
         self.model.train()
         means.gather(self._ranks, pairs)
         return {f"eval_{name}": value for name, value in means.take().items()}
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
-        """Reports the figures of the steps since the last report."""
+        """Reports the metrics of the steps since the last report."""
         if "loss" not in logs:
             return
-        figures = {
+        metrics = {
             **self._window.take(),
             "tokens_per_second": self._speed.take(),
             **memory(),
             "epoch": self.state.epoch or 0.0,
         }
-        figures |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
-        self._reporter.metrics(self.state.global_step, figures, evaluation_follows=self.control.should_evaluate)
+        metrics |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
+        self._reporter.metrics(self.state.global_step, metrics, evaluation_follows=self.control.should_evaluate)
 
-    def _trials(self, units: Sequence[PackedExample]) -> tuple[Pack, Pack | None]:
+    def _trials(self, examples: Sequence[PackedExample]) -> tuple[Pack, Pack | None]:
         """Beginnings of the first pairs, and where others are longer, the longest one behind them."""
-        beginnings = [_beginning(unit) for unit in units[:_TRIAL_PAIRS]]
-        longest = telling(unwrapped(self.model).config, max(units, key=_reach))
+        beginnings = [_beginning(example) for example in examples[:_TRIAL_PAIRS]]
+        longest = shorten_for_trial(unwrap(self.model).config, max(examples, key=_reach))
         is_longer = _reach(longest) > max(map(_reach, beginnings))
         return self._pack(beginnings), self._pack([*beginnings, longest]) if is_longer else None
 
-    def _probe(self, passes: Passes, units: Sequence[PackedExample]) -> Passes:
+    def _probe(self, passes: PassPlanner, examples: Sequence[PackedExample]) -> PassPlanner:
         """Forward and backward of the largest pack; neither gradients nor random numbers of it are left.
 
         -> passes that fit
@@ -302,17 +302,17 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         has_gradients = self._config.pairs_per_step > 1
 
         def run(pack: Sequence[PackedExample]) -> None:
-            with as_amidst_a_step(self.model.parameters(), state_bytes, has_gradients=has_gradients):
+            with hold_step_memory(self.model.parameters(), state_bytes, has_gradients=has_gradients):
                 with self._precision():
                     logprobs = self._logprobs(self._pack(pack))
                 logprobs.sums.sum().backward()
 
         self.model.train()
         devices = [self.args.device] if self.args.device.type == "cuda" else []
-        units = passes.heaviest(units, self._config.pairs_per_step)
+        examples = passes.heaviest(examples, self._config.pairs_per_step)
         with torch.random.fork_rng(devices):
-            passes = self._fit(passes, units, run)
-        positions = passes.layout.size(passes.largest(units))
+            passes = self._fit(passes, examples, run)
+        positions = passes.batching.size(passes.largest(examples))
         held = memory()
         on_gpu = f" and {held['gpu_memory']:.2f} GiB of the GPU's" if "gpu_memory" in held else ""
         self._reporter.note(
@@ -323,12 +323,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return passes
 
     def _fit(
-        self, passes: Passes, units: Sequence[PackedExample], run: Callable[[Sequence[PackedExample]], None]
-    ) -> Passes:
-        """Within the memory that was reported; where not even the largest unit fits into that, within all there is."""
+        self, passes: PassPlanner, examples: Sequence[PackedExample], run: Callable[[Sequence[PackedExample]], None]
+    ) -> PassPlanner:
+        """Use the memory that was reported, or all there is if the largest example needs more."""
         try:
             with limited_gpu_memory(self._memory_limit):
-                return fitting(passes, units, run, self._reporter.note)
+                return find_fitting_planner(passes, examples, run, self._reporter.note)
         except TrainingError:
             if self._memory_limit is None or self._ranks.count > 1:
                 raise
@@ -338,41 +338,41 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             f"The run needs more than the {gib(self._memory_limit)} of GPU memory that were reported before it began; "
             "it takes what it needs",
         )
-        return fitting(replace(passes, budget=0), units, run, self._reporter.note)
+        return find_fitting_planner(replace(passes, budget=0), examples, run, self._reporter.note)
 
-    def _pair_losses(self, examples: Sequence[Example], divergence: Tensor | None) -> PairLosses:
-        pack = self._pack([example.unit for example in examples])
+    def _pair_losses(self, items: Sequence[BatchItem], divergence: Tensor | None) -> PairLosses:
+        pack = self._pack([item.example for item in items])
         with self._precision():
             policy = self._logprobs(pack)
-        return self._objective.loss(Evidence(policy, _reference(examples, policy), divergence), self._config)
+        return self._objective.loss(ObjectiveInputs(policy, _reference(items, policy), divergence), self._config)
 
-    def _pack(self, units: Sequence[PackedExample]) -> Pack:
-        return lay_out(units, with_prompt_targets=self._objective.prompt_targets).to(self.args.device)
+    def _pack(self, examples: Sequence[PackedExample]) -> Pack:
+        return build_pack(examples, with_prompt_targets=self._objective.needs_prompt_targets).to(self.args.device)
 
-    def _unit(self, pair: TokenPair) -> PackedExample:
+    def _packed_example(self, pair: TokenPair) -> PackedExample:
         answers = (pair.chosen, pair.rejected) if self._config.needs_rejected else (pair.chosen,)
         return PackedExample(pair.prompt, answers)
 
-    def _examples(self, name: str, pairs: Sequence[TokenPair]) -> list[Example]:
+    def _items(self, name: str, pairs: Sequence[TokenPair]) -> list[BatchItem]:
         """With what the objective needs of the reference."""
-        units = [self._unit(pair) for pair in pairs]
+        examples = [self._packed_example(pair) for pair in pairs]
         rows = [pair.row for pair in pairs]
-        if not self._objective.reference:
-            return [Example(unit, row) for unit, row in zip(units, rows, strict=True)]
+        if not self._objective.needs_reference:
+            return [BatchItem(example, row) for example, row in zip(examples, rows, strict=True)]
         evaluated = name == _HELD_OUT
-        known = self._reference_logprobs(name, units, evaluated=evaluated)
-        if not self._objective.divergence:
-            return [Example(*column) for column in zip(units, rows, known, strict=True)]
-        unrelated = unrelated_units(units, self._config.max_length)
+        known = self._reference_logprobs(name, examples, evaluated=evaluated)
+        if not self._objective.needs_divergence:
+            return [BatchItem(*column) for column in zip(examples, rows, known, strict=True)]
+        unrelated = unrelated_examples(examples, self._config.max_length)
         of_unrelated = self._reference_logprobs(f"{name}-unrelated", unrelated, evaluated=evaluated)
-        columns = zip(units, rows, known, unrelated, of_unrelated[:, 0], strict=True)
-        return [Example(*column) for column in columns]
+        columns = zip(examples, rows, known, unrelated, of_unrelated[:, 0], strict=True)
+        return [BatchItem(*column) for column in columns]
 
-    def _reference_logprobs(self, name: str, units: Sequence[PackedExample], *, evaluated: bool) -> Tensor:
+    def _reference_logprobs(self, name: str, examples: Sequence[PackedExample], *, evaluated: bool) -> Tensor:
         folder = Path(self.args.output_dir)
         return reference_logprobs(
             name,
-            units,
+            examples,
             partial(self._answer_logprobs_until_stopped, evaluated=evaluated),
             self.model,
             folder,
@@ -381,20 +381,21 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         )
 
     def _answer_logprobs_until_stopped(
-        self, units: Sequence[PackedExample], *, evaluated: bool
+        self, examples: Sequence[PackedExample], *, evaluated: bool
     ) -> Iterator[tuple[list[int], Tensor]]:
         """A few passes at a time, told of where it takes minutes. Raises StoppedEarly where a stop is asked for."""
-        groups = self._evaluation_batches(len(units)) if evaluated else self._groups_of_passes(units)
+        groups = self._evaluation_batches(len(examples)) if evaluated else self._groups_of_passes(examples)
         told_at, done = time.monotonic(), 0
         for indices in groups:
-            if self._ranks.of_first(self._reporter.should_stop()):
+            if self._ranks.from_first(self._reporter.should_stop()):
                 raise StoppedEarly
             if time.monotonic() - told_at > _SECONDS_BETWEEN_NOTES:
                 told_at = time.monotonic()
                 self._reporter.note(
-                    "info", f"The untrained model's log-probabilities of {done:,} of {len(units):,} pairs are computed"
+                    "info",
+                    f"The untrained model's log-probabilities of {done:,} of {len(examples):,} pairs are computed",
                 )
-            yield indices, self._answer_logprobs([units[index] for index in indices])
+            yield indices, self._answer_logprobs([examples[index] for index in indices])
             done += len(indices)
 
     def _evaluation_batches(self, count: int) -> list[list[int]]:
@@ -406,31 +407,31 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         size = self.args.per_device_eval_batch_size
         return [list(range(begin, min(begin + size, count))) for begin in range(0, count, size)]
 
-    def _groups_of_passes(self, units: Sequence[PackedExample]) -> list[list[int]]:
-        passes = self._passes.cut(units)
+    def _groups_of_passes(self, examples: Sequence[PackedExample]) -> list[list[int]]:
+        passes = self._passes.cut(examples)
         some = 1 if self._ranks.count == 1 else _SHARED_PASSES * self._ranks.count
         groups = (passes[number : number + some] for number in range(0, len(passes), some))
         return [[index for one in group for index in one] for group in groups]
 
     @torch.no_grad()
-    def _answer_logprobs(self, units: Sequence[PackedExample]) -> Tensor:
+    def _answer_logprobs(self, examples: Sequence[PackedExample]) -> Tensor:
         """-> [U, A], each rank having computed its share"""
-        found = torch.zeros(len(units), len(units[0].answers), device=self.args.device)
-        for indices, counts in self._passes.of_rank(units):
+        found = torch.zeros(len(examples), len(examples[0].answers), device=self.args.device)
+        for indices, counts in self._passes.for_rank(examples):
             with self._precision():
-                logprobs = self._logprobs(self._pack([units[index] for index in indices]))
+                logprobs = self._logprobs(self._pack([examples[index] for index in indices]))
             if counts:
                 found[indices] = logprobs.sums[:, 1:]
         self._ranks.sum(found)
         return found
 
-    def _divergence(self, examples: Sequence[Example]) -> Tensor | None:
+    def _divergence(self, items: Sequence[BatchItem]) -> Tensor | None:
         """Mean log ratio of model and reference on answers that belong to other prompts."""
-        units = [example.unrelated for example in examples if example.unrelated is not None]
-        if not units:
+        examples = [item.unrelated for item in items if item.unrelated is not None]
+        if not examples:
             return None
-        known = [example.unrelated_reference for example in examples if example.unrelated_reference is not None]
-        return (self._answer_logprobs(units)[:, 0] - torch.stack(known).to(self.args.device)).mean()
+        known = [item.unrelated_reference for item in items if item.unrelated_reference is not None]
+        return (self._answer_logprobs(examples)[:, 0] - torch.stack(known).to(self.args.device)).mean()
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self._dtype == torch.float32:
@@ -469,9 +470,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return sampler
 
 
-def _reference(examples: Sequence[Example], policy: Logprobs) -> Logprobs | None:
+def _reference(items: Sequence[BatchItem], policy: Logprobs) -> Logprobs | None:
     """In the policy's shape; the prompt's column is nobody's business."""
-    known = [example.reference for example in examples if example.reference is not None]
+    known = [item.reference for item in items if item.reference is not None]
     if not known:
         return None
     sums = torch.zeros_like(policy.sums)
@@ -479,9 +480,9 @@ def _reference(examples: Sequence[Example], policy: Logprobs) -> Logprobs | None
     return Logprobs(sums, policy.tokens)
 
 
-def _reach(unit: PackedExample) -> int:
-    return len(unit.prompt) + max(map(len, unit.answers))
+def _reach(example: PackedExample) -> int:
+    return len(example.prompt) + max(map(len, example.answers))
 
 
-def _beginning(unit: PackedExample) -> PackedExample:
-    return PackedExample(unit.prompt[:_TRIAL_TOKENS], tuple(answer[:_TRIAL_TOKENS] for answer in unit.answers))
+def _beginning(example: PackedExample) -> PackedExample:
+    return PackedExample(example.prompt[:_TRIAL_TOKENS], tuple(answer[:_TRIAL_TOKENS] for answer in example.answers))

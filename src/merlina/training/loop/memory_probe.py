@@ -13,30 +13,30 @@ from merlina.domain.units import gib
 from merlina.errors import TrainingError
 from merlina.schemas.training import smaller_budget
 from merlina.training.engine.packing import PackedExample
-from merlina.training.engine.passes import Passes
-from merlina.training.loop.alarms import Say
+from merlina.training.engine.passes import PassPlanner
+from merlina.training.loop.alarms import Notify
 
 
-def fitting(
-    passes: Passes, units: Sequence[PackedExample], run: Callable[[Sequence[PackedExample]], None], say: Say
-) -> Passes:
+def find_fitting_planner(
+    passes: PassPlanner, examples: Sequence[PackedExample], run: Callable[[Sequence[PackedExample]], None], say: Notify
+) -> PassPlanner:
     """Return passes with the largest budget for which `run`, a pass forward and backward, finds room.
 
-    All ranks end with the same one. Raises TrainingError where not even the largest unit fits, and, where ranks are in
-    step, as soon as one has no room: the others wait for it amidst a pass. On a processor nothing is raised: the system
+    All ranks end with the same one. Raises TrainingError if not even the largest example fits, and, if ranks are in
+    lockstep, as soon as one has no room: the others wait for it amidst a pass. On a processor nothing is raised: the system
     ends a process that takes too much, and the server says so.
     """
-    least = max(passes.layout.size([unit]) for unit in units)
+    least = max(passes.batching.size([example]) for example in examples)
     while True:
-        worst = passes.largest(units)
+        worst = passes.largest(examples)
         fits = True
         try:
             run(worst)
         except torch.OutOfMemoryError as error:
-            if passes.are_in_step or passes.budget <= least:
+            if passes.ranks_in_lockstep or passes.budget <= least:
                 raise TrainingError(_does_not_fit(worst, passes, least)) from error
             fits = False
-        if not passes.ranks.most(not fits):
+        if not passes.ranks.max(not fits):
             return passes
         torch.cuda.empty_cache()
         smaller = max(smaller_budget(passes.budget), least)
@@ -45,7 +45,7 @@ def fitting(
 
 
 @contextlib.contextmanager
-def as_amidst_a_step(weights: Iterable[nn.Parameter], state_bytes: float, *, has_gradients: bool) -> Iterator[None]:
+def hold_step_memory(weights: Iterable[nn.Parameter], state_bytes: float, *, has_gradients: bool) -> Iterator[None]:
     """With what is held for the trained weights while a step's passes are made; nothing of it is left.
 
     That is the optimizer's state, so many bytes for each, and the gradients of the passes before.
@@ -65,10 +65,10 @@ def as_amidst_a_step(weights: Iterable[nn.Parameter], state_bytes: float, *, has
             weight.grad = None
 
 
-def _does_not_fit(worst: Sequence[PackedExample], passes: Passes, longest: int) -> str:
+def _does_not_fit(worst: Sequence[PackedExample], passes: PassPlanner, longest: int) -> str:
     if passes.budget > longest:
         message = (
-            f"{len(worst)} pairs in one pass, {passes.layout.size(worst):,} tokens, don't fit on the GPU beside "
+            f"{len(worst)} pairs in one pass, {passes.batching.size(worst):,} tokens, don't fit on the GPU beside "
             "a part of the model. In order of effect: gradient_checkpointing, use_4bit, a smaller batch_size or "
             "gradient_accumulation_steps, a smaller lora_r"
         )

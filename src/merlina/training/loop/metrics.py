@@ -17,24 +17,24 @@ from merlina.domain.units import GIB
 from merlina.training.distributed.ranks import Ranks
 
 
-class Means:
-    """Running means of per-pair figures; the sums stay on the device until they are taken or gathered."""
+class RunningMeans:
+    """Running means of per-pair metrics; the sums stay on the device until they are taken or gathered."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
         self._pairs = 0
 
-    def add(self, figures: dict[str, Tensor]) -> None:
-        for name, values in figures.items():
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        for name, values in metrics.items():
             total = values.detach().double().sum() if values.device.type == "cpu" else values.detach().sum()
             self._sums[name] = self._sums.get(name, 0.0) + total
 
     def gather(self, ranks: Ranks, pairs: int) -> None:
         """Adds the sums of all ranks, which are over so many pairs."""
-        self._sums = {**ranks.sum_figures({name: float(total) for name, total in self._sums.items()})}
+        self._sums = {**ranks.sum_metrics({name: float(total) for name, total in self._sums.items()})}
         self._pairs = pairs
 
-    def merge(self, other: Means) -> None:
+    def merge(self, other: RunningMeans) -> None:
         for name, total in other._sums.items():
             self._sums[name] = self._sums.get(name, 0.0) + total
         self._pairs += other._pairs
@@ -52,28 +52,28 @@ class Means:
         return means
 
 
-class Window:
-    """The figures of the optimizer steps since the last row: each step's loss weighs the same, and so does each pair.
+class MetricsWindow:
+    """The metrics of the optimizer steps since the last row: each step's loss weighs the same, and so does each pair.
 
     A checkpoint taken between two rows keeps them, so that the row after a resume covers all of its steps.
     """
 
-    _FILE = "figures.json"
+    _FILE = "metrics.json"
 
     def __init__(self) -> None:
         self._losses: list[float] = []
-        self._means = Means()
+        self._means = RunningMeans()
 
-    def add(self, loss: float, means: Means) -> None:
+    def add(self, loss: float, means: RunningMeans) -> None:
         """Add one step. `means` are those of its pairs."""
         self._losses.append(loss)
         self._means.merge(means)
 
     def take(self) -> dict[str, float]:
         """Return the means and begin the next row."""
-        figures = {"loss": sum(self._losses) / max(len(self._losses), 1), **self._means.take()}
+        metrics = {"loss": sum(self._losses) / max(len(self._losses), 1), **self._means.take()}
         self._losses = []
-        return figures
+        return metrics
 
     def save(self, checkpoint: Path) -> None:
         state = {"losses": self._losses, "means": self._means.state()}
@@ -88,7 +88,7 @@ class Window:
             self._means.restore(state["means"])
 
 
-class Speed:
+class Throughput:
     """Tokens per second of training, from its first step on and without the time of evaluations."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

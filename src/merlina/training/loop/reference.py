@@ -23,14 +23,14 @@ _FILE = "reference.safetensors"
 
 
 @dataclass(frozen=True)
-class Example:
+class BatchItem:
     """A pair as an objective sees it, with the number of its row.
 
     `reference` holds the reference's log-probability of each answer; `unrelated` is the prompt with another pair's
     answer, whose reference log-probability is `unrelated_reference`. None where the objective doesn't ask for it.
     """
 
-    unit: PackedExample
+    example: PackedExample
     row: int = 0
     reference: Tensor | None = None  # [A]
     unrelated: PackedExample | None = None
@@ -38,18 +38,20 @@ class Example:
 
 
 Run = Callable[[Sequence[PackedExample]], Iterator[tuple[list[int], Tensor]]]
-"""Units to the log-probabilities of their answers, some units at a time: indices of u of them, and [u, A]."""
+"""Units to the log-probabilities of their answers, some examples at a time: indices of u of them, and [u, A]."""
 
 
-def unrelated_units(units: Sequence[PackedExample], max_length: int) -> list[PackedExample]:
-    """Each prompt with the chosen answer of the nearest unit before it that has another, cut to `max_length` tokens.
+def unrelated_examples(examples: Sequence[PackedExample], max_length: int) -> list[PackedExample]:
+    """Each prompt with the chosen answer of the nearest example before it that has another, cut to `max_length` tokens.
 
     Several answers to one prompt are no strangers to it. Where there is but one prompt, another answer must do.
     """
-    others = _nearest_others([unit.prompt for unit in units]) or _nearest_others([unit.answers[0] for unit in units])
+    others = _nearest_others([example.prompt for example in examples]) or _nearest_others(
+        [example.answers[0] for example in examples]
+    )
     return [
-        PackedExample(unit.prompt, (units[other].answers[0][: max_length - len(unit.prompt)],))
-        for unit, other in zip(units, others or range(len(units)), strict=True)
+        PackedExample(example.prompt, (examples[other].answers[0][: max_length - len(example.prompt)],))
+        for example, other in zip(examples, others or range(len(examples)), strict=True)
     ]
 
 
@@ -65,18 +67,18 @@ def _nearest_others(texts: Sequence[list[int]]) -> list[int]:
 
 
 def reference_logprobs(
-    name: str, units: Sequence[PackedExample], run: Run, model: Any, folder: Path, *, resuming: bool, keeps: bool
+    name: str, examples: Sequence[PackedExample], run: Run, model: Any, folder: Path, *, resuming: bool, keeps: bool
 ) -> Tensor:
-    """[U, A], from `folder` where they were kept for just these units, else computed with the adapter off.
+    """[U, A], from `folder` where they were kept for just these examples, else computed with the adapter off.
 
     What was computed is kept where this process `keeps` it, also when it is broken off halfway.
 
     Raises TrainingError where a model trained as a whole has moved on and nothing was kept.
     """
-    path, fingerprint = folder / f"{name}-{_FILE}", _fingerprint(units)
+    path, fingerprint = folder / f"{name}-{_FILE}", _fingerprint(examples)
     found = _kept(path, fingerprint)
     if found is None:
-        found = torch.full((len(units), len(units[0].answers)), torch.nan)
+        found = torch.full((len(examples), len(examples[0].answers)), torch.nan)
     missing = found.isnan().any(1).nonzero().flatten()  # [m]
     if not len(missing):
         return found
@@ -90,7 +92,7 @@ def reference_logprobs(
     model.eval()
     try:
         with model.disable_adapter() if has_adapter else contextlib.nullcontext():
-            for indices, logprobs in run([units[index] for index in missing.tolist()]):
+            for indices, logprobs in run([examples[index] for index in missing.tolist()]):
                 found[missing[indices]] = logprobs.cpu()
     finally:
         if keeps:
@@ -99,9 +101,9 @@ def reference_logprobs(
     return found
 
 
-def kept_reference(name: str, units: Sequence[PackedExample], folder: Path) -> Tensor | None:
-    """[U, A], as `reference_logprobs` has kept it for these units; None where some are missing."""
-    found = _kept(folder / f"{name}-{_FILE}", _fingerprint(units))
+def load_reference_logprobs(name: str, examples: Sequence[PackedExample], folder: Path) -> Tensor | None:
+    """[U, A], as `reference_logprobs` has kept it for these examples; None where some are missing."""
+    found = _kept(folder / f"{name}-{_FILE}", _fingerprint(examples))
     return None if found is None or found.isnan().any() else found
 
 
@@ -127,10 +129,10 @@ def _kept(path: Path, fingerprint: str) -> Tensor | None:
         return None
 
 
-def _fingerprint(units: Sequence[PackedExample]) -> str:
+def _fingerprint(examples: Sequence[PackedExample]) -> str:
     digest = blake2b(digest_size=16)
-    for unit in units:
-        for part in (unit.prompt, *unit.answers):
+    for example in examples:
+        for part in (example.prompt, *example.answers):
             digest.update(torch.tensor(part, dtype=torch.int64).numpy().tobytes())
             digest.update(b"|")
     return digest.hexdigest()

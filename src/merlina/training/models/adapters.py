@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from merlina.domain.targets import AdapterKind, Site, by_kind, match, missing_in_words
 from merlina.errors import ModelError
 from merlina.schemas.training import TrainingConfig
-from merlina.training.models.targets import count_parameters, module_names, parameter_names, sites, unreachable
+from merlina.training.models.targets import count_parameters, module_names, parameter_names, sites, unsupported_names
 
 # Numbers by which modules multiply noise into their inputs while they train.
 _NOISE = ("jitter_noise", "input_jitter_noise")
@@ -51,7 +51,7 @@ def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
 
 
 @contextlib.contextmanager
-def known_warnings_ignored() -> Iterator[None]:
+def ignore_known_warnings() -> Iterator[None]:
     """Suppress what peft warns of and Merlina handles.
 
     Adapters on tied embeddings: `merging` separates them before it merges. Weights that a layer holds the other way
@@ -81,7 +81,7 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     found = sites(model)
     chosen, missing = match(found, config.target_modules)
     names = module_names(model, config.target_modules, chosen)
-    if lost := unreachable(model, names):
+    if lost := unsupported_names(model, names):
         chosen = [site for site in chosen if site.is_parameter or not any(_is_named(site, name) for name in lost)]
         names = [name for name in names if name not in lost]
     parameters = parameter_names(model, chosen)
@@ -99,7 +99,7 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         target_parameters=parameters or None,
     )
     counted = count_parameters(model)
-    with known_warnings_ignored():
+    with ignore_known_warnings():
         adapted: Any = get_peft_model(model, settings)
     notes = _notes(missing, lost, has_parameters=bool(parameters), drops=config.lora_dropout > 0)
     if parameters and config.lora_dropout:

@@ -109,7 +109,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
             token=spec.token,
             trust_remote_code=spec.trust_remote_code,
             attn_implementation=_attention(spec.attn_implementation, device),
-            **weights_from(file),
+            **weight_source(file),
             **(_quantized(spec.weight_bits, dtype, device) if spec.weight_bits else {}),
         )
     if file:
@@ -120,7 +120,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     return model if spec.weight_bits or spec.stays_in_ram else model.to(device)
 
 
-def weights_from(gguf: str | None) -> dict[str, Any]:
+def weight_source(gguf: str | None) -> dict[str, Any]:
     """What the library is to be told of where weights are: in that file of the model's folder, or in safetensors.
 
     A GGUF is unpacked: adapters and merging want dense weights, whatever kernels for packed ones there may be.
@@ -205,7 +205,7 @@ def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
     if spec.is_converted:
         return target
     with readable_errors(spec.base_model):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **weights_from(file))
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **weight_source(file))
         forget_quantization(model)
         model.save_pretrained(target)
     return target

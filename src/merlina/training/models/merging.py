@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 @dataclass
-class Rounding:
+class RoundingError:
     """Sums over all merged weights: squares of what the adapter changed, and of what the cast took from that."""
 
     changed: float = 0.0
@@ -36,13 +36,13 @@ class Rounding:
         return (self.lost / self.changed) ** 0.5 if self.changed else 0.0
 
 
-def merge_adapter(model: Any, dtype: torch.dtype) -> tuple[Any, Rounding]:
+def merge_adapter(model: Any, dtype: torch.dtype) -> tuple[Any, RoundingError]:
     """The base model of a PeftModel with the adapter in its weights, all of `dtype`; and what rounding lost.
 
     `model` is used up.
     """
     _untie(model)
-    rounding = Rounding()
+    rounding = RoundingError()
     for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
         _merge_layer(layer, dtype, rounding)
     with warnings.catch_warnings():
@@ -51,7 +51,7 @@ def merge_adapter(model: Any, dtype: torch.dtype) -> tuple[Any, Rounding]:
     return merged.to(dtype), rounding
 
 
-def _merge_layer(layer: Any, dtype: torch.dtype, rounding: Rounding) -> None:
+def _merge_layer(layer: Any, dtype: torch.dtype, rounding: RoundingError) -> None:
     base: nn.Module = layer.get_base_layer()
     base.float()
     before = {name: weight.detach().clone() for name, weight in base.named_parameters()}

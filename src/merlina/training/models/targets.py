@@ -121,7 +121,7 @@ def _ends(path: str, name: str) -> bool:
     return f".{path}".endswith(f".{name}")
 
 
-def unreachable(model: nn.Module, names: Sequence[str]) -> list[str]:
+def unsupported_names(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Return those layer names that peft would take for the routed experts of an older form of the architecture.
 
     Some families had a layer for each expert up to transformers 4 (peft.utils.transformers_weight_conversion). peft

@@ -32,7 +32,7 @@ class TokenPair:
 
 
 @dataclass(frozen=True)
-class Cut:
+class Truncation:
     """How many tokens were left out of each part."""
 
     prompt: int = 0
@@ -53,19 +53,19 @@ class PairTokenizer:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._max_prompt_length = max_prompt_length
-        self._bos = bos_it_adds(tokenizer)
+        self._bos = automatic_bos(tokenizer)
         self._same_anywhere = _encodes_alike_anywhere(tokenizer)
         self._end = end
         self._ends = frozenset({end, tokenizer.eos_token_id} - {None})
         self._is_blank: dict[int, bool] = {}
 
-    def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Cut]:
+    def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Truncation]:
         """The ids that are trained on, and how many tokens were left out to make them fit."""
         begun = _Beginning(self._tokenizer, _with_one_bos(prompt, self._bos))
         of_rejected = [] if rejected is None else self._answer(begun, rejected)
         whole = TokenPair(begun.ids, self._answer(begun, chosen), of_rejected)
         kept = _fit(whole, self._tokenizer.bos_token_id, self._max_length, self._max_prompt_length)
-        cut = Cut(
+        cut = Truncation(
             len(whole.prompt) - len(kept.prompt),
             len(whole.chosen) - len(kept.chosen),
             len(whole.rejected) - len(kept.rejected),
@@ -126,7 +126,7 @@ def end_token(tokenizer: Any, suffix: str) -> int | None:
     return ids[-1] if is_marker else eos
 
 
-def bos_it_adds(tokenizer: Any) -> str | None:
+def automatic_bos(tokenizer: Any) -> str | None:
     """The BOS, where the tokenizer puts one before a text of its own."""
     bos: str | None = tokenizer.bos_token
     return bos if bos is not None and tokenizer.encode("a")[:1] == [tokenizer.bos_token_id] else None

@@ -22,7 +22,7 @@ from merlina.domain.targets import group
 from merlina.errors import MerlinaError, ModelError
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens, RunFacts, TokenizerFacts
 from merlina.schemas.training import LONGEST_TEXT, TrainingConfig
-from merlina.training.engine.attention import ATTENTION_KINDS
+from merlina.training.engine.attention import packing_obstacle
 from merlina.training.models.loading import load_tokenizer, max_positions, readable_errors, split_gguf, vocabulary_size
 from merlina.training.models.targets import sites
 from merlina.worker.encoding import PairEncoder
@@ -169,19 +169,13 @@ def _measure(model: Any) -> ModelFacts:
         attention_heads=heads,
         caps_scores=bool(getattr(text, "attn_logit_softcapping", None)),
         drops_scores=drops_scores,
-        supports_packing=_takes_packs(model),
+        supports_packing=packing_obstacle(model) is None,
         layers=text.num_hidden_layers,
         vocab_size=vocabulary_size(model),
         max_positions=max_positions(model.config),
         learned_positions=any(_is_position_table(name, module) for name, module in model.named_modules()),
         sites=group(sites(model)),
     )
-
-
-def _takes_packs(model: Any) -> bool:
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    has_sinks = any(name.rsplit(".", 1)[-1] == "sinks" for name, _ in model.named_parameters())
-    return kinds <= ATTENTION_KINDS and model._can_set_attn_implementation() and not has_sinks
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -16,14 +16,14 @@ from transformers import AutoModelForCausalLM
 from merlina.errors import TrainingError
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
-from merlina.training.evaluation import PlainModel, held_out_figures, per_token
-from merlina.training.models.adapters import known_warnings_ignored
+from merlina.training.evaluation import PlainModel, held_out_metrics, mean_answer_logprobs
+from merlina.training.models.adapters import ignore_known_warnings
 from merlina.training.models.loading import (
     compute_dtype,
     forget_quantization,
     split_gguf,
     training_device,
-    weights_from,
+    weight_source,
 )
 from merlina.training.models.merging import merge_adapter
 from merlina.training.models.tokens import TokenPair
@@ -96,7 +96,7 @@ def save_merged(
     pairs = (data.held_out or data.training)[:_SAMPLE_PAIRS]
     dtype = merged_dtype(order.config)
     adapted = _load_adapter(order, device)
-    expected = per_token(PlainModel(adapted), pairs)
+    expected = mean_answer_logprobs(PlainModel(adapted), pairs)
     merged, rounding = merge_adapter(adapted, dtype)
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -104,7 +104,7 @@ def save_merged(
     del adapted, merged
     free_memory_of_models()
     reloaded = PlainModel(_load_merged(folder, dtype, order, device))
-    found = per_token(reloaded, pairs)
+    found = mean_answer_logprobs(reloaded, pairs)
     differences = (found - expected).abs()
     largest = float(differences.max())
     coarsest = max(dtype, held_dtype(order.config), key=lambda each: torch.finfo(each).eps)
@@ -125,7 +125,7 @@ def _figures(
     """None where a processor would have to compute what a GPU was needed for."""
     if not pairs or config.eval_steps == 0 or device != training_device():
         return {}
-    return held_out_figures(model, pairs, config, reference_folder)
+    return held_out_metrics(model, pairs, config, reference_folder)
 
 
 def _load_adapter(order: RunOrder, device: torch.device) -> Any:
@@ -135,10 +135,10 @@ def _load_adapter(order: RunOrder, device: torch.device) -> Any:
         dtype=held_dtype(order.config),
         token=os.environ.get("HF_TOKEN"),
         trust_remote_code=order.trust_remote_code,
-        **weights_from(gguf),
+        **weight_source(gguf),
     )
     forget_quantization(base)
-    with known_warnings_ignored():
+    with ignore_known_warnings():
         return PeftModel.from_pretrained(base, order.output_dir).to(device)
 
 

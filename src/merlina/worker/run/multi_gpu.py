@@ -168,7 +168,7 @@ def _be_rank(
 
 
 def _outcome(number: int, folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) -> tuple[_How, str]:
-    from merlina.training.distributed.ranks import LostRankError, join
+    from merlina.training.distributed.ranks import LostRankError, join_ranks
     from merlina.training.models.loading import training_device
     from merlina.worker.run.reporting import EventReporter, Silence, without_tokens
     from merlina.worker.run.run import in_words, run_stages
@@ -178,7 +178,7 @@ def _outcome(number: int, folder: RunFolder, order: RunOrder, log: EventLog, sto
         order = order.model_copy(update={"config": order.config.model_copy(update={"use_wandb": False})})
     reporter = EventReporter(Silence(), Silence()) if number else EventReporter(log, stop)
     try:
-        ranks = join(number, order.processes, folder.meeting_file, training_device())
+        ranks = join_ranks(number, order.processes, folder.meeting_file, training_device())
         run_stages(Stages(folder, order, reporter, ranks))
     except Exception as error:
         folder.reserve_file.unlink(missing_ok=True)

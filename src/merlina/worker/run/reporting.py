@@ -133,7 +133,7 @@ class EventReporter:
         self._tell_progress()
         self._log.append(Checkpointed(step=step, path=str(path)))
 
-    def kept(self, step: int) -> None:
+    def model_selected(self, step: int) -> None:
         self._saved.step = step
 
     def note(self, level: LogLevel, message: str) -> None:

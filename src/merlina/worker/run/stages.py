@@ -27,9 +27,9 @@ from merlina.errors import DataError, TrainingError
 from merlina.faults import FaultPoint, reach
 from merlina.runs import RunFolder, RunOrder, write_private
 from merlina.schemas.plan import StepPlan
-from merlina.training.distributed.ranks import ALONE, Ranks
-from merlina.training.distributed.sharding import spread_frozen_weights
-from merlina.training.engine.logprobs import unwrapped
+from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
+from merlina.training.distributed.sharding import shard_frozen_weights
+from merlina.training.engine.logprobs import unwrap
 from merlina.training.loop.loop import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import (
@@ -65,7 +65,7 @@ class LoadedModel:
     @property
     def vocabulary(self) -> int:
         """How many token ids the model has."""
-        return vocabulary_size(unwrapped(self.model))
+        return vocabulary_size(unwrap(self.model))
 
     @property
     def pad_id(self) -> int:
@@ -85,7 +85,9 @@ class TrainingData:
 class Stages:
     """One attempt at one run."""
 
-    def __init__(self, folder: RunFolder, order: RunOrder, reporter: EventReporter, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, folder: RunFolder, order: RunOrder, reporter: EventReporter, ranks: Ranks = SINGLE_PROCESS
+    ) -> None:
         self.folder = folder
         self.order = order
         self.reporter = reporter
@@ -98,7 +100,7 @@ class Stages:
     def choose_start(self) -> None:
         """Decide which checkpoint this attempt continues from; the first rank does so for all."""
         chosen = choose_checkpoint(self.folder, self.order, self.reporter) if self.ranks.is_first else None
-        self.checkpoint = self.ranks.of_first(chosen)
+        self.checkpoint = self.ranks.from_first(chosen)
         if self.order.resume:
             step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
             self.reporter.recall(self.folder.events_file, step)
@@ -117,12 +119,12 @@ class Stages:
             is_converted=not self.ranks.is_first,
         )
         mesh = self._mesh_to_spread_over(spec)
-        with self.ranks.one_by_one():
+        with self.ranks.one_at_a_time():
             tokenizer = load_tokenizer(config.base_model, self._token, self.order.trust_remote_code)
             model = load_model(replace(spec, stays_in_ram=mesh is not None))
             trainable = make_trainable(model, config)
             if mesh is not None:
-                spread_frozen_weights(trainable.model, mesh)
+                shard_frozen_weights(trainable.model, mesh)
         if config.attn_implementation not in ("auto", model.config._attn_implementation):
             self.reporter.note(
                 "warning",
@@ -192,10 +194,10 @@ class Stages:
                 ranks=self.ranks,
                 memory_limit=self.order.memory_limit_mb and self.order.memory_limit_mb * MIB,
             )
-            evaluation = self.ranks.of_first(self.reporter.recalled_evaluation)
+            evaluation = self.ranks.from_first(self.reporter.recalled_evaluation)
             self.was_stopped = trainer.run(checkpoint, evaluation=evaluation)
             self.last_step = trainer.state.global_step
-        self.ranks.part()
+        self.ranks.leave()
         return loaded.model
 
     def _check_is_same_data(self, now: Fingerprint) -> None:
@@ -220,7 +222,7 @@ class Stages:
         free = free_memory() / (1 if training_device().type == "cuda" else self.ranks.count)
         weights = weight_bytes(spec)
         spreads = self.order.config.shards_weights(self.ranks.count, weights, free)
-        if not self.ranks.most(spreads):
+        if not self.ranks.max(spreads):
             return None
         self.reporter.note(
             "info",

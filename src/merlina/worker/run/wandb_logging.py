@@ -82,8 +82,8 @@ class _Both:
     def checkpoint(self, step: int, path: Path) -> None:
         self._reporter.checkpoint(step, path)
 
-    def kept(self, step: int) -> None:
-        self._reporter.kept(step)
+    def model_selected(self, step: int) -> None:
+        self._reporter.model_selected(step)
 
     def note(self, level: LogLevel, message: str) -> None:
         self._reporter.note(level, message)
