@@ -29,10 +29,10 @@ class Voice:
     """A Reporter that keeps the metrics and does nothing else."""
 
     def __init__(self) -> None:
-        self.metrics: dict[str, float] = {}
+        self.recorded: dict[str, float] = {}
 
     def metrics(self, _step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
-        self.metrics |= {f"{name} {_step}": value for name, value in metrics.items() if "loss" in name}
+        self.recorded |= {f"{name} {_step}": value for name, value in metrics.items() if "loss" in name}
 
     def should_stop(self) -> bool:
         return False
@@ -76,7 +76,7 @@ def train(rank: int, folder: Path, base_model: Path, count: int) -> None:
             folder=folder / f"{mode}-{count}", reporter=voice, resuming=False, ranks=ranks,
         )  # fmt: skip
         trainer.run(None)
-        found |= {f"{mode} {name}": torch.tensor(value) for name, value in voice.metrics.items()}
+        found |= {f"{mode} {name}": torch.tensor(value) for name, value in voice.recorded.items()}
         found |= {f"{mode} {name}": weight for name, weight in model.named_parameters() if weight.requires_grad}
         if count > 1:
             local = model.get_base_model().get_decoder().layers[0].mlp.up_proj.base_layer.weight.to_local()

@@ -22,8 +22,8 @@ def find_fitting_planner(
 ) -> PassPlanner:
     """Return passes with the largest budget for which `run`, a pass forward and backward, finds room.
 
-    All ranks end with the same one. Raises TrainingError if not even the largest example fits, and, if ranks are in
-    lockstep, as soon as one has no room: the others wait for it amidst a pass. On a processor nothing is raised: the system
+    All ranks end with the same one. Raises TrainingError if not even the largest example fits and, if ranks are in
+    lockstep, as soon as one runs out: the others wait for it in a pass. On a processor nothing is raised: the system
     ends a process that takes too much, and the server says so.
     """
     least = max(passes.batching.size([example]) for example in examples)
