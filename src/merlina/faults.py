@@ -26,8 +26,8 @@ class FaultPoint(StrEnum):
     START_CLAIMED = "start.claimed"
     START_ORDERED = "start.ordered"
     START_SPAWNED = "start.spawned"
-    START_NAMED = "start.named"
-    START_TOLD = "start.told"
+    START_IDENTIFIED = "start.identified"
+    START_REPORTED = "start.reported"
     START_MODEL_LOADED = "start.model_loaded"
     START_DATA_LOADED = "start.data_loaded"
     START_REFERENCE_WRITTEN = "start.reference_written"
@@ -40,20 +40,20 @@ class FaultPoint(StrEnum):
     SAVE_SYNCED = "save.synced"
     SAVE_MANIFEST_WRITTEN = "save.manifest_written"
     SAVE_MARKED = "save.marked"
-    SAVE_TOLD = "save.told"
+    SAVE_REPORTED = "save.reported"
     ROTATE_UNMARKED = "rotate.unmarked"
     ROTATE_HALF_REMOVED = "rotate.half_removed"
     ROTATE_REMOVED = "rotate.removed"
 
-    PAUSE_ASKED = "pause.asked"
     PAUSE_REQUESTED = "pause.requested"
+    PAUSE_DELIVERED = "pause.delivered"
     PAUSE_SAVED = "pause.saved"
-    PAUSE_TOLD = "pause.told"
+    PAUSE_REPORTED = "pause.reported"
 
     RESUME_CLAIMED = "resume.claimed"
     RESUME_QUEUED = "resume.queued"
     RESUME_CHOSEN = "resume.chosen"
-    RESUME_TOLD = "resume.told"
+    RESUME_REPORTED = "resume.reported"
     RESUME_CLEANED = "resume.cleaned"
     RESUME_LOADED = "resume.loaded"
 
@@ -61,12 +61,12 @@ class FaultPoint(StrEnum):
     END_SAVING = "end.saving"
     END_MODEL_WRITTEN = "end.model_written"
     END_PLACING = "end.placing"
-    END_OLDER_TOLD = "end.older_told"
+    END_OLDER_REPORTED = "end.older_reported"
     END_OLDER_MOVED = "end.older_moved"
     END_PLACED = "end.placed"
-    END_PLACED_TOLD = "end.placed_told"
+    END_PLACED_REPORTED = "end.placed_reported"
     END_UPLOADED = "end.uploaded"
-    END_TOLD = "end.told"
+    END_REPORTED = "end.reported"
     END_HALF_CLEANED = "end.half_cleaned"
 
 
@@ -75,8 +75,8 @@ SERVER_POINTS = frozenset(
         FaultPoint.START_CLAIMED,
         FaultPoint.START_ORDERED,
         FaultPoint.START_SPAWNED,
-        FaultPoint.PAUSE_ASKED,
         FaultPoint.PAUSE_REQUESTED,
+        FaultPoint.PAUSE_DELIVERED,
         FaultPoint.RESUME_CLAIMED,
         FaultPoint.RESUME_QUEUED,
     }

@@ -32,7 +32,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -142,7 +142,7 @@ class RunFolder:
         return self.path / "reserve"
 
     @property
-    def meeting_file(self) -> Path:
+    def rendezvous_file(self) -> Path:
         return self.path / "meeting"
 
     @property
@@ -150,7 +150,7 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def unpacked_dir(self) -> Path:
+    def converted_dir(self) -> Path:
         """Weights of the base model that a worker had to convert."""
         return self.path / "converted"
 
@@ -197,7 +197,7 @@ class RunFolder:
             return dict(json.loads(self.secrets_file.read_bytes()))
         return {}
 
-    def clear_wishes(self) -> None:
+    def clear_requests(self) -> None:
         """Remove what asked an earlier attempt to stop or to pause."""
         self.stop_file.unlink(missing_ok=True)
         self.pause_file.unlink(missing_ok=True)
@@ -311,7 +311,7 @@ def in_order(events: Sequence[Event], after: int) -> list[Event]:
 
 def find_events(path: Path, *kinds: type[_E]) -> Iterator[_E]:
     """Yield the log's events of some types, in order, without parsing the lines of other types, which are most."""
-    names = "|".join(kind.model_fields["type"].default for kind in kinds)
+    names = "|".join(name for kind in kinds for name in get_args(kind.model_fields["type"].annotation))
     # Quotes are escaped inside texts, so that the mark stands nowhere else.
     mark = re.compile(f'"type":"(?:{names})"'.encode())
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:

@@ -33,9 +33,9 @@ def test_whatever_a_log_says_progress_never_falls_and_a_job_ends_once(happened: 
         before, record = record, fold(record, event(seq, kind, **fields))
         assert record.last_seq == seq
         assert before.progress <= record.progress <= 1
-        if before.ended:
+        if before.is_ended:
             assert record.state in (before.state, "queued")
-        ends += record.ended and not before.ended
+        ends += record.is_ended and not before.is_ended
     assert ends <= 1 or any(kind == "state" and fields["state"] == "queued" for kind, fields in happened)
 
 

@@ -5,7 +5,15 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.domain.job_states import END_STATE, PAUSABLE_STATES, TRANSITIONS, Cause, EndState, JobState, is_legal
+from merlina.domain.job_states import (
+    END_STATE_FOR,
+    PAUSABLE_STATES,
+    TRANSITIONS,
+    EndReason,
+    EndState,
+    JobState,
+    is_legal,
+)
 
 ORDER = get_args(JobState)
 STATES = st.sampled_from(ORDER)
@@ -13,7 +21,7 @@ STATES = st.sampled_from(ORDER)
 
 def test_every_state_has_its_moves_and_every_cause_its_end() -> None:
     assert set(TRANSITIONS) == set(ORDER)
-    assert set(END_STATE) == set(Cause)
+    assert set(END_STATE_FOR) == set(EndReason)
 
 
 @given(current=STATES, new=STATES)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from merlina.data.fingerprint import Fingerprint
 from merlina.executors.helper_process import Helper
-from merlina.jobs.resuming import compare_by
+from merlina.jobs.resuming import compare_with
 from merlina.schemas.training import TrainingConfig
 from tests.harness import pairs_file, training_config
 
@@ -15,4 +15,4 @@ def test_rows_that_the_server_cannot_compare_in_time_are_left_to_the_worker(tmp_
     then = Fingerprint(rows=1, held_out=0, blocks=("another",))
     helper = Helper(60, tmp_path / "log")
     helper.close()
-    assert compare_by(helper, 16)(config, file, then) is None
+    assert compare_with(helper, 16)(config, file, then) is None

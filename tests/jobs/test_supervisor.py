@@ -77,7 +77,8 @@ class House:
         self.folder.path.mkdir(parents=True)
         self.supervisor = Supervisor(
             self.database, self.moves, self.executor, runs_dir=root / "runs", max_concurrent=1, share_gpus=False,
-            stop_grace_seconds=0, trust_remote_code=False, max_row_mb=1, list_gpus=list, make_way=lambda record: None,
+            stop_grace_seconds=0, trust_remote_code=False, max_row_mb=1, list_gpus=list,
+            free_memory_for=lambda record: None,
         )  # fmt: skip
 
     def add_running(self, state: str) -> JobRecord:

@@ -35,12 +35,12 @@ WORKER_POINTS = [point for point in FaultPoint if point not in SERVER_POINTS]
 CHAINS = [
     [point for point in WORKER_POINTS if point.startswith(group)] for group in ("start.", "save.", "rotate.", "pause.")
 ] + [
-    [FaultPoint.SAVE_TOLD, *(point for point in WORKER_POINTS if point.startswith("resume."))],
+    [FaultPoint.SAVE_REPORTED, *(point for point in WORKER_POINTS if point.startswith("resume."))],
     *([point] for point in WORKER_POINTS if point.startswith("end.")),
 ]  # fmt: skip
 # One of each kind, on one job, from its start to its end.
 SHORT_CHAIN = [
-    FaultPoint.START_FIRST_STEP, FaultPoint.SAVE_TOLD, FaultPoint.RESUME_LOADED, FaultPoint.ROTATE_REMOVED,
+    FaultPoint.START_FIRST_STEP, FaultPoint.SAVE_REPORTED, FaultPoint.RESUME_LOADED, FaultPoint.ROTATE_REMOVED,
     FaultPoint.END_PLACED,
 ]  # fmt: skip
 
@@ -80,9 +80,9 @@ def test_a_worker_crash_costs_nothing_but_time(
         until(lambda: not server.crash_file.exists(), 60, f"the crash at {point}")
         status = until(lambda: (s := server.status(job)).status in (*ENDED, "paused") and s, 20, f"the end at {point}")
         if status.status == "completed":
-            assert point in (FaultPoint.END_TOLD, FaultPoint.END_HALF_CLEANED)
+            assert point in (FaultPoint.END_REPORTED, FaultPoint.END_HALF_CLEANED)
             break
-        if point in (FaultPoint.END_PLACED, FaultPoint.END_PLACED_TOLD):
+        if point in (FaultPoint.END_PLACED, FaultPoint.END_PLACED_REPORTED):
             assert status.output_dir == str(server.root / "models" / name)
         assert status.status == ("paused" if point.startswith("pause.") else "failed"), (point, status)
         if following is not None:
@@ -147,13 +147,13 @@ def test_a_server_crash_costs_nothing_but_time(new_server: NewServer, config: Co
 
     job = server.train(config(server, "pauses", **LONG))
     with server.client() as client:
-        for point, step in ((FaultPoint.PAUSE_ASKED, 12), (FaultPoint.PAUSE_REQUESTED, 32)):
+        for point, step in ((FaultPoint.PAUSE_REQUESTED, 12), (FaultPoint.PAUSE_DELIVERED, 32)):
             server.until_step(job, step)
             server.kill_worker(job, signal.SIGSTOP)  # so that it has not ended before the next server is there
             crash_at(point, lambda: client.pause(job))
             server.kill_worker(job, signal.SIGCONT)
             until(lambda: server.status(job).status == "paused", 60, f"the pause after {point}")
-            if point == FaultPoint.PAUSE_ASKED:
+            if point == FaultPoint.PAUSE_REQUESTED:
                 resume(server, job, point)
         crash_at(FaultPoint.RESUME_CLAIMED, lambda: client.resume(job))
         assert server.status(job).status == "paused"

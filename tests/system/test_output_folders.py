@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from merlina.placing import identity
+from merlina.placement import identity
 from merlina.runs import EventLog
 from merlina.schemas.events import Placing, Started, StateChanged
 from merlina.storage import jobs

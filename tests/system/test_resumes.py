@@ -43,7 +43,7 @@ def last_resumed(server: Server, job: str) -> tuple[int, int | None, str | None]
 def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: Server, config: Config) -> None:
     calm = server.train(config(server, "damage-calm", **SHORT))
     assert server.until_ended(calm).status == "completed"
-    server.crash_file.write_text("save.told:3")
+    server.crash_file.write_text("save.reported:3")
     job = server.train(config(server, "damage", **SHORT))
     folder = server.folder(job).checkpoints_dir
     assert until_crash_after_saving(server, job) == 9
@@ -51,7 +51,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
     with server.client() as client:
         # The server sees it: the answer names the step that is really used.
         (folder / "checkpoint-9" / "optimizer.pt").unlink()
-        server.crash_file.write_text("save.told")
+        server.crash_file.write_text("save.reported")
         answer = client.resume(job)
         assert "Continuing from the checkpoint at step 6." in answer.message
         assert answer.warnings == ["checkpoint-9: optimizer.pt is missing; the run continues from step 6 instead"]
@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
 
         # Its content is verified, too.
         spoil(folder / "checkpoint-9" / "adapter_model.safetensors")
-        server.crash_file.write_text("save.told")
+        server.crash_file.write_text("save.reported")
         answer = client.resume(job)
         assert "Continuing from the checkpoint at step 6." in answer.message
         assert "checkpoint-9: adapter_model.safetensors" in answer.warnings[0]
@@ -72,7 +72,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
         server.until_step(blocking, 1)
         assert "Continuing from the checkpoint at step 9." in client.resume(job).message
         spoil(folder / "checkpoint-9" / "adapter_model.safetensors")
-        server.crash_file.write_text("save.told")
+        server.crash_file.write_text("save.reported")
         server.kill_worker(blocking)
         assert until_crash_after_saving(server, job) == 9
         step, announced, reason = last_resumed(server, job)
@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
 
 @pytest.mark.long
 def test_checkpoints_of_an_earlier_version_are_resumed_from_and_get_a_manifest(server: Server, config: Config) -> None:
-    server.crash_file.write_text("save.told:3")
+    server.crash_file.write_text("save.reported:3")
     job = server.train(config(server, "earlier", **SHORT))
     folder = server.folder(job).checkpoints_dir
     assert until_crash_after_saving(server, job) == 9
@@ -159,7 +159,7 @@ def test_a_resume_with_other_data_is_refused_with_the_difference(server: Server,
     before = file.read_bytes()
     body = config(server, "replaced", **SHORT)
     body["dataset"]["source"]["file_path"] = str(file)
-    server.crash_file.write_text("save.told:2")
+    server.crash_file.write_text("save.reported:2")
     job = server.train(body)
     assert until_crash_after_saving(server, job) == 6
     with server.client() as client:
@@ -173,7 +173,7 @@ def test_a_resume_with_other_data_is_refused_with_the_difference(server: Server,
             client.resume(job)
         # The same rows in another form are the same data.
         file.write_bytes(before.replace(b'", "', b'",  "'))
-        server.crash_file.write_text("save.told")
+        server.crash_file.write_text("save.reported")
         assert "step 6." in client.resume(job).message
         assert until_crash_after_saving(server, job) == 9
         file.write_bytes(before.replace(b"What is 7", b"Who is 7"))
@@ -187,7 +187,7 @@ def test_a_resume_with_other_data_is_refused_with_the_difference(server: Server,
 def test_a_request_to_start_over_that_is_withdrawn_or_was_never_committed_removes_nothing(
     server: Server, config: Config
 ) -> None:
-    server.crash_file.write_text("save.told:2")
+    server.crash_file.write_text("save.reported:2")
     job = server.train({**config(server, "withdrawn", **SHORT), "hf_token": "hf_secret"})
     assert until_crash_after_saving(server, job) == 6
     folder = server.folder(job)
@@ -210,7 +210,7 @@ def test_a_request_to_start_over_that_is_withdrawn_or_was_never_committed_remove
 
 
 def test_a_run_whose_folder_was_removed_starts_over_by_force(server: Server, config: Config) -> None:
-    server.crash_file.write_text("save.told")
+    server.crash_file.write_text("save.reported")
     job = server.train(config(server, "removed", **SHORT))
     assert until_crash_after_saving(server, job) == 3
     folder = server.folder(job)
@@ -236,7 +236,7 @@ def test_a_start_over_of_a_job_that_never_began_counts_once(server: Server, conf
         # Its token is gone with the cancellation: a run must not start without it.
         with pytest.raises(InvalidRequestError, match="cancelled while it waited"):
             client.resume(cancelled, force=True)
-        server.crash_file.write_text("save.told:2")
+        server.crash_file.write_text("save.reported:2")
         client.stop(blocking)
         assert until_crash_after_saving(server, job) == 6
         assert "Continuing from the checkpoint at step 6." in client.resume(job).message

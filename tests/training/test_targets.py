@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from merlina.domain.targets import group, in_words, match, warn_of_experts
+from merlina.domain.targets import describe, group, match, warn_about_experts
 from merlina.errors import ModelError
 from merlina.schemas.training import TrainingConfig
 from merlina.training.engine.fast_path import fast_path
@@ -91,7 +91,7 @@ def test_all_linear_adapts_every_linear_layer_and_expert_but_not_the_head(family
 def test_routed_experts_are_left_out_with_a_warning_unless_they_are_named(family: str) -> None:
     plain = make_trainable(build(family, **MIXTURES[family]), configure(target_modules=DEFAULT))
     assert not any("experts." in path for path in adapted_paths(plain.model))
-    assert "experts" in (warn_of_experts(plain.kinds) or "")
+    assert "experts" in (warn_about_experts(plain.kinds) or "")
     model = build(family, **MIXTURES[family])
     whole = sum(weight.numel() for weight in model.parameters())
     share = sum(weight.numel() for weight in model.parameters() if weight.ndim == 3) / whole
@@ -99,8 +99,8 @@ def test_routed_experts_are_left_out_with_a_warning_unless_they_are_named(family
     routed = next(kind for kind in named.kinds if kind.kind == "routed experts")
     assert (routed.adapted, routed.total, routed.share_without) == (4, 4, 0)
     assert routed.share == pytest.approx(share)
-    assert warn_of_experts(named.kinds) is None
-    assert "routed experts (4 of 4, " in in_words(named.kinds)
+    assert warn_about_experts(named.kinds) is None
+    assert "routed experts (4 of 4, " in describe(named.kinds)
     assert any(note.startswith("lora_dropout: the routed experts") for note in named.notes)
     dropouts = {
         type(module.lora_dropout["default"]).__name__

@@ -31,7 +31,7 @@ from merlina.hardware.gpus import list_gpus
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.commands import JobCommands
 from merlina.jobs.moves import Moves
-from merlina.jobs.resuming import compare_by
+from merlina.jobs.resuming import compare_with
 from merlina.jobs.supervisor import Supervisor
 from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
@@ -106,10 +106,10 @@ def build_services(settings: Settings) -> Services:
         trust_remote_code=settings.trust_remote_code,
         max_row_mb=settings.max_row_size_mb,
         list_gpus=list_gpus,
-        make_way=chat_memory.unload_for,
+        free_memory_for=chat_memory.unload_for,
     )
     helpers = Helpers.build(settings.helper_idle_seconds, settings.helper_log, fork_server)
-    compare_data = compare_by(helpers.rows, settings.max_row_size_mb)
+    compare_data = compare_with(helpers.rows, settings.max_row_size_mb)
     commands = JobCommands(
         database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data
     )

@@ -85,11 +85,11 @@ class _Reader:
         seq = shown.last_seq if after is None else min(after, shown.last_seq)
         cursor = EventCursor(broadcast, self._job_id, self._services.commands.folder(self._job_id).events_file, seq)
         # The last message of an ended job carries the last number.
-        await self._send_status(shown, max(0, min(seq, shown.last_seq - 1)) if shown.ended else seq)
+        await self._send_status(shown, max(0, min(seq, shown.last_seq - 1)) if shown.is_ended else seq)
         self._greeted.set()
         self._status_seq = shown.last_seq
         await self._catch_up(cursor, shown)
-        while not shown.ended:
+        while not shown.is_ended:
             await broadcast.changed(self._job_id, version)
             version = broadcast.version(self._job_id)
             latest = broadcast.latest(self._job_id) or await asyncio.to_thread(self._load)
@@ -112,11 +112,11 @@ class _Reader:
         async for batch in cursor.until(latest.last_seq):
             for event in batch:
                 before, shown = shown.state, shared.work(fold, shown, event)
-                if shown.state != before and not shown.ended:
+                if shown.state != before and not shown.is_ended:
                     await self._send_status(shown, event.seq)
                 if (text := shared.work(_lasting_text, shown, event)) is not None:
                     await self._send_text(text)
-        if latest.ended:
+        if latest.is_ended:
             return
         if latest.last_seq > self._status_seq:
             await self._send_status(latest, latest.last_seq)

@@ -33,7 +33,7 @@ _PRIORITY_NAME: dict[int, Priority] = {number: name for name, number in PRIORITY
 
 
 def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:
-    queue_state: QueueState | None = "queued" if record.state == "queued" else "running" if record.running else None
+    queue_state: QueueState | None = "queued" if record.state == "queued" else "running" if record.is_running else None
     return JobStatus(
         job_id=record.job_id,
         status=record.state,
@@ -58,7 +58,7 @@ def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:
         ended_at=iso(record.ended_at) if record.ended_at else None,
         attempt=record.attempt,
         last_checkpoint=record.last_checkpoint,
-        final_metrics=record.final_metrics if record.ended else None,
+        final_metrics=record.final_metrics if record.is_ended else None,
         seq=record.last_seq,
         skipped_lines=record.skipped_lines,
         **requested(record),

@@ -91,7 +91,7 @@ class ChatService:
 
     def _model_dir(self, record: JobRecord) -> Path:
         """Return the folder of a job's model. Raises InvalidRequestError if it is gone or holds a later job's model."""
-        if record.output_dir is None or not record.ended:
+        if record.output_dir is None or not record.is_ended:
             raise InvalidRequestError(f"Job {record.job_id} is {record.state} and has no model to chat with")
         if not Path(record.output_dir).is_dir():
             raise InvalidRequestError(f"The model of {record.job_id} no longer exists in {record.output_dir}")

@@ -37,20 +37,20 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 }
 
 
-class Cause(Enum):
+class EndReason(Enum):
     """Why the server, rather than the worker, ended a job."""
 
     CANCELLED_IN_QUEUE = "cancelled in the queue"
     NOT_STARTED = "could not be started"
     WORKER_DIED = "the worker died"
-    STOP_WAS_ASKED = "a stop was requested"
+    STOP_REQUESTED = "a stop was requested"
 
 
-END_STATE: dict[Cause, EndState] = {
-    Cause.CANCELLED_IN_QUEUE: "cancelled",
-    Cause.NOT_STARTED: "failed",
-    Cause.WORKER_DIED: "failed",
-    Cause.STOP_WAS_ASKED: "stopped",
+END_STATE_FOR: dict[EndReason, EndState] = {
+    EndReason.CANCELLED_IN_QUEUE: "cancelled",
+    EndReason.NOT_STARTED: "failed",
+    EndReason.WORKER_DIED: "failed",
+    EndReason.STOP_REQUESTED: "stopped",
 }
 
 

@@ -121,7 +121,7 @@ def by_kind(sites: Sequence[Site], adapted: Sequence[Site], rank: int, model_par
     return sorted(kinds, key=lambda kind: -kind.trained)
 
 
-def in_words(kinds: Sequence[AdapterKind]) -> str:
+def describe(kinds: Sequence[AdapterKind]) -> str:
     """Return one sentence about what gets an adapter and what does not."""
     adapted = [
         f"{kind.kind} ({kind.adapted:,} of {kind.total:,}, {kind.trained:,} weights)" for kind in kinds if kind.trained
@@ -136,7 +136,7 @@ def in_words(kinds: Sequence[AdapterKind]) -> str:
     return f"Adapters on {', '.join(adapted)}, which are {share:.1%} of the model's parameters{without}"
 
 
-def warn_of_experts(kinds: Sequence[AdapterKind]) -> str | None:
+def warn_about_experts(kinds: Sequence[AdapterKind]) -> str | None:
     """Return a sentence where a mixture-of-experts model is trained without its routed experts."""
     left_out = [kind for kind in kinds if kind.kind == "routed experts" and kind.adapted == 0]
     if not left_out:
@@ -147,7 +147,7 @@ def warn_of_experts(kinds: Sequence[AdapterKind]) -> str | None:
     )
 
 
-def missing_in_words(missing: Sequence[str], sites: Iterable[Site], *, all_missing: bool) -> str:
+def describe_missing(missing: Sequence[str], sites: Iterable[Site], *, all_missing: bool) -> str:
     """Return a sentence about targets that name nothing in the model."""
     named = f"target_modules: the model has no layers named {', '.join(missing)}"
     if not all_missing:

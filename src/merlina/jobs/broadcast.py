@@ -46,7 +46,7 @@ class Broadcast:
                 channel.record = record
             channel.recent.extend(events)
             waiters, channel.waiters = channel.waiters, set()
-            if record.ended:
+            if record.is_ended:
                 self._note_end(record.job_id)
         _wake(waiters)
 
@@ -84,7 +84,7 @@ class Broadcast:
         if len(self._ended) > _KEPT_ENDED_JOBS:
             oldest = self._ended.popleft()
             channel = self._channels.get(oldest)
-            if channel and channel.record and channel.record.ended and not channel.waiters:
+            if channel and channel.record and channel.record.is_ended and not channel.waiters:
                 del self._channels[oldest]
 
     async def changed(self, job_id: str, version: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from merlina import checkpoints
-from merlina.domain.job_states import END_STATE, RESUMABLE_STATES, Cause, JobState
+from merlina.domain.job_states import END_STATE_FOR, RESUMABLE_STATES, EndReason, JobState
 from merlina.errors import ConflictError, DiskFullError, InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
@@ -87,9 +87,9 @@ class JobCommands:
         """
         found = self.find(job_id)
         before, asked = self._operate_without_start_over(found, lambda record: pause_changes(record, self.clock()))
-        reach(FaultPoint.PAUSE_ASKED)
-        self._pass_on(asked)
         reach(FaultPoint.PAUSE_REQUESTED)
+        self._pass_on(asked)
+        reach(FaultPoint.PAUSE_DELIVERED)
         self.wake()
         return asked, asked is not before
 
@@ -128,7 +128,7 @@ class JobCommands:
                 refuse_nested(connection, record.target_dir, job_id)
                 _check_data_is_there(record.dataset_file)
                 _restore_removed(folder, record)
-                folder.clear_wishes()
+                folder.clear_requests()
                 undo.callback(request_start_over, folder, wanted=folder.start_over_file.exists())
                 resumption.announce_to(folder)
                 reach(FaultPoint.RESUME_CLAIMED)
@@ -218,7 +218,7 @@ class JobCommands:
         )
         folder = self.folder(job_id)
         self._pass_on(record)
-        if record.state == "cancelled" and not before.ended and not has_run(record, folder):
+        if record.state == "cancelled" and not before.is_ended and not has_run(record, folder):
             folder.secrets_file.unlink(missing_ok=True)
         self.wake()
         return record, before.state
@@ -228,7 +228,7 @@ class JobCommands:
 
         The write lock keeps a resume from clearing the run folder and the next attempt from starting meanwhile.
         """
-        if not asked.running:
+        if not asked.is_running:
             return
         with contextlib.suppress(DiskFullError), self.database.write() as connection:
             record = jobs.get(connection, asked.job_id)
@@ -274,13 +274,13 @@ class JobCommands:
 
 def _ending(record: JobRecord, now: float) -> dict[str, object]:
     """What a stop changes: one that waits has ended, one that runs is asked to, one that has ended stays as it is."""
-    if record.running:
+    if record.is_running:
         return {} if record.stop_requested_at else {"stop_requested_at": now}
-    if record.ended:
+    if record.is_ended:
         return {}
     ran = record.state == "paused" and record.attempt_seen > 0
-    cause = Cause.STOP_WAS_ASKED if ran else Cause.CANCELLED_IN_QUEUE
-    return {"state": END_STATE[cause], "preempted_by": None, "ended_at": now}
+    cause = EndReason.STOP_REQUESTED if ran else EndReason.CANCELLED_IN_QUEUE
+    return {"state": END_STATE_FOR[cause], "preempted_by": None, "ended_at": now}
 
 
 def _restore_removed(folder: RunFolder, record: JobRecord) -> None:

@@ -31,10 +31,10 @@ def _(event: events.Started, record: JobRecord) -> dict[str, Any]:
     # A live reader may last have seen the job waiting or paused: the way from there is in the database only.
     changes: dict[str, Any] = {"attempt_seen": event.attempt, "started_at": record.started_at or event.time}
     changes["worker"] = event.process
-    if record.ended and event.attempt > record.attempt_seen:
+    if record.is_ended and event.attempt > record.attempt_seen:
         # A log that is read as a whole: that the job was resumed in between stood in a lost database only.
         return changes | {"state": "initializing", "error": None, "ended_at": None}
-    return changes | {"state": record.state if record.running or record.ended else "initializing"}
+    return changes | {"state": record.state if record.is_running or record.is_ended else "initializing"}
 
 
 @_changes.register
@@ -91,7 +91,7 @@ def _(event: events.Paused, record: JobRecord) -> dict[str, Any]:
 
 @_changes.register
 def _(event: events.Ended, record: JobRecord) -> dict[str, Any]:
-    if record.ended:
+    if record.is_ended:
         _log.warning("%s: event %d ends a job that is %s already; ignored", record.job_id, event.seq, record.state)
         return {}
     return {

@@ -141,8 +141,8 @@ class Moves:
 
 def describe_state(record: JobRecord) -> str:
     """Return the state in words, with the stop or pause that was requested but not reached yet."""
-    if record.running and record.stop_requested_at is not None:
+    if record.is_running and record.stop_requested_at is not None:
         return f"{record.state} and asked to stop"
-    if record.running and record.pause_requested_at is not None:
+    if record.is_running and record.pause_requested_at is not None:
         return f"{record.state} and asked to pause"
     return record.state

@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from merlina.errors import ConflictError
-from merlina.placing import interrupted_placing
+from merlina.placement import interrupted_placement
 from merlina.runs import RunFolder
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
@@ -51,11 +51,11 @@ def refuse_taken(models_dir: Path, target_dir: Path) -> None:
 
 def settle_kept_model(connection: Connection, folder: RunFolder) -> None:
     """Correct the folder of an older model whose move a dead worker had announced in its log, but did not make."""
-    interrupted = interrupted_placing(folder.events_file)
+    interrupted = interrupted_placement(folder.events_file)
     if interrupted is None:
         return
-    placing, is_told = interrupted
-    if is_told and placing.kept_as and not os.path.lexists(placing.kept_as) and os.path.lexists(placing.folder):
+    placing, is_logged = interrupted
+    if is_logged and placing.kept_as and not os.path.lexists(placing.kept_as) and os.path.lexists(placing.folder):
         jobs.move_model(connection, placing.kept_as, placing.folder)
 
 

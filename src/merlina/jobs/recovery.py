@@ -111,7 +111,7 @@ def _read_on(moves: Moves, folder: RunFolder) -> bool:
             return False
         record = follow(moves, record, folder)
         changes: dict[str, object] = {"attempt": max(record.attempt, record.attempt_seen)}
-        if record.running:
+        if record.is_running:
             order = _order(folder)
             changes |= {"gpus": order.gpus if order else None, **_requests_of(folder)}
         moves.change(record, changes)

@@ -30,7 +30,7 @@ def deliver_request(executor: Executor, folder: RunFolder, record: JobRecord) ->
 
     On a full disk, for example, the request waits in the database; the supervisor repeats this until it is passed on.
     """
-    if not record.running:
+    if not record.is_running:
         return None
     try:
         if record.stop_requested_at is not None:
@@ -72,7 +72,7 @@ def requeue_changes(record: JobRecord) -> dict[str, Any]:
     """Return what puts a job back into the queue, by its age, for its next attempt."""
     return {
         "state": "queued",
-        "attempt": record.attempt + record.begun,
+        "attempt": record.attempt + record.has_begun,
         "error": None,
         "ended_at": None,
         "stop_requested_at": None,
@@ -83,4 +83,4 @@ def requeue_changes(record: JobRecord) -> dict[str, Any]:
 
 def requeue(moves: Moves, folder: RunFolder, record: JobRecord) -> JobRecord | None:
     """Put the job back into the queue; return None if it has moved on meanwhile."""
-    return moves.change(record, requeue_changes(record), lambda _: folder.clear_wishes())
+    return moves.change(record, requeue_changes(record), lambda _: folder.clear_requests())

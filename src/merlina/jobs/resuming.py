@@ -15,7 +15,7 @@ from merlina.checkpoints import Survey
 from merlina.data.fingerprint import Fingerprint, stamp
 from merlina.errors import BusyError, DataError, HelperError, InvalidRequestError, StartOverError
 from merlina.executors.helper_process import Helper
-from merlina.placing import interrupted_placing, only_end_is_left, place
+from merlina.placement import interrupted_placement, place, placement_awaiting_end
 from merlina.runs import EventLog, RunFolder
 from merlina.schemas.events import Moved, Placed
 from merlina.schemas.parsing.stored_config import read_stored_config
@@ -65,7 +65,7 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
     # One that a server left which was killed before the commit does not count: the row still names its checkpoint.
     if force or (folder.start_over_file.exists() and record.last_checkpoint is None):
         return Resumption(0, "Starting over at step 1, as requested.", starts_over=True)
-    placing = only_end_is_left(folder.events_file)
+    placing = placement_awaiting_end(folder.events_file)
     # An upload needs the model in memory: such a run loads its newest checkpoint.
     if placing is not None and not read_stored_config(record.config, record.job_id).push_to_hub:
         return Resumption(placing.step, f"All {placing.step} steps were taken; the run only has to be completed.")
@@ -89,7 +89,7 @@ def _cancelled_in_queue(record: JobRecord) -> InvalidRequestError:
     )
 
 
-def compare_by(helper: Helper, max_row_mb: int) -> CompareData:
+def compare_with(helper: Helper, max_row_mb: int) -> CompareData:
     """Have a helper process read the rows; that they cannot be read is returned as the difference.
 
     Where the helper fails, or has no answer in time, the comparison is left to the worker.
@@ -124,7 +124,7 @@ def survey(folder: RunFolder) -> Survey:
 def ways_on(record: JobRecord, folder: RunFolder) -> str:
     """What can be done about a run that ended early, for its error text."""
     resume, retry = f"POST /jobs/{record.job_id}/resume", f"POST /jobs/{record.job_id}/retry"
-    placing = None if folder.start_over_file.exists() else only_end_is_left(folder.events_file)
+    placing = None if folder.start_over_file.exists() else placement_awaiting_end(folder.events_file)
     if placing is not None:
         return f"its model is complete in {placing.folder}; {resume} completes the run"
     found = survey(folder)
@@ -143,13 +143,13 @@ def complete_placing(record: JobRecord, folder: RunFolder) -> None:
     if not folder.events_file.exists():
         return
     with folder.locked() as lock:
-        interrupted = interrupted_placing(folder.events_file) if lock is not None else None
+        interrupted = interrupted_placement(folder.events_file) if lock is not None else None
         if interrupted is None:
             return
         log = EventLog(folder.events_file, record.last_seq)
         try:
-            placing, older_is_logged = interrupted
-            place(placing, _PlacementLog(log), older_is_logged=older_is_logged)
+            placing, is_move_logged = interrupted
+            place(placing, _PlacementLog(log), is_move_logged=is_move_logged)
         except OSError as error:
             _log.error("%s: its finished model could not be moved to its folder: %s", folder.path.name, error)
         finally:

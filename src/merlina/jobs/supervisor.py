@@ -20,7 +20,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from merlina.checkpoints import remove_folder
-from merlina.domain.job_states import END_STATE, Cause
+from merlina.domain.job_states import END_STATE_FOR, EndReason
 from merlina.errors import DiskFullError, StoredConfigError, is_disk_full
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
@@ -34,7 +34,7 @@ from merlina.jobs.requests import deliver_request, is_to_pause, pause_changes, r
 from merlina.jobs.resuming import complete_placing, ways_on
 from merlina.jobs.run_folders import remove_partial_model, remove_run_files
 from merlina.jobs.scheduler import Plan, Start, plan, shortage_of_disk
-from merlina.placing import last_placing
+from merlina.placement import last_placement
 from merlina.processes import ProcessId
 from merlina.runs import RunFolder, RunOrder
 from merlina.schemas.parsing.stored_config import read_stored_config
@@ -55,7 +55,7 @@ _COMPLAINT_SECONDS = 60.0
 
 
 class Supervisor:
-    """Runs passes until closed. `make_way` is called before each start.
+    """Runs passes until closed. `free_memory_for` is called before each start.
 
     `clock` gives epoch seconds, for timestamps. Durations are measured by the monotonic clock, from this server's own
     observation: a run that was asked to stop has its whole grace again after a restart of the server.
@@ -74,7 +74,7 @@ class Supervisor:
         trust_remote_code: bool,
         max_row_mb: int,
         list_gpus: Callable[[], Sequence[Gpu]],
-        make_way: Callable[[JobRecord], None],
+        free_memory_for: Callable[[JobRecord], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
@@ -87,7 +87,7 @@ class Supervisor:
         self._trust_remote_code = trust_remote_code
         self._max_row_mb = max_row_mb
         self._list_gpus = list_gpus
-        self._make_way = make_way
+        self._free_memory_for = free_memory_for
         self._clock = clock
         self._news = threading.Event()
         self._closing = threading.Event()
@@ -218,7 +218,7 @@ class Supervisor:
             if taken is None:
                 break
             record = taken
-        if not record.running:
+        if not record.is_running:
             self._note_end(record)
             return True
         self._enforce_request(record, folder)
@@ -272,7 +272,7 @@ class Supervisor:
         self._to_take_up.discard(record.job_id)
         if (
             record.state != "initializing"
-            or record.begun
+            or record.has_begun
             or self._executor.is_alive(folder, ProcessId.parse(record.worker or ""))
         ):
             return False
@@ -282,7 +282,7 @@ class Supervisor:
     def _note_if_ended(self, record: JobRecord) -> None:
         with self._database.read() as connection:
             current = jobs.get(connection, record.job_id)
-        if current is not None and not current.running:
+        if current is not None and not current.is_running:
             self._note_end(replace(record, state=current.state))
 
     def _note_end(self, record: JobRecord) -> None:
@@ -306,7 +306,7 @@ class Supervisor:
     def _bury(self, record: JobRecord, folder: RunFolder) -> None:
         """Writes the last event of a dead worker, unless it managed to write one between our two looks."""
         record = follow(self._moves, record, folder)
-        if not record.running:
+        if not record.is_running:
             return
         # A move that failed has written events, too, and the last event is numbered after them.
         complete_placing(record, folder)
@@ -316,17 +316,17 @@ class Supervisor:
         if not has_log(record, folder):
             lost = f"event log {folder.events_file}" if folder.path.is_dir() else f"run folder {folder.path}"
             reason = f"The run ended because its {lost} was removed or cut while it was running"
-            end_without_log(self._moves, record, folder, END_STATE[Cause.WORKER_DIED], reason)
+            end_without_log(self._moves, record, folder, END_STATE_FOR[EndReason.WORKER_DIED], reason)
             return
         if is_to_pause(record):
             if record_pause(record, folder, reason_to_pause(record), self._end_of_paused(record, folder)):
                 follow(self._moves, record, folder)
             return
-        cause = Cause.STOP_WAS_ASKED if record.stop_requested_at is not None else Cause.WORKER_DIED
+        cause = EndReason.STOP_REQUESTED if record.stop_requested_at is not None else EndReason.WORKER_DIED
         error = self._obituary(record, folder, cause)
         if record.job_id in self._not_started:
-            cause, error = Cause.NOT_STARTED, self._not_started[record.job_id]
-        if record_end(record, folder, END_STATE[cause], error):
+            cause, error = EndReason.NOT_STARTED, self._not_started[record.job_id]
+        if record_end(record, folder, END_STATE_FOR[cause], error):
             follow(self._moves, record, folder)
 
     def _end_of_paused(self, record: JobRecord, folder: RunFolder) -> str:
@@ -337,9 +337,9 @@ class Supervisor:
             f"{ways_on(record, folder)}"
         )
 
-    def _obituary(self, record: JobRecord, folder: RunFolder, cause: Cause) -> str | None:
-        if cause is Cause.STOP_WAS_ASKED:
-            if last_placing(folder.events_file) is not None:
+    def _obituary(self, record: JobRecord, folder: RunFolder, cause: EndReason) -> str | None:
+        if cause is EndReason.STOP_REQUESTED:
+            if last_placement(folder.events_file) is not None:
                 return None
             if (record.job_id, record.attempt) in self._forced:
                 return f"The run did not stop within {self._grace:g} s and was killed; {ways_on(record, folder)}"
@@ -365,7 +365,7 @@ class Supervisor:
                 if record.stop_requested_at is None:
                     requeue(self._moves, self.folder(record.job_id), record)
                 else:
-                    values = {"state": END_STATE[Cause.STOP_WAS_ASKED], "ended_at": self._clock()}
+                    values = {"state": END_STATE_FOR[EndReason.STOP_REQUESTED], "ended_at": self._clock()}
                     self._moves.change(record, values)
 
     def _start_job(self, start: Start) -> None:
@@ -387,7 +387,7 @@ class Supervisor:
         self._not_started.pop(record.job_id, None)
         _log.info("starting %s (attempt %d)", record.job_id, record.attempt)
         try:
-            self._make_way(record)
+            self._free_memory_for(record)
         except Exception:  # what keeps memory from it is no reason for a run not to start
             _log.exception("%s may lack the memory that others hold", record.job_id)
         try:
@@ -406,7 +406,12 @@ class Supervisor:
             # What kept the worker from its folder may keep the end from its log: it is in the database alone then.
             self._complain(error, f"the end of {record.job_id} could not be written to its log")
             reason = self._not_started[record.job_id]
-            ended = {"state": END_STATE[Cause.NOT_STARTED], "error": reason, "gpus": None, "ended_at": self._clock()}
+            ended = {
+                "state": END_STATE_FOR[EndReason.NOT_STARTED],
+                "error": reason,
+                "gpus": None,
+                "ended_at": self._clock(),
+            }
             self._moves.change(record, ended)
 
     def _order(self, record: JobRecord) -> RunOrder:

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from merlina.domain.targets import AdapterKind, by_kind, match, missing_in_words, warn_of_experts
+from merlina.domain.targets import AdapterKind, by_kind, describe_missing, match, warn_about_experts
 from merlina.executors.helper_pools import Repo
 from merlina.hub_reachability import HubReach
 from merlina.paths import read_small_file
@@ -67,9 +67,9 @@ def judge_targets(config: TrainingConfig, model: ModelFacts) -> Finding:
         return Finding()
     adapted, missing = match(model.sites, config.target_modules)
     if not adapted:
-        return _error(missing_in_words(missing, model.sites, all_missing=True))
-    warnings = [missing_in_words(missing, model.sites, all_missing=False)] if missing else []
-    without_experts = warn_of_experts(adapters(config, model))
+        return _error(describe_missing(missing, model.sites, all_missing=True))
+    warnings = [describe_missing(missing, model.sites, all_missing=False)] if missing else []
+    without_experts = warn_about_experts(adapters(config, model))
     return Finding(warnings=(*warnings, *([without_experts] if without_experts else ())))
 
 

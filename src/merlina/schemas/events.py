@@ -110,7 +110,7 @@ class Placing(DurableEvent):
 
     `identity` recognizes it under either name. The current content of `folder` will be moved to `kept_as`. `step` is
     the optimizer step after which training ended; `final_metrics` is None if it was stopped. After a crash,
-    `merlina.placing` completes the renames from this event.
+    `merlina.placement` completes the renames from this event.
     """
 
     type: Literal["placing"] = "placing"
@@ -130,9 +130,12 @@ class Placed(DurableEvent):
 
 
 class Moved(DurableEvent):
-    """The older model in `folder` was moved to `kept_as`, because this run's model takes its place."""
+    """The older model in `folder` was moved to `kept_as`, because this run's model takes its place.
 
-    type: Literal["moved"] = "moved"
+    Earlier versions wrote the type `set_aside`.
+    """
+
+    type: Literal["moved", "set_aside"] = "moved"
     folder: str
     kept_as: str
 

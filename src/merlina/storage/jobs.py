@@ -58,15 +58,15 @@ class JobRecord:
     skipped_lines: int
 
     @property
-    def ended(self) -> bool:
+    def is_ended(self) -> bool:
         return self.state in END_STATES
 
     @property
-    def running(self) -> bool:
-        return not self.ended and self.state not in WAITING_STATES
+    def is_running(self) -> bool:
+        return not self.is_ended and self.state not in WAITING_STATES
 
     @property
-    def begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether its present attempt has begun, so that the next one is another."""
         return self.attempt_seen >= self.attempt
 
@@ -178,7 +178,7 @@ def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
     """Return the jobs that are to be deleted and do not run."""
     # As the index says it, or SQLite reads all rows.
     doomed = text("deleting = 1") if connection.dialect.name == "sqlite" else jobs.c.deleting
-    return [record for record in _records(connection, doomed) if not record.running]
+    return [record for record in _records(connection, doomed) if not record.is_running]
 
 
 def paused_for_now(connection: Connection) -> list[JobRecord]:

@@ -38,7 +38,7 @@ def main(given: Sequence[str] | None = None) -> int:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     stop = StopRequest(folder.stop_file, folder.pause_file)
     _name_myself(arguments.lock_fd)
-    reach(FaultPoint.START_NAMED)
+    reach(FaultPoint.START_IDENTIFIED)
     log = EventLog(folder.events_file, folder.after_seq())
     try:
         order = folder.read_order()
@@ -48,7 +48,7 @@ def main(given: Sequence[str] | None = None) -> int:
     versions = {name: version(name) for name in _NAMED_VERSIONS}
     process = str(identify(os.getpid()))
     log.append(Started(attempt=order.attempt, pid=os.getpid(), process=process, versions=versions))
-    reach(FaultPoint.START_TOLD)
+    reach(FaultPoint.START_REPORTED)
 
     if order.processes > 1:
         (launch,) = import_at_once(["merlina.worker.run.multi_gpu"])

@@ -146,7 +146,7 @@ def stop(job_id: str, services: ServicesDep) -> StopAnswer:
         kept = f"; the checkpoint at step {record.last_checkpoint} can be resumed" if record.last_checkpoint else ""
         message = f"Job {job_id} was paused and is {record.state} now. No model was saved{kept}."
         return StopAnswer(status="success", message=message, job_id=job_id, was_queued=False)
-    if record.ended:
+    if record.is_ended:
         message = f"Job {job_id} is {record.state} already; nothing to stop"
         return StopAnswer(status="warning", message=message, job_id=job_id, was_queued=False)
     message = f"Stop request sent to job {job_id}. Training will stop after current step."
@@ -158,7 +158,7 @@ def pause(job_id: str, services: ServicesDep) -> JobAction:
     """Holds a waiting job back, or lets a running one write a checkpoint after its step and give up its GPU."""
     record, done = services.commands.pause(job_id)
     if not done:
-        stopping = record.running and record.stop_requested_at is not None
+        stopping = record.is_running and record.stop_requested_at is not None
         message = f"Job {job_id} is {'being stopped' if stopping else record.state}; there is nothing to pause"
         return JobAction(status="warning", message=message, job_id=job_id)
     if record.state == "paused":

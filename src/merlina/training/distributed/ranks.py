@@ -163,7 +163,7 @@ class Ranks:
 SINGLE_PROCESS = Ranks(0, 1, torch.device("cpu"))
 
 
-def join_ranks(rank: int, count: int, meeting_file: Path, device: torch.device) -> Ranks:
+def join_ranks(rank: int, count: int, rendezvous_file: Path, device: torch.device) -> Ranks:
     """Returns once all ranks have joined. They find each other by a file that isn't there before.
 
     They talk over the loopback interface, and no port is open to anyone else.
@@ -178,7 +178,7 @@ def join_ranks(rank: int, count: int, meeting_file: Path, device: torch.device) 
     with _report_lost_ranks():
         dist.init_process_group(
             "nccl" if on_gpu else "gloo",
-            store=dist.FileStore(str(meeting_file), count),  # type: ignore[attr-defined]
+            store=dist.FileStore(str(rendezvous_file), count),  # type: ignore[attr-defined]
             rank=rank,
             world_size=count,
             timeout=_PATIENCE,

@@ -455,7 +455,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         checkpoints.seal(path, self.state.best_global_step if self._config.load_best_at_end else None)
         self._saved_step = step
         self._reporter.checkpoint(step, path)
-        reach(FaultPoint.SAVE_TOLD)
+        reach(FaultPoint.SAVE_REPORTED)
         checkpoints.rotate(folder, KEPT_CHECKPOINTS)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

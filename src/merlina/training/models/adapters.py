@@ -16,7 +16,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from merlina.domain.targets import AdapterKind, Site, by_kind, match, missing_in_words
+from merlina.domain.targets import AdapterKind, Site, by_kind, describe_missing, match
 from merlina.errors import ModelError
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.targets import count_parameters, module_names, parameter_names, sites, unsupported_names
@@ -86,7 +86,7 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         names = [name for name in names if name not in lost]
     parameters = parameter_names(model, chosen)
     if not names and not parameters:
-        raise ModelError(missing_in_words([*missing, *lost], found, all_missing=True))
+        raise ModelError(describe_missing([*missing, *lost], found, all_missing=True))
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
@@ -112,7 +112,7 @@ def _is_named(site: Site, name: str) -> bool:
 
 
 def _notes(missing: list[str], lost: list[str], *, has_parameters: bool, drops: bool) -> list[str]:
-    notes = [missing_in_words(missing, (), all_missing=False)] if missing else []
+    notes = [describe_missing(missing, (), all_missing=False)] if missing else []
     if lost:
         notes.append(
             f"target_modules: {', '.join(lost)} can't have adapters in this architecture, since peft takes the names "

@@ -66,14 +66,14 @@ class _Rank:
 def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest, lock: int) -> int:
     """Runs an order in `order.processes` processes to its end and returns the worker's exit code."""
     begin, kills_before = folder.events_file.stat().st_size, oom_kills()
-    folder.meeting_file.unlink(missing_ok=True)
+    folder.rendezvous_file.unlink(missing_ok=True)
     folder.reserve()
     ranks = [_start(number, folder, order, log, stop) for number in range(order.processes)]
     # Not before the forks, which copy no thread.
     watch(folder, lock, log, lambda: _kill(ranks))
     failed = _watch(ranks, stop)
     _end(ranks)
-    folder.meeting_file.unlink(missing_ok=True)
+    folder.rendezvous_file.unlink(missing_ok=True)
     folder.reserve_file.unlink(missing_ok=True)
     if failed is None or _has_last_event(folder, begin):
         return 0
@@ -178,7 +178,7 @@ def _outcome(number: int, folder: RunFolder, order: RunOrder, log: EventLog, sto
         order = order.model_copy(update={"config": order.config.model_copy(update={"use_wandb": False})})
     reporter = EventReporter(Silence(), Silence()) if number else EventReporter(log, stop)
     try:
-        ranks = join_ranks(number, order.processes, folder.meeting_file, training_device())
+        ranks = join_ranks(number, order.processes, folder.rendezvous_file, training_device())
         run_stages(Stages(folder, order, reporter, ranks))
     except Exception as error:
         folder.reserve_file.unlink(missing_ok=True)

@@ -149,7 +149,7 @@ class EventReporter:
     def placed(self, folder: Path) -> None:
         self.model_folder = folder
         self._log.append(Placed(folder=str(folder)))
-        reach(FaultPoint.END_PLACED_TOLD)
+        reach(FaultPoint.END_PLACED_REPORTED)
 
     def link(self, wandb_url: str) -> None:
         self._log.append(Linked(wandb_url=wandb_url))
@@ -164,7 +164,7 @@ class EventReporter:
         self.note("info", f"Paused: {reason}. A resume {where}")
         reach(FaultPoint.PAUSE_SAVED)
         self._log.append(Paused(reason=reason, checkpoint_step=checkpoint_step))
-        reach(FaultPoint.PAUSE_TOLD)
+        reach(FaultPoint.PAUSE_REPORTED)
 
     def reason_to_pause(self) -> str | None:
         return self._stop.reason_to_pause()

@@ -33,7 +33,7 @@ def choose_checkpoint(folder: RunFolder, order: RunOrder, reporter: EventReporte
     if found.newest is None and (found.lost or order.resume_step):
         raise TrainingError(_nothing_left(found, order))
     _report(found, order, reporter)
-    reach(FaultPoint.RESUME_TOLD)
+    reach(FaultPoint.RESUME_REPORTED)
     checkpoints.remove_incomplete(folder.checkpoints_dir)
     reach(FaultPoint.RESUME_CLEANED)
     return found.newest
@@ -42,7 +42,7 @@ def choose_checkpoint(folder: RunFolder, order: RunOrder, reporter: EventReporte
 def _start_over(folder: RunFolder, reporter: EventReporter) -> None:
     reporter.resumed(0)
     reporter.note("info", "Starting over at step 1, as requested; earlier checkpoints are removed")
-    reach(FaultPoint.RESUME_TOLD)
+    reach(FaultPoint.RESUME_REPORTED)
     checkpoints.remove_all(folder.checkpoints_dir)
     reach(FaultPoint.RESUME_CLEANED)
     folder.start_over_file.unlink()

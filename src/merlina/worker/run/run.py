@@ -11,7 +11,7 @@ from torch import nn
 from merlina import checkpoints
 from merlina.errors import MerlinaError, ModelError, first_line
 from merlina.faults import FaultPoint, reach
-from merlina.placing import last_placing, only_end_is_left
+from merlina.placement import last_placement, placement_awaiting_end
 from merlina.runs import EventLog, RunFolder, RunOrder
 from merlina.schemas.events import Ended
 from merlina.training.reporter import StoppedEarly
@@ -83,7 +83,7 @@ def _finish(stages: Stages, loaded: LoadedModel, data: TrainingData, trained: nn
     reporter.state("saving")
     reach(FaultPoint.END_SAVING)
     final_metrics = reporter.final_metrics()
-    placed = last_placing(folder.events_file)
+    placed = last_placement(folder.events_file)
     if placed is None or placed.step != stages.last_step:
         save_model(
             trained,
@@ -121,7 +121,7 @@ def _complete_if_placed(stages: Stages) -> bool:
     order, reporter = stages.order, stages.reporter
     if not stages.ranks.is_first or not order.resume or order.config.push_to_hub:
         return False
-    placing = None if stages.folder.start_over_file.exists() else only_end_is_left(stages.folder.events_file)
+    placing = None if stages.folder.start_over_file.exists() else placement_awaiting_end(stages.folder.events_file)
     if placing is None:
         return False
     reporter.resumed(placing.step)
@@ -135,7 +135,7 @@ def _complete(stages: Stages, final_metrics: Mapping[str, float | None]) -> None
     """The last event first: until it is on the disk, a resume may need the checkpoints."""
     order, folder = stages.order, stages.folder
     stages.reporter.end(Ended(state="completed", output_dir=order.output_dir, final_metrics=dict(final_metrics)))
-    reach(FaultPoint.END_TOLD)
+    reach(FaultPoint.END_REPORTED)
     checkpoints.remove_folder(folder.checkpoints_dir)
 
 

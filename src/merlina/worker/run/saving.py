@@ -12,7 +12,7 @@ from torch import nn
 from merlina.checkpoints import sync
 from merlina.errors import DiskFullError, TrainingError
 from merlina.faults import FaultPoint, reach
-from merlina.placing import identity, place
+from merlina.placement import identity, place
 from merlina.runs import RunOrder
 from merlina.schemas.events import Placing
 from merlina.worker.encoding import PairEncoder

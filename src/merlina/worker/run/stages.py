@@ -21,7 +21,7 @@ from merlina.data.fingerprint import Fingerprint, fingerprint
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair, UnusableRowError
 from merlina.data.row_limit import RowLimit
-from merlina.domain.targets import in_words, warn_of_experts
+from merlina.domain.targets import describe, warn_about_experts
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
 from merlina.faults import FaultPoint, reach
@@ -134,8 +134,8 @@ class Stages:
         for note in trainable.notes:
             self.reporter.note("warning", note)
         if trainable.kinds:
-            self.reporter.note("info", in_words(trainable.kinds))
-        if without_experts := warn_of_experts(trainable.kinds):
+            self.reporter.note("info", describe(trainable.kinds))
+        if without_experts := warn_about_experts(trainable.kinds):
             self.reporter.note("warning", without_experts)
         dtype = compute_dtype(config.dtype, training_device())
         self._say_what_is_trained(trainable.model, dtype)

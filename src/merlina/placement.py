@@ -1,7 +1,8 @@
-"""A finished model becomes the content of its output folder, by renames that a crash cannot leave half done.
+"""Placement: the atomic move of a finished model into its output folder.
 
-The worker writes the model beside the folder, then the event `placing`, which says everything that is left to do. From
-then on the model is complete: whoever finds the worker dead carries the renames out to their end with `place`.
+The worker writes the model into a temporary folder beside the output folder, then the event `placing`, which lists the
+remaining renames. From then on the model is complete: the process that finds the worker dead completes the renames
+with `place`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class PlacementLog(Protocol):
 
 
 def identity(folder: Path) -> str | None:
-    """What recognizes a folder after a rename, until something in it changes; None where nothing is there."""
+    """Return a text that identifies a folder after a rename until its content changes; None if there is no folder."""
     try:
         found = folder.stat()
     except FileNotFoundError:
@@ -33,17 +34,17 @@ def identity(folder: Path) -> str | None:
     return f"{found.st_ino}:{found.st_mtime_ns}"
 
 
-def place(placing: Placing, log: PlacementLog, *, older_is_logged: bool = False) -> bool:
-    """Rename the older model out of the way and the new one into its place; steps already done are not repeated.
+def place(placing: Placing, log: PlacementLog, *, is_move_logged: bool = False) -> bool:
+    """Move the older model out of the way and the new one into its place, skipping renames that are already done.
 
-    `older_is_logged` says that `moved` is in the log already. Returns False if the new model is in neither place, or if
-    another one has been put into the folder meanwhile.
+    With `is_move_logged` the log already has the event `moved`. Return False if the new model is in neither
+    place, or if another model has been put into the folder meanwhile.
     """
     folder, staged = Path(placing.folder), Path(placing.staged)
     if identity(folder) != placing.identity:
         if identity(staged) != placing.identity:
             return False
-        if os.path.lexists(folder) and not _move_older(placing, log, is_logged=older_is_logged):
+        if os.path.lexists(folder) and not _move_older(placing, log, is_logged=is_move_logged):
             return False
         os.rename(staged, folder)
         sync(folder.parent)
@@ -53,13 +54,13 @@ def place(placing: Placing, log: PlacementLog, *, older_is_logged: bool = False)
 
 
 def _move_older(placing: Placing, log: PlacementLog, *, is_logged: bool) -> bool:
-    """Reported before it is done: until then the new model must not pass for the older job's."""
     if placing.kept_as is None or os.path.lexists(placing.kept_as):
         return False
     folder, kept_as = Path(placing.folder), Path(placing.kept_as)
+    # Reported before the rename: otherwise the new model would count as the older job's after a crash in between.
     if not is_logged:
         log.moved(folder, kept_as)
-        reach(FaultPoint.END_OLDER_TOLD)
+        reach(FaultPoint.END_OLDER_REPORTED)
     try:
         os.rename(folder, kept_as)
     except OSError:
@@ -69,8 +70,8 @@ def _move_older(placing: Placing, log: PlacementLog, *, is_logged: bool) -> bool
     return True
 
 
-def last_placing(events_file: Path) -> Placing | None:
-    """The placement of the model in the run's output folder; None if the run has continued from an earlier step."""
+def last_placement(events_file: Path) -> Placing | None:
+    """Return the placement of the model in the run's output folder; None if the run continued from an earlier step."""
     placing: Placing | None = None
     for event in find_events(events_file, Placing, Resumed):
         if isinstance(event, Placing):
@@ -80,20 +81,20 @@ def last_placing(events_file: Path) -> Placing | None:
     return placing if placing is not None and identity(Path(placing.folder)) == placing.identity else None
 
 
-def only_end_is_left(events_file: Path) -> Placing | None:
-    """The placement of a model for which all steps were taken, so that nothing but the run's last event is missing."""
-    placing = last_placing(events_file)
+def placement_awaiting_end(events_file: Path) -> Placing | None:
+    """Return the placement of a fully trained model whose run lacks only its last event, if there is one."""
+    placing = last_placement(events_file)
     return placing if placing is not None and placing.final_metrics is not None else None
 
 
-def interrupted_placing(events_file: Path) -> tuple[Placing, bool] | None:
-    """The placement that the last attempt left unfinished, and whether it had reported the older model's move."""
-    placing, older_is_logged = None, False
+def interrupted_placement(events_file: Path) -> tuple[Placing, bool] | None:
+    """Return the placement that the last attempt left unfinished, and whether the older model's move is logged."""
+    placing, is_move_logged = None, False
     for event in find_events(events_file, Started, Placing, Moved, Placed):
         if isinstance(event, Started | Placed):
-            placing, older_is_logged = None, False
+            placing, is_move_logged = None, False
         elif isinstance(event, Placing):
             placing = event
         elif isinstance(event, Moved) and placing is not None:
-            older_is_logged = event.kept_as == placing.kept_as
-    return (placing, older_is_logged) if placing else None
+            is_move_logged = event.kept_as == placing.kept_as
+    return (placing, is_move_logged) if placing else None
