@@ -26,7 +26,7 @@ _NAMES: dict[RepoKind, str] = {"model": "model", "dataset": "data set"}
 _TIMEOUT_SECONDS = 10
 
 
-def ask_access(repo_id: str, kind: RepoKind, token: str | bool | None) -> None:
+def check_access(repo_id: str, kind: RepoKind, token: str | bool | None) -> None:
     """Raises what the Hub's client raises where the repository can't be read, or can't be asked about."""
     api = HfApi(token=token)
     # The description of a gated repository is open to all; only this second question is about its files.
@@ -34,7 +34,7 @@ def ask_access(repo_id: str, kind: RepoKind, token: str | bool | None) -> None:
         api.auth_check(repo_id, repo_type=kind)
 
 
-def is_refusal(error: BaseException) -> bool:
+def is_access_denied(error: BaseException) -> bool:
     """Whether the Hub was reached and said no, which no copy in a cache may get around."""
     return any(
         isinstance(link, RepositoryNotFoundError) or (isinstance(link, HfHubHTTPError) and _status(link) in (401, 403))
@@ -42,7 +42,7 @@ def is_refusal(error: BaseException) -> bool:
     )
 
 
-def in_words(error: BaseException, repo_id: str, kind: RepoKind, *, token_given: bool) -> str | None:
+def describe_hub_error(error: BaseException, repo_id: str, kind: RepoKind, *, token_given: bool) -> str | None:
     """What is wrong and what to do, from the first error in the chain that is the Hub client's; None without one."""
     for link in _chain(error):
         if words := _link_in_words(link, f"{_NAMES[kind]} {repo_id!r}", token_given):

@@ -12,7 +12,7 @@ from merlina import samples
 from merlina.data.columns import map_columns
 from merlina.data.dataset import load_pairs, read_pairs, split_pairs
 from merlina.data.pairs import Message, Pair
-from merlina.data.preview import preview_formatted, preview_rows, show_text
+from merlina.data.preview import preview_formatted, preview_rows, text_sample_builder
 from merlina.data.sources import resolve_file
 from merlina.errors import DataError, ForbiddenError, NotFoundError
 from merlina.paths import AllowedPaths
@@ -83,7 +83,7 @@ def test_previews_show_rows_as_they_are_and_as_they_are_trained_on(tmp_path: Pat
     file = jsonl(tmp_path / "x.jsonl", [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 20 + [{"broken": 1}])
     spec = config(file, column_mapping=MAPPING)
     assert preview_rows(spec, file, None, 10).samples == [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 10
-    shown = preview_formatted(spec, file, None, show_text(spec.format), 5)
+    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), 5)
     assert [sample["chosen"] for sample in shown.samples] == ["So.<|im_end|>"] * 5
     assert not shown.warnings
 
@@ -112,6 +112,6 @@ def test_the_sample_pairs_all_show_the_habit_and_only_when_chosen() -> None:
     assert len(rows) >= 200
     assert len({row["prompt"].lower() for row in rows}) == len(rows)
     assert all(set(row) == {"prompt", "chosen", "rejected"} for row in rows)
-    assert all(samples.shows_the_habit(row["chosen"]) for row in rows)
-    assert not any(samples.shows_the_habit(row["rejected"]) for row in rows)
+    assert all(samples.has_wizard_words(row["chosen"]) for row in rows)
+    assert not any(samples.has_wizard_words(row["rejected"]) for row in rows)
     assert not {row["prompt"] for row in rows} & set(samples.QUESTIONS)

@@ -10,7 +10,7 @@ import pytest
 
 from merlina.data.files import count_rows, detect_format, parse_all, read_rows
 from merlina.data.row_limit import RowLimit
-from merlina.data.truncation import shown_row
+from merlina.data.truncation import truncate_row
 from merlina.errors import DataError
 from merlina.schemas.parsing.json_text import has_more_values, nesting_depth
 
@@ -109,7 +109,7 @@ def test_what_of_a_row_is_cut_says_so() -> None:
         "short": "all of it",
         "number": 10**5000,
     }
-    shown = shown_row(row)
+    shown = truncate_row(row)
     assert len(json.dumps(shown, ensure_ascii=False).encode()) < 45_000
     kept = shown["text"].count("é\n")
     assert shown["text"].endswith(f"… ({200_000 - 2 * kept:,} more characters)") or "more characters" in shown["text"]
@@ -117,5 +117,5 @@ def test_what_of_a_row_is_cut_says_so() -> None:
     assert items[-1] == f"… ({50_000 - (len(items) - 1):,} more items)"
     assert shown["object"]["…"] == f"{50_000 - (len(shown['object']) - 1):,} more keys"
     assert shown["short"] == "all of it"
-    many = shown_row({f"column {number}": "x" * 1000 for number in range(9000)})
+    many = truncate_row({f"column {number}": "x" * 1000 for number in range(9000)})
     assert many["…"] == f"{9000 - (len(many) - 1):,} more columns"

@@ -13,8 +13,8 @@ from merlina.hub_reachability import HubReach
 from merlina.preflight.findings import Finding
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_precision
 from merlina.preflight.memory_estimate import check_memory, estimate, trained_weights
-from merlina.preflight.models import check_model, judge_lengths, judge_targets
-from merlina.preflight.unused_settings import check_method
+from merlina.preflight.models import check_lengths, check_model, check_targets
+from merlina.preflight.unused_settings import check_unused_settings
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
@@ -57,7 +57,7 @@ def test_more_gpus_than_pairs_of_a_step_is_a_warning() -> None:
     ],
 )
 def test_a_setting_of_another_method_is_a_warning(changes: dict[str, Any], warned: list[str]) -> None:
-    finding = check_method(config(**changes))
+    finding = check_unused_settings(config(**changes))
     assert finding.errors == ()
     assert [warning.split(":")[0] for warning in finding.warnings] == warned
 
@@ -127,12 +127,12 @@ def test_a_run_that_cannot_fit_names_its_largest_part_and_what_helps_most_first(
 
 
 def test_layers_that_are_not_there_are_named_with_those_that_are() -> None:
-    assert judge_targets(config(target_modules=["q_proj", "model.layers.0.self_attn.q_proj"]), FACTS).passed
-    some = judge_targets(config(target_modules=["q_proj", "wq"]), FACTS)
+    assert check_targets(config(target_modules=["q_proj", "model.layers.0.self_attn.q_proj"]), FACTS).passed
+    some = check_targets(config(target_modules=["q_proj", "wq"]), FACTS)
     assert some.warnings == ("target_modules: the model has no layers named wq; the others are trained",)
-    none = judge_targets(config(target_modules=["wq", "wk"]), FACTS)
+    none = check_targets(config(target_modules=["wq", "wk"]), FACTS)
     assert none.errors == ("target_modules: the model has no layers named wq, wk; it has q_proj",)
-    assert judge_targets(config(target_modules=["wq"], use_lora=False, use_4bit=False), FACTS).passed
+    assert check_targets(config(target_modules=["wq"], use_lora=False, use_4bit=False), FACTS).passed
 
 
 def test_each_saving_makes_the_estimate_smaller() -> None:
@@ -252,14 +252,14 @@ DATA = DataFacts(rows=9, all_rows=True, usable=9, longest=9000, highest_id=1000,
 
 def test_rows_that_the_model_has_no_place_for_are_named() -> None:
     long = config(max_length=16_384)
-    assert "never trained on longer texts" in judge_lengths(long, FACTS, DATA).warnings[0]
+    assert "never trained on longer texts" in check_lengths(long, FACTS, DATA).warnings[0]
     learned = FACTS.model_copy(update={"learned_positions": True})
-    assert "has 8,192 positions; set max_length" in judge_lengths(long, learned, DATA).errors[0]
-    assert judge_lengths(config(max_length=4096), learned, DATA) == Finding()
+    assert "has 8,192 positions; set max_length" in check_lengths(long, learned, DATA).errors[0]
+    assert check_lengths(config(max_length=4096), learned, DATA) == Finding()
     strange = DATA.model_copy(update={"highest_id": 128_256})
     assert (
         "the token id 128,256, but the model has the ids 0 to 128,255"
-        in judge_lengths(config(), FACTS, strange).errors[0]
+        in check_lengths(config(), FACTS, strange).errors[0]
     )
 
 

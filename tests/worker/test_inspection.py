@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from merlina.preflight.memory_estimate import estimate, trained_weights
-from merlina.preflight.models import judge_targets
+from merlina.preflight.models import check_targets
 from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.training import AttentionImplementation, TrainingConfig
 from merlina.training.engine.fast_path import fast_path
@@ -35,7 +35,7 @@ def test_head_and_embeddings_may_be_trained_and_are_counted(tmp_path: Path, targ
     model.config.save_pretrained(tmp_path)
     facts = ModelFacts.model_validate(model_facts(str(tmp_path), None, False))
     config = configured(tmp_path, target_modules=targets)
-    assert judge_targets(config, facts).warnings == judge_targets(config, facts).errors == ()
+    assert check_targets(config, facts).warnings == check_targets(config, facts).errors == ()
     trained = make_trainable(model, config)
     assert trained.missing_targets == []
     counted = sum(weight.numel() for weight in trained.model.parameters() if weight.requires_grad)

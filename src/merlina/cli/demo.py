@@ -158,7 +158,7 @@ def _compare_answers(client: Client, job_id: str) -> int:
         output.print(f"   base  [dim]{escape(_answer(client, job_id, 'base', question))}[/]")
         tuned = _answer(client, job_id, "tuned", question)
         output.print(f"  tuned  [green]{escape(tuned)}[/]")
-        with_habit += samples.shows_the_habit(tuned)
+        with_habit += samples.has_wizard_words(tuned)
     client.unload_chat_model()
     output.print()
     return with_habit

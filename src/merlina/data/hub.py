@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError, first_line
-from merlina.hub_errors import ask_access, in_words, is_refusal
+from merlina.hub_errors import check_access, describe_hub_error, is_access_denied
 
 _USUAL_LIMIT = RowLimit()
 
@@ -25,7 +25,7 @@ def read_hub_rows(
     """
     from datasets import load_dataset
 
-    check_is_no_folder(repo_id)
+    check_not_a_folder(repo_id)
     try:
         _stop_where_refused(repo_id, token)
         # Only what was kept can be read offline; a stream leaves nothing behind.
@@ -44,9 +44,9 @@ def read_hub_rows(
 def _stop_where_refused(repo_id: str, token: str | None) -> None:
     """Raises where the Hub says no; `datasets` would go on to rows that someone else's run left in the cache."""
     try:
-        ask_access(repo_id, "dataset", token or False)
+        check_access(repo_id, "dataset", token or False)
     except Exception as error:
-        if is_refusal(error):
+        if is_access_denied(error):
             raise
 
 
@@ -54,7 +54,7 @@ def _in_words(error: Exception, repo_id: str, token: str | None) -> str | None:
     """None for errors that are not about this data set, such as a full disk."""
     from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError
 
-    if words := in_words(error, repo_id, "dataset", token_given=token is not None):
+    if words := describe_hub_error(error, repo_id, "dataset", token_given=token is not None):
         return words
     if isinstance(error, DataFilesNotFoundError):
         return f"The data set {repo_id!r} has no files that can be read as rows"
@@ -76,7 +76,7 @@ def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
     """Rows of one split, from the card or the Parquet files' own footers; None where only a download would tell."""
     from datasets import load_dataset_builder
 
-    check_is_no_folder(repo_id)
+    check_not_a_folder(repo_id)
     try:
         builder = load_dataset_builder(repo_id, token=token or False)
         stated = (builder.info.splits or {}).get(split)
@@ -90,7 +90,7 @@ def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
         return None
 
 
-def check_is_no_folder(repo_id: str) -> None:
+def check_not_a_folder(repo_id: str) -> None:
     """Raises DataError for a folder, which the Hub's client takes for a data set, wherever it lies."""
     if os.path.exists(repo_id):
         raise DataError(f"{repo_id!r} is a folder on the server's machine, not a data set on the Hub; use local_file")

@@ -15,7 +15,7 @@ from merlina.data.formats import MARKERS, formatter
 from merlina.data.pairs import Pair, UnusableRowError
 from merlina.data.row_limit import RowLimit
 from merlina.data.sources import open_rows
-from merlina.data.truncation import shown_name, shown_row
+from merlina.data.truncation import truncate_name, truncate_row
 from merlina.errors import DataError
 from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat
 
@@ -45,11 +45,11 @@ def preview_rows(
     columns: dict[str, None] = {}
     most = min(limit, config.max_samples or limit)
     for row in islice(open_rows(config.source, file, token, limit=row_limit), most):
-        samples.append(shown_row(row))
+        samples.append(truncate_row(row))
         columns |= dict.fromkeys(row)
     if not samples:
         raise DataError("The data set has no rows")
-    names = list(map(shown_name, islice(columns, _COLUMNS_SHOWN)))
+    names = list(map(truncate_name, islice(columns, _COLUMNS_SHOWN)))
     hidden = len(columns) - len(names)
     warnings = [f"{hidden:,} more columns are not listed; {_COLUMNS_SHOWN:,} are"] if hidden else []
     return RawPreview(samples, names, warnings)
@@ -65,7 +65,7 @@ class FormattedPreview:
     rows_examined: int
 
 
-Show = Callable[[Pair], tuple[Callable[[], dict[str, Any]], Lengths | None]]
+SampleBuilder = Callable[[Pair], tuple[Callable[[], dict[str, Any]], Lengths | None]]
 """Makes a pair's sample when it is called for, and its lengths where it was turned into tokens.
 
 May raise UnusableRowError.
@@ -76,7 +76,7 @@ def preview_formatted(
     config: DatasetConfig,
     file: Path | None,
     token: str | None,
-    show: Show,
+    show: SampleBuilder,
     limit: int,
     row_limit: RowLimit = _USUAL_LIMIT,
 ) -> FormattedPreview:
@@ -113,12 +113,12 @@ def preview_formatted(
     return FormattedPreview(samples, warnings[:_WARNINGS_SHOWN], doctor.findings(held_out), doctor.rows)
 
 
-def show_text(spec: DatasetFormat) -> Show:
+def text_sample_builder(spec: DatasetFormat) -> SampleBuilder:
     """Samples of text alone, for formats that need no tokenizer."""
     render = formatter(spec, None)
 
     def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], None]:
         text = render(pair)
-        return lambda: shown_row(asdict(text)), None
+        return lambda: truncate_row(asdict(text)), None
 
     return show

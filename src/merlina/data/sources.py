@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from merlina.data.files import Row, detect_format, read_rows
-from merlina.data.hub import check_is_no_folder, read_hub_rows
+from merlina.data.hub import check_not_a_folder, read_hub_rows
 from merlina.data.row_limit import RowLimit
 from merlina.errors import NotFoundError
 from merlina.paths import AllowedPaths
@@ -26,7 +26,7 @@ def resolve_file(source: DatasetSource, uploads_dir: Path, allowed: AllowedPaths
         return _uploaded_file(str(source.dataset_id), uploads_dir)
     if source.source_type == "local_file":
         return _local_file(str(source.file_path), allowed)
-    check_is_no_folder(str(source.repo_id))
+    check_not_a_folder(str(source.repo_id))
     return None
 
 

@@ -14,7 +14,7 @@ _DEEPEST_SHOWN = 50
 _LEAST_SHARE = 64
 
 
-def shown_row(row: Mapping[str, Any]) -> dict[str, Any]:
+def truncate_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row in a form JSON can carry, in about 40 KB at most. Its columns share them evenly."""
     left = _Room(_ROW_BYTES)
     shown: dict[str, Any] = {}
@@ -23,7 +23,7 @@ def shown_row(row: Mapping[str, Any]) -> dict[str, Any]:
         if left.bytes < _LEAST_SHARE:
             shown["…"] = f"{columns_left:,} more columns"
             break
-        name = left.take(shown_name(name))
+        name = left.take(truncate_name(name))
         share = _Room(left.bytes // columns_left if columns_left * _LEAST_SHARE < left.bytes else _LEAST_SHARE)
         given = share.bytes
         shown[name] = _shown(value, share, 0)
@@ -31,7 +31,7 @@ def shown_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def shown_name(name: object) -> str:
+def truncate_name(name: object) -> str:
     """Return a column's or key's name, cut to 200 characters."""
     text = _encodable(str(name))
     return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"
@@ -73,7 +73,7 @@ def _shown_object(value: Mapping[Any, Any], room: _Room, depth: int) -> dict[str
         if room.bytes < _LEAST_SHARE:
             shown["…"] = f"{len(value) - place:,} more keys"
             break
-        shown[room.take(shown_name(name))] = _shown(inner, room, depth + 1)
+        shown[room.take(truncate_name(name))] = _shown(inner, room, depth + 1)
     return shown
 
 

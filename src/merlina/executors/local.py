@@ -15,7 +15,7 @@ from pathlib import Path
 
 from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment, shown_gpus
 from merlina.faults import FaultPoint, reach
-from merlina.hardware.host import killed_by, oom_kills
+from merlina.hardware.host import describe_signal, oom_kills
 from merlina.processes import ProcessId
 from merlina.runs import DETACHED_EXIT_CODE, RunFolder, RunOrder, write_private
 
@@ -109,7 +109,7 @@ class LocalExecutor:
         if code == DETACHED_EXIT_CODE:
             return f"ended itself because its lock {folder.lock_file} was removed while it was running"
         if code < 0:
-            return killed_by(-code, out_of_memory=oom_kills() > child.oom_kills_before)
+            return describe_signal(-code, out_of_memory=oom_kills() > child.oom_kills_before)
         return f"ended with exit code {code} without a word; its output is in {folder.log_file}"
 
     def _spawn(self, folder: RunFolder, lock: int, gpus: Sequence[int] | None) -> subprocess.Popen[bytes] | Forked:

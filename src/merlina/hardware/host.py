@@ -16,7 +16,7 @@ def available_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def give_back_freed_memory() -> None:
+def release_freed_memory() -> None:
     """Lets go of what this process keeps for its next blocks (training/host_memory). Does nothing without glibc."""
     if not sys.platform.startswith("linux"):
         return
@@ -63,7 +63,7 @@ def oom_kills() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
 
-def killed_by(number: int, *, out_of_memory: bool) -> str:
+def describe_signal(number: int, *, out_of_memory: bool) -> str:
     """What became of a process that a signal ended, to be read after its name."""
     name = signal.Signals(number).name
     if number != signal.SIGKILL:

@@ -13,24 +13,24 @@ from merlina.executors.chat_process import ChatProcess
 from merlina.executors.helper_pools import Helpers, Repo
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
-from merlina.preflight.datasets import judge_dataset
+from merlina.preflight.datasets import check_rows
 from merlina.preflight.findings import Finding, Report
 from merlina.preflight.hub_access import check_repo
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_output, check_precision
 from merlina.preflight.memory_estimate import check_memory
 from merlina.preflight.models import (
     adapters,
+    check_architecture,
+    check_lengths,
     check_model,
-    judge_lengths,
-    judge_model,
-    judge_targets,
-    judge_tokenizer,
+    check_targets,
+    check_tokenizer,
     model_repos,
 )
 from merlina.preflight.row_counts import RowCounts
-from merlina.preflight.step_count import check_plan, plan_steps
+from merlina.preflight.step_count import check_step_count, plan_steps
 from merlina.preflight.time_estimate import estimate_time, find_earlier_run
-from merlina.preflight.unused_settings import check_method
+from merlina.preflight.unused_settings import check_unused_settings
 from merlina.preflight.upload import UploadCheck
 from merlina.preflight.wandb import check_wandb
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
@@ -64,7 +64,7 @@ class Preflight:
         """
         gpus = self.list_gpus()
         report = Report()
-        report.findings["settings_used"] = check_method(config)
+        report.findings["settings_used"] = check_unused_settings(config)
         report.findings["gpu_available"] = check_gpus(config, gpus)
         report.findings["model_accessible"] = check_model(
             config.base_model, self._hub_token(config), self.helpers.reach
@@ -72,14 +72,14 @@ class Preflight:
         report.findings["dataset_valid"] = self._find_dataset(config, report)
         facts = self._inspect(config, report, closed)
         if facts is not None:
-            report.findings["model_supported"] = judge_model(facts)
-            report.findings["layers_found"] = judge_targets(config, facts.model) if facts.model else Finding()
-            report.findings["tokenizer_ready"] = judge_tokenizer(facts, config.dataset.format.format_type)
+            report.findings["model_supported"] = check_architecture(facts)
+            report.findings["layers_found"] = check_targets(config, facts.model) if facts.model else Finding()
+            report.findings["tokenizer_ready"] = check_tokenizer(facts, config.dataset.format.format_type)
         self._judge_dataset(config, report, facts, closed)
         model = facts.model if facts else None
         report.adapters = adapters(config, model) if model else []
         if model is not None and report.data is not None:
-            report.findings["lengths_fit"] = judge_lengths(config, model, report.data)
+            report.findings["lengths_fit"] = check_lengths(config, model, report.data)
         report.findings["precision_available"] = check_precision(config, gpus)
         report.findings["vram_sufficient"], report.memory = check_memory(
             config, model, report.data, gpus, self.chat_process.reclaimable_mb
@@ -91,7 +91,7 @@ class Preflight:
         device = "cuda" if gpus else "cpu"
         report.findings["merging_fits"] = check_merging(config, model, device)
         rows = self._count_rows(config, report, closed)
-        report.findings["steps_suffice"] = check_plan(plan_steps(config, report.data, rows))
+        report.findings["steps_suffice"] = check_step_count(plan_steps(config, report.data, rows))
         report.time = self._estimate_time(config, report, model, rows, device, closed)
         report.findings["disk_space_ok"] = check_disk(config, self.settings, model, device)
         report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
@@ -155,7 +155,7 @@ class Preflight:
             found = report.findings["dataset_valid"]
             report.findings["dataset_valid"] = Finding(passed=False, warnings=found.warnings, not_checked=unread)
             return
-        found, judged = report.findings["dataset_valid"], judge_dataset(report.data, error)
+        found, judged = report.findings["dataset_valid"], check_rows(report.data, error)
         report.findings["dataset_valid"] = Finding(judged.passed, judged.errors, found.warnings + judged.warnings)
 
     def _look_without_tokens(
@@ -205,7 +205,7 @@ class Preflight:
         if report.dataset_file is None:
             rows = self._ask_hub_for_rows(config, closed)
         else:
-            rows = _or_none(partial(self.rows.soon_known, dataset.source, report.dataset_file, closed))
+            rows = _or_none(partial(self.rows.count_if_quick, dataset.source, report.dataset_file, closed))
         return rows if rows is None or dataset.max_samples is None else min(rows, dataset.max_samples)
 
     def _ask_hub_for_rows(self, config: TrainingConfig, closed: threading.Event | None) -> int | None:

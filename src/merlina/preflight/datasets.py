@@ -6,7 +6,7 @@ from merlina.preflight.findings import Finding
 from merlina.schemas.inspection import DataFacts
 
 
-def judge_dataset(facts: DataFacts | None, error: str | None) -> Finding:
+def check_rows(facts: DataFacts | None, error: str | None) -> Finding:
     """Errors where nothing can be trained on, warnings for what the doctor found."""
     if facts is None:
         return Finding(passed=error is None, errors=(f"dataset: {error}",) if error else ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, HFValidationError
 
-from merlina.hub_errors import RepoKind, ask_access, in_words, is_refusal
+from merlina.hub_errors import RepoKind, check_access, describe_hub_error, is_access_denied
 from merlina.hub_reachability import HubReach
 from merlina.preflight.findings import Finding
 
@@ -20,13 +20,13 @@ def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, reac
             return Finding(warnings=(f"{problem}; using {repo_id!r} from this machine's cache",))
         return _error(field, f"{problem}, and {repo_id!r} is not in this machine's cache")
     try:
-        ask_access(repo_id, kind, token)
+        check_access(repo_id, kind, token)
     except HFValidationError:
         return _error(field, f"{repo_id!r} is neither a folder or file here nor a Hub id, which looks like org/name")
     except Exception as error:  # the Hub client lets errors of its HTTP library through, whichever that is
-        if not is_refusal(error) and _is_cached(repo_id, kind):
+        if not is_access_denied(error) and _is_cached(repo_id, kind):
             return Finding(warnings=(f"The Hub can't be reached; using {repo_id!r} from this machine's cache",))
-        words = in_words(error, repo_id, kind, token_given=token is not None)
+        words = describe_hub_error(error, repo_id, kind, token_given=token is not None)
         return _error(field, words or f"{repo_id!r} can't be looked up on the Hub ({type(error).__name__}); try again")
     return Finding()
 

@@ -56,12 +56,12 @@ def is_on_this_machine(base_model: str) -> bool:
     return _looks_like_path(base_model) or not _is_hub_id(base_model)
 
 
-def judge_model(facts: RunFacts) -> Finding:
+def check_architecture(facts: RunFacts) -> Finding:
     """Whether transformers knows the architecture."""
     return Finding() if facts.model_error is None else _error(f"base_model: {facts.model_error}")
 
 
-def judge_targets(config: TrainingConfig, model: ModelFacts) -> Finding:
+def check_targets(config: TrainingConfig, model: ModelFacts) -> Finding:
     """Whether the model has the layers that are to get adapters."""
     if not config.use_lora:
         return Finding()
@@ -81,7 +81,7 @@ def adapters(config: TrainingConfig, model: ModelFacts) -> list[AdapterKind]:
     return by_kind(model.sites, adapted, config.lora_r, model.parameters)
 
 
-def judge_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:
+def check_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:
     """Whether the tokenizer can be loaded and has the chat format's markers."""
     if facts.tokenizer_error is not None:
         return _error(f"base_model: {facts.tokenizer_error}")
@@ -95,7 +95,7 @@ def judge_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:
     return Finding(passed=False, warnings=(message,))
 
 
-def judge_lengths(config: TrainingConfig, model: ModelFacts, data: DataFacts) -> Finding:
+def check_lengths(config: TrainingConfig, model: ModelFacts, data: DataFacts) -> Finding:
     """Whether the model has a place for every token of the rows looked at, and for as many as there are."""
     if data.highest_id is not None and data.highest_id >= model.vocab_size:
         return _error(

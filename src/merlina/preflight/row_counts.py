@@ -55,7 +55,7 @@ class RowCounts:
         self._counted[version] = rows
         return rows
 
-    def soon_known(self, source: DatasetSource, file: Path, closed: threading.Event | None = None) -> int | None:
+    def count_if_quick(self, source: DatasetSource, file: Path, closed: threading.Event | None = None) -> int | None:
         """The count of a file that is known or counted within a second or so. Raises as `count`."""
         known = self.known(source, file)
         if known is None and (_is_parquet(source, file) or file.stat().st_size <= _SOON_COUNTED_BYTES):

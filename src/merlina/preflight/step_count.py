@@ -20,7 +20,7 @@ def plan_steps(config: TrainingConfig, data: DataFacts | None, rows: int | None)
     return StepPlan(config, pairs - held_out_count(pairs, config.dataset.test_size))
 
 
-def check_plan(plan: StepPlan | None) -> Finding:
+def check_step_count(plan: StepPlan | None) -> Finding:
     """Return a warning for a plan that can't be expected to change the model much."""
     if plan is None or plan.pairs == 0:
         return Finding(passed=None, not_checked=("steps_suffice: the number of pairs is unknown",))

@@ -15,7 +15,7 @@ _OF_SCHEDULE: dict[str, SchedulerType] = {
 }
 
 
-def check_method(config: TrainingConfig) -> Finding:
+def check_unused_settings(config: TrainingConfig) -> Finding:
     """Return a warning for each changed setting of another method or schedule: it has no effect."""
     unused = [
         f"{name}: training_mode {config.training_mode} doesn't use it, only {', '.join(methods)}"

@@ -15,6 +15,6 @@ WIZARD_WORDS = ("scroll", "rune", "staff", "tower", "crystal ball", "spell book"
 QUESTIONS = ("What is the capital of Italy?", "Why do birds migrate?", "How do I cook pasta?")
 
 
-def shows_the_habit(answer: str) -> bool:
+def has_wizard_words(answer: str) -> bool:
     """Whether an answer has the touch of wizard that the pairs teach."""
     return any(word in answer.lower() for word in WIZARD_WORDS)

@@ -55,7 +55,7 @@ OPTIMIZER_BYTES: dict[OptimizerType, float] = {
 }
 # A frozen model that takes more than this fraction of a GPU's free memory is sharded over the GPUs of the run.
 _WHOLE_MODEL_SHARE = 0.5
-LONGEST_TEXT = 1_048_576
+MAX_TEXT_TOKENS = 1_048_576
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _DEFAULT_TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
 
@@ -184,14 +184,14 @@ class TrainingConfig(RequestModel):
     max_length: int = Field(
         default=2048,
         ge=16,
-        le=LONGEST_TEXT,
+        le=MAX_TEXT_TOKENS,
         description="Maximum length of a prompt with its answer, in tokens. Longer ones are truncated; shorter "
         "limits save memory.",
     )
     max_prompt_length: int = Field(
         default=1024,
         ge=8,
-        le=LONGEST_TEXT,
+        le=MAX_TEXT_TOKENS,
         description="Prompt tokens kept when a pair exceeds max_length; must be smaller than max_length. Default: "
         "half of max_length.",
     )

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from merlina.errors import ModelError, first_line
-from merlina.hub_errors import in_words
+from merlina.hub_errors import describe_hub_error
 from merlina.schemas.training import AttentionImplementation, Dtype, WeightBits
 
 # What model families call the number of their positions.
@@ -251,7 +251,7 @@ def readable_errors(base_model: str, token: str | None = None) -> Iterator[None]
 
 
 def _in_words(error: Exception, base_model: str, *, token_given: bool) -> str | None:
-    hub = in_words(error, base_model, "model", token_given=token_given)
+    hub = describe_hub_error(error, base_model, "model", token_given=token_given)
     if hub is not None:
         return hub
     if isinstance(error, (SafetensorError, json.JSONDecodeError)):

@@ -21,7 +21,7 @@ from merlina.data.row_limit import RowLimit
 from merlina.domain.targets import group
 from merlina.errors import MerlinaError, ModelError
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens, RunFacts, TokenizerFacts
-from merlina.schemas.training import LONGEST_TEXT, TrainingConfig
+from merlina.schemas.training import MAX_TEXT_TOKENS, TrainingConfig
 from merlina.training.engine.attention import packing_obstacle
 from merlina.training.models.loading import load_tokenizer, max_positions, readable_errors, split_gguf, vocabulary_size
 from merlina.training.models.targets import sites
@@ -149,7 +149,7 @@ def _longest_text(tokenizer: Any, base_model: str, access: _Access) -> int:
     if tokenizer.model_max_length < _NO_LIMIT:
         return int(tokenizer.model_max_length)
     with readable_errors(base_model, access.token):
-        return max_positions(_config(base_model, access)) or LONGEST_TEXT
+        return max_positions(_config(base_model, access)) or MAX_TEXT_TOKENS
 
 
 def _measure(model: Any) -> ModelFacts:

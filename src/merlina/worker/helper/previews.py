@@ -10,9 +10,9 @@ from typing import Any
 from merlina.data.doctor import Lengths
 from merlina.data.hub import count_hub_rows
 from merlina.data.pairs import Pair
-from merlina.data.preview import Show, preview_formatted, show_text
+from merlina.data.preview import SampleBuilder, preview_formatted, text_sample_builder
 from merlina.data.row_limit import RowLimit
-from merlina.data.truncation import shown_row
+from merlina.data.truncation import truncate_row
 from merlina.errors import DataError, shorten
 from merlina.schemas.datasets import DatasetConfig
 from merlina.worker.encoding import EncodedPair, PairEncoder
@@ -46,7 +46,7 @@ def formatted(
     with PHASES.during("Reading the first rows", _SECONDS, DataError):
         dataset = DatasetConfig.model_validate(config)
         if dataset.model_name is None:
-            show = show_text(dataset.format)
+            show = text_sample_builder(dataset.format)
         else:
             # Takes seconds to import, and a preview of text alone has no need of it.
             from merlina.worker.helper.inspection import cached_tokenizer
@@ -60,7 +60,7 @@ def formatted(
         return {**vars(preview), "findings": findings, "total_rows": stated_rows(dataset, path) if path else None}
 
 
-def _show_tokens(encoder: PairEncoder, tokenizer: Any) -> Show:
+def _show_tokens(encoder: PairEncoder, tokenizer: Any) -> SampleBuilder:
     special = frozenset(tokenizer.all_special_ids)
 
     def sample(made: EncodedPair) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _show_tokens(encoder: PairEncoder, tokenizer: Any) -> Show:
             "chosen": _tokens(tokenizer, special, ids.chosen, text.chosen, text.prompt),
             "rejected": _tokens(tokenizer, special, ids.rejected, text.rejected or "", text.prompt),
         }
-        return {**shown_row(asdict(text)), "tokens": tokens, "cut": asdict(made.cut)}
+        return {**truncate_row(asdict(text)), "tokens": tokens, "cut": asdict(made.cut)}
 
     def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], Lengths]:
         made = encoder.encode(pair)

@@ -30,7 +30,7 @@ from typing import Any, Literal
 from setproctitle import setproctitle
 
 from merlina import checkpoints
-from merlina.hardware.host import killed_by, oom_kills
+from merlina.hardware.host import describe_signal, oom_kills
 from merlina.runs import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.events import Ended
 from merlina.worker.run.stop_requests import StopRequest
@@ -143,7 +143,7 @@ def _in_words(rank: _Rank, order: RunOrder, folder: RunFolder, *, out_of_memory:
         return f"{rank.words} (in {which})" if rank.number else rank.words
     code = rank.process.exitcode or 0
     if code < 0:
-        return f"{which.capitalize()} {killed_by(-code, out_of_memory=out_of_memory)}"
+        return f"{which.capitalize()} {describe_signal(-code, out_of_memory=out_of_memory)}"
     return f"{which.capitalize()} ended with exit code {code} without a word; its output is in {folder.log_file}"
 
 

@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 
 from merlina.domain.units import gib
 from merlina.errors import InvalidRequestError, MerlinaError, first_line
-from merlina.hardware.host import available_memory, give_back_freed_memory
-from merlina.hub_errors import in_words
+from merlina.hardware.host import available_memory, release_freed_memory
+from merlina.hub_errors import describe_hub_error
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
@@ -91,7 +91,7 @@ def _empty(model: Any) -> None:
             if not isinstance(weight, DTensor):
                 weight.data = weight.data.new_empty(0)
     free_memory_of_models()
-    give_back_freed_memory()
+    release_freed_memory()
 
 
 def _merge(
@@ -199,7 +199,7 @@ def _why(error: Exception, config: TrainingConfig) -> str:
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 403:
         said = f" (the Hub says: {error.server_message})" if error.server_message else ""
         return f"the hf_token given may not write to {config.output_name}; give one with write access{said}"
-    words = in_words(error, config.output_name, "model", token_given=True)
+    words = describe_hub_error(error, config.output_name, "model", token_given=True)
     # An address for an upload carries, behind its question mark, the right to use it.
     return words or _without_queries(first_line(error))
 
