@@ -134,7 +134,7 @@ def test_a_model_folder_that_changes_is_read_again(
         ("x.jsonl", b"", "no rows"),
         ("x.csv", b"a,b\n1,2,3\n", "line 2 has more cells"),
         ("x.parquet", b"PAR1 but no more", "not readable as Parquet"),
-        ("x.txt.gz", b"\x1f\x8b", "can't tell what kind of file"),
+        ("x.txt.gz", b"\x1f\x8b", "unknown file format"),
     ],
 )
 def test_what_cannot_be_read_is_refused_and_leaves_nothing(

@@ -106,7 +106,7 @@ def test_rows_over_the_length_are_counted_with_what_is_cut_on_each_side() -> Non
     doctor.see(to_pair(pair("b")), Lengths(prompt=2, chosen=14, rejected=14, cut_prompt=3, cut_answers=40))
     (finding,) = doctor.findings([])
     assert (finding.kind, finding.count) == ("over_max_length", 1)
-    assert "3 tokens are cut from prompts, at their beginning, and 40 from answers" in finding.message
+    assert "3 tokens are truncated from the beginning of prompts and 40 from the end of answers" in finding.message
     assert (doctor.longest, doctor.most_tokens, doctor.mean_tokens) == (16, 30, (3.5, 9.5, 9.5))
 
 

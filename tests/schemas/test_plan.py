@@ -86,11 +86,7 @@ def test_steps_are_counted_as_the_run_takes_them() -> None:
 @pytest.mark.parametrize(
     ("pairs", "changes", "expected"),
     [
-        (
-            12,
-            {"learning_rate": 5e-6},
-            ["Only 1 optimizer step ", "of 5e-06", "about 5e-06", "12 training pairs, 16 per"],
-        ),
+        (12, {"learning_rate": 5e-6}, ["Only 1 optimizer step ", "of 5e-06", "about 5e-06", "12 training pairs, 16"]),
         (12, {}, ["Only 1 optimizer step ", "about 0.001 in total", "That may be too few to learn from"]),
         (10_000, {"max_steps": 3}, ["Only 3 optimizer steps ", "10,000 training pairs", "max_steps 3"]),
         (

@@ -1,1 +1,1 @@
-"""From a file or the Hub to formatted preference pairs: sources, columns, pairs, formats. Knows no tokenizer."""
+"""Read rows from a file or the Hub and convert them to formatted preference pairs; independent of any tokenizer."""

@@ -1,4 +1,4 @@
-"""Their column names to ours: as the user maps them, or as we would guess."""
+"""Rename columns as `column_mapping` requires, and suggest a mapping from usual column names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merlina.schemas.datasets import PairColumn
 
 
 def check_mapping(rows: Sequence[Row], mapping: Mapping[str, PairColumn] | None) -> None:
-    """Raises DataError where the mapping names a column that none of the rows has."""
+    """Raise DataError if the mapping names a column that none of the rows has."""
     columns = dict.fromkeys(name for row in rows for name in row)
     missing = [name for name in mapping or () if name not in columns]
     if rows and missing:
@@ -20,7 +20,7 @@ def check_mapping(rows: Sequence[Row], mapping: Mapping[str, PairColumn] | None)
 
 
 def map_columns(row: Row, mapping: Mapping[str, PairColumn] | None) -> Row:
-    """The row with its columns renamed, as far as it has them."""
+    """Return the row with its mapped columns renamed."""
     if not mapping:
         return row
     targets = set(mapping.values())
@@ -28,7 +28,7 @@ def map_columns(row: Row, mapping: Mapping[str, PairColumn] | None) -> Row:
     return {**kept, **{target: row[name] for name, target in mapping.items() if name in row}}
 
 
-# What columns are called in the sets people publish, the likeliest name first.
+# Column names in published data sets, the most likely first.
 _USUAL_NAMES: dict[PairColumn, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "instruction", "query", "input", "user", "context"),
     "chosen": ("chosen", "accepted", "preferred", "good", "chosen_response", "answer_chosen", "winner", "positive"),
@@ -38,42 +38,42 @@ _USUAL_NAMES: dict[PairColumn, tuple[str, ...]] = {
 }
 
 
-# Words by which a column is known where its whole name isn't usual: answer_good, the_worse_one.
-_TELLING_WORDS: dict[PairColumn, frozenset[str]] = {
+# Words that identify a column with an unusual name, such as answer_good or the_worse_one.
+_DISTINCTIVE_WORDS: dict[PairColumn, frozenset[str]] = {
     "prompt": frozenset({"prompt", "question", "instruction", "query"}),
     "chosen": frozenset({"chosen", "accepted", "preferred", "good", "better", "best", "winner", "winning", "positive"}),
     "rejected": frozenset({"rejected", "dispreferred", "bad", "worse", "worst", "loser", "losing", "negative"}),
     "system": frozenset({"system"}),
     "reasoning": frozenset({"reasoning", "thinking", "rationale"}),
 }
-# Of columns that say something about a text and hold none.
-_ABOUT = frozenset(
+# Words in the names of metadata columns, which contain no text to train on.
+_METADATA_WORDS = frozenset(
     {"id", "score", "rating", "rank", "model", "source", "name", "length", "len", "tokens", "reward", "label"}
 )
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
 def guess_mapping(columns: Sequence[str]) -> dict[str, PairColumn]:
-    """The `column_mapping` these names suggest; columns that are called as ours need none."""
+    """Return the `column_mapping` that the names suggest, without columns that already have a standard name."""
     by_lower_case = {name.lower(): name for name in columns}
     guessed: dict[str, PairColumn] = {}
     for target, usual in _USUAL_NAMES.items():
         if target in columns:
             continue
         found = next((by_lower_case[name] for name in usual if name in by_lower_case), None)
-        found = found or _only_one_with(_TELLING_WORDS[target], [name for name in columns if name not in guessed])
+        found = found or _only_one_with(_DISTINCTIVE_WORDS[target], [name for name in columns if name not in guessed])
         if found is not None and found not in guessed:
             guessed[found] = target
     return guessed
 
 
 def _only_one_with(words: frozenset[str], columns: Sequence[str]) -> str | None:
-    """Of several that have one of the words, none is the likelier."""
+    """Return the column whose name contains one of the words; None if several do."""
     found = [
         name
         for name in columns
         if name not in get_args(PairColumn)
         and (own := {word.lower() for word in _WORD.findall(name)}) & words
-        and not own & _ABOUT
+        and not own & _METADATA_WORDS
     ]
     return found[0] if len(found) == 1 else None

@@ -1,4 +1,4 @@
-"""Rows out of CSV: UTF-8 with a header line, separated by commas, or by semicolons, tabs or bars."""
+"""Read rows from CSV: UTF-8 with a header line, separated by commas, semicolons, tabs or bars."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _SEPARATORS = ",;\t|"
 
 
 def read_csv(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
-    """Cells are text; a row that ends early lacks its last columns. Raises DataError with the line."""
+    """Yield rows whose cells are text; a row with too few cells lacks its last columns.
+
+    Raises DataError, which names the line, if the file is not valid CSV.
+    """
     with _lines_of_cells(path, limit) as lines:
         names = next(lines, None)
         if names is None:
@@ -37,7 +40,7 @@ def count_csv(path: Path, limit: RowLimit) -> int:
 
 
 class _Lines:
-    """Lines as lists of cells, blank ones left out; `number` is that of the last line read."""
+    """Iterator over lines as lists of cells, without blank lines; `number` is that of the last line read."""
 
     def __init__(self, text: _BoundedText, separator: str) -> None:
         self._text = text
@@ -58,9 +61,9 @@ class _Lines:
 
 
 class _BoundedText:
-    """The file's lines for csv.reader, which joins lines into one row while a quotation is open.
+    """Lines of a file for csv.reader, which joins lines into one row while a quotation is open.
 
-    Raises DataError as soon as the lines of one row exceed the limit.
+    Raises DataError once the lines of one row exceed the limit.
     """
 
     def __init__(self, file: TextIO, limit: RowLimit) -> None:
@@ -90,7 +93,7 @@ class _BoundedText:
 
 @contextmanager
 def _lines_of_cells(path: Path, limit: RowLimit) -> Iterator[_Lines]:
-    # The reader's own limit for a cell would come before that for a row.
+    # The default limit of csv for a cell is smaller than the limit for a row.
     csv.field_size_limit(limit.size)
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines: _Lines | None = None
@@ -102,11 +105,11 @@ def _lines_of_cells(path: Path, limit: RowLimit) -> Iterator[_Lines]:
         except csv.Error as error:
             raise DataError(f"line {lines.number if lines else 1} is not valid CSV: {error}") from error
         except UnicodeDecodeError as error:
-            raise DataError(_where_it_is_no_text(path, limit)) from error
+            raise DataError(_describe_undecodable(path, limit)) from error
 
 
-def _where_it_is_no_text(path: Path, limit: RowLimit) -> str:
-    """The line that can't be decoded, which the reader, reading ahead, doesn't know."""
+def _describe_undecodable(path: Path, limit: RowLimit) -> str:
+    """Return a message with the first line that is not UTF-8. The reader decodes ahead and can't name it."""
     with path.open("rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             return "the file is UTF-16 text; save it as UTF-8"
@@ -120,5 +123,5 @@ def _where_it_is_no_text(path: Path, limit: RowLimit) -> str:
 
 
 def _separator(header: str) -> str:
-    """A comma where the header has one, else whichever of the others it has most of."""
+    """Return a comma if the header contains one, otherwise its most frequent separator."""
     return "," if "," in header else max(_SEPARATORS, key=header.count)

@@ -1,4 +1,4 @@
-"""All of a data set as pairs, with every row that could not be used accounted for."""
+"""Convert the rows of a data set to pairs, record every unusable row, and split off held-out pairs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class SkippedRow:
-    """A row that gave no pair; rows are counted from 1."""
+    """A row that cannot be converted to a pair; rows are numbered from 1."""
 
     number: int
     reason: str
@@ -35,7 +35,7 @@ class SkippedRow:
 
 @dataclass
 class LoadedPairs:
-    """`len(pairs) + len(skipped)` is the number of rows read."""
+    """All usable and all skipped rows; together they are the rows that were read."""
 
     pairs: list[Pair] = field(default_factory=list)
     skipped: list[SkippedRow] = field(default_factory=list)
@@ -50,12 +50,10 @@ def read_pairs(
     keep: bool = False,
     limit: RowLimit = _USUAL_LIMIT,
 ) -> Iterator[Pair | SkippedRow]:
-    """Each row as a pair, or as the reason why not; reads as it is asked. At most `max_samples` rows.
+    """Yield each of at most `max_samples` rows as a pair or as a SkippedRow with the reason.
 
-    Where rejected answers aren't needed, they aren't looked at. With `keep`, a Hub data set is downloaded as a whole,
-    to be there the next time.
-
-    Raises DataError where `column_mapping` names a column that none of the first rows has.
+    Rejected answers are ignored unless `needs_rejected`. With `keep`, a Hub data set is downloaded and cached. Raises
+    DataError if `column_mapping` names a column that none of the first rows has.
     """
     rows = islice(open_rows(config.source, file, token, keep=keep, limit=limit), config.max_samples)
     first = _first_rows(rows) if config.column_mapping else []
@@ -69,19 +67,19 @@ def read_pairs(
 
 
 def _first_rows(rows: Iterator[Row]) -> list[Row]:
-    """Enough rows to have seen every column, but not so many that they fill the memory."""
+    """Return the first 20 rows, in which every column should occur, or fewer if they take more than 16 MiB."""
     first: list[Row] = []
-    room = _BYTES_HELD_FOR_COLUMNS
+    budget = _BYTES_HELD_FOR_COLUMNS
     for row in islice(rows, _ROWS_WITH_ALL_COLUMNS):
         first.append(row)
-        room -= approximate_size(row, room)
-        if room <= 0:
+        budget -= approximate_size(row, budget)
+        if budget <= 0:
             break
     return first
 
 
 def load_pairs(rows: Iterable[Pair | SkippedRow]) -> LoadedPairs:
-    """All of `read_pairs`. Raises DataError where no row can be used."""
+    """Collect the output of `read_pairs`. Raises DataError if no row is usable."""
     loaded = LoadedPairs()
     for item in rows:
         if isinstance(item, SkippedRow):
@@ -89,7 +87,7 @@ def load_pairs(rows: Iterable[Pair | SkippedRow]) -> LoadedPairs:
         else:
             loaded.pairs.append(item)
     if not loaded.pairs:
-        raise DataError(_nothing_usable(loaded.skipped))
+        raise DataError(_describe_none_usable(loaded.skipped))
     return loaded
 
 
@@ -101,9 +99,9 @@ def held_out_count(pairs: int, test_size: float) -> int:
 
 
 def split_pairs(pairs: Sequence[_T], test_size: float, seed: int) -> tuple[list[_T], list[_T]]:
-    """(training, held out) of pairs or of their numbers, the same for the same seed; both keep the file's order.
+    """Split pairs, or their numbers, into (training, held out), determined by `seed`; both parts keep their order.
 
-    A `test_size` above 0 holds out at least one pair, and never the last one left to train on.
+    A `test_size` above 0 holds out at least one pair and leaves at least one for training.
     """
     count = held_out_count(len(pairs), test_size)
     if count == 0:
@@ -113,7 +111,7 @@ def split_pairs(pairs: Sequence[_T], test_size: float, seed: int) -> tuple[list[
     return training, [pairs[index] for index in sorted(held_out)]
 
 
-def _nothing_usable(skipped: Sequence[SkippedRow]) -> str:
+def _describe_none_usable(skipped: Sequence[SkippedRow]) -> str:
     if not skipped:
         return "The data set has no rows"
     shown = "; ".join(f"row {row.number}: {row.reason}" for row in skipped[:_REASONS_SHOWN])

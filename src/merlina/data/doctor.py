@@ -1,6 +1,6 @@
-"""What is wrong with a preference set: counted as its rows go by, with the numbers of a few rows as examples.
+"""Detect common defects of preference data in a single pass over the rows.
 
-A finding stops nothing. It says what the training will learn that was not meant, or will not learn that was.
+Findings are warnings: each names a defect, the number of affected rows and the effect on training.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from merlina.data.pairs import Pair
 from merlina.schemas.datasets import DataFinding, FindingKind
 
 _EXAMPLES = 5
-_ONE_SIDED_SHARE = 0.8
-_LOPSIDED_RATIO = 1.5
-_FEW_PAIRS = 20
+# Length bias: at least this fraction of the answers on one side is longer, by at least this ratio on average.
+_ONE_SIDED_FRACTION = 0.8
+_LENGTH_RATIO = 1.5
+_MIN_PAIRS_FOR_BIAS = 20
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a pair's parts as they are trained on.
-
-    And the highest token id among them, and how many tokens were cut off to make it fit.
-    """
+    """Numbers of tokens in a pair after truncation, its highest token id, and the numbers of truncated tokens."""
 
     prompt: int
     chosen: int
@@ -35,7 +33,7 @@ class Lengths:
 
     @property
     def longest(self) -> int:
-        """Of the prompt with its longer answer."""
+        """Tokens of the prompt with its longer answer."""
         return self.prompt + max(self.chosen, self.rejected)
 
     @property
@@ -56,10 +54,10 @@ class _Count:
 
 @dataclass
 class Doctor:
-    """Sees each row once; `findings` may be asked for at any time. `markers` are the chat format's own.
+    """Collector of findings; `findings` may be called at any time. `markers` are those of the chat format.
 
-    `longest`, `most_tokens` and `highest_id` are the largest of the Lengths seen, 0 without any; `highest_id_row` is
-    the first row with that id.
+    `longest`, `most_tokens` and `highest_id` are maxima over all Lengths, 0 without any; `highest_id_row` is the first
+    row with that id.
     """
 
     markers: Sequence[str] = ()
@@ -85,14 +83,14 @@ class Doctor:
 
     @property
     def mean_tokens(self) -> tuple[float, float, float] | None:
-        """Of prompt, chosen and rejected answer, over the pairs whose Lengths were seen; None without any."""
+        """Mean tokens of prompt, chosen and rejected answer over the pairs with Lengths; None without any."""
         if self._tokenized == 0:
             return None
         prompt, chosen, rejected = self._tokens
         return prompt / self._tokenized, chosen / self._tokenized, rejected / self._tokenized
 
     def skip(self, row: SkippedRow) -> None:
-        """A row that gives no pair."""
+        """Add a row that is not usable."""
         self.rows += 1
         kind: FindingKind = row.kind
         self._count(kind).add(row.number)
@@ -101,23 +99,23 @@ class Doctor:
             reasons.append(f"row {row.number}: {row.reason}")
 
     def reason_to_skip(self) -> str | None:
-        """The first reason for which a row was skipped, with the row's number."""
+        """Return the first reason for which a row was skipped, with the row's number."""
         return next((reasons[0] for reasons in self._reasons.values()), None)
 
     def see(self, pair: Pair, lengths: Lengths | None = None) -> None:
-        """A pair; `lengths` where it was turned into tokens."""
+        """Add a pair, with its `lengths` if it was tokenized."""
         self.rows += 1
         if pair.rejected is not None and pair.chosen.strip() == pair.rejected.strip():
             self._count("identical_answers").add(pair.number)
-        self._look_for_duplicates(pair)
-        self._look_at_answer_lengths(pair)
-        if self.markers and _holds_a_marker(pair, self.markers):
+        self._check_duplicates(pair)
+        self._measure_answers(pair)
+        if self.markers and _contains_marker(pair, self.markers):
             self._count("markers_in_text").add(pair.number)
         if lengths is not None:
-            self._look_at_tokens(pair, lengths)
+            self._measure_tokens(pair, lengths)
 
     def findings(self, held_out: Iterable[int]) -> list[DataFinding]:
-        """All that was found, the gravest first; `held_out` are the numbers of the pairs that are not trained on."""
+        """Return all findings, the most serious first. `held_out` contains the numbers of the held-out pairs."""
         counts = dict(self._counts)
         if (leaked := self._leaked(set(held_out))).rows:
             counts["evaluation_leak"] = leaked
@@ -128,7 +126,7 @@ class Doctor:
     def _count(self, kind: FindingKind) -> _Count:
         return self._counts.setdefault(kind, _Count())
 
-    def _look_for_duplicates(self, pair: Pair) -> None:
+    def _check_duplicates(self, pair: Pair) -> None:
         prompt = _digest([part for turn in pair.prompt for part in (turn.role, turn.content.strip())])
         whole = _digest([prompt.hex(), pair.chosen.strip(), (pair.rejected or "").strip()])
         if whole in self._seen:
@@ -136,7 +134,7 @@ class Doctor:
         self._seen.add(whole)
         self._prompts.append((pair.number, prompt))
 
-    def _look_at_answer_lengths(self, pair: Pair) -> None:
+    def _measure_answers(self, pair: Pair) -> None:
         if pair.rejected is None:
             return
         chosen, rejected = len(pair.chosen), len(pair.rejected)
@@ -144,7 +142,7 @@ class Doctor:
         self._chosen_shorter += chosen < rejected
         self._characters = (self._characters[0] + chosen, self._characters[1] + rejected)
 
-    def _look_at_tokens(self, pair: Pair, lengths: Lengths) -> None:
+    def _measure_tokens(self, pair: Pair, lengths: Lengths) -> None:
         self.longest = max(self.longest, lengths.longest)
         self.most_tokens = max(self.most_tokens, lengths.all_parts)
         if lengths.highest_id > self.highest_id:
@@ -158,7 +156,7 @@ class Doctor:
             self._cut_tokens = (prompts + lengths.cut_prompt, answers + lengths.cut_answers)
 
     def _leaked(self, held_out: set[int]) -> _Count:
-        """Held-out pairs whose prompt is trained on as well."""
+        """Count held-out pairs whose prompt also occurs in a training pair."""
         trained = {prompt for number, prompt in self._prompts if number not in held_out}
         leaked = _Count()
         for number, prompt in self._prompts:
@@ -168,18 +166,18 @@ class Doctor:
 
     def _length_bias(self) -> DataFinding | None:
         pairs = self.usable
-        if pairs < _FEW_PAIRS:
+        if pairs < _MIN_PAIRS_FOR_BIAS:
             return None
         chosen, rejected = (total / pairs for total in self._characters)
         ratio = chosen / max(rejected, 1)
-        longer = self._chosen_longer / pairs >= _ONE_SIDED_SHARE
-        shorter = self._chosen_shorter / pairs >= _ONE_SIDED_SHARE
-        if not (longer and ratio >= _LOPSIDED_RATIO) and not (shorter and ratio <= 1 / _LOPSIDED_RATIO):
+        longer = self._chosen_longer / pairs >= _ONE_SIDED_FRACTION
+        shorter = self._chosen_shorter / pairs >= _ONE_SIDED_FRACTION
+        if not (longer and ratio >= _LENGTH_RATIO) and not (shorter and ratio <= 1 / _LENGTH_RATIO):
             return None
         side, count = ("longer", self._chosen_longer) if longer else ("shorter", self._chosen_shorter)
         message = (
             f"the chosen answer is the {side} one in {count / pairs:.0%} of the pairs ({chosen:,.0f} characters "
-            f"against {rejected:,.0f} on average): the model may learn the length rather than the quality"
+            f"against {rejected:,.0f} on average): the model may learn length rather than quality"
         )
         return DataFinding(kind="length_bias", count=count, rows=[], message=message)
 
@@ -198,20 +196,18 @@ class Doctor:
 _MESSAGES: dict[FindingKind, str] = {
     "unusable": "{count} of {of} rows can't be used: {reasons}",
     "empty_side": "{count} of {of} rows lack a prompt or an answer and can't be used: {reasons}",
-    "differing_prompts": (
-        "{count} of {of} rows have answers to different prompts, so that they can't be compared: {reasons}"
-    ),
+    "differing_prompts": ("{count} of {of} rows have answers to different prompts, which can't be compared: {reasons}"),
     "identical_answers": "{count} of {of} rows have the same text as chosen and rejected: they teach no preference",
     "duplicates": "{count} of {of} rows repeat an earlier one: they count twice in training",
     "evaluation_leak": (
-        "{count} held-out pairs have a prompt that is trained on as well: the evaluation will look better than it is"
+        "{count} held-out pairs share their prompt with a training pair: the evaluation will be too optimistic"
     ),
     "markers_in_text": (
-        "{count} of {of} rows contain the chat format's own markers in their text: they would end a turn early"
+        "{count} of {of} rows contain markers of the chat format in their text, which end a turn too early"
     ),
     "over_max_length": (
-        "{count} of {of} rows are longer than max_length: {prompts} tokens are cut from prompts, at their beginning, "
-        "and {answers} from answers, at their end"
+        "{count} of {of} rows are longer than max_length: {prompts} tokens are truncated from the beginning of prompts "
+        "and {answers} from the end of answers"
     ),
 }
 
@@ -224,6 +220,6 @@ def _digest(parts: Sequence[str]) -> bytes:
     return digest.digest()
 
 
-def _holds_a_marker(pair: Pair, markers: Sequence[str]) -> bool:
+def _contains_marker(pair: Pair, markers: Sequence[str]) -> bool:
     texts = (pair.chosen, pair.rejected or "", *(turn.content for turn in pair.prompt))
     return any(marker in text for text in texts for marker in markers)

@@ -1,4 +1,4 @@
-"""Rows out of data set files, one at a time, in constant memory: which format a file has, and who reads it."""
+"""Detect the format of a data set file and read its rows one at a time, in constant memory."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from merlina.schemas.datasets import FileFormat
 
 Row = dict[str, Any]
 
-_ENDINGS: dict[str, FileFormat] = {
+_EXTENSIONS: dict[str, FileFormat] = {
     ".json": "json",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
     ".parquet": "parquet",
 }
-_SUPPORTED = "json, jsonl, csv and parquet files can be read"
+_SUPPORTED = "supported are json, jsonl, csv and parquet"
 _USUAL_LIMIT = RowLimit()
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -39,8 +39,8 @@ _COUNTERS: dict[FileFormat, Callable[[Path, RowLimit], int]] = {
 
 
 def detect_format(path: Path, name: str | None = None) -> FileFormat:
-    """By the ending of `name` (the file's own where left out), else by its first bytes. Raises DataError."""
-    by_name = _ENDINGS.get(Path(name or path.name).suffix.lower())
+    """Return the format by the extension of `name` (default: the file's name), else by content. Raises DataError."""
+    by_name = _EXTENSIONS.get(Path(name or path.name).suffix.lower())
     if by_name is not None and by_name != "json":
         return by_name
     with path.open("rb") as file:
@@ -49,15 +49,15 @@ def detect_format(path: Path, name: str | None = None) -> FileFormat:
 
 
 def read_rows(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> Iterator[Row]:
-    """Rows in the file's order, read as they are asked for.
+    """Yield the rows in order.
 
-    Raises DataError naming the line, or for parquet and json the row, that can't be read or exceeds the limit.
+    Raises DataError, which names the line (csv, jsonl) or row, if one can't be read or exceeds the limit.
     """
     return _READERS[file_format](path, limit)
 
 
 def parse_all(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> int:
-    """Reads every row once and counts them. Raises DataError where one can't be read or there is none at all."""
+    """Read and count all rows. Raises DataError if a row can't be read or the file has none."""
     if file_format == "parquet":
         count = parquet_files.parse_parquet(path, limit)
     else:
@@ -68,7 +68,7 @@ def parse_all(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMI
 
 
 def count_rows(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> int:
-    """Return the exact number of rows by the cheapest means the format has. Raises DataError."""
+    """Return the exact number of rows, without reading them if the format allows that. Raises DataError."""
     return _COUNTERS[file_format](path, limit)
 
 
@@ -84,10 +84,10 @@ def _by_content(head: bytes) -> FileFormat | None:
 
 
 def _looks_like_csv(text: bytes) -> bool:
-    """Whether there is a header of several columns with lines below it."""
+    """Return whether the text starts with a header of several columns, followed by another line."""
     header, newline, _ = text.partition(b"\n")
     return bool(newline) and header.isascii() and b"\0" not in text and any(sign in header for sign in b",;\t|")
 
 
 def _unknown(name: str) -> FileFormat:
-    raise DataError(f"{name}: can't tell what kind of file this is; {_SUPPORTED}")
+    raise DataError(f"{name}: unknown file format; {_SUPPORTED}")

@@ -1,4 +1,4 @@
-"""A fingerprint of a run's rows and split, so that a resume with other data is noticed."""
+"""Fingerprint of the rows and the split of a run, by which a resume detects changed data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROWS_PER_BLOCK = 1000
 
 
 class FileStamp(BaseModel):
-    """What tells without reading that a file has not been replaced since."""
+    """File metadata that changes when the file is replaced."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,7 +26,7 @@ class FileStamp(BaseModel):
 
 
 class Fingerprint(BaseModel):
-    """`blocks` are digests of 1,000 usable rows each, in order; a row's number is part of it."""
+    """Digest of the usable rows: `blocks` has one entry per 1,000 rows, in order, which covers row numbers too."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,7 +36,7 @@ class Fingerprint(BaseModel):
     file: FileStamp | None = None
 
     def difference(self, now: Fingerprint) -> str | None:
-        """What the data of a resume differs in, in words; None if rows and split are the same."""
+        """Return a description of how `now` differs; None if rows and split are the same."""
         found = []
         if now.rows != self.rows:
             found.append(f"{self.rows:,} usable rows when the run started, {now.rows:,} now")
@@ -51,8 +51,8 @@ class Fingerprint(BaseModel):
 
 
 def fingerprint(pairs: Iterable[Pair], test_size: float, file: Path | None) -> Fingerprint:
-    """Of all usable pairs in the order of the file; holds one of them at a time."""
-    # Before reading: a file that is replaced meanwhile must look replaced.
+    """Return the fingerprint of all usable pairs, in the order of the file."""
+    # Taken before the rows are read: a file that is replaced meanwhile must not match later.
     stamped = stamp(file) if file is not None else None
     rows, digests = 0, list[xxh3_64]()
     for pair in pairs:
@@ -65,12 +65,12 @@ def fingerprint(pairs: Iterable[Pair], test_size: float, file: Path | None) -> F
 
 
 def stamp(file: Path) -> FileStamp:
-    """Raises OSError where the file cannot be looked at."""
+    """Return the file's metadata. Raises OSError if it can't be read."""
     found = file.stat()
     return FileStamp(size=found.st_size, mtime_ns=found.st_mtime_ns, inode=found.st_ino)
 
 
 def _content(pair: Pair) -> bytes:
     turns = [(message.role, message.content) for message in pair.prompt]
-    # repr separates the parts: no text can pass for the end of one and the beginning of the next.
+    # repr makes the boundaries between the parts unambiguous.
     return repr((pair.number, turns, pair.chosen, pair.rejected, pair.reasoning)).encode("utf-8", "replace")

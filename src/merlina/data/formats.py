@@ -1,7 +1,7 @@
-"""A pair as the text that is trained on (the contract's table of formats).
+"""Chat formats: render a pair as the text that the model reads (see docs/datasets.md).
 
-The prompt is everything the model is given, up to where its answer begins; an answer is what it should write, with the
-marker that ends it. Several turns are the same parts one after the other.
+The prompt includes everything up to the first character of the answer; an answer includes its end marker. A
+conversation of several turns repeats the same parts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
 
 @dataclass(frozen=True)
 class Rendered:
-    """The texts of a pair; prompt + answer is what the model reads."""
+    """Texts of a pair; the model reads prompt + answer."""
 
     prompt: str
     chosen: str
@@ -25,10 +25,10 @@ class Rendered:
 
 
 class ChatTemplate(Protocol):
-    """A model's own template; whoever has a tokenizer brings it."""
+    """The chat template of a tokenizer."""
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, enable_thinking: bool) -> str:
-        """The messages as text, with the beginning of an answer where a generation prompt is asked for."""
+        """Return the messages as text, with the beginning of an answer if `add_generation_prompt`."""
 
 
 Formatter = Callable[[Pair], Rendered]
@@ -36,9 +36,11 @@ _Renderer = Callable[[Pair, DatasetFormat, ChatTemplate | None], Rendered]
 
 
 def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
-    """The function that renders pairs. Raises DataError where the format needs a template and there is none."""
+    """Return the function that renders pairs. Raises DataError if the format needs a template and there is none."""
     if spec.format_type == "tokenizer" and template is None:
-        raise DataError("model_name is needed for the format 'tokenizer': it says whose chat template to use")
+        raise DataError(
+            "model_name is required by the format 'tokenizer': it names the model whose chat template to use"
+        )
     render = FORMATS[spec.format_type]
     return lambda pair: render(pair, spec, template)
 
@@ -86,19 +88,22 @@ def _tokenizer(pair: Pair, spec: DatasetFormat, template: ChatTemplate | None) -
 
 
 def _template_answer(pair: Pair, text: str, prompt: str, spec: DatasetFormat, template: ChatTemplate) -> str:
-    """What the template adds when the answer follows the prompt, up to the marker that ends it."""
+    """Return what the template adds to the prompt for this answer, up to and including the end marker.
+
+    Raises UnusableRowError if the template renders the prompt differently once an answer follows.
+    """
     turns = (*pair.prompt, Message("assistant", text))
     whole = template.render(turns, add_generation_prompt=False, enable_thinking=spec.enable_thinking)
-    # What stands after the end marker is not the model's to write; newlines of the answer itself are.
+    # Newlines after the end marker belong to the next turn; newlines inside the answer are part of it.
     answer_ends = whole.rfind(text) + len(text) if text in whole else 0
     whole = whole[:answer_ends] + whole[answer_ends:].rstrip("\n")
     if whole.startswith(prompt):
         return whole[len(prompt) :]
-    # Templates that open a thought in the generation prompt don't show it in a finished turn.
+    # Some templates open a thought in the generation prompt but omit it from a finished turn.
     bare = template.render(pair.prompt, add_generation_prompt=False, enable_thinking=spec.enable_thinking)
     begins = whole.find(text, len(bare)) if whole.startswith(bare) else -1
     if begins < 0:
-        raise UnusableRowError("the model's chat template changes the prompt once an answer follows")
+        raise UnusableRowError("the model's chat template renders the prompt differently once an answer follows")
     return whole[begins:]
 
 
@@ -137,7 +142,7 @@ FORMATS: dict[FormatType, _Renderer] = {
 }
 
 _CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
-# The text by which each format marks turns; a tokenizer made for it has each as one token.
+# Markers of turns in each format. In a tokenizer made for the format, each is a single token.
 MARKERS: dict[FormatType, tuple[str, ...]] = {
     "chatml": _CHATML_MARKERS,
     "qwen3": _CHATML_MARKERS,

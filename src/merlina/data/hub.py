@@ -1,4 +1,4 @@
-"""Rows of a data set on the Hugging Face Hub, by its own client: streamed, or kept for the next time."""
+"""Read rows of a data set on the Hugging Face Hub, streamed or downloaded into the cache."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _USUAL_LIMIT = RowLimit()
 def read_hub_rows(
     repo_id: str, split: str, token: str | None, *, keep: bool, limit: RowLimit = _USUAL_LIMIT
 ) -> Iterator[dict[str, Any]]:
-    """Rows of one split in order; with `keep`, all of it is downloaded first, and is there offline from then on.
+    """Yield the rows of a split in order. With `keep`, download it first, so that it can later be read offline.
 
-    Raises DataError where it isn't there, may not be read or can't be reached, or where a row exceeds the limit.
+    Raises DataError if the data set doesn't exist, can't be accessed or reached, or if a row exceeds the limit.
     """
     from datasets import load_dataset
 
     check_not_a_folder(repo_id)
     try:
-        _stop_where_refused(repo_id, token)
-        # Only what was kept can be read offline; a stream leaves nothing behind.
+        _raise_if_denied(repo_id, token)
+        # A stream caches nothing, so that offline only downloaded data sets can be read.
         streaming = not keep and not constants.is_offline_mode()
         rows = load_dataset(repo_id, split=split, streaming=streaming, token=token or False)
         for number, row in enumerate(rows, start=1):
             limit.check_row(row, f"row {number}")
             yield row
-    except Exception as error:  # the clients let errors of their HTTP libraries through, whichever those are
-        words = _in_words(error, repo_id, token)
-        if words is None:
+    except Exception as error:  # the clients raise errors of whichever HTTP library they use
+        message = _describe_error(error, repo_id, token)
+        if message is None:
             raise
-        raise DataError(words) from error
+        raise DataError(message) from error
 
 
-def _stop_where_refused(repo_id: str, token: str | None) -> None:
-    """Raises where the Hub says no; `datasets` would go on to rows that someone else's run left in the cache."""
+def _raise_if_denied(repo_id: str, token: str | None) -> None:
+    """Raise the Hub's error if it denies access; `datasets` would fall back to rows that another run has cached."""
     try:
         check_access(repo_id, "dataset", token or False)
     except Exception as error:
@@ -50,30 +50,30 @@ def _stop_where_refused(repo_id: str, token: str | None) -> None:
             raise
 
 
-def _in_words(error: Exception, repo_id: str, token: str | None) -> str | None:
-    """None for errors that are not about this data set, such as a full disk."""
+def _describe_error(error: Exception, repo_id: str, token: str | None) -> str | None:
+    """Return a message for the user; None for errors unrelated to this data set, such as a full disk."""
     from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError
 
-    if words := describe_hub_error(error, repo_id, "dataset", token_given=token is not None):
-        return words
+    if message := describe_hub_error(error, repo_id, "dataset", token_given=token is not None):
+        return message
     if isinstance(error, DataFilesNotFoundError):
         return f"The data set {repo_id!r} has no files that can be read as rows"
     if isinstance(error, DatasetGenerationError):
         cause = error.__cause__ or error
-        return None if _is_of_this_machine(cause) else f"The data set {repo_id!r} can't be read: {first_line(cause)}"
+        return None if _is_local_error(cause) else f"The data set {repo_id!r} can't be read: {first_line(cause)}"
     if isinstance(error, ValueError):
         return f"The data set {repo_id!r} can't be read: {first_line(error)}"
-    if isinstance(error, OSError) and not _is_of_this_machine(error):
+    if isinstance(error, OSError) and not _is_local_error(error):
         return f"The Hub can't be reached to read {repo_id!r} ({type(error).__name__})"
     return None
 
 
-def _is_of_this_machine(error: BaseException) -> bool:
+def _is_local_error(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError)
 
 
 def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
-    """Rows of one split, from the card or the Parquet files' own footers; None where only a download would tell."""
+    """Return the number of rows in a split from its card or its Parquet footers; None if it would take a download."""
     from datasets import load_dataset_builder
 
     check_not_a_folder(repo_id)
@@ -91,7 +91,7 @@ def count_hub_rows(repo_id: str, split: str, token: str | None) -> int | None:
 
 
 def check_not_a_folder(repo_id: str) -> None:
-    """Raises DataError for a folder, which the Hub's client takes for a data set, wherever it lies."""
+    """Raise DataError if `repo_id` is a local folder, which `datasets` would read without asking the Hub."""
     if os.path.exists(repo_id):
         raise DataError(f"{repo_id!r} is a folder on the server's machine, not a data set on the Hub; use local_file")
 

@@ -1,4 +1,4 @@
-"""Rows out of JSON: one object a line, one array of objects, one object of columns, or one object that is a row."""
+"""Read rows from JSON: one object per line, an array of objects, an object of columns, or a single row."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ HEAD_BYTES = 1024**2
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MOST_VALUES_IN_COLUMNS = 4_000_000
 _LARGEST_COLUMNS = 64 * 1024**2
-# Where a text was cut, an error lies no further from its end than the longest word or escape of JSON.
+# In a truncated text, the parser reports an error within the last literal or escape, which is no longer than this.
 _LONGEST_WORD = 16
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def read_jsonl(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
-    """Yield one object per line, passing over blank lines; an array or one indented object is read as in `read_json`.
+    """Yield one object per line, skipping blank lines; read an array or an indented object like `read_json`.
 
-    Raises DataError with the line or row.
+    Raises DataError, which names the line or row.
     """
     if _holds_one_value(path):
         yield from read_json(path, limit)
@@ -42,9 +42,9 @@ def count_jsonl(path: Path, limit: RowLimit) -> int:
 
 
 def read_json(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an array, read as it goes, of one object of columns, or the one row that an object is.
+    """Yield the rows of an array (incrementally) or of an object of columns, or the single row that an object is.
 
-    Raises DataError with the row.
+    Raises DataError, which names the row.
     """
     with path.open("rb") as file:
         start = _skip_to_json(file)
@@ -65,20 +65,20 @@ def count_json(path: Path, limit: RowLimit) -> int:
 
 
 def holds_lines(head: bytes) -> bool:
-    """Whether a text that begins with an object has a complete object in its first line and another one below it."""
+    """Return whether the first line is a complete object and the next one starts another object."""
     first, _, rest = head.partition(b"\n")
     return rest.lstrip().startswith(b"{") and _is_json(first)
 
 
 def _holds_one_value(path: Path) -> bool:
-    """Whether a file begins with an array, or with an object in several lines, rather than with a row in one line."""
+    """Return whether the file starts with an array or a multi-line object, rather than with a row per line."""
     with path.open("rb") as file:
         start = _skip_to_json(file)
         return start == b"[" or (start == b"{" and _begins_in_several_lines(file.read(HEAD_BYTES)))
 
 
 def _begins_in_several_lines(head: bytes) -> bool:
-    """Whether a text begins with an object that goes on below its first line, rather than with a broken line."""
+    """Return whether the text starts with an object that spans several lines, rather than with a broken line."""
     first, _, rest = head.partition(b"\n")
     if not rest or _is_json(first) or not _is_unfinished(first, 0):
         return False
@@ -87,7 +87,7 @@ def _begins_in_several_lines(head: bytes) -> bool:
 
 
 def _is_unfinished(text: bytes, last: int) -> bool:
-    """Whether nothing is wrong with a text that begins with a JSON value, but for its `last` characters or its end."""
+    """Return whether the text is valid JSON except for its last `last` characters or its missing end."""
     decoded = text.decode("utf-8", "replace").rstrip()
     try:
         json.loads(decoded)
@@ -115,7 +115,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def _lines(path: Path, limit: RowLimit) -> Iterator[tuple[int, bytes]]:
-    """Lines that aren't blank, numbered from 1 over all."""
+    """Yield lines that are not blank with their numbers, from 1; blank lines count."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(limit.size + 1):
@@ -145,7 +145,7 @@ def _json_object(line: bytes, number: int) -> dict[str, Any]:
 
 
 def _no_number(_text: str) -> None:
-    """NaN and infinities stand for a missing value."""
+    """Read NaN and infinities as a missing value."""
     return
 
 
@@ -155,7 +155,7 @@ def _kind(value: Any) -> str:
 
 
 def _skip_to_json(file: BinaryIO) -> bytes:
-    """Moves to the first character that isn't white space, past a byte-order mark, and returns it."""
+    """Seek to the first character after white space and a byte-order mark, and return it."""
     if file.read(3) != _BYTE_ORDER_MARK:
         file.seek(0)
     while (character := file.read(1)).isspace():
@@ -165,7 +165,7 @@ def _skip_to_json(file: BinaryIO) -> bytes:
 
 
 def _read_array(file: BinaryIO, limit: RowLimit) -> Iterator[dict[str, Any]]:
-    """Row by row, holding little more than the row that is read."""
+    """Yield the rows of an array, with little more than one row in memory."""
     window = _Window(file, limit)
     window.skip("[")
     if window.next_character() == "]":
@@ -192,14 +192,14 @@ def _read_array(file: BinaryIO, limit: RowLimit) -> Iterator[dict[str, Any]]:
             raise DataError(f"row {number} {TOO_MANY_DIGITS}") from error
         number += 1
     if window.next_character() != "]":
-        raise DataError(f"row {number + 1} is not valid JSON: neither a comma nor the array's end stands before it")
+        raise DataError(f"row {number + 1} is not valid JSON: expected a comma or the end of the array before it")
     window.skip("]")
     if window.next_character():
-        raise DataError(f"there is more text after the array's end, which is row {number}")
+        raise DataError(f"there is more text after the end of the array, which has {number} rows")
 
 
 class _Window:
-    """The part of a JSON text that is looked at, moved on value by value."""
+    """Sliding window over a JSON text, which advances value by value."""
 
     _BLOCK = 256 * 1024
 
@@ -215,7 +215,7 @@ class _Window:
         self._ended = False
 
     def next_character(self) -> str:
-        """Moves to the first character that isn't white space and returns it; empty at the end."""
+        """Advance to the first character that is not white space and return it; empty at the end."""
         while True:
             self._at = _WHITE_SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text) or self._ended:
@@ -227,7 +227,7 @@ class _Window:
         self._at += 1
 
     def value(self, place: str) -> Any:
-        """The value that comes next, which errors call `place`. Raises ValueError where it is none, or DataError."""
+        """Return the next value; errors name it `place`. Raises ValueError if it is invalid, DataError if too large."""
         self.next_character()
         while True:
             try:
@@ -245,12 +245,12 @@ class _Window:
                 return value
 
     def place_of(self, error: json.JSONDecodeError) -> str:
-        """Line and column in the file of an error in the part that is held."""
+        """Return line and column, in the file, of an error in the window."""
         column = error.colno + (self._columns_before if error.lineno == 1 else 0)
         return f"line {self._lines_before + error.lineno}, column {column}"
 
     def _grow(self) -> None:
-        """Doubles what is held, so that a long value is not looked at again and again; a row's limit is enough."""
+        """Double the window, up to the limit of a row, so that parsing a long value takes linear time."""
         held, lines = self._text[self._at :], self._text.count("\n", 0, self._at)
         self._columns_before = self._at - (self._text.rindex("\n", 0, self._at) + 1 if lines else -self._columns_before)
         self._lines_before += lines
@@ -260,17 +260,17 @@ class _Window:
 
 
 def _read_one_object(file: BinaryIO, size: int, limit: RowLimit) -> Iterator[dict[str, Any]]:
-    """Yield the rows of an object of columns, or the object itself; either has to be held as a whole."""
+    """Yield the rows of an object of columns, or the object itself. Either is read into memory as a whole."""
     if size > _LARGEST_COLUMNS:
         raise DataError(
-            f"The JSON file is one object and larger than {_LARGEST_COLUMNS // 1024**2} MB: "
-            "it can't be read row by row. Write it as JSONL, CSV or Parquet"
+            f"The JSON file is one object and larger than {_LARGEST_COLUMNS // 1024**2} MB, so it "
+            "can't be read row by row. Write it as JSONL, CSV or Parquet"
         )
     text = file.read()
     if has_more_values(text, _MOST_VALUES_IN_COLUMNS):
         raise DataError(
-            f"The JSON file is one object with more than {_MOST_VALUES_IN_COLUMNS:,} values: "
-            "it can't be read row by row. Write it as JSONL, CSV or Parquet"
+            f"The JSON file is one object with more than {_MOST_VALUES_IN_COLUMNS:,} values, so it "
+            "can't be read row by row. Write it as JSONL, CSV or Parquet"
         )
     try:
         value: dict[str, Any] = json.loads(text, parse_constant=_no_number)
@@ -283,13 +283,13 @@ def _read_one_object(file: BinaryIO, size: int, limit: RowLimit) -> Iterator[dic
 
 
 def _are_columns(value: dict[str, Any]) -> bool:
-    """Whether every value is an array with one element per row, rather than the messages of one conversation."""
+    """Return whether every value is an array with one element per row, rather than one conversation."""
     columns = value.values()
     return bool(value) and all(isinstance(column, list) for column in columns) and not any(map(_is_dialogue, columns))
 
 
 def _is_dialogue(column: list[Any]) -> bool:
-    """Whether messages of different roles follow each other; a column of messages has the same role in each row."""
+    """Return whether the column is a conversation: messages whose roles differ."""
     roles = {str(item.get("role", item.get("from"))) if isinstance(item, dict) else "None" for item in column}
     return len(roles) > 1 and "None" not in roles
 
