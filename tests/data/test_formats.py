@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from merlina.data.formats import FORMATS, formatter
+from merlina.data.formats import FORMATS, MARKERS, formatter
 from merlina.data.pairs import Message, Pair
 from merlina.errors import DataError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
@@ -21,7 +21,7 @@ def render(spec: DatasetFormat, prompt: tuple[Message, ...], reasoning: str | No
 
 
 def test_every_format_of_the_schema_is_there() -> None:
-    assert set(FORMATS) == set(get_args(FormatType))
+    assert set(FORMATS) == set(MARKERS) == set(get_args(FormatType))
 
 
 @pytest.mark.parametrize(

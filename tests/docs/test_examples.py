@@ -4,7 +4,7 @@ A page's names stand for what the test has: the address for its server's, SmolLM
 the folder the server was started in, the example ids for the newest job, upload and comparison. Marks behind a fence:
 
 - `bash error`: the command is meant to fail
-- `json answer`: what the `bash` block before it prints has these keys and kinds of values
+- `json response`: what the `bash` block before it prints has these keys and kinds of values
 - `json config`, `yaml config`: a whole TrainingConfig; `json part`, `yaml part`: some of its fields
 - `json dataset`: a DatasetConfig
 """
@@ -110,7 +110,7 @@ class Reader:
             assert not check_partial(content), where
         if "dataset" in marks:
             DatasetConfig.model_validate(content)
-        if "answer" in marks:
+        if "response" in marks:
             real = json.loads(self.printed)
             assert content.keys() == real.keys() or all(key.startswith("job_") for key in content), (where, real)
             _compare(content, real, where)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from merlina.data.formats import formatter
 from merlina.data.pairs import Message, Pair
-from merlina.schemas.datasets import DatasetFormat
+from merlina.schemas.datasets import DatasetFormat, FormatType
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.templates import chat_template, saved_template
 from tests.tiny import build_tiny_sentencepiece_tokenizer
@@ -42,6 +42,10 @@ def test_the_saved_template_renders_a_prompt_as_training_did(spec: dict[str, Any
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     rendered = environment.from_string(template).render(messages=turns, add_generation_prompt=True)
     assert rendered == formatter(trained, None)(Pair(prompt, "c", "r")).prompt
+
+
+def test_every_format_is_compared_with_the_template_that_is_saved() -> None:
+    assert {spec["format_type"] for spec in SPECS} == {*get_args(FormatType)} - {"tokenizer"}
 
 
 def test_the_models_own_template_is_kept_where_it_was_trained_in() -> None:

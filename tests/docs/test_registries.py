@@ -1,0 +1,48 @@
+"""Places that must agree with a registry and that no other test compares; ARCHITECTURE.md's checklists name them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import get_args
+
+import typer
+
+from merlina.api.page import _VIEWS
+from merlina.cli.main import commands
+from merlina.client import Client
+from merlina.schemas.datasets import FormatType, TrainingMode
+from tests.docs.pages import FOLDER, PAGES, REPOSITORY, inline_code
+
+UI = REPOSITORY / "ui" / "src"
+
+
+def test_the_page_offers_every_chat_format() -> None:
+    text = (UI / "components/new-run/DataPart.svelte").read_text()
+    (formats,) = re.findall(r"const formats: .*?= \[(.*?)\];", text, re.DOTALL)
+    assert set(re.findall(r"\['(\w+)',", formats)) == set(get_args(FormatType))
+
+
+def test_every_training_method_is_in_the_table_of_methods() -> None:
+    methods = _section((FOLDER / "settings-of-a-run.md").read_text(), "Methods")
+    assert set(re.findall(r"^\| `(\w+)` \|", methods, re.MULTILINE)) - {"training_mode"} == set(get_args(TrainingMode))
+
+
+def test_every_method_of_the_client_is_in_its_table() -> None:
+    methods = {name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")}
+    assert methods - {"close"} <= set(inline_code(FOLDER / "api.md"))
+
+
+def test_every_command_is_documented() -> None:
+    text = "\n".join(page.read_text() for page in [REPOSITORY / "README.md", *PAGES])
+    assert not [name for name in typer.main.get_group(commands).commands if f"merlina {name}" not in text]
+
+
+def test_the_server_knows_every_view_of_the_page() -> None:
+    text = (UI / "lib/route.ts").read_text()
+    named = set(re.findall(r"first === '(\w+)'", text))
+    assert {view.split("/")[1] for view in _VIEWS} - {""} == named
+
+
+def _section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
