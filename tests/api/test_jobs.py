@@ -14,6 +14,7 @@ import pytest
 
 from merlina.errors import InvalidRequestError
 from merlina.jobs.run_folders import write_mark
+from merlina.schemas.messages import CompletedMessage
 from merlina.schemas.training import TrainingConfig
 from tests.cli.test_commands import command
 from tests.harness import Server, damaged_model, pairs_file, until
@@ -288,8 +289,9 @@ def test_a_folder_that_no_job_made_is_kept_and_a_model_taken_away_is_nobodys(ser
         assert server.until_ended(second).output_dir == str(models / "by-hand")
         assert client.status(first).output_dir is None
         *_, last = client.watch(first)
-    assert (last["type"], last["output_dir"]) == ("completed", None)
-    assert "completed: its model is gone" in command("watch", first, url=server.url).stdout
+    assert isinstance(last, CompletedMessage)
+    assert last.output_dir is None
+    assert "completed: its model no longer exists" in command("watch", first, url=server.url).stdout
 
 
 def test_only_a_run_with_a_checkpoint_can_be_resumed(server: Server, done: str) -> None:

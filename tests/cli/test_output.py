@@ -20,6 +20,7 @@ from merlina.cli.config_file import read_mapping
 from merlina.cli.console import SafeConsole, print_table
 from merlina.cli.progress import show_progress
 from merlina.errors import InvalidRequestError
+from merlina.schemas.messages import JobMessage, MetricsMessage, StatusUpdate
 from tests.cli import test_commands
 from tests.harness import Server, pairs_file
 
@@ -116,15 +117,15 @@ def test_validate_prints_json_for_a_file_that_is_no_configuration(tmp_path: Path
 def test_the_bar_of_a_narrow_terminal_has_time_left_and_speed() -> None:
     shown = io.StringIO()
     terminal = SafeConsole(file=shown, force_terminal=True, width=80, color_system=None)
-    updates = [
-        message
-        for step in (1, 2, 3)
-        for message in (
-            {"type": "status_update", "status": "training", "current_step": step, "total_steps": 1000},
-            {"type": "metrics", "metrics": {"loss": 0.6931, "eval_loss": 0.7, "tokens_per_second": 1234.0}},
-        )
-    ]
-    show_progress([*updates, {"type": "completed"}], terminal)
+    metrics = {"loss": 0.6931, "eval_loss": 0.7, "tokens_per_second": 1234.0}
+    head: dict[str, Any] = {"job_id": "job_1", "timestamp": 0.0, "seq": 1}
+    unknown = dict.fromkeys(("loss", "eval_loss", "learning_rate", "gpu_memory"))
+    updates: list[JobMessage] = []
+    for step in (1, 2, 3):
+        state = {"status": "training", "progress": step / 1000, "current_step": step, "total_steps": 1000, **unknown}
+        updates.append(StatusUpdate.model_validate({"type": "status_update", **head, **state}))
+        updates.append(MetricsMessage(type="metrics", step=step, metrics=metrics, **head))
+    show_progress(updates, terminal)
     last = shown.getvalue()
     assert "left" in last
     assert "1,234 tokens/s" in last

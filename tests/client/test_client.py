@@ -26,6 +26,7 @@ from merlina.errors import (
 from merlina.runs import EventLog
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.events import Ended, Metrics
+from merlina.schemas.messages import JobMessage, MetricsMessage
 from merlina.schemas.training import TrainingConfig
 from tests.harness import Server, add_running_job, pairs_file, until
 
@@ -69,7 +70,7 @@ def test_a_run_from_upload_to_its_end_with_progress(server: Server, config: Conf
         assert shown.samples[0]["cut"]["prompt"] == 7
         assert client.validate(training).valid
         created = client.train(training, "high")
-        ended = client.wait(created.job_id, on_message=lambda message: seen.append(message["type"]))
+        ended = client.wait(created.job_id, on_message=lambda message: seen.append(message.type))
         assert (ended.status, ended.current_step) == ("completed", 3)
         assert seen[0] == "status_update"
         assert seen.count("metrics") >= 3
@@ -102,7 +103,7 @@ def test_it_can_be_awaited(server: Server, config: Config) -> None:
             job, gpus, stats = await asyncio.gather(client.train(body), client.gpus(), client.stats())
             assert (gpus.status, stats.queue.max_concurrent) == ("no_cuda", 1)
             seen: list[str] = []
-            ended = await client.wait(job.job_id, on_message=lambda message: seen.append(message["type"]))
+            ended = await client.wait(job.job_id, on_message=lambda message: seen.append(message.type))
             assert ended.status == "completed"
             with pytest.raises(NotFoundError):
                 async for _ in client.watch("job_none"):
@@ -172,12 +173,12 @@ def test_watching_goes_on_over_a_restart_without_a_gap(new_server: Callable[...,
         for step in steps:
             log.append(Metrics(step=step, metrics={"loss": 0.5}))
 
-    async def watch(server: Server, log: EventLog) -> list[dict[str, Any]]:
+    async def watch(server: Server, log: EventLog) -> list[JobMessage]:
         async with AsyncClient(server.url) as client:
             messages = []
             async for message in client.watch(job_id, after=0):
                 messages.append(message)
-                if message["type"] == "metrics" and message["step"] == 5:
+                if isinstance(message, MetricsMessage) and message.step == 5:
                     server.kill()
                     append_steps(log, range(21, 31))
                     await asyncio.to_thread(server.start)
@@ -192,9 +193,9 @@ def test_watching_goes_on_over_a_restart_without_a_gap(new_server: Callable[...,
         messages = asyncio.run(watch(server, log))
         log.close()
         until(lambda: server.status(job_id).status == "completed")
-    steps = [message["step"] for message in messages if message["type"] == "metrics" and "loss" in message["metrics"]]
+    steps = [one.step for one in messages if isinstance(one, MetricsMessage) and "loss" in one.metrics]
     assert steps == list(range(1, 41))
-    assert messages[-1]["type"] == "completed"
+    assert messages[-1].type == "completed"
 
 
 @pytest.mark.parametrize(("url", "key"), [("127.0.0.1:8000", None), ("http://127.0.0.1:8000", "schlüssel")])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from merlina.errors import NotFoundError
+from merlina.schemas.messages import MetricsMessage, StatusUpdate
 from tests.harness import Server, pairs_file, until
 
 Config = Callable[..., dict[str, Any]]
@@ -37,19 +38,19 @@ def test_a_reader_stays_over_a_pause_and_everyone_counts_it(server: Server, conf
     steps: list[int] = []
     with server.client() as client, server.http() as http:
         for message in client.watch(job):
-            if message["type"] == "metrics":
-                steps.append(message["step"])
-                if message["step"] == 15:
+            if isinstance(message, MetricsMessage):
+                steps.append(message.step)
+                if message.step == 15:
                     client.pause(job)
-            elif message["type"] == "status_update" and states[-1:] != [message["status"]]:
-                states.append(message["status"])
-                if message["status"] == "paused":
+            elif isinstance(message, StatusUpdate) and states[-1:] != [message.status]:
+                states.append(message.status)
+                if message.status == "paused":
                     assert job in [entry.job_id for entry in client.history("paused").jobs]
                     assert client.jobs()[job].status == "paused"
                     assert client.stats().queue.paused_count == client.queue_status().stats.paused_count == 1
                     assert 'merlina_jobs{state="paused"} 1.0' in http.get("/metrics").text
                     client.resume(job)
-    assert message["type"] == "completed"
+    assert message.type == "completed"
     assert steps == list(range(1, LAST + 1))
     assert states.count("paused") == 1
     assert states[states.index("paused") - 1] == "training"

@@ -14,7 +14,7 @@ from merlina.api.middleware.api_key import ApiKeyMiddleware
 from merlina.api.middleware.body_limits import BodyLimitMiddleware
 from merlina.api.middleware.head_requests import HeadMiddleware
 from merlina.api.middleware.origins import OwnNames, OwnNamesMiddleware
-from merlina.api.middleware.response_cache import RepeatMiddleware
+from merlina.api.middleware.response_cache import ResponseCacheMiddleware
 from merlina.api.middleware.sessions import LoggedOut, Sessions
 from merlina.api.middleware.sub_path import SubPathMiddleware, sub_path_of
 from merlina.api.routes import ROUTERS
@@ -147,7 +147,7 @@ def _server_tokens(settings: Settings) -> dict[str, str]:
 
 def _add_middleware(app: FastAPI, settings: Settings, sessions: Sessions | None) -> None:
     """The last one added meets a request first: whoever may not ask is turned away before anything is repeated."""
-    app.add_middleware(RepeatMiddleware, revision=lambda: app.state.services.database.revision)
+    app.add_middleware(ResponseCacheMiddleware, revision=lambda: app.state.services.database.revision)
     app.add_middleware(BodyLimitMiddleware, streamed_path="/dataset/upload-file")
     if sessions:
         app.add_middleware(ApiKeyMiddleware, sessions=sessions)

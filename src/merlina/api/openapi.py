@@ -1,4 +1,4 @@
-"""The OpenAPI description, with the errors that every route can answer and FastAPI doesn't know of."""
+"""The OpenAPI description, extended by the errors of all routes and the messages of the WebSocket."""
 
 from __future__ import annotations
 
@@ -7,31 +7,33 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from merlina.schemas.system import ErrorAnswer
+from merlina.schemas.messages import LiveMessage
+from merlina.schemas.system import ErrorResponse
 
 _EVERYWHERE = {
-    "401": "An API key is set, and the request carries neither it nor a session",
-    "403": "A foreign Host or Origin, or a path outside the allowed folders",
-    "429": "An API key is set, and too many wrong ones came from this address",
+    "401": "The server requires an API key, and the request has neither the key nor a session",
+    "403": "A foreign Host or Origin header, or a path outside the allowed folders",
+    "429": "Too many wrong API keys from this address",
 }
-_WITH_INPUT = {"400": "The request is not valid", "404": "What it names is not there"}
+_WITH_INPUT = {"400": "The request is not valid", "404": "The requested resource does not exist"}
 _WITH_BODY = {
-    "413": "The body is over its limit",
-    "503": "Too much is asked at the same time",
+    "413": "The body exceeds its size limit",
+    "503": "Too many requests at the same time",
     "507": "The disk is full",
 }
-_SCHEMA_NAME = "ErrorAnswer"
 
 
 def describe(app: FastAPI, sub_path: str = "") -> dict[str, Any]:
-    """Return the description, built once and then kept. `sub_path` is the path of DOMAIN, if it has one."""
+    """Return the description, which is built at the first call. `sub_path` is the path of DOMAIN, if it has one."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
         if sub_path:
             schema["servers"] = [{"url": sub_path}]
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        schemas[_SCHEMA_NAME] = ErrorAnswer.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= schemas[_SCHEMA_NAME].pop("$defs", {})
+        for model in (ErrorResponse, LiveMessage):
+            described = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
+            schemas |= described.pop("$defs", {})
+            schemas[model.__name__] = described
         for operations in schema["paths"].values():
             for operation in operations.values():
                 _add_errors(operation)
@@ -43,19 +45,19 @@ def describe(app: FastAPI, sub_path: str = "") -> dict[str, Any]:
 
 def _add_errors(operation: dict[str, Any]) -> None:
     responses = operation["responses"]
-    responses.pop("422", None)  # a bad request is 400 here
+    responses.pop("422", None)  # an invalid request is 400 here
     errors = dict(_EVERYWHERE)
     if "parameters" in operation or "requestBody" in operation:
         errors |= _WITH_INPUT
     if "requestBody" in operation:
         errors |= _WITH_BODY
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{_SCHEMA_NAME}"}}}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}}}
     for status, description in errors.items():
         responses.setdefault(status, {"description": description})
     for status, response in responses.items():
         if int(status) >= 400:
             response.setdefault("content", content)
         for found in response.get("content", {}).values():
-            # FastAPI calls what isn't JSON a string, even where its schema is named.
+            # FastAPI gives responses that are not JSON the type string, even if they refer to a schema.
             if "$ref" in found["schema"]:
                 found["schema"].pop("type", None)

@@ -136,7 +136,7 @@ def upload_entry(record: UploadRecord) -> UploadEntry:
     )
 
 
-def upload_answer(record: UploadRecord) -> UploadResponse:
+def upload_response(record: UploadRecord) -> UploadResponse:
     return UploadResponse(
         dataset_id=record.dataset_id,
         filename=record.filename,

@@ -23,6 +23,7 @@ from merlina.client import Client
 from merlina.errors import InvalidRequestError, ModelError
 from merlina.schemas.chat import AnswerRequest, AnswerText, ChatMessage, Side
 from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.messages import CompletedMessage, ErrorMessage
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
 
@@ -104,12 +105,13 @@ def _show(server: DemoServer, settings: Settings, base_model: Path) -> Outcome:
         _validate(client, config)
         job_id = _train(client, config)
         last = show_progress(client.watch(job_id), output)
-        if last.get("type") != "completed":
-            raise ModelError(f"The run did not complete: {last.get('error') or last.get('status')}")
+        if not isinstance(last, CompletedMessage):
+            cause = last.error if isinstance(last, ErrorMessage) else None
+            raise ModelError(f"The run did not complete: {cause or 'it was stopped'}")
         before, after = _evaluations(client, job_id)
         _compare_figures(before, after)
         with_habit = _compare_answers(client, job_id)
-        output.print(f"The tuned model is in {last['output_dir']}; its README.md says how to load it.")
+        output.print(f"The tuned model is in {last.output_dir}; its README.md says how to load it.")
     return Outcome(True, before["eval_reward_accuracy"], after["eval_reward_accuracy"], with_habit)
 
 

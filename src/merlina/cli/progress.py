@@ -1,77 +1,88 @@
-"""A job as it goes: a bar with loss, speed and time left, or plain lines where there is no terminal."""
+"""The progress of a job: a bar with loss, speed and remaining time on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from merlina.cli.console import duration
-
-Message = dict[str, Any]
+from merlina.schemas.messages import JobMessage, LogMessage, MetricsMessage, StatusUpdate
 
 _LINE_SECONDS = 1.0
 _LEVEL_STYLE = {"warning": "yellow", "error": "red", "info": "dim"}
+_SHOWN_METRICS = (
+    ("tokens_per_second", "{:,.0f} tokens/s"),
+    ("loss", "loss {:.4f}"),
+    ("eval_loss", "eval {:.4f}"),
+)
 
 
-def show_progress(messages: Iterable[Message], console: Console) -> Message:
-    """Shows a job's messages until the last, which it returns."""
-    shown = _Bar(console) if console.is_terminal else _Lines(console)
-    last: Message = {}
-    with shown:
+def show_progress(messages: Iterable[JobMessage], console: Console) -> JobMessage | None:
+    """Show a job's messages until the last one, which is returned; None if there were none."""
+    view = _Bar(console) if console.is_terminal else _Lines(console)
+    last = None
+    with view:
         for message in messages:
-            shown.take(message)
+            view.update(message)
             last = message
     return last
 
 
 class _View:
-    """What is known of the job by now, and how lines about it are written."""
+    """The newest known values of a job, and how log lines and states are printed."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._status = ""
-        self._known: Message = {}
+        self._state = ""
+        self._step: int | None = None
+        self._total_steps: int | None = None
+        self._metrics: dict[str, float] = {}
         self._clock = _StepClock()
 
-    def take(self, message: Message) -> None:
-        if message["type"] == "log":
-            self._console.print(f"  [{_LEVEL_STYLE[message['level']]}]{escape(message['message'])}[/]")
-        elif message["type"] == "metrics":
-            self._known |= {name: value for name, value in message["metrics"].items() if value is not None}
-        elif message["type"] == "status_update":
-            self._known |= {name: value for name, value in message.items() if value is not None}
-            self._clock.note(message.get("current_step"))
-            if message["status"] != self._status and message["status"] not in ("stopped", "cancelled"):
-                self._status = message["status"]
-                if self._status == "paused":
-                    self._clock = _StepClock()
-                self._console.print(f"[bold]{self._status.replace('_', ' ')}[/]")
+    def update(self, message: JobMessage) -> None:
+        if isinstance(message, LogMessage):
+            self._console.print(f"  [{_LEVEL_STYLE[message.level]}]{escape(message.message)}[/]")
+        elif isinstance(message, MetricsMessage):
+            self._merge(message.metrics)
+        elif isinstance(message, StatusUpdate):
+            self._merge({"loss": message.loss, "eval_loss": message.eval_loss})
+            self._step = message.current_step if message.current_step is not None else self._step
+            self._total_steps = message.total_steps if message.total_steps is not None else self._total_steps
+            self._clock.note(message.current_step)
+            self._show_state(message.status)
         self.refresh()
 
     def refresh(self) -> None:
         raise NotImplementedError
 
-    def figures(self) -> str:
-        """Time left, speed and losses, as far as they are known; a narrow terminal cuts off the last ones."""
-        known = self._known
-        left = self._clock.seconds_left(known.get("current_step"), known.get("total_steps"))
+    def summary(self) -> str:
+        """Return remaining time, speed and losses as far as they are known, the most important ones first."""
+        left = self._clock.seconds_left(self._step, self._total_steps)
         parts = [f"{duration(left)} left"] if left is not None else []
-        parts += [f"{known['tokens_per_second']:,.0f} tokens/s"] if "tokens_per_second" in known else []
-        parts += [f"loss {known['loss']:.4f}"] if "loss" in known else []
-        parts += [f"eval {known['eval_loss']:.4f}"] if "eval_loss" in known else []
+        parts += [form.format(self._metrics[name]) for name, form in _SHOWN_METRICS if name in self._metrics]
         return " · ".join(parts)
+
+    def _merge(self, metrics: dict[str, float | None]) -> None:
+        self._metrics |= {name: value for name, value in metrics.items() if value is not None}
+
+    def _show_state(self, state: str) -> None:
+        if state == self._state or state in ("stopped", "cancelled"):
+            return
+        self._state = state
+        if state == "paused":
+            self._clock = _StepClock()
+        self._console.print(f"[bold]{state.replace('_', ' ')}[/]")
 
 
 class _Bar(_View):
     def __init__(self, console: Console) -> None:
         super().__init__(console)
         self._progress = Progress(
-            # Leaves room for all figures where the terminal is 80 columns wide.
+            # All values fit beside a bar of this width on a terminal of 80 columns.
             BarColumn(bar_width=12),
             MofNCompleteColumn(),
             TextColumn("{task.description}"),
@@ -86,13 +97,11 @@ class _Bar(_View):
         self._progress.stop()
 
     def refresh(self) -> None:
-        total = self._known.get("total_steps")
-        if not total:
+        if not self._total_steps:
             return
         if self._task is None:
-            self._task = self._progress.add_task("", total=total)
-        step = self._known.get("current_step") or 0
-        self._progress.update(self._task, completed=step, description=self.figures())
+            self._task = self._progress.add_task("", total=self._total_steps)
+        self._progress.update(self._task, completed=self._step or 0, description=self.summary())
 
 
 class _Lines(_View):
@@ -112,15 +121,14 @@ class _Lines(_View):
             self._print()
 
     def _print(self) -> None:
-        step, total = self._known.get("current_step"), self._known.get("total_steps")
-        if not step or step == self._printed_step:
+        if not self._step or self._step == self._printed_step:
             return
-        self._printed_at, self._printed_step = time.monotonic(), step
-        self._console.print(f"  step {step}/{total} · {self.figures()}")
+        self._printed_at, self._printed_step = time.monotonic(), self._step
+        self._console.print(f"  step {self._step}/{self._total_steps} · {self.summary()}")
 
 
 class _StepClock:
-    """How long a step takes, from the steps seen since the watching began."""
+    """The mean duration of the steps observed so far."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None

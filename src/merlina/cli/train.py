@@ -1,10 +1,10 @@
-"""`merlina train`, `watch` and `resume`: start a run, or come back to one, and see it go."""
+"""`merlina train`, `watch` and `resume`: start or continue a run and show its progress."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -14,6 +14,7 @@ from merlina.cli.console import ApiKey, Url, client, output
 from merlina.cli.progress import show_progress
 from merlina.client import DEFAULT_URL, Client
 from merlina.schemas.jobs import Priority
+from merlina.schemas.messages import CompletedMessage, ErrorMessage, JobMessage, StatusUpdate
 
 EXIT_FAILED = 1
 EXIT_STOPPED = 3
@@ -22,15 +23,15 @@ EXIT_DETACHED = 130
 
 def train(
     file: Annotated[Path, typer.Argument(help="A TrainingConfig as JSON or YAML.")],
-    priority: Annotated[Priority, typer.Option(help="Place in the queue.")] = "normal",
+    priority: Annotated[Priority, typer.Option(help="Priority in the queue.")] = "normal",
     preemptible: Annotated[
-        bool, typer.Option(help="With low priority: make way while a run of high priority waits for the place.")
+        bool, typer.Option(help="With low priority: pause the run while a high-priority job needs its slot or GPU.")
     ] = False,
-    detach: Annotated[bool, typer.Option(help="Submit only; don't watch.")] = False,
+    detach: Annotated[bool, typer.Option(help="Submit the job without watching it.")] = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Submit a run and watch it. Ctrl-C leaves the run going."""
+    """Submit a job and watch it. Ctrl-C ends watching, not the run."""
     config = read_config_file(file)
     with client(url, api_key) as server:
         created = server.train(config, priority, preemptible=preemptible)
@@ -42,47 +43,48 @@ def train(
 
 
 def watch(
-    job_id: Annotated[str, typer.Argument(help="The run to watch.")],
-    after: Annotated[int | None, typer.Option(help="Replay from this event on.")] = None,
+    job_id: Annotated[str, typer.Argument(help="The job to watch.")],
+    after: Annotated[int | None, typer.Option(help="Replay the events after this sequence number.")] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Watch a run until it ends. Ctrl-C leaves the run going."""
+    """Watch a job until it ends. Ctrl-C ends watching, not the run."""
     with client(url, api_key) as server:
         sys.exit(follow(server, job_id, after))
 
 
 def resume(
-    job_id: Annotated[str, typer.Argument(help="A failed, stopped or paused run.")],
+    job_id: Annotated[str, typer.Argument(help="A failed, stopped, cancelled or paused job.")],
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Go on with a run from its last checkpoint, and watch it."""
+    """Resume a run from its last checkpoint and watch it."""
     with client(url, api_key) as server:
         output.print(escape(server.resume(job_id).message))
         sys.exit(follow(server, job_id))
 
 
 def follow(server: Client, job_id: str, after: int | None = None) -> int:
-    """Shows a run until it ends and returns the command's exit code."""
+    """Show a run until it ends and return the command's exit code."""
     try:
         last = show_progress(server.watch(job_id, after), output)
     except KeyboardInterrupt:
         output.print(
-            f"\n{job_id} goes on without you. Come back: merlina watch {job_id}. Stop it: merlina stop {job_id}"
+            f"\n{job_id} continues on the server. To watch it: merlina watch {job_id}; to stop it: merlina stop {job_id}"
         )
         return EXIT_DETACHED
-    return _say_how_it_ended(last)
+    return _show_end(last)
 
 
-def _say_how_it_ended(last: dict[str, Any]) -> int:
-    if last["type"] == "completed":
-        where = f"the model is in {last['output_dir']}" if last["output_dir"] else "its model is gone"
+def _show_end(last: JobMessage | None) -> int:
+    if isinstance(last, CompletedMessage):
+        where = f"the model is in {last.output_dir}" if last.output_dir else "its model no longer exists"
         output.print(f"[green]completed[/]: {escape(where)}")
         return 0
-    if last["type"] == "error":
-        output.print(f"[red]failed[/]: {escape(last['error'] or 'no reason is known')}")
+    if isinstance(last, ErrorMessage):
+        output.print(f"[red]failed[/]: {escape(last.error or 'the reason is unknown')}")
         return EXIT_FAILED
-    saved = f"; what it had is in {last['output_dir']}" if last.get("output_dir") else ""
-    output.print(f"[yellow]{last['status']}[/]{escape(saved)}")
+    assert isinstance(last, StatusUpdate)
+    saved = f"; the model is in {last.output_dir}" if last.output_dir else ""
+    output.print(f"[yellow]{last.status}[/]{escape(saved)}")
     return EXIT_STOPPED

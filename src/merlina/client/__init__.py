@@ -3,6 +3,5 @@
 from merlina.client.async_client import AsyncClient
 from merlina.client.client import Client
 from merlina.client.connection import DEFAULT_URL
-from merlina.client.live import Message
 
-__all__ = ["DEFAULT_URL", "AsyncClient", "Client", "Message"]
+__all__ = ["DEFAULT_URL", "AsyncClient", "Client"]

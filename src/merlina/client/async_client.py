@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -14,10 +13,11 @@ from websockets.exceptions import ConnectionClosed
 
 from merlina.client.client import LOAD_SECONDS, Client
 from merlina.client.connection import direct, unreachable, websocket_proxy
-from merlina.client.live import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
+from merlina.client.live import LOST, RECONNECT_SECONDS, address, check_end, parse_message, refusal
 from merlina.client.responses import AnswerEvent, answer_event, error_of, sendable
 from merlina.schemas.chat import AnswerRequest
 from merlina.schemas.jobs import JobStatus
+from merlina.schemas.messages import JobMessage
 
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
@@ -118,7 +118,7 @@ class AsyncClient:
         except httpx.TransportError as error:
             raise unreachable(blocking.url, error) from error
 
-    async def watch(self, job_id: str, after: int | None = None) -> AsyncIterator[Message]:
+    async def watch(self, job_id: str, after: int | None = None) -> AsyncIterator[JobMessage]:
         """A job's messages until its last one, over cut connections and restarts of the server, each message once.
 
         `after` replays from that event on. Raises ServerError where the server stays away for about a minute.
@@ -128,10 +128,10 @@ class AsyncClient:
             try:
                 async for message in self._messages(job_id, after):
                     failures = 0
-                    after = message.get("seq", after)
+                    after = message.seq
                     yield message
                 return
-            except CUT as error:
+            except LOST as error:
                 if (refused := refusal(error)) is not None:
                     raise refused from error
                 if failures == len(RECONNECT_SECONDS):
@@ -139,21 +139,21 @@ class AsyncClient:
                 await asyncio.sleep(RECONNECT_SECONDS[failures])
                 failures += 1
 
-    async def wait(self, job_id: str, on_message: Callable[[Message], object] | None = None) -> JobStatus:
+    async def wait(self, job_id: str, on_message: Callable[[JobMessage], object] | None = None) -> JobStatus:
         """Returns where the job stands when it has ended; `on_message` is called with each message until then."""
         async for message in self.watch(job_id):
             if on_message is not None:
                 on_message(message)
         return await self.status(job_id)
 
-    async def _messages(self, job_id: str, after: int | None) -> AsyncIterator[Message]:
+    async def _messages(self, job_id: str, after: int | None) -> AsyncIterator[JobMessage]:
         """One connection's messages. Returns only after the last one; a cut raises ConnectionClosed."""
         headers = self.blocking.headers
         where, proxy = address(self.blocking.url, job_id, after), websocket_proxy(self.blocking.url)
         async with connect(where, additional_headers=headers, max_size=None, proxy=proxy) as websocket:
             while True:
                 try:
-                    yield json.loads(await websocket.recv())
+                    yield parse_message(await websocket.recv())
                 except ConnectionClosed as closed:
                     check_end(closed, job_id)
                     return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from itertools import chain, islice, repeat
@@ -17,14 +16,14 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from merlina.client.connection import direct, unreachable, url_and_key, websocket_proxy
-from merlina.client.live import CUT, RECONNECT_SECONDS, Message, address, check_end, refusal
+from merlina.client.live import LOST, RECONNECT_SECONDS, address, check_end, parse_message, refusal
 from merlina.client.responses import AnswerEvent, Model, answer_event, error_of, parse, sendable
 from merlina.errors import InvalidRequestError, NotFoundError, ServerError
 from merlina.schemas.chat import AnswerRequest, Better, ChatState, Comparison, ComparisonList, ComparisonRequest
 from merlina.schemas.configs import (
-    ConfigAnswer,
     ConfigDeleted,
     ConfigList,
+    ConfigResponse,
     ConfigWritten,
     SavedConfig,
 )
@@ -36,7 +35,7 @@ from merlina.schemas.datasets import (
     UploadList,
     UploadResponse,
 )
-from merlina.schemas.hardware import AvailableGpus, GpuAnswer, GpuList, RecommendedGpu
+from merlina.schemas.hardware import AvailableGpus, GpuList, GpuResponse, RecommendedGpu
 from merlina.schemas.jobs import (
     JobAction,
     JobCreated,
@@ -51,8 +50,9 @@ from merlina.schemas.jobs import (
     Priority,
     QueueJobs,
     QueueStatus,
-    StopAnswer,
+    StopResponse,
 )
+from merlina.schemas.messages import JobMessage
 from merlina.schemas.models import CachedModels, PreloadResponse
 from merlina.schemas.system import ApiInfo, Health, Machine, Stats
 from merlina.schemas.training import TrainingConfig
@@ -149,8 +149,8 @@ class Client:
     def timeline(self, job_id: str) -> JobTimeline:
         return self._get(f"/jobs/{_segment(job_id)}/timeline", JobTimeline)
 
-    def stop(self, job_id: str) -> StopAnswer:
-        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/stop"), StopAnswer)
+    def stop(self, job_id: str) -> StopResponse:
+        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/stop"), StopResponse)
 
     def pause(self, job_id: str) -> JobAction:
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/pause"), JobAction)
@@ -218,8 +218,8 @@ class Client:
     def gpus(self) -> GpuList:
         return self._get("/gpu/list", GpuList)
 
-    def gpu(self, index: int) -> GpuAnswer:
-        return self._get(f"/gpu/{index}", GpuAnswer)
+    def gpu(self, index: int) -> GpuResponse:
+        return self._get(f"/gpu/{index}", GpuResponse)
 
     def available_gpus(self, min_free_memory_mb: int = 4000) -> AvailableGpus:
         return self._get("/gpu/available", AvailableGpus, min_free_memory_mb=min_free_memory_mb)
@@ -238,7 +238,7 @@ class Client:
         return self._get("/configs/list", ConfigList, tag=tag)
 
     def saved_config(self, name: str) -> SavedConfig:
-        answer = self._get(f"/configs/{_segment(name)}", ConfigAnswer, include_metadata=True)
+        answer = self._get(f"/configs/{_segment(name)}", ConfigResponse, include_metadata=True)
         return SavedConfig.model_validate(answer.config)
 
     def delete_config(self, name: str) -> ConfigDeleted:
@@ -307,7 +307,7 @@ class Client:
         """A job's votes as a preference set among the uploads."""
         return parse(self._send("POST", "/chat/comparisons/dataset", params={"job_id": job_id}), UploadResponse)
 
-    def watch(self, job_id: str, after: int | None = None) -> Iterator[Message]:
+    def watch(self, job_id: str, after: int | None = None) -> Iterator[JobMessage]:
         """A job's messages until its last one, over cut connections and restarts of the server.
 
         Each `metrics` message comes once; the snapshot that a connection begins with may come again.
@@ -319,10 +319,10 @@ class Client:
             try:
                 for message in self._messages(job_id, after):
                     failures = 0
-                    after = message.get("seq", after)
+                    after = message.seq
                     yield message
                 return
-            except CUT as error:
+            except LOST as error:
                 if (refused := refusal(error)) is not None:
                     raise refused from error
                 if failures == len(RECONNECT_SECONDS):
@@ -330,20 +330,20 @@ class Client:
                 time.sleep(RECONNECT_SECONDS[failures])
                 failures += 1
 
-    def wait(self, job_id: str, on_message: Callable[[Message], object] | None = None) -> JobStatus:
+    def wait(self, job_id: str, on_message: Callable[[JobMessage], object] | None = None) -> JobStatus:
         """Returns where the job stands when it has ended; `on_message` is called with each message until then."""
         for message in self.watch(job_id):
             if on_message is not None:
                 on_message(message)
         return self.status(job_id)
 
-    def _messages(self, job_id: str, after: int | None) -> Iterator[Message]:
+    def _messages(self, job_id: str, after: int | None) -> Iterator[JobMessage]:
         """One connection's messages. Returns only after the last one; a cut raises ConnectionClosed."""
         where, proxy = address(self.url, job_id, after), websocket_proxy(self.url)
         with connect(where, additional_headers=self.headers, max_size=None, proxy=proxy) as websocket:
             while True:
                 try:
-                    yield json.loads(websocket.recv())
+                    yield parse_message(websocket.recv())
                 except ConnectionClosed as closed:
                     check_end(closed, job_id)
                     return

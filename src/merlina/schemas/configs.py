@@ -109,7 +109,7 @@ class ConfigList(ResponseModel):
     count: int
 
 
-class ConfigAnswer(ResponseModel):
+class ConfigResponse(ResponseModel):
     """One configuration: its fields, or with `include_metadata` those under `config` beside name, tags and times."""
 
     status: Literal["success"] = "success"

@@ -34,7 +34,7 @@ class GpuList(ResponseModel):
     count: int
 
 
-class GpuAnswer(ResponseModel):
+class GpuResponse(ResponseModel):
     """One GPU."""
 
     status: Literal["success"] = "success"

@@ -174,7 +174,7 @@ class LoadingCode(ResponseModel):
     )
 
 
-class StopAnswer(JobAction):
+class StopResponse(JobAction):
     """What became of a stop."""
 
     was_queued: bool

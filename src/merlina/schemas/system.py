@@ -21,7 +21,7 @@ class ErrorDetails(ResponseModel):
     )
 
 
-class ErrorAnswer(ResponseModel):
+class ErrorResponse(ResponseModel):
     """Every answer of 400 or more."""
 
     detail: str | ErrorDetails

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _KEPT_ANSWERS = 256
 
 
-class RepeatMiddleware:
+class ResponseCacheMiddleware:
     """Keeps the answers to `GET /jobs` and `GET /status/{job_id}`, which depend on the database alone.
 
     `revision` gives a number that changes with each write to the database. An answer is given again only while that

@@ -11,7 +11,7 @@ from merlina.api.disconnects import watched
 from merlina.api.services import ServicesDep
 from merlina.api.streams import LinesResponse
 from merlina.api.uploads.receiving import keep_rows
-from merlina.api.views import chat_state, upload_answer
+from merlina.api.views import chat_state, upload_response
 from merlina.schemas.chat import (
     AnswerLine,
     AnswerRequest,
@@ -95,4 +95,4 @@ def vote(comparison_id: str, request: Vote, services: ServicesDep) -> Comparison
 def save_votes(services: ServicesDep, job_id: Annotated[str, Query(max_length=64)]) -> UploadResponse:
     """Save a job's votes as an uploaded preference data set of prompt, chosen and rejected. Ties are left out."""
     rows = services.comparisons.preference_rows(job_id)
-    return upload_answer(keep_rows(services, rows, f"votes_{job_id}.jsonl"))
+    return upload_response(keep_rows(services, rows, f"votes_{job_id}.jsonl"))

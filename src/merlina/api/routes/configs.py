@@ -6,9 +6,9 @@ from fastapi import APIRouter
 
 from merlina.api.services import ServicesDep
 from merlina.schemas.configs import (
-    ConfigAnswer,
     ConfigDeleted,
     ConfigList,
+    ConfigResponse,
     ConfigWritten,
     ExportConfigRequest,
     ImportConfigRequest,
@@ -33,10 +33,10 @@ def list_all(services: ServicesDep, tag: str | None = None) -> ConfigList:
 
 
 @router.get("/{name}")
-def get(name: str, services: ServicesDep, include_metadata: bool = False) -> ConfigAnswer:
+def get(name: str, services: ServicesDep, include_metadata: bool = False) -> ConfigResponse:
     """One configuration, ready to be sent to /train where it is complete."""
     saved = services.configs.get(name)
-    return ConfigAnswer(config=saved.model_dump() if include_metadata else saved.config)
+    return ConfigResponse(config=saved.model_dump() if include_metadata else saved.config)
 
 
 @router.delete("/{name}")

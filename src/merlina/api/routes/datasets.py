@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from merlina.api.disconnects import run_while_connected
 from merlina.api.services import Services, ServicesDep
 from merlina.api.uploads.receiving import accept_upload, delete_upload
-from merlina.api.views import upload_answer, upload_entry
+from merlina.api.views import upload_entry, upload_response
 from merlina.data.columns import guess_mapping
 from merlina.data.sources import resolve_file
 from merlina.errors import InvalidRequestError
@@ -60,7 +60,7 @@ async def upload_file(request: Request, services: ServicesDep) -> UploadResponse
     except ClientDisconnect as error:
         _log.info("an upload was aborted by its client; nothing of it is kept")
         raise HTTPException(_CLIENT_CLOSED_REQUEST) from error
-    return upload_answer(record)
+    return upload_response(record)
 
 
 @router.get("/uploads")

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query
 
 from merlina.errors import NotFoundError
 from merlina.hardware.gpus import Gpu, count_in_words, list_gpus
-from merlina.schemas.hardware import AvailableGpus, GpuAnswer, GpuInfo, GpuList, RecommendedGpu
-from merlina.schemas.system import ErrorAnswer
+from merlina.schemas.hardware import AvailableGpus, GpuInfo, GpuList, GpuResponse, RecommendedGpu
+from merlina.schemas.system import ErrorResponse
 
 router = APIRouter(prefix="/gpu", tags=["gpus"])
 
@@ -40,7 +40,7 @@ def available(min_free_memory_mb: Annotated[int, Query(ge=0, le=2**31)] = 4000) 
     )
 
 
-@router.get("/recommended", responses={404: {"model": ErrorAnswer, "description": "No GPU is here"}})
+@router.get("/recommended", responses={404: {"model": ErrorResponse, "description": "No GPU is here"}})
 def recommended() -> RecommendedGpu:
     """The GPU with the most free memory."""
     best = max(_some_gpus(), key=lambda gpu: (gpu.memory_free_mb, -gpu.index))
@@ -48,13 +48,13 @@ def recommended() -> RecommendedGpu:
 
 
 @router.get("/{index}")
-def one(index: int) -> GpuAnswer:
+def one(index: int) -> GpuResponse:
     """One GPU by its index."""
     gpus = _some_gpus()
     found = next((gpu for gpu in gpus if gpu.index == index), None)
     if found is None:
         raise NotFoundError(f"There is no GPU with the index {index}; this machine has {count_in_words(gpus)}")
-    return GpuAnswer(gpu=_info(found))
+    return GpuResponse(gpu=_info(found))
 
 
 def _some_gpus() -> list[Gpu]:

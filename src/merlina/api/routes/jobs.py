@@ -27,7 +27,7 @@ from merlina.schemas.jobs import (
     JobTimeline,
     LoadingCode,
     Priority,
-    StopAnswer,
+    StopResponse,
 )
 from merlina.schemas.training import TrainingConfig
 from merlina.storage import jobs, metrics
@@ -136,21 +136,21 @@ def job_timeline(job_id: str, services: ServicesDep) -> JobTimeline:
 
 
 @router.post("/jobs/{job_id}/stop")
-def stop(job_id: str, services: ServicesDep) -> StopAnswer:
+def stop(job_id: str, services: ServicesDep) -> StopResponse:
     """Cancels a waiting job, or lets a running one end after its optimizer step, saving what it has."""
     record, before = services.commands.stop(job_id)
     if before == "queued":
         message = f"Job {job_id} removed from queue"
-        return StopAnswer(status="success", message=message, job_id=job_id, was_queued=True)
+        return StopResponse(status="success", message=message, job_id=job_id, was_queued=True)
     if before == "paused":
         kept = f"; the checkpoint at step {record.last_checkpoint} can be resumed" if record.last_checkpoint else ""
         message = f"Job {job_id} was paused and is {record.state} now. No model was saved{kept}."
-        return StopAnswer(status="success", message=message, job_id=job_id, was_queued=False)
+        return StopResponse(status="success", message=message, job_id=job_id, was_queued=False)
     if record.is_ended:
         message = f"Job {job_id} is {record.state} already; nothing to stop"
-        return StopAnswer(status="warning", message=message, job_id=job_id, was_queued=False)
+        return StopResponse(status="warning", message=message, job_id=job_id, was_queued=False)
     message = f"Stop request sent to job {job_id}. Training will stop after current step."
-    return StopAnswer(status="success", message=message, job_id=job_id, was_queued=False)
+    return StopResponse(status="success", message=message, job_id=job_id, was_queued=False)
 
 
 @router.post("/jobs/{job_id}/pause")

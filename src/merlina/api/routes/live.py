@@ -1,10 +1,10 @@
-"""The WebSocket (API document, "WebSocket API")."""
+"""The WebSocket endpoint (docs/api.md, "WebSocket")."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, WebSocket
 
-from merlina.api.live import serve_reader
+from merlina.api.live import serve_connection
 from merlina.api.services import ServicesDep
 
 router = APIRouter()
@@ -12,8 +12,8 @@ router = APIRouter()
 
 @router.websocket("/ws/{job_id}")
 async def watch(websocket: WebSocket, services: ServicesDep, job_id: str, after: str | None = None) -> None:
-    """Sends a job's messages; `after`, the number of an event, replays from that event on.
+    """Send a job's messages. With `after`, the number of an event, replay the events after it.
 
-    It is taken as text, since FastAPI refuses a WebSocket whose parameters are wrong without saying why.
+    `after` is declared as text because FastAPI refuses a WebSocket with invalid parameters without a reason.
     """
-    await serve_reader(websocket, services, job_id, after)
+    await serve_connection(websocket, services, job_id, after)
