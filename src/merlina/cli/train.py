@@ -70,7 +70,7 @@ def follow(server: Client, job_id: str, after: int | None = None) -> int:
         last = show_progress(server.watch(job_id, after), output)
     except KeyboardInterrupt:
         output.print(
-            f"\n{job_id} continues on the server. To watch it: merlina watch {job_id}; to stop it: merlina stop {job_id}"
+            f"\n{job_id} continues on the server. Watch it: merlina watch {job_id}. Stop it: merlina stop {job_id}"
         )
         return EXIT_DETACHED
     return _show_end(last)
