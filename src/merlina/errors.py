@@ -1,20 +1,22 @@
-"""The one tree of errors Merlina raises on purpose.
+"""The tree of errors that Merlina raises deliberately, and the findings that an error may list.
 
-A message says what is wrong, with which value, and what to do about it: it is shown to people as it stands.
-To add one: subclass the nearest branch, keep it picklable (all state in `args`), and give it a line in the table
-of `merlina.api.errors` only if no ancestor's HTTP status fits. Nothing here knows about HTTP.
+A message states what is wrong, with which value, and what to do; it is shown to users unchanged.
+To add an error: subclass the nearest class, keep it picklable (all state in `args`), and add it to the table in
+`merlina.api.errors` only if no ancestor's HTTP status fits. This module does not depend on HTTP.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-_LONGEST_MESSAGE = 1000
+_MAX_MESSAGE = 1000
 
 
-def shorten(text: str, most: int = _LONGEST_MESSAGE) -> str:
-    """Return the text cut to `most` characters: what a file, a library or a client says may be a book."""
+def shorten(text: str, most: int = _MAX_MESSAGE) -> str:
+    """Return the text truncated to `most` characters; files, libraries and clients may supply texts of any length."""
     return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
 
 
@@ -24,33 +26,51 @@ def first_line(error: BaseException) -> str:
 
 
 class MerlinaError(Exception):
-    """Base of all errors whose message is meant for the user."""
+    """Base class of all errors whose message is meant for the user."""
 
     @property
     def message(self) -> str:
         return shorten(str(self.args[0])) if self.args else type(self).__name__
 
 
-class InvalidRequestError(MerlinaError):
-    """What was asked for can't be done as asked: one message, and one entry per field or check that failed."""
+@dataclass(frozen=True)
+class Finding:
+    """One result of a check or a validation. `field` is the dotted path of the field concerned, null if there is none."""
 
-    def __init__(self, message: str, errors: Sequence[str] = (), warnings: Sequence[str] = ()) -> None:
-        super().__init__(message, tuple(errors), tuple(warnings))
+    message: str
+    field: str | None = None
+    severity: Literal["error", "warning"] = "error"
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+class InvalidRequestError(MerlinaError):
+    """A request that is not valid: a message, and a finding for each field or check that failed."""
+
+    def __init__(self, message: str, findings: Sequence[Finding] = ()) -> None:
+        super().__init__(message, tuple(findings))
 
     def __str__(self) -> str:
         return "; ".join([self.message, *self.errors])
 
     @property
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(replace(finding, message=shorten(finding.message)) for finding in self.args[1])
+
+    @property
     def errors(self) -> tuple[str, ...]:
-        return tuple(map(shorten, self.args[1]))
+        """The findings of severity `error` as text."""
+        return tuple(str(finding) for finding in self.findings if finding.severity == "error")
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return tuple(map(shorten, self.args[2]))
+        """The findings of severity `warning` as text."""
+        return tuple(str(finding) for finding in self.findings if finding.severity == "warning")
 
 
 class DataError(MerlinaError):
-    """A data set, or one row of it, can't be read or used."""
+    """A data set or one of its rows can't be read or used."""
 
 
 class ModelError(MerlinaError):
@@ -58,48 +78,48 @@ class ModelError(MerlinaError):
 
 
 class TrainingError(MerlinaError):
-    """A run can't go on; the message is the job's `error`."""
+    """A run failed; the message becomes the job's `error`."""
 
 
 class NotFoundError(MerlinaError):
-    """No job, upload, configuration or file by that name."""
+    """A job, upload, configuration or file does not exist."""
 
 
 class UnauthorizedError(MerlinaError):
-    """No valid API key."""
+    """The request has no valid API key."""
 
 
 class ForbiddenError(MerlinaError):
-    """A path outside the allowed roots, or an origin that may not use this server."""
+    """A path is outside the allowed folders, or an origin may not use this server."""
 
 
 class TooLargeError(MerlinaError):
-    """A body or a file over its limit."""
+    """A request body or a file exceeds its size limit."""
 
 
 class TimedOutError(MerlinaError):
-    """A client sent nothing for too long."""
+    """A client sent no data for too long."""
 
 
 class DiskFullError(MerlinaError):
-    """There is no room left for what was to be written."""
+    """The disk has too little free space for a write."""
 
 
 def is_disk_full(error: OSError) -> bool:
-    """Whether the system refused to write because the disk, or the user's share of it, is full."""
+    """Return whether a write failed because the disk or the user's quota is full."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class HelperError(MerlinaError):
-    """The helper process, which holds what needs transformers, failed or took too long."""
+    """A helper or chat process failed or took too long."""
 
 
 class ConflictError(MerlinaError):
-    """What was asked for would get in the way of something else, or something else has got in its way."""
+    """The request conflicts with the present state or with another operation."""
 
 
 class StoredConfigError(ConflictError):
-    """A stored configuration is of a form that this version cannot read."""
+    """A stored configuration has a format that this version can't read."""
 
 
 class OverridableError(ConflictError):
@@ -107,19 +127,19 @@ class OverridableError(ConflictError):
 
 
 class StartOverError(OverridableError):
-    """A run cannot continue where it was; with `force` it starts over."""
+    """A run can't resume from a checkpoint; with `force` it starts over."""
 
 
 class InsufficientMemoryError(OverridableError):
-    """A model to chat with would need memory that isn't free or that runs have or wait for; it can be forced."""
+    """A chat model needs memory that is not free or that runs hold or wait for."""
 
 
 class BusyError(MerlinaError):
-    """Too much is asked at the same time; asking again later may go well."""
+    """Too many operations at the same time; a later request may succeed."""
 
 
 class TooManyAttemptsError(MerlinaError):
-    """An address has failed to log in too often; `seconds` says how long it has to wait."""
+    """Too many failed logins from one address, which has to wait for `seconds`."""
 
     def __init__(self, message: str, seconds: int) -> None:
         super().__init__(message, seconds)
@@ -134,8 +154,8 @@ class TooManyAttemptsError(MerlinaError):
 
 
 class UnreachableError(MerlinaError):
-    """The Hugging Face Hub does not answer, and what is needed of it is not on this machine."""
+    """The Hub does not respond, and the required files are not cached on this machine."""
 
 
 class ServerError(MerlinaError):
-    """A running Merlina server can't be reached, or answered with something unexpected."""
+    """A Merlina server can't be started or reached, or sent an unexpected response."""

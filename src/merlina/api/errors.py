@@ -1,4 +1,4 @@
-"""The one place where errors become HTTP answers: always `{"detail": …}`, never a token, never a traceback."""
+"""Maps errors to HTTP responses: always `{"detail": …}`, never a token, never a traceback."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,6 +23,7 @@ from merlina.errors import (
     ConflictError,
     DataError,
     DiskFullError,
+    Finding,
     ForbiddenError,
     HelperError,
     InvalidRequestError,
@@ -37,11 +39,12 @@ from merlina.errors import (
 )
 from merlina.schemas.parsing.json_text import why_not_json
 from merlina.schemas.parsing.validation_errors import OWN_TYPES, describe_one
+from merlina.schemas.system import ErrorDetails
 
 _log = logging.getLogger(__name__)
 _NOT_VALID = "The request is not valid"
 
-# The nearest ancestor in this table gives an error its status.
+# An error has the status of its nearest ancestor in this table.
 STATUS: dict[type[MerlinaError], int] = {
     InvalidRequestError: 400,
     DataError: 400,
@@ -62,9 +65,9 @@ STATUS: dict[type[MerlinaError], int] = {
 
 
 def install(app: FastAPI) -> None:
-    """Adds the handlers to the app."""
+    """Add the error handlers to the app."""
     app.add_exception_handler(MerlinaError, _on_merlina_error)
-    app.add_exception_handler(RequestValidationError, _on_bad_request)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(OSError, _on_os_error)
     app.add_exception_handler(Exception, _on_bug)
@@ -74,62 +77,64 @@ def status_of(error: MerlinaError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def answer(
-    status: int,
-    message: str,
-    errors: list[str] | None = None,
-    warnings: list[str] | None = None,
-    *,
-    can_force: bool = False,
-) -> JSONResponse:
-    """`detail` is a string, or an object where there is more to tell: errors, warnings, that it can be forced."""
-    detail: Any = _encodable(message)
-    if errors or warnings or can_force:
-        lists = {"errors": errors or [], "warnings": warnings or []}
-        detail = {"message": detail, **{name: [_encodable(line) for line in lines] for name, lines in lists.items()}}
-        detail |= {"can_force": True} if can_force else {}
-    return JSONResponse({"detail": detail}, status)
+def error_response(error: MerlinaError) -> JSONResponse:
+    """Return the response to a request that failed with the error.
+
+    `detail` is the message, or an object if there are findings or if the request can be repeated with `force`.
+    """
+    detail: Any = error.message
+    if isinstance(error, InvalidRequestError) and error.findings:
+        findings = list(error.findings)
+        details = ErrorDetails(
+            message=error.message, errors=list(error.errors), warnings=list(error.warnings), findings=findings
+        )
+        detail = details.model_dump(exclude_unset=True)
+    elif isinstance(error, OverridableError):
+        detail = ErrorDetails(message=error.message, errors=[], warnings=[], can_force=True).model_dump(
+            exclude_unset=True
+        )
+    headers = {"Retry-After": str(error.seconds)} if isinstance(error, TooManyAttemptsError) else None
+    return JSONResponse({"detail": _encodable(detail)}, status_of(error), headers)
 
 
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
+def _encodable(content: Any) -> Any:
+    """Return the content with characters replaced that UTF-8 can't encode."""
+    if isinstance(content, str):
+        return content.encode("utf-8", "replace").decode()
+    if isinstance(content, list):
+        return [_encodable(item) for item in content]
+    return {name: _encodable(value) for name, value in content.items()} if isinstance(content, dict) else content
 
 
-def response(error: MerlinaError) -> JSONResponse:
-    """The answer to a request that failed with the error."""
-    if isinstance(error, InvalidRequestError):
-        return answer(400, error.message, list(error.errors), list(error.warnings))
-    found = answer(status_of(error), error.message, can_force=isinstance(error, OverridableError))
-    if isinstance(error, TooManyAttemptsError):
-        found.headers["Retry-After"] = str(error.seconds)
-    return found
+def _plain(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": _encodable(message)}, status, headers)
 
 
 def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MerlinaError)
-    return response(error)
+    return error_response(error)
 
 
-def _on_bad_request(request: Request, error: Exception) -> JSONResponse:
+def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     model = _body_model(request)
-    problems = [_describe(dict(problem), model, error.body) for problem in error.errors()]
+    findings = [_describe(dict(problem), model, error.body) for problem in error.errors()]
     kind = request.headers.get("content-type", "none")
     if model is not None and "json" not in kind:
-        problems.append(f"the Content-Type is {kind[:100]}; send application/json")
-    return answer(400, _NOT_VALID, problems)
+        findings.append(Finding(f"the Content-Type is {kind[:100]}; send application/json"))
+    return error_response(InvalidRequestError(_NOT_VALID, findings))
 
 
-def _describe(problem: dict[str, Any], model: type[BaseModel] | None, body: Any) -> str:
+def _describe(problem: dict[str, Any], model: type[BaseModel] | None, body: Any) -> Finding:
     where, *loc = problem["loc"]
     if problem["type"] == "json_invalid":
-        return f"body: {why_not_json(json.JSONDecodeError(problem['ctx']['error'], body, loc[0]))}"
+        return Finding(why_not_json(json.JSONDecodeError(problem["ctx"]["error"], body, loc[0])), "body")
     if where == "body" and not loc and problem["type"] not in OWN_TYPES:
-        return "body: a JSON object is needed"
+        return Finding("a JSON object is required", "body")
     if where == "body":
         return describe_one({**problem, "loc": loc}, model)
     if problem["type"].startswith(("greater_than", "less_than")):
-        # A number, though an address holds it as text.
+        # Parameters arrive as text; the message shows the number.
         problem["input"] = _as_number(problem["input"])
     return describe_one({**problem, "loc": loc or [where]}, None)
 
@@ -152,23 +157,26 @@ def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = str(error.detail)
     if error.status_code == 400 and isinstance(error.__cause__, (ValueError, RecursionError)):
-        # FastAPI could not parse a body for another reason than its grammar.
-        return answer(400, _NOT_VALID, [f"body: {why_not_json(error.__cause__)}"])
+        # FastAPI could not parse the body for a reason other than its syntax.
+        finding = Finding(why_not_json(error.__cause__), "body")
+        return error_response(InvalidRequestError(_NOT_VALID, [finding]))
     if error.status_code == 404:
         if page.wants_page(request):
-            return page.nowhere(request)
-        message = f"There is nothing at {request.url.path}; GET /api lists what there is"
+            return page.not_found(request)
+        message = f"{request.url.path} does not exist; GET /api lists all endpoints"
     if error.status_code == 405:
         allowed = ", ".join(_methods_at(request))
-        message = f"{request.method} is not allowed at {request.url.path}, which takes {allowed}"
-        return JSONResponse({"detail": _encodable(message)}, 405, headers={"Allow": allowed})
-    return JSONResponse({"detail": _encodable(message)}, error.status_code, headers=error.headers)
+        message = f"{request.method} is not allowed at {request.url.path}; use {allowed}"
+        return _plain(405, message, {"Allow": allowed})
+    return _plain(error.status_code, message, error.headers)
 
 
 def _methods_at(request: Request) -> list[str]:
-    """The methods of the endpoint at the request's path."""
-    paths, asked = request.app.openapi()["paths"], request.url.path
-    path = asked if asked in paths else next((path for path in paths if compile_path(path)[0].match(asked)), None)
+    """Return the methods of the endpoint at the request's path."""
+    paths, requested = request.app.openapi()["paths"], request.url.path
+    path = (
+        requested if requested in paths else next((one for one in paths if compile_path(one)[0].match(requested)), None)
+    )
     methods = {method.upper() for method in paths[path]} if path else {"GET"}
     return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
@@ -176,13 +184,13 @@ def _methods_at(request: Request) -> list[str]:
 def _on_os_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OSError)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return answer(507, f"The disk is full ({error.filename or 'data folder'}): free some space and try again")
+        return _plain(507, f"The disk is full ({error.filename or 'data folder'}): free some space and try again")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         _log.error("%s %s: %s", request.method, request.url.path, error)
-        return answer(500, f"The server has no access to {error.filename or 'its files'}: {error.strerror}")
+        return _plain(500, f"The server has no access to {error.filename or 'its files'}: {error.strerror}")
     return _on_bug(request, error)
 
 
 def _on_bug(request: Request, error: Exception) -> JSONResponse:
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return answer(500, f"Internal error ({type(error).__name__}); the server's log has its cause")
+    return _plain(500, f"Internal error ({type(error).__name__}); see the server's log for the cause")

@@ -1,4 +1,4 @@
-"""The web page: the files that `ui/` is built into, and what browsers may do with them."""
+"""The web page: the files built from `ui/`, and their security headers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from merlina.samples import PAIRS
 
 STATIC = Path(__file__).parent / "static"
 _ASSETS = "/assets"
-# For those who come without pairs of their own.
+# Sample data for users without pairs of their own.
 _SAMPLE_PAIRS = f"{_ASSETS}/sample_pairs.jsonl"
 _VIEWS = ("/", "/new", "/runs", "/runs/{run}", "/runs/{run}/chat", "/compare", "/machine")
-# Nothing but our own files and our own API; nothing inline, no frame around the page.
+# Allow only the server's own files and API, nothing inline, and no embedding in frames.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; font-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -26,7 +26,7 @@ _HEADERS = {
     "Content-Security-Policy": _POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    # The files it names change their names with their content; this one must be asked for each time.
+    # Browsers must revalidate the page; the names of the files it loads change with their content.
     "Cache-Control": "no-cache",
 }
 
@@ -34,23 +34,23 @@ router = APIRouter(include_in_schema=False)
 
 
 def install(app: FastAPI) -> None:
-    """Adds the page and its files."""
+    """Add the page and its files to the app."""
     app.include_router(router)
     app.mount(_ASSETS, GZipMiddleware(_Assets(directory=STATIC / "assets", check_dir=False)))
 
 
-def is_of_page(path: str) -> bool:
-    """Whether this is the page itself or one of its files, which hold nothing that a stranger may not see."""
+def is_page_path(path: str) -> bool:
+    """Return whether the path is that of the page or one of its files, which are public."""
     return path in _VIEWS or path.startswith((f"{_ASSETS}/", "/runs/"))
 
 
 def wants_page(request: Request) -> bool:
-    """Whether a browser was sent to an address, rather than a program asking for it."""
+    """Return whether a browser navigates to the address, in contrast to a program that calls the API."""
     return request.method == "GET" and "text/html" in request.headers.get("accept", "")
 
 
-def nowhere(request: Request) -> Response:
-    """Return the page, which says that there is nothing at its address."""
+def not_found(request: Request) -> Response:
+    """Return the page with status 404; it then shows that its address does not exist."""
     return _page(request, 404)
 
 
@@ -66,16 +66,18 @@ def _sample_pairs() -> Response:
 def _page(request: Request, status: int) -> Response:
     index = STATIC / "index.html"
     if not index.is_file():
-        return PlainTextResponse("The web page was not built. `pip install .` builds it; the API is at /api/docs.", 503)
-    html = index.read_text().replace('"./', f'"{_way_to_root(request)}')
+        return PlainTextResponse(
+            "The web page has not been built. Run `pip install .` to build it; the API is documented at /api/docs.", 503
+        )
+    html = index.read_text().replace('"./', f'"{_path_to_root(request)}')
     return HTMLResponse(html, status, headers=_HEADERS)
 
 
-def _way_to_root(request: Request) -> str:
+def _path_to_root(request: Request) -> str:
     """Return the relative path from the requested address to the server's root.
 
-    The page names its files relative to itself, so that it also works below a path that a proxy removes before it
-    forwards a request: at `/runs/job_1`, which a browser may know as `/merlina/runs/job_1`, they are in `../assets`.
+    The page refers to its files by relative paths. Therefore it also works if a proxy removes a path prefix: the page at
+    `/runs/job_1`, which a browser may know as `/merlina/runs/job_1`, loads its files from `../assets`.
     """
     path = request.scope.get("raw_path") or request.url.path.encode()
     return "../" * (path.count(b"/") - 1) or "./"
@@ -86,7 +88,7 @@ for _view in _VIEWS:
 
 
 class _Assets(StaticFiles):
-    """Files whose names carry a hash of their content never change; the few others are asked for each time."""
+    """Serves files: browsers cache those whose name contains a hash of their content and revalidate the others."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

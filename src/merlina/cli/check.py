@@ -14,7 +14,7 @@ from merlina.cli.config_file import read_config_file
 from merlina.cli.console import ApiKey, AsJson, Url, client, duration, output, print_json, print_table
 from merlina.client import DEFAULT_URL
 from merlina.domain.units import GIB, MIB, gib
-from merlina.errors import InvalidRequestError, NotFoundError
+from merlina.errors import Finding, InvalidRequestError, NotFoundError
 from merlina.schemas.datasets import PreviewResponse
 from merlina.schemas.validation import MemoryEstimate, ValidationChecks, ValidationResponse, ValidationResults
 
@@ -65,11 +65,13 @@ def preview(
 
 def _refused(error: InvalidRequestError | NotFoundError) -> ValidationResponse:
     """Return, in the form of the server's answer, what is wrong with a file that holds no configuration."""
-    found = list(error.errors) if isinstance(error, InvalidRequestError) else []
+    findings = list(error.findings) if isinstance(error, InvalidRequestError) else []
+    findings = findings or [Finding(error.message)]
     names = ("gpu_available", "vram_sufficient", "disk_space_ok", "model_accessible", "dataset_valid")
     results = ValidationResults(
-        errors=found or [error.message],
+        errors=[str(finding) for finding in findings],
         warnings=[],
+        findings=findings,
         checks=ValidationChecks(**dict.fromkeys(names, False)),
         not_checked=[f"{name}: the file holds no valid configuration" for name in names],
     )

@@ -125,7 +125,7 @@ def _preview(client: Client, dataset: DatasetConfig) -> None:
 def _validate(client: Client, config: TrainingConfig) -> None:
     answer = client.validate(config)
     if not answer.valid:
-        raise InvalidRequestError("The demo can't run here", answer.results.errors, answer.results.warnings)
+        raise InvalidRequestError("The demo can't run on this machine", answer.results.findings)
     _head("Checked: it can run here", "; ".join(answer.results.warnings))
 
 

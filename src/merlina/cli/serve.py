@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +16,11 @@ from merlina.settings import Settings
 
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of database, uploads and runs.")] = None,
-    models_dir: Annotated[Path | None, typer.Option(help="Folder of finished models.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 selects a free one.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder for the database, uploads and runs.")] = None,
+    models_dir: Annotated[Path | None, typer.Option(help="Folder for finished models.")] = None,
 ) -> None:
-    """Start the server. Settings come from the environment and .env; these options go before both."""
+    """Start the server. These options override settings from the environment and .env."""
     from merlina.api import server
 
     given = {"host": host, "port": port, "data_dir": data_dir, "models_dir": models_dir}
@@ -27,11 +28,9 @@ def serve(
 
 
 def read_settings(options: dict[str, Any]) -> Settings:
-    """Raises InvalidRequestError with one line a setting that can't be."""
+    """Return the settings from options, environment and .env. Raises InvalidRequestError with a finding per setting."""
     try:
         return Settings(**options)
     except ValidationError as error:
-        lines = [line.split(":", 1) for line in describe(error, Settings)]
-        raise InvalidRequestError(
-            "The settings are not valid", [f"{name.upper()}:{text}" for name, text in lines]
-        ) from error
+        findings = [replace(one, field=one.field and one.field.upper()) for one in describe(error, Settings)]
+        raise InvalidRequestError("The settings are not valid", findings) from error

@@ -1,4 +1,4 @@
-"""From HTTP answers to the schemas' models, or to the errors they stand for."""
+"""HTTP responses parsed to the schemas' models, or to the errors that they report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from html import unescape
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from merlina.errors import (
     BusyError,
@@ -25,13 +25,14 @@ from merlina.errors import (
     UnauthorizedError,
 )
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerFails, AnswerLine, AnswerText
+from merlina.schemas.system import ErrorDetails
 from merlina.schemas.training import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 AnswerEvent = AnswerBegins | AnswerText | AnswerEnds
 
 _TITLE = re.compile(r"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
-_SHOWN = 100
+_MAX_SHOWN = 100
 _ERRORS: dict[int, type[MerlinaError]] = {
     400: InvalidRequestError,
     401: UnauthorizedError,
@@ -46,52 +47,54 @@ _ERRORS: dict[int, type[MerlinaError]] = {
 
 
 def parse(response: httpx.Response, model: type[Model]) -> Model:
-    """Raises ServerError where the answer is not what this version's server sends."""
+    """Return the response as a model. Raises ServerError if a server of this version would not send it."""
     try:
         return model.model_validate_json(response.content)
     except ValueError as error:
         address = f"{response.url.scheme}://{response.url.netloc.decode()}"
-        raise ServerError(f"What answers at {address} is no Merlina server of this version") from error
+        raise ServerError(f"The response from {address} is not that of a Merlina server of this version") from error
 
 
 def answer_event(line: str) -> AnswerEvent:
-    """One line of an answer. Raises ServerError where it broke off."""
+    """Return one line of an answer. Raises ServerError if the answer failed."""
     try:
         event = AnswerLine.model_validate_json(line).root
     except ValueError as error:
-        raise ServerError(f"The server sent a line that is none of an answer: {line[:200]}") from error
+        raise ServerError(f"The server sent a line that is not part of an answer: {line[:200]}") from error
     if isinstance(event, AnswerFails):
-        raise ServerError(f"The answer broke off: {event.error}")
+        raise ServerError(f"The answer failed: {event.error}")
     return event
 
 
 def error_of(response: httpx.Response) -> MerlinaError:
-    """The error that an answer of 400 or more stands for."""
+    """Return the error that a response with a status of 400 or higher reports."""
     try:
         detail = response.json()["detail"]
     except (ValueError, KeyError, TypeError):
         return ServerError(_foreign(response))
-    if isinstance(detail, dict) and {"message", "errors", "warnings"} <= detail.keys():
-        if detail.get("can_force"):
-            kind = InsufficientMemoryError if "/chat/" in response.request.url.path else OverridableError
-            return kind(detail["message"])
-        return InvalidRequestError(detail["message"], detail["errors"], detail["warnings"])
-    return _ERRORS.get(response.status_code, ServerError)(detail if isinstance(detail, str) else str(detail)[:200])
+    try:
+        details = ErrorDetails.model_validate(detail)
+    except ValidationError:
+        return _ERRORS.get(response.status_code, ServerError)(detail if isinstance(detail, str) else str(detail)[:200])
+    if details.can_force:
+        kind = InsufficientMemoryError if "/chat/" in response.request.url.path else OverridableError
+        return kind(details.message)
+    return InvalidRequestError(details.message, details.findings)
 
 
 def _foreign(response: httpx.Response) -> str:
-    """An error page that is not Merlina's own, such as a proxy's, in one line without its markup."""
+    """Return one line, without markup, for an error page of something else than Merlina, such as a proxy."""
     status = f"{response.status_code} {response.reason_phrase}".strip()
     title = _TITLE.search(response.text)
     text = unescape(title[1]) if title else "" if "<" in response.text else response.text
-    said = " ".join(text.split())[:_SHOWN]
+    text = " ".join(text.split())[:_MAX_SHOWN]
     where = f"{response.url.scheme}://{response.url.netloc.decode()}"
-    line = f"What answers at {where} is no Merlina server but something before it, such as a proxy: {status}"
-    return line if said in ("", status, response.reason_phrase) else f"{line} ({said!r})"
+    line = f"The response from {where} comes from something else than a Merlina server, such as a proxy: {status}"
+    return line if text in ("", status, response.reason_phrase) else f"{line} ({text!r})"
 
 
 def sendable(config: BaseModel) -> dict[str, Any]:
-    """What was set of a configuration as JSON, with the tokens it carries."""
+    """Return the fields that were set as JSON, including tokens."""
     content = config.model_dump(mode="json", exclude_unset=True)
     if isinstance(config, TrainingConfig):
         content |= config.secrets()

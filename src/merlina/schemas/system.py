@@ -1,4 +1,4 @@
-"""General answers: what the server is and how it fares (API document, "General")."""
+"""Shapes of general responses: information about the server, its state and errors (docs/api.md, "General")."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Literal
 
 from pydantic import Field, SecretStr
 
+from merlina.errors import Finding
 from merlina.schemas.base import RequestModel, ResponseModel
 from merlina.schemas.jobs import QueueStats
 
 
 class ErrorDetails(ResponseModel):
-    """What is wrong with a request, where there is more to tell than one line."""
+    """The details of an error that has findings or can be overridden with `force`."""
 
     message: str
-    errors: list[str]
-    warnings: list[str]
-    can_force: bool = Field(
-        default=False, description="the same request with `force` is carried out in spite of the conflict"
-    )
+    errors: list[str] = Field(description="findings of severity error as text: `field: message`")
+    warnings: list[str] = Field(description="findings of severity warning as text: `field: message`")
+    findings: list[Finding] = Field(default_factory=list, description="errors and warnings by field")
+    can_force: bool = Field(default=False, description="the same request with `force` overrides the conflict")
 
 
 class ErrorResponse(ResponseModel):
-    """Every answer of 400 or more."""
+    """The response of every request that fails, with a status of 400 or higher."""
 
     detail: str | ErrorDetails
 
@@ -41,12 +41,12 @@ class Health(ResponseModel):
 
     status: Literal["ok"] = "ok"
     version: str
-    commit: str | None = Field(default=None, description="of the code that runs; null where it is not known")
+    commit: str | None = Field(default=None, description="commit of the running code; null if unknown")
     uptime_seconds: float
 
 
 class Disk(ResponseModel):
-    """A disk that the server writes to."""
+    """A disk that the server writes to; sizes in MiB."""
 
     name: Literal["data", "models"]
     path: str
@@ -58,21 +58,21 @@ class Machine(ResponseModel):
     """`GET /system`; sizes in MiB."""
 
     memory_total_mb: int
-    memory_available_mb: int = Field(description="what a new process could use without swapping")
+    memory_available_mb: int = Field(description="memory that a new process could use without swapping")
     disks: list[Disk]
-    versions: dict[str, str] = Field(description="of Python, Merlina and the libraries that train")
+    versions: dict[str, str] = Field(description="versions of Python, Merlina and the training libraries")
 
 
 class DatabaseStats(ResponseModel):
-    """The database in three numbers."""
+    """Counts and size of the database."""
 
     total_jobs: int
     total_metrics: int
-    db_size_mb: float
+    db_size_mb: float = Field(description="MiB")
 
 
 class WebSocketStats(ResponseModel):
-    """The WebSocket in one number."""
+    """Counts of WebSocket connections."""
 
     total_connections: int
 
@@ -84,7 +84,7 @@ class LoginRequest(RequestModel):
 
 
 class SessionState(ResponseModel):
-    """Whether this server asks for an API key, and whether the asker may go on."""
+    """Whether this server requires an API key, and whether the request is authorized."""
 
     login_required: bool
     logged_in: bool

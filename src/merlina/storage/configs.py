@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,7 +35,8 @@ class ConfigStore:
         """Creates or replaces one, keeping `created_at`. Raises InvalidRequestError naming each field that can't be."""
         problems = check_partial(config)
         if problems:
-            raise InvalidRequestError("The configuration is not valid", [f"config.{problem}" for problem in problems])
+            findings = [replace(problem, field=f"config.{problem.field}") for problem in problems]
+            raise InvalidRequestError("The configuration is not valid", findings)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         with self._lock:
             before = self._read(name)

@@ -1,4 +1,4 @@
-"""Who may use the server: where an API key is set, every request must carry it, or the cookie that a login gave."""
+"""Access control: if an API key is set, every request needs the key or the session cookie of a login."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from merlina.api import errors
 from merlina.api.middleware.sessions import Sessions
-from merlina.api.page import is_of_page
+from merlina.api.page import is_page_path
 from merlina.errors import TooManyAttemptsError
 
 _OPEN_PATHS = ("/health", "/login", "/session")
-_DENIED = {"detail": "A valid API key is needed: send it as 'Authorization: Bearer …' or 'X-API-Key', or POST /login"}
+_DENIED = {"detail": "A valid API key is required: send it as 'Authorization: Bearer …' or 'X-API-Key', or POST /login"}
 
 
 class ApiKeyMiddleware:
-    """Answers 401, or refuses the WebSocket, where key and session are missing or wrong; 429 to too many wrong keys."""
+    """Responds with 401 to requests without a valid key or session, and with 429 after too many wrong keys."""
 
     def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
         self._app = app
         self._sessions = sessions
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_open = scope["type"] == "lifespan" or scope["path"] in _OPEN_PATHS or is_of_page(scope["path"])
+        is_open = scope["type"] == "lifespan" or scope["path"] in _OPEN_PATHS or is_page_path(scope["path"])
         try:
             is_admitted = is_open or self._sessions.admits(HTTPConnection(scope))
         except TooManyAttemptsError as error:
-            # A WebSocket is refused with this response as well.
-            await errors.response(error)(scope, receive, send)
+            # The same response also refuses a WebSocket.
+            await errors.error_response(error)(scope, receive, send)
             return
         if is_admitted:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await refuse_websocket(receive, send, "API key needed")
+            await refuse_websocket(receive, send, "API key required")
         else:
             await JSONResponse(_DENIED, 401, headers={"WWW-Authenticate": "Bearer"})(scope, receive, send)
 
 
 async def refuse_websocket(receive: Receive, send: Send, reason: str) -> None:
-    """Ends a WebSocket before it is accepted; its client sees HTTP 403."""
+    """Close a WebSocket before it is accepted; its client receives HTTP 403."""
     await receive()
     await send({"type": "websocket.close", "code": 1008, "reason": reason})

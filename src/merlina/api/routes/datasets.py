@@ -16,7 +16,7 @@ from merlina.api.uploads.receiving import accept_upload, delete_upload
 from merlina.api.views import upload_entry, upload_response
 from merlina.data.columns import guess_mapping
 from merlina.data.sources import resolve_file
-from merlina.errors import InvalidRequestError
+from merlina.errors import Finding, InvalidRequestError
 from merlina.executors.helper_pools import Repo
 from merlina.preflight.models import model_repos
 from merlina.schemas.datasets import (
@@ -97,7 +97,7 @@ async def preview_as_trained(
     if max_prompt_length >= max_length:
         raise InvalidRequestError(
             "The request is not valid",
-            [f"max_prompt_length: {max_prompt_length} must be below max_length {max_length}"],
+            [Finding(f"{max_prompt_length} must be below max_length {max_length}", "max_prompt_length")],
         )
     return await run_while_connected(
         connection, services.slow_threads, _preview_as_trained, services, config, max_length, max_prompt_length

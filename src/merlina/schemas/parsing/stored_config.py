@@ -1,7 +1,7 @@
-"""Reading stored configurations: older forms are read as they were meant, anything else is one clear sentence.
+"""Reading stored configurations, which an earlier version of Merlina may have written.
 
-Jobs' rows, run orders, saved configurations and imports all pass through here. A configuration that was stored may have
-been written by another version, unlike one that a client sends now.
+Jobs' rows, run orders, saved configurations and imports all pass through here. Older forms keep their meaning; anything
+else raises StoredConfigError.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from merlina.errors import StoredConfigError
+from merlina.errors import Finding, StoredConfigError
 from merlina.schemas.parsing.validation_errors import describe
 from merlina.schemas.training import TrainingConfig, upgrade
 
@@ -19,50 +19,50 @@ PartialConfig = dict[str, Any]
 
 
 def read_stored_config(content: Mapping[str, Any], name: str) -> TrainingConfig:
-    """Return the whole configuration that `name`, such as a job's id, was stored with. Raises StoredConfigError."""
+    """Return a complete stored configuration. `name` identifies it in messages. Raises StoredConfigError."""
     try:
-        return TrainingConfig.model_validate(_as_it_was_meant(content))
+        return TrainingConfig.model_validate(_with_earlier_defaults(content))
     except ValidationError as error:
         raise _unreadable(name, describe(error, TrainingConfig)) from error
 
 
 def read_stored_partial(content: Mapping[str, Any], name: str) -> PartialConfig:
-    """Return part of a configuration as it was stored, in the present form. Raises StoredConfigError."""
+    """Return a stored partial configuration in the present form. Raises StoredConfigError."""
     present = upgrade(dict(content))
     if problems := check_partial(present):
         raise _unreadable(name, problems)
     return present
 
 
-def check_partial(config: PartialConfig) -> list[str]:
-    """Return what is wrong with the fields that are there, one line each; missing ones are no mistake."""
+def check_partial(config: PartialConfig) -> list[Finding]:
+    """Return what is wrong with the fields that are present; fields may be missing."""
     try:
         TrainingConfig.model_validate(config)
     except ValidationError as error:
-        lines = zip(error.errors(include_url=False), describe(error, TrainingConfig), strict=True)
-        return [line for problem, line in lines if problem["type"] != "missing"]
+        findings = zip(error.errors(include_url=False), describe(error, TrainingConfig), strict=True)
+        return [finding for problem, finding in findings if problem["type"] != "missing"]
     return []
 
 
-def _as_it_was_meant(content: Mapping[str, Any]) -> PartialConfig:
-    """Return a whole configuration in which settings that came later have the values that were in force before.
+def _with_earlier_defaults(content: Mapping[str, Any]) -> PartialConfig:
+    """Return a complete configuration in which settings that were added later have the values that applied before.
 
-    What `TrainingConfig` accepts of older clients needs nothing here: `training_mode` inside `dataset`, for instance.
+    Forms that `TrainingConfig` itself accepts from older clients, such as `training_mode` inside `dataset`, need nothing.
     """
     config = dict(content)
     if "lr_scheduler_cycles" not in config and config.get("lr_scheduler_type") == "cosine_with_restarts":
-        # There was a single cycle, which is `cosine`.
+        # Before the setting existed, there was a single cycle, which equals `cosine`.
         config["lr_scheduler_type"] = "cosine"
-    return {**_BEFORE, **config}
+    return {**_EARLIER_DEFAULTS, **config}
 
 
-# A new setting whose default changes what a run does needs the value here that keeps earlier runs as they were.
-_BEFORE: PartialConfig = {"disable_dropout": False, "lr_scheduler_power": 1.0}
+# A new setting whose default changes what a run does needs an entry here that preserves the earlier behavior.
+_EARLIER_DEFAULTS: PartialConfig = {"disable_dropout": False, "lr_scheduler_power": 1.0}
 
 
-def _unreadable(name: str, problems: list[str]) -> StoredConfigError:
+def _unreadable(name: str, problems: list[Finding]) -> StoredConfigError:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return StoredConfigError(
         f"The configuration of {name} was stored by another version of Merlina and can't be used by this one: "
-        f"{problems[0]}{more}; use that version, or start a new run without it"
+        f"{problems[0]}{more}; use that version, or start a new run without this field"
     )
