@@ -35,7 +35,7 @@ class MerlinaError(Exception):
 
 @dataclass(frozen=True)
 class Finding:
-    """One result of a check or a validation. `field` is the dotted path of the field concerned, null if there is none."""
+    """A result of a check or a validation. `field` is the dotted path of the field concerned, null if there is none."""
 
     message: str
     field: str | None = None

@@ -76,8 +76,8 @@ def _page(request: Request, status: int) -> Response:
 def _path_to_root(request: Request) -> str:
     """Return the relative path from the requested address to the server's root.
 
-    The page refers to its files by relative paths. Therefore it also works if a proxy removes a path prefix: the page at
-    `/runs/job_1`, which a browser may know as `/merlina/runs/job_1`, loads its files from `../assets`.
+    The page refers to its files by relative paths, so that it also works if a proxy removes a path prefix: the page
+    at `/runs/job_1`, which a browser may know as `/merlina/runs/job_1`, loads its files from `../assets`.
     """
     path = request.scope.get("raw_path") or request.url.path.encode()
     return "../" * (path.count(b"/") - 1) or "./"

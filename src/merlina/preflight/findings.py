@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from merlina import errors as merlina_errors
 from merlina.domain.targets import AdapterKind
 from merlina.schemas.inspection import DataFacts
 from merlina.schemas.validation import (
@@ -49,11 +50,18 @@ class Report:
     def warnings(self) -> list[str]:
         return _once(warning for finding in self.findings.values() for warning in finding.warnings)
 
+    @property
+    def all_findings(self) -> list[merlina_errors.Finding]:
+        """Errors and warnings of all checks."""
+        found = [merlina_errors.Finding(line) for line in self.errors]
+        return found + [merlina_errors.Finding(line, severity="warning") for line in self.warnings]
+
     def response(self) -> ValidationResponse:
         checks = ValidationChecks.model_validate({name: finding.passed for name, finding in self.findings.items()})
         results = ValidationResults(
             errors=self.errors,
             warnings=self.warnings,
+            findings=self.all_findings,
             checks=checks,
             not_checked=_once(open_ for finding in self.findings.values() for open_ in finding.not_checked),
             adapters=self.adapters,

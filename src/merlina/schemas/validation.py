@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import ConfigDict, Field
 
 from merlina.domain.targets import AdapterKind
+from merlina.errors import Finding
 from merlina.schemas.base import ResponseModel
 from merlina.schemas.datasets import DataFinding
 
@@ -52,6 +53,7 @@ class ValidationResults(ResponseModel):
 
     errors: list[str]
     warnings: list[str]
+    findings: list[Finding] = Field(default_factory=list, description="Errors and warnings by field.")
     checks: ValidationChecks
     not_checked: list[str] = Field(
         default_factory=list, description="Checks that could not be completed, each with the reason."

@@ -47,7 +47,7 @@ def check_partial(config: PartialConfig) -> list[Finding]:
 def _with_earlier_defaults(content: Mapping[str, Any]) -> PartialConfig:
     """Return a complete configuration in which settings that were added later have the values that applied before.
 
-    Forms that `TrainingConfig` itself accepts from older clients, such as `training_mode` inside `dataset`, need nothing.
+    Forms that `TrainingConfig` itself accepts, such as `training_mode` inside `dataset`, need no conversion here.
     """
     config = dict(content)
     if "lr_scheduler_cycles" not in config and config.get("lr_scheduler_type") == "cosine_with_restarts":
