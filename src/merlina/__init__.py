@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What users need is imported when they ask for it: a worker has no use for the clients."""
+    """Import public names on first access: a worker doesn't need the clients."""
     if name == "__version__":
         from merlina.version import current
 

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: may we read a repository, and what its client's errors mean in words."""
+"""Check access to a repository on the Hugging Face Hub, and describe the errors of its client."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-# Whichever of httpx and its successor this version of the client is built on.
+# The client reexports the HTTP library that its version is built on: httpx or its successor.
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
 RepoKind = Literal["model", "dataset"]
 
-# Why the Hub is not asked now although it may be; set where a call is answered from this machine's cache instead.
+# Why the Hub is currently unreachable; set while a call works offline, from this machine's cache.
 HUB_PROBLEM: ContextVar[str | None] = ContextVar("hub_problem", default=None)
 _NAMES: dict[RepoKind, str] = {"model": "model", "dataset": "data set"}
 _TIMEOUT_SECONDS = 10
 
 
 def check_access(repo_id: str, kind: RepoKind, token: str | bool | None) -> None:
-    """Raises what the Hub's client raises where the repository can't be read, or can't be asked about."""
+    """Raise the client's error if the repository can't be read or the Hub can't be reached."""
     api = HfApi(token=token)
-    # The description of a gated repository is open to all; only this second question is about its files.
+    # The metadata of a gated repository is public; only the second request checks access to its files.
     if api.repo_info(repo_id, repo_type=kind, timeout=_TIMEOUT_SECONDS).gated:
         api.auth_check(repo_id, repo_type=kind)
 
 
 def is_access_denied(error: BaseException) -> bool:
-    """Whether the Hub was reached and said no, which no copy in a cache may get around."""
+    """Return whether the Hub denied access, in which case a cached copy must not be used either."""
     return any(
         isinstance(link, RepositoryNotFoundError) or (isinstance(link, HfHubHTTPError) and _status(link) in (401, 403))
         for link in _chain(error)
@@ -43,43 +43,43 @@ def is_access_denied(error: BaseException) -> bool:
 
 
 def describe_hub_error(error: BaseException, repo_id: str, kind: RepoKind, *, token_given: bool) -> str | None:
-    """What is wrong and what to do, from the first error in the chain that is the Hub client's; None without one."""
+    """Return a message for the first error of the Hub's client in the chain of causes; None without one."""
     for link in _chain(error):
-        if words := _link_in_words(link, f"{_NAMES[kind]} {repo_id!r}", token_given):
-            return words
+        if message := _describe(link, f"{_NAMES[kind]} {repo_id!r}", token_given):
+            return message
     return None
 
 
-def _link_in_words(error: BaseException, what: str, token_given: bool) -> str | None:
+def _describe(error: BaseException, what: str, token_given: bool) -> str | None:
     if isinstance(error, GatedRepoError):
         return f"The {what} is gated: accept its terms on the Hub and give the hf_token of that account"
     if isinstance(error, RepositoryNotFoundError):
-        hint = "the hf_token given can't see it" if token_given else "if it is private, give a hf_token"
-        return f"There is no {what} on the Hub; {hint}"
+        hint = ", or the given hf_token has no access to it" if token_given else "; if it is private, give a hf_token"
+        return f"There is no {what} on the Hub{hint}"
     if isinstance(error, HfHubHTTPError):
-        return _answer_in_words(error, what)
+        return _describe_status(error, what)
     if isinstance(error, OfflineModeIsEnabled) and (problem := HUB_PROBLEM.get()):
         return f"{problem}, and the {what} is not in this machine's cache"
     if isinstance(error, OfflineModeIsEnabled):
-        return f"The {what} is not in this machine's cache, and HF_HUB_OFFLINE keeps the server from the Hub"
+        return f"The {what} is not in this machine's cache, and HF_HUB_OFFLINE prevents access to the Hub"
     if isinstance(error, httpx.ConnectError):
         return f"The Hub can't be reached for the {what}; check the network, then try again"
     if isinstance(error, httpx.TransportError):
-        return f"The connection to the Hub broke off again and again over the {what}; try again later"
+        return f"The connection to the Hub failed repeatedly for the {what}; try again later"
     return None
 
 
-def _answer_in_words(error: HfHubHTTPError, what: str) -> str | None:
+def _describe_status(error: HfHubHTTPError, what: str) -> str | None:
     status = _status(error)
     if status < 500 and status not in (401, 403, 429):
         return None
     if status == 401:
-        return "The Hub doesn't accept the hf_token given: it is mistyped, expired or revoked"
+        return "The Hub rejected the given hf_token: it is mistyped, expired or revoked"
     if status == 403:
-        return f"The hf_token given has no right to the {what}; give one that has"
+        return f"The given hf_token has no access to the {what}; give one that has"
     if status == 429:
-        return f"The Hub was asked too often for the {what} (429); try again in some minutes"
-    return f"The Hub can't answer about the {what} (status {status}); try again later"
+        return f"The Hub limits the rate of requests for the {what} (status 429); try again in some minutes"
+    return f"The Hub failed to respond for the {what} (status {status}); try again later"
 
 
 def _status(error: HfHubHTTPError) -> int:
@@ -87,7 +87,7 @@ def _status(error: HfHubHTTPError) -> int:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it came from, and so on; that a file isn't there tells nothing, but its cause may."""
+    """Yield the error and its causes, except EntryNotFoundError, whose cause is more informative."""
     link: BaseException | None = error
     while link is not None:
         if not isinstance(link, EntryNotFoundError):

@@ -1,8 +1,8 @@
-"""Which version this is. Build and running package ask the same function, so that both move with every commit.
+"""Version of this code, for the build and the running package alike.
 
-A tag `v1.2.3` is version 1.2.3, and the commits behind it are development versions of the next one. Wheels and source
-archives carry the answer in `_built.py`, which the build writes; a clone asks git. This file imports nothing else of
-the package, since the build executes it by itself.
+A tag `v1.2.3` is version 1.2.3, and the commits after it are development versions of the next one. Wheels and source
+archives contain the version in `_built.py`, which the build writes; a clone derives it from git. The build executes
+this file on its own, so it imports nothing else of the package.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SHORT_COMMIT = 10
 
 
 class Version(NamedTuple):
-    """`number` as in PEP 440; `commit` is None where neither git nor the build knows it."""
+    """`number` follows PEP 440; `commit` is None if neither git nor the build knows it."""
 
     number: str
     commit: str | None
@@ -33,7 +33,7 @@ class Version(NamedTuple):
 
 @functools.cache
 def current() -> Version:
-    """Return the version of this code, asked for once per process."""
+    """Return the version of this code, determined once per process."""
     if _BUILT.is_file():
         found = dict(re.findall(r'^(\w+) = "(.*)"$', _BUILT.read_text("utf-8"), re.MULTILINE))
         return Version(found.get("NUMBER", f"{_NEXT}.dev0"), found.get("COMMIT") or None)
@@ -59,7 +59,7 @@ def _number(commit: str) -> str:
 
 
 def _after(tagged: str) -> str:
-    """Return the next release where its number is higher than the tag's, else the tag's next patch."""
+    """Return the next release if its number is higher than the tag's, otherwise the tag's next patch."""
     parts = [int(part) for part in tagged.split(".")]
     return (
         _NEXT if [int(part) for part in _NEXT.split(".")] > parts else ".".join(map(str, [*parts[:-1], parts[-1] + 1]))
@@ -67,8 +67,8 @@ def _after(tagged: str) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git prints about the repository this file lies in; None where it can't tell."""
-    # Variables such as GIT_DIR, which hooks set, would lead to another repository.
+    """Return the output of a git command in this file's repository; None if it fails."""
+    # Variables such as GIT_DIR, which hooks set, would select another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         command = ["git", "-C", str(_ROOT), *arguments]

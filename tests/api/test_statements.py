@@ -58,7 +58,7 @@ def test_a_token_that_the_model_does_not_have_is_named_with_its_row(server: Serv
     pairs = pairs_file(server.root / "added.jsonl", rows=9)
     pairs.write_text(pairs.read_text().replace("It is 6.", "<|added|>"))
     (error,) = validate(server, training_config(model, pairs, "added"))["errors"]
-    assert "in row 4 its tokenizer makes the token id 400, but the model has the ids 0 to 399" in error
+    assert "row 4 contains the token id 400, but the model has only the ids 0 to 399" in error
 
 
 @pytest.mark.parametrize(("limit", "positions", "expected"), [(77, 512, 77), (None, 512, 512), (None, None, 1_048_576)])

@@ -114,8 +114,8 @@ def test_a_private_data_set_needs_its_token(looking: Looking) -> None:
     found = [looking.look(repo="org/private", token=token, count=2) for token in tokens]
     assert found[0] == ROWS[:2]
     assert "give a hf_token" in found[1]
-    assert "the hf_token given can't see it" in found[2]
-    assert "doesn't accept the hf_token given" in found[3]
+    assert "the given hf_token has no access to it" in found[2]
+    assert "rejected the given hf_token" in found[3]
     assert "hf_wrong" not in found[3]
 
 
@@ -129,7 +129,7 @@ def test_what_one_run_kept_of_a_private_data_set_is_not_for_those_without_its_to
     without, stranger = other.look(**private), other.look(repo="org/kept", token="hf_stranger")
     other.end()
     assert "give a hf_token" in without
-    assert "can't see it" in stranger
+    assert "has no access to it" in stranger
 
 
 def test_a_gated_data_set_says_so(looking: Looking) -> None:

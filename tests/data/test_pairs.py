@@ -92,10 +92,10 @@ def test_a_conversation_that_repeats_the_chosen_answer_is_cut_before_it() -> Non
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": 3}, "prompt is a int"),
         ({"chosen": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
-        ({"chosen": ["x"]}, "chosen holds strs"),
+        ({"chosen": ["x"]}, "chosen contains strs"),
         ({"chosen": [{"role": "assistant", "content": None}]}, "without text"),
-        ({"chosen": [{"role": "user", "content": "x"}]}, "ends with a turn of user"),
-        ({"prompt": [{"role": "assistant", "content": "x"}]}, "doesn't end with a turn of the user"),
+        ({"chosen": [{"role": "user", "content": "x"}]}, "ends with a user turn"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "doesn't end with a user turn"),
         ({"system": 7}, "system is a int"),
     ],
 )
@@ -132,7 +132,7 @@ def test_no_content_is_lost_or_changed(turns: list[str], chosen: str, rejected: 
 @pytest.mark.parametrize("role", [None, 3, ["user"], {"a": 1}, "narrator"])
 def test_a_role_that_is_none_is_the_rows_fault_alone(role: object) -> None:
     row = {"prompt": "p", "chosen": [{"role": role, "content": "c"}], "rejected": "r"}
-    with pytest.raises(UnusableRowError, match="has a message of role"):
+    with pytest.raises(UnusableRowError, match="has a message with the role"):
         to_pair(row)
 
 
@@ -176,12 +176,12 @@ def test_a_demonstration_needs_no_rejected_answer(row: dict[str, Any]) -> None:
 
 
 def test_a_demonstration_without_an_answer_is_refused_in_words() -> None:
-    with pytest.raises(UnusableRowError, match="chosen ends with a turn of user"):
+    with pytest.raises(UnusableRowError, match="chosen ends with a user turn"):
         to_demonstration({"messages": [{"role": "user", "content": "Why?"}]})
     with pytest.raises(UnusableRowError, match="chosen is missing"):
         to_demonstration({"prompt": "Why?"})
 
 
 def test_a_missing_column_is_named_with_the_one_that_it_likely_is() -> None:
-    with pytest.raises(UnusableRowError, match=r'column_mapping {"bad": "rejected"} would name it\. training_mode sft'):
+    with pytest.raises(UnusableRowError, match=r'column_mapping {"bad": "rejected"} would map it\. training_mode sft'):
         to_pair({"prompt": "Why?", "chosen": "So.", "bad": "No."})

@@ -116,8 +116,8 @@ def test_a_run_that_cannot_fit_names_its_largest_part_and_what_helps_most_first(
     assert memory.needed_mb > memory.free_mb == 20_000
     assert list(memory.parts_mb.values()) == sorted(memory.parts_mb.values(), reverse=True)
     largest = next(iter(memory.parts_mb))
-    assert f"Most of it: {largest} (" in finding.errors[0]
-    helping = re.findall(r"\(([0-9.]+) GiB\)", finding.errors[0].split("What would help:")[1])
+    assert f"Largest component: {largest} (" in finding.errors[0]
+    helping = re.findall(r"\(([0-9.]+) GiB\)", finding.errors[0].split("To reduce it:")[1])
     assert helping == sorted(helping, key=float)
     assert check_memory(config(use_4bit=False, max_length=8192), FACTS, None, [card], lambda gpu: 10**6 * (gpu == 0))[
         0
@@ -149,7 +149,7 @@ def test_each_saving_makes_the_estimate_smaller() -> None:
 
 def test_scores_that_no_kernel_leaves_out_are_counted() -> None:
     def scores(facts: ModelFacts = FACTS, device: str = "cuda", **changes: Any) -> float:
-        return estimate(config(**changes), facts, None, device).parts.get("attention scores", 0)
+        return estimate(config(**changes), facts, None, device).components.get("attention scores", 0)
 
     capped = FACTS.model_copy(update={"caps_scores": True})
     dropped = FACTS.model_copy(update={"drops_scores": True})
@@ -166,9 +166,9 @@ def test_scores_that_no_kernel_leaves_out_are_counted() -> None:
 
 def test_a_model_that_takes_no_packs_makes_all_logits() -> None:
     own_way = FACTS.model_copy(update={"supports_packing": False})
-    logits = estimate(config(), own_way, None, "cuda").parts["log-probabilities"]
+    logits = estimate(config(), own_way, None, "cuda").components["log-probabilities"]
     assert logits == 2 * 2048 * 128_256 * 14
-    assert logits > 5 * estimate(config(), FACTS, None, "cuda").parts["log-probabilities"]
+    assert logits > 5 * estimate(config(), FACTS, None, "cuda").components["log-probabilities"]
 
 
 def test_a_folder_that_cannot_be_written_or_has_no_room_is_named(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_folder_that_cannot_be_written_or_has_no_room_is_named(tmp_path: Path)
     assert "are needed" in check_disk(config(use_lora=False, use_4bit=False), fresh, huge, "cpu").errors[0]
     (tmp_path / "file").touch()
     blocked = Settings(data_dir=tmp_path / "file" / "data", models_dir=tmp_path)
-    assert "file can't be written to" in check_disk(config(), blocked, None, "cpu").errors[0]
+    assert "file is not writable" in check_disk(config(), blocked, None, "cpu").errors[0]
 
 
 def test_merged_weights_are_as_wide_on_the_disk_as_the_run_held_them(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_merging_that_will_not_fit_into_ram_is_foretold() -> None:
     assert "in 32 bits, about 36,044.8 GiB" in wider
     (unquantized,) = check_merging(config(push_to_hub=True, use_4bit=False), huge, "cpu").warnings
     assert "in 32 bits" in unquantized
-    assert warning.endswith("the adapter alone is uploaded")
+    assert warning.endswith("only the adapter is uploaded")
     tiny = FACTS.model_copy(update={"parameters": 1000})
     assert check_merging(config(push_to_hub=True), tiny, "cpu") == Finding()
     for changes in ({"push_to_hub": False}, {"merge_lora_before_upload": False}, {"use_4bit": False}):
@@ -239,11 +239,13 @@ def test_a_gguf_file_must_be_there_and_be_one(tmp_path: Path) -> None:
 
 def test_precision_and_kernel_that_are_not_to_be_had_here_are_named() -> None:
     assert check_precision(config(dtype="float16"), []).errors == (
-        "dtype: float16 needs a GPU; use float32 or bfloat16 on this machine",
+        "dtype: float16 requires a GPU; use float32 or bfloat16",
     )
     flash = check_precision(config(attn_implementation="flash_attention_2"), [])
     assert flash.errors == ()
-    assert flash.warnings == ("attn_implementation: no flash_attention_2 here (it needs a GPU); the run uses auto",)
+    assert flash.warnings == (
+        "attn_implementation: flash_attention_2 is not available (it requires a GPU); the run uses auto",
+    )
     assert check_precision(config(dtype="float16"), [Gpu(0, "a", 1, 1, 0)]).passed
 
 
@@ -258,7 +260,7 @@ def test_rows_that_the_model_has_no_place_for_are_named() -> None:
     assert check_lengths(config(max_length=4096), learned, DATA) == Finding()
     strange = DATA.model_copy(update={"highest_id": 128_256})
     assert (
-        "the token id 128,256, but the model has the ids 0 to 128,255"
+        "the token id 128,256, but the model has only the ids 0 to 128,255"
         in check_lengths(config(), FACTS, strange).errors[0]
     )
 

@@ -63,7 +63,7 @@ def test_the_expected_peak_is_within_15_percent_of_the_measured_one(
     facts: dict[str, ModelFacts], shape: str, changes: dict[str, Any], peak: float
 ) -> None:
     expected = estimate(configure(**changes), facts[shape], DATA, "cuda", budget=PACK_POSITIONS["cuda"])
-    ratio, with_context = (expected.total - expected.parts["libraries"]) / peak, expected.total / peak
+    ratio, with_context = (expected.total - expected.components["libraries"]) / peak, expected.total / peak
     print(
         f"{shape}: measured {peak / 1e9:.1f} GB, expected {expected.total / 1e9:.1f}, {ratio:.2f}, {with_context:.2f}"
     )

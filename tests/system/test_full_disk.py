@@ -91,7 +91,7 @@ def refused_with_507(small_disk: Path, server: Server, config: Config, running: 
         assert all("disk is full" in response.json()["detail"] for response in asked.values())
         refused = http.post("/train", json=config(server, "refused"))
         assert refused.status_code == 400
-        assert any("is full: 0 MiB are free" in error for error in refused.json()["detail"]["errors"])
+        assert any("is too full: 0 MiB are free" in error for error in refused.json()["detail"]["errors"])
         assert http.get("/health").status_code == 200
         assert (small_disk / "uploads" / upload / "rows.jsonl").read_bytes() == rows
         assert server.status(waiting).status == "queued"

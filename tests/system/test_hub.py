@@ -62,8 +62,8 @@ def test_a_private_model_is_trained_on_private_data(
     private_hub.repos.update({"datasets/org/pairs": pairs, "models/org/tiny": model})
     with server.http() as http:
         for token, complaint in (
-            ("hf_wrong", "The Hub doesn't accept the hf_token given"),
-            ("hf_stranger", "the hf_token given can't see it"),
+            ("hf_wrong", "The Hub rejected the given hf_token"),
+            ("hf_stranger", "the given hf_token has no access to it"),
         ):
             refused = http.post("/train", json={**body, "hf_token": token})
             assert refused.status_code == 400
@@ -99,8 +99,8 @@ def test_private_data_are_looked_at_with_a_token_that_nothing_keeps(
         # What was asked with the token opens nothing for those without it.
         for path in paths:
             assert "if it is private, give a hf_token" in ask(path)["detail"]
-            assert "doesn't accept the hf_token given" in ask(path, hf_token="hf_wrong")["detail"]
-            assert "the hf_token given can't see it" in ask(path, hf_token="hf_stranger")["detail"]
+            assert "rejected the given hf_token" in ask(path, hf_token="hf_wrong")["detail"]
+            assert "the given hf_token has no access to it" in ask(path, hf_token="hf_stranger")["detail"]
             assert ask(path, hf_token="hf_ ü")["detail"]["errors"] == ["hf_token: holds characters that no token has"]
         refused = http.post("/validate", json={**body, "dataset": {**question, "hf_token": "hf_right"}}).json()
         assert refused["detail"]["errors"][0].startswith("dataset.hf_token: unknown field")
@@ -137,7 +137,7 @@ def test_what_is_not_on_the_hub_or_gated_there_is_named(online: tuple[FakeHub, S
         body["dataset"]["source"]["repo_id"] = body["base_model"] = "org/missing"
         results = http.post("/validate", json={**body, "hf_token": None, "push_to_hub": True}).json()["results"]
         missing = results["errors"]
-        assert "push_to_hub: there is no hf_token; the model will not be uploaded" in results["warnings"]
+        assert "push_to_hub: there is no hf_token, so the model will not be uploaded" in results["warnings"]
         assert not results["checks"]["upload_ready"]
         body["dataset"]["source"]["repo_id"] = body["base_model"] = "org/gated"
         closed = http.post("/validate", json=body).json()["results"]["errors"]
@@ -198,7 +198,7 @@ def assert_uploaded(hub: FakeHub, saved: Path, machine: bytes) -> None:
 def assert_safe(hub: FakeHub, folder: Path, lines: list[str]) -> None:
     """The Hub broke down after the weights were sent, before they were committed."""
     (warning,) = [line for line in lines if line.startswith("The upload to the Hub failed")]
-    assert "The Hub can't answer about the model 'org/broken' (status 500); try again later" in warning
+    assert "The Hub failed to respond for the model 'org/broken' (status 500); try again later" in warning
     assert f"the model is safe in {folder}" in warning
     assert f"`hf upload org/broken {folder} --private`" in warning
     assert (folder / "adapter_model.safetensors").is_file()
@@ -227,7 +227,7 @@ def test_a_cut_connection_is_taken_up_again_and_what_was_read_is_there_offline(
         assert "30 rows read, all of them usable" in server.log_lines(ended.job_id)
         assert failed.status == "failed"
         assert failed.error
-        assert "broke off again and again over the model 'org/hopeless'; try again later" in failed.error
+        assert "failed repeatedly for the model 'org/hopeless'; try again later" in failed.error
         server.stop()
     offline = new_server(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
     ended = offline.until_ended(offline.train({**body, "output_name": "offline"}))

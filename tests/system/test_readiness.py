@@ -60,34 +60,38 @@ def test_a_token_is_shown_to_the_hub_once_and_must_be_allowed_to_write(hub: Fake
     assert upload(http, hf_token="hf_right") == (True, "")
     assert len(hub.asked) == 2
     ready, said = upload(http, hf_token="hf_invalid")
-    assert (ready, said) == (False, "hf_token: the Hub does not accept it: it is mistyped, expired or revoked")
+    assert (ready, said) == (False, "hf_token: the Hub rejected it; it is mistyped, expired or revoked")
     ready, said = upload(http, hf_token="hf_right", output_name="strangers/model")
     assert ready is False
-    assert "the account 'user' of the hf_token is not a member of 'strangers'" in said
+    assert "the hf_token belongs to 'user', which is not a member of 'strangers'" in said
     assert upload(http, hf_token="hf_right", output_name="mine") == (True, "")
 
 
 def test_the_repository_must_be_open_to_the_token_and_private_where_wanted(hub: FakeHub, http: httpx.Client) -> None:
     ready, said = upload(http, hf_token="hf_right", output_name="org/closed")
-    assert (ready, said) == (False, "hf_token: it may not write to org/closed")
+    assert (ready, said) == (False, "hf_token: it has no write access to org/closed")
     ready, said = upload(http, hf_token="hf_right", output_name="org/there")
     assert ready is False
-    assert said.startswith("hf_hub_private: org/there is on the Hub already and public")
+    assert said.startswith("hf_hub_private: org/there exists on the Hub and is public")
     assert upload(http, hf_token="hf_right", output_name="org/there", hf_hub_private=False) == (True, "")
 
 
 @pytest.mark.parametrize(
     ("token", "ready", "said"),
     [
-        ({"role": "read"}, False, "hf_token: it may only read; uploading needs one with write access"),
-        ({"role": "fineGrained", "fineGrained": {"scoped": []}}, False, "hf_token: it may write to no repository; "),
+        ({"role": "read"}, False, "hf_token: it is read-only; uploading requires write access"),
+        (
+            {"role": "fineGrained", "fineGrained": {"scoped": []}},
+            False,
+            "hf_token: it has write access to no repository; ",
+        ),
         (
             {"role": "fineGrained", "fineGrained": {"scoped": ["org/else"]}},
             False,
-            "hf_token: it may write only to org/e",
+            "hf_token: it has write access only to org/e",
         ),
         ({"role": "fineGrained", "fineGrained": {"scoped": ["org"]}}, True, ""),
-        ({}, None, "upload_ready: the Hub does not say what this kind of token may do"),
+        ({}, None, "upload_ready: the Hub does not report the permissions of this kind of token"),
     ],
 )
 def test_a_tokens_role_decides(
@@ -112,7 +116,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(hub: FakeHub, http: httpx.
     hub.trouble.discard("hang api/whoami-v2")
     hub.released.set()
     assert ready is None
-    assert said.startswith("upload_ready: the Hub could not be asked (")
+    assert said.startswith("upload_ready: the request to the Hub failed (")
 
 
 def test_what_is_not_asked_for_is_not_called_ready(http: httpx.Client) -> None:
@@ -136,7 +140,7 @@ def test_figures_can_be_sent_only_with_the_package_and_a_plausible_key(
     (package / "__init__.py").touch()
     assert "there is no wandb_key" in ready(http, None)[1]
     assert ready(http, key) == (
-        False, "use_wandb: the package wandb is not installed on the server; the run goes on without it"
+        False, "use_wandb: the package wandb is not installed on the server; the run continues without it"
     )  # fmt: skip
     with new_server(PYTHONPATH=str(package.parent)).http() as installed:
         assert ready(installed, key) == (True, "wandb_ready: whether W&B accepts the wandb_key")

@@ -74,7 +74,9 @@ def test_the_scores_that_are_counted_are_those_autograd_keeps(
     facts = ModelFacts.model_validate(model_facts(str(tmp_path), None, False))
     config = configured(tmp_path, attn_implementation=implementation, dtype=dtype, max_length=64, max_prompt_length=32)
     two, three = (facts.model_copy(update={"layers": layers}) for layers in (2, 3))
-    of_two, of_three = (estimate(config, each, None, "cuda").parts.get("attention scores", 0) for each in (two, three))
+    of_two, of_three = (
+        estimate(config, each, None, "cuda").components.get("attention scores", 0) for each in (two, three)
+    )
     kept, queries_by_keys = kept_scores(adapted(model), implementation, dtype)
     assert (of_three - of_two) / 128**2 == pytest.approx(1.1 * kept / 2 / queries_by_keys)
 

@@ -66,7 +66,7 @@ def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> 
     expected = {
         "refused": "may not write to org/refused; give one with write access (the Hub says: You don't have the rights",
         "readonly": "may not write to org/readonly; give one with write access",
-        "broken": "The Hub can't answer about the model 'org/broken' (status 500); try again later",
+        "broken": "The Hub failed to respond for the model 'org/broken' (status 500); try again later",
         "public": "org/public is there already and public, which hf_hub_private forbids; make it private",
     }
     trouble = ["refuse creation org/refused", "refuse writing org/readonly", "fail commit org/broken"]
@@ -79,7 +79,7 @@ def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> 
         assert words.startswith("The upload to the Hub failed: ")
         assert complaint in words
         assert words.endswith(f"`hf upload org/{name} {tmp_path / 'm'} --private` uploads it as it is there")
-    assert "The Hub doesn't accept the hf_token given" in unknown
+    assert "The Hub rejected the given hf_token" in unknown
     assert "there is no hf_token; give one that may write" in none
     assert made == f"Uploaded to {hub.endpoint}/user/alone"
     assert not_merged.startswith("merge_lora_before_upload: the base model in 16 bits needs about ")

@@ -1,11 +1,11 @@
-"""A row, in any of the forms found in the wild, to a preference pair: one prompt, a chosen and a rejected answer.
+"""Convert a row to a preference pair: a prompt, a chosen answer and a rejected answer.
 
 1. Each of prompt, chosen and rejected may be text, one message or a list of messages
    (`role`/`content`, or ShareGPT's `from`/`value`).
-2. A conversation column stands for the prompt.
-3. Where chosen and rejected are whole conversations, what they begin with in common is the prompt.
+2. A conversation column replaces the prompt column.
+3. If chosen and rejected are whole conversations, their common beginning is the prompt.
 
-Methods that learn from examples alone take rows without a rejected answer, as demonstrations.
+For sft, a row without a rejected answer becomes a demonstration.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ UnusableKind = Literal["unusable", "empty_side", "differing_prompts"]
 
 
 class UnusableRowError(DataError):
-    """A row that gives no pair; the message is the reason."""
+    """A row that cannot be converted to a pair; the message is the reason."""
 
     def __init__(self, message: str, kind: UnusableKind = "unusable") -> None:
         super().__init__(shorten(message, _LONGEST_REASON).encode("utf-8", "replace").decode(), kind)
@@ -56,20 +56,17 @@ class Message:
 
 @dataclass(frozen=True)
 class Pair:
-    """`prompt` ends with the turn that is answered; a system message, if any, comes first.
-
-    `rejected` is None where the method has no use for it.
-    """
+    """`prompt` ends with the turn to answer; a system message, if any, comes first. `rejected` is None for sft."""
 
     prompt: tuple[Message, ...]
     chosen: str
     rejected: str | None
     reasoning: str | None = None
-    number: int = field(default=0, compare=False)  # of the row it came from, from 1
+    number: int = field(default=0, compare=False)  # number of its row, from 1
 
 
 def to_pair(row: Row) -> Pair:
-    """Raises UnusableRowError with the reason."""
+    """Convert a row to a pair. Raises UnusableRowError with the reason if it is not one."""
     chosen = _turns(row, "chosen", "assistant")
     rejected = _turns(row, "rejected", "assistant")
     shared = _shared_beginning(chosen, rejected)
@@ -85,7 +82,7 @@ def to_pair(row: Row) -> Pair:
 
 
 def to_demonstration(row: Row) -> Pair:
-    """A row's prompt and chosen answer; the last turn of a conversation is the answer where there is no chosen column.
+    """Convert a row to a prompt with a chosen answer; without a chosen column, the last turn of a conversation is it.
 
     Raises UnusableRowError with the reason.
     """
@@ -114,7 +111,7 @@ def _check_encodable(pair: Pair) -> None:
 
 
 def _turns(row: Row, column: str, role: str) -> list[Message]:
-    """A column as messages; plain text becomes one message of the given role."""
+    """Return a column as messages; plain text becomes one message with the given role."""
     value = row.get(column)
     if column not in row:
         raise UnusableRowError(_missing(column, list(row)))
@@ -132,27 +129,27 @@ def _turns(row: Row, column: str, role: str) -> list[Message]:
 def _missing(column: str, columns: Sequence[str]) -> str:
     shown = ", ".join(columns[:_LIST_COLUMNS_SHOWN])
     likely = next((name for name, target in guess_mapping(columns).items() if target == column), None)
-    example = "can name another" if likely is None else f'{{"{likely}": "{column}"}} would name it'
+    example = "can map another column to it" if likely is None else f'{{"{likely}": "{column}"}} would map it'
     message = f"{column} is missing (columns here: {shown}); column_mapping {example}"
-    return f"{message}. training_mode sft needs none" if column == "rejected" else message
+    return f"{message}. training_mode sft doesn't need it" if column == "rejected" else message
 
 
 def _message(item: Any, column: str) -> Message:
     if not isinstance(item, dict):
-        raise UnusableRowError(f"{column} holds {type(item).__name__}s where messages should be")
+        raise UnusableRowError(f"{column} contains {type(item).__name__}s instead of messages")
     role = item.get("role", item.get("from"))
     content = item.get("content", item.get("value"))
     if not isinstance(role, str) or role not in _ROLES:
-        raise UnusableRowError(f"{column} has a message of role {role!r}; known are {', '.join(_ROLES)}")
+        raise UnusableRowError(f"{column} has a message with the role {role!r}; supported are {', '.join(_ROLES)}")
     if isinstance(content, list):
         content = _joined_parts(content, column)
     if not isinstance(content, str):
-        raise UnusableRowError(f"{column} has a message of {role} without text")
+        raise UnusableRowError(f"{column} has a message with the role {role!r} but without text")
     return Message(_ROLES[role], content)
 
 
 def _joined_parts(parts: list[Any], column: str) -> str:
-    """Content given as a list of typed parts, where all of them are text."""
+    """Return the text of content that is a list of typed parts. Raises UnusableRowError if one is not text."""
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise UnusableRowError(f"{column} has a message with parts that are not text")
@@ -160,7 +157,7 @@ def _joined_parts(parts: list[Any], column: str) -> str:
 
 
 def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:
-    """What two conversations begin with in common, leaving each at least its last message."""
+    """Return the common beginning of two conversations, excluding the last message of each."""
     most = min(len(chosen), len(rejected)) - 1
     count = next((index for index in range(most) if chosen[index] != rejected[index]), max(most, 0))
     return list(chosen[:count])
@@ -169,18 +166,19 @@ def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) ->
 def _answer(turns: Sequence[Message], column: str) -> str:
     if len(turns) != 1:
         raise UnusableRowError(
-            f"{column} has {len(turns)} turns after what both answers begin with; one is needed", "differing_prompts"
+            f"{column} has {len(turns)} turns after the common beginning of both conversations; it needs exactly one",
+            "differing_prompts",
         )
     turn = turns[0]
     if turn.role != "assistant":
-        raise UnusableRowError(f"{column} ends with a turn of {turn.role}, not of the assistant")
+        raise UnusableRowError(f"{column} ends with a {turn.role} turn, not with an assistant turn")
     if not turn.content.strip():
         raise UnusableRowError(f"{column} is empty", "empty_side")
     return turn.content
 
 
 def _prompt(row: Row, shared: list[Message]) -> list[Message]:
-    """The turns before the answer: from the prompt column, a conversation column, or what the answers share."""
+    """Return the turns before the answer: from the prompt or a conversation column, or shared by both answers."""
     column = next((name for name in ("prompt", *_CONVERSATION_COLUMNS) if not _is_missing(row.get(name))), None)
     given = _turns(row, column, "user") if column else []
     given = _joined(given, shared)
@@ -189,25 +187,25 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
             raise UnusableRowError("prompt is empty", "empty_side")
         _turns(row, "prompt", "user")
     while given and given[-1].role == "assistant" and column in _CONVERSATION_COLUMNS:
-        given = given[:-1]  # some sets repeat the chosen answer at the end of the conversation
+        given = given[:-1]  # some data sets repeat the chosen answer at the end of the conversation
     if not given or given[-1].role != "user":
-        raise UnusableRowError(f"{column or 'the prompt'} doesn't end with a turn of the user")
+        raise UnusableRowError(f"{column or 'the prompt'} doesn't end with a user turn")
     if not given[-1].content.strip():
         raise UnusableRowError("prompt is empty", "empty_side")
     return given
 
 
 def _joined(given: list[Message], shared: list[Message]) -> list[Message]:
-    """The prompt column's turns and those that both answers begin with, what they have in common once.
+    """Return the turns of the prompt column, followed by those that both answers share, without their overlap.
 
-    Sets repeat the prompt within the answers in every way: all of it, its last turn, or what stands before.
+    Data sets repeat the prompt in the answers in different ways: completely, its last turn, or the turns before it.
     """
-    said = [turn.content.strip() for turn in given]
+    texts = [turn.content.strip() for turn in given]
     repeated = [turn.content.strip() for turn in shared]
-    if said in (repeated[: len(said)], repeated[len(repeated) - len(said) :]):
+    if texts in (repeated[: len(texts)], repeated[len(repeated) - len(texts) :]):
         return shared
     overlap = next(
-        size for size in range(min(len(said), len(repeated)), -1, -1) if said[len(said) - size :] == repeated[:size]
+        size for size in range(min(len(texts), len(repeated)), -1, -1) if texts[len(texts) - size :] == repeated[:size]
     )
     return given + shared[overlap:]
 

@@ -1,4 +1,4 @@
-"""Rows out of Parquet, which is compressed: what it says it unpacks to is held against what it may."""
+"""Read rows from Parquet, with protection against files that decompress to far more than their size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merlina.errors import DataError, first_line
 
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1024**2
-# Text shrinks some ten times; what claims to grow this much, and to much, is made to fill the memory.
+# Compression shrinks text about ten times. A file that decompresses to 200 times its size is treated as an attack.
 _LARGEST_GROWTH = 200
 _ALWAYS_ALLOWED = 256 * 1024**2
 _LARGEST_BATCH = 1024**3
@@ -21,12 +21,12 @@ _MOST_VALUES_AT_ONCE = 100_000
 
 
 def read_parquet(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
-    """Raises DataError with the row after which it can't be read."""
+    """Yield the rows in order. Raises DataError, which names the last readable row, if the file is damaged."""
     number = 0
     for batch in _small_batches(path, limit):
         try:
             rows = batch.to_pylist()
-        except (ValueError, OverflowError) as error:  # text that is no UTF-8, times that Python can't hold
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, times outside Python's range
             raise DataError(f"the Parquet file can't be read after row {number}: {first_line(error)}") from error
         number += len(rows)
         for row in rows:
@@ -39,12 +39,12 @@ def count_parquet(path: Path, _limit: RowLimit) -> int:
 
 
 def parse_parquet(path: Path, limit: RowLimit) -> int:
-    """Unpacks everything once, checks that text is text and no row too large, and counts the rows."""
+    """Decompress and validate the whole file, and return the number of rows. Raises DataError."""
     return sum(batch.num_rows for batch in _small_batches(path, limit, checked=True))
 
 
 def _small_batches(path: Path, limit: RowLimit, *, checked: bool = False) -> Iterator[Any]:
-    """Batches that take little more memory as Python objects than one row may. Raises DataError."""
+    """Yield batches small enough to convert to Python objects. Raises DataError if a row exceeds the limit."""
     number = 0
     for batch in _batches(path, checked=checked):
         limit.check_columns(batch.num_columns, "the Parquet file")
@@ -65,7 +65,10 @@ def _value_count(batch: Any) -> int:
 
 
 def _values_in(array: Any) -> int:
-    """Values of an array and of all that is nested in it: a list of nulls takes no bytes, but memory in Python."""
+    """Return the number of values in an array, nested ones included.
+
+    A list of nulls takes no bytes in Arrow, but memory in Python.
+    """
     import pyarrow.types
 
     kind = array.type
@@ -105,7 +108,7 @@ def _batches(path: Path, *, checked: bool = False) -> Iterator[Any]:
 
 
 def _unpacked_size(batch: Any) -> int:
-    """Bytes of a batch when each row has its own values, not references to shared ones."""
+    """Return the size of a batch in bytes, with dictionary-encoded columns decoded."""
     import pyarrow
 
     shared = [column for column in batch.columns if isinstance(column, pyarrow.DictionaryArray)]
@@ -113,7 +116,7 @@ def _unpacked_size(batch: Any) -> int:
 
 
 def _check_claims(metadata: Any) -> None:
-    """Looks at the sizes the file states for itself, before anything is unpacked."""
+    """Check the sizes that the file states in its metadata, before decompressing. Raises DataError."""
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         columns = [group.column(number) for number in range(group.num_columns)]
@@ -125,8 +128,8 @@ def _check_claims(metadata: Any) -> None:
 
 def _unpacks_to_too_much(row: int, unpacked: int) -> str:
     return (
-        f"The Parquet file unpacks to far more than it holds ({unpacked / 1024**2:,.0f} MB and more by row {row}, "
-        f"{_LARGEST_GROWTH} times its size): it is not read further. Write it with less repetition, or as JSONL"
+        f"The Parquet file decompresses to more than {_LARGEST_GROWTH} times its size ({unpacked / 1024**2:,.0f} MB by "
+        f"row {row}), which is refused. Write it with less repetition, or as JSONL"
     )
 
 
@@ -135,7 +138,7 @@ def _opened(path: Path) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
-    # Its own allocator keeps what it once had; the server should be as small after a large file as before.
+    # Arrow's default allocator keeps freed memory; the system's returns it.
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     try:
         file = pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)

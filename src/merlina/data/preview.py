@@ -1,4 +1,4 @@
-"""The first rows of a data set, as they are and as they are trained on; reads no further than it shows."""
+"""Preview the first rows of a data set, as stored and as formatted text, without reading the rest."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from merlina.data.truncation import truncate_name, truncate_row
 from merlina.errors import DataError
 from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat
 
-_ROWS_LOOKED_AT = 500
-_SECONDS_LOOKED = 0.2
+_MAX_ROWS_EXAMINED = 500
+_EXAMINE_SECONDS = 0.2
 _WARNINGS_SHOWN = 20
 _COLUMNS_SHOWN = 1000
-_MOST_SECONDS = 10.0
+_TIMEOUT_SECONDS = 10.0
 _USUAL_LIMIT = RowLimit()
-_PREVIEW_SEED = 42  # a run's default
+_PREVIEW_SEED = 42  # default of TrainingConfig.seed
 
 
 @dataclass(frozen=True)
 class RawPreview:
-    """`samples` are the first rows in a form JSON can carry; `columns` are the names that any of them has."""
+    """First rows as JSON values, with the names of all their columns."""
 
     samples: list[dict[str, Any]]
     columns: list[str]
@@ -40,7 +40,7 @@ class RawPreview:
 def preview_rows(
     config: DatasetConfig, file: Path | None, token: str | None, limit: int, row_limit: RowLimit = _USUAL_LIMIT
 ) -> RawPreview:
-    """Up to `limit` and `max_samples` rows, each cut at once to what a response may carry. Raises DataError."""
+    """Return up to `limit` rows, each truncated to what a response may contain. Raises DataError."""
     samples: list[dict[str, Any]] = []
     columns: dict[str, None] = {}
     most = min(limit, config.max_samples or limit)
@@ -57,7 +57,7 @@ def preview_rows(
 
 @dataclass(frozen=True)
 class FormattedPreview:
-    """`samples` as they are trained on, each with the number of its `row`; `warnings` name those that can't be used."""
+    """Formatted samples, each with the number of its `row`; `warnings` name rows that can't be used."""
 
     samples: list[dict[str, Any]]
     warnings: list[str]
@@ -66,10 +66,7 @@ class FormattedPreview:
 
 
 SampleBuilder = Callable[[Pair], tuple[Callable[[], dict[str, Any]], Lengths | None]]
-"""Makes a pair's sample when it is called for, and its lengths where it was turned into tokens.
-
-May raise UnusableRowError.
-"""
+"""Return a function that builds a pair's sample, and its Lengths if it was tokenized. May raise UnusableRowError."""
 
 
 def preview_formatted(
@@ -80,19 +77,16 @@ def preview_formatted(
     limit: int,
     row_limit: RowLimit = _USUAL_LIMIT,
 ) -> FormattedPreview:
-    """Up to `limit` samples, and what a doctor says of them and of as many rows behind them as take no time.
-
-    Raises DataError.
-    """
+    """Return up to `limit` samples, with findings on those and on further rows, for up to 0.2 s. Raises DataError."""
     doctor = Doctor(MARKERS[config.format.format_type])
     samples: list[dict[str, Any]] = []
     warnings: list[str] = []
     numbers: list[int] = []
-    enough_at = time.monotonic() + _SECONDS_LOOKED
-    give_up_at = time.monotonic() + _MOST_SECONDS
+    enough_at = time.monotonic() + _EXAMINE_SECONDS
+    give_up_at = time.monotonic() + _TIMEOUT_SECONDS
     needs_rejected = config.training_mode != "sft"
     pairs = read_pairs(config, file, token, needs_rejected=needs_rejected, limit=row_limit)
-    for item in islice(pairs, _ROWS_LOOKED_AT):
+    for item in islice(pairs, _MAX_ROWS_EXAMINED):
         try:
             if isinstance(item, SkippedRow):
                 raise UnusableRowError(item.reason, item.kind)
@@ -114,7 +108,7 @@ def preview_formatted(
 
 
 def text_sample_builder(spec: DatasetFormat) -> SampleBuilder:
-    """Samples of text alone, for formats that need no tokenizer."""
+    """Return the builder of samples without token counts, for formats that need no tokenizer."""
     render = formatter(spec, None)
 
     def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], None]:

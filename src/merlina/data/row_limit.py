@@ -1,4 +1,4 @@
-"""The limit on one row, enforced while rows are read, so that no file can fill the memory."""
+"""Limits on the size of a row, enforced while rows are read, so that no file exhausts memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BYTES_PER_VALUE = 8
 
 @dataclass(frozen=True)
 class RowLimit:
-    """One row may take `size` bytes of text. It may have 10,000 columns and 1,000,000 nested values."""
+    """Limits on a row: `size` bytes of text, 10,000 columns and 1,000,000 nested values."""
 
     size: int = 16 * _MB
 
@@ -29,8 +29,8 @@ class RowLimit:
     def exceeded(self, place: str) -> DataError:
         """Return the error for a row that is too large; `place` names it, such as "line 3"."""
         return DataError(
-            f"{place} is larger than {self.size // _MB:,} MB, the limit for one row. Split it, "
-            "or raise MAX_ROW_SIZE_MB; a whole file in one line is usually of another format than its name says"
+            f"{place} is larger than {self.size // _MB:,} MB, the limit for one row. Split it, raise MAX_ROW_SIZE_MB, "
+            "or check the format: a whole file in one line often has the wrong extension"
         )
 
     def check_json(self, text: bytes, place: str) -> None:
@@ -41,29 +41,29 @@ class RowLimit:
             raise _too_many_values(place)
 
     def check_json_text(self, text: str, place: str) -> None:
-        """The same for text that is decoded already. Raises DataError."""
+        """Check decoded text of a row. Raises DataError."""
         if 4 * len(text) > min(self.size, _MOST_VALUES):
             self.check_json(text.encode("utf-8", "surrogatepass"), place)
 
     def check_columns(self, columns: int, place: str) -> None:
-        """Raises DataError for more columns than a row may have."""
+        """Raise DataError for more than 10,000 columns."""
         if columns > _MOST_COLUMNS:
             raise DataError(f"{place} has {columns:,} columns; a row may have at most {_MOST_COLUMNS:,}")
 
     def check_values(self, values: int, place: str) -> None:
-        """Raises DataError for more nested values than a row may have."""
+        """Raise DataError for more than 1,000,000 nested values."""
         if values > _MOST_VALUES:
             raise _too_many_values(place)
 
     def check_row(self, row: Mapping[str, Any], place: str) -> None:
-        """Check a row that another library has read already. Raises DataError."""
+        """Check a row that another library has read. Raises DataError."""
         self.check_columns(len(row), place)
         if approximate_size(row, self.size) > self.size:
             raise self.exceeded(place)
 
 
 def approximate_size(value: Any, stop_above: int) -> int:
-    """Return about how many bytes a row's texts and values take; it stops counting above `stop_above`."""
+    """Return the approximate size of a row in bytes; counting stops above `stop_above`."""
     size, waiting = 0, [value]
     while waiting and size <= stop_above:
         item = waiting.pop()

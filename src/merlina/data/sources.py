@@ -1,4 +1,4 @@
-"""From a DatasetSource to the file or the Hub that holds its rows."""
+"""Resolve a DatasetSource to a file or the Hub, and open its rows."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _USUAL_LIMIT = RowLimit()
 
 
 def resolve_file(source: DatasetSource, uploads_dir: Path, allowed: AllowedPaths) -> Path | None:
-    """The file to read; None for the Hub.
+    """Return the file to read; None for the Hub.
 
-    Raises ForbiddenError for a path that is not `allowed`, NotFoundError where nothing is, DataError for a Hub id that
-    is a folder.
+    Raises ForbiddenError for a path that is not `allowed`, NotFoundError for a missing file, DataError for a Hub id
+    that is a local folder.
     """
     if source.source_type == "upload":
         return _uploaded_file(str(source.dataset_id), uploads_dir)
@@ -33,7 +33,7 @@ def resolve_file(source: DatasetSource, uploads_dir: Path, allowed: AllowedPaths
 def open_rows(
     source: DatasetSource, file: Path | None, token: str | None, *, keep: bool = False, limit: RowLimit = _USUAL_LIMIT
 ) -> Iterator[Row]:
-    """Rows of the resolved source; `keep` has a Hub data set downloaded as a whole rather than streamed."""
+    """Yield the rows of the resolved source; `keep` downloads a Hub data set instead of streaming it."""
     if file is None:
         return read_hub_rows(str(source.repo_id), source.split, token, keep=keep, limit=limit)
     return read_rows(file, source.file_format or detect_format(file), limit)

@@ -1,4 +1,4 @@
-"""NVIDIA GPUs as the driver sees them (NVML)."""
+"""NVIDIA GPUs as reported by the driver (NVML)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; memory in MiB. None stands for what the card doesn't tell."""
+    """One GPU; memory in MiB. None: the GPU doesn't report this value."""
 
     index: int
     name: str
@@ -28,9 +28,9 @@ class Gpu:
 
 
 def list_gpus() -> list[Gpu]:
-    """All GPUs this process may use, or none where there is no NVIDIA driver.
+    """Return the GPUs this process may use; none without an NVIDIA driver.
 
-    Indices are NVML's, by bus; where CUDA_VISIBLE_DEVICES lists some, the others are left out.
+    Indices are NVML's, in bus order. If CUDA_VISIBLE_DEVICES lists indices, only those GPUs are returned.
     """
     try:
         pynvml.nvmlInit()
@@ -45,7 +45,7 @@ def list_gpus() -> list[Gpu]:
 
 
 def count_in_words(gpus: Sequence[Gpu]) -> str:
-    """Return how many GPUs there are and their indices, such as `2 GPUs, with the indices 0 and 1`."""
+    """Return the number of GPUs and their indices, such as `2 GPUs, with the indices 0 and 1`."""
     *others, last = (str(gpu.index) for gpu in gpus)
     if not others:
         return f"1 GPU, with the index {last}"
@@ -53,7 +53,7 @@ def count_in_words(gpus: Sequence[Gpu]) -> str:
 
 
 def _visible_indices() -> set[int] | None:
-    """What CUDA_VISIBLE_DEVICES names by index; None where it is unset or names devices otherwise."""
+    """Return the indices in CUDA_VISIBLE_DEVICES; None if it is unset or names devices by UUID."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return None
@@ -70,16 +70,16 @@ def _gpu(index: int) -> Gpu:
         memory_total_mb=int(memory.total) // _MB,
         memory_free_mb=int(memory.free) // _MB,
         memory_used_mb=int(memory.used) // _MB,
-        utilization_percent=_told(lambda: int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
-        temperature_c=_told(lambda: int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))),
-        power_usage_w=_told(lambda: round(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1)),
-        compute_capability=_told(lambda: "{}.{}".format(*pynvml.nvmlDeviceGetCudaComputeCapability(handle))),
+        utilization_percent=_optional(lambda: int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
+        temperature_c=_optional(lambda: int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))),
+        power_usage_w=_optional(lambda: round(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1)),
+        compute_capability=_optional(lambda: "{}.{}".format(*pynvml.nvmlDeviceGetCudaComputeCapability(handle))),
     )
 
 
-def _told(ask: Callable[[], Any]) -> Any:
-    """A fact that not every card tells."""
+def _optional(query: Callable[[], Any]) -> Any:
+    """Return the result of a query that not every GPU supports; None if this one doesn't."""
     try:
-        return ask()
+        return query()
     except pynvml.NVMLError:
         return None

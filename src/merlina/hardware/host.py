@@ -1,4 +1,4 @@
-"""The machine around the GPUs: memory, disk, and what the kernel did about memory."""
+"""Memory and disk of the machine, and processes that the kernel killed for lack of memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import psutil
 
 
 def available_memory() -> int:
-    """RAM a new process could use without swapping, in bytes."""
+    """Return the RAM that a new process can use without swapping, in bytes."""
     return int(psutil.virtual_memory().available)
 
 
 def release_freed_memory() -> None:
-    """Lets go of what this process keeps for its next blocks (training/host_memory). Does nothing without glibc."""
+    """Return freed memory of this process to the system (see training/loop/host_memory). No effect without glibc."""
     if not sys.platform.startswith("linux"):
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
@@ -26,18 +26,18 @@ def release_freed_memory() -> None:
 
 
 def total_memory() -> int:
-    """RAM of the machine, in bytes."""
+    """Return the RAM of the machine, in bytes."""
     return int(psutil.virtual_memory().total)
 
 
 def disk_space(path: Path) -> tuple[int, int]:
-    """Total and free bytes of the disk that holds `path`, or would hold it."""
+    """Return the total and free bytes of the disk with `path`, which need not exist yet."""
     usage = shutil.disk_usage(existing_parent(path))
     return usage.total, usage.free
 
 
 def resident_memory(pid: int) -> int:
-    """RAM a process holds, in bytes; 0 where there is none by that number."""
+    """Return the RAM in use by a process, in bytes; 0 if it doesn't exist."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
@@ -45,17 +45,17 @@ def resident_memory(pid: int) -> int:
 
 
 def free_disk(path: Path) -> int:
-    """Free bytes on the disk that holds `path`, or would hold it."""
+    """Return the free bytes of the disk with `path`, which need not exist yet."""
     return disk_space(path)[1]
 
 
 def existing_parent(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that exists."""
+    """Return the path itself, or its nearest parent that exists."""
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def oom_kills() -> int:
-    """Processes the kernel has killed for want of memory since it started; 0 where it doesn't say."""
+    """Return the number of processes that the kernel has killed for lack of memory since boot; 0 if unknown."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
@@ -64,13 +64,13 @@ def oom_kills() -> int:
 
 
 def describe_signal(number: int, *, out_of_memory: bool) -> str:
-    """What became of a process that a signal ended, to be read after its name."""
+    """Return a predicate that describes how a signal ended a process, to follow its name in a message."""
     name = signal.Signals(number).name
     if number != signal.SIGKILL:
         return f"was ended by signal {number} ({name})"
     if out_of_memory:
         return (
             "was killed by the system because memory ran out (signal 9, SIGKILL). "
-            "A smaller max_length, gradient_checkpointing or use_4bit need less"
+            "Reduce max_length, or set gradient_checkpointing or use_4bit"
         )
-    return "was killed from outside (signal 9, SIGKILL), not by running out of memory as far as the system tells"
+    return "was killed from outside (signal 9, SIGKILL); the system reports no lack of memory"

@@ -1,1 +1,1 @@
-"""The checks behind `/validate` and before `/train`: each a small function with one question."""
+"""The checks of `POST /validate` and `POST /train`: one function for each, which returns a Finding."""

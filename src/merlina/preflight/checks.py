@@ -1,4 +1,4 @@
-"""All checks in one go."""
+"""Run all preflight checks of a configuration and collect their findings."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _HUB_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Preflight:
-    """The checks with what they need to know of this server."""
+    """All checks, with the parts of the server that they depend on."""
 
     settings: Settings
     allowed: AllowedPaths
@@ -58,9 +58,9 @@ class Preflight:
     upload: UploadCheck = field(default_factory=UploadCheck)
 
     def check(self, config: TrainingConfig, closed: threading.Event | None = None) -> Report:
-        """Runs every check. `closed` is set once nobody waits for the report any more.
+        """Run every check. `closed` is set once the client has disconnected.
 
-        Raises ForbiddenError for a data set outside the allowed folders, BusyError where too many wait to be checked.
+        Raises ForbiddenError for a data set outside the allowed folders, BusyError if too many checks are waiting.
         """
         gpus = self.list_gpus()
         report = Report()
@@ -69,13 +69,13 @@ class Preflight:
         report.findings["model_accessible"] = check_model(
             config.base_model, self._hub_token(config), self.helpers.reach
         )
-        report.findings["dataset_valid"] = self._find_dataset(config, report)
+        report.findings["dataset_valid"] = self._resolve_dataset(config, report)
         facts = self._inspect(config, report, closed)
         if facts is not None:
             report.findings["model_supported"] = check_architecture(facts)
             report.findings["layers_found"] = check_targets(config, facts.model) if facts.model else Finding()
             report.findings["tokenizer_ready"] = check_tokenizer(facts, config.dataset.format.format_type)
-        self._judge_dataset(config, report, facts, closed)
+        self._check_dataset(config, report, facts, closed)
         model = facts.model if facts else None
         report.adapters = adapters(config, model) if model else []
         if model is not None and report.data is not None:
@@ -99,7 +99,7 @@ class Preflight:
         report.findings["wandb_ready"] = check_wandb(config.use_wandb, self._wandb_key(config))
         return report
 
-    def _find_dataset(self, config: TrainingConfig, report: Report) -> Finding:
+    def _resolve_dataset(self, config: TrainingConfig, report: Report) -> Finding:
         settings, source = self.settings, config.dataset.source
         try:
             report.dataset_file = resolve_file(source, settings.uploads_dir, self.allowed)
@@ -113,7 +113,7 @@ class Preflight:
         return Finding()
 
     def _inspect(self, config: TrainingConfig, report: Report, closed: threading.Event | None) -> RunFacts | None:
-        """The helper's look at model and data, where both are there."""
+        """Have a helper inspect model and data; None if either is not accessible."""
         if not (report.findings["model_accessible"].passed and report.findings["dataset_valid"].passed):
             return None
         try:
@@ -131,17 +131,17 @@ class Preflight:
         except BusyError:
             raise
         except MerlinaError as error:
-            message = f"Model and data could not be looked into before the run: {error.message}"
+            message = f"Model and data could not be inspected before the run: {error.message}"
             report.findings["inspected"] = Finding(passed=False, warnings=(message,))
             return None
         return RunFacts.model_validate(found)
 
     def _repos(self, config: TrainingConfig) -> list[Repo]:
         source = config.dataset.source
-        of_data = [Repo("dataset", str(source.repo_id))] if source.source_type == "huggingface" else []
-        return [*model_repos(config.base_model, self.settings.trust_remote_code), *of_data]
+        dataset_repos = [Repo("dataset", str(source.repo_id))] if source.source_type == "huggingface" else []
+        return [*model_repos(config.base_model, self.settings.trust_remote_code), *dataset_repos]
 
-    def _judge_dataset(
+    def _check_dataset(
         self, config: TrainingConfig, report: Report, facts: RunFacts | None, closed: threading.Event | None
     ) -> None:
         if not report.findings["dataset_valid"].passed:
@@ -149,19 +149,19 @@ class Preflight:
         if facts is not None:
             report.data, error = facts.data, facts.data_error
         elif report.dataset_file is not None:
-            report.data, error = self._look_without_tokens(config, str(report.dataset_file), closed)
+            report.data, error = self._examine_without_tokenizer(config, str(report.dataset_file), closed)
         else:
             unread = ("dataset_valid: the data set exists, but its rows were not read",)
             found = report.findings["dataset_valid"]
             report.findings["dataset_valid"] = Finding(passed=False, warnings=found.warnings, not_checked=unread)
             return
-        found, judged = report.findings["dataset_valid"], check_rows(report.data, error)
-        report.findings["dataset_valid"] = Finding(judged.passed, judged.errors, found.warnings + judged.warnings)
+        access, rows = report.findings["dataset_valid"], check_rows(report.data, error)
+        report.findings["dataset_valid"] = Finding(rows.passed, rows.errors, access.warnings + rows.warnings)
 
-    def _look_without_tokens(
+    def _examine_without_tokenizer(
         self, config: TrainingConfig, file: str, closed: threading.Event | None
     ) -> tuple[DataFacts | None, str | None]:
-        """The first rows of a file as text, where no tokenizer can be had; or why they can't be read."""
+        """Return the facts on the first rows of a file without token counts, or why they can't be read."""
         try:
             found = self.helpers.rows.call(
                 "look_at_rows",
@@ -198,7 +198,7 @@ class Preflight:
         )
 
     def _count_rows(self, config: TrainingConfig, report: Report, closed: threading.Event | None) -> int | None:
-        """Of those a run would read; None where only reading them all would tell."""
+        """Return the number of rows that the run will read; None if counting them would mean reading them all."""
         if report.data is None or report.data.all_rows:
             return report.data.rows if report.data else None
         dataset = config.dataset
@@ -232,7 +232,7 @@ class Preflight:
 
 
 def _or_none(count: Callable[[], int | None]) -> int | None:
-    """A count for the estimate alone: other checks tell what is wrong with the data set."""
+    """Return a count, or None on errors: other checks report what is wrong with the data set."""
     try:
         return count()
     except MerlinaError:

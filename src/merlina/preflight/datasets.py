@@ -1,4 +1,4 @@
-"""What the first rows of a data set teach, judged."""
+"""Check the first rows of a data set."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from merlina.schemas.inspection import DataFacts
 
 
 def check_rows(facts: DataFacts | None, error: str | None) -> Finding:
-    """Errors where nothing can be trained on, warnings for what the doctor found."""
+    """Return an error if the data set has no usable rows, otherwise the data doctor's findings as warnings."""
     if facts is None:
         return Finding(passed=error is None, errors=(f"dataset: {error}",) if error else ())
     if facts.rows == 0:
         return Finding(passed=False, errors=("dataset: it has no rows",))
-    looked_at = "" if facts.all_rows else f" (of the first {facts.rows:,} rows)"
-    messages = tuple(f"dataset: {finding.message}{looked_at}" for finding in facts.findings)
+    scope = "" if facts.all_rows else f" (in the first {facts.rows:,} rows)"
+    messages = tuple(f"dataset: {finding.message}{scope}" for finding in facts.findings)
     if facts.usable == 0:
         return Finding(passed=False, errors=messages)
     return Finding(warnings=messages)

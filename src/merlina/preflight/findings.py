@@ -1,4 +1,4 @@
-"""What a check found, and the sum of all checks."""
+"""The finding of one check, and the report on all checks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from merlina.schemas.validation import (
 
 @dataclass(frozen=True)
 class Finding:
-    """One check's answer: whether it passed, with errors that stop a run and warnings that don't.
+    """Result of a check: whether it passed, with errors, which reject the run, and warnings.
 
-    `passed` is None where nothing was checked. `not_checked` names what remains open, with the reason.
+    `passed` is None if the check was not performed. `not_checked` names what remains open, with the reason.
     """
 
     passed: bool | None = True
@@ -33,7 +33,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """All findings by the name of their check, and what was learnt on the way."""
+    """Findings of all checks by name, with the facts and estimates they are based on."""
 
     findings: dict[str, Finding] = field(default_factory=dict)
     dataset_file: Path | None = None
@@ -74,5 +74,5 @@ class Report:
 
 
 def _once(lines: Iterable[str]) -> list[str]:
-    """In order; what two checks found alike is told once."""
+    """Return the lines in order, without repetitions."""
     return list(dict.fromkeys(lines))

@@ -1,4 +1,4 @@
-"""Is a repository there on the Hub, and may we read it? Nothing of it is downloaded."""
+"""Check that a Hub repository exists and is readable, without downloading anything."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 
 
 def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, reach: HubReach) -> Finding:
-    """`field` is the one of the configuration that names the repository. A cached one will do without the network."""
+    """Check access to a repository; `field` is the configuration field that names it.
+
+    Without a connection to the Hub, a cached repository passes with a warning.
+    """
     problem = reach.problem()
     if problem is not None and not constants.is_offline_mode():
         if _is_cached(repo_id, kind):
@@ -22,17 +25,19 @@ def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, reac
     try:
         check_access(repo_id, kind, token)
     except HFValidationError:
-        return _error(field, f"{repo_id!r} is neither a folder or file here nor a Hub id, which looks like org/name")
-    except Exception as error:  # the Hub client lets errors of its HTTP library through, whichever that is
+        return _error(field, f"{repo_id!r} is neither a folder or file on this machine nor a Hub id (org/name)")
+    except Exception as error:  # the Hub's client raises errors of whichever HTTP library it uses
         if not is_access_denied(error) and _is_cached(repo_id, kind):
             return Finding(warnings=(f"The Hub can't be reached; using {repo_id!r} from this machine's cache",))
-        words = describe_hub_error(error, repo_id, kind, token_given=token is not None)
-        return _error(field, words or f"{repo_id!r} can't be looked up on the Hub ({type(error).__name__}); try again")
+        message = describe_hub_error(error, repo_id, kind, token_given=token is not None)
+        return _error(
+            field, message or f"{repo_id!r} can't be looked up on the Hub ({type(error).__name__}); try again later"
+        )
     return Finding()
 
 
 def cached_tokenizers() -> set[str]:
-    """Models of the Hub's cache on this machine whose tokenizer is there."""
+    """Return the models whose tokenizer is in this machine's cache of the Hub."""
     try:
         repos = scan_cache_dir().repos
     except CacheNotFound:

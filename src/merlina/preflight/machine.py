@@ -1,4 +1,4 @@
-"""Does the machine have what the run asks for: GPUs, disk for checkpoints and result?"""
+"""Check that the machine has what the run needs: GPUs, precision, memory for merging and disk space."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ _MIN_FREE_DISK = 256 * MIB
 
 
 def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
-    """No GPU at all is only a warning, unless some are asked for by index."""
-    there = [gpu.index for gpu in gpus]
-    missing = [index for index in config.gpu_ids or [] if index not in there]
+    """Return an error for unknown `gpu_ids`, and warnings for idle GPUs or a machine without any."""
+    indices = [gpu.index for gpu in gpus]
+    missing = [index for index in config.gpu_ids or [] if index not in indices]
     if missing:
         known = f"this machine has {count_in_words(gpus)}" if gpus else "this machine has no CUDA GPU"
         return Finding(
             passed=False, errors=(f"gpu_ids: there is no GPU with the index {', '.join(map(str, missing))}; {known}",)
         )
     if len(config.gpu_ids or []) > config.pairs_per_step:
-        return Finding(passed=False, warnings=(_more_gpus_than_pairs(config),))
-    if not there:
+        return Finding(passed=False, warnings=(_describe_idle_gpus(config),))
+    if not indices:
         return Finding(
-            passed=False, warnings=("No CUDA GPU here: the run trains on the CPU, which suits small models",)
+            passed=False, warnings=("No CUDA GPU found: the run trains on the CPU, which suits only small models",)
         )
     return Finding()
 
 
-def _more_gpus_than_pairs(config: TrainingConfig) -> str:
+def _describe_idle_gpus(config: TrainingConfig) -> str:
     return (
-        f"gpu_ids: {len(config.gpu_ids or [])} GPUs share the {config.pairs_per_step} pairs of a step, so that some "
-        "have nothing to do; a larger batch_size or gradient_accumulation_steps gives each of them work"
+        f"gpu_ids: {len(config.gpu_ids or [])} GPUs share the {config.pairs_per_step} pairs of a step, which leaves "
+        "some of them idle; increase batch_size or gradient_accumulation_steps"
     )
 
 
 def check_precision(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
-    """Whether dtype and attention kernel are to be had here."""
+    """Check that the machine supports the requested dtype and attention kernel."""
     if config.dtype == "float16" and not gpus:
-        return Finding(passed=False, errors=("dtype: float16 needs a GPU; use float32 or bfloat16 on this machine",))
+        return Finding(passed=False, errors=("dtype: float16 requires a GPU; use float32 or bfloat16",))
     if config.attn_implementation == "flash_attention_2" and not (gpus and find_spec("flash_attn")):
-        missing = "the package flash-attn is not installed" if gpus else "it needs a GPU"
+        missing = "the package flash-attn is not installed" if gpus else "it requires a GPU"
         return Finding(
-            passed=False, warnings=(f"attn_implementation: no flash_attention_2 here ({missing}); the run uses auto",)
+            passed=False,
+            warnings=(f"attn_implementation: flash_attention_2 is not available ({missing}); the run uses auto",),
         )
     return Finding()
 
 
 def check_merging(config: TrainingConfig, model: ModelFacts | None, device: str) -> Finding:
-    """Whether RAM has room for the base model that the adapter is merged into, once the run's own model is freed.
+    """Check that the base model fits into RAM for merging, after the run's own model has been freed.
 
-    On a GPU it is merged there where it fits; a run in 4 or 8 bits shows that it need not.
+    A run on a GPU in 16 or 32 bits merges there, where the model evidently fits.
     """
     if model is None or not config.merges or (device == "cuda" and not config.weight_bits):
         return Finding(passed=None)
@@ -68,33 +69,33 @@ def check_merging(config: TrainingConfig, model: ModelFacts | None, device: str)
     if needed <= free:
         return Finding()
     message = (
-        f"merge_lora_before_upload: merging takes the base model into RAM in {8 * width} bits, about {gib(needed)}; "
-        f"{gib(free)} are free. Unless there is room at the end of the run, the adapter alone is uploaded"
+        f"merge_lora_before_upload: merging loads the base model into RAM in {8 * width} bits, about {gib(needed)}; "
+        f"{gib(free)} are free. If that is still too little at the end of the run, only the adapter is uploaded"
     )
     return Finding(passed=False, warnings=(message,))
 
 
 def merging_width(config: TrainingConfig, device: str) -> int:
-    """Bytes of a weight while an adapter is merged: the wider of what the base model is loaded in and saved as."""
-    held = 2 if config.weight_bits else compute_bytes(config, device)
-    return max(held, _merged_width(config, device))
+    """Return the bytes per weight during merging: the wider of the loaded and the saved precision."""
+    loaded = 2 if config.weight_bits else compute_bytes(config, device)
+    return max(loaded, _merged_width(config, device))
 
 
 def _merged_width(config: TrainingConfig, device: str) -> int:
-    """Bytes of a merged weight as it is saved."""
+    """Return the bytes per weight of the saved merged model."""
     if config.merge_dtype == "auto":
         return 2 if config.weight_bits else compute_bytes(config, device)
     return 4 if config.merge_dtype == "float32" else 2
 
 
 def check_disk(config: TrainingConfig, settings: Settings, model: ModelFacts | None, device: str) -> Finding:
-    """Each folder can be written to, and its disk has room for what a run on `device`, cpu or cuda, puts there."""
+    """Check that the folders are writable and their disks have space for a run on `device`, cpu or cuda."""
     checkpoints, finished = _bytes_to_write(config, model, device)
     needed = {settings.data_dir: checkpoints, settings.models_dir: finished}
     if _disk_of(settings.data_dir) == _disk_of(settings.models_dir):
         needed = dict.fromkeys(needed, checkpoints + finished)
     problems = [problem for folder, size in needed.items() if (problem := _disk_problem(folder, size))]
-    unknown = ("disk_space_ok: only whether the folders can be written, since the model's size is unknown",)
+    unknown = ("disk_space_ok: the space is not checked, because the model's size is unknown",)
     return Finding(passed=not problems, errors=tuple(problems), not_checked=() if model else unknown)
 
 
@@ -103,12 +104,12 @@ def check_output(target: Path) -> Finding:
         return Finding()
     return Finding(
         passed=False,
-        warnings=(f"output_name: {target} exists; when the run ends it is kept beside under another name, not lost",),
+        warnings=(f"output_name: {target} exists; it is kept under another name when the run ends",),
     )
 
 
 def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None, device: str) -> tuple[float, float]:
-    """For checkpoints and for the finished model; 0 where the model's size isn't known."""
+    """Return the sizes of checkpoints and finished model in bytes; zeros if the model's size is unknown."""
     if model is None:
         return 0, 0
     trained, width = trained_weights(config, model), compute_bytes(config, device)
@@ -117,9 +118,9 @@ def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None, device: st
     converted = model.parameters * width if config.weight_bits and config.base_model.lower().endswith(".gguf") else 0
     uploaded = 0
     if config.push_to_hub:
-        # The adapter is uploaded beside merged weights, too.
+        # Besides the merged weights, the adapter is uploaded too.
         uploaded = adapter + (model.parameters * _merged_width(config, device) if config.merges else 0)
-    # An old one is removed once the new one is complete; each one kept may need its best model beside it.
+    # A checkpoint is removed only once the next one is complete; with each, the best model's checkpoint may be kept.
     kept = KEPT_CHECKPOINTS * (1 if config.load_best_at_end is None else 2)
     return (kept + 1) * a_checkpoint + converted, adapter + uploaded
 
@@ -131,9 +132,9 @@ def _disk_of(folder: Path) -> int:
 def _disk_problem(folder: Path, needed: float) -> str | None:
     existing = existing_parent(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        return f"{existing} can't be written to; {folder} is needed for the run"
+        return f"{existing} is not writable, but the run writes to {folder}; change its permissions"
     free = free_disk(existing)
     if free < needed + _MIN_FREE_DISK:
         wanted = (needed + _MIN_FREE_DISK) / MIB
-        return f"the disk of {folder} is full: {free / MIB:,.0f} MiB are free, {wanted:,.0f} are needed"
+        return f"the disk of {folder} is too full: {free / MIB:,.0f} MiB are free, {wanted:,.0f} MiB are needed"
     return None

@@ -1,6 +1,6 @@
-"""How much memory a run will hold at its peak, from the model's own sizes, and what would help most to need less.
+"""Estimate the peak memory of a run from the sizes of its model, and suggest settings that reduce it.
 
-`benchmarks/memory_estimate.py` holds the estimate against measured peaks.
+The constants are fitted to measured peaks; `benchmarks/memory_estimate.py` compares the estimate with measurements.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig, smaller_budget
 from merlina.schemas.validation import MemoryEstimate
 
-# By bits of a weight: NF4 with doubly quantized scales takes a little more than its 4 bits.
-_HELD_BYTES = {4: 0.53, 8: 1.01}
+# Bytes per quantized weight, by its bits: the scales come on top, in NF4 quantized themselves.
+_QUANTIZED_BYTES = {4: 0.53, 8: 1.01}
 _HALF = 2
-# Of one chunk of logits (training/output_head), and what is made of it.
+# One chunk of logits (training/engine/output_head) and its intermediate results, by bytes of the dtype.
 _LOGIT_BYTES = {4: 0.4 * GIB, 2: 0.2 * GIB}
-# For each logit where a model makes all of them: their log-softmax, its gradient and theirs, and in 16 bits themselves.
-_OWN_LOGIT_BYTES = {4: 12, 2: 14}
-# Kept for each head, query and key where attention isn't left to a kernel that keeps no scores.
+# Bytes per logit if the model computes all logits itself: log-softmax, its gradient and the logits' gradient in
+# float32, and with a 16-bit dtype the logits too.
+_UNCHUNKED_LOGIT_BYTES = {4: 12, 2: 14}
+# Bytes stored per head, query and key by attention without a kernel that avoids storing scores.
 _CAPPED_BYTES, _DROPPED_BYTES = 8, 13
 _EAGER_BYTES = {4: 4, 2: 6}
-# While one layer's scores are computed, or their gradients.
-_PASSING_BYTES = 8
+# Temporary bytes per head, query and key while one layer's scores or their gradients are computed.
+_TEMPORARY_SCORE_BYTES = 8
 
 
 @dataclass(frozen=True)
 class _Device:
-    """What a kind of device needs beside what the arithmetic says; those of the CPU are fitted to measured peaks."""
+    """Constants of a kind of device, fitted to measured peaks."""
 
     process: float  # bytes of interpreter and libraries, or of the CUDA context
-    slack: dict[int, float]  # what the allocator holds for each byte of activations in use, by bytes of the dtype
-    score_slack: dict[int, float]  # the same for scores of a dense attention, in blocks of heads by queries by keys
-    layers_alive: int  # with checkpointing, how many layers' activations are held at the worst moment
+    slack: dict[int, float]  # bytes reserved by the allocator per byte of activations, by bytes of the dtype
+    score_slack: dict[int, float]  # the same for dense attention scores, in blocks of heads × queries × keys
+    layers_alive: int  # with gradient checkpointing: layers whose activations exist at the same time
 
 
 _DEVICES = {
-    # Blocks of scores are kept for the next ones (training/host_memory) and fit between each other badly.
+    # glibc keeps freed blocks of scores for reuse (training/loop/host_memory), which fragments the heap.
     "cpu": _Device(0.75 * GIB, {4: 1.65, 2: 1.3}, {4: 3.4, 2: 1.8}, 9),
     "cuda": _Device(0.6 * GIB, {4: 1.1, 2: 1.1}, {4: 1.1, 2: 1.1}, 1),
 }
@@ -51,13 +52,13 @@ _DEVICES = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by part."""
+    """Bytes by component."""
 
-    parts: dict[str, float]
+    components: dict[str, float]
 
     @property
     def total(self) -> float:
-        return sum(self.parts.values())
+        return sum(self.components.values())
 
 
 def estimate(
@@ -65,13 +66,14 @@ def estimate(
     model: ModelFacts,
     data: DataFacts | None,
     device: str,
-    parts: int = 1,
+    num_shards: int = 1,
     budget: int | None = None,
 ) -> Estimate:
-    """The peak of a run on `device`, cpu or cuda. Without tokenized rows a pair may be `max_length` long.
+    """Return the estimated peak of a run on `device`, cpu or cuda.
 
-    `parts` is over how many devices the frozen layers are spread. `budget` is the most positions of a pass on a GPU;
-    without it a pass there holds the longest pair alone, which is the least that a run can do with.
+    Without tokenized rows, pairs are assumed to be `max_length` long. `num_shards` is the number of GPUs over which the
+    frozen layers are sharded. `budget` is the maximum number of positions of a pass on a GPU; without it, a pass holds
+    only the longest pair, which gives the minimum.
     """
     model = _as_trained(config, model)
     facts, width = _DEVICES[device], compute_bytes(config, device)
@@ -79,15 +81,16 @@ def estimate(
     tokens = _largest_pass(config, model, data, device, budget)
     activations = _activation_bytes(config, model, tokens.positions, width, facts)
     activations += _adapted_copies(config, model) * width
-    scores = _score_bytes(config, model, tokens.pairs_seen, device)
+    scores = _score_bytes(config, model, tokens.attention_scores, device)
     logits = _logit_bytes(model, tokens.positions, width)
-    # Gradients grow as activations are let go, so that only what is above those adds to the peak.
+    # The backward pass frees activations while it allocates gradients: gradients add to the peak only by their excess.
+    # 2 GiB of activations and 3 GiB of gradients make a peak of 3 GiB, not 5.
     gradients = max(0.0, trained * 4 - activations - scores - logits)
-    # Autograd keeps what each float32 weight was cast to until the backward pass has used it.
+    # Without LoRA, autograd keeps the 16-bit copy of each float32 weight until the backward pass has used it.
     cast = model.parameters * width if not config.use_lora and width == _HALF else 0.0
     return Estimate(
         {
-            "weights": _weight_bytes(config, model, width, parts) + (trained * 4 if config.use_lora else 0) + cast,
+            "weights": _weight_bytes(config, model, width, num_shards) + (trained * 4 if config.use_lora else 0) + cast,
             "gradients": gradients,
             "optimizer state": trained * OPTIMIZER_BYTES[config.optimizer_type],
             "activations": activations,
@@ -99,40 +102,40 @@ def estimate(
 
 
 def _as_trained(config: TrainingConfig, model: ModelFacts) -> ModelFacts:
-    """The model as the run will have it: attention that drops out its scores takes no packs."""
+    """Return the model's facts during the run: attention with dropout does not support packing."""
     drops_scores = model.drops_scores and not config.disable_dropout
     return model.model_copy(
         update={"drops_scores": drops_scores, "supports_packing": model.supports_packing and not drops_scores}
     )
 
 
-def expect(
-    config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, parts: int, free: float
+def expected_peak(
+    config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, num_shards: int, free: float
 ) -> Estimate:
-    """The peak of a run with so many bytes free: with full passes, or on a GPU with smaller ones where those don't fit.
+    """Return the expected peak with `free` bytes of memory: on a GPU, passes become smaller until they fit.
 
-    The run finds the same size by trying (training/probe).
+    The run determines the same size by experiment (training/loop/memory_probe).
     """
     budget = PACK_POSITIONS[device]
-    least = estimate(config, model, data, device, parts)
-    while (found := estimate(config, model, data, device, parts, budget)).total > max(free, least.total):
+    minimum = estimate(config, model, data, device, num_shards)
+    while (found := estimate(config, model, data, device, num_shards, budget)).total > max(free, minimum.total):
         budget = smaller_budget(budget)
     return found
 
 
 def chat_memory_mb(config: TrainingConfig, model: ModelFacts, device: str, copies: int) -> int:
-    """MiB that a run's finished model needs to answer: `copies` times its weights, where it is no adapter on others."""
+    """Return the memory for chatting with a run's model, in MiB; a model without adapter is counted `copies` times."""
     facts, width = _DEVICES[device], compute_bytes(config, device)
     if config.use_lora:
         weights = _weight_bytes(config, model, width) + trained_weights(config, model) * 4
     else:
         weights = model.parameters * width * copies
     if config.base_model.lower().endswith(".gguf"):
-        # About half of it lies there twice while it is unpacked.
+        # About half of the weights exist twice while they are unpacked.
         weights += model.parameters * width / 2
-    # Keys and values of a conversation as long as the pairs were, as if each head had its own.
-    kept = 2 * model.layers * model.attention_size * width * min(config.max_length, model.max_positions or 1 << 20)
-    return round((weights + kept + facts.process) / MIB)
+    # KV cache of a conversation of max_length tokens; an upper bound for models with grouped-query attention.
+    cache = 2 * model.layers * model.attention_size * width * min(config.max_length, model.max_positions or 1 << 20)
+    return round((weights + cache + facts.process) / MIB)
 
 
 def check_memory(
@@ -142,9 +145,9 @@ def check_memory(
     gpus: Sequence[Gpu],
     reclaimable_mb: Callable[[int | None], int],
 ) -> tuple[Finding, MemoryEstimate | None]:
-    """Whether the run fits into the memory that is free now; of several GPUs, into each of them.
+    """Check that the run fits into the free memory; with several GPUs, into that of each.
 
-    `reclaimable_mb` tells what is given up before it starts, in MiB: on a GPU by its index, or of RAM (None).
+    `reclaimable_mb` returns what is freed before the run starts, in MiB: of the GPU with this index, or of RAM (None).
     """
     if model is None:
         return Finding(passed=False), None
@@ -154,50 +157,52 @@ def check_memory(
     free = gpu.memory_free_mb * MIB if gpu else available_memory() + reclaimable_mb(None) * MIB
     gpus_used = len(config.gpu_ids or []) or 1
     whole = _weight_bytes(config, model, compute_bytes(config, device))
-    spread_over = gpus_used if config.shards_weights(gpus_used, whole, free) else 1
-    needed = estimate(config, model, data, device, spread_over)
-    expected = expect(config, model, data, device, spread_over, free)
-    parts = sorted(expected.parts.items(), key=lambda part: -part[1])
+    num_shards = gpus_used if config.shards_weights(gpus_used, whole, free) else 1
+    minimum = estimate(config, model, data, device, num_shards)
+    expected = expected_peak(config, model, data, device, num_shards, free)
+    components = sorted(expected.components.items(), key=lambda component: -component[1])
     shown = MemoryEstimate(
         place=place,
         needed_mb=round(expected.total / MIB),
-        minimum_mb=round(needed.total / MIB),
+        minimum_mb=round(minimum.total / MIB),
         expected_mb=round(expected.total / MIB),
         free_mb=round(free / MIB),
-        parts_mb={name: round(size / MIB) for name, size in parts},
+        parts_mb={name: round(size / MIB) for name, size in components},
     )
-    if needed.total <= free:
+    if minimum.total <= free:
         return Finding(), shown
-    largest, size = parts[0]
+    largest, size = components[0]
     message = (
-        f"memory: the run needs at least {gib(needed.total)} of {place} and {gib(free)} are free. "
-        f"Most of it: {largest} ({gib(size)}). {_what_helps(config, model, data, device, spread_over)}"
+        f"memory: the run needs at least {gib(minimum.total)} of {place}, but {gib(free)} are free. "
+        f"Largest component: {largest} ({gib(size)}). {_suggest_savings(config, model, data, device, num_shards)}"
     )
     if gpus_used > 1 and not config.use_lora:
-        message += ". More GPUs don't: without LoRA each holds the whole model and takes its share of the pairs"
+        message += ". More GPUs do not help: without LoRA each of them holds the whole model"
     return Finding(passed=False, errors=(message,)), shown
 
 
 def _decisive_gpu(config: TrainingConfig, gpus: Sequence[Gpu]) -> Gpu | None:
-    """Of those asked for the one with the least free memory, else the one with the most."""
+    """Return the requested GPU with the least free memory; without `gpu_ids`, the GPU with the most."""
     if config.gpu_ids is None:
         return max(gpus, key=lambda gpu: gpu.memory_free_mb, default=None)
-    asked_for = [gpu for gpu in gpus if gpu.index in (config.gpu_ids or [])]
-    return min(asked_for, key=lambda gpu: gpu.memory_free_mb, default=None)
+    requested = [gpu for gpu in gpus if gpu.index in (config.gpu_ids or [])]
+    return min(requested, key=lambda gpu: gpu.memory_free_mb, default=None)
 
 
-def _what_helps(config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, parts: int) -> str:
-    """The changes that would save most, with what each leaves."""
-    now = estimate(config, model, data, device, parts).total
+def _suggest_savings(
+    config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, num_shards: int
+) -> str:
+    """Return the changes of settings that save most, with the remaining peak of each."""
+    now = estimate(config, model, data, device, num_shards).total
     left = [
-        (estimate(changed, model, data, device, parts if changed.weight_bits is None else 1).total, name)
+        (estimate(changed, model, data, device, num_shards if changed.weight_bits is None else 1).total, name)
         for name, changes, applies in _SAVINGS
         if applies(config) and (changed := config.model_copy(update=changes))
     ]
     helping = sorted((total, name) for total, name in left if total < 0.98 * now)
     if not helping:
-        return "Only a smaller base model would need less"
-    return "What would help: " + ", ".join(f"{name} ({gib(total)})" for total, name in helping[:4])
+        return "Use a smaller base model"
+    return "To reduce it: " + ", ".join(f"{name} ({gib(total)})" for total, name in helping[:4])
 
 
 _Applies = Callable[[TrainingConfig], bool]
@@ -213,66 +218,67 @@ _SAVINGS: tuple[tuple[str, dict[str, Any], _Applies], ...] = (
 
 
 def compute_bytes(config: TrainingConfig, device: str) -> int:
-    """Of the numbers that are multiplied."""
+    """Return the bytes per number in matrix products."""
     if config.dtype == "float32" or (config.dtype == "auto" and device == "cpu"):
         return 4
     return 2
 
 
 def largest_pack(config: TrainingConfig, data: DataFacts | None, device: str, budget: int | None = None) -> int:
-    """Its positions: full, or those of one pair that is longer than that, or all there are for a step.
+    """Return the number of positions of the largest pack: as many pairs as the budget and a step allow, at least one.
 
-    On a GPU packs are cut to what is free, so that without a budget the longest pair is all that must fit.
+    On a GPU without a budget, it is the longest pair alone.
     """
-    longest = 2 * config.max_length
-    a_pair = min(data.most_tokens if data and data.most_tokens else longest, longest)
-    return _filled(config, a_pair, device, budget)
+    limit = 2 * config.max_length
+    longest_pair = min(data.most_tokens if data and data.most_tokens else limit, limit)
+    return _filled(config, longest_pair, device, budget)
 
 
-def _filled(config: TrainingConfig, a_pair: int, device: str, budget: int | None) -> int:
-    """Positions of a pass that holds as many pairs as the budget and a step allow, each of so many positions."""
+def _filled(config: TrainingConfig, pair: int, device: str, budget: int | None) -> int:
+    """Return the positions of a pass with as many pairs, of `pair` positions each, as the budget and a step allow."""
     if device == "cuda":
-        # Pairs differ in length, so that a pass is filled to the last positions.
-        return max(a_pair, min(budget or 0, config.pairs_per_step * a_pair))
-    return a_pair * min(config.pairs_per_step, max(1, PACK_POSITIONS[device] // a_pair))
+        # Pairs differ in length, so a pass is filled up to the budget rather than to a multiple of the longest pair.
+        return max(pair, min(budget or 0, config.pairs_per_step * pair))
+    return pair * min(config.pairs_per_step, max(1, PACK_POSITIONS[device] // pair))
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """A forward pass: how many positions it has, and how many pairs of a query with a key a dense mask has."""
+    """A forward pass: its number of positions, and of attention scores (query-key pairs) per head with a dense mask."""
 
     positions: int
-    pairs_seen: int
+    attention_scores: int
 
 
 def _largest_pass(
     config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, budget: int | None
 ) -> _Pass:
-    """Of a pack; or, the model's own way, of answers that each stand behind their prompt, padded to the longest."""
+    """Return the largest pass: of a pack or, without packing, of sequences (prompt + answer) padded to the longest."""
     if model.supports_packing:
         positions = largest_pack(config, data, device, budget)
         return _Pass(positions, positions**2)
     longest = min(data.longest if data and data.longest else config.max_length, config.max_length)
-    a_pair = longest * (1 if config.training_mode == "sft" else 2)
-    positions = _filled(config, a_pair, device, budget)
+    pair = longest * (1 if config.training_mode == "sft" else 2)
+    positions = _filled(config, pair, device, budget)
     return _Pass(positions, positions * longest)
 
 
-def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int, parts: int = 1) -> float:
+def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int, num_shards: int = 1) -> float:
     if not config.use_lora:
         return model.parameters * 4
     if config.weight_bits is None:
-        # Of what is spread, the layer that is computed and the next one are there as a whole.
-        elsewhere = model.linear_parameters * max(0.0, 1 - 1 / parts - (parts > 1) * 2 / model.layers)
+        # Of sharded weights, the layer being computed and the prefetched next one are complete on each GPU. With 4 GPUs
+        # and 32 layers, 1 - 1/4 - 2/32 = 69 % of the linear weights are elsewhere.
+        elsewhere = model.linear_parameters * max(0.0, 1 - 1 / num_shards - (num_shards > 1) * 2 / model.layers)
         return (model.parameters - elsewhere) * width
-    held = model.linear_parameters * _HELD_BYTES[config.weight_bits]
-    # A GGUF is unpacked in full before it is packed again.
+    quantized = model.linear_parameters * _QUANTIZED_BYTES[config.weight_bits]
+    # GGUF weights are unpacked completely before they are quantized again.
     unpacked = model.parameters * width if config.base_model.lower().endswith(".gguf") else 0
-    return held + (model.parameters - model.linear_parameters) * width + unpacked
+    return quantized + (model.parameters - model.linear_parameters) * width + unpacked
 
 
 def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
-    """How many weights the run changes."""
+    """Return the number of trained weights."""
     if not config.use_lora:
         return model.parameters
     adapted, _ = match(model.sites, config.target_modules)
@@ -280,8 +286,8 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
 
 
 def _adapted_copies(config: TrainingConfig, model: ModelFacts) -> float:
-    """Weights of adapted experts' parameters that are kept a second time, with their adapters added, for the backward
-    pass; of one layer where it is computed again there."""
+    """Return the number of weights of adapted expert parameters, whose sum with the adapter is kept for the backward
+    pass; with gradient checkpointing, of one layer at a time."""
     if not config.use_lora:
         return 0.0
     adapted, _ = match(model.sites, config.target_modules)
@@ -290,36 +296,37 @@ def _adapted_copies(config: TrainingConfig, model: ModelFacts) -> float:
 
 
 def _activation_bytes(config: TrainingConfig, model: ModelFacts, positions: int, width: int, facts: _Device) -> float:
-    """What the forward pass of a pack keeps for its backward pass."""
+    """Return the bytes that the forward pass stores for the backward pass."""
     hidden, inner, heads = model.hidden_size, model.intermediate_size, model.attention_size
     inputs = {"q": hidden, "k": hidden, "v": hidden, "o": heads, "gate": hidden, "up": hidden, "down": inner}
     adapted = sum(size for name, size in inputs.items() if f"{name}_proj" in config.target_modules)
     if config.use_lora and model.supports_packing:
-        # Both norms' inputs and outputs; queries, keys, values and what attention makes of them; gate and up.
-        kept = (4 * hidden + 4 * heads + 2 * inner) * width + (adapted if config.lora_dropout else 0)
+        # Fused layers store inputs and outputs of both norms (4 × hidden), queries, keys, values and the output of
+        # attention (4 × heads), gate and up projection (2 × inner), and one byte of dropout mask per adapter input.
+        per_position = (4 * hidden + 4 * heads + 2 * inner) * width + (adapted if config.lora_dropout else 0)
     else:
-        # Autograd's own way: norms keep their input twice, feed-forwards their activation as well.
-        kept = (6 * hidden + 4 * heads + 3 * inner) * width
-    a_layer = positions * kept * facts.slack[width]
+        # Autograd also stores the input of norms a second time, and the activation of the feed-forward layer.
+        per_position = (6 * hidden + 4 * heads + 3 * inner) * width
+    layer = positions * per_position * facts.slack[width]
     if config.gradient_checkpointing:
-        return model.layers * positions * hidden * width + min(facts.layers_alive, model.layers) * a_layer
-    return model.layers * a_layer
+        return model.layers * positions * hidden * width + min(facts.layers_alive, model.layers) * layer
+    return model.layers * layer
 
 
-def _score_bytes(config: TrainingConfig, model: ModelFacts, pairs_seen: int, device: str) -> float:
-    """What attention keeps of each query with each key, beside its inputs and outputs; 0 for kernels that keep none."""
+def _score_bytes(config: TrainingConfig, model: ModelFacts, attention_scores: int, device: str) -> float:
+    """Return the bytes that attention stores per query-key pair; 0 for kernels that store none."""
     width = compute_bytes(config, device)
-    of_a_head = _bytes_of_a_score(config, model, device)
-    if of_a_head:
+    per_score = _bytes_per_score(config, model, device)
+    if per_score:
         facts, layers = _DEVICES[device], 1 if config.gradient_checkpointing else model.layers
         slack = (facts.score_slack if model.supports_packing else facts.slack)[width]
-        return slack * pairs_seen * model.attention_heads * (layers * of_a_head + _PASSING_BYTES)
+        return slack * attention_scores * model.attention_heads * (layers * per_score + _TEMPORARY_SCORE_BYTES)
     is_masked = config.attn_implementation == "sdpa" or (device == "cuda" and width == 4)
-    # One mask for all layers, and as much while it is made.
-    return 2.0 * pairs_seen * width if is_masked and model.supports_packing else 0.0
+    # One mask serves all layers; a temporary copy of the same size exists while it is built.
+    return 2.0 * attention_scores * width if is_masked and model.supports_packing else 0.0
 
 
-def _bytes_of_a_score(config: TrainingConfig, model: ModelFacts, device: str) -> int:
+def _bytes_per_score(config: TrainingConfig, model: ModelFacts, device: str) -> int:
     is_eager = config.attn_implementation == "eager"
     if model.drops_scores and (is_eager or device == "cpu"):
         return _DROPPED_BYTES
@@ -330,5 +337,5 @@ def _bytes_of_a_score(config: TrainingConfig, model: ModelFacts, device: str) ->
 
 def _logit_bytes(model: ModelFacts, positions: int, width: int) -> float:
     if not model.supports_packing:
-        return positions * model.vocab_size * _OWN_LOGIT_BYTES[width]
+        return positions * model.vocab_size * _UNCHUNKED_LOGIT_BYTES[width]
     return _LOGIT_BYTES[width] + 2 * positions * model.hidden_size * width

@@ -1,4 +1,4 @@
-"""How many rows a data set has, where that can be told without reading it for long."""
+"""Count the rows of data sets and cache the results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from merlina.schemas.datasets import DatasetSource
 from merlina.storage import uploads
 from merlina.storage.database import Database
 
-_SOON_COUNTED_BYTES = 128 * 1024**2
+_QUICK_COUNT_BYTES = 128 * 1024**2
 _COUNTS_KEPT = 256
 _COUNT_SECONDS = 24 * 3600.0
 _Version = tuple[Path, str | None, int, int]
@@ -19,7 +19,7 @@ _Version = tuple[Path, str | None, int, int]
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Row counts of files, which helpers count; one that was counted is known as long as the file does not change."""
+    """Row counts of files, computed by helpers and cached until the file changes."""
 
     database: Database
     helper: Helper
@@ -27,7 +27,7 @@ class RowCounts:
     _counted: dict[_Version, int] = field(default_factory=dict)
 
     def known(self, source: DatasetSource, file: Path | None, stated: int | None = None) -> int | None:
-        """Those of an upload, those the file itself states, and those counted before; None for any other."""
+        """Return a count that is available at once: of an upload, `stated` by the file or cached; None otherwise."""
         if source.dataset_id is not None:
             with self.database.read() as connection:
                 record = uploads.get(connection, source.dataset_id)
@@ -37,7 +37,7 @@ class RowCounts:
         return self._counted.get(_version(source, file))
 
     def count(self, source: DatasetSource, file: Path, closed: threading.Event | None = None) -> int:
-        """Of a whole file, which may take long. Raises what `Helper.call` does, for rows that can't be read too."""
+        """Count the rows of a file, which may take long. Raises what `Helper.call` does, for unreadable rows too."""
         known = self.known(source, file)
         if known is not None:
             return known
@@ -56,9 +56,9 @@ class RowCounts:
         return rows
 
     def count_if_quick(self, source: DatasetSource, file: Path, closed: threading.Event | None = None) -> int | None:
-        """The count of a file that is known or counted within a second or so. Raises as `count`."""
+        """Return a count that is known or takes about a second; None otherwise. Raises what `count` does."""
         known = self.known(source, file)
-        if known is None and (_is_parquet(source, file) or file.stat().st_size <= _SOON_COUNTED_BYTES):
+        if known is None and (_is_parquet(source, file) or file.stat().st_size <= _QUICK_COUNT_BYTES):
             return self.count(source, file, closed)
         return known
 

@@ -1,4 +1,4 @@
-"""Does the run take enough optimizer steps to change the model?"""
+"""Check that the run takes enough optimizer steps to change the model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from merlina.schemas.training import TrainingConfig
 
 
 def plan_steps(config: TrainingConfig, data: DataFacts | None, rows: int | None) -> StepPlan | None:
-    """Return the plan for a data set of `rows` rows, of which as many are usable as of those that were examined.
+    """Return the step plan for `rows` rows, assuming the fraction of usable rows among those examined.
 
-    None where the rows can't be counted.
+    None if the number of rows is unknown.
     """
     if data is None or not rows or not data.rows:
         return None
@@ -21,7 +21,7 @@ def plan_steps(config: TrainingConfig, data: DataFacts | None, rows: int | None)
 
 
 def check_step_count(plan: StepPlan | None) -> Finding:
-    """Return a warning for a plan that can't be expected to change the model much."""
+    """Return a warning for a plan that is unlikely to change the model much."""
     if plan is None or plan.pairs == 0:
         return Finding(passed=None, not_checked=("steps_suffice: the number of pairs is unknown",))
     warnings = tuple(plan.warnings())

@@ -1,6 +1,6 @@
-"""How long a run will take: its arithmetic at the speed of an earlier run, or at what this processor can do.
+"""Estimate the duration of a run: its FLOPs at the speed of an earlier run, or at the measured speed of this CPU.
 
-`benchmarks/time_estimate.py` holds the estimate against runs.
+`benchmarks/time_estimate.py` compares the estimate with measured runs.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ from merlina.storage import jobs, metrics
 from merlina.storage.database import Database
 
 _POINTS = 100
-_RUNS_LOOKED_AT = 20
-# Of what products alone reach, by bytes of a number; fitted to runs on short pairs, longer ones reach more.
-_REACHED = {4: 0.37, 2: 0.24}
+_MAX_EARLIER_RUNS = 20
+# Fraction of the matrix-product speed that training reaches, by bytes per number. Fitted to runs on short pairs; longer
+# ones reach more.
+_EFFICIENCY = {4: 0.37, 2: 0.24}
 _DTYPES = {4: "float32", 2: "bfloat16"}
 _WIDEST = 2048
-# The largest pack is tried before the first step, which is slow itself while memory is found for it.
-_TRIED_PACKS = 2
-# Of a step, whatever it computes.
+# The memory probe runs the largest pack before the first step, which itself is slow while memory is first allocated.
+_PROBED_PACKS = 2
+# Constant overhead of an optimizer step.
 _STEP_SECONDS = 0.01
 _REFERENCED = ("dpo", "ipo", "kto")
 
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """The newest completed run with a model on a kind of device."""
+    """A completed run whose speed predicts that of a new one."""
 
     job_id: str
     config: TrainingConfig
-    tokens_per_second: float  # each prompt counted with both its answers
+    tokens_per_second: float  # the prompt counts once for each answer
 
-    def seconds_a_pair(self, tokens: PairTokens) -> float:
+    def seconds_per_pair(self, tokens: PairTokens) -> float:
         return _counted_tokens(self.config, tokens) / self.tokens_per_second
 
 
 def find_earlier_run(database: Database, config: TrainingConfig, device: str) -> EarlierRun | None:
-    """The newest completed one with the same model in the same precision on such a device, cpu or cuda."""
+    """Return the newest completed run with the same model and precision on the same kind of device, cpu or cuda."""
     with database.read() as connection:
-        for record in jobs.completed_with(connection, config.base_model, _RUNS_LOOKED_AT):
+        for record in jobs.completed_with(connection, config.base_model, _MAX_EARLIER_RUNS):
             try:
                 then = read_stored_config(record.config, record.job_id)
             except StoredConfigError:
-                continue  # of another version
+                continue  # written by another version
             if bool(record.gpus) != (device == "cuda") or _precision(then, device) != _precision(config, device):
                 continue
             rows = metrics.rows(connection, record.number, max_points=_POINTS)
@@ -70,21 +71,21 @@ def estimate_time(
     earlier: EarlierRun | None,
     product_rate: Callable[[str, int], float],
 ) -> TimeEstimate | None:
-    """Of a data set with so many rows. `product_rate` is asked for the processor's FLOP/s by dtype and width.
+    """Return the time estimate for `rows` rows; `product_rate` returns the CPU's FLOP/s for a dtype and a width.
 
-    None where too little is known: on a GPU without an earlier run, and of rows that can't be counted.
+    None if rows or tokens are unknown, or on a GPU without an earlier run.
     """
     if model is None or data is None or data.mean_tokens is None or not rows or not data.rows:
         return None
     tokens = data.mean_tokens
     if earlier is not None:
         then, now = _devices(earlier.config), _devices(config)
-        a_pair = _training_flops(earlier.config, model, tokens) + _unrelated_flops(earlier.config, model, tokens)
-        speed = a_pair / earlier.seconds_a_pair(tokens) * now / then
+        flops_per_pair = _training_flops(earlier.config, model, tokens) + _kto_flops(earlier.config, model, tokens)
+        speed = flops_per_pair / earlier.seconds_per_pair(tokens) * now / then
     elif device == "cpu":
         width = compute_bytes(config, device)
         try:
-            speed = _REACHED[width] * product_rate(_DTYPES[width], min(model.hidden_size, _WIDEST))
+            speed = _EFFICIENCY[width] * product_rate(_DTYPES[width], min(model.hidden_size, _WIDEST))
         except HelperError:
             return None
     else:
@@ -97,15 +98,15 @@ def estimate_time(
     trained = steps / plan.steps_per_epoch * plan.pairs
     evaluated = _evaluations(config, steps) * held_out
     referenced = pairs if config.training_mode in _REFERENCED else 0
-    tried = (
-        _TRIED_PACKS
+    probed = (
+        _PROBED_PACKS
         * largest_pack(config, data, device, PACK_POSITIONS[device])
         / (tokens.prompt + sum(_answers(config, tokens)))
     )
     flops = (
-        (trained + tried) * _training_flops(config, model, tokens)
+        (trained + probed) * _training_flops(config, model, tokens)
         + (evaluated + referenced) * _forward_flops(config, model, tokens)
-        + (trained + evaluated + referenced) * _unrelated_flops(config, model, tokens)
+        + (trained + evaluated + referenced) * _kto_flops(config, model, tokens)
     )
     seconds = flops / speed + (0.0 if earlier else steps * _STEP_SECONDS)
     return TimeEstimate(seconds=seconds, steps=steps, earlier_run=earlier.job_id if earlier else None)
@@ -126,7 +127,7 @@ def _counted_tokens(config: TrainingConfig, tokens: PairTokens) -> float:
 
 
 def _evaluations(config: TrainingConfig, steps: int) -> int:
-    """The first one is made before any step."""
+    """Return the number of evaluations, including the one before the first step."""
     if config.eval_steps == 0:
         return 0
     every = math.ceil(steps * config.eval_steps) if config.eval_steps < 1 else int(config.eval_steps)
@@ -138,24 +139,28 @@ def _answers(config: TrainingConfig, tokens: PairTokens) -> tuple[float, ...]:
 
 
 def _layer_flops(model: ModelFacts, prompt: float, *answers: float) -> float:
-    """Of the layers for one unit, forwards: its products, and its attention with the prompt once."""
-    looked_at = prompt**2 / 2 + sum(answer * prompt + answer**2 / 2 for answer in answers)
+    """Return the forward FLOPs of all layers for one packed example: linear layers and causal attention.
+
+    With a prompt of 100 and answers of 20 and 30 tokens, the products cover 150 positions, and attention computes
+    100²/2 + (20·100 + 20²/2) + (30·100 + 30²/2) = 10,650 scores per head.
+    """
+    scores = prompt**2 / 2 + sum(answer * prompt + answer**2 / 2 for answer in answers)
     products = 2 * model.linear_parameters * (prompt + sum(answers))
-    return products + 4 * model.layers * model.attention_size * looked_at
+    return products + 4 * model.layers * model.attention_size * scores
 
 
 def _head_flops(model: ModelFacts, targets: float) -> float:
-    """Of the output head, forwards: it is only asked about targets."""
+    """Return the forward FLOPs of the output head, which only computes logits of target tokens."""
     return 2 * model.hidden_size * model.vocab_size * targets
 
 
 def _targets(config: TrainingConfig, tokens: PairTokens) -> float:
-    """Of a pair: its answers, and with ORPO its prompt."""
+    """Return the number of target tokens of a pair: its answers, and for orpo its prompt."""
     return sum(_answers(config, tokens)) + (tokens.prompt if config.training_mode == "orpo" else 0)
 
 
-def _unrelated_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
-    """Of what KTO holds a pair against, forwards: its prompt with another pair's answer."""
+def _kto_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
+    """Return the forward FLOPs of KTO's divergence estimate: a prompt with the answer of another pair."""
     if config.training_mode != "kto":
         return 0.0
     return _layer_flops(model, tokens.prompt, tokens.chosen) + _head_flops(model, tokens.chosen)
@@ -167,9 +172,9 @@ def _forward_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens
 
 
 def _training_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
-    """Forwards and backwards for one pair; gradients by frozen weights are never taken."""
+    """Return the forward and backward FLOPs for one pair; frozen weights have no gradients."""
     passes = 2 + (not config.use_lora) + config.gradient_checkpointing
-    # The head's probabilities are computed again where it is trained.
-    of_head = 2 if config.use_lora else 4
-    of_layers = _layer_flops(model, tokens.prompt, *_answers(config, tokens))
-    return passes * of_layers + of_head * _head_flops(model, _targets(config, tokens))
+    # A trained head recomputes its probabilities in the backward pass.
+    head_passes = 2 if config.use_lora else 4
+    layers = _layer_flops(model, tokens.prompt, *_answers(config, tokens))
+    return passes * layers + head_passes * _head_flops(model, _targets(config, tokens))

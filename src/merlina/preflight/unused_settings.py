@@ -1,4 +1,4 @@
-"""Does the method look at every setting that was given for it?"""
+"""Warn of settings that the chosen method or schedule does not use."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ _COMPARING: tuple[TrainingMode, ...] = ("orpo", "dpo", "ipo", "simpo", "cpo", "k
 _USED_BY: dict[str, tuple[TrainingMode, ...]] = {"beta": _COMPARING, "simpo_gamma": ("simpo",)}
 
 
-_OF_SCHEDULE: dict[str, SchedulerType] = {
+_USED_BY_SCHEDULE: dict[str, SchedulerType] = {
     "lr_scheduler_cycles": "cosine_with_restarts",
     "lr_scheduler_power": "polynomial",
 }
 
 
 def check_unused_settings(config: TrainingConfig) -> Finding:
-    """Return a warning for each changed setting of another method or schedule: it has no effect."""
+    """Return a warning for each changed setting that has no effect with this method or schedule."""
     unused = [
-        f"{name}: training_mode {config.training_mode} doesn't use it, only {', '.join(methods)}"
+        f"{name}: training_mode {config.training_mode} does not use it, only {', '.join(methods)}"
         for name, methods in _USED_BY.items()
         if config.training_mode not in methods and _is_changed(config, name)
     ]
     unused += [
-        f"{name}: lr_scheduler_type {config.lr_scheduler_type} doesn't use it, only {schedule}"
-        for name, schedule in _OF_SCHEDULE.items()
+        f"{name}: lr_scheduler_type {config.lr_scheduler_type} does not use it, only {schedule}"
+        for name, schedule in _USED_BY_SCHEDULE.items()
         if config.lr_scheduler_type != schedule and _is_changed(config, name)
     ]
     return Finding(passed=not unused, warnings=tuple(unused))

@@ -1,4 +1,4 @@
-"""May the finished model be uploaded? The Hub is asked about the token, in a bounded time."""
+"""Check that the token allows uploading the finished model; the requests to the Hub take 5 s at most."""
 
 from __future__ import annotations
 
@@ -17,79 +17,79 @@ from merlina.preflight.findings import Finding
 from merlina.schemas.training import TrainingConfig
 
 _ALL_SECONDS = 5.0
-# The Hub limits how often it may be asked about a token, and the page validates with each change of its form.
-_KEPT_SECONDS = 120.0
+# The Hub limits the rate of requests about a token, and the page validates after every change of its form.
+_CACHE_SECONDS = 120.0
 _WRITING_ROLES = ("write", "admin", "contributor")
 
 
 class UploadCheck:
-    """Remembers the Hub's answers for two minutes."""
+    """Upload permission check, cached for two minutes."""
 
     def __init__(self) -> None:
-        self._answers: dict[str, tuple[float, Finding]] = {}
+        self._cached: dict[str, tuple[float, Finding]] = {}
         self._lock = threading.Lock()
 
     def check(self, config: TrainingConfig, token: str | None, reach: HubReach) -> Finding:
-        """Return whether the token, the run's, the server's or the machine's, may write to `output_name`."""
+        """Check that the token (the run's, else the server's, else the machine's) may write to `output_name`."""
         if not config.push_to_hub:
             return Finding(passed=None)
         token = token or get_token()
         if not token:
-            return _refused("push_to_hub: there is no hf_token; the model will not be uploaded")
-        asked = f"{config.output_name} {config.hf_hub_private} {hashlib.sha256(token.encode()).hexdigest()}"
+            return _refused("push_to_hub: there is no hf_token, so the model will not be uploaded")
+        key = f"{config.output_name} {config.hf_hub_private} {hashlib.sha256(token.encode()).hexdigest()}"
         now = time.monotonic()
         with self._lock:
-            self._answers = {key: kept for key, kept in self._answers.items() if now - kept[0] < _KEPT_SECONDS}
-            if asked in self._answers:
-                return self._answers[asked][1]
+            self._cached = {name: entry for name, entry in self._cached.items() if now - entry[0] < _CACHE_SECONDS}
+            if key in self._cached:
+                return self._cached[key][1]
         problem = reach.problem()
-        finding = _not_checked(problem) if problem else _ask(config, token)
+        finding = _not_checked(problem) if problem else _query(config, token)
         if finding.passed is not None:
             with self._lock:
-                self._answers[asked] = now, finding
+                self._cached[key] = now, finding
         return finding
 
 
-def _ask(config: TrainingConfig, token: str) -> Finding:
+def _query(config: TrainingConfig, token: str) -> Finding:
     hub = _Hub(token)
     try:
         account = hub.get("whoami-v2")
         name = config.output_name if "/" in config.output_name else f"{account['name']}/{config.output_name}"
-        return _judge_account(account, name) or _judge_repository(hub, name, is_private=config.hf_hub_private)
+        return _check_account(account, name) or _check_repository(hub, name, is_private=config.hf_hub_private)
     except OfflineModeIsEnabled:
-        return _not_checked("HF_HUB_OFFLINE keeps the server from the Hub")
+        return _not_checked("HF_HUB_OFFLINE prevents access to the Hub")
     except HfHubHTTPError as error:
         if error.response.status_code == 401:
-            return _refused("hf_token: the Hub does not accept it: it is mistyped, expired or revoked")
-        return _not_checked(f"the Hub answered with status {error.response.status_code}")
-    except Exception as error:  # the Hub client lets errors of its HTTP library through, whichever that is
-        return _not_checked(f"the Hub could not be asked ({type(error).__name__})")
+            return _refused("hf_token: the Hub rejected it; it is mistyped, expired or revoked")
+        return _not_checked(f"the Hub responded with status {error.response.status_code}")
+    except Exception as error:  # the Hub's client raises errors of whichever HTTP library it uses
+        return _not_checked(f"the request to the Hub failed ({type(error).__name__})")
 
 
-def _judge_account(account: dict[str, Any], name: str) -> Finding | None:
-    """Return what stands against an upload to `name`; None without any objection."""
+def _check_account(account: dict[str, Any], name: str) -> Finding | None:
+    """Return why the account may not upload to `name`; None if it may."""
     token = (account.get("auth") or {}).get("accessToken") or {}
     role, namespace = token.get("role"), name.split("/")[0]
     if role == "read":
-        return _refused("hf_token: it may only read; uploading needs one with write access")
+        return _refused("hf_token: it is read-only; uploading requires write access")
     if role == "fineGrained":
-        return _judge_scopes(token.get("fineGrained") or {}, name)
+        return _check_scopes(token.get("fineGrained") or {}, name)
     if role not in _WRITING_ROLES:
-        return _not_checked("the Hub does not say what this kind of token may do")
+        return _not_checked("the Hub does not report the permissions of this kind of token")
     organizations = {entry.get("name"): entry.get("roleInOrg") for entry in account.get("orgs") or ()}
     if namespace == account["name"]:
         return None
     if namespace not in organizations:
         return _refused(
-            f"output_name: the account {account['name']!r} of the hf_token is not a member of {namespace!r}, so it "
+            f"output_name: the hf_token belongs to {account['name']!r}, which is not a member of {namespace!r} and "
             "can't upload there"
         )
     if organizations[namespace] not in (*_WRITING_ROLES, None):
-        return _refused(f"output_name: the account {account['name']!r} may only read in {namespace!r}")
+        return _refused(f"output_name: the account {account['name']!r} has only read access to {namespace!r}")
     return None
 
 
-def _judge_scopes(granted: dict[str, Any], name: str) -> Finding | None:
+def _check_scopes(granted: dict[str, Any], name: str) -> Finding | None:
     entities = [
         str((scope.get("entity") or {}).get("name"))
         for scope in granted.get("scoped") or ()
@@ -97,16 +97,16 @@ def _judge_scopes(granted: dict[str, Any], name: str) -> Finding | None:
     ]
     if {name, name.split("/")[0]} & set(entities):
         return None
-    where = f"only to {', '.join(entities[:3])}" if entities else "to no repository"
-    return _refused(f"hf_token: it may write {where}; uploading needs write access to {name}")
+    scope = f"only to {', '.join(entities[:3])}" if entities else "to no repository"
+    return _refused(f"hf_token: it has write access {scope}; uploading requires write access to {name}")
 
 
 def _can_write(permissions: Iterable[str]) -> bool:
     return any(permission in ("repo.write", "repo.content.write") for permission in permissions)
 
 
-def _judge_repository(hub: _Hub, name: str, *, is_private: bool) -> Finding:
-    """Of a repository that exists; one that doesn't is created when the model is uploaded."""
+def _check_repository(hub: _Hub, name: str, *, is_private: bool) -> Finding:
+    """Check an existing repository; a missing one is created by the upload."""
     try:
         repository = hub.get(f"models/{name}")
     except RepositoryNotFoundError:
@@ -115,18 +115,18 @@ def _judge_repository(hub: _Hub, name: str, *, is_private: bool) -> Finding:
         hub.get(f"models/{name}/auth-check/write")
     except HfHubHTTPError as error:
         if error.response.status_code == 403:
-            return _refused(f"hf_token: it may not write to {name}")
-        return _not_checked(f"the Hub does not say whether the token may write to {name}")
+            return _refused(f"hf_token: it has no write access to {name}")
+        return _not_checked(f"the Hub does not report whether the token has write access to {name}")
     if is_private and not repository.get("private"):
         return _refused(
-            f"hf_hub_private: {name} is on the Hub already and public, so that nothing will be uploaded; make it "
-            "private there, or set hf_hub_private to false"
+            f"hf_hub_private: {name} exists on the Hub and is public, so nothing will be uploaded; make it private "
+            "there, or set hf_hub_private to false"
         )
     return Finding()
 
 
 class _Hub:
-    """Questions to the Hub, all of them within one time limit."""
+    """Client for the Hub's API, with one time limit for all requests."""
 
     def __init__(self, token: str) -> None:
         self._headers = build_hf_headers(token=token)
@@ -134,7 +134,7 @@ class _Hub:
         self._give_up_at = time.monotonic() + _ALL_SECONDS
 
     def get(self, path: str) -> dict[str, Any]:
-        """Raises HfHubHTTPError where the Hub refuses, and what its HTTP library raises."""
+        """Return the response of a GET request. Raises HfHubHTTPError or an error of the HTTP library."""
         left = max(0.1, self._give_up_at - time.monotonic())
         response = get_session().get(f"{self._endpoint}/api/{path}", headers=self._headers, timeout=left)
         hf_raise_for_status(response)

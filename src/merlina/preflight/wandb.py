@@ -1,4 +1,4 @@
-"""Can the run send its figures to Weights & Biases?"""
+"""Check that the run can log to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from importlib.util import find_spec
 
 from merlina.preflight.findings import Finding
 
-# 40 hexadecimal digits, or a longer key of the newer kind; keys of one's own server have `local-` before them.
+# 40 hexadecimal digits, or a longer key of the newer kind; keys of self-hosted servers start with `local-`.
 _PLAUSIBLE_KEY = re.compile(r"(local-)?[A-Za-z0-9_-]{40,200}")
 
 
 def check_wandb(use_wandb: bool, key: str | None) -> Finding:
-    """Whether the package is installed and the key has the form of one. W&B itself is not asked."""
+    """Check that the package is installed and the key is well-formed, without contacting W&B."""
     if not use_wandb:
         return Finding(passed=None)
     if not key:
@@ -25,4 +25,4 @@ def check_wandb(use_wandb: bool, key: str | None) -> Finding:
 
 
 def _without(reason: str) -> Finding:
-    return Finding(passed=False, warnings=(f"use_wandb: {reason}; the run goes on without it",))
+    return Finding(passed=False, warnings=(f"use_wandb: {reason}; the run continues without it",))
