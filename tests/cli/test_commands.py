@@ -184,7 +184,7 @@ def test_ctrl_c_leaves_the_run_going_and_a_stop_ends_it(server: Server, config: 
     assert "Stop request sent" in command("stop", job_id, url=server.url).stdout
     watched = command("watch", job_id, url=server.url)
     assert watched.returncode == 3
-    assert "stopped; what it had is in" in watched.stdout
+    assert "stopped; the model is in" in watched.stdout
     listed = json.loads(command("jobs", "--json", "--status", "stopped", url=server.url).stdout)
     assert job_id in [job["job_id"] for job in listed["jobs"]]
     assert job_id in command("jobs", url=server.url).stdout
