@@ -167,7 +167,7 @@ def test_a_file_over_the_limit_is_413_and_leaves_nothing(new_server: Any) -> Non
     assert upload(server, "small.jsonl", row * 900).status_code == 200
     answer = upload(server, "large.jsonl", row * 1100)
     assert answer.status_code == 413
-    assert "larger than 1 MB" in answer.json()["detail"]
+    assert "larger than 1 MiB" in answer.json()["detail"]
     assert len(list((server.root / "data" / "uploads").iterdir())) == 1
 
 

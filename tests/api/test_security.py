@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from merlina.api.middleware.origins import OwnNames
+from merlina.api.middleware.origins import ServerNames
 from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.settings import Settings
 from tests.harness import Server, damaged_model, training_config, until
@@ -215,10 +215,10 @@ def test_its_public_name_and_named_origins_are_let_in(locked: Server) -> None:
 def test_an_origin_is_ours_with_scheme_host_and_port(
     domain: str, host: str, let_in: list[str], refused: list[str]
 ) -> None:
-    names = OwnNames.of(Settings(_env_file=None, domain=domain, cors_origins=["https://lab.example:443/"]))
-    assert all(names.is_own_origin(origin, "http", host) for origin in [*let_in, "https://lab.example"])
-    assert all(names.is_own_origin(origin, "ws", host) for origin in let_in)
-    assert not any(names.is_own_origin(origin, "http", host) for origin in [*refused, "http://lab.example"])
+    names = ServerNames.of(Settings(_env_file=None, domain=domain, cors_origins=["https://lab.example:443/"]))
+    assert all(names.is_allowed_origin(origin, "http", host) for origin in [*let_in, "https://lab.example"])
+    assert all(names.is_allowed_origin(origin, "ws", host) for origin in let_in)
+    assert not any(names.is_allowed_origin(origin, "http", host) for origin in [*refused, "http://lab.example"])
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Server) -> None:

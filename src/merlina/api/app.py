@@ -1,4 +1,4 @@
-"""The only place that wires the parts together."""
+"""Wires the parts of the server together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from merlina.api.folders import make_folders
 from merlina.api.middleware.api_key import ApiKeyMiddleware
 from merlina.api.middleware.body_limits import BodyLimitMiddleware
 from merlina.api.middleware.head_requests import HeadMiddleware
-from merlina.api.middleware.origins import OwnNames, OwnNamesMiddleware
+from merlina.api.middleware.origins import OriginMiddleware, ServerNames
 from merlina.api.middleware.response_cache import ResponseCacheMiddleware
 from merlina.api.middleware.sessions import LoggedOut, Sessions
 from merlina.api.middleware.sub_path import SubPathMiddleware, sub_path_of
@@ -43,9 +43,9 @@ from merlina.version import current
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The server for these settings. Its lifespan starts the supervisor and closes all at the end.
+    """Return the server's application, whose lifespan starts the supervisor and closes all parts at the end.
 
-    Raises ServerError where its folders or its database can't be opened.
+    Raises ServerError if its folders or its database can't be opened.
     """
     services = build_services(settings)
 
@@ -68,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         openapi_url="/api/openapi.json",
         lifespan=lifespan,
-        # A request for a job without a name must not end up at the one for all jobs.
+        # DELETE /jobs/ must not be redirected to DELETE /jobs, which deletes all jobs.
         redirect_slashes=False,
     )
     for router in ROUTERS:
@@ -82,11 +82,11 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def build_services(settings: Settings) -> Services:
-    """Opens the database and builds every part; nothing runs yet."""
+    """Open the database and build every part without starting any."""
     make_folders(settings)
     where = "DATABASE_URL" if settings.database_url else str(settings.data_dir)
     database = open_database(settings.sqlalchemy_url, where)
-    # Not before the database is known to be ours to use.
+    # This modifies files, so it must come after the database was opened successfully.
     recover_uploads(database, settings.uploads_dir)
     allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
     broadcast = Broadcast()
@@ -135,24 +135,24 @@ def build_services(settings: Settings) -> Services:
 
 
 def _sessions(settings: Settings) -> Sessions | None:
-    """None where no API key is needed."""
+    """Return None if no API key is set."""
     key = settings.api_key
     return Sessions(key.get_secret_value().encode(), LoggedOut(settings.logged_out_file)) if key else None
 
 
 def _server_tokens(settings: Settings) -> dict[str, str]:
-    held = {"hf_token": settings.hf_token, "wandb_key": settings.wandb_api_key}
-    return {name: token.get_secret_value() for name, token in held.items() if token}
+    tokens = {"hf_token": settings.hf_token, "wandb_key": settings.wandb_api_key}
+    return {name: token.get_secret_value() for name, token in tokens.items() if token}
 
 
 def _add_middleware(app: FastAPI, settings: Settings, sessions: Sessions | None) -> None:
-    """The last one added meets a request first: whoever may not ask is turned away before anything is repeated."""
+    """Add the middleware. The last one added sees a request first, so access is checked before the cache is read."""
     app.add_middleware(ResponseCacheMiddleware, revision=lambda: app.state.services.database.revision)
     app.add_middleware(BodyLimitMiddleware, streamed_path="/dataset/upload-file")
     if sessions:
         app.add_middleware(ApiKeyMiddleware, sessions=sessions)
-    names = OwnNames.of(settings)
-    app.add_middleware(OwnNamesMiddleware, names=names)
+    names = ServerNames.of(settings)
+    app.add_middleware(OriginMiddleware, names=names)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=sorted(names.allowed), allow_methods=["*"], allow_headers=["*"]

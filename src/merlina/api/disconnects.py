@@ -1,4 +1,4 @@
-"""Requests that may take long: they have threads of their own, so that quick ones always find one."""
+"""Long requests: they run in threads of their own, so that short requests always find a free thread."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from anyio import CapacityLimiter, to_thread
 from starlette.requests import Request
 
 _T = TypeVar("_T")
-SLOW_THREADS = 48
+LONG_REQUEST_THREADS = 48
 
 
-async def run_slow(limiter: CapacityLimiter, function: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
-    """The function's result. It goes on when the client has gone."""
+async def run_in_thread(limiter: CapacityLimiter, function: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
+    """Return the function's result. The function continues if the client disconnects."""
     return await to_thread.run_sync(partial(function, *arguments, **named), limiter=limiter)
 
 
 async def run_while_connected(
     request: Request, limiter: CapacityLimiter, function: Callable[..., _T], *arguments: Any, **named: Any
 ) -> _T:
-    """The function's result. As `closed` it is given the event that is set once the client has gone."""
-    async with watched(request) as closed:
-        return await run_slow(limiter, function, *arguments, closed=closed, **named)
+    """Return the function's result. It receives as `closed` an event that is set once the client has disconnected."""
+    async with disconnect_event(request) as closed:
+        return await run_in_thread(limiter, function, *arguments, closed=closed, **named)
 
 
 @contextlib.asynccontextmanager
-async def watched(request: Request) -> AsyncIterator[threading.Event]:
-    """An event that is set once the connection that a request came by is closed."""
+async def disconnect_event(request: Request) -> AsyncIterator[threading.Event]:
+    """Yield an event that is set once the request's connection is closed."""
     closed = threading.Event()
-    watching = asyncio.create_task(_watch(request, closed))
+    watcher = asyncio.create_task(_watch(request, closed))
     try:
         yield closed
     finally:
-        watching.cancel()
+        watcher.cancel()
 
 
 async def _watch(request: Request, closed: threading.Event) -> None:

@@ -1,4 +1,4 @@
-"""The API's documentation in a browser. It names its description relative to itself, and so works below a sub-path."""
+"""Interactive API documentation. It loads the OpenAPI description by a relative path, so it works below a sub-path."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/api/docs")
 def swagger_ui() -> HTMLResponse:
-    """The API's documentation, to try out."""
+    """Interactive API documentation (Swagger UI)."""
     return get_swagger_ui_html(openapi_url=_DESCRIPTION, title="Merlina: Swagger UI")
 
 
 @router.get("/api/redoc")
 def redoc() -> HTMLResponse:
-    """The API's documentation, to read."""
+    """API reference (ReDoc)."""
     return get_redoc_html(openapi_url=_DESCRIPTION, title="Merlina: ReDoc")

@@ -1,4 +1,4 @@
-"""The server's folders and its lock: made or refused at startup, with one sentence for what is wrong."""
+"""The server's folders and its lock, created and checked at startup."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from merlina.settings import Settings
 
 @contextmanager
 def sole_server(lock_file: Path) -> Iterator[None]:
-    """Hold the data folder's lock, so that two servers never move the same jobs. Raises ServerError."""
+    """Hold the data folder's lock, so that two servers never use the same jobs. Raises ServerError."""
     try:
         lock_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o600)
@@ -26,9 +26,7 @@ def sole_server(lock_file: Path) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise ServerError(
-            f"Another Merlina server uses {lock_file.parent}; stop it or take another DATA_DIR"
-        ) from error
+        raise ServerError(f"Another Merlina server uses {lock_file.parent}; stop it or set another DATA_DIR") from error
     except OSError as error:
         os.close(lock)
         raise _refusal("DATA_DIR", lock_file, error) from error
@@ -39,7 +37,7 @@ def sole_server(lock_file: Path) -> Iterator[None]:
 
 
 def make_folders(settings: Settings) -> None:
-    """Make the folders that are missing, and check that all can be used. Raises ServerError."""
+    """Create missing folders and check that all are usable. Raises ServerError."""
     own = [settings.data_dir, settings.runs_dir, settings.uploads_dir, settings.configs_dir]
     for folder in own:
         _make("DATA_DIR", folder, 0o700)
@@ -53,7 +51,7 @@ def _make(setting: str, folder: Path, mode: int) -> None:
     with _refusing(setting, folder):
         folder.mkdir(parents=True, exist_ok=True, mode=mode)
         os.scandir(folder).close()
-        # Only an attempt shows on every kind of file system whether files can be made here.
+        # Permissions alone do not determine on every file system whether files can be created.
         probe = folder / f".merlina-{os.getpid()}"
         probe.touch()
         probe.unlink()
@@ -64,23 +62,23 @@ def _refusing(setting: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # A full disk does not keep the server from starting: jobs can be looked at, and room can be made by deleting.
+        # The server starts on a full disk, so that users can view jobs and free space by deleting some.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise _refusal(setting, path, error) from error
 
 
 def _refusal(setting: str, path: Path, error: OSError) -> ServerError:
-    return ServerError(f"{setting}: {path} can't be used: {error.strerror or error}{_owner(path)}")
+    return ServerError(f"{setting}: {path} can't be used: {error.strerror or error}{_owner_note(path)}")
 
 
-def _owner(path: Path) -> str:
-    """Return whose it is, where that is somebody else."""
+def _owner_note(path: Path) -> str:
+    """Return a note on the owner of the path if it is another user."""
     try:
         owner = path.stat().st_uid
     except OSError:
         return ""
     return (
-        "" if owner == os.geteuid() else f"; it belongs to {_name(owner)}, and the server runs as {_name(os.geteuid())}"
+        "" if owner == os.geteuid() else f"; its owner is {_name(owner)}, but the server runs as {_name(os.geteuid())}"
     )
 
 

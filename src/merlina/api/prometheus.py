@@ -1,4 +1,4 @@
-"""The server and its runs as Prometheus metrics."""
+"""Prometheus metrics of the server and its runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MB = 1024**2
 
 
 def render(services: Services) -> bytes:
-    """Everything in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     ProcessCollector(registry=registry)
     registry.register(_Collector(services))
@@ -40,15 +40,21 @@ class _Collector(Collector):
             ["state"],
             {(state,): by_state.get(state, 0) for state in get_args(JobState)},
         )
-        yield _gauge("merlina_job_slots", "Jobs that may run at once", [], {(): services.settings.max_concurrent_jobs})
-        yield _gauge("merlina_websockets", "Open WebSockets", [], {(): services.websockets})
+        yield _gauge(
+            "merlina_job_slots", "Maximum number of concurrent jobs", [], {(): services.settings.max_concurrent_jobs}
+        )
+        yield _gauge("merlina_websockets", "Open WebSocket connections", [], {(): services.websockets})
         uptime = time.monotonic() - services.started_at
         yield _gauge("merlina_uptime_seconds", "Seconds since the server started", [], {(): uptime})
-        yield _gauge("merlina_database_bytes", "Size of the database", [], {(): services.database.size_bytes()})
+        yield _gauge(
+            "merlina_database_bytes", "Size of the database in bytes", [], {(): services.database.size_bytes()}
+        )
         progress = {(job.job_id,): job.progress for job in running}
-        yield _gauge("merlina_job_progress_ratio", "Share of a running job's steps done", ["job_id"], progress)
+        yield _gauge(
+            "merlina_job_progress_ratio", "Completed fraction of a running job's optimizer steps", ["job_id"], progress
+        )
         losses = {(job.job_id,): job.loss for job in running if job.loss is not None}
-        yield _gauge("merlina_job_loss", "Last loss of a running job", ["job_id"], losses)
+        yield _gauge("merlina_job_loss", "Latest loss of a running job", ["job_id"], losses)
         yield from _gpu_metrics()
 
 
@@ -61,12 +67,12 @@ def _gpu_metrics() -> Iterator[Metric]:
     }
     labels = ["index", "name"]
     yield _gauge("merlina_gpu_memory_used_bytes", "GPU memory in use", labels, used)
-    yield _gauge("merlina_gpu_memory_total_bytes", "GPU memory there is", labels, total)
-    yield _gauge("merlina_gpu_utilization_ratio", "Share of time the GPU was busy", labels, busy)
+    yield _gauge("merlina_gpu_memory_total_bytes", "Total GPU memory", labels, total)
+    yield _gauge("merlina_gpu_utilization_ratio", "Fraction of time the GPU was busy", labels, busy)
 
 
 def _gauge(name: str, help_text: str, labels: list[str], values: Mapping[Any, float]) -> GaugeMetricFamily:
-    """`values` are by the tuple of their label values."""
+    """Return a metric family. The keys of `values` are tuples of label values."""
     family = GaugeMetricFamily(name, help_text, labels=labels)
     for label_values, value in values.items():
         family.add_metric(list(label_values), value)

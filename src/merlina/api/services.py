@@ -1,4 +1,4 @@
-"""What routes work with, built once by `app` and handed to each by FastAPI."""
+"""The parts of a running server, which `app` builds and FastAPI passes to the routes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
-from merlina.api.disconnects import SLOW_THREADS
+from merlina.api.disconnects import LONG_REQUEST_THREADS
 from merlina.api.middleware.sessions import Sessions
 from merlina.api.uploads.slots import UploadSlots
 from merlina.chat.comparisons import Comparisons
@@ -32,7 +32,7 @@ from merlina.storage.database import Database
 
 @dataclass
 class Services:
-    """The parts of a running server."""
+    """The parts of a running server, and its counters."""
 
     settings: Settings
     allowed: AllowedPaths
@@ -54,7 +54,7 @@ class Services:
     preloaded: set[str] = field(default_factory=set)
     shared: Shared = field(default_factory=Shared)
     uploads: UploadSlots = field(default_factory=UploadSlots)
-    slow_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(SLOW_THREADS))
+    long_request_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LONG_REQUEST_THREADS))
 
 
 def _services(connection: HTTPConnection) -> Services:

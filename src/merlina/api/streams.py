@@ -1,4 +1,4 @@
-"""Answers that are sent line by line while they are made, and given up once their reader has gone."""
+"""Responses that are streamed line by line and cancelled when the client disconnects."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from merlina.api.disconnects import watched
+from merlina.api.disconnects import disconnect_event
 from merlina.errors import MerlinaError
 from merlina.schemas.chat import AnswerFails
 
 
 class LinesResponse(StreamingResponse):
-    """One JSON object a line. What comes before the first is raised, and so becomes an answer with its own status."""
+    """A response of one JSON object per line. An error before the first line becomes an ordinary error response."""
 
     media_type = "application/x-ndjson"
     _stack: contextlib.AsyncExitStack
 
     @classmethod
     async def open(
-        cls, request: Request, answer: Callable[[threading.Event], Generator[BaseModel, None, None]]
+        cls, request: Request, generate: Callable[[threading.Event], Generator[BaseModel, None, None]]
     ) -> LinesResponse:
-        """`answer` is given the event that is set when the reader has gone; it is run in threads."""
+        """Start a response. `generate` runs in threads; its event is set when the client disconnects."""
         stack = contextlib.AsyncExitStack()
-        closed = await stack.enter_async_context(watched(request))
-        lines = answer(closed)
+        closed = await stack.enter_async_context(disconnect_event(request))
+        lines = generate(closed)
         try:
             first = await run_in_threadpool(next, lines)
         except BaseException:
@@ -39,20 +39,20 @@ class LinesResponse(StreamingResponse):
             raise
         stack.push_async_callback(run_in_threadpool, lines.close)
         stack.callback(closed.set)
-        # nginx would keep the lines until it has many of them.
+        # Without this header, nginx buffers the lines.
         response = cls(_encoded(first, lines), headers={"X-Accel-Buffering": "no"})
         response._stack = stack
         return response
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         async with self._stack:
-            # Whether the reader has gone is watched already; nothing is left to be received here.
+            # `disconnect_event` receives the disconnect; there is nothing to receive here.
             with contextlib.suppress(OSError):
                 await self.stream_response(send)
 
 
 def _encoded(first: BaseModel, others: Generator[BaseModel, None, None]) -> Generator[bytes, None, None]:
-    """What goes wrong on the way is the last line."""
+    """Encode the lines. An error becomes the last line."""
     try:
         for line in chain([first], others):
             yield _line(line)

@@ -1,4 +1,4 @@
-"""Records as clients see them."""
+"""Converts records of the database and events to the shapes of the API."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from merlina.storage.jobs import JobRecord, Summary
 from merlina.storage.metrics import MetricRecord
 from merlina.storage.uploads import UploadRecord
 
-# The types of event that change a job's state.
+# The event types that change a job's state.
 TIMELINE_EVENTS = (Started, StateChanged, Paused, Ended)
 _PRIORITY_NAME: dict[int, Priority] = {number: name for name, number in PRIORITY_NUMBER.items()}
 
@@ -98,7 +98,7 @@ def log_line(event: Logged) -> LogLine:
 
 
 def timeline(record: JobRecord, events: Iterable[BaseEvent]) -> list[TimelineEntry]:
-    """`events` are those of TIMELINE_EVENTS. What the server alone did, while no worker was there, is in the record."""
+    """Return the states that a job entered, from its TIMELINE_EVENTS and the record, which has the server's changes."""
     found = [_entry("queued", record.created_at, 1)]
     last_seq = 0
     for event in events:
@@ -107,7 +107,7 @@ def timeline(record: JobRecord, events: Iterable[BaseEvent]) -> list[TimelineEnt
         state = _entered(event)
         if state is not None and (state != found[-1].state or attempt != found[-1].attempt):
             found.append(_entry(state, event.time, attempt))
-    # A record that lags behind the log has nothing to add.
+    # A record that lags behind the event log has no newer state.
     if record.state != found[-1].state and record.last_seq >= last_seq:
         found.append(_entry(record.state, record.ended_at or record.updated_at, record.attempt))
     return found

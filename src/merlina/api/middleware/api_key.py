@@ -25,12 +25,12 @@ class ApiKeyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_open = scope["type"] == "lifespan" or scope["path"] in _OPEN_PATHS or is_page_path(scope["path"])
         try:
-            is_admitted = is_open or self._sessions.admits(HTTPConnection(scope))
+            is_authorized = is_open or self._sessions.is_authorized(HTTPConnection(scope))
         except TooManyAttemptsError as error:
             # The same response also refuses a WebSocket.
             await errors.error_response(error)(scope, receive, send)
             return
-        if is_admitted:
+        if is_authorized:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await refuse_websocket(receive, send, "API key required")

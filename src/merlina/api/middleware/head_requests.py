@@ -1,4 +1,4 @@
-"""Answers HEAD wherever GET is answered, with the same headers and no body."""
+"""Support for HEAD: the response to GET with the same headers and without a body."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadMiddleware:
-    """Asks the application as for a GET and drops the body of its answer."""
+    """Handles HEAD as GET and drops the body of the response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

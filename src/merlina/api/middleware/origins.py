@@ -1,8 +1,7 @@
-"""Keeps web pages elsewhere from driving this server: by a name of theirs that leads here (DNS rebinding), by a form or
-script of theirs (cross-site requests), or by a WebSocket of theirs.
+"""Protection against web pages of other sites: DNS rebinding, cross-site requests and cross-site WebSockets.
 
-A request is let in when its Host is this server's own, and, where it changes something, its Origin too: scheme, host
-and port, as browsers compare them. What isn't a browser sends no Origin and is not held up.
+A request is accepted if its Host is a name of this server and, unless it only reads, if its Origin (scheme, host and
+port) is the server's own as well. Programs other than browsers send no Origin and are not affected.
 """
 
 from __future__ import annotations
@@ -19,52 +18,52 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from merlina.api.middleware.api_key import refuse_websocket
 from merlina.settings import Settings
 
-_READING = ("GET", "HEAD", "OPTIONS")
-_SHOWN = 100
+_READ_METHODS = ("GET", "HEAD", "OPTIONS")
+_MAX_SHOWN = 100
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-# Of the page that opens a WebSocket of the scheme.
+# The scheme of a page that opens a WebSocket with this scheme.
 _PAGE_SCHEMES = {"ws": "http", "wss": "https"}
 
 
 @dataclass(frozen=True)
-class OwnNames:
-    """The host names this server goes by, and the origins whose pages may use it: `allowed` by setting, `*` for all."""
+class ServerNames:
+    """The host names of this server and the origins whose pages may use it; `allowed` may contain `*` for all."""
 
     hosts: frozenset[str]
     allowed: frozenset[str]
     public: frozenset[str]
 
     @classmethod
-    def of(cls, settings: Settings) -> OwnNames:
+    def of(cls, settings: Settings) -> ServerNames:
         domain = urlsplit(settings.domain if "//" in settings.domain else f"//{settings.domain}")
         hosts = {"localhost", settings.host.lower(), socket.gethostname().lower()}
-        allowed = {as_browsers_send(origin) for origin in settings.cors_origins}
+        allowed = {normalize_origin(origin) for origin in settings.cors_origins}
         public = set()
         if domain.hostname:
             hosts.add(domain.hostname)
-            # A proxy may speak TLS where this server does not; a DOMAIN without a scheme leaves open whether it does.
+            # A proxy may terminate TLS; without a scheme in DOMAIN, both are possible.
             schemes = [domain.scheme] if domain.scheme else ["http", "https"]
-            public = {as_browsers_send(f"{scheme}://{domain.netloc}") for scheme in schemes}
+            public = {normalize_origin(f"{scheme}://{domain.netloc}") for scheme in schemes}
         return cls(frozenset(hosts), frozenset(allowed), frozenset(public))
 
-    def is_own_host(self, host: str) -> bool:
-        """An address can't be pointed elsewhere, as a name can; so any address will do."""
+    def is_known_host(self, host: str) -> bool:
+        """Return whether the Host is accepted: any IP address is, since DNS rebinding needs a name."""
         name = _host_name(host)
         return name in self.hosts or name.endswith(".localhost") or _is_address(name)
 
-    def is_own_origin(self, origin: str, scheme: str, host: str) -> bool:
-        """Whether pages of `origin` may change something: an allowed one, or the one that the request itself is for."""
+    def is_allowed_origin(self, origin: str, scheme: str, host: str) -> bool:
+        """Return whether pages of `origin` may change something: allowed origins and the server's own."""
         if "*" in self.allowed:
             return True
-        sent = as_browsers_send(origin)
-        own = as_browsers_send(f"{_PAGE_SCHEMES.get(scheme, scheme)}://{host}") if host else None
+        sent = normalize_origin(origin)
+        own = normalize_origin(f"{_PAGE_SCHEMES.get(scheme, scheme)}://{host}") if host else None
         return sent == own or sent in self.allowed or sent in self.public
 
 
-class OwnNamesMiddleware:
-    """Answers 403, or refuses the WebSocket, for a foreign Host or Origin."""
+class OriginMiddleware:
+    """Responds with 403 to requests and WebSockets with a foreign Host or Origin."""
 
-    def __init__(self, app: ASGIApp, names: OwnNames) -> None:
+    def __init__(self, app: ASGIApp, names: ServerNames) -> None:
         self._app = app
         self._names = names
 
@@ -80,19 +79,19 @@ class OwnNamesMiddleware:
     def _problem(self, scope: Scope) -> str | None:
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if host and not self._names.is_own_host(host):
-            return f"Host {host[:_SHOWN]!r} is not a name of this server; set DOMAIN to the address it is reached by"
-        reads = scope["type"] == "http" and scope["method"] in _READING
-        if origin is None or reads or self._names.is_own_origin(origin, scope["scheme"], host):
+        if host and not self._names.is_known_host(host):
+            return f"Host {host[:_MAX_SHOWN]!r} is not a name of this server; set DOMAIN to the server's public address"
+        reads = scope["type"] == "http" and scope["method"] in _READ_METHODS
+        if origin is None or reads or self._names.is_allowed_origin(origin, scope["scheme"], host):
             return None
         return (
-            f"Origin {origin[:_SHOWN]!r} may not use this server: set DOMAIN to the address it is reached by, "
+            f"Origin {origin[:_MAX_SHOWN]!r} may not use this server: set DOMAIN to the server's public address, "
             "or list the origin in CORS_ORIGINS"
         )
 
 
-def as_browsers_send(origin: str) -> str:
-    """An origin in lower case, without the default port of its scheme and what follows the host."""
+def normalize_origin(origin: str) -> str:
+    """Return an origin as browsers send it: in lower case, without a default port and without a path."""
     text = origin.strip().lower()
     try:
         parts = urlsplit(text)

@@ -1,4 +1,4 @@
-"""Sessions of the page: signed cookies that stand for the API key, until they expire or are logged out."""
+"""Sessions of the page: signed cookies that replace the API key until they expire or are logged out."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from merlina.runs import write_private
 
 SESSION_COOKIE = "merlina_session"
 SESSION_SECONDS = 30 * 24 * 3600
-_ATTEMPTS = 10
+_MAX_ATTEMPTS = 10
 _ATTEMPTS_SECONDS = 300.0
-_ADDRESSES_KEPT = 10_000
+_MAX_ADDRESSES = 10_000
 
 
 def address_of(connection: HTTPConnection) -> str:
@@ -29,7 +29,7 @@ def address_of(connection: HTTPConnection) -> str:
 
 
 class LoggedOut:
-    """Sessions that were logged out before they expired, kept in a file so that a restart does not revive them."""
+    """Sessions that were logged out before they expired, stored in a file so that they stay invalid after a restart."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -40,7 +40,7 @@ class LoggedOut:
         return session_id in self._expiry
 
     def add(self, session_id: str, expires: int) -> None:
-        """Record a logout durably. Raises OSError where it can't be written."""
+        """Record a logout durably. Raises OSError if it can't be written."""
         with self._lock:
             valid = {known: until for known, until in self._expiry.items() if until > time.time()}
             self._expiry = {**valid, session_id: expires}
@@ -55,10 +55,10 @@ class LoggedOut:
 
 @dataclass
 class Attempts:
-    """Wrong keys per address, however they were given: an address may give 10 in 5 minutes.
+    """Counts wrong keys per address, in logins and in headers: an address may send 10 in 5 minutes.
 
-    Beyond that even the right key is refused, or guessing would go on; except in headers from an address that has
-    given it before.
+    Beyond that even the right key is refused, since it may be a guess; except in headers from an address that has sent
+    it before.
     """
 
     _trusted: dict[str, None] = field(default_factory=dict)
@@ -66,28 +66,28 @@ class Attempts:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self, address: str) -> None:
-        """Raises TooManyAttemptsError with the seconds to wait."""
+        """Raise TooManyAttemptsError, with the seconds to wait, if the address sent too many wrong keys."""
         with self._lock:
             self._check(address)
 
     def succeeded(self, address: str) -> None:
-        """Note that the address has given the right key. Raises TooManyAttemptsError if that may have been a guess."""
+        """Record that the address sent the right key. Raises TooManyAttemptsError if it may have been a guess."""
         with self._lock:
             if address not in self._trusted:
                 self._check(address)
-                self._trusted = dict.fromkeys([*self._trusted, address][-_ADDRESSES_KEPT:])
+                self._trusted = dict.fromkeys([*self._trusted, address][-_MAX_ADDRESSES:])
 
     def failed(self, address: str) -> None:
-        """Count a wrong key. Raises TooManyAttemptsError, and does not count it, where there were too many before."""
+        """Count a wrong key. Raises TooManyAttemptsError without counting it if there were too many before."""
         with self._lock:
             self._check(address)
-            if len(self._failures) >= _ADDRESSES_KEPT:
+            if len(self._failures) >= _MAX_ADDRESSES:
                 self._failures = {known: times for known in list(self._failures) if (times := self._recent(known))}
-            self._failures.setdefault(address, deque(maxlen=_ATTEMPTS)).append(time.monotonic())
+            self._failures.setdefault(address, deque(maxlen=_MAX_ATTEMPTS)).append(time.monotonic())
 
     def _check(self, address: str) -> None:
         recent = self._recent(address)
-        if len(recent) >= _ATTEMPTS:
+        if len(recent) >= _MAX_ATTEMPTS:
             wait = math.ceil(recent[0] + _ATTEMPTS_SECONDS - time.monotonic())
             raise TooManyAttemptsError(f"Too many failed logins from {address}", wait)
 
@@ -100,14 +100,14 @@ class Attempts:
 
 @dataclass(frozen=True)
 class Sessions:
-    """Cookies of the form `id.expires.signature`; changing the key ends them all."""
+    """Cookies of the form `id.expires.signature`; changing the key invalidates all of them."""
 
     key: bytes
     logged_out: LoggedOut
     attempts: Attempts = field(default_factory=Attempts)
 
     def is_key(self, given: str) -> bool:
-        """Compares in constant time."""
+        """Compare with the key in constant time."""
         return secrets.compare_digest(given.encode("utf-8", "replace"), self.key)
 
     def new(self) -> str:
@@ -121,24 +121,24 @@ class Sessions:
         return signed and expires.isdigit() and int(expires) > time.time() and session_id not in self.logged_out
 
     def end(self, cookie: str) -> None:
-        """Log out: from now on the cookie's session is refused. One that is not valid is left alone."""
+        """Invalidate the cookie's session; an invalid cookie has no effect."""
         if self.is_valid(cookie):
             session_id, expires, _ = cookie.split(".")
             self.logged_out.add(session_id, int(expires))
 
-    def admits(self, connection: HTTPConnection) -> bool:
-        """Whether a request or WebSocket carries the key or a session.
+    def is_authorized(self, connection: HTTPConnection) -> bool:
+        """Return whether a request or WebSocket has the key or a valid session.
 
-        A wrong key is counted; from an address that has given too many, it raises TooManyAttemptsError.
+        A wrong key is counted. Raises TooManyAttemptsError if the address has sent too many.
         """
         headers = connection.headers
         scheme, _, token = headers.get("authorization", "").partition(" ")
         given = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
         if given:
-            return self._admits_key(given, address_of(connection))
+            return self._is_authorized_key(given, address_of(connection))
         return self.is_valid(cookie_parser(headers.get("cookie", "")).get(SESSION_COOKIE, ""))
 
-    def _admits_key(self, given: str, address: str) -> bool:
+    def _is_authorized_key(self, given: str, address: str) -> bool:
         if self.is_key(given):
             self.attempts.succeeded(address)
             return True

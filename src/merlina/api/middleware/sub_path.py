@@ -1,7 +1,7 @@
 """Serves the API and the page below a path of a shared host name, such as https://tools.example.com/merlina/.
 
-A proxy may remove that path before it forwards a request, or leave it in place. The page finds its files and the API in
-both cases (`api.page`); what is left in place is removed here, so that no route has to know of it.
+A proxy may remove that path from the requests it forwards, or keep it. The page works in both cases (`api.page`). This
+middleware removes a path that was kept, so that the routes do not depend on it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def sub_path_of(settings: Settings) -> str:
 
 
 class SubPathMiddleware:
-    """Removes `sub_path` from the beginning of a request's path where a proxy has left it there."""
+    """Removes `sub_path` from the beginning of a request's path if a proxy has kept it."""
 
     def __init__(self, app: ASGIApp, sub_path: str) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""One module a section of the contract."""
+"""The endpoints, one module for each section of docs/api.md."""
 
 from merlina.api.routes import chat, configs, datasets, general, gpus, jobs, live, models, queue, session, system
 

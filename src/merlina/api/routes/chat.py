@@ -1,4 +1,4 @@
-"""Chat with a job's model and its base model, and compare the two blindly."""
+"""Chat with a job's model and its base model, and blind comparisons of the two (docs/api.md, "Chat")."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from merlina.api.disconnects import watched
+from merlina.api.disconnects import disconnect_event
 from merlina.api.services import ServicesDep
 from merlina.api.streams import LinesResponse
-from merlina.api.uploads.receiving import keep_rows
+from merlina.api.uploads.receiving import store_rows
 from merlina.api.views import chat_state, upload_response
 from merlina.schemas.chat import (
     AnswerLine,
@@ -28,11 +28,11 @@ router = APIRouter(prefix="/chat", tags=["chat"])
 
 _Responses = dict[int | str, dict[str, Any]]
 _CONFLICT: _Responses = {
-    409: {"description": "A run has the memory or waits for it, or the model was let go meanwhile"},
+    409: {"description": "A run holds or waits for the memory, or the model was unloaded meanwhile"},
     500: {"description": "The process that holds the model died"},
 }
-_VOTED: _Responses = {409: {"description": "There was a vote before"}}
-_LINES: _Responses = {200: {"model": AnswerLine, "description": "One AnswerLine a line"}}
+_VOTED: _Responses = {409: {"description": "The comparison already has a vote"}}
+_LINES: _Responses = {200: {"model": AnswerLine, "description": "One AnswerLine per line"}}
 
 
 @router.get("")
@@ -43,8 +43,8 @@ def state(services: ServicesDep) -> ChatState:
 
 @router.post("/load", responses=_CONFLICT)
 async def load(request: LoadRequest, connection: Request, services: ServicesDep) -> ChatState:
-    """Loads the model that a job saved, unless it is loaded; another one is let go first."""
-    async with watched(connection) as closed:
+    """Load the model that a job saved. Another loaded model is unloaded first."""
+    async with disconnect_event(connection) as closed:
         await run_in_threadpool(
             services.chat.load, request.job_id, closed, with_base=request.with_base, force=request.force
         )
@@ -53,14 +53,14 @@ async def load(request: LoadRequest, connection: Request, services: ServicesDep)
 
 @router.delete("")
 def release(services: ServicesDep) -> ChatState:
-    """Lets the model go, whatever it does, and gives its memory back."""
+    """Unload the model at once and release its memory."""
     services.chat_process.release("DELETE /chat")
     return chat_state(services.chat_process.status)
 
 
 @router.post("/answer", response_class=LinesResponse, responses=_LINES | _CONFLICT)
 async def answer(request: AnswerRequest, connection: Request, services: ServicesDep) -> LinesResponse:
-    """What one side answers, as JSON lines while it is drawn; closing the connection ends it."""
+    """Stream the answer of the tuned or base model as JSON lines; closing the connection cancels it."""
     return await LinesResponse.open(
         connection,
         lambda closed: services.chat.answer(request.job_id, request.side, request.messages, request, closed),
@@ -69,8 +69,8 @@ async def answer(request: AnswerRequest, connection: Request, services: Services
 
 @router.post("/comparisons", responses=_CONFLICT)
 async def compare(request: ComparisonRequest, connection: Request, services: ServicesDep) -> Comparison:
-    """Two answers to one prompt, left and right as it happens: generated now, or given."""
-    async with watched(connection) as closed:
+    """Compare two answers to one prompt, given or generated now, with their sides chosen at random."""
+    async with disconnect_event(connection) as closed:
         return await run_in_threadpool(services.comparisons.compare, request, closed)
 
 
@@ -81,13 +81,13 @@ def list_comparisons(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> ComparisonList:
-    """A job's comparisons, newest first, with its wins, losses and win rate over all of them."""
+    """List a job's comparisons, newest first, with the wins, losses and win rate over all of them."""
     return services.comparisons.page(job_id, limit, offset)
 
 
 @router.post("/comparisons/{comparison_id}/vote", responses=_VOTED)
 def vote(comparison_id: str, request: Vote, services: ServicesDep) -> Comparison:
-    """Takes the vote, once, and tells whose answers they were."""
+    """Record the vote, which is final, and reveal which answer is whose."""
     return services.comparisons.vote(comparison_id, request.better)
 
 
@@ -95,4 +95,4 @@ def vote(comparison_id: str, request: Vote, services: ServicesDep) -> Comparison
 def save_votes(services: ServicesDep, job_id: Annotated[str, Query(max_length=64)]) -> UploadResponse:
     """Save a job's votes as an uploaded preference data set of prompt, chosen and rejected. Ties are left out."""
     rows = services.comparisons.preference_rows(job_id)
-    return upload_response(keep_rows(services, rows, f"votes_{job_id}.jsonl"))
+    return upload_response(store_rows(services, rows, f"votes_{job_id}.jsonl"))

@@ -1,4 +1,4 @@
-"""Data sets: upload, list, look inside (API document, "Dataset Management")."""
+"""Data sets: uploads, previews, columns (docs/api.md, "Data sets")."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ _FORMATTED_SAMPLES = 5
 
 @router.post("/upload-file", openapi_extra=_UPLOAD_BODY)
 async def upload_file(request: Request, services: ServicesDep) -> UploadResponse:
-    """Takes in a json, jsonl, csv or parquet file once all of it can be read."""
+    """Upload a json, jsonl, csv or parquet file; it is stored only if all of it can be read."""
     try:
         record = await accept_upload(request, services)
     except ClientDisconnect as error:
-        _log.info("an upload was aborted by its client; nothing of it is kept")
+        _log.info("a client aborted its upload, which is discarded")
         raise HTTPException(_CLIENT_CLOSED_REQUEST) from error
     return upload_response(record)
 
 
 @router.get("/uploads")
 def list_uploads(services: ServicesDep) -> UploadList:
-    """All uploads, newest first."""
+    """List all uploads, newest first."""
     with services.database.read() as connection:
         records = uploads.newest_first(connection)
     return UploadList(datasets=[upload_entry(record) for record in records])
@@ -73,15 +73,15 @@ def list_uploads(services: ServicesDep) -> UploadList:
 
 @router.delete("/uploads/{dataset_id}")
 def remove_upload(dataset_id: str, services: ServicesDep, force: bool = False) -> UploadDeleted:
-    """Deletes an upload. One that a job needs to run or to resume is deleted only with `force`."""
+    """Delete an upload. If a job needs it to run or to resume, `force` is required."""
     delete_upload(services, dataset_id, force=force)
     return UploadDeleted(message=f"Upload {dataset_id} deleted successfully", dataset_id=dataset_id)
 
 
 @router.post("/preview")
 async def preview(config: DatasetRequest, connection: Request, services: ServicesDep) -> PreviewResponse:
-    """The first rows as they are in the file."""
-    return await run_while_connected(connection, services.slow_threads, _preview, services, config)
+    """Return the first rows as they are in the file."""
+    return await run_while_connected(connection, services.long_request_threads, _preview, services, config)
 
 
 @router.post("/preview-formatted")
@@ -92,7 +92,7 @@ async def preview_as_trained(
     max_length: Annotated[int, Query(ge=16, le=1_048_576)] = 2048,
     max_prompt_length: Annotated[int | None, Query(ge=8, le=1_048_576)] = None,
 ) -> PreviewResponse:
-    """The first pairs as the text that is trained on, and with `model_name` as tokens; what to know of the rows."""
+    """Return the first pairs as formatted for training, with `model_name` also as tokens, and findings on the rows."""
     max_prompt_length = max_prompt_length or default_prompt_length(max_length)
     if max_prompt_length >= max_length:
         raise InvalidRequestError(
@@ -100,14 +100,14 @@ async def preview_as_trained(
             [Finding(f"{max_prompt_length} must be below max_length {max_length}", "max_prompt_length")],
         )
     return await run_while_connected(
-        connection, services.slow_threads, _preview_as_trained, services, config, max_length, max_prompt_length
+        connection, services.long_request_threads, _preview_as_trained, services, config, max_length, max_prompt_length
     )
 
 
 @router.post("/columns")
 async def columns(config: DatasetRequest, connection: Request, services: ServicesDep) -> ColumnsResponse:
-    """Column names with the first rows and the number of all, for mapping them to ours."""
-    return await run_while_connected(connection, services.slow_threads, _columns, services, config)
+    """Return the columns with a suggested mapping, the first rows and the number of rows."""
+    return await run_while_connected(connection, services.long_request_threads, _columns, services, config)
 
 
 def _preview(services: Services, config: DatasetRequest, *, closed: threading.Event) -> PreviewResponse:
@@ -125,7 +125,7 @@ def _preview_as_trained(
     services: Services, config: DatasetRequest, max_length: int, max_prompt_length: int, *, closed: threading.Event
 ) -> PreviewResponse:
     file = _file(services, config)
-    found = _ask_helper(
+    found = _call_helper(
         services,
         "preview_formatted",
         config,
@@ -147,7 +147,7 @@ def _columns(services: Services, config: DatasetRequest, *, closed: threading.Ev
     found = _first_rows(services, config, file, closed)
     total = services.rows.known(config.source, file, found["total_rows"])
     if total is None and file is None:
-        total = _ask_helper(services, "count_hub_rows", config, None, closed)
+        total = _call_helper(services, "count_hub_rows", config, None, closed)
     elif total is None and file is not None:
         total = services.rows.count(config.source, file, closed)
     return ColumnsResponse(
@@ -166,12 +166,12 @@ def _file(services: Services, config: DatasetRequest) -> Path | None:
 def _first_rows(
     services: Services, config: DatasetRequest, file: Path | None, closed: threading.Event
 ) -> dict[str, Any]:
-    # The columns of a data set do not depend on whose template its rows are formatted with.
-    asked = config.model_copy(update={"model_name": None})
-    found: dict[str, Any] = _ask_helper(
+    # The columns of a data set do not depend on the model.
+    without_model = config.model_copy(update={"model_name": None})
+    found: dict[str, Any] = _call_helper(
         services,
         "preview_rows",
-        asked,
+        without_model,
         file,
         closed,
         file=str(file) if file else None,
@@ -181,7 +181,7 @@ def _first_rows(
     return found
 
 
-def _ask_helper(
+def _call_helper(
     services: Services,
     operation: str,
     config: DatasetRequest,
@@ -189,15 +189,15 @@ def _ask_helper(
     closed: threading.Event,
     **arguments: Any,
 ) -> Any:
-    """Have a helper process read rows, with a tokenizer where the data set names a model."""
+    """Have a helper process read rows, with a tokenizer if the data set names a model."""
     token = config.hf_token or services.settings.hf_token
-    asked = {
+    request = {
         "config": config.model_dump(mode="json", exclude={"hf_token"}),
         "token": token.get_secret_value() if token else None,
         **arguments,
     }
     if path is not None and config.model_name is None:
-        return services.helpers.rows.call(operation, closed=closed, **asked)
-    of_data = [Repo("dataset", str(config.source.repo_id))] if path is None else []
-    of_model = model_repos(config.model_name, services.settings.trust_remote_code) if config.model_name else []
-    return services.helpers.call(operation, [*of_data, *of_model], closed=closed, **asked)
+        return services.helpers.rows.call(operation, closed=closed, **request)
+    dataset_repos = [Repo("dataset", str(config.source.repo_id))] if path is None else []
+    tokenizer_repos = model_repos(config.model_name, services.settings.trust_remote_code) if config.model_name else []
+    return services.helpers.call(operation, [*dataset_repos, *tokenizer_repos], closed=closed, **request)

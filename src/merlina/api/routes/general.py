@@ -1,4 +1,4 @@
-"""What the server is, whether it lives, how it fares (API document, "General"; `/validate`)."""
+"""Information about the server, its health and metrics, and `/validate` (docs/api.md, "General")."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ router = APIRouter(tags=["general"])
 
 @router.get("/api")
 async def api_info(request: Request) -> ApiInfo:
-    """What this is, and every endpoint it has."""
+    """Return name, version and all endpoints of the API."""
     endpoints = {
         f"{method.upper()} {path}": operation["description"].split("\n")[0]
         for path, operations in request.app.openapi()["paths"].items()
@@ -32,7 +32,7 @@ async def api_info(request: Request) -> ApiInfo:
     }
     pages = (route for route in docs.router.routes if isinstance(route, APIRoute))
     endpoints |= {f"GET {route.path}": route.description for route in pages}
-    endpoints |= {"GET /api/openapi.json": "The API's description for programs (OpenAPI)."}
+    endpoints |= {"GET /api/openapi.json": "OpenAPI description of the API."}
     return ApiInfo(
         name="Merlina",
         version=current().number,
@@ -43,7 +43,7 @@ async def api_info(request: Request) -> ApiInfo:
 
 @router.get("/health")
 async def health(services: ServicesDep) -> Health:
-    """Whether the server answers; touches neither disk nor GPU."""
+    """Return whether the server responds, without accessing disk or GPU."""
     version = current()
     uptime = round(time.monotonic() - services.started_at, 3)
     return Health(version=version.number, commit=version.commit, uptime_seconds=uptime)
@@ -51,13 +51,13 @@ async def health(services: ServicesDep) -> Health:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 def prometheus_metrics(services: ServicesDep) -> Response:
-    """The server and its runs as Prometheus text."""
+    """Return metrics of the server and its runs in Prometheus' text format."""
     return Response(prometheus.render(services), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @router.get("/stats")
 def stats(services: ServicesDep) -> Stats:
-    """Counts of jobs, metric rows and connections."""
+    """Return counts of jobs, metric rows and connections."""
     with services.database.read() as connection:
         total, queued, running, paused = jobs.counts(connection)
         rows = metrics.count(connection)
@@ -71,8 +71,8 @@ def stats(services: ServicesDep) -> Stats:
 
 @router.post("/validate")
 async def validate(config: TrainingConfig, connection: Request, services: ServicesDep) -> ValidationResponse:
-    """Checks a configuration against this machine without running it."""
-    report = await run_while_connected(connection, services.slow_threads, services.preflight.check, config)
+    """Check a configuration against the machine, the model and the data without running it."""
+    report = await run_while_connected(connection, services.long_request_threads, services.preflight.check, config)
     return report.response()
 
 

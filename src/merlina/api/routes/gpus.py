@@ -1,4 +1,4 @@
-"""The machine's GPUs (API document, "GPU Management"). Without CUDA the lists are empty and single ones are 404."""
+"""The machine's GPUs (docs/api.md, "GPUs"). Without CUDA, lists are empty and requests for one GPU are 404."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_CUDA = "CUDA is not available on this system"
 
 @router.get("/list")
 def list_all() -> GpuList:
-    """Every GPU with its memory, load and temperature."""
+    """List all GPUs with their memory, utilization and temperature."""
     gpus = list_gpus()
     if not gpus:
         return GpuList(status="no_cuda", message=_NO_CUDA, gpus=[], count=0)
@@ -28,7 +28,7 @@ def list_all() -> GpuList:
 
 @router.get("/available")
 def available(min_free_memory_mb: Annotated[int, Query(ge=0, le=2**31)] = 4000) -> AvailableGpus:
-    """The GPUs that have so much memory free, in MiB."""
+    """List the GPUs with at least this much free memory, in MiB."""
     gpus = list_gpus()
     found = [gpu.index for gpu in gpus if gpu.memory_free_mb >= min_free_memory_mb]
     return AvailableGpus(
@@ -40,24 +40,24 @@ def available(min_free_memory_mb: Annotated[int, Query(ge=0, le=2**31)] = 4000) 
     )
 
 
-@router.get("/recommended", responses={404: {"model": ErrorResponse, "description": "No GPU is here"}})
+@router.get("/recommended", responses={404: {"model": ErrorResponse, "description": "The machine has no GPU"}})
 def recommended() -> RecommendedGpu:
-    """The GPU with the most free memory."""
-    best = max(_some_gpus(), key=lambda gpu: (gpu.memory_free_mb, -gpu.index))
+    """Return the GPU with the most free memory."""
+    best = max(_require_gpus(), key=lambda gpu: (gpu.memory_free_mb, -gpu.index))
     return RecommendedGpu(recommended_index=best.index, gpu=_info(best))
 
 
 @router.get("/{index}")
 def one(index: int) -> GpuResponse:
-    """One GPU by its index."""
-    gpus = _some_gpus()
+    """Return the GPU with this index."""
+    gpus = _require_gpus()
     found = next((gpu for gpu in gpus if gpu.index == index), None)
     if found is None:
         raise NotFoundError(f"There is no GPU with the index {index}; this machine has {count_in_words(gpus)}")
     return GpuResponse(gpu=_info(found))
 
 
-def _some_gpus() -> list[Gpu]:
+def _require_gpus() -> list[Gpu]:
     gpus = list_gpus()
     if not gpus:
         raise NotFoundError("CUDA is not available")

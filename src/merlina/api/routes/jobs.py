@@ -1,4 +1,4 @@
-"""Jobs from birth to deletion (API document, "Training Job Management")."""
+"""Jobs: submission, state, metrics, commands and deletion (docs/api.md, "Jobs")."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from merlina.api.disconnects import run_slow
+from merlina.api.disconnects import run_in_thread
 from merlina.api.loading_code import read_loading_code
 from merlina.api.services import Services, ServicesDep
 from merlina.api.views import TIMELINE_EVENTS, history_entry, job_status, job_summary, log_line, metric_row, timeline
@@ -40,24 +40,26 @@ router = APIRouter(tags=["jobs"])
 async def train(
     config: TrainingConfig, services: ServicesDep, priority: Priority = "normal", preemptible: bool = False
 ) -> JobCreated:
-    """Checks a configuration and puts a job into the queue.
+    """Check a configuration and queue a job.
 
-    A preemptible job of low priority makes way where one of high priority waits for its place, and comes back after it.
+    A preemptible low-priority job is paused while a high-priority job needs its slot or GPU, and is then queued again.
     """
     greeting = "Training spell cast!"
-    return await run_slow(services.slow_threads, _submit, services, config, priority, greeting, preemptible=preemptible)
+    return await run_in_thread(
+        services.long_request_threads, _submit, services, config, priority, greeting, preemptible=preemptible
+    )
 
 
 @router.get("/status/{job_id}")
 def status(job_id: str, services: ServicesDep) -> JobStatus:
-    """Where one job stands."""
+    """Return the state and progress of a job."""
     record = services.commands.find(job_id)
     return job_status(record, _position(services, record))
 
 
 @router.get("/jobs")
 def list_jobs(services: ServicesDep) -> dict[str, JobSummary]:
-    """State and progress of every job, newest first."""
+    """Return state and progress of every job, newest first."""
     with services.database.read() as connection:
         found = jobs.summaries(connection)
     return {job_id: job_summary(summary) for job_id, summary in found.items()}
@@ -70,7 +72,7 @@ def history(
     limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
 ) -> JobHistory:
-    """One page of all jobs, newest first."""
+    """List all jobs by page, newest first."""
     with services.database.read() as connection:
         records, total = jobs.page(connection, status, limit, offset)
     return JobHistory(jobs=[history_entry(record) for record in records], count=len(records), total=total)
@@ -85,9 +87,9 @@ def job_metrics(
     limit: Annotated[int | None, Query(ge=1, le=2**31)] = None,
     max_points: Annotated[int | None, Query(ge=1, le=100_000)] = None,
 ) -> JobMetrics:
-    """Every recorded figure, one row an optimizer step; step 0 holds the evaluation before training.
+    """Return all recorded metrics, one row per optimizer step; step 0 is the evaluation before training.
 
-    `max_points` thins them for a chart: evaluations stay first, and others are spread evenly over the steps.
+    `max_points` samples the rows for a chart: all evaluations if they fit, and other rows evenly over the steps.
     """
     record = services.commands.find(job_id)
     with services.database.read() as connection:
@@ -105,13 +107,13 @@ def job_metrics(
 
 @router.get("/jobs/{job_id}/config")
 def job_config(job_id: str, services: ServicesDep) -> dict[str, Any]:
-    """The configuration the job runs with; tokens are left out."""
+    """Return the configuration of a job without its tokens."""
     return services.commands.config(job_id).model_dump(mode="json")
 
 
 @router.get("/jobs/{job_id}/logs")
 def job_logs(job_id: str, services: ServicesDep, limit: Annotated[int, Query(ge=1, le=10_000)] = 1000) -> JobLogs:
-    """The newest lines of the run's log, oldest first."""
+    """Return the newest lines of the run's log, oldest first."""
     services.commands.find(job_id)
     newest = deque(find_events(services.commands.folder(job_id).events_file, Logged), maxlen=limit)
     lines = [log_line(event) for event in newest]
@@ -120,7 +122,7 @@ def job_logs(job_id: str, services: ServicesDep, limit: Annotated[int, Query(ge=
 
 @router.get("/jobs/{job_id}/loading-code")
 def loading_code(job_id: str, services: ServicesDep) -> LoadingCode:
-    """The Python that loads the job's model, as its model card shows it."""
+    """Return the Python code that loads the job's model, as its model card shows it."""
     output_dir = services.commands.find(job_id).output_dir
     code = read_loading_code(output_dir)
     return LoadingCode(job_id=job_id, output_dir=str(output_dir), code=code)
@@ -128,7 +130,7 @@ def loading_code(job_id: str, services: ServicesDep) -> LoadingCode:
 
 @router.get("/jobs/{job_id}/timeline")
 def job_timeline(job_id: str, services: ServicesDep) -> JobTimeline:
-    """The states the job went through and when it entered each, over all its attempts."""
+    """Return the states that a job entered in all its attempts, with their times."""
     record = services.commands.find(job_id)
     events = find_events(services.commands.folder(job_id).events_file, *TIMELINE_EVENTS)
     states = timeline(record, events)
@@ -137,17 +139,17 @@ def job_timeline(job_id: str, services: ServicesDep) -> JobTimeline:
 
 @router.post("/jobs/{job_id}/stop")
 def stop(job_id: str, services: ServicesDep) -> StopResponse:
-    """Cancels a waiting job, or lets a running one end after its optimizer step, saving what it has."""
+    """Cancel a waiting job, or stop a running one after its current optimizer step and save the model."""
     record, before = services.commands.stop(job_id)
     if before == "queued":
         message = f"Job {job_id} removed from queue"
         return StopResponse(status="success", message=message, job_id=job_id, was_queued=True)
     if before == "paused":
         kept = f"; the checkpoint at step {record.last_checkpoint} can be resumed" if record.last_checkpoint else ""
-        message = f"Job {job_id} was paused and is {record.state} now. No model was saved{kept}."
+        message = f"Job {job_id} was paused and is now {record.state}. No model was saved{kept}."
         return StopResponse(status="success", message=message, job_id=job_id, was_queued=False)
     if record.is_ended:
-        message = f"Job {job_id} is {record.state} already; nothing to stop"
+        message = f"Job {job_id} is already {record.state}; there is nothing to stop"
         return StopResponse(status="warning", message=message, job_id=job_id, was_queued=False)
     message = f"Stop request sent to job {job_id}. Training will stop after current step."
     return StopResponse(status="success", message=message, job_id=job_id, was_queued=False)
@@ -155,14 +157,14 @@ def stop(job_id: str, services: ServicesDep) -> StopResponse:
 
 @router.post("/jobs/{job_id}/pause")
 def pause(job_id: str, services: ServicesDep) -> JobAction:
-    """Holds a waiting job back, or lets a running one write a checkpoint after its step and give up its GPU."""
-    record, done = services.commands.pause(job_id)
-    if not done:
+    """Hold a waiting job, or pause a running one: it writes a checkpoint after its step and releases its GPU."""
+    record, is_accepted = services.commands.pause(job_id)
+    if not is_accepted:
         stopping = record.is_running and record.stop_requested_at is not None
         message = f"Job {job_id} is {'being stopped' if stopping else record.state}; there is nothing to pause"
         return JobAction(status="warning", message=message, job_id=job_id)
     if record.state == "paused":
-        message = f"Job {job_id} is paused; POST /jobs/{job_id}/resume goes on with it"
+        message = f"Job {job_id} is paused; POST /jobs/{job_id}/resume continues it"
     else:
         message = f"Pause request sent to job {job_id}. It will write a checkpoint after its current step."
     return JobAction(status="success", message=message, job_id=job_id)
@@ -170,40 +172,40 @@ def pause(job_id: str, services: ServicesDep) -> JobAction:
 
 @router.post("/jobs/{job_id}/resume")
 async def resume(job_id: str, services: ServicesDep, force: bool = False) -> JobCreated:
-    """Queues a failed, stopped or paused job to continue from its newest complete checkpoint, which the answer names.
+    """Queue a failed, stopped, cancelled or paused job to continue from its newest complete checkpoint.
 
-    If no complete checkpoint is left, or the data set is not the one it was trained on, the answer is 409 with the
-    difference. `force` ignores all checkpoints and starts over at step 1.
+    The response is 409 if there is no complete checkpoint, or if the data set has changed since. With `force`, the run
+    ignores all checkpoints and starts over at step 1.
     """
-    return await run_slow(services.slow_threads, _resume, services, job_id, force=force)
+    return await run_in_thread(services.long_request_threads, _resume, services, job_id, force=force)
 
 
 @router.post("/jobs/{job_id}/retry")
 async def retry(job_id: str, services: ServicesDep) -> JobCreated:
-    """Checks the configuration of this job once more and queues a new one with it.
+    """Check the configuration of a job again and queue a new job with it.
 
-    A job that has completed gave up its tokens: what needs one is then told by the checks.
+    The tokens of a completed job have been deleted; the checks report what needs one.
     """
-    return await run_slow(services.slow_threads, _retry, services, job_id)
+    return await run_in_thread(services.long_request_threads, _retry, services, job_id)
 
 
 @router.delete("/jobs/{job_id}")
 def delete(job_id: str, services: ServicesDep) -> JobAction:
-    """Deletes a job with its metrics, stopping it first where it runs; finished models stay."""
+    """Delete a job and its metrics, after stopping it if it runs. Finished models are kept."""
     services.commands.delete(job_id)
     return JobAction(status="success", message=f"Job {job_id} deleted successfully", job_id=job_id)
 
 
 @router.delete("/jobs")
 def clear(services: ServicesDep) -> JobsCleared:
-    """Deletes every job, as DELETE of one does."""
+    """Delete all jobs. Finished models are kept."""
     deleted = services.commands.clear()
     return JobsCleared(message=f"Cleared all jobs ({deleted} jobs deleted)", deleted_count=deleted)
 
 
 def _retry(services: Services, job_id: str) -> JobCreated:
     config, priority, preemptible = services.commands.again(job_id)
-    return _submit(services, config, priority, f"Once more, like {job_id}.", preemptible=preemptible)
+    return _submit(services, config, priority, f"Retry of {job_id}.", preemptible=preemptible)
 
 
 def _resume(services: Services, job_id: str, *, force: bool) -> JobCreated:
@@ -221,13 +223,13 @@ def _submit(
     record = services.commands.submit(
         config, priority, report.dataset_file, preemptible=preemptible, memory_needed_mb=needed_mb
     )
-    unused = [f"preemptible: a job of {priority} priority never makes way, only one of low priority does"]
+    unused = [f"preemptible: a job of {priority} priority is never preempted; only low-priority jobs are"]
     ignored = unused if preemptible and priority != "low" else []
     return _queued(services, record, greeting, [*report.warnings, *ignored])
 
 
 def _queued(services: Services, record: JobRecord, greeting: str, warnings: list[str]) -> JobCreated:
-    # Between the commit and this look the job may have started already: then it was first in the queue.
+    # The job may have started since the commit, in which case it was the first in the queue.
     position = _position(services, record) or 1
     message = f"{greeting} Job {record.job_id} queued at position {position}."
     return JobCreated(job_id=record.job_id, status="queued", message=message, warnings=warnings)

@@ -1,4 +1,4 @@
-"""Base models' tokenizers (API document, "Model Management")."""
+"""Tokenizers of base models (docs/api.md, "Models")."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ router = APIRouter(prefix="/model", tags=["models"])
 
 @router.post("/preload")
 async def preload(request: PreloadRequest, connection: Request, services: ServicesDep) -> PreloadResponse:
-    """Loads a model's tokenizer, so that previews and checks with it are quick."""
-    return await run_while_connected(connection, services.slow_threads, _preload, services, request)
+    """Load a model's tokenizer in advance, so that later previews and checks are fast."""
+    return await run_while_connected(connection, services.long_request_threads, _preload, services, request)
 
 
 @router.get("/cached")
 def cached(services: ServicesDep) -> CachedModels:
-    """Models that were preloaded, and those whose tokenizer lies in the Hub's cache on this machine."""
+    """List the models that were preloaded or whose tokenizer is in this machine's Hub cache."""
     names = sorted(services.preloaded | cached_tokenizers())
     return CachedModels(cached_models=names, count=len(names))
 

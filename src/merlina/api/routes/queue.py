@@ -1,4 +1,4 @@
-"""The queue (API document, "Queue Management")."""
+"""The queue (docs/api.md, "Training")."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ router = APIRouter(prefix="/queue", tags=["queue"])
 
 @router.get("/status")
 def queue_status(services: ServicesDep) -> QueueStatus:
-    """The queue in numbers, and who is in it."""
+    """Return queue statistics with all queued and running jobs."""
     queued, running = _lists(services)
     with services.database.read() as connection:
         *_, paused = jobs.counts(connection)
@@ -25,7 +25,7 @@ def queue_status(services: ServicesDep) -> QueueStatus:
 
 @router.get("/jobs")
 def queue_jobs(services: ServicesDep) -> QueueJobs:
-    """Waiting jobs in the order they will run, and running ones."""
+    """List queued jobs in the order in which they will start, and running jobs."""
     queued, running = _lists(services)
     return QueueJobs(queued=queued, running=running)
 

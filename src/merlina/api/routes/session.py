@@ -1,4 +1,4 @@
-"""Logging in, for pages and WebSockets, which can't send a header of their own."""
+"""Login and logout for browsers, which can't send the API key in the header of a WebSocket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ router = APIRouter(tags=["session"])
 
 @router.post("/login")
 def login(credentials: LoginRequest, request: Request, response: Response, services: ServicesDep) -> SessionState:
-    """Exchanges the API key for a cookie that lasts 30 days. An address may fail 10 times in 5 minutes."""
+    """Exchange the API key for a session cookie, valid for 30 days. An address may fail 10 times in 5 minutes."""
     sessions = services.sessions
     if sessions is None:
         return SessionState(login_required=False, logged_in=True)
@@ -22,13 +22,13 @@ def login(credentials: LoginRequest, request: Request, response: Response, servi
     sessions.attempts.check(address)
     if not sessions.is_key(credentials.api_key.get_secret_value()):
         sessions.attempts.failed(address)
-        raise UnauthorizedError("That is not this server's API key")
+        raise UnauthorizedError("The API key is not valid for this server")
     sessions.attempts.succeeded(address)
     response.set_cookie(
         SESSION_COOKIE,
         sessions.new(),
         max_age=SESSION_SECONDS,
-        # Without a path the browser takes that of this request: servers below different paths of a host stay apart.
+        # Without a path, the cookie applies to this server's path only, not to others on the same host.
         path=None,
         httponly=True,
         samesite="strict",
@@ -39,7 +39,7 @@ def login(credentials: LoginRequest, request: Request, response: Response, servi
 
 @router.post("/logout")
 def logout(request: Request, response: Response, services: ServicesDep) -> SessionState:
-    """Ends the session: its cookie is taken back, and refused from now on."""
+    """Log out: delete the session cookie and invalidate the session."""
     if services.sessions:
         services.sessions.end(request.cookies.get(SESSION_COOKIE, ""))
     response.set_cookie(SESSION_COOKIE, max_age=0, path=None, httponly=True, samesite="strict")
@@ -49,7 +49,7 @@ def logout(request: Request, response: Response, services: ServicesDep) -> Sessi
 
 @router.get("/session")
 def session(request: Request, services: ServicesDep) -> SessionState:
-    """Whether this server asks for a key, and whether the asker has one."""
+    """Return whether the server requires an API key and whether the request is authorized."""
     sessions = services.sessions
-    admitted = sessions is None or sessions.admits(request)
+    admitted = sessions is None or sessions.is_authorized(request)
     return SessionState(login_required=sessions is not None, logged_in=admitted)

@@ -1,4 +1,4 @@
-"""The machine the server runs on: memory, disks, versions."""
+"""The server's machine: memory, disks, versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["general"])
 
 @router.get("/system")
 def system(services: ServicesDep) -> Machine:
-    """Memory, the disks of data and models, and the versions of what trains."""
+    """Return memory, the disks of data and models, and the versions of the training libraries."""
     folders = {"data": services.settings.data_dir, "models": services.settings.models_dir}
     spaces = {name: (path, *disk_space(path)) for name, path in folders.items()}
     return Machine(

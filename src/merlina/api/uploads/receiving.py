@@ -1,4 +1,4 @@
-"""Taking in an uploaded data set: streamed beside, parsed as a whole, moved into place; or gone without a trace."""
+"""Receives uploaded data sets: streamed to a temporary folder, parsed completely, then moved into place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from anyio import CancelScope
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from merlina.api.disconnects import run_slow, run_while_connected
+from merlina.api.disconnects import run_in_thread, run_while_connected
 from merlina.api.services import Services
 from merlina.api.uploads.multipart import receive_file
 from merlina.checkpoints import sync
@@ -35,50 +35,50 @@ from merlina.storage.uploads import UploadRecord
 _INCOMING = re.compile(r"\.incoming_upload_\d{8}_\d{6}_[0-9a-f]{8}")
 _UPLOAD = re.compile(r"upload_\d{8}_\d{6}_[0-9a-f]{8}")
 _DELETED = re.compile(rf"\.deleted_({_UPLOAD.pattern})")
-# What the database holds of an upload, beside its file: it is listed again from here if the database is lost.
+# A copy of the upload's database row, from which it is listed again if the database is lost.
 _MARK = "upload.json"
 _OWN_FILES = (_MARK, "rows", *(f"rows.{file_format}" for file_format in get_args(FileFormat)))
-_MOST_NAMED = 10
+_MAX_NAMED = 10
 _RECORD = TypeAdapter(UploadRecord)
 _log = logging.getLogger(__name__)
 _PARSE_SECONDS = 24 * 3600.0
 
 
 async def accept_upload(request: Request, services: Services) -> UploadRecord:
-    """Raises what receiving and parsing raise, and ClientDisconnect; then nothing is left on the disk."""
+    """Receive and store an upload. Raises the errors of receiving and parsing, after which no file is left."""
     slots = services.uploads
     async with slots.receiving(), _incoming_in_threads(services) as incoming:
-        most = services.settings.max_upload_size_mb * 1024**2
-        filename = await receive_file(request, incoming.file, most, slots.threads)
-        return await run_while_connected(request, slots.parsing, _keep_unless_closed, services, incoming, filename)
+        max_bytes = services.settings.max_upload_size_mb * 1024**2
+        filename = await receive_file(request, incoming.file, max_bytes, slots.threads)
+        return await run_while_connected(request, slots.parsing, _store_unless_closed, services, incoming, filename)
 
 
-def _keep_unless_closed(
+def _store_unless_closed(
     services: Services, incoming: _Incoming, filename: str, *, closed: threading.Event
 ) -> UploadRecord:
     try:
-        return _keep(services, incoming, filename, closed)
+        return _store(services, incoming, filename, closed)
     except BusyError:
         if closed.is_set():
             raise ClientDisconnect from None
         raise
 
 
-def keep_rows(services: Services, rows: Iterable[Mapping[str, Any]], filename: str) -> UploadRecord:
-    """Rows of our own as if someone had uploaded them as a jsonl file."""
+def store_rows(services: Services, rows: Iterable[Mapping[str, Any]], filename: str) -> UploadRecord:
+    """Store rows as an upload, as if a client had uploaded them as a jsonl file."""
     with _incoming(services) as incoming:
         with incoming.file.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        return _keep(services, incoming, filename)
+        return _store(services, incoming, filename)
 
 
 def delete_upload(services: Services, dataset_id: str, *, force: bool) -> None:
-    """Delete an upload and its file; other files in its folder stay.
+    """Delete an upload and its file; files of other programs in its folder are kept.
 
     Raises NotFoundError, or OverridableError without `force` while a job needs the file to run or to resume.
     """
     folder = services.settings.uploads_dir / dataset_id
-    leaving, renamed = _leaving(folder), False
+    deleted, is_renamed = _deleted_name(folder), False
     try:
         with services.database.write() as connection:
             if uploads.get(connection, dataset_id) is None:
@@ -87,36 +87,36 @@ def delete_upload(services: Services, dataset_id: str, *, force: bool) -> None:
             if in_folder and not force:
                 raise OverridableError(_needed_by(dataset_id, in_folder))
             uploads.remove(connection, dataset_id)
-            # Within the transaction: a job that is added at the same time finds its file either here or gone.
+            # Within the transaction, so that a job added at the same time finds its file either present or deleted.
             with contextlib.suppress(FileNotFoundError):
-                folder.rename(leaving)
-                renamed = True
+                folder.rename(deleted)
+                is_renamed = True
     except BaseException:
-        # The row is still there, as on a full disk.
-        if renamed:
+        # The transaction was rolled back, for example because the disk is full.
+        if is_renamed:
             with contextlib.suppress(OSError):
-                leaving.rename(folder)
+                deleted.rename(folder)
         raise
     _complete_deletion(folder)
 
 
-def _leaving(folder: Path) -> Path:
-    """The folder's name from the moment that its deletion is part of a transaction until its files are removed."""
+def _deleted_name(folder: Path) -> Path:
+    """Return the folder's name between the transaction of its deletion and the removal of its files."""
     return folder.with_name(f".deleted_{folder.name}")
 
 
 def _complete_deletion(folder: Path) -> None:
-    leaving = _leaving(folder)
-    _remove_files(leaving)
+    deleted = _deleted_name(folder)
+    _remove_files(deleted)
     with contextlib.suppress(FileNotFoundError):
-        leaving.rename(folder)  # files of others are in it
+        deleted.rename(folder)  # it contains files of other programs
 
 
 def recover_uploads(database: Database, uploads_dir: Path) -> None:
-    """Bring files and database together after a server was killed, or the database lost, restored or replaced.
+    """Reconcile files and database after a crash, or after the database was lost, restored or replaced.
 
-    Uploads in progress are removed, deletions completed if the database has them and undone otherwise, and uploads
-    that the database does not know are listed again.
+    Incomplete uploads are removed. Deletions are completed if the database has committed them and undone otherwise.
+    Uploads that are missing in the database are listed again.
     """
     with database.read() as connection:
         known = {record.dataset_id for record in uploads.newest_first(connection)}
@@ -138,7 +138,7 @@ def _list_again(database: Database, uploads_dir: Path, known: Set[str]) -> None:
     folders = [path for path in uploads_dir.iterdir() if _UPLOAD.fullmatch(path.name) and path.name not in known]
     found = [record for folder in folders if (record := _read_mark(folder)) is not None]
     if found:
-        _log.warning("%d uploads were not in the database and are listed again from their folders", len(found))
+        _log.warning("%d uploads were missing in the database and are listed again from their folders", len(found))
         with database.write() as connection:
             for record in found:
                 uploads.add(connection, record)
@@ -150,8 +150,8 @@ def _read_mark(folder: Path) -> UploadRecord | None:
     except (OSError, ValidationError):
         return None
     rows = folder / f"rows.{record.file_format}"
-    is_whole = record.dataset_id == folder.name and rows.is_file() and rows.stat().st_size == record.size
-    return record if is_whole else None
+    is_complete = record.dataset_id == folder.name and rows.is_file() and rows.stat().st_size == record.size
+    return record if is_complete else None
 
 
 def _is_in(file: str | None, folder: Path) -> bool:
@@ -159,16 +159,16 @@ def _is_in(file: str | None, folder: Path) -> bool:
 
 
 def _needed_by(dataset_id: str, users: Sequence[JobRecord]) -> str:
-    shown = ", ".join(f"{job.job_id} ({job.state})" for job in users[:_MOST_NAMED])
-    more = f" and {len(users) - _MOST_NAMED} more" if len(users) > _MOST_NAMED else ""
+    shown = ", ".join(f"{job.job_id} ({job.state})" for job in users[:_MAX_NAMED])
+    more = f" and {len(users) - _MAX_NAMED} more" if len(users) > _MAX_NAMED else ""
     return (
         f"Upload {dataset_id} is needed by {shown}{more}, to run or to resume; delete those jobs first, or delete the "
-        "upload all the same with force=true"
+        "upload anyway with force=true"
     )
 
 
 def _remove_files(folder: Path) -> None:
-    """Remove an upload's own files, and its folder where nothing else lies in it."""
+    """Remove the files of an upload, and its folder if it is then empty."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             if path.name in _OWN_FILES:
@@ -178,7 +178,7 @@ def _remove_files(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class _Incoming:
-    """An upload that is taken in: its id, its time (epoch seconds), and the file to write."""
+    """An upload in progress: its id, its time (epoch seconds), and the file to write."""
 
     dataset_id: str
     now: float
@@ -187,22 +187,22 @@ class _Incoming:
 
 @contextlib.asynccontextmanager
 async def _incoming_in_threads(services: Services) -> AsyncIterator[_Incoming]:
-    """The same for the event loop, which never waits for the disk."""
+    """Run `_incoming` in a thread, since the event loop must not wait for the disk."""
     threads = services.uploads.threads
     stack = contextlib.ExitStack()
-    incoming = await run_slow(threads, stack.enter_context, _incoming(services))
+    incoming = await run_in_thread(threads, stack.enter_context, _incoming(services))
     try:
         yield incoming
     finally:
         with CancelScope(shield=True):
-            await run_slow(threads, stack.close)
+            await run_in_thread(threads, stack.close)
 
 
 @contextlib.contextmanager
 def _incoming(services: Services) -> Iterator[_Incoming]:
     now = time.time()
-    moment = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d_%H%M%S")
-    dataset_id = f"upload_{moment}_{secrets.token_hex(4)}"
+    timestamp = datetime.fromtimestamp(now, UTC).strftime("%Y%m%d_%H%M%S")
+    dataset_id = f"upload_{timestamp}_{secrets.token_hex(4)}"
     folder = services.settings.uploads_dir / f".incoming_{dataset_id}"
     folder.mkdir(parents=True, mode=0o700)
     try:
@@ -211,7 +211,7 @@ def _incoming(services: Services) -> Iterator[_Incoming]:
         _remove_files(folder)
 
 
-def _keep(
+def _store(
     services: Services, incoming: _Incoming, filename: str, closed: threading.Event | None = None
 ) -> UploadRecord:
     parsed = services.helpers.rows.call(

@@ -1,4 +1,4 @@
-"""How much work uploads may be at the same time: few are received and fewer are parsed, the others wait their turn."""
+"""Limits how many uploads are received and parsed at the same time; the others wait."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from anyio import CapacityLimiter, Semaphore
 
 from merlina.errors import BusyError
 
-_RECEIVED_AT_ONCE = 16
-_PARSED_AT_ONCE = 2
-_MOST_WAITING = 256
+_MAX_RECEIVING = 16
+_MAX_PARSING = 2
+_MAX_WAITING = 256
 
 
 @dataclass
 class UploadSlots:
-    """One server's. `threads` write to the disk and parse, so that uploads take no thread from other requests."""
+    """The slots of a server. Uploads have `threads` of their own, so that other requests always find a free one."""
 
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
-    parsing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_PARSED_AT_ONCE))
-    _receiving: Semaphore = field(default_factory=lambda: Semaphore(_RECEIVED_AT_ONCE))
+    parsing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_MAX_PARSING))
+    _receiving: Semaphore = field(default_factory=lambda: Semaphore(_MAX_RECEIVING))
     _waiting: int = 0
 
     @contextlib.asynccontextmanager
     async def receiving(self) -> AsyncIterator[None]:
-        """A place among those that are received. Who waits for one is not read from, so its body takes no memory.
+        """Hold one of the slots for receiving. The body of a waiting upload is not read, so it takes no memory.
 
-        Raises BusyError where very many wait already.
+        Raises BusyError if too many uploads already wait.
         """
-        if self._waiting >= _MOST_WAITING:
-            raise BusyError(f"{_MOST_WAITING} uploads wait already; try again in a while")
+        if self._waiting >= _MAX_WAITING:
+            raise BusyError(f"{_MAX_WAITING} uploads are already waiting; try again later")
         self._waiting += 1
         try:
             await self._receiving.acquire()
