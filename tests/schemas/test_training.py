@@ -35,7 +35,7 @@ def problems(**changes: Any) -> list[str]:
     try:
         TrainingConfig.model_validate({**NEEDED, **changes})
     except ValidationError as error:
-        return describe(error, TrainingConfig)
+        return [str(finding) for finding in describe(error, TrainingConfig)]
     return []
 
 
@@ -52,7 +52,7 @@ def test_defaults_are_the_contracts() -> None:
 def test_the_needed_fields_are_named_when_missing() -> None:
     with pytest.raises(ValidationError) as caught:
         TrainingConfig.model_validate({})
-    lines = describe(caught.value, TrainingConfig)
+    lines = [str(finding) for finding in describe(caught.value, TrainingConfig)]
     assert lines == [f"{name}: required, but missing" for name in ("base_model", "output_name", "dataset")]
 
 
