@@ -11,6 +11,7 @@ import pytest
 
 from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment
 from merlina.executors.helper_process import Helper
+from merlina.schemas.operations import MeasureProductRate
 from tests.harness import until
 
 _PATIENCE = 60.0
@@ -147,8 +148,7 @@ def test_it_is_let_go_when_idle_but_not_while_a_child_lives(tmp_path: Path) -> N
 def test_a_helper_is_forked_where_there_is_one(fork_server: ForkServer, tmp_path: Path) -> None:
     helper = Helper(60, tmp_path / "log", fork_server)
     try:
-        with pytest.raises(Exception, match="no such thing"):
-            helper.call("no such thing")
+        helper.call(MeasureProductRate(dtype="float32", width=8))
         assert helper.pid is not None
         assert psutil.Process(helper.pid).ppid() == fork_server.pid
     finally:

@@ -13,6 +13,7 @@ import pytest
 from merlina.errors import BusyError, DataError, HelperError, MerlinaError, ModelError
 from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper_process import Helper
+from merlina.schemas.operations import MeasureProductRate, PreviewFormatted
 from tests.harness import pairs_file, until
 
 
@@ -31,9 +32,8 @@ def preview(helper: Helper, folder: Path, **changes: Any) -> Any:
         **changes,
     }  # fmt: skip
     limits = {"limit": 2, "max_length": 512, "max_prompt_length": 256, "max_row_mb": 16}
-    return helper.call(
-        "preview_formatted", config=config, file=str(file), token=None, trust_remote_code=False, **limits
-    )
+    operation = PreviewFormatted(config=config, file=file, token=None, trust_remote_code=False, **limits)
+    return helper.call(operation)
 
 
 def test_its_errors_come_back_as_what_they_are_and_it_lives_on(
@@ -44,7 +44,7 @@ def test_its_errors_come_back_as_what_they_are_and_it_lives_on(
     first = helper.pid
     with pytest.raises(ModelError, match="/nowhere"):
         preview(helper, tmp_path, model_name="/nowhere")
-    assert preview(helper, tmp_path, model_name=str(tiny_model))["samples"][0]["chosen"].endswith("<|im_end|>")
+    assert preview(helper, tmp_path, model_name=str(tiny_model)).samples[0]["chosen"].endswith("<|im_end|>")
     assert helper.pid == first
 
 
@@ -69,7 +69,7 @@ def test_a_call_that_takes_too_long_ends_the_helper(helper: Helper, tmp_path: Pa
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(HelperError, match="took too long"):
-        helper.call("preview_rows", timeout=0.2, config={}, file=None, limit=1, token=None, max_row_mb=16)
+        helper.call(MeasureProductRate(dtype="float32", width=8), timeout=0.2)
     assert helper.pid is None
 
 
@@ -111,7 +111,7 @@ def test_an_end_does_not_wait_for_a_call_under_way(helper: Helper, tmp_path: Pat
     os.kill(helper.pid, signal.SIGSTOP)
     threading.Timer(0.3, helper.close).start()
     began = time.monotonic()
-    with pytest.raises(BusyError, match="about to end"):
+    with pytest.raises(BusyError, match="shutting down"):
         preview(helper, tmp_path)
     assert time.monotonic() - began < 10
     assert helper.pid is None
@@ -127,8 +127,8 @@ def test_a_call_ends_with_its_client_whether_it_waits_or_runs(helper: Helper, tm
     outcomes: list[str] = []
 
     def ask(closed: threading.Event) -> None:
-        with pytest.raises(BusyError, match="Nobody waits"):
-            helper.call("product_rate", closed=closed, dtype="float32", width=8)
+        with pytest.raises(BusyError, match="Client disconnected"):
+            helper.call(MeasureProductRate(dtype="float32", width=8), closed=closed)
         outcomes.append("running" if closed is running else "waiting")
 
     asking = [threading.Thread(target=ask, args=(closed,)) for closed in (running, waiting)]

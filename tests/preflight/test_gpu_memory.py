@@ -9,8 +9,9 @@ import pytest
 from merlina.hardware.gpus import Gpu
 from merlina.preflight.memory_estimate import check_memory, estimate
 from merlina.schemas.inspection import DataFacts, ModelFacts
+from merlina.schemas.operations import InspectModel
 from merlina.schemas.training import PACK_POSITIONS, TrainingConfig
-from merlina.worker.helper.inspection import model_facts
+from merlina.worker.helper.inspection import inspect_model
 
 LLAMA = {"vocab_size": 128_256, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 16_384}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -48,7 +49,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModelFacts]:
     for name, shape in SHAPES.items():
         folder = tmp_path_factory.mktemp(name)
         LlamaConfig(**LLAMA, **shape, head_dim=shape["hidden_size"] // 32).save_pretrained(folder)
-        found[name] = ModelFacts.model_validate(model_facts(str(folder), None, False))
+        found[name] = inspect_model(InspectModel(model_name=str(folder), token=None, trust_remote_code=False))
     return found
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.worker.chat.detokenizer import TextPieces
+from merlina.worker.chat.detokenizer import Detokenizer
 from tests.tiny import build_tiny_tokenizer
 
 
@@ -28,8 +28,8 @@ def by_words() -> Any:
 
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
-    told = TextPieces(tokenizer)
-    return [*(told.add(token) for token in ids), told.rest()]
+    told = Detokenizer(tokenizer)
+    return [*(told.add(token) for token in ids), told.flush()]
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))

@@ -66,10 +66,10 @@ def test_an_answer_ends_with_exactly_one_end_token(tokenizer: Any, suffix: str, 
     encoder = PairEncoder(tokenizer, "it", ending_with(suffix), 512, 256)
     pair = Pair((Message("user", "Hi"),), f"Yes.{written}", f"No{written}")
     made = encoder.encode(pair).tokens
-    assert encoder.end_token() == tokenizer.convert_tokens_to_ids(end)
+    assert encoder.end_token == tokenizer.convert_tokens_to_ids(end)
     ends = {tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|eot|>", "<|turn|>")}
     for answer, text in ((made.chosen, "Yes."), (made.rejected, "No")):
-        assert answer[-1] == encoder.end_token()
+        assert answer[-1] == encoder.end_token
         if not (written and suffix.strip() == "[END]"):
             assert sum(token in ends for token in answer) == 1
         assert tokenizer.decode(answer).startswith(text)

@@ -10,12 +10,12 @@ import torch
 
 from merlina.preflight.memory_estimate import estimate, trained_weights
 from merlina.preflight.models import check_targets
-from merlina.schemas.inspection import ModelFacts
+from merlina.schemas.operations import InspectModel
 from merlina.schemas.training import AttentionImplementation, TrainingConfig
 from merlina.training.engine.fast_path import fast_path
 from merlina.training.engine.packing import build_pack
 from merlina.training.models.adapters import make_trainable
-from merlina.worker.helper.inspection import model_facts
+from merlina.worker.helper.inspection import inspect_model
 from tests.harness import training_config
 from tests.training.models import EXAMPLES, adapted, random_model
 
@@ -33,7 +33,7 @@ def configured(base: Path, **changes: Any) -> TrainingConfig:
 def test_head_and_embeddings_may_be_trained_and_are_counted(tmp_path: Path, targets: list[str]) -> None:
     model = random_model(tie_word_embeddings=False)
     model.config.save_pretrained(tmp_path)
-    facts = ModelFacts.model_validate(model_facts(str(tmp_path), None, False))
+    facts = inspect_model(InspectModel(model_name=str(tmp_path), token=None, trust_remote_code=False))
     config = configured(tmp_path, target_modules=targets)
     assert check_targets(config, facts).warnings == check_targets(config, facts).errors == ()
     trained = make_trainable(model, config)
@@ -58,7 +58,7 @@ def test_what_a_configuration_says_of_its_attention(
     import transformers
 
     getattr(transformers, f"{family}Config")(**SMALL, **changes).save_pretrained(tmp_path)
-    facts = ModelFacts.model_validate(model_facts(str(tmp_path), None, False))
+    facts = inspect_model(InspectModel(model_name=str(tmp_path), token=None, trust_remote_code=False))
     assert facts.attention_heads == 4
     assert (facts.caps_scores, facts.drops_scores, facts.supports_packing) == expected
 
@@ -71,7 +71,7 @@ def test_the_scores_that_are_counted_are_those_autograd_keeps(
     """By what one more layer adds to the estimate, and what each of the model's two layers keeps of a pack."""
     model = random_model(family, layer_types=None)
     model.config.save_pretrained(tmp_path)
-    facts = ModelFacts.model_validate(model_facts(str(tmp_path), None, False))
+    facts = inspect_model(InspectModel(model_name=str(tmp_path), token=None, trust_remote_code=False))
     config = configured(tmp_path, attn_implementation=implementation, dtype=dtype, max_length=64, max_prompt_length=32)
     two, three = (facts.model_copy(update={"layers": layers}) for layers in (2, 3))
     of_two, of_three = (

@@ -16,7 +16,7 @@ from merlina.jobs.commands import JobCommands
 from merlina.preflight.memory_estimate import chat_memory_mb
 from merlina.preflight.models import model_repos
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText, ChatMessage, Sampling, Side
-from merlina.schemas.inspection import ModelFacts
+from merlina.schemas.operations import InspectModel
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.settings import Settings
 from merlina.storage import jobs
@@ -110,16 +110,13 @@ class ChatService:
         is_adapter = _is_adapter(Path(order.model_dir))
         name = config.base_model if is_adapter else order.model_dir
         facts = self.helpers.call(
-            "model_facts",
+            InspectModel(model_name=name, token=order.token, trust_remote_code=order.trust_remote_code),
             model_repos(name, order.trust_remote_code),
-            model_name=name,
-            token=order.token,
-            trust_remote_code=order.trust_remote_code,
         )
         gpu = self.chat_memory.choose_gpu()
         copies = 2 if order.with_base and not is_adapter else 1
         device = "cpu" if gpu is None else "cuda"
-        return Claim(gpu, chat_memory_mb(config, ModelFacts.model_validate(facts), device, copies))
+        return Claim(gpu, chat_memory_mb(config, facts, device, copies))
 
 
 def _is_adapter(model_dir: Path) -> bool:

@@ -11,8 +11,9 @@ from typing import Any
 
 from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
 from merlina.data.doctor import Doctor, Lengths
+from merlina.data.examination import examine
 from merlina.data.formats import MARKERS, formatter
-from merlina.data.pairs import Pair, UnusableRowError
+from merlina.data.pairs import Pair
 from merlina.data.row_limit import RowLimit
 from merlina.data.sources import open_rows
 from merlina.data.truncation import truncate_name, truncate_row
@@ -86,19 +87,13 @@ def preview_formatted(
     give_up_at = time.monotonic() + _TIMEOUT_SECONDS
     needs_rejected = config.training_mode != "sft"
     pairs = read_pairs(config, file, token, needs_rejected=needs_rejected, limit=row_limit)
-    for item in islice(pairs, _MAX_ROWS_EXAMINED):
-        try:
-            if isinstance(item, SkippedRow):
-                raise UnusableRowError(item.reason, item.kind)
-            make_sample, lengths = show(item)
-        except UnusableRowError as error:
-            doctor.skip(SkippedRow(item.number, error.message, error.kind))
-            if len(samples) < limit:
-                warnings.append(f"row {item.number} can't be used: {error.message}")
-        else:
-            doctor.see(item, lengths)
-            numbers.append(item.number)
-            samples += [{**make_sample(), "row": item.number}] if len(samples) < limit else []
+    for outcome in examine(islice(pairs, _MAX_ROWS_EXAMINED), doctor, show):
+        if not isinstance(outcome, SkippedRow):
+            pair, make_sample = outcome
+            numbers.append(pair.number)
+            samples += [{**make_sample(), "row": pair.number}] if len(samples) < limit else []
+        elif len(samples) < limit:
+            warnings.append(f"row {outcome.number} can't be used: {outcome.reason}")
         if time.monotonic() > (enough_at if len(samples) == limit else give_up_at):
             break
     if not doctor.rows:

@@ -1,8 +1,8 @@
-"""The helper processes by what they do, so that none waits for another's kind of work.
+"""The pools of helper processes, one per kind of work, so that no kind waits for another.
 
-rows     read files; they import neither torch nor transformers, and start in less than a second
-local    tokenizers and models on this machine; they never use the network
-hub      whatever may need the Hugging Face Hub
+rows     reads files; imports neither torch nor transformers, and starts in less than a second
+local    inspects tokenizers and models on this machine; never uses the network
+hub      carries out operations that may need the Hugging Face Hub
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -22,18 +21,19 @@ from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper_process import Helper, HelperLimits
 from merlina.hub_errors import RepoKind
 from merlina.hub_reachability import HubReach
+from merlina.schemas.operations import Operation, R
 
 _TIMEOUT_SECONDS = 180.0
 _ROWS = HelperLimits(processes=4, call_mb=1024, process_mb=1536)
 _LOCAL = HelperLimits(processes=2, call_mb=4096, process_mb=8192)
 _HUB = HelperLimits(processes=4, call_mb=4096, process_mb=8192)
-# The Hub's client waits twice as long by itself, several times in a row.
+# The Hub's client by default waits twice as long, several times in a row.
 _SHORT_WAITS = {"HF_HUB_ETAG_TIMEOUT": "5", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
 
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository of the Hub that a call needs; one that is not `required` it only may need."""
+    """A repository of the Hub that a call needs, or may need if it is not `required`."""
 
     kind: RepoKind
     repo_id: str
@@ -42,7 +42,7 @@ class Repo:
 
 @dataclass(frozen=True)
 class Helpers:
-    """Calls from any thread."""
+    """The three pools; calls may come from any thread."""
 
     rows: Helper
     local: Helper
@@ -51,7 +51,7 @@ class Helpers:
 
     @staticmethod
     def build(idle_seconds: float, log_file: Path, fork_server: ForkServer) -> Helpers:
-        """Nothing is started yet."""
+        """Return the pools; processes are started on demand."""
         waits = {name: os.environ.get(name, value) for name, value in _SHORT_WAITS.items()}
         return Helpers(
             rows=Helper(idle_seconds, log_file, None, _ROWS, {"HF_HUB_OFFLINE": "1"}),
@@ -61,38 +61,37 @@ class Helpers:
 
     def call(
         self,
-        operation: str,
+        operation: Operation[R],
         repos: Sequence[Repo],
         *,
         timeout: float = _TIMEOUT_SECONDS,
         closed: threading.Event | None = None,
-        **arguments: Any,
-    ) -> Any:
-        """The result of an operation that needs these repositories of the Hub; none of them: this machine alone.
+    ) -> R:
+        """Carry out an operation that needs these repositories of the Hub; without any, it runs offline.
 
-        Where the Hub can't be reached, this machine's cache is used instead. Raises UnreachableError where a repository
-        is not in it (DataError, ModelError where HF_HUB_OFFLINE is set), and what `Helper.call` raises.
+        If the Hub can't be reached, the operation uses this machine's cache. Raises UnreachableError if a required
+        repository is not cached (with HF_HUB_OFFLINE: DataError or ModelError), and the errors of `Helper.call`.
         """
         problem = self.reach.problem() if repos else None
         if not repos or problem is not None:
             for repo in filter(lambda repo: repo.required, repos):
                 _check_is_cached(repo, problem)
-            return self.local.call(operation, timeout=timeout, closed=closed, hub_problem=problem, **arguments)
+            return self.local.call(operation, timeout=timeout, closed=closed, hub_problem=problem)
         try:
-            return self.hub.call(operation, timeout=timeout, closed=closed, **arguments)
+            return self.hub.call(operation, timeout=timeout, closed=closed)
         except MerlinaError:
-            # It may have gone away meanwhile: the next call is to find out at once.
+            # The Hub may have become unreachable: the next call checks again.
             self.reach.forget()
             raise
 
     def close(self) -> None:
-        """Ends all processes."""
+        """End all processes."""
         for helper in (self.rows, self.local, self.hub):
             helper.close()
 
 
 def _check_is_cached(repo: Repo, problem: str | None) -> None:
-    """Whether anything of it is here; whether that suffices, only reading it will tell."""
+    """Raise unless some of the repository is cached; only reading it shows whether everything needed is."""
     folder = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repo.repo_id, repo_type=repo.kind))
     home = Path(os.environ.get("HF_DATASETS_CACHE", Path(constants.HF_HOME, "datasets")))
     prepared = home / repo.repo_id.replace("/", "___")

@@ -1,4 +1,4 @@
-"""The caller of helper processes: started on first need, a few at a time, unloaded when idle."""
+"""Calls to helper processes, which are started on demand, up to a limit, and ended when idle."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from merlina.errors import BusyError, HelperError, MerlinaError
 from merlina.executors.fork_server import ForkServer, child_environment
 from merlina.executors.idle_timeout import IdleTimer
 from merlina.executors.pipe_process import PipeProcess, as_error
-from merlina.executors.progress_clock import PatientClock
+from merlina.executors.progress_clock import ProgressClock
+from merlina.schemas.operations import Operation, R
 
 _TIMEOUT_SECONDS = 180.0
-# Each call, also a waiting one, holds a thread of the server's.
-_MOST_CALLS = 16
-_LOOK_SECONDS = 0.1
-# A call whose client has gone may still end by itself: to start another process would take longer.
+# Each call, also a waiting one, occupies a thread of the server.
+_MAX_CALLS = 16
+_POLL_SECONDS = 0.1
+# A call whose client has disconnected may still complete in this time: starting another process would take longer.
 _GRACE_SECONDS = 2.0
 _MB = 1024**2
 
 
 @dataclass(frozen=True)
 class HelperLimits:
-    """How many processes there are at most, and how much memory each call may take and each process may hold, in MB."""
+    """Maximum number of processes, and maximum memory that each call may allocate and each process may hold, in MiB."""
 
     processes: int = 1
     call_mb: int | None = None
@@ -41,8 +42,8 @@ class HelperLimits:
 class Helper:
     """Processes of `merlina.worker.helper.process`, forked where there is a fork server.
 
-    Calls come from any thread; each has a process for itself, and waits for one where all are busy.
-    What their libraries print goes to `log_file`. `environment` is added to the server's own.
+    Calls may come from any thread; each uses one process alone and waits for one if all are busy. The output of the
+    processes' libraries is appended to `log_file`. `environment` extends the server's environment.
     """
 
     def __init__(
@@ -67,43 +68,44 @@ class Helper:
 
     def call(
         self,
-        operation: str,
+        operation: Operation[R],
         *,
         timeout: float = _TIMEOUT_SECONDS,
         closed: threading.Event | None = None,
         hub_problem: str | None = None,
-        **arguments: Any,
-    ) -> Any:
-        """The operation's result. What went wrong there is raised here, as the same error of our tree.
+    ) -> R:
+        """Carry out the operation in a process and return its result, or raise the same error as there.
 
-        `closed` is set once nobody waits for the result any more: then the call ends, and its process if it must.
+        `closed` is set once the client has disconnected; the call then ends, and its process if necessary.
 
-        Raises HelperError where the process dies or takes longer than `timeout` seconds, not counting those in which it
-        waits for a processor; the next call starts another.
-        Raises the error of the operation's current phase where that takes too much time or memory. Raises BusyError
-        where there are too many calls already, since each keeps a thread from the rest of the server.
+        Raises HelperError if the process dies or takes longer than `timeout` seconds, not counting the time in which it
+        waits for a processor; the next call starts another process. Raises the error of the operation's current phase
+        if that exceeds its time or memory limit. Raises BusyError if too many calls are running or waiting already,
+        since each occupies a thread of the server.
         """
-        call = _Call(operation, closed or threading.Event(), time.monotonic() + timeout, self._limits)
-        self._take_place(call)
+        call = _Call(operation.name, closed or threading.Event(), time.monotonic() + timeout, self._limits)
+        self._enter(call)
         try:
             process = call.process = self._take_process()
             self._refuse_when_closed()
             number = next(self._numbers)
-            request = {"id": number, "op": operation, "args": arguments, "hub_problem": hub_problem}
+            arguments = operation.model_dump(mode="json")
+            request = {"id": number, "op": operation.name, "args": arguments, "hub_problem": hub_problem}
             process.send({**request, "memory_mb": self._limits.call_mb})
-            answer = call.wait_for_answer(process)
-            assert answer["id"] == number
+            reply = call.wait_for_reply(process)
+            assert reply["id"] == number
         except BaseException:
             self._refuse_when_closed()
             raise
         finally:
-            self._leave_place(call)
-        if "error" in answer:
-            raise as_error(answer["error"])
-        return answer["result"]
+            self._leave(call)
+        if "error" in reply:
+            raise as_error(reply["error"])
+        result: R = operation.result_type().validate_python(reply["result"])
+        return result
 
     def close(self) -> None:
-        """Ends all processes; calls that are under way raise BusyError, as do all later ones."""
+        """End all processes. Running and later calls raise BusyError."""
         with self._changed:
             self._closed = True
             self._timer.cancel()
@@ -117,24 +119,24 @@ class Helper:
 
     @property
     def pid(self) -> int | None:
-        """A process that is at work, else the one that was last; None without any."""
+        """The process that was used last, or None if none is alive."""
         with self._changed:
             known = [*(process for process, _ in self._idle), *(call.process for call in self._busy)]
         return next((process.handle.pid for process in reversed(known) if process and process.lives), None)
 
-    def _take_place(self, call: _Call) -> None:
-        """Wait, first come, first served, until a process is free or may be started."""
+    def _enter(self, call: _Call) -> None:
+        """Wait in order of arrival until a process is free or may be started."""
         ticket = object()
         with self._changed:
-            if len(self._waiting) + len(self._busy) >= _MOST_CALLS:
-                raise BusyError(f"{_MOST_CALLS} others wait for the helper process already; try again in a moment")
-            call.check_is_wanted()
+            if len(self._waiting) + len(self._busy) >= _MAX_CALLS:
+                raise BusyError(f"{_MAX_CALLS} calls already wait for a helper process; try again in a moment")
+            call.raise_if_abandoned()
             self._waiting.append(ticket)
             try:
                 while self._waiting[0] is not ticket or len(self._busy) >= self._limits.processes:
                     self._refuse_when_closed()
-                    call.check_is_wanted()
-                    self._changed.wait(_LOOK_SECONDS)
+                    call.raise_if_abandoned()
+                    self._changed.wait(_POLL_SECONDS)
                 self._refuse_when_closed()
                 self._timer.cancel()
                 self._busy.add(call)
@@ -143,7 +145,7 @@ class Helper:
                 self._changed.notify_all()
 
     def _take_process(self) -> PipeProcess:
-        """The idle one that was at work last, so that what it has loaded is used again; else a new one."""
+        """Return the idle process that was used last, whose caches are then reused, or else a new one."""
         while True:
             with self._changed:
                 if not self._idle:
@@ -157,14 +159,14 @@ class Helper:
             environment["HF_TOKEN"] = os.environ["HF_TOKEN"]
         return PipeProcess.start("helper", environment, self._log_file, self._fork_server)
 
-    def _leave_place(self, call: _Call) -> None:
+    def _leave(self, call: _Call) -> None:
         process = call.process
-        keeps = call.answered and not self._closed
-        if process is not None and not keeps:
+        is_reusable = call.is_complete and not self._closed
+        if process is not None and not is_reusable:
             process.end()
         with self._changed:
             self._busy.discard(call)
-            if process is not None and keeps:
+            if process is not None and is_reusable:
                 self._idle.append((process, time.monotonic()))
             if self._idle and not self._busy:
                 self._timer.start()
@@ -180,72 +182,72 @@ class Helper:
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
-            raise BusyError("The server is about to end; ask again when it is back")
+            raise BusyError("The server is shutting down; try again when it has restarted")
 
 
 @dataclass(eq=False)
 class _Call:
-    """One call; `phase` is the name, the time limit and the kind of error of what the process does now."""
+    """One call; its phase has name, time limit and kind of error of what the process is doing."""
 
     operation: str
     closed: threading.Event
     deadline: float
     limits: HelperLimits
     process: PipeProcess | None = None
-    answered: bool = False
+    is_complete: bool = False
     _phase: Mapping[str, Any] | None = None
     _phase_deadline: float = field(default=float("inf"))
-    _left_at: float | None = None
+    _disconnected_at: float | None = None
 
-    def check_is_wanted(self) -> None:
-        """Raises BusyError where the client has gone, HelperError where the time is over."""
+    def raise_if_abandoned(self) -> None:
+        """Raise BusyError if the client has disconnected or the call's time is over."""
         if self.closed.is_set():
-            raise BusyError("Nobody waits for the answer any more")
+            raise BusyError("Client disconnected")
         if time.monotonic() > self.deadline:
             raise BusyError("The helper processes are busy; try again in a moment")
 
-    def wait_for_answer(self, process: PipeProcess) -> dict[str, Any]:
-        """Raises what `Helper.call` says; unless `answered` is set then, the process is of no use any more."""
-        clock = PatientClock(process.handle.pid)
+    def wait_for_reply(self, process: PipeProcess) -> dict[str, Any]:
+        """Return the reply, or raise as `Helper.call` does. Unless `is_complete` is set, the process must be ended."""
+        clock = ProgressClock(process.handle.pid)
         while True:
             try:
-                answer = process.receive(time.monotonic() + _LOOK_SECONDS)
+                reply = process.receive(time.monotonic() + _POLL_SECONDS)
             except TimeoutError:
-                self._check(process, clock.now())
+                self._check_limits(process, clock.now())
                 continue
             except EOFError as error:
                 code = process.handle.wait()
                 died = f"The helper process died (exit code {code}) during {self.operation}"
                 raise HelperError(f"{died}{self._in_phase()}; try again") from error
-            if "phase" in answer:
-                self._phase = answer["phase"]
-                self._phase_deadline = clock.now() + answer["phase"]["seconds"]
+            if "phase" in reply:
+                self._phase = reply["phase"]
+                self._phase_deadline = clock.now() + reply["phase"]["seconds"]
                 continue
-            self.answered = True
-            return answer
+            self.is_complete = True
+            return reply
 
-    def _check(self, process: PipeProcess, now: float) -> None:
+    def _check_limits(self, process: PipeProcess, now: float) -> None:
         if self.closed.is_set():
-            self._left_at = self._left_at or now
-            if now > self._left_at + _GRACE_SECONDS:
-                raise BusyError("Nobody waits for the answer any more")
+            self._disconnected_at = self._disconnected_at or now
+            if now > self._disconnected_at + _GRACE_SECONDS:
+                raise BusyError("Client disconnected")
         if now > self._phase_deadline:
             assert self._phase is not None
             raise self._error(f"took longer than {self._phase['seconds']:g} s")
         if now > self.deadline:
             raise self._error("took too long")
-        most = self.limits.process_mb
-        if most is not None and _resident_mb(process) > most:
-            raise self._error(f"took more than {most:,} MB of memory")
+        limit = self.limits.process_mb
+        if limit is not None and _resident_mb(process) > limit:
+            raise self._error(f"took more than {limit:,} MiB of memory")
 
     def _in_phase(self) -> str:
         return f" ({self._phase['name']})" if self._phase else ""
 
-    def _error(self, what: str) -> MerlinaError:
-        """The error of the current phase, which names the cause."""
+    def _error(self, problem: str) -> MerlinaError:
+        """Return the error of the current phase, whose name states the cause."""
         if self._phase is None:
-            return HelperError(f"The helper process {what} during {self.operation}; try again")
-        return as_error({**self._phase, "message": f"{self._phase['name']} {what}; it was ended"})
+            return HelperError(f"The helper process {problem} during {self.operation}; try again")
+        return as_error({**self._phase, "message": f"{self._phase['name']} {problem} and was ended"})
 
 
 def _resident_mb(process: PipeProcess) -> float:

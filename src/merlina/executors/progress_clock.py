@@ -1,4 +1,4 @@
-"""A clock for the time that a process may take: it stands still while the process waits for a processor."""
+"""A clock for time limits of processes that stops while the process waits for a processor."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from pathlib import Path
 _NANO = 1e9
 
 
-class PatientClock:
-    """`time.monotonic()` less what the process `pid` has waited for a processor since the clock was made.
+class ProgressClock:
+    """`time.monotonic()` minus the time that process `pid` has waited for a processor since the clock was created.
 
-    On a busy machine the same work takes longer without anything being wrong. Where the kernel doesn't say how long a
-    thread was ready and not running, this is `time.monotonic()`.
+    On a busy machine the same work takes longer although nothing is wrong. If the kernel does not report how long a
+    thread was runnable but not running, this is `time.monotonic()`.
     """
 
     def __init__(self, pid: int) -> None:
         self._tasks = Path(f"/proc/{pid}/task")
-        self._looked_at = time.monotonic()
+        self._read_at = time.monotonic()
         self._delays = self._read()
         self._waited = 0.0
 
     def now(self) -> float:
-        """Look again, and return the time."""
+        """Read the threads' waiting times and return the time."""
         now, delays = time.monotonic(), self._read()
-        # Threads wait side by side, so the longest of their waits is what the process as a whole has lost.
+        # Threads wait in parallel, so the process as a whole has lost the longest of their waits.
         longest = max((delay - self._delays.get(task, 0.0) for task, delay in delays.items()), default=0.0)
-        self._waited += min(max(longest, 0.0), now - self._looked_at)
-        self._looked_at, self._delays = now, delays
+        self._waited += min(max(longest, 0.0), now - self._read_at)
+        self._read_at, self._delays = now, delays
         return now - self._waited
 
     def _read(self) -> dict[str, float]:
-        """Seconds that each thread has been ready without running."""
+        """Return the seconds that each thread has been runnable but not running."""
         found = {}
         try:
             for task in self._tasks.iterdir():

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from merlina import checkpoints
 from merlina.checkpoints import Survey
-from merlina.data.fingerprint import Fingerprint, stamp
+from merlina.data.fingerprint import stamp
 from merlina.errors import BusyError, DataError, HelperError, InvalidRequestError, StartOverError
 from merlina.executors.helper_process import Helper
 from merlina.placement import interrupted_placement, place, placement_awaiting_end
 from merlina.runs import EventLog, RunFolder
 from merlina.schemas.events import Moved, Placed
+from merlina.schemas.inspection import Fingerprint
+from merlina.schemas.operations import CompareRows
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.schemas.training import TrainingConfig
 from merlina.storage.jobs import JobRecord
@@ -97,21 +99,19 @@ def compare_with(helper: Helper, max_row_mb: int) -> CompareData:
 
     def compare(config: TrainingConfig, file: Path, then: Fingerprint) -> str | None:
         try:
-            difference: str | None = helper.call(
-                "compare_rows",
-                timeout=_COMPARE_SECONDS,
-                config=config.dataset.model_dump(mode="json"),
-                file=str(file),
+            operation = CompareRows(
+                config=config.dataset,
+                file=file,
                 needs_rejected=config.needs_rejected,
-                then=then.model_dump(mode="json"),
+                earlier=then,
                 max_row_mb=max_row_mb,
             )
+            return helper.call(operation, timeout=_COMPARE_SECONDS)
         except DataError as error:
             return error.message
         except (BusyError, HelperError) as error:
             _log.warning("%s is compared by the worker only: %s", file, error.message)
             return None
-        return difference
 
     return compare
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 from merlina.data.sources import resolve_file
 from merlina.errors import BusyError, ForbiddenError, MerlinaError
@@ -34,6 +35,7 @@ from merlina.preflight.unused_settings import check_unused_settings
 from merlina.preflight.upload import UploadCheck
 from merlina.preflight.wandb import check_wandb
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
+from merlina.schemas.operations import CountHubRows, InspectRows, InspectRun, MeasureProductRate
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import TimeEstimate
 from merlina.settings import Settings
@@ -117,24 +119,20 @@ class Preflight:
         if not (report.findings["model_accessible"].passed and report.findings["dataset_valid"].passed):
             return None
         try:
-            found = self.helpers.call(
-                "inspect_run",
-                self._repos(config),
-                timeout=_INSPECTION_SECONDS,
-                closed=closed,
-                config=config.without_secrets().model_dump(mode="json"),
-                file=str(report.dataset_file) if report.dataset_file else None,
+            operation = InspectRun(
+                config=config.without_secrets(),
+                file=report.dataset_file,
                 token=self._hub_token(config),
                 trust_remote_code=self.settings.trust_remote_code,
                 max_row_mb=self.settings.max_row_size_mb,
             )
+            return self.helpers.call(operation, self._repos(config), timeout=_INSPECTION_SECONDS, closed=closed)
         except BusyError:
             raise
         except MerlinaError as error:
             message = f"Model and data could not be inspected before the run: {error.message}"
             report.findings["inspected"] = Finding(passed=False, warnings=(message,))
             return None
-        return RunFacts.model_validate(found)
 
     def _repos(self, config: TrainingConfig) -> list[Repo]:
         source = config.dataset.source
@@ -149,7 +147,7 @@ class Preflight:
         if facts is not None:
             report.data, error = facts.data, facts.data_error
         elif report.dataset_file is not None:
-            report.data, error = self._examine_without_tokenizer(config, str(report.dataset_file), closed)
+            report.data, error = self._examine_without_tokenizer(config, report.dataset_file, closed)
         else:
             unread = ("dataset_valid: the data set exists, but its rows were not read",)
             found = report.findings["dataset_valid"]
@@ -159,22 +157,18 @@ class Preflight:
         report.findings["dataset_valid"] = Finding(rows.passed, rows.errors, access.warnings + rows.warnings)
 
     def _examine_without_tokenizer(
-        self, config: TrainingConfig, file: str, closed: threading.Event | None
+        self, config: TrainingConfig, file: Path, closed: threading.Event | None
     ) -> tuple[DataFacts | None, str | None]:
         """Return the facts on the first rows of a file without token counts, or why they can't be read."""
         try:
-            found = self.helpers.rows.call(
-                "look_at_rows",
-                closed=closed,
-                config=config.without_secrets().model_dump(mode="json"),
-                file=file,
-                max_row_mb=self.settings.max_row_size_mb,
+            operation = InspectRows(
+                config=config.without_secrets(), file=file, max_row_mb=self.settings.max_row_size_mb
             )
+            return self.helpers.rows.call(operation, closed=closed), None
         except BusyError:
             raise
         except MerlinaError as error:
             return None, error.message
-        return DataFacts.model_validate(found), None
 
     def _estimate_time(
         self,
@@ -193,7 +187,7 @@ class Preflight:
             device,
             find_earlier_run(self.database, config, device),
             lambda dtype, width: self.helpers.local.call(
-                "product_rate", timeout=_SPEED_SECONDS, closed=closed, dtype=dtype, width=width
+                MeasureProductRate(dtype=dtype, width=width), timeout=_SPEED_SECONDS, closed=closed
             ),
         )
 
@@ -209,18 +203,9 @@ class Preflight:
         return rows if rows is None or dataset.max_samples is None else min(rows, dataset.max_samples)
 
     def _ask_hub_for_rows(self, config: TrainingConfig, closed: threading.Event | None) -> int | None:
-        source = config.dataset.source
-        return _or_none(
-            partial(
-                self.helpers.call,
-                "count_hub_rows",
-                [Repo("dataset", str(source.repo_id))],
-                timeout=_HUB_SECONDS,
-                closed=closed,
-                config=config.dataset.model_dump(mode="json"),
-                token=self._hub_token(config),
-            )
-        )
+        operation = CountHubRows(config=config.dataset, token=self._hub_token(config))
+        repos = [Repo("dataset", str(config.dataset.source.repo_id))]
+        return _or_none(partial(self.helpers.call, operation, repos, timeout=_HUB_SECONDS, closed=closed))
 
     def _hub_token(self, config: TrainingConfig) -> str | None:
         token = config.hf_token or self.settings.hf_token

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from merlina.executors.helper_process import Helper
 from merlina.schemas.datasets import DatasetSource
+from merlina.schemas.operations import CountRows
 from merlina.storage import uploads
 from merlina.storage.database import Database
 
@@ -42,14 +43,8 @@ class RowCounts:
         if known is not None:
             return known
         version = _version(source, file)
-        rows: int = self.helper.call(
-            "count_rows",
-            timeout=_COUNT_SECONDS,
-            closed=closed,
-            file=str(file),
-            file_format=source.file_format,
-            max_row_mb=self.max_row_mb,
-        )
+        operation = CountRows(file=file, file_format=source.file_format, max_row_mb=self.max_row_mb)
+        rows = self.helper.call(operation, timeout=_COUNT_SECONDS, closed=closed)
         if len(self._counted) >= _COUNTS_KEPT:
             self._counted.clear()
         self._counted[version] = rows

@@ -1,11 +1,15 @@
-"""What the helper process finds out about a run before it starts, for the checks and the answers made of it."""
+"""Facts about a run's model, tokenizer and data, which helper processes gather before the run starts."""
 
 from __future__ import annotations
+
+from itertools import zip_longest
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from merlina.domain.targets import Site
 from merlina.schemas.datasets import DataFinding
+
+ROWS_PER_BLOCK = 1000
 
 
 class _Facts(BaseModel):
@@ -13,7 +17,7 @@ class _Facts(BaseModel):
 
 
 class ModelFacts(_Facts):
-    """What a model's configuration says of its size; every number counts weights or widths, none bytes."""
+    """The sizes that a model's configuration implies, in numbers of weights or units of width, never in bytes."""
 
     model_type: str
     architecture: str
@@ -21,29 +25,29 @@ class ModelFacts(_Facts):
     linear_parameters: int = Field(description="weights of linear layers other than the output head; 4-bit holds these")
     hidden_size: int
     intermediate_size: int
-    attention_size: int = Field(description="width of all attention heads together")
+    attention_size: int = Field(description="total width of all attention heads")
     attention_heads: int
     caps_scores: bool = Field(
-        description="whether attention caps its scores, which no kernel does without keeping them"
+        description="whether attention soft-caps its scores, which no kernel does without storing them"
     )
     drops_scores: bool = Field(description="whether the configuration has attention dropout")
     supports_packing: bool = Field(
-        description="whether it can be trained on packs; false where its own way is known to be the only one beforehand"
+        description="whether it can be trained on packs; false if it is known beforehand to need padded batches"
     )
     layers: int
-    vocab_size: int = Field(description="token ids that both the embedding and the output head have")
+    vocab_size: int = Field(description="number of token ids that both the embedding and the output head have")
     max_positions: int | None
-    learned_positions: bool = Field(description="whether each position has weights, so that there are no more of them")
-    sites: list[Site] = Field(description="what can take an adapter, in groups of layers of the same name")
+    learned_positions: bool = Field(description="whether positions have learned embeddings, which limits their number")
+    sites: list[Site] = Field(description="modules that can take an adapter, as groups of layers of the same name")
 
 
 class TokenizerFacts(_Facts):
-    """What a preview and a format need to know of a tokenizer."""
+    """The properties of a tokenizer that previews and chat formats depend on."""
 
     vocab_size: int
     model_max_length: int = Field(
-        description="the longest text in tokens: the tokenizer's limit, otherwise the model's positions; a model "
-        "without a limit takes what max_length allows at most"
+        description="maximum length of a text in tokens: the tokenizer's limit, otherwise the model's number of "
+        "positions; for a model without a limit, the maximum of max_length"
     )
     has_chat_template: bool
     chat_template_preview: str | None
@@ -53,7 +57,7 @@ class TokenizerFacts(_Facts):
 
 
 class PairTokens(_Facts):
-    """How many tokens the parts of a pair have, as means over pairs."""
+    """Mean numbers of tokens of the parts of a pair."""
 
     prompt: float
     chosen: float
@@ -61,25 +65,60 @@ class PairTokens(_Facts):
 
 
 class DataFacts(_Facts):
-    """The first rows of a data set as a run would read them."""
+    """The first rows of a data set as a run would read them; the fields about tokens are null without a tokenizer."""
 
-    rows: int = Field(description="rows looked at")
-    all_rows: bool = Field(description="whether those are all there are")
+    rows: int = Field(description="number of rows examined")
+    all_rows: bool = Field(description="whether the data set has no further rows")
     usable: int
-    longest: int | None = Field(description="tokens of the longest prompt with answer; null without tokenizer")
-    highest_id: int | None = Field(description="the highest token id among them; null without tokenizer")
-    highest_id_row: int | None = Field(default=None, description="the row that has it; null without tokenizer")
-    most_tokens: int | None = Field(description="the most tokens a pair's prompt and two answers have together")
-    mean_tokens: PairTokens | None = Field(default=None, description="null without tokenizer")
+    longest: int | None = Field(description="most tokens of a prompt with one answer")
+    highest_id: int | None = Field(description="the highest token id")
+    highest_id_row: int | None = Field(default=None, description="the first row that has it")
+    most_tokens: int | None = Field(description="most tokens of a prompt with both answers")
+    mean_tokens: PairTokens | None = None
     findings: list[DataFinding]
 
 
 class RunFacts(_Facts):
-    """Model, tokenizer and data of a run; what could not be read is null beside its error in words."""
+    """Model, tokenizer and data of a run; a part that could not be read is null, with the reason as its error."""
 
     model: ModelFacts | None
     model_error: str | None
-    missing_markers: list[str] = Field(description="the chat format's markers that are no token of the tokenizer")
+    missing_markers: list[str] = Field(description="markers of the chat format that the tokenizer has no token for")
     tokenizer_error: str | None
     data: DataFacts | None
     data_error: str | None
+
+
+class FileStamp(BaseModel):
+    """File attributes that change when the file is replaced."""
+
+    model_config = ConfigDict(frozen=True)
+
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+class Fingerprint(BaseModel):
+    """Digests of the usable rows, ROWS_PER_BLOCK rows per block, in order; a row's number is part of its digest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    held_out: int
+    blocks: tuple[str, ...]
+    file: FileStamp | None = None
+
+    def difference(self, now: Fingerprint) -> str | None:
+        """Describe how the data of a resume differs; None if rows and split are the same."""
+        found = []
+        if now.rows != self.rows:
+            found.append(f"{self.rows:,} usable rows when the run started, {now.rows:,} now")
+        if now.held_out != self.held_out:
+            found.append(f"{self.held_out:,} pairs held out for evaluation then, {now.held_out:,} now")
+        differs = (index for index, (a, b) in enumerate(zip_longest(self.blocks, now.blocks)) if a != b)
+        first = next(differs, None)
+        if first is not None:
+            last = min((first + 1) * ROWS_PER_BLOCK, max(self.rows, now.rows))
+            found.append(f"the first difference is in usable rows {first * ROWS_PER_BLOCK + 1:,} to {last:,}")
+        return "; ".join(found) or None

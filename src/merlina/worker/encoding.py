@@ -1,4 +1,4 @@
-"""The one way from a pair to what is trained on: its text and its token ids. Runs, checks and previews all take it."""
+"""Pairs as text and token ids, in the same way for runs, checks, previews and chat."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from merlina.data.doctor import Lengths
 from merlina.data.formats import Rendered, formatter
 from merlina.data.pairs import Message, Pair, UnusableRowError
 from merlina.schemas.datasets import DatasetFormat
+from merlina.schemas.training import TrainingConfig
 from merlina.training.models.tokens import PairTokenizer, TokenPair, Truncation, end_token
 from merlina.worker.templates import TokenizerTemplate
+
+# Longer than any prompt.
+UNLIMITED = 2**40
 
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """`text` is the whole pair; `tokens` is what of it is trained on, `cut` what was left out."""
+    """The whole pair as `text`, the `tokens` that are trained on, and the numbers of tokens that were `cut`."""
 
     text: Rendered
     tokens: TokenPair
@@ -24,37 +28,56 @@ class EncodedPair:
 
     @property
     def lengths(self) -> Lengths:
-        prompt, chosen, rejected = len(self.tokens.prompt), len(self.tokens.chosen), len(self.tokens.rejected)
+        prompt, chosen, rejected = self.tokens.prompt, self.tokens.chosen, self.tokens.rejected
         return Lengths(
-            prompt=prompt,
-            chosen=chosen,
-            rejected=rejected,
-            highest_id=max(map(max, filter(None, (self.tokens.prompt, self.tokens.chosen, self.tokens.rejected)))),
+            prompt=len(prompt),
+            chosen=len(chosen),
+            rejected=len(rejected),
+            highest_id=max(chain(prompt, chosen, rejected)),
             cut_prompt=self.cut.prompt,
             cut_answers=self.cut.chosen + self.cut.rejected,
         )
 
     def id_outside(self, vocabulary: int) -> int | None:
-        """Return the first token id that a model with this many token ids doesn't have, None without any."""
+        """Return the first token id that a model with `vocabulary` token ids doesn't have, or None."""
         ids = chain(self.tokens.prompt, self.tokens.chosen, self.tokens.rejected)
         return next((token for token in ids if token >= vocabulary), None)
 
 
 class PairEncoder:
-    """`tokenizer_name` is whose tokenizer it is, for errors. Raises ModelError where the format needs a template
-    that the tokenizer doesn't have."""
+    """Formats pairs by a chat format and encodes them, truncated to the given lengths in tokens.
+
+    `tokenizer_name` names the tokenizer in errors. Raises ModelError if the format needs a chat template that the
+    tokenizer doesn't have.
+    """
 
     def __init__(
-        self, tokenizer: Any, tokenizer_name: str, spec: DatasetFormat, max_length: int, max_prompt_length: int
+        self,
+        tokenizer: Any,
+        tokenizer_name: str,
+        spec: DatasetFormat,
+        max_length: int = UNLIMITED,
+        max_prompt_length: int = UNLIMITED - 1,
     ) -> None:
         own = TokenizerTemplate(tokenizer, tokenizer_name) if spec.format_type == "tokenizer" else None
         self._tokenizer = tokenizer
         self._render = formatter(spec, own)
-        self._end = end_token(tokenizer, self._suffix())
-        self._tokens = PairTokenizer(tokenizer, max_length, max_prompt_length, self._end)
+        self._end_token = end_token(tokenizer, self._suffix())
+        self._tokens = PairTokenizer(tokenizer, max_length, max_prompt_length, self._end_token)
+
+    @staticmethod
+    def for_run(tokenizer: Any, config: TrainingConfig) -> PairEncoder:
+        """Return the encoder that a run with this configuration trains with."""
+        spec = config.dataset.format
+        return PairEncoder(tokenizer, config.base_model, spec, config.max_length, config.max_prompt_length)
+
+    @property
+    def end_token(self) -> int | None:
+        """The token that ends every answer in this format; None if the tokenizer has none."""
+        return self._end_token
 
     def encode(self, pair: Pair) -> EncodedPair:
-        """Raises UnusableRowError where the format can't hold it, or nothing would stand before the answer."""
+        """Raises UnusableRowError if the format can't represent the pair, or its prompt would be empty."""
         text = self._render(pair)
         tokens, cut = self._tokens.encode(text.prompt, text.chosen, text.rejected)
         if not tokens.prompt:
@@ -62,15 +85,11 @@ class PairEncoder:
         return EncodedPair(text, replace(tokens, row=pair.number), cut)
 
     def token(self, token_id: int) -> str:
-        """Return a token as the tokenizer writes it."""
+        """Return a token in the tokenizer's notation."""
         return str(self._tokenizer.convert_ids_to_tokens(token_id))
 
-    def end_token(self) -> int | None:
-        """The token that ends every answer in this format, or None where the tokenizer has none."""
-        return self._end
-
     def _suffix(self) -> str:
-        """The text that the format puts after every answer."""
+        """Return the text that the format puts after every answer."""
         try:
             text = self._render(Pair((Message("user", "Hi"),), "Yes", "No"))
         except UnusableRowError:

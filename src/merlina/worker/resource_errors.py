@@ -1,4 +1,4 @@
-"""Which of the libraries' errors say that the disk is full, or that there is no more memory."""
+"""Recognition of the libraries' errors for a full disk and exhausted memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Also by safetensors, whose error is no OSError, and by torch.save, which says where it broke off but not why."""
+    """Return whether the disk is full, also for safetensors (raises no OSError) and torch.save (hides the cause)."""
     if isinstance(error, OSError):
         return error.errno in _DISK_FULL
     text = str(error)
@@ -21,11 +21,11 @@ def disk_is_full(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "unexpected pos" in text)
 
 
-def memory_short_of(error: BaseException) -> str | None:
-    """Which memory there was too little of; None where it is another error."""
+def exhausted_memory(error: BaseException) -> str | None:
+    """Return the name of the memory that was exhausted; None if the error has another cause."""
     if isinstance(error, torch.OutOfMemoryError):
         return "GPU memory"
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return "memory"
-    # On a processor torch raises a plain RuntimeError.
+    # On a CPU, torch raises a plain RuntimeError.
     return "memory" if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.requests import ClientDisconnect
@@ -27,6 +27,7 @@ from merlina.schemas.datasets import (
     UploadList,
     UploadResponse,
 )
+from merlina.schemas.operations import CountHubRows, Operation, PreviewFormatted, PreviewRows, R, RawRows
 from merlina.schemas.training import default_prompt_length
 from merlina.storage import uploads
 
@@ -114,10 +115,10 @@ def _preview(services: Services, config: DatasetRequest, *, closed: threading.Ev
     file = _file(services, config)
     found = _first_rows(services, config, file, closed)
     return PreviewResponse(
-        samples=found["samples"],
-        num_samples=len(found["samples"]),
-        total_rows=services.rows.known(config.source, file, found["total_rows"]),
-        warnings=found["warnings"],
+        samples=found.samples,
+        num_samples=len(found.samples),
+        total_rows=services.rows.known(config.source, file, found.total_rows),
+        warnings=found.warnings,
     )
 
 
@@ -125,37 +126,42 @@ def _preview_as_trained(
     services: Services, config: DatasetRequest, max_length: int, max_prompt_length: int, *, closed: threading.Event
 ) -> PreviewResponse:
     file = _file(services, config)
-    found = _call_helper(
-        services,
-        "preview_formatted",
-        config,
-        file,
-        closed,
-        file=str(file) if file else None,
+    operation = PreviewFormatted(
+        config=config,
+        file=file,
+        token=_token(services, config),
         limit=_FORMATTED_SAMPLES,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
         trust_remote_code=services.settings.trust_remote_code,
         max_row_mb=services.settings.max_row_size_mb,
     )
-    found["total_rows"] = services.rows.known(config.source, file, found["total_rows"])
-    return PreviewResponse(num_samples=len(found["samples"]), **found)
+    found = _call_helper(services, operation, config, file, closed)
+    return PreviewResponse(
+        samples=found.samples,
+        num_samples=len(found.samples),
+        total_rows=services.rows.known(config.source, file, found.total_rows),
+        warnings=found.warnings,
+        findings=found.findings,
+        rows_examined=found.rows_examined,
+    )
 
 
 def _columns(services: Services, config: DatasetRequest, *, closed: threading.Event) -> ColumnsResponse:
     file = _file(services, config)
     found = _first_rows(services, config, file, closed)
-    total = services.rows.known(config.source, file, found["total_rows"])
+    total = services.rows.known(config.source, file, found.total_rows)
     if total is None and file is None:
-        total = _call_helper(services, "count_hub_rows", config, None, closed)
+        operation = CountHubRows(config=config, token=_token(services, config))
+        total = _call_helper(services, operation, config, None, closed)
     elif total is None and file is not None:
         total = services.rows.count(config.source, file, closed)
     return ColumnsResponse(
-        columns=found["columns"],
-        samples=found["samples"],
+        columns=found.columns,
+        samples=found.samples,
         total_rows=total,
-        suggested_mapping=guess_mapping(found["columns"]),
-        warnings=found["warnings"],
+        suggested_mapping=guess_mapping(found.columns),
+        warnings=found.warnings,
     )
 
 
@@ -163,41 +169,30 @@ def _file(services: Services, config: DatasetRequest) -> Path | None:
     return resolve_file(config.source, services.settings.uploads_dir, services.allowed)
 
 
-def _first_rows(
-    services: Services, config: DatasetRequest, file: Path | None, closed: threading.Event
-) -> dict[str, Any]:
-    # The columns of a data set do not depend on the model.
-    without_model = config.model_copy(update={"model_name": None})
-    found: dict[str, Any] = _call_helper(
-        services,
-        "preview_rows",
-        without_model,
-        file,
-        closed,
-        file=str(file) if file else None,
+def _first_rows(services: Services, config: DatasetRequest, file: Path | None, closed: threading.Event) -> RawRows:
+    # The columns of a data set do not depend on the tokenizer.
+    config = config.model_copy(update={"model_name": None})
+    operation = PreviewRows(
+        config=config,
+        file=file,
+        token=_token(services, config),
         limit=_RAW_SAMPLES,
         max_row_mb=services.settings.max_row_size_mb,
     )
-    return found
+    return _call_helper(services, operation, config, file, closed)
+
+
+def _token(services: Services, config: DatasetRequest) -> str | None:
+    token = config.hf_token or services.settings.hf_token
+    return token.get_secret_value() if token else None
 
 
 def _call_helper(
-    services: Services,
-    operation: str,
-    config: DatasetRequest,
-    path: Path | None,
-    closed: threading.Event,
-    **arguments: Any,
-) -> Any:
-    """Have a helper process read rows, with a tokenizer if the data set names a model."""
-    token = config.hf_token or services.settings.hf_token
-    request = {
-        "config": config.model_dump(mode="json", exclude={"hf_token"}),
-        "token": token.get_secret_value() if token else None,
-        **arguments,
-    }
-    if path is not None and config.model_name is None:
-        return services.helpers.rows.call(operation, closed=closed, **request)
-    dataset_repos = [Repo("dataset", str(config.source.repo_id))] if path is None else []
-    tokenizer_repos = model_repos(config.model_name, services.settings.trust_remote_code) if config.model_name else []
-    return services.helpers.call(operation, [*dataset_repos, *tokenizer_repos], closed=closed, **request)
+    services: Services, operation: Operation[R], config: DatasetRequest, file: Path | None, closed: threading.Event
+) -> R:
+    """Read rows in a helper process, which has a tokenizer if the configuration names a model."""
+    if file is not None and config.model_name is None:
+        return services.helpers.rows.call(operation, closed=closed)
+    of_data = [Repo("dataset", str(config.source.repo_id))] if file is None else []
+    of_model = model_repos(config.model_name, services.settings.trust_remote_code) if config.model_name else []
+    return services.helpers.call(operation, [*of_data, *of_model], closed=closed)

@@ -11,6 +11,7 @@ from merlina.api.services import Services, ServicesDep
 from merlina.preflight.hub_access import cached_tokenizers
 from merlina.preflight.models import model_repos
 from merlina.schemas.models import CachedModels, PreloadRequest, PreloadResponse
+from merlina.schemas.operations import InspectTokenizer
 
 router = APIRouter(prefix="/model", tags=["models"])
 
@@ -30,13 +31,11 @@ def cached(services: ServicesDep) -> CachedModels:
 
 def _preload(services: Services, request: PreloadRequest, *, closed: threading.Event) -> PreloadResponse:
     token, trust_remote_code = request.hf_token or services.settings.hf_token, services.settings.trust_remote_code
-    facts = services.helpers.call(
-        "tokenizer_facts",
-        model_repos(request.model_name, trust_remote_code),
-        closed=closed,
+    operation = InspectTokenizer(
         model_name=request.model_name,
         token=token.get_secret_value() if token else None,
         trust_remote_code=trust_remote_code,
     )
+    facts = services.helpers.call(operation, model_repos(request.model_name, trust_remote_code), closed=closed)
     services.preloaded.add(request.model_name)
-    return PreloadResponse(model_name=request.model_name, **facts)
+    return PreloadResponse(model_name=request.model_name, **facts.model_dump())

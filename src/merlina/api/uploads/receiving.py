@@ -27,6 +27,7 @@ from merlina.checkpoints import sync
 from merlina.errors import BusyError, NotFoundError, OverridableError
 from merlina.runs import write_private
 from merlina.schemas.datasets import FileFormat
+from merlina.schemas.operations import ParseUpload
 from merlina.storage import jobs, uploads
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
@@ -214,20 +215,15 @@ def _incoming(services: Services) -> Iterator[_Incoming]:
 def _store(
     services: Services, incoming: _Incoming, filename: str, closed: threading.Event | None = None
 ) -> UploadRecord:
-    parsed = services.helpers.rows.call(
-        "parse_upload",
-        timeout=_PARSE_SECONDS,
-        closed=closed,
-        file=str(incoming.file),
-        name=filename,
-        max_row_mb=services.settings.max_row_size_mb,
-    )
+    operation = ParseUpload(file=incoming.file, filename=filename, max_row_mb=services.settings.max_row_size_mb)
+    parsed = services.helpers.rows.call(operation, timeout=_PARSE_SECONDS, closed=closed)
     record = UploadRecord(
         dataset_id=incoming.dataset_id,
         filename=filename,
         size=incoming.file.stat().st_size,
         created_at=incoming.now,
-        **parsed,
+        file_format=parsed.file_format,
+        total_rows=parsed.total_rows,
     )
     folder = services.settings.uploads_dir / incoming.dataset_id
     folder.mkdir(mode=0o700)

@@ -1,8 +1,8 @@
 """`python -m merlina.worker.chat`: holds the model that answers chat requests.
 
-One JSON object a line comes in: {"id", "op": "load" or "answer", "args"}, answered one after the other, or
-{"cancel": id} at any time. Any number of {"event"} go out for each question, then {"result"} or {"error": {"kind",
-"message"}}. It ends at once, whatever it does, when its input does. What libraries print goes to standard error.
+Each line of standard input is a JSON object: {"id", "op": "load" or "answer", "args"}, carried out one after the other,
+or {"cancel": id} at any time. For each request the process writes any number of {"event"}, then {"result"} or
+{"error": {"kind", "message"}}. It exits as soon as its input ends. The output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -19,64 +19,64 @@ from setproctitle import setproctitle
 
 from merlina.worker.helper.process import as_reply
 
-Tell = Callable[[dict[str, Any]], None]
+Send = Callable[[dict[str, Any]], None]
 
 
-class _Questions:
-    """What is asked, in order; and which question is not to be answered any further."""
+class _Requests:
+    """The requests in order of arrival, and the id of the request that was cancelled last."""
 
     def __init__(self) -> None:
         self.cancelled = 0
         self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, name="questions", daemon=True).start()
+        threading.Thread(target=self._listen, name="requests", daemon=True).start()
 
     def next(self) -> dict[str, Any]:
         return self._waiting.get()
 
     def _listen(self) -> None:
         for line in sys.stdin:
-            question = json.loads(line)
-            if "cancel" in question:
-                self.cancelled = question["cancel"]
+            request = json.loads(line)
+            if "cancel" in request:
+                self.cancelled = request["cancel"]
             else:
-                self._waiting.put(question)
+                self._waiting.put(request)
         os._exit(0)
 
 
 class _Session:
-    """The model, once it is loaded. Its module imports for seconds."""
+    """The model, once it is loaded. Its module takes seconds to import."""
 
     def __init__(self) -> None:
         self._model: Any = None
 
-    def answer(self, question: dict[str, Any], tell: Tell, cancelled: Callable[[], bool]) -> Any:
-        """The result of either operation."""
-        if question["op"] == "load":
+    def carry_out(self, request: dict[str, Any], send: Send, is_cancelled: Callable[[], bool]) -> Any:
+        """Carry out either operation and return its result."""
+        if request["op"] == "load":
             from merlina.worker.chat.model import ChatModel
 
-            self._model = ChatModel.load(**question["args"])
+            self._model = ChatModel.load(**request["args"])
             return self._model.facts()
-        return self._model.answer(tell, cancelled, **question["args"])
+        return self._model.answer(send, is_cancelled, **request["args"])
 
 
 def main() -> None:
     setproctitle("merlina chat")
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
-    def say(content: dict[str, Any]) -> None:
-        answers.write(json.dumps(content) + "\n")
-        answers.flush()
+    def send(content: dict[str, Any]) -> None:
+        replies.write(json.dumps(content) + "\n")
+        replies.flush()
 
-    questions, session = _Questions(), _Session()
+    requests, session = _Requests(), _Session()
     while True:
-        _handle(questions.next(), questions, session, say)
+        _handle(requests.next(), requests, session, send)
 
 
-def _handle(question: dict[str, Any], questions: _Questions, session: _Session, say: Tell) -> None:
-    number = question["id"]
+def _handle(request: dict[str, Any], requests: _Requests, session: _Session, send: Send) -> None:
+    number = request["id"]
     try:
-        result = session.answer(question, lambda event: say({"event": event}), lambda: questions.cancelled == number)
-        say({"result": result})
+        result = session.carry_out(request, lambda event: send({"event": event}), lambda: requests.cancelled == number)
+        send({"result": result})
     except Exception as error:
-        say(as_reply(error))
+        send(as_reply(error))

@@ -1,4 +1,4 @@
-"""What a helper process is doing, told to the server, so that it can name the cause where it has to end the process."""
+"""Phases of a call, which a helper process reports so that the server can name the cause when it ends the process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from merlina.errors import HelperError, MerlinaError
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a call: its name for errors, the seconds it may take, and which error it is if it takes too much."""
+    """A part of a call: its name for messages, its time limit in seconds, and the error raised when it exceeds one."""
 
     name: str
     seconds: float
@@ -19,7 +19,7 @@ class Phase:
 
 
 class Phases:
-    """The current phase of this process. Only a helper reports phases; elsewhere they have no effect."""
+    """The current phase of this process. Only helper processes report phases; elsewhere they have no effect."""
 
     def __init__(self) -> None:
         self.report: Callable[[Phase], None] | None = None
@@ -27,20 +27,20 @@ class Phases:
 
     @contextlib.contextmanager
     def during(self, name: str, seconds: float, error: type[MerlinaError]) -> Iterator[None]:
-        """Report a phase and, at its end, the one around it, whose seconds begin once more.
+        """Report a phase and, at its end, the enclosing one, whose time limit then starts again.
 
-        Raises `error` in place of MemoryError.
+        Raises `error` instead of MemoryError.
         """
-        before = self.current
+        enclosing = self.current
         self._enter(Phase(name, seconds, error))
         try:
             yield
         except MemoryError:
-            raise error(f"{name} takes more memory than it may, so it was ended") from None
+            raise error(f"{name} exceeded its memory limit and was ended") from None
         finally:
-            # Where memory is short, the report may fail; the error that is on its way says more.
+            # When memory is short the report may fail, too; the error being raised is more informative.
             with contextlib.suppress(MemoryError):
-                self._enter(before)
+                self._enter(enclosing)
 
     def _enter(self, phase: Phase) -> None:
         self.current = phase
@@ -48,6 +48,6 @@ class Phases:
             self.report(phase)
 
 
-# Around all phases; the whole call has a time limit of its own.
+# Outside all phases: the call as a whole has a time limit of its own.
 _CALL = Phase("The call", 24 * 3600.0, HelperError)
 PHASES = Phases()

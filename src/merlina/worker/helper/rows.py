@@ -1,95 +1,78 @@
-"""Rows of files and data sets, read outside the server: a row may take long to parse and fill the memory."""
+"""Operations that read rows of files and data sets outside the server, since a row may take much time and memory."""
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
-from merlina.data.doctor import Doctor
-from merlina.data.files import count_rows, detect_format, parse_all
-from merlina.data.fingerprint import Fingerprint, fingerprint
-from merlina.data.formats import MARKERS
+from merlina.data import preview
+from merlina.data.dataset import read_pairs
+from merlina.data.files import count_rows as count_rows_of
+from merlina.data.files import detect_format, parse_all
+from merlina.data.fingerprint import fingerprint
 from merlina.data.pairs import Pair
-from merlina.data.preview import preview_rows
 from merlina.data.row_limit import RowLimit
 from merlina.errors import DataError, HelperError
-from merlina.schemas.datasets import DatasetConfig, FileFormat
+from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.inspection import DataFacts
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.operations import (
+    CompareRows,
+    CountRows,
+    InspectRows,
+    ParsedUpload,
+    ParseUpload,
+    PreviewRows,
+    RawRows,
+)
+from merlina.worker.helper.data_facts import examine_data
 from merlina.worker.helper.phases import PHASES
 
 _PREVIEW_SECONDS = 60.0
 _WHOLE_FILE_SECONDS = 24 * 3600.0
-_ROWS_LOOKED_AT = 500
+_MAX_ROWS_EXAMINED = 500
 
 
-def first_rows(
-    config: dict[str, Any], file: str | None, limit: int, token: str | None, max_row_mb: int
-) -> dict[str, Any]:
-    """A RawPreview, and `total_rows` where the file states it (Parquet). Raises DataError."""
+def preview_rows(operation: PreviewRows) -> RawRows:
+    """Return the first rows as stored. Raises DataError."""
     with PHASES.during("Reading the first rows", _PREVIEW_SECONDS, DataError):
-        dataset, row_limit = DatasetConfig.model_validate(config), RowLimit.of_megabytes(max_row_mb)
-        shown = preview_rows(dataset, Path(file) if file else None, token, limit, row_limit)
-        return {**vars(shown), "total_rows": stated_rows(dataset, Path(file)) if file else None}
+        config, file, row_limit = operation.config, operation.file, RowLimit.of_megabytes(operation.max_row_mb)
+        found = preview.preview_rows(config, file, operation.token, operation.limit, row_limit)
+        return RawRows(**vars(found), total_rows=stated_rows(config, file))
 
 
-def stated_rows(dataset: DatasetConfig, file: Path) -> int | None:
-    """The number of rows where the file states it itself. Raises DataError."""
+def stated_rows(dataset: DatasetConfig, file: Path | None) -> int | None:
+    """Return the number of rows if the file states it, as Parquet does. Raises DataError."""
+    if file is None:
+        return None
     file_format = dataset.source.file_format or detect_format(file)
-    return count_rows(file, file_format) if file_format == "parquet" else None
+    return count_rows_of(file, file_format) if file_format == "parquet" else None
 
 
-def count(file: str, file_format: FileFormat | None, max_row_mb: int) -> int:
-    """Rows of a whole file. Raises DataError."""
+def count_rows(operation: CountRows) -> int:
+    """Count the rows of a whole file. Raises DataError."""
     with PHASES.during("Counting the rows", _WHOLE_FILE_SECONDS, DataError):
-        path = Path(file)
-        return count_rows(path, file_format or detect_format(path), RowLimit.of_megabytes(max_row_mb))
+        file_format = operation.file_format or detect_format(operation.file)
+        return count_rows_of(operation.file, file_format, RowLimit.of_megabytes(operation.max_row_mb))
 
 
-def parse(file: str, name: str, max_row_mb: int) -> dict[str, Any]:
-    """Read every row of an uploaded file: its format and number of rows. Raises DataError."""
+def parse_upload(operation: ParseUpload) -> ParsedUpload:
+    """Read every row of an uploaded file and return its format and number of rows. Raises DataError."""
     with PHASES.during("Reading the file", _WHOLE_FILE_SECONDS, DataError):
-        path = Path(file)
-        file_format = detect_format(path, name)
-        return {
-            "file_format": file_format,
-            "total_rows": parse_all(path, file_format, RowLimit.of_megabytes(max_row_mb)),
-        }
+        file_format = detect_format(operation.file, operation.filename)
+        rows = parse_all(operation.file, file_format, RowLimit.of_megabytes(operation.max_row_mb))
+        return ParsedUpload(file_format=file_format, total_rows=rows)
 
 
-def look(config: dict[str, Any], file: str, max_row_mb: int) -> dict[str, Any]:
-    """A DataFacts of a file's first rows as text, for when no tokenizer can be had. Raises DataError."""
+def inspect_rows(operation: InspectRows) -> DataFacts:
+    """Examine a file's first rows as text. Raises DataError."""
     with PHASES.during("Reading the data set", _PREVIEW_SECONDS, DataError):
-        training, limit = TrainingConfig.model_validate(config), RowLimit.of_megabytes(max_row_mb)
-        dataset = training.dataset
-        doctor, numbers = Doctor(MARKERS[dataset.format.format_type]), list[int]()
-        rows = read_pairs(dataset, Path(file), None, needs_rejected=training.needs_rejected, limit=limit)
-        for item in islice(rows, _ROWS_LOOKED_AT):
-            if isinstance(item, SkippedRow):
-                doctor.skip(item)
-            else:
-                doctor.see(item)
-                numbers.append(item.number)
-        _, held_out = split_pairs(numbers, dataset.test_size, training.seed)
-        return DataFacts(
-            rows=doctor.rows,
-            all_rows=doctor.rows < _ROWS_LOOKED_AT,
-            usable=doctor.usable,
-            longest=None,
-            highest_id=None,
-            most_tokens=None,
-            findings=doctor.findings(held_out),
-        ).model_dump()
+        row_limit = RowLimit.of_megabytes(operation.max_row_mb)
+        return examine_data(operation.config, operation.file, None, row_limit, _MAX_ROWS_EXAMINED, None)
 
 
-def compare(
-    config: dict[str, Any], file: str, needs_rejected: bool, then: dict[str, Any], max_row_mb: int
-) -> str | None:
-    """How the rows and the split of a file differ from those of the fingerprint `then`; None where they do not."""
+def compare_rows(operation: CompareRows) -> str | None:
+    """Describe how rows and split of a file differ from an earlier fingerprint; None if they do not."""
     with PHASES.during("Comparing the rows", _WHOLE_FILE_SECONDS, HelperError):
-        dataset, path = DatasetConfig.model_validate(config), Path(file)
-        rows = read_pairs(dataset, path, None, needs_rejected=needs_rejected, limit=RowLimit.of_megabytes(max_row_mb))
+        config, row_limit = operation.config, RowLimit.of_megabytes(operation.max_row_mb)
+        rows = read_pairs(config, operation.file, None, needs_rejected=operation.needs_rejected, limit=row_limit)
         pairs = (row for row in rows if isinstance(row, Pair))
-        return Fingerprint.model_validate(then).difference(fingerprint(pairs, dataset.test_size, path))
+        return operation.earlier.difference(fingerprint(pairs, config.test_size, operation.file))

@@ -1,4 +1,4 @@
-"""How fast this processor multiplies matrices, as runs do."""
+"""Speed of this processor, measured by matrix products as in a run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from functools import lru_cache
 
 import torch
 
+from merlina.schemas.operations import MeasureProductRate
+
 _ROWS = 512
 _SECONDS = 0.15
 
 
 @lru_cache
-def product_rate(dtype: str, width: int) -> float:
-    """Floating point operations a second of products [512, width] x [width, width] on as many threads as a run has."""
-    kind = getattr(torch, dtype)
-    left, right = torch.ones(_ROWS, width, dtype=kind), torch.ones(width, width, dtype=kind)
-    _ = left @ right
-    began, done = time.perf_counter(), 0
-    while (spent := time.perf_counter() - began) < _SECONDS:
+def measure_product_rate(operation: MeasureProductRate) -> float:
+    """Return the floating point operations per second of products [512, width] x [width, width] on all threads."""
+    dtype, width = getattr(torch, operation.dtype), operation.width
+    left, right = torch.ones(_ROWS, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
+    _ = left @ right  # warm-up
+    began, products = time.perf_counter(), 0
+    while (elapsed := time.perf_counter() - began) < _SECONDS:
         _ = left @ right
-        done += 1
-    return done * 2 * _ROWS * width * width / spent
+        products += 1
+    return products * 2 * _ROWS * width * width / elapsed

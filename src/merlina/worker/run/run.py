@@ -15,7 +15,7 @@ from merlina.placement import last_placement, placement_awaiting_end
 from merlina.runs import EventLog, RunFolder, RunOrder
 from merlina.schemas.events import Ended
 from merlina.training.reporter import StoppedEarly
-from merlina.worker.resource_errors import disk_is_full, memory_short_of
+from merlina.worker.resource_errors import disk_is_full, exhausted_memory
 from merlina.worker.run.publishing import publish
 from merlina.worker.run.reporting import EventReporter, without_tokens
 from merlina.worker.run.saving import save_model
@@ -142,7 +142,7 @@ def _complete(stages: Stages, final_metrics: Mapping[str, float | None]) -> None
 def in_words(error: Exception, folder: RunFolder) -> str:
     """What happened and what to do about it."""
     cause = _behind_words_about_the_model(error)
-    place = memory_short_of(cause)
+    place = exhausted_memory(cause)
     if place is not None:
         return (
             f"The run needs more {place} than there is. In order of effect: use_4bit, gradient_checkpointing, "

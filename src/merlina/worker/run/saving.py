@@ -86,10 +86,8 @@ def _write(folder: Path, model: Any, tokenizer: Any, order: RunOrder, card: str)
     folder.mkdir(mode=0o755)
     model.save_pretrained(folder)
     config = order.config
-    encoder = PairEncoder(
-        tokenizer, config.base_model, config.dataset.format, config.max_length, config.max_prompt_length
-    )
-    write_generation_config(folder, model, tokenizer.eos_token_id, encoder.end_token())
+    end_token = PairEncoder.for_run(tokenizer, config).end_token
+    write_generation_config(folder, model, tokenizer.eos_token_id, end_token)
     tokenizer.chat_template = saved_template(tokenizer, config.dataset.format)
     tokenizer.save_pretrained(folder)
     (folder / CONFIG_FILE).write_text(config.without_secrets().model_dump_json(indent=2) + "\n")

@@ -16,16 +16,18 @@ from transformers import set_seed
 
 from merlina import checkpoints
 from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
-from merlina.data.doctor import Doctor
-from merlina.data.fingerprint import Fingerprint, fingerprint
+from merlina.data.doctor import Doctor, Lengths
+from merlina.data.examination import examine
+from merlina.data.fingerprint import fingerprint
 from merlina.data.formats import MARKERS
-from merlina.data.pairs import Pair, UnusableRowError
+from merlina.data.pairs import Pair
 from merlina.data.row_limit import RowLimit
 from merlina.domain.targets import describe, warn_about_experts
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
 from merlina.faults import FaultPoint, reach
 from merlina.runs import RunFolder, RunOrder, write_private
+from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.plan import StepPlan
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from merlina.training.distributed.sharding import shard_frozen_weights
@@ -149,7 +151,7 @@ class Stages:
         file = Path(self.order.dataset_file) if self.order.dataset_file else None
         if file is not None and not file.is_file():
             raise DataError(f"The data set's file {file} is gone; upload it again and start a new run")
-        encoder = PairEncoder(tokenizer, config.base_model, dataset.format, config.max_length, config.max_prompt_length)
+        encoder = PairEncoder.for_run(tokenizer, config)
         doctor = Doctor(MARKERS[dataset.format.format_type])
         keep = dataset.max_samples is None
         limit = RowLimit.of_megabytes(self.order.max_row_mb)
@@ -232,23 +234,20 @@ class Stages:
         return self.ranks.mesh()
 
     def _encode(self, pairs: list[Pair], encoder: PairEncoder, doctor: Doctor, vocabulary: int) -> list[TokenPair]:
-        """Raises DataError for the first row with a token that the model doesn't have."""
-        encoded: list[TokenPair] = []
-        for pair in self._until_stopped(pairs):
-            try:
-                made = encoder.encode(pair)
-            except UnusableRowError as error:
-                doctor.skip(SkippedRow(pair.number, error.message, error.kind))
-                continue
-            if (token := made.id_outside(vocabulary)) is not None:
+        """Return the usable pairs as token ids. Raises DataError if a row has a token that the model doesn't have."""
+
+        def encode(pair: Pair) -> tuple[TokenPair, Lengths]:
+            encoded = encoder.encode(pair)
+            if (token := encoded.id_outside(vocabulary)) is not None:
                 raise DataError(
                     f"Row {pair.number:,} has the token id {token:,} ({encoder.token(token)!r}), but the model has the "
                     f"ids 0 to {vocabulary - 1:,}. The tokenizer of {self.order.config.base_model} belongs to another "
                     "model, or has tokens that were added after the model was saved"
                 )
-            doctor.see(pair, made.lengths)
-            encoded.append(made.tokens)
-        return encoded
+            return encoded.tokens, encoded.lengths
+
+        outcomes = examine(self._until_stopped(pairs), doctor, encode)
+        return [outcome[1] for outcome in outcomes if not isinstance(outcome, SkippedRow)]
 
     def _until_stopped(self, items: Iterable[_T]) -> Iterator[_T]:
         """The items; a stop is heard among them too, since there may be millions."""

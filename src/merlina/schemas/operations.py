@@ -1,0 +1,166 @@
+"""The operations of helper processes: each class holds the arguments of one operation and names its result type.
+
+The server calls `helper.call(CountRows(file=…))` and gets an `int`; `merlina.worker.helper.process` maps each class to
+the function that carries it out.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from merlina.schemas.datasets import DataFinding, DatasetConfig, FileFormat
+from merlina.schemas.inspection import DataFacts, Fingerprint, ModelFacts, RunFacts, TokenizerFacts
+from merlina.schemas.training import TrainingConfig
+
+R = TypeVar("R")
+
+
+class Operation(BaseModel, Generic[R]):
+    """Arguments of one operation, whose result has the type R. Both cross the process boundary as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: ClassVar[str]
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        cls.name = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+    @classmethod
+    def result_type(cls) -> TypeAdapter[Any]:
+        """Return the adapter that converts a result to JSON and back."""
+        return _adapter(cls)
+
+
+@cache
+def _adapter(operation: type[Operation[Any]]) -> TypeAdapter[Any]:
+    parents = (kind.__pydantic_generic_metadata__ for kind in operation.__mro__ if issubclass(kind, Operation))
+    return TypeAdapter(next(parent["args"][0] for parent in parents if parent["args"]))
+
+
+class RawRows(BaseModel):
+    """The first rows as stored; `total_rows` if the file states the number (Parquet)."""
+
+    samples: list[dict[str, Any]]
+    columns: list[str]
+    warnings: list[str]
+    total_rows: int | None
+
+
+class FormattedRows(BaseModel):
+    """The first rows as they are trained on; `total_rows` if the file states the number (Parquet)."""
+
+    samples: list[dict[str, Any]]
+    warnings: list[str]
+    findings: list[DataFinding]
+    rows_examined: int
+    total_rows: int | None
+
+
+class ParsedUpload(BaseModel):
+    """Format and number of rows of an uploaded file."""
+
+    file_format: FileFormat
+    total_rows: int
+
+
+class PreviewRows(Operation[RawRows]):
+    """Read the first rows of a data set. Raises DataError."""
+
+    config: DatasetConfig
+    file: Path | None
+    token: str | None = Field(repr=False)
+    limit: int
+    max_row_mb: int
+
+
+class PreviewFormatted(Operation[FormattedRows]):
+    """Format the first rows, with token ids if the configuration has `model_name`. Raises DataError, ModelError."""
+
+    config: DatasetConfig
+    file: Path | None
+    token: str | None = Field(repr=False)
+    limit: int
+    max_row_mb: int
+    max_length: int
+    max_prompt_length: int
+    trust_remote_code: bool
+
+
+class CountHubRows(Operation[int | None]):
+    """Return the number of rows that the Hub states for a split."""
+
+    config: DatasetConfig
+    token: str | None = Field(repr=False)
+
+
+class CountRows(Operation[int]):
+    """Count the rows of a whole file. Raises DataError."""
+
+    file: Path
+    file_format: FileFormat | None
+    max_row_mb: int
+
+
+class ParseUpload(Operation[ParsedUpload]):
+    """Read every row of an uploaded file. `filename` is the client's name for it. Raises DataError."""
+
+    file: Path
+    filename: str
+    max_row_mb: int
+
+
+class CompareRows(Operation[str | None]):
+    """Describe how rows and split of a file differ from an earlier fingerprint; None if they do not."""
+
+    config: DatasetConfig
+    file: Path
+    needs_rejected: bool
+    earlier: Fingerprint
+    max_row_mb: int
+
+
+class InspectRows(Operation[DataFacts]):
+    """Examine the first rows of a file as text, for a run whose tokenizer is not available. Raises DataError."""
+
+    config: TrainingConfig
+    file: Path
+    max_row_mb: int
+
+
+class InspectTokenizer(Operation[TokenizerFacts]):
+    """Load a model's tokenizer. Raises ModelError."""
+
+    model_name: str
+    token: str | None = Field(repr=False)
+    trust_remote_code: bool
+
+
+class InspectModel(Operation[ModelFacts]):
+    """Build a model without its weights. Raises ModelError."""
+
+    model_name: str
+    token: str | None = Field(repr=False)
+    trust_remote_code: bool
+
+
+class InspectRun(Operation[RunFacts]):
+    """Inspect model, tokenizer and data of a run; errors are part of the result."""
+
+    config: TrainingConfig
+    file: Path | None
+    token: str | None = Field(repr=False)
+    trust_remote_code: bool
+    max_row_mb: int
+
+
+class MeasureProductRate(Operation[float]):
+    """Measure how many floating point operations per second matrix products of this type and width reach."""
+
+    dtype: str
+    width: int
