@@ -118,6 +118,10 @@ class ConflictError(MerlinaError):
     """The request conflicts with the present state or with another operation."""
 
 
+class IllegalTransitionError(ConflictError):
+    """A job cannot move from its current state to the requested one."""
+
+
 class StoredConfigError(ConflictError):
     """A stored configuration has a format that this version can't read."""
 

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.domain.job_states import EndState, JobState
+from merlina.domain.job_states import EndState, JobState, is_legal_in_log
 from merlina.jobs.fold import fold
 from merlina.schemas.events import EVENT
 from tests.jobs.records import job
@@ -21,6 +22,8 @@ events = st.one_of(
     st.builds(lambda s: ("state", {"state": s}), st.sampled_from(STATES)),
     st.builds(lambda a, b: ("progress", {"step": min(a, b), "total_steps": b}), st.integers(0, 50), st.integers(0, 50)),
     st.builds(lambda s: ("ended", {"state": s}), st.sampled_from(get_args(EndState))),
+    st.builds(lambda a: ("started", {"attempt": a, "pid": 1}), st.integers(0, 3)),
+    st.just(("paused", {"reason": "a pause was requested"})),
     st.builds(lambda s: ("resumed", {"step": s}), st.integers(0, 50)),
     st.builds(lambda v: ("metrics", {"step": 1, "metrics": {"loss": v}}), st.floats() | st.none()),
 )
@@ -28,15 +31,44 @@ events = st.one_of(
 
 @given(happened=st.lists(events, max_size=20))
 def test_whatever_a_log_says_progress_never_falls_and_a_job_ends_once(happened: list[tuple[str, Any]]) -> None:
-    record, ends = job(state="initializing"), 0
+    record, ends, restarts = job(state="initializing"), 0, 0
     for seq, (kind, fields) in enumerate(happened, start=1):
         before, record = record, fold(record, event(seq, kind, **fields))
         assert record.last_seq == seq
         assert before.progress <= record.progress <= 1
         if before.is_ended:
-            assert record.state in (before.state, "queued")
+            assert record.state in (before.state, "queued", "initializing")
         ends += record.is_ended and not before.is_ended
-    assert ends <= 1 or any(kind == "state" and fields["state"] == "queued" for kind, fields in happened)
+        restarts += before.is_ended and not record.is_ended
+    assert ends <= 1 + restarts
+
+
+@given(state=st.sampled_from(STATES), attempt_seen=st.integers(0, 2), happened=events)
+def test_no_event_leads_to_a_state_that_the_table_does_not_allow(
+    state: JobState, attempt_seen: int, happened: tuple[str, Any]
+) -> None:
+    kind, fields = happened
+    record = job(state=state, attempt_seen=attempt_seen)
+    after = fold(record, event(1, kind, **fields))
+    if after.state != state:
+        assert after.state == "initializing" if kind == "started" else is_legal_in_log(state, after.state)
+        assert state != "completed"
+    elif kind in ("state", "paused", "ended"):
+        assert after == replace(record, skipped_lines=1, last_seq=1, updated_at=1.0)
+
+
+def test_an_attempt_may_begin_where_the_log_lacks_the_end_of_the_last_one() -> None:
+    record = fold(job(state="training", attempt_seen=1), event(1, "started", attempt=2, pid=9))
+    assert (record.state, record.skipped_lines) == ("initializing", 0)
+
+
+def test_a_completed_job_is_not_started_again() -> None:
+    record = fold(job(state="completed", attempt_seen=1), event(1, "started", attempt=2, pid=9))
+    assert (record.state, record.skipped_lines) == ("completed", 1)
+
+
+def test_a_run_completes_though_the_line_of_its_saving_was_damaged() -> None:
+    assert fold(job(state="training"), event(1, "ended", state="completed")).state == "completed"
 
 
 def test_a_whole_run() -> None:

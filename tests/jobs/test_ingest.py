@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from merlina.jobs.broadcast import Broadcast
-from merlina.jobs.ingest import follow, record_end
+from merlina.jobs.ingest import ingest_all, record_end
 from merlina.jobs.moves import Moves
 from merlina.runs import EventLog, RunFolder
 from merlina.schemas.events import EVENT
@@ -36,14 +36,14 @@ class Runs:
         with self.database.write() as connection:
             return jobs.add(connection, values)
 
-    def tell(self, job_id: str, *events: Event, after_seq: int = 0) -> None:
+    def append(self, job_id: str, *events: Event, after_seq: int = 0) -> None:
         log = EventLog(RunFolder(self.root / job_id).events_file, after_seq)
         for kind, fields in events:
             log.append(EVENT.validate_python({"type": kind, **fields}))
         log.close()
 
-    def follow(self, record: JobRecord) -> JobRecord:
-        return follow(Moves(self.database, self.broadcast), record, RunFolder(self.root / record.job_id))
+    def ingest(self, record: JobRecord) -> JobRecord:
+        return ingest_all(Moves(self.database, self.broadcast), record, RunFolder(self.root / record.job_id))
 
     def folder_of(self, record: JobRecord) -> str | None:
         with self.database.read() as connection:
@@ -69,40 +69,40 @@ def moved(kept_as: str) -> Event:
 
 def test_a_model_is_moved_once_however_often_its_log_is_read(runs: Runs) -> None:
     first, second = runs.add("first"), runs.add("second")
-    runs.tell("first", SAVED)
-    runs.follow(first)
-    runs.tell("second", moved("/m/o.before-second"), SAVED)
-    runs.follow(second)
+    runs.append("first", SAVED)
+    runs.ingest(first)
+    runs.append("second", moved("/m/o.before-second"), SAVED)
+    runs.ingest(second)
     # As a pass would that had looked before the other took the events in.
-    runs.follow(second)
+    runs.ingest(second)
     assert (runs.folder_of(first), runs.folder_of(second)) == ("/m/o.before-second", "/m/o")
 
 
 def test_a_model_that_is_moved_while_it_is_uploaded_stays_there(runs: Runs) -> None:
     first, second = runs.add("first"), runs.add("second")
-    runs.tell("first", ("state", {"state": "uploading", "output_dir": "/m/o"}))
-    first = runs.follow(first)
-    runs.tell("second", moved("/m/o.before-second"), SAVED)
-    runs.follow(second)
-    runs.tell("first", SAVED)
-    assert runs.follow(first).state == "completed"
+    runs.append("first", ("state", {"state": "uploading", "output_dir": "/m/o"}))
+    first = runs.ingest(first)
+    runs.append("second", moved("/m/o.before-second"), SAVED)
+    runs.ingest(second)
+    runs.append("first", SAVED)
+    assert runs.ingest(first).state == "completed"
     assert (runs.folder_of(first), runs.folder_of(second)) == ("/m/o.before-second", "/m/o")
 
 
 def test_a_run_that_sets_its_own_earlier_result_aside_and_then_fails_has_it_there(runs: Runs) -> None:
     record = runs.add("only")
-    runs.tell("only", ("state", {"state": "saving", "output_dir": "/m/o"}))
-    record = runs.follow(record)
-    runs.tell("only", moved("/m/o.before-only"), ("ended", {"state": "failed", "error": "the disk is full"}))
-    assert runs.follow(record).output_dir == "/m/o.before-only"
+    runs.append("only", ("state", {"state": "saving", "output_dir": "/m/o"}))
+    record = runs.ingest(record)
+    runs.append("only", moved("/m/o.before-only"), ("ended", {"state": "failed", "error": "the disk is full"}))
+    assert runs.ingest(record).output_dir == "/m/o.before-only"
 
 
 def test_a_run_that_sets_its_own_earlier_result_aside_and_saves_again_has_the_newer_one(runs: Runs) -> None:
     record = runs.add("only")
-    runs.tell("only", ("state", {"state": "saving", "output_dir": "/m/o"}))
-    record = runs.follow(record)
-    runs.tell("only", moved("/m/o.before-only"), SAVED)  # both are read at once
-    assert runs.follow(record).output_dir == "/m/o"
+    runs.append("only", ("state", {"state": "saving", "output_dir": "/m/o"}))
+    record = runs.ingest(record)
+    runs.append("only", moved("/m/o.before-only"), SAVED)  # both are read at once
+    assert runs.ingest(record).output_dir == "/m/o"
     assert runs.folder_of(record) == "/m/o"
 
 
@@ -112,10 +112,10 @@ def test_of_two_that_saved_in_one_folder_the_last_to_report_has_it_also_where_th
     """One job at a time owns a folder, so the order of reports is that of saving; the models' own times may lie."""
     second, first = runs.add("second"), runs.add("first")
     # The first model was removed by hand: nobody reports that it was moved.
-    runs.tell("second", SAVED)
-    runs.tell("first", SAVED)
-    runs.follow(first)
-    assert runs.follow(second).output_dir == "/m/o"
+    runs.append("second", SAVED)
+    runs.append("first", SAVED)
+    runs.ingest(first)
+    assert runs.ingest(second).output_dir == "/m/o"
     assert (runs.folder_of(first), runs.folder_of(second)) == (None, "/m/o")
 
 
@@ -143,18 +143,18 @@ def test_a_damaged_line_is_skipped_and_counted_and_the_job_ends_as_it_did(
 ) -> None:
     record = runs.add("a")
     folder = RunFolder(runs.root / "a")
-    runs.tell("a", ("started", {"attempt": 1, "pid": 1}), STEP)
+    runs.append("a", ("started", {"attempt": 1, "pid": 1}), STEP)
     if not goes_on:
-        record = runs.follow(record)
+        record = runs.ingest(record)
     with folder.events_file.open("ab") as file:
         file.write(damage)
     if goes_on:
         last = ("ended", {"state": "failed", "error": "why"})
-        runs.tell("a", ("progress", {"step": 5, "total_steps": 9}), last, after_seq=2)
+        runs.append("a", ("progress", {"step": 5, "total_steps": 9}), last, after_seq=2)
     else:
-        record = runs.follow(record)
+        record = runs.ingest(record)
         assert record_end(record, folder, "failed", "why")
-    record = runs.follow(record)
+    record = runs.ingest(record)
     assert (record.state, record.error, record.step) == ("failed", "why", 5 if goes_on else 3)
     assert record.skipped_lines >= 1
     assert record.log_offset == folder.events_file.stat().st_size
@@ -162,21 +162,21 @@ def test_a_damaged_line_is_skipped_and_counted_and_the_job_ends_as_it_did(
 
 def test_a_log_whose_numbers_start_again_is_not_read_twice(runs: Runs) -> None:
     record = runs.add("a")
-    runs.tell("a", ("started", {"attempt": 1, "pid": 1}), STEP, ("progress", {"step": 7, "total_steps": 9}))
+    runs.append("a", ("started", {"attempt": 1, "pid": 1}), STEP, ("progress", {"step": 7, "total_steps": 9}))
     file = RunFolder(runs.root / "a").events_file
     file.write_bytes(file.read_bytes() * 2)
-    record = runs.follow(record)
+    record = runs.ingest(record)
     assert (record.step, record.last_seq, record.skipped_lines) == (7, 3, 3)
 
 
 def test_a_line_that_the_database_refuses_costs_itself_only(runs: Runs) -> None:
     record = runs.add("a")
-    runs.tell("a", ("started", {"attempt": 1, "pid": 1}), ("log", {"level": "info", "message": "x"}), STEP)
+    runs.append("a", ("started", {"attempt": 1, "pid": 1}), ("log", {"level": "info", "message": "x"}), STEP)
     # Any trigger does: what a database refuses differs between them.
     with runs.database.write() as connection:
         connection.exec_driver_sql(
             "CREATE TRIGGER no BEFORE INSERT ON metrics WHEN NEW.step = 4 BEGIN SELECT RAISE(ABORT, 'no'); END"
         )
-    runs.tell("a", ("metrics", {"step": 4, "metrics": {"loss": 1.0}}), ("progress", {"step": 5, "total_steps": 9}))
-    record = runs.follow(record)
+    runs.append("a", ("metrics", {"step": 4, "metrics": {"loss": 1.0}}), ("progress", {"step": 5, "total_steps": 9}))
+    record = runs.ingest(record)
     assert (record.step, record.last_seq, record.skipped_lines) == (5, 5, 1)

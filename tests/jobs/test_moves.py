@@ -1,4 +1,4 @@
-"""A job's state has one door, and of two requests that were decided on the same record one is refused."""
+"""Only `jobs/moves` writes a job's state; of two requests that were decided on the same record one is refused."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import pytest
 from sqlalchemy import Connection
 
 import merlina
-from merlina.errors import ConflictError
+from merlina.errors import ConflictError, IllegalTransitionError
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.moves import Moves
+from merlina.schemas.events import Event, Progress, StateChanged
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
 
 SOURCES = Path(merlina.__file__).parent
 WRITERS = {"add", "change", "remove"}
-# What was lost with the database is written again as it was, before any job can move.
-CALLED = {"jobs/moves.py", "jobs/recovery.py"}
 STATEMENTS = {"storage/jobs.py", "storage/metrics.py"}
 
 
@@ -62,6 +61,12 @@ def calls_of(tree: ast.Module, owner: str, names: set[str]) -> set[str]:
     }
 
 
+def imports_of(tree: ast.Module, module: str) -> set[str]:
+    """Which names a module imports from another one."""
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module]
+    return {alias.name for node in found for alias in node.names}
+
+
 def statements_on_jobs(tree: ast.Module) -> set[str]:
     """Which of `insert(jobs)`, `update(jobs)` and `delete(jobs)` a module builds."""
     return {
@@ -77,7 +82,11 @@ def statements_on_jobs(tree: ast.Module) -> set[str]:
 
 def test_no_other_module_writes_a_state() -> None:
     sources = {str(path.relative_to(SOURCES)): ast.parse(path.read_text()) for path in SOURCES.rglob("*.py")}
-    assert {name for name, tree in sources.items() if calls_of(tree, "jobs", WRITERS)} == CALLED
+    assert {name for name, tree in sources.items() if calls_of(tree, "jobs", WRITERS)} == {"jobs/moves.py"}
+    # No module can call the writers, or build statements on the table, under another name.
+    assert not [name for name, tree in sources.items() if imports_of(tree, "merlina.storage.jobs") & WRITERS]
+    tables = {name for name, tree in sources.items() if imports_of(tree, "merlina.storage.tables") & {"jobs"}}
+    assert all(name.startswith("storage/") for name in tables)
     assert {name for name, tree in sources.items() if statements_on_jobs(tree)} == STATEMENTS
     # Outside `change`, statements name their columns, and none is the state.
     for name in STATEMENTS:
@@ -117,7 +126,7 @@ def test_a_request_is_decided_again_where_only_the_scheduler_moved_the_job(house
 
 def test_an_illegal_move_is_never_written(house: Jobs) -> None:
     record = house.add("a")
-    with pytest.raises(AssertionError, match="queued → completed is not a legal move"):
+    with pytest.raises(IllegalTransitionError, match="Job a is queued and cannot become completed"):
         house.moves.change(record, {"state": "completed"})
     with house.database.read() as connection:
         assert jobs.get(connection, "a") == record
@@ -145,3 +154,35 @@ def test_what_must_be_done_before_the_commit_undoes_the_change_where_it_fails(ho
         house.moves.change(record, {"state": "paused"}, fail)
     with house.database.read() as connection:
         assert jobs.get(connection, "a") == record
+
+
+def ingest(house: Jobs, record: JobRecord, *events: Event) -> JobRecord | None:
+    numbered = [event.model_copy(update={"seq": seq, "time": 1.0}) for seq, event in enumerate(events, start=1)]
+    offset = record.log_offset + len(events)
+    return house.moves.ingest(record, numbered, offset, skipped=0, write_related=lambda *records: None)
+
+
+def test_an_event_with_an_illegal_transition_is_skipped_and_counted_and_the_others_are_applied(house: Jobs) -> None:
+    record = house.moves.change(house.add("a"), {"state": "initializing"})
+    assert record is not None
+    progress = Progress(step=3, total_steps=9)
+    changed = ingest(house, record, StateChanged(state="training"), StateChanged(state="loading_model"), progress)
+    assert changed is not None
+    assert (changed.state, changed.step, changed.skipped_lines) == ("training", 3, 1)
+    assert house.moves.broadcast.latest("a") == changed
+
+
+def test_events_are_applied_once(house: Jobs) -> None:
+    record = house.moves.change(house.add("a"), {"state": "initializing"})
+    assert record is not None
+    assert ingest(house, record, StateChanged(state="training")) is not None
+    assert ingest(house, record, StateChanged(state="training")) is None
+
+
+def test_a_restored_job_is_published(house: Jobs) -> None:
+    values = {
+        "job_id": "a", "state": "paused", "priority": 3, "config": {}, "base_model": "m", "output_name": "o",
+        "target_dir": "/m/o", "created_at": 1.0, "updated_at": 1.0,
+    }  # fmt: skip
+    record = house.moves.restore(values)
+    assert house.moves.broadcast.latest("a") == record

@@ -57,3 +57,16 @@ END_STATE_FOR: dict[EndReason, EndState] = {
 def is_legal(current: JobState, new: JobState) -> bool:
     """Return whether a job may move directly from one state to another."""
     return new in TRANSITIONS[current]
+
+
+def is_legal_in_log(current: JobState, new: JobState) -> bool:
+    """Return whether an event may move a job from one state to another.
+
+    An event log may lack one run state in between if its line was damaged: `training` may be followed by `completed`.
+    """
+    return is_legal(current, new) or any(is_legal(current, state) and is_legal(state, new) for state in RUN_STATES)
+
+
+def may_start_again(current: JobState) -> bool:
+    """Return whether an attempt may begin, directly or after transitions that the server alone made."""
+    return bool(TRANSITIONS[current])

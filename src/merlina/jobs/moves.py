@@ -1,34 +1,38 @@
-"""The one door for changes of a job's state.
+"""The only module that writes a job's state: every change of a job's row passes through `Moves`.
 
-Each change is checked against the table of legal moves, written by an update that is guarded by the state it was
-decided on, and published once it is committed. A request that was decided on an outdated record never overwrites
-what another request did: it is refused with the job's current state.
+Each change is checked against the transition table (`domain/job_states`), written by an update that is guarded by the
+record it was decided on, and published after the commit. A request that was decided on an outdated record never
+overwrites the change of another request: it is refused with the job's current state.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
 from merlina.domain.job_states import is_legal
-from merlina.errors import ConflictError
+from merlina.errors import ConflictError, IllegalTransitionError
 from merlina.jobs.broadcast import Broadcast
+from merlina.jobs.fold import fold
 from merlina.schemas.events import Event
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
 
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result", JobRecord, JobRecord | None)
 Changes = Mapping[str, Any]
 InTransaction = Callable[[Connection], None]
 
 
 @dataclass(frozen=True)
 class Moves:
-    """Writes jobs' rows and publishes them; `clock` gives epoch seconds, for timestamps only."""
+    """Writes job records and publishes them. `clock` returns epoch seconds, which serve as timestamps only."""
 
     database: Database
     broadcast: Broadcast
@@ -37,12 +41,17 @@ class Moves:
     def add(self, values: Changes, check: InTransaction | None = None) -> JobRecord:
         """Insert a queued job unless `check` raises. Raises sqlalchemy.exc.IntegrityError if its job_id is taken."""
         now = self.clock()
-        with self.database.write() as connection:
+
+        def write(connection: Connection) -> JobRecord:
             if check is not None:
                 check(connection)
-            record = jobs.add(connection, {**values, "state": "queued", "created_at": now, "updated_at": now})
-        self.broadcast.publish(record)
-        return record
+            return jobs.add(connection, {**values, "state": "queued", "created_at": now, "updated_at": now})
+
+        return self._commit(write)
+
+    def restore(self, values: Changes) -> JobRecord:
+        """Insert a job that the database lost, in the state that its run folder shows."""
+        return self._commit(lambda connection: jobs.add(connection, dict(values)))
 
     def operate(
         self,
@@ -50,10 +59,10 @@ class Moves:
         decide: Callable[[JobRecord], Changes],
         before_commit: InTransaction | None = None,
     ) -> tuple[JobRecord, JobRecord]:
-        """Carry out a client's operation on a job; return the record it was decided on and the one it led to.
+        """Carry out a client's command on a job; return the record it was decided on and the resulting one.
 
-        `decide` returns the changes for a record, none if there is nothing to do. It is called again if only the run
-        or the scheduler moved the job meanwhile. Raises ConflictError if another request changed it.
+        `decide` returns the changes for a record, or none if there is nothing to do. It is called again if only the
+        run or the scheduler changed the job meanwhile. Raises ConflictError if another request changed it.
         """
         while True:
             changes = decide(record)
@@ -62,7 +71,7 @@ class Moves:
             changed = self.change(record, {**changes, "operations": record.operations + 1}, before_commit)
             if changed is not None:
                 return record, changed
-            record = self._unless_changed_by_request(record)
+            record = self._read_unless_changed_by_request(record)
 
     def change(
         self,
@@ -72,61 +81,71 @@ class Moves:
         *,
         only_if: Callable[[Connection], bool] | None = None,
     ) -> JobRecord | None:
-        """Apply changes decided on `record`; return None if it has moved on since, or if `only_if` is not true.
+        """Apply changes decided on `record`; return None if the job has changed since, or if `only_if` is false.
 
-        `before_commit` is for checks, and for what a server that is killed in between must find done with an
-        unchanged row; whatever it raises undoes the change.
+        `before_commit` makes checks and writes files that must exist if the server is killed after the commit; an
+        exception in it undoes the change. Raises IllegalTransitionError.
         """
         state = changes.get("state", record.state)
         values = {**changes, "updated_at": self.clock()}
         if state != record.state:
-            assert is_legal(record.state, state), f"{record.job_id}: {record.state} → {state} is not a legal move"
-            # No worker lives that could number this step of the job: the server does, and the next worker goes on.
+            if not is_legal(record.state, state):
+                raise IllegalTransitionError(f"Job {record.job_id} is {record.state} and cannot become {state}")
+            # No worker lives that could number this transition; the next worker's numbers continue after it.
             values["last_seq"] = record.last_seq + 1
-        with self.database.write() as connection:
+
+        def write(connection: Connection) -> JobRecord | None:
             if only_if is not None and not only_if(connection):
                 return None
             changed = jobs.change(connection, record, values)
             if changed is not None and before_commit is not None:
                 before_commit(connection)
-        if changed is not None:
-            self.broadcast.publish(changed)
-        return changed
+            return changed
 
-    def take_in(
+        return self._commit(write)
+
+    def ingest(
         self,
         record: JobRecord,
-        events: list[Event],
+        events: Sequence[Event],
         offset: int,
-        apply: Callable[[Connection, JobRecord], JobRecord],
-        settle: Callable[[Connection, JobRecord, JobRecord], None],
+        *,
+        skipped: int,
+        write_related: Callable[[Connection, JobRecord, JobRecord], None],
     ) -> JobRecord | None:
-        """Apply events read from `record.log_offset` to `offset`, exactly once; return None if others took them in.
+        """Apply events read from `record.log_offset` to `offset`, exactly once; return None if that was done already.
 
-        `apply` returns the current record after the events and writes what they change in other tables; `settle`
-        writes what follows for other jobs, from the records before and after, once this job's row is written.
+        `skipped` lines of that part were not events. An event whose transition is illegal is skipped as well.
+        `write_related` gets the records before and after the events and writes what they change in other rows.
         """
-        with self.database.write() as connection:
+
+        def write(connection: Connection) -> JobRecord | None:
             current = jobs.get(connection, record.job_id, to_change=True)
             if current is None or current.log_offset != record.log_offset:
                 return None
-            folded = apply(connection, current)
-            before, after = asdict(current), asdict(folded)
-            values = {name: value for name, value in after.items() if value != before[name]}
-            jobs.change(connection, current, {**values, "log_offset": offset})
-            settle(connection, current, folded)
-            taken = jobs.get(connection, record.job_id)
-            assert taken is not None
-        self.broadcast.publish(taken, events)
-        return taken
+            after = _fold_all(replace(current, skipped_lines=current.skipped_lines + skipped), events)
+            write_related(connection, current, after)
+            old = asdict(current)
+            values = {name: value for name, value in asdict(after).items() if value != old[name]}
+            return jobs.change(connection, current, {**values, "log_offset": offset})
+
+        return self._commit(write, events)
 
     def remove(self, record: JobRecord) -> None:
-        """Delete a job's row with its metrics and forget its readers."""
+        """Delete a job's row with its metrics, and notify its subscribers."""
         with self.database.write() as connection:
             jobs.remove(connection, record.job_id)
         self.broadcast.forget(record.job_id)
 
-    def _unless_changed_by_request(self, record: JobRecord) -> JobRecord:
+    def _commit(self, write: Callable[[Connection], _Result], events: Sequence[Event] = ()) -> _Result:
+        """Run `write` in a transaction, and publish its record once that is committed."""
+        with self.database.write() as connection:
+            record = write(connection)
+        if record is not None:
+            self.broadcast.publish(record, events)
+        return record
+
+    def _read_unless_changed_by_request(self, record: JobRecord) -> JobRecord:
         with self.database.read() as connection:
             current = jobs.get(connection, record.job_id)
         if current is None or current.deleting:
@@ -140,9 +159,24 @@ class Moves:
 
 
 def describe_state(record: JobRecord) -> str:
-    """Return the state in words, with the stop or pause that was requested but not reached yet."""
+    """Return the state in words, with a stop or pause that was requested and is not completed."""
     if record.is_running and record.stop_requested_at is not None:
         return f"{record.state} and asked to stop"
     if record.is_running and record.pause_requested_at is not None:
         return f"{record.state} and asked to pause"
     return record.state
+
+
+def _fold_all(record: JobRecord, events: Sequence[Event]) -> JobRecord:
+    for event in events:
+        after = fold(record, event)
+        if after.skipped_lines > record.skipped_lines:
+            _log.warning(
+                "%s: skipped event %d: %r is illegal for a job that is %s",
+                record.job_id,
+                event.seq,
+                event.type,
+                record.state,
+            )
+        record = after
+    return record

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from merlina.errors import StoredConfigError
-from merlina.jobs.ingest import follow
+from merlina.jobs.ingest import ingest_all
 from merlina.jobs.moves import Moves
 from merlina.jobs.run_folders import RunMark, read_mark, remove_run_files
 from merlina.runs import RunFolder, RunOrder, find_events, read_events, write_private
@@ -109,7 +109,7 @@ def _read_on(moves: Moves, folder: RunFolder) -> bool:
             record = jobs.get(connection, folder.path.name)
         if record is None or record.deleting:
             return False
-        record = follow(moves, record, folder)
+        record = ingest_all(moves, record, folder)
         changes: dict[str, object] = {"attempt": max(record.attempt, record.attempt_seen)}
         if record.is_running:
             order = _order(folder)
@@ -136,9 +136,7 @@ def _rebuild(moves: Moves, folder: RunFolder, mark: RunMark) -> None:
     }
     if has_begun:
         values |= {"last_seq": begin[0].seq - 1, **_requests_of(folder)}
-    with moves.database.write() as connection:
-        record = jobs.add(connection, values)
-    follow(moves, record, folder)
+    ingest_all(moves, moves.restore(values), folder)
 
 
 def _order(folder: RunFolder) -> RunOrder | None:

@@ -26,7 +26,7 @@ from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
 from merlina.hardware.gpus import Gpu
 from merlina.jobs.awake_clock import AwakeClock
-from merlina.jobs.ingest import end_without_log, follow, follow_on, has_log, record_end, record_pause
+from merlina.jobs.ingest import end_without_log, has_log, ingest_all, ingest_next, record_end, record_pause
 from merlina.jobs.moves import Moves
 from merlina.jobs.output_folders import owner_among, settle_kept_model
 from merlina.jobs.recovery import take_in_unknown
@@ -214,7 +214,7 @@ class Supervisor:
     def _attend(self, record: JobRecord) -> bool:
         folder = self.folder(record.job_id)
         for _ in range(_BLOCKS_PER_LOOK):
-            taken = follow_on(self._moves, record, folder)
+            taken = ingest_next(self._moves, record, folder)
             if taken is None:
                 break
             record = taken
@@ -305,12 +305,12 @@ class Supervisor:
 
     def _bury(self, record: JobRecord, folder: RunFolder) -> None:
         """Writes the last event of a dead worker, unless it managed to write one between our two looks."""
-        record = follow(self._moves, record, folder)
+        record = ingest_all(self._moves, record, folder)
         if not record.is_running:
             return
         # A move that failed has written events, too, and the last event is numbered after them.
         complete_placing(record, folder)
-        record = follow(self._moves, record, folder)
+        record = ingest_all(self._moves, record, folder)
         with self._database.write() as connection:
             settle_kept_model(connection, folder)
         if not has_log(record, folder):
@@ -320,14 +320,14 @@ class Supervisor:
             return
         if is_to_pause(record):
             if record_pause(record, folder, reason_to_pause(record), self._end_of_paused(record, folder)):
-                follow(self._moves, record, folder)
+                ingest_all(self._moves, record, folder)
             return
         cause = EndReason.STOP_REQUESTED if record.stop_requested_at is not None else EndReason.WORKER_DIED
         error = self._obituary(record, folder, cause)
         if record.job_id in self._not_started:
             cause, error = EndReason.NOT_STARTED, self._not_started[record.job_id]
         if record_end(record, folder, END_STATE_FOR[cause], error):
-            follow(self._moves, record, folder)
+            ingest_all(self._moves, record, folder)
 
     def _end_of_paused(self, record: JobRecord, folder: RunFolder) -> str:
         forced = (record.job_id, record.attempt) in self._forced
@@ -373,7 +373,7 @@ class Supervisor:
             return owner_among(jobs.running(connection), start.record) is None
 
         # The log may say that the job ran after this row of a restored database was written.
-        waiting = follow(self._moves, start.record, self.folder(start.record.job_id))
+        waiting = ingest_all(self._moves, start.record, self.folder(start.record.job_id))
         if waiting.state != "queued":
             return
         changes = {"state": "initializing", "gpus": start.gpus}
