@@ -58,7 +58,6 @@ class Settings(BaseSettings):
     stop_grace_seconds: float = Field(
         default=180.0, ge=0, description="time a stopped run has to save itself, in seconds"
     )
-    executor: Literal["local"] = Field(default="local", description="where jobs run")
     helper_idle_seconds: float = Field(
         default=300.0, gt=0, description="time after which idle helpers are let go, in seconds"
     )

@@ -298,7 +298,7 @@ def test_only_a_run_with_a_checkpoint_can_be_resumed(server: Server, done: str) 
     with server.http() as http:
         answer = http.post(f"/jobs/{done}/resume")
     assert answer.status_code == 409
-    assert "is completed; only a failed, stopped or paused job" in answer.json()["detail"]
+    assert "is completed; only a failed, stopped, cancelled or paused job" in answer.json()["detail"]
 
 
 def test_what_contradicts_itself_is_said_without_blaming_the_body(server: Server, config: Config) -> None:

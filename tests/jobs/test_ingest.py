@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from merlina.jobs.broadcast import Broadcast
-from merlina.jobs.ingest import ingest_all, record_end
+from merlina.jobs.ingest import ingest_all
 from merlina.jobs.moves import Moves
+from merlina.jobs.supervisor.last_events import record_end
 from merlina.runs import EventLog, RunFolder
 from merlina.schemas.events import EVENT
 from merlina.storage import jobs

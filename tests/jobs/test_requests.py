@@ -68,7 +68,7 @@ def test_a_job_that_still_loads_starts_at_step_1(server: Server, config: Config)
         assert client.pause(job).status == "success"
         until_state(server, job, "paused")
         assert client.status(job).last_checkpoint is None
-        assert any("a pause was asked for" in line for line in server.log_lines(job))
+        assert any("a pause was requested" in line for line in server.log_lines(job))
         assert "starts at step 1" in client.resume(job).message
     ended = server.until_ended(job)
     assert (ended.status, ended.attempt, list(server.losses(job))) == ("completed", 2, [1, 2])
@@ -114,9 +114,9 @@ def test_whom_a_person_pauses_does_not_come_back_by_itself(server: Server, confi
         def waiting_for() -> str | None:
             return next((job.waiting_for for job in client.queue_jobs().queued if job.job_id == high), None)
 
-        until(lambda: waiting_for() == f"{low} to make way", 5, "what the high job waits for")
+        until(lambda: waiting_for() == f"{low} to pause", 5, "what the high job waits for")
         until(server.folder(low).pause_file.exists, 5, "the wish in the run folder")
-        assert f"making way for {high}" in server.folder(low).pause_file.read_text()
+        assert f"preempted by {high}" in server.folder(low).pause_file.read_text()
         client.pause(low)
         server.kill_worker(low, signal.SIGCONT)
         assert server.until_ended(high).status == "completed"

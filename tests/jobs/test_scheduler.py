@@ -140,12 +140,12 @@ def test_one_that_is_making_way_already_is_waited_for() -> None:
     running = [low("a", 1), low("b", 2, pause_requested_at=1.0, preempted_by="h")]
     result = planned([high()], running, [], slots=2)
     assert preempted(result) == []
-    assert result.waiting == {"h": "b to make way"}
+    assert result.waiting == {"h": "b to pause"}
 
 
 def test_a_high_job_says_at_once_whom_it_waits_for() -> None:
     result = planned([high(), job(job_id="n")], [low("a", 1)], [], slots=1)
-    assert result.waiting == {"h": "a to make way", "n": "a free slot"}
+    assert result.waiting == {"h": "a to pause", "n": "a free slot"}
 
 
 @given(

@@ -1,154 +1,273 @@
-"""What the supervisor does about workers that cannot be told or end between two looks: a database, a fake executor."""
+"""The supervisor's passes over jobs whose workers a fake executor plays, with a clock that the tests set."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from merlina.jobs.broadcast import Broadcast
-from merlina.jobs.commands import JobCommands
 from merlina.jobs.moves import Moves
-from merlina.jobs.supervisor import Supervisor
 from merlina.processes import ProcessId
-from merlina.runs import EventLog, RunFolder, RunOrder
-from merlina.schemas.events import Ended, Event
-from merlina.storage import jobs
-from merlina.storage.database import Database
+from merlina.runs import RunFolder
+from merlina.schemas.events import Checkpointed, Ended, Event, Paused, Progress, Started, StateChanged
 from merlina.storage.jobs import JobRecord
 from tests.harness import until
+from tests.jobs.backend import GRACE_SECONDS, Backend
 
-JOB = "job_1"
-
-
-@dataclass
-class FakeExecutor:
-    """Workers that live or not as a test says; `unable` is raised where one would be told something."""
-
-    alive: bool = True
-    unable: OSError | None = None
-    before_death: Callable[[RunFolder], None] = lambda folder: None
-    requests: list[str] = field(default_factory=list)
-    killed: int = 0
-
-    def launch(self, folder: RunFolder, order: RunOrder, gpus: Sequence[int] | None) -> None:
-        raise AssertionError
-
-    def is_alive(self, folder: RunFolder, worker: ProcessId | None = None) -> bool:
-        if not self.alive:
-            self.before_death(folder)
-        return self.alive
-
-    def request_stop(self, folder: RunFolder) -> None:
-        self._request("stop")
-
-    def request_pause(self, folder: RunFolder, reason: str) -> None:
-        self._request("pause")
-
-    def is_detached(self, folder: RunFolder) -> bool:
-        return False
-
-    def kill(self, folder: RunFolder, worker: ProcessId | None = None) -> None:
-        self.killed += 1
-
-    def cause_of_death(self, folder: RunFolder) -> str:
-        return "died"
-
-    def _request(self, what: str) -> None:
-        if self.unable is not None:
-            raise self.unable
-        self.requests.append(what)
+STARTED = Started(attempt=1, pid=1)
+TRAINING = (STARTED, StateChanged(state="loading_model"), StateChanged(state="training"))
 
 
-class House:
-    """One running job, and the supervisor whose passes a test makes."""
-
-    def __init__(self, root: Path, broadcast: Broadcast) -> None:
-        self.database = Database(f"sqlite:///{root / 'merlina.db'}")
-        self.database.migrate()
-        self.moves = Moves(self.database, broadcast)
-        self.executor = FakeExecutor()
-        self.folder = RunFolder(root / "runs" / JOB)
-        self.folder.path.mkdir(parents=True)
-        self.supervisor = Supervisor(
-            self.database, self.moves, self.executor, runs_dir=root / "runs", max_concurrent=1, share_gpus=False,
-            stop_grace_seconds=0, trust_remote_code=False, max_row_mb=1, list_gpus=list,
-            free_memory_for=lambda record: None,
-        )  # fmt: skip
-
-    def add_running(self, state: str) -> JobRecord:
-        values: dict[str, Any] = {
-            "job_id": JOB, "state": state, "priority": 3, "config": {}, "base_model": "m", "output_name": "o",
-            "target_dir": str(self.folder.path.parent / "o"), "attempt_seen": 1, "created_at": 1.0, "updated_at": 1.0,
-        }  # fmt: skip
-        with self.database.write() as connection:
-            return jobs.add(connection, values)
-
-    @property
-    def record(self) -> JobRecord:
-        with self.database.read() as connection:
-            record = jobs.get(connection, JOB)
-        assert record is not None
-        return record
-
-    def pass_until(self, condition: Callable[[], Any], what: str) -> None:
-        def holds() -> Any:
-            self.supervisor.run_pass()
-            return condition()
-
-        until(holds, 10, what)
+def test_a_queued_job_starts_with_its_order_and_memory_is_freed_for_it(backend: Backend) -> None:
+    job, worker = backend.start()
+    assert worker.order is not None
+    assert (worker.order.job_id, worker.order.attempt, worker.order.resume) == (job, 1, False)
+    assert worker.order.after_seq == 1
+    assert backend.record(job).state == "initializing"
+    assert backend.freed_for == [job]
 
 
-@pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    house = House(tmp_path, Broadcast())
-    yield house
-    house.database.close()
+def test_the_next_pass_comes_soon_while_a_job_runs_and_not_at_all_while_there_is_none(backend: Backend) -> None:
+    assert backend.supervisor.run_pass() is None
+    backend.submit()
+    assert backend.supervisor.run_pass() == 0.1
+    backend.submit("second")
+    assert backend.supervisor.plan().waiting == {backend.record("job_19700112_134640_2").job_id: "a free slot"}
+
+
+def test_events_reach_database_and_subscribers_and_a_completed_job_is_cleaned_up(backend: Backend) -> None:
+    job, worker = backend.start()
+    folder = backend.folder(job)
+    folder.checkpoints_dir.mkdir()
+    worker.append(*TRAINING, Progress(step=3, total_steps=9))
+    backend.supervisor.run_pass()
+    latest = backend.broadcast.latest(job)
+    assert latest == backend.record(job)
+    assert latest is not None
+    assert (latest.state, latest.step) == ("training", 3)
+    assert folder.secrets_file.exists()
+    worker.exit(StateChanged(state="saving"), Ended(state="completed", output_dir="/m/o"))
+    backend.supervisor.run_pass()
+    assert (backend.record(job).state, backend.record(job).progress) == ("completed", 1.0)
+    assert not folder.secrets_file.exists()
+    assert not folder.checkpoints_dir.exists()
+
+
+def test_checkpoints_of_a_completed_job_are_removed_only_after_its_worker_has_ended(backend: Backend) -> None:
+    job, worker = backend.start()
+    backend.folder(job).checkpoints_dir.mkdir()
+    worker.append(*TRAINING, StateChanged(state="saving"), Ended(state="completed"))
+    backend.supervisor.run_pass()
+    assert backend.folder(job).checkpoints_dir.exists()
+    worker.exit()
+    assert backend.supervisor.run_pass() is None
+    assert not backend.folder(job).checkpoints_dir.exists()
+
+
+def test_a_job_found_completed_at_its_workers_death_is_cleaned_up_at_once(backend: Backend) -> None:
+    job, worker = backend.start()
+
+    class EndsUnseen(type(backend.executor)):  # type: ignore[misc]
+        """The worker writes its last event after its log was read and before it is found dead."""
+
+        def is_alive(self, folder: RunFolder, known: ProcessId | None = None) -> bool:
+            if worker.is_alive:
+                worker.exit(*TRAINING, StateChanged(state="saving"), Ended(state="completed"))
+            return False
+
+    backend.executor.__class__ = EndsUnseen
+    backend.run_passes(2)
+    assert backend.record(job).state == "completed"
+    assert not backend.folder(job).secrets_file.exists()
+
+
+@pytest.mark.parametrize(
+    ("events", "stage"), [((), "While initializing"), ((*TRAINING, Progress(step=3, total_steps=9)), "At step 3 of 9")]
+)
+def test_a_dead_worker_fails_its_job_with_stage_cause_and_next_steps(
+    backend: Backend, events: Sequence[Event], stage: str
+) -> None:
+    job, worker = backend.start()
+    worker.exit(*events)
+    backend.run_passes(1)
+    record = backend.record(job)
+    assert record.state == "failed"
+    assert record.error == (
+        f"{stage} the worker process was killed by SIGKILL; "
+        f"it had no checkpoint yet; POST /jobs/{job}/resume starts again at step 1"
+    )
+
+
+def test_a_run_whose_folder_was_removed_ends_in_the_database(backend: Backend) -> None:
+    job, worker = backend.start()
+    worker.append(*TRAINING)
+    backend.supervisor.run_pass()
+    worker.is_alive = False
+    backend.folder(job).events_file.unlink()
+    backend.run_passes(1)
+    assert (backend.record(job).state, backend.record(job).log_offset) == ("failed", 0)
+    assert "was removed or cut" in (backend.record(job).error or "")
+
+
+@pytest.mark.parametrize("kind", ["stop", "pause"])
+def test_a_worker_that_does_not_complete_a_request_is_killed_after_its_grace(backend: Backend, kind: str) -> None:
+    job, worker = backend.start()
+    worker.append(*TRAINING)
+    backend.supervisor.run_pass()
+    (backend.commands.stop if kind == "stop" else backend.commands.pause)(job)
+    backend.run_passes(GRACE_SECONDS)
+    assert (worker.requests, worker.kills) == ([kind], 0)
+    backend.run_passes(3)
+    assert worker.kills == 1
+    assert backend.record(job).state == ("stopped" if kind == "stop" else "paused")
+    assert f"did not {kind} within 30 s and was killed" in backend.folder(job).events_file.read_text()
+
+
+def test_time_in_which_the_server_was_suspended_is_not_part_of_the_grace(backend: Backend) -> None:
+    job, worker = backend.start()
+    backend.commands.stop(job)
+    backend.supervisor.run_pass()
+    for _ in range(5):
+        backend.clock.seconds += 3600
+        backend.supervisor.run_pass()
+    assert worker.kills == 0
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
-def test_a_worker_that_could_not_be_told_to_pause_is_not_killed_for_it(house: House, number: int) -> None:
-    house.moves.change(house.add_running("training"), {"pause_requested_at": 1.0})
-    house.executor.unable = OSError(number, os.strerror(number))
-    for _ in range(5):
-        house.supervisor.run_pass()
-    assert house.executor.killed == 0
-    house.executor.unable = None
-    house.pass_until(lambda: house.executor.killed, "the end of the grace that began when it was told")
-    assert "pause" in house.executor.requests
+def test_a_worker_that_did_not_receive_its_request_is_not_killed_for_it(backend: Backend, number: int) -> None:
+    job, worker = backend.start()
+    worker.append(*TRAINING)
+    backend.supervisor.run_pass()
+    backend.executor.delivery_error = OSError(number, os.strerror(number))
+    backend.commands.pause(job)
+    backend.run_passes(2 * GRACE_SECONDS)
+    assert worker.kills == 0
+    backend.executor.delivery_error = None
+    backend.run_passes(GRACE_SECONDS)
+    assert (worker.requests, worker.kills) == (["pause"], 0)
+    backend.run_passes(2)
+    assert worker.kills == 1
 
 
-def test_the_death_of_a_worker_that_cannot_be_told_is_noticed(house: House) -> None:
-    house.moves.change(house.add_running("training"), {"stop_requested_at": 1.0})
-    house.executor.unable = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    house.executor.alive = False
-    house.pass_until(lambda: house.record.state == "stopped", "the end of the dead worker's job")
+def test_the_death_of_a_worker_that_cannot_be_reached_is_noticed(backend: Backend) -> None:
+    job, worker = backend.start()
+    backend.executor.delivery_error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    backend.commands.stop(job)
+    worker.is_alive = False
+    backend.run_passes(1)
+    assert backend.record(job).state == "stopped"
 
 
-def test_a_job_found_completed_at_its_workers_death_is_cleaned_up_after_at_once(house: House) -> None:
-    def complete(folder: RunFolder) -> None:
-        if not folder.events_file.exists():
-            log = EventLog(folder.events_file)
-            log.append(Ended(state="completed"))
-            log.close()
+def test_a_detached_worker_has_ten_seconds_to_end_itself(backend: Backend) -> None:
+    _, worker = backend.start()
+    worker.is_detached = True
+    backend.run_passes(11)
+    assert worker.kills == 0
+    backend.run_passes(1)
+    assert worker.kills == 1
 
-    house.add_running("saving")
-    house.folder.write_secrets({"hf_token": "hf_x"})
-    house.folder.checkpoints_dir.mkdir()
-    house.executor.alive, house.executor.before_death = False, complete
-    house.pass_until(lambda: house.record.state == "completed", "its end")
-    house.supervisor.run_pass()
-    assert not house.folder.secrets_file.exists()
-    assert not house.folder.checkpoints_dir.exists()
+
+def test_a_paused_job_continues_with_its_next_attempt_and_numbers(backend: Backend) -> None:
+    job, worker = backend.start()
+    worker.append(*TRAINING)
+    backend.supervisor.run_pass()
+    backend.commands.pause(job)
+    worker.exit(Checkpointed(step=4, path="x"), Paused(reason="a pause was requested", checkpoint_step=4))
+    backend.supervisor.run_pass()
+    record = backend.record(job)
+    assert (record.state, record.last_checkpoint, record.last_seq) == ("paused", 4, 6)
+    assert backend.moves.change(record, {"state": "queued", "attempt": 2, "pause_requested_at": None}) is not None
+    backend.supervisor.run_pass()
+    order = backend.executor.workers[job].order
+    assert order is not None
+    assert (order.attempt, order.resume, order.resume_step, order.after_seq) == (2, True, 4, 8)
+
+
+def test_a_low_priority_job_is_preempted_and_returns_by_itself(backend: Backend) -> None:
+    low, worker = backend.start("low", "low", preemptible=True)
+    worker.append(*TRAINING)
+    backend.supervisor.run_pass()
+    high = backend.submit("high", "high")
+    backend.supervisor.run_pass()
+    assert backend.supervisor.plan().waiting == {high: f"{low} to pause"}
+    assert worker.requests == ["pause"]
+    worker.exit(Paused(reason="preempted", checkpoint_step=None))
+    backend.supervisor.run_pass()
+    assert (backend.record(high).state, backend.record(low).state) == ("initializing", "queued")
+    backend.executor.workers[high].exit(Ended(state="failed", error="why"))
+    backend.supervisor.run_pass()
+    backend.supervisor.run_pass()
+    assert (backend.record(low).state, backend.record(low).attempt) == ("initializing", 2)
+
+
+def test_a_stop_that_arrives_while_a_job_pauses_ends_it(backend: Backend) -> None:
+    job, worker = backend.start()
+    worker.append(*TRAINING)
+    backend.supervisor.run_pass()
+    backend.commands.pause(job)
+    backend.commands.stop(job)
+    worker.exit(Paused(reason="a pause was requested", checkpoint_step=None))
+    backend.supervisor.run_pass()
+    assert backend.record(job).state == "stopped"
+
+
+def test_a_job_whose_worker_cannot_be_started_fails_with_the_reason(backend: Backend) -> None:
+    job = backend.submit()
+    backend.executor.launch_error = OSError(errno.EMFILE, "Too many open files")
+    backend.supervisor.run_pass()
+    assert backend.record(job).state == "failed"
+    assert backend.record(job).error == "The worker could not be started: [Errno 24] Too many open files"
+
+
+def test_a_job_that_can_neither_be_started_nor_logged_ends_in_the_database(backend: Backend) -> None:
+    job = backend.submit()
+    backend.executor.launch_error = OSError(errno.EIO, "Input/output error")
+    backend.folder(job).lock_file.mkdir()
+    backend.supervisor.run_pass()
+    assert backend.record(job).state == "failed"
+
+
+def test_a_job_claimed_by_a_server_that_was_killed_is_started_by_the_next_one(backend: Backend) -> None:
+    job = backend.submit()
+    assert backend.moves.change(backend.record(job), {"state": "initializing"}) is not None
+    supervisor = backend.new_supervisor()
+    supervisor.start()
+    until(lambda: job in backend.executor.workers, 10, "the start")
+    supervisor.close()
+
+
+def test_a_deleted_job_goes_once_its_worker_has_ended(backend: Backend) -> None:
+    job, worker = backend.start()
+    backend.commands.delete(job)
+    backend.run_passes(2)
+    assert worker.requests == ["stop"]
+    assert backend.record(job).deleting
+    worker.exit(Ended(state="stopped"))
+    backend.run_passes(1)
+    assert not backend.folder(job).path.exists()
+    assert backend.broadcast.latest(job) is None
+
+
+def test_one_job_that_cannot_be_attended_to_does_not_hold_up_the_others(
+    backend: Backend, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.supervisor = backend.new_supervisor(max_concurrent=2)
+    first, second = backend.submit("first"), backend.submit("second")
+    backend.supervisor.run_pass()
+    backend.folder(first).events_file.mkdir()
+    backend.executor.workers[second].exit(Ended(state="failed", error="why"))
+    for _ in range(3):
+        backend.supervisor.run_pass()
+    assert backend.record(second).state == "failed"
+    assert caplog.text.count(f"{first} could not be attended to") == 1
 
 
 class BusyBroadcast(Broadcast):
-    """Lets the run end and start again between the moment a stop is in the database and the moment it is passed on."""
+    """Lets the run end and start again between the commit of a stop and its delivery."""
 
     moves: Moves
 
@@ -162,16 +281,14 @@ class BusyBroadcast(Broadcast):
             assert self.moves.change(queued, {"state": "initializing"}) is not None
 
 
-def test_a_late_stop_does_not_reach_the_next_attempt(tmp_path: Path) -> None:
+def test_a_late_stop_does_not_reach_the_next_attempt(tmp_path: Path, empty_database: Path) -> None:
     broadcast = BusyBroadcast()
-    house = House(tmp_path, broadcast)
-    broadcast.moves = house.moves
-    house.add_running("training")
-    commands = JobCommands(
-        house.database, house.moves, house.executor, tmp_path / "runs", tmp_path / "models",
-        wake=lambda: None, compare_data=lambda *given: None,
-    )  # fmt: skip
-    commands.stop(JOB)
-    assert (house.record.state, house.record.attempt) == ("initializing", 2)
-    assert house.executor.requests == []
-    house.database.close()
+    backend = Backend(tmp_path, empty_database, broadcast)
+    broadcast.moves = backend.moves
+    job, worker = backend.start()
+    worker.append(*TRAINING)
+    backend.supervisor.run_pass()
+    backend.commands.stop(job)
+    assert (backend.record(job).state, backend.record(job).attempt) == ("initializing", 2)
+    assert worker.requests == []
+    backend.database.close()

@@ -82,7 +82,7 @@ def test_a_low_job_makes_way_for_a_high_one_and_comes_back_by_itself(server: Ser
         assert server.until_ended(high).status == "completed"
     ended = server.until_ended(low)
     assert (ended.status, ended.attempt, ended.preemptible) == ("completed", 2, True)
-    assert any(f"making way for {high}" in line for line in server.log_lines(low))
+    assert any(f"preempted by {high}" in line for line in server.log_lines(low))
     assert_same_weights(server, "low", "undisturbed")
 
 

@@ -32,7 +32,7 @@ from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.commands import JobCommands
 from merlina.jobs.moves import Moves
 from merlina.jobs.resuming import compare_with
-from merlina.jobs.supervisor import Supervisor
+from merlina.jobs.supervisor.supervisor import Supervisor
 from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
 from merlina.preflight.row_counts import RowCounts

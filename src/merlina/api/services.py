@@ -21,7 +21,7 @@ from merlina.executors.helper_pools import Helpers
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.commands import JobCommands
 from merlina.jobs.shared_results import Shared
-from merlina.jobs.supervisor import Supervisor
+from merlina.jobs.supervisor.supervisor import Supervisor
 from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
 from merlina.preflight.row_counts import RowCounts

@@ -1,4 +1,4 @@
-"""What the server asks of whatever runs its jobs. All calls are quick, and safe to repeat."""
+"""The interface between the server and the part that runs its workers. All calls are quick and safe to repeat."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from merlina.runs import RunFolder, RunOrder
 
 
 class Executor(Protocol):
-    """Starts, finds and ends workers. A run is named by its folder, so a restarted server needs no other memory."""
+    """Starts, finds and ends workers. A run is identified by its folder, so a restarted server needs no other memory.
+
+    `worker` is the worker's identity as far as the database knows it, in case the run folder or its lock is gone.
+    """
 
     def launch(self, folder: RunFolder, order: RunOrder, gpus: Sequence[int] | None) -> None:
-        """Starts the worker. Does nothing where one lives already. Raises OSError where it can't be started."""
+        """Start the worker, unless it lives already. Raises OSError if it cannot be started."""
 
     def is_alive(self, folder: RunFolder, worker: ProcessId | None = None) -> bool:
-        """Whether the run's worker lives, whichever server started it.
-
-        `worker` is who it is as far as is known, for where its run folder or its lock is gone.
-        """
+        """Return whether the run's worker lives, no matter which server started it."""
 
     def request_stop(self, folder: RunFolder) -> None:
-        """Asks the worker to end after its optimizer step."""
+        """Ask the worker to end after its current optimizer step; leaves `stop_file`. Raises OSError."""
 
     def request_pause(self, folder: RunFolder, reason: str) -> None:
-        """Asks the worker to write a checkpoint after its optimizer step and end, to be gone on with later."""
+        """Ask the worker to write a checkpoint after its current step and end; leaves `pause_file`. Raises OSError."""
 
     def is_detached(self, folder: RunFolder) -> bool:
-        """Whether a worker that lives no longer holds its run folder, because that or its lock was removed."""
+        """Return whether a living worker no longer holds its run folder, because that or its lock was removed."""
 
     def kill(self, folder: RunFolder, worker: ProcessId | None = None) -> None:
-        """Ends the worker and all its children at once."""
+        """End the worker and all its children immediately."""
 
     def cause_of_death(self, folder: RunFolder) -> str:
-        """Why a dead worker died, as far as it can be known, in words that follow 'The worker process '."""
+        """Return why a dead worker died, as far as known, in words that follow "The worker process "."""

@@ -22,7 +22,7 @@ from merlina.domain.job_states import END_STATE_FOR, RESUMABLE_STATES, EndReason
 from merlina.errors import ConflictError, DiskFullError, InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
-from merlina.jobs.ingest import end_of_log, has_log
+from merlina.jobs.ingest import end_of_log, is_log_intact
 from merlina.jobs.moves import Changes, Moves, describe_state
 from merlina.jobs.output_folders import refuse_nested, refuse_taken
 from merlina.jobs.requests import deliver_request, pause_changes, requeue_changes
@@ -119,7 +119,7 @@ class JobCommands:
 
         def changes(record: JobRecord) -> dict[str, object]:
             _refuse_unresumable(record)
-            removed = {} if has_log(record, folder) else {"log_offset": end_of_log(folder)}
+            removed = {} if is_log_intact(record, folder) else {"log_offset": end_of_log(folder)}
             return {**requeue_changes(record), "last_checkpoint": resumption.step or None, **removed}
 
         with contextlib.ExitStack() as undo:
@@ -143,7 +143,7 @@ class JobCommands:
         """Return what a job runs with, without tokens. Raises NotFoundError, StoredConfigError."""
         return read_stored_config(self.find(job_id).config, job_id)
 
-    def again(self, job_id: str) -> tuple[TrainingConfig, Priority, bool]:
+    def submission(self, job_id: str) -> tuple[TrainingConfig, Priority, bool]:
         """What a job was told, for a new one. Its tokens are there only until it has completed."""
         record = self.find(job_id)
         _check_data_is_there(record.dataset_file)
@@ -296,7 +296,8 @@ def _refuse_unresumable(record: JobRecord) -> None:
     """Raises ConflictError or StoredConfigError where a job cannot be resumed, whatever its folder holds."""
     if record.state not in RESUMABLE_STATES:
         raise ConflictError(
-            f"Job {record.job_id} is {describe_state(record)}; only a failed, stopped or paused job can be resumed"
+            f"Job {record.job_id} is {describe_state(record)}; "
+            "only a failed, stopped, cancelled or paused job can be resumed"
         )
     _check_data_is_there(record.dataset_file)
     read_stored_config(record.config, record.job_id)

@@ -9,10 +9,8 @@ from functools import partial
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
-from merlina.domain.job_states import EndState
 from merlina.errors import DiskFullError
 from merlina.jobs.moves import Moves
-from merlina.jobs.resuming import survey
 from merlina.runs import EventLog, LogBlock, RunFolder, in_order, read_block
 from merlina.schemas import events
 from merlina.schemas.events import Event
@@ -90,17 +88,6 @@ def _write_related(new: Sequence[Event], connection: Connection, before: JobReco
         jobs.claim_output_dir(connection, after.output_dir, after.job_id)
 
 
-def record_end(record: JobRecord, folder: RunFolder, state: EndState, error: str | None) -> bool:
-    """Write the last event of a worker that died without one; return False if the worker lives."""
-    return _append(record, folder, events.Ended(state=state, error=error, checkpoint_step=survey(folder).step))
-
-
-def end_without_log(moves: Moves, record: JobRecord, folder: RunFolder, state: EndState, error: str) -> None:
-    """End a job whose event log was removed or cut in the database alone. Its next attempt continues that log."""
-    ended = {"state": state, "error": error, "gpus": None, "ended_at": moves.clock(), "log_offset": end_of_log(folder)}
-    moves.change(record, ended)
-
-
 def end_of_log(folder: RunFolder) -> int:
     """Return the offset at which the next attempt of a job continues its log: after the last complete line."""
     if not folder.events_file.exists():
@@ -109,28 +96,9 @@ def end_of_log(folder: RunFolder) -> int:
     return folder.events_file.stat().st_size
 
 
-def has_log(record: JobRecord, folder: RunFolder) -> bool:
+def is_log_intact(record: JobRecord, folder: RunFolder) -> bool:
     """Return whether the log still holds all ingested events. Before the first attempt there may be no log."""
     if not folder.path.is_dir():
         return False
     size = folder.events_file.stat().st_size if folder.events_file.exists() else 0
     return size >= record.log_offset
-
-
-def record_pause(record: JobRecord, folder: RunFolder, reason: str, message: str) -> bool:
-    """Write the last event of a worker that died before it completed a pause, after `message` as a log line."""
-    paused = events.Paused(reason=reason, checkpoint_step=survey(folder).step)
-    return _append(record, folder, events.Logged(level="warning", message=message), paused)
-
-
-def _append(record: JobRecord, folder: RunFolder, *last_events: events.KnownEvent) -> bool:
-    with folder.locked() as lock:
-        if lock is None:
-            return False
-        log = EventLog(folder.events_file, record.last_seq)
-        try:
-            for event in last_events:
-                log.append(event)
-        finally:
-            log.close()
-        return True

@@ -23,7 +23,7 @@ _UNFINISHED = ".rebuilding"
 _ABOUT_MODELS = (events.Moved, events.StateChanged, events.Placed, events.Ended)
 
 
-def take_in_unknown(moves: Moves, names: Collection[str], runs_dir: Path, tell: Callable[[str], None]) -> None:
+def recover_jobs(moves: Moves, names: Collection[str], runs_dir: Path, tell: Callable[[str], None]) -> None:
     """Bring the database up to what the run folders hold: it was lost, replaced, or restored from a backup.
 
     `names` is what `runs_dir` held before this server took its first request. Remove what is left of jobs that were

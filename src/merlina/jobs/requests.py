@@ -11,18 +11,18 @@ from merlina.runs import RunFolder
 from merlina.storage.jobs import JobRecord, Summary
 
 
-def pause_changes(record: JobRecord, now: float, made_way_for: str | None = None) -> dict[str, Any]:
+def pause_changes(record: JobRecord, now: float, preempted_by: str | None = None) -> dict[str, Any]:
     """Return what a pause changes: it holds a waiting job back and asks a running one to pause.
 
-    With `made_way_for` the job returns to the queue by itself. Nothing is changed if the job ends or pauses anyway, or
+    With `preempted_by` the job returns to the queue by itself. Nothing is changed if the job ends or pauses anyway, or
     is beyond the states that can be paused. A person's request outweighs another job's.
     """
-    if record.state in ("queued", "paused") and made_way_for is None:
+    if record.state in ("queued", "paused") and preempted_by is None:
         return {"state": "paused", "preempted_by": None}
     asked_at = record.pause_requested_at
-    if record.state not in PAUSABLE_STATES or record.stop_requested_at is not None or (asked_at and made_way_for):
+    if record.state not in PAUSABLE_STATES or record.stop_requested_at is not None or (asked_at and preempted_by):
         return {}
-    return {"pause_requested_at": asked_at or now, "preempted_by": made_way_for}
+    return {"pause_requested_at": asked_at or now, "preempted_by": preempted_by}
 
 
 def deliver_request(executor: Executor, folder: RunFolder, record: JobRecord) -> OSError | None:
@@ -45,8 +45,8 @@ def deliver_request(executor: Executor, folder: RunFolder, record: JobRecord) ->
 def reason_to_pause(record: JobRecord) -> str:
     """Who wants it, for the run's log."""
     if record.preempted_by is None:
-        return "a pause was asked for"
-    return f"making way for {record.preempted_by}, which has high priority"
+        return "a pause was requested"
+    return f"preempted by {record.preempted_by}, which has high priority"
 
 
 class Requested(TypedDict):

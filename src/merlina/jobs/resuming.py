@@ -121,7 +121,7 @@ def survey(folder: RunFolder) -> Survey:
     return Survey(None, ()) if folder.start_over_file.exists() else checkpoints.survey(folder.checkpoints_dir)
 
 
-def ways_on(record: JobRecord, folder: RunFolder) -> str:
+def describe_next_steps(record: JobRecord, folder: RunFolder) -> str:
     """What can be done about a run that ended early, for its error text."""
     resume, retry = f"POST /jobs/{record.job_id}/resume", f"POST /jobs/{record.job_id}/retry"
     placing = None if folder.start_over_file.exists() else placement_awaiting_end(folder.events_file)
@@ -135,7 +135,7 @@ def ways_on(record: JobRecord, folder: RunFolder) -> str:
     return f"it had no checkpoint yet; {resume} starts again at step 1"
 
 
-def complete_placing(record: JobRecord, folder: RunFolder) -> None:
+def complete_placement(record: JobRecord, folder: RunFolder) -> None:
     """Finish the renames that a dead worker had announced, and report them; a rename that fails may be reported, too.
 
     Does nothing while the worker lives.

@@ -72,7 +72,7 @@ def plan(
             preempted += [(one, record.job_id) for one in asked]
             making_way = [one.job_id for one in leaving if one in asked or one.preempted_by == record.job_id]
             if making_way:
-                waiting[record.job_id] = f"{', '.join(making_way)} to make way"
+                waiting[record.job_id] = f"{', '.join(making_way)} to pause"
     return Plan(room.starts, waiting, preempted)
 
 

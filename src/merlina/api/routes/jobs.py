@@ -204,7 +204,7 @@ def clear(services: ServicesDep) -> JobsCleared:
 
 
 def _retry(services: Services, job_id: str) -> JobCreated:
-    config, priority, preemptible = services.commands.again(job_id)
+    config, priority, preemptible = services.commands.submission(job_id)
     return _submit(services, config, priority, f"Retry of {job_id}.", preemptible=preemptible)
 
 

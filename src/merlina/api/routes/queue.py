@@ -33,7 +33,7 @@ def queue_jobs(services: ServicesDep) -> QueueJobs:
 def _lists(services: Services) -> tuple[list[QueuedJob], list[RunningJob]]:
     with services.database.read() as connection:
         queued, running = jobs.queued(connection), jobs.running(connection)
-    waiting = services.supervisor.look_at_queue().waiting
+    waiting = services.supervisor.plan().waiting
     return (
         [
             QueuedJob(

@@ -1,0 +1,80 @@
+"""The end of a worker that died without its last event: the server completes the run folder and writes the event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from merlina.domain.job_states import END_STATE_FOR, EndReason
+from merlina.executors.protocol import Executor
+from merlina.jobs.ingest import ingest_all, is_log_intact
+from merlina.jobs.moves import Moves
+from merlina.jobs.output_folders import settle_kept_model
+from merlina.jobs.requests import is_to_pause, reason_to_pause
+from merlina.jobs.resuming import complete_placement, describe_next_steps
+from merlina.jobs.supervisor.attempts import Observation
+from merlina.jobs.supervisor.last_events import end_without_log, record_end, record_pause
+from merlina.placement import last_placement
+from merlina.runs import RunFolder
+from merlina.storage.jobs import JobRecord
+
+
+@dataclass(frozen=True)
+class DeadWorkers:
+    """Ends the attempts of dead workers in their logs, or in the database alone if there is no log."""
+
+    moves: Moves
+    executor: Executor
+    grace_seconds: float
+
+    def finalize(self, record: JobRecord, folder: RunFolder, observed: Observation) -> None:
+        """End an attempt whose worker is dead, unless the worker wrote its last event before it died."""
+        record = ingest_all(self.moves, record, folder)
+        if not record.is_running:
+            return
+        # A placement that failed has written events too, and the last event is numbered after them.
+        complete_placement(record, folder)
+        record = ingest_all(self.moves, record, folder)
+        with self.moves.database.write() as connection:
+            settle_kept_model(connection, folder)
+        if not is_log_intact(record, folder):
+            lost = f"event log {folder.events_file}" if folder.path.is_dir() else f"run folder {folder.path}"
+            reason = f"The run ended because its {lost} was removed or cut while it was running"
+            end_without_log(self.moves, record, folder, END_STATE_FOR[EndReason.WORKER_DIED], reason)
+        elif is_to_pause(record):
+            message = self._pause_message(record, folder, observed)
+            if record_pause(record, folder, reason_to_pause(record), message):
+                ingest_all(self.moves, record, folder)
+        else:
+            end_reason, error = self._reason(record, folder, observed)
+            if record_end(record, folder, END_STATE_FOR[end_reason], error):
+                ingest_all(self.moves, record, folder)
+
+    def finalize_in_database(self, record: JobRecord, error: str) -> None:
+        """End an attempt that could not be started and whose event log cannot be written either."""
+        state = END_STATE_FOR[EndReason.NOT_STARTED]
+        ended = {"state": state, "error": error, "gpus": None, "ended_at": self.moves.clock()}
+        self.moves.change(record, ended)
+
+    def _reason(self, record: JobRecord, folder: RunFolder, observed: Observation) -> tuple[EndReason, str | None]:
+        if observed.start_error is not None:
+            return EndReason.NOT_STARTED, observed.start_error
+        if record.stop_requested_at is not None:
+            return EndReason.STOP_REQUESTED, self._stop_message(record, folder, observed)
+        stage = f"At step {record.step} of {record.total_steps}" if record.step else f"While {record.state}"
+        cause, next_steps = self.executor.cause_of_death(folder), describe_next_steps(record, folder)
+        return EndReason.WORKER_DIED, f"{stage} the worker process {cause}; {next_steps}"
+
+    def _stop_message(self, record: JobRecord, folder: RunFolder, observed: Observation) -> str | None:
+        if last_placement(folder.events_file) is not None:
+            return None
+        next_steps = describe_next_steps(record, folder)
+        if observed.was_killed:
+            return f"The run did not stop within {self.grace_seconds:g} s and was killed; {next_steps}"
+        return f"The worker ended before it had saved its model; {next_steps}"
+
+    def _pause_message(self, record: JobRecord, folder: RunFolder, observed: Observation) -> str:
+        killed = f"did not pause within {self.grace_seconds:g} s and was killed" if observed.was_killed else None
+        return (
+            f"Paused: {reason_to_pause(record)}. The worker process {killed or self.executor.cause_of_death(folder)}; "
+            f"{describe_next_steps(record, folder)}"
+        )

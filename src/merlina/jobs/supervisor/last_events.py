@@ -1,0 +1,41 @@
+"""The last event of an attempt, written by the server for a worker that died without one."""
+
+from __future__ import annotations
+
+from merlina.domain.job_states import EndState
+from merlina.jobs.ingest import end_of_log
+from merlina.jobs.moves import Moves
+from merlina.jobs.resuming import survey
+from merlina.runs import EventLog, RunFolder
+from merlina.schemas import events
+from merlina.storage.jobs import JobRecord
+
+
+def record_end(record: JobRecord, folder: RunFolder, state: EndState, error: str | None) -> bool:
+    """Write the last event of a worker that died without one; return False if the worker lives."""
+    return _append(record, folder, events.Ended(state=state, error=error, checkpoint_step=survey(folder).step))
+
+
+def record_pause(record: JobRecord, folder: RunFolder, reason: str, message: str) -> bool:
+    """Write the last event of a worker that died before it completed a pause, after `message` as a log line."""
+    paused = events.Paused(reason=reason, checkpoint_step=survey(folder).step)
+    return _append(record, folder, events.Logged(level="warning", message=message), paused)
+
+
+def end_without_log(moves: Moves, record: JobRecord, folder: RunFolder, state: EndState, error: str) -> None:
+    """End a job whose event log was removed or cut in the database alone. Its next attempt continues that log."""
+    ended = {"state": state, "error": error, "gpus": None, "ended_at": moves.clock(), "log_offset": end_of_log(folder)}
+    moves.change(record, ended)
+
+
+def _append(record: JobRecord, folder: RunFolder, *last_events: events.KnownEvent) -> bool:
+    with folder.locked() as lock:
+        if lock is None:
+            return False
+        log = EventLog(folder.events_file, record.last_seq)
+        try:
+            for event in last_events:
+                log.append(event)
+        finally:
+            log.close()
+        return True

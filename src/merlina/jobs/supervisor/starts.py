@@ -1,0 +1,126 @@
+"""Starting workers: claim the job, free memory, write the order and launch the process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from merlina.errors import StoredConfigError
+from merlina.executors.protocol import Executor
+from merlina.faults import FaultPoint, reach
+from merlina.jobs.ingest import ingest_all
+from merlina.jobs.moves import Moves
+from merlina.jobs.output_folders import owner_among
+from merlina.jobs.scheduler import Start
+from merlina.jobs.supervisor.attempts import Attempts
+from merlina.jobs.supervisor.dead_workers import DeadWorkers
+from merlina.jobs.supervisor.failure_log import FailureLog
+from merlina.processes import ProcessId
+from merlina.runs import RunFolder, RunOrder
+from merlina.schemas.parsing.stored_config import read_stored_config
+from merlina.storage import jobs
+from merlina.storage.jobs import JobRecord
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Starter:
+    """Starts the workers of jobs that the scheduler chose. `free_memory_for` is called before each launch.
+
+    `claimed` holds the jobs that the last server may have claimed without launching their workers.
+    """
+
+    moves: Moves
+    executor: Executor
+    attempts: Attempts
+    dead_workers: DeadWorkers
+    failures: FailureLog
+    runs_dir: Path
+    trust_remote_code: bool
+    max_row_mb: int
+    free_memory_for: Callable[[JobRecord], None]
+    monotonic: Callable[[], float]
+    claimed: set[str] = field(default_factory=set)
+
+    def start(self, start: Start) -> None:
+        """Start a queued job, unless the last worker of a resumed run has not ended yet."""
+        record, folder = start.record, RunFolder(self.runs_dir / start.record.job_id)
+        if self._last_worker_lives(record, folder):
+            return
+
+        def is_free(connection: Connection) -> bool:
+            return owner_among(jobs.running(connection), record) is None
+
+        # The log may show that the job ran after this row of a restored database was written.
+        waiting = ingest_all(self.moves, record, folder)
+        if waiting.state != "queued":
+            return
+        claimed = self.moves.change(waiting, {"state": "initializing", "gpus": start.gpus}, only_if=is_free)
+        if claimed is not None:
+            reach(FaultPoint.START_CLAIMED)
+            self._launch(claimed, folder)
+
+    def start_claimed(self, record: JobRecord, folder: RunFolder) -> bool:
+        """Launch a worker whose job was claimed by a server that was killed before it could launch it."""
+        if record.job_id not in self.claimed:
+            return False
+        self.claimed.discard(record.job_id)
+        is_alive = self.executor.is_alive(folder, ProcessId.parse(record.worker or ""))
+        if record.state != "initializing" or record.has_begun or is_alive:
+            return False
+        self._launch(record, folder)
+        return True
+
+    def _last_worker_lives(self, record: JobRecord, folder: RunFolder) -> bool:
+        try:
+            return self.executor.is_alive(folder, ProcessId.parse(record.worker or ""))
+        except OSError:
+            # The launch takes the lock itself and fails with the reason.
+            return False
+
+    def _launch(self, record: JobRecord, folder: RunFolder) -> None:
+        observed = self.attempts.observe(record)
+        observed.start_error = None
+        _log.info("starting %s (attempt %d)", record.job_id, record.attempt)
+        try:
+            self.free_memory_for(record)
+        except Exception:  # the run may start all the same
+            _log.exception("memory could not be freed for %s", record.job_id)
+        try:
+            self.executor.launch(folder, self._order(record), record.gpus)
+        except (OSError, ValueError, StoredConfigError) as error:
+            observed.start_error = f"The worker could not be started: {error}"
+            self._finalize_not_started(record, folder, observed.start_error)
+            self.attempts.end_unless_running(record)
+            return
+        observed.liveness_checked_at = self.monotonic()
+
+    def _finalize_not_started(self, record: JobRecord, folder: RunFolder, start_error: str) -> None:
+        try:
+            self.dead_workers.finalize(record, folder, self.attempts.observe(record))
+        except OSError as error:
+            # The problem that prevented the launch may affect the log too.
+            self.failures.report(error, f"the end of {record.job_id} could not be written to its log")
+            self.dead_workers.finalize_in_database(record, start_error)
+
+    def _order(self, record: JobRecord) -> RunOrder:
+        return RunOrder(
+            job_id=record.job_id,
+            attempt=record.attempt,
+            resume=record.attempt > 1,
+            after_seq=record.last_seq,
+            resume_step=record.last_checkpoint or 0,
+            config=read_stored_config(record.config, record.job_id),
+            dataset_file=record.dataset_file,
+            output_dir=record.target_dir,
+            trust_remote_code=self.trust_remote_code,
+            max_row_mb=self.max_row_mb,
+            gpus=record.gpus,
+            processes=max(1, len(record.gpus or [])),
+            memory_limit_mb=record.memory_needed_mb if record.gpus else None,
+        )
