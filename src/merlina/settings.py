@@ -1,4 +1,4 @@
-"""The server's settings: read once from the environment and `.env`, then passed down."""
+"""The server's settings, read once from the environment and `.env`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DATABASE_FILE = "merlina.db"
 
 
 def split_list(value: Any) -> Any:
-    """`"a, b"`, `'["a", "b"]'` or a list → a list of strings. Raises ValueError on broken JSON."""
+    """Return a list from `"a, b"`, `'["a", "b"]'` or a list. Raises ValueError if the JSON is not valid."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -22,56 +22,65 @@ def split_list(value: Any) -> Any:
         try:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError("begins with [ but is no JSON list of texts") from error
+            raise ValueError("begins with [ but is not a JSON list of strings") from error
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 class Settings(BaseSettings):
-    """Everything a server can be told, each by the environment variable of the same name in capitals."""
+    """All settings of a server; the environment variables have the same names in capitals."""
 
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True)
 
-    host: str = Field(default="127.0.0.1", description="address to listen on")
-    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 selects a free one.")
     domain: str = Field(
-        default="", description="public address, with its path if it has one, when a proxy stands before the server"
+        default="", description="Public address of the server behind a proxy, including its path, if any."
     )
     cors_origins: Annotated[list[str], NoDecode] = Field(
-        default_factory=list, description="origins whose pages may call the API: comma list, JSON list or *"
+        default_factory=list, description="Origins whose pages may call the API: a comma-separated or JSON list, or *."
     )
-    api_key: SecretStr | None = Field(default=None, description="where set, every request must carry it")
+    api_key: SecretStr | None = Field(default=None, description="API key that every request must have; empty: none.")
 
-    data_dir: Path = Field(default=Path("data"), description="database, uploads and run folders")
-    models_dir: Path = Field(default=Path("models"), description="finished models")
-    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in the data folder")
+    data_dir: Path = Field(default=Path("data"), description="Folder for the database, uploads and run folders.")
+    models_dir: Path = Field(default=Path("models"), description="Folder for finished models.")
+    database_url: str = Field(
+        default="", description="SQLAlchemy URL of the database; empty: SQLite in the data folder."
+    )
     allowed_paths: Annotated[list[Path], NoDecode] = Field(
         default_factory=list,
-        description="folders a request may read files from; empty: the data folder and the one started in",
+        description="Folders whose files requests may read and write; empty: the data folder and the working folder.",
     )
-    max_upload_size_mb: int = Field(default=500, ge=1, description="largest upload, in MiB")
+    max_upload_size_mb: int = Field(default=500, ge=1, description="Maximum size of an upload, in MiB.")
     max_row_size_mb: int = Field(
-        default=16, ge=1, le=1024, description="largest row of a data set, in MiB; raise it for rows of longer texts"
+        default=16,
+        ge=1,
+        le=1024,
+        description="Maximum size of a row of a data set, in MiB. Raise it for longer texts; memory use grows with it.",
     )
 
-    max_concurrent_jobs: int = Field(default=1, ge=1, description="jobs that may run at the same time")
-    share_gpus: bool = Field(default=False, description="let several jobs run on one GPU")
+    max_concurrent_jobs: int = Field(default=1, ge=1, description="Maximum number of jobs that run at the same time.")
+    share_gpus: bool = Field(default=False, description="Allow several jobs to run on one GPU.")
     stop_grace_seconds: float = Field(
-        default=180.0, ge=0, description="time a stopped run has to save itself, in seconds"
+        default=180.0, ge=0, description="Seconds that a stopped run may take to save its model before it is killed."
     )
     helper_idle_seconds: float = Field(
-        default=300.0, gt=0, description="time after which idle helpers are let go, in seconds"
+        default=300.0, gt=0, description="End idle helper processes after this many seconds."
     )
     chat_idle_seconds: float = Field(
-        default=300.0, gt=0, description="unload an idle chat model after this many seconds"
+        default=300.0, gt=0, description="Unload an idle chat model after this many seconds."
     )
 
-    hf_token: SecretStr | None = Field(default=None, description="Hugging Face token for jobs that bring none")
-    wandb_api_key: SecretStr | None = Field(default=None, description="Weights & Biases key for jobs that bring none")
+    hf_token: SecretStr | None = Field(
+        default=None, description="Hugging Face token for jobs that have none of their own."
+    )
+    wandb_api_key: SecretStr | None = Field(
+        default=None, description="Weights & Biases key for jobs that have none of their own."
+    )
     trust_remote_code: bool = Field(
-        default=False, description="let models run code of their own: only for models you trust"
+        default=False, description="Allow base models to run their own code. Only for models that you trust."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="how much the server logs"
+        default="INFO", description="Minimum level of the server's log messages."
     )
 
     @field_validator("cors_origins", "allowed_paths", mode="before")
@@ -93,7 +102,7 @@ class Settings(BaseSettings):
     @classmethod
     def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
-            raise ValueError("must be plain ASCII: no request could carry anything else")
+            raise ValueError("must be printable ASCII, since it is sent in an HTTP header")
         return value
 
     @field_validator("domain")
@@ -102,7 +111,7 @@ class Settings(BaseSettings):
         try:
             urlsplit(value if "//" in value else f"//{value}")
         except ValueError as error:
-            raise ValueError(f"is no address: {error}") from error
+            raise ValueError(f"is not a valid address: {error}") from error
         return value
 
     @field_validator("data_dir", "models_dir", mode="after")
@@ -124,17 +133,17 @@ class Settings(BaseSettings):
 
     @property
     def lock_file(self) -> Path:
-        """Held by the one server that uses the data folder."""
+        """The lock that the server holds while it uses the data folder."""
         return self.data_dir / "server.lock"
 
     @property
     def logged_out_file(self) -> Path:
-        """Sessions of the page that were logged out before they expired."""
+        """The sessions that were logged out before they expired."""
         return self.data_dir / "logged_out"
 
     @property
     def private_paths(self) -> tuple[Path, ...]:
-        """What is the server's own, though it lies in the data folder."""
+        """Files and folders of the data folder that requests may not access."""
         database = [self.data_dir / f"{_DATABASE_FILE}{suffix}" for suffix in ("", "-wal", "-shm", "-journal")]
         files = (self.helper_log, self.chat_log, self.lock_file, self.logged_out_file)
         return tuple(path.resolve() for path in (self.runs_dir, *files, *database))

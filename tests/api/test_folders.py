@@ -140,7 +140,7 @@ def test_what_belongs_to_root_is_one_sentence_for_another_user(folder_open_to_al
             with sole_server(settings.lock_file):
                 make_folders(settings)
         except ServerError as error:
-            expected = f"DATA_DIR: {path} can't be used: Permission denied; it belongs to root"
+            expected = f"DATA_DIR: {path} can't be used: Permission denied; its owner is root"
             os._exit(0 if error.message.replace("MODELS_DIR", "DATA_DIR").startswith(expected) else 3)
         os._exit(4)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -60,7 +60,7 @@ def test_a_browser_that_comes_to_nowhere_gets_the_page_and_a_program_a_reason(ht
     by_browser = http.get("/no/such/place", headers={"accept": "text/html,*/*"})
     assert (by_browser.status_code, by_browser.headers["content-type"]) == (404, "text/html; charset=utf-8")
     assert "default-src 'none'" in by_browser.headers["content-security-policy"]
-    assert "nothing at /no/such/place" in http.get("/no/such/place").json()["detail"]
+    assert "/no/such/place does not exist" in http.get("/no/such/place").json()["detail"]
 
 
 @pytest.mark.parametrize("path", ["/", "/new", "/runs/job_1", "/runs/job_1/chat", "/machine"])
@@ -153,10 +153,9 @@ def test_no_answer_of_ours_is_a_422(http: httpx.Client) -> None:
 def test_the_schema_tells_each_fields_default_range_and_meaning(http: httpx.Client) -> None:
     fields = http.get("/api/openapi.json").json()["components"]["schemas"]["TrainingConfig"]["properties"]
     assert set(fields) == set(TrainingConfig.model_fields)
-    assert fields["lora_r"] | {"title": ""} == {
-        "type": "integer", "minimum": 1, "maximum": 1024, "default": 64, "title": "",
-        "description": "Rank of the adapters: how much they can hold.",
-    }  # fmt: skip
+    described = {"type": "integer", "minimum": 1, "maximum": 1024, "default": 64}
+    assert described.items() <= fields["lora_r"].items()
+    assert fields["lora_r"]["description"].startswith("Rank of the adapters.")
 
 
 def test_every_setting_is_in_the_example_file() -> None:

@@ -48,7 +48,7 @@ def test_a_server_that_lets_in_more_than_its_owner_may_mean_says_so(tmp_path: Pa
     assert risks(settings(allowed_paths=[tmp_path], api_key="x" * 32, host="0.0.0.0"), Path("/")) == []
     assert "started in / without ALLOWED_PATHS" in risks(settings(), Path("/"))[0]
     (missing,) = risks(settings(allowed_paths=[tmp_path, tmp_path / "typo"]), tmp_path)
-    assert f"{tmp_path / 'typo'} is not a folder that exists" in missing
+    assert f"{tmp_path / 'typo'} is not an existing folder" in missing
     assert "the whole disk" in risks(settings(allowed_paths=["/"]), tmp_path)[0]
     assert "without API_KEY" in risks(settings(host="0.0.0.0"), tmp_path)[0]
     assert "fewer than 16 characters" in risks(settings(api_key="sesame"), tmp_path)[0]

@@ -78,7 +78,7 @@ def test_bench_takes_first_steps_without_a_server_and_keeps_nothing(tiny_model: 
 def test_an_id_that_is_none_is_named() -> None:
     done = command("datasets", "columns", "nope")
     assert done.returncode == 1
-    assert "'nope' is no data set's id" in done.stderr
+    assert "'nope' is not a valid data set id" in done.stderr
 
 
 def test_the_examples_are_valid_configurations() -> None:
@@ -135,8 +135,8 @@ def test_settings_that_cannot_be_are_named() -> None:
         pytest.param(
             "DATABASE_URL", "nonsense", "The database of DATABASE_URL can't be opened", marks=pytest.mark.long
         ),
-        pytest.param("DOMAIN", "https://[bad", "DOMAIN: is no address", marks=pytest.mark.long),
-        ("API_KEY", "schlüssel", "API_KEY: must be plain ASCII"),
+        pytest.param("DOMAIN", "https://[bad", "DOMAIN: is not a valid address", marks=pytest.mark.long),
+        ("API_KEY", "schlüssel", "API_KEY: must be printable ASCII"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line(tmp_path: Path, setting: str, value: str, complaint: str) -> None:
@@ -202,7 +202,7 @@ def test_a_configuration_is_checked_and_its_data_shown(server: Server, config: C
     file.write_text(json.dumps(body))
     valid = command("validate", str(file), url=server.url)
     assert (valid.returncode, valid.stderr) == (0, "")
-    for expected in ("valid: it can be run", "expected, at least", "libraries", " steps, ", "trains on the CPU"):
+    for expected in ("valid: the run can start", "expected, at least", "libraries", " steps, ", "trains on the CPU"):
         assert expected in valid.stdout
     shown = command("preview", str(file), url=server.url)
     assert "1\n  prompt (23 tokens): <|im_start|>user\nWhat is 0 plus 0?<|im_end|>" in shown.stdout

@@ -78,17 +78,17 @@ def test_styles_of_our_own_reach_a_terminal_and_those_in_texts_do_not(monkeypatc
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("x.yaml", b"a: b: c", "is not valid YAML: a second colon, which needs quotation marks at line 1, column 5"),
-        ("x.yaml", b"a: 1\n\tb: 2", "is not valid YAML: a tab where only spaces can indent at line 2, column 1"),
-        ("x.yaml", b"a: [1\n", "is not valid YAML: a list or mapping in brackets has no end, or lacks a comma "
+        ("x.yaml", b"a: b: c", "is not valid YAML: a value with a second colon must be quoted at line 1, column 5"),
+        ("x.yaml", b"a: 1\n\tb: 2", "is not valid YAML: indentation with a tab instead of spaces at line 2, column 1"),
+        ("x.yaml", b"a: [1\n", "is not valid YAML: a list or mapping in brackets is not closed or lacks a comma "
          "at line 2, column 1"),
-        ("x.yaml", b"a: \"x", "is not valid YAML: a quotation has no end at line 1, column 6"),
-        ("x.yaml", b"a: 1\n\x01", "is not a text file: it holds a control character at line 2, column 1"),
+        ("x.yaml", b"a: \"x", "is not valid YAML: a quoted text is not closed at line 1, column 6"),
+        ("x.yaml", b"a: 1\n\x01", "is not a text file: it contains a control character at line 2, column 1"),
         ("x.yaml", b"[" * 5000, "is nested too deeply"),
         ("x.yaml", b"a: " + b"9" * 5000, "holds a number with more than 4,300 digits"),
         ("x.yaml", b"a: 1\n---\nb: 2", "is not valid YAML: but found another document at line 2, column 1"),
-        ("x.yaml", b"\xff\xfe\x00", "is not a text file in UTF-8, as a configuration is"),
-        ("x.json", b"\xff\xfe\x00", "is not a text file in UTF-8, as a configuration is"),
+        ("x.yaml", b"\xff\xfe\x00", "is not a text file in UTF-8"),
+        ("x.json", b"\xff\xfe\x00", "is not a text file in UTF-8"),
         ("x.json", b"{a: 1}", "is not valid JSON: a name in double quotes was expected at line 1, column 2"),
         ("x.json", b"{}\n{}", "is not valid JSON: there is more text after the end of the value at line 2, column 1"),
     ],

@@ -136,7 +136,7 @@ def test_questions_are_asked_again_and_orders_are_not() -> None:
         with Client(f"http://127.0.0.1:{unsteady.server_port}", retries=2) as client:
             assert client.jobs() == {}
             assert asked == ["GET"] * 3
-            with pytest.raises(ServerError, match="No Merlina server answers"):
+            with pytest.raises(ServerError, match="No Merlina server responds"):
                 client.clear()
             assert asked == ["GET"] * 3 + ["DELETE"]
         unsteady.shutdown()

@@ -79,7 +79,7 @@ def test_this_machine_is_never_asked_through_a_proxy(server: Server) -> None:
 def test_a_proxy_on_the_way_is_named_without_its_password() -> None:
     with Client("http://merlina.example.com:8000", retries=0) as client, pytest.raises(ServerError) as raised:
         client.health()
-    assert "by way of the proxy 127.0.0.1:9; add merlina.example.com to NO_PROXY" in raised.value.message
+    assert "through the proxy 127.0.0.1:9; add merlina.example.com to NO_PROXY" in raised.value.message
     assert "secret" not in raised.value.message
 
 
@@ -88,7 +88,7 @@ def test_the_cause_of_a_failed_connection_is_named(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     causes = {
         f"http://127.0.0.1:{port}": "the connection was refused; `merlina serve` starts one",
-        "http://nowhere.invalid": "the name 'nowhere.invalid' is not known",
+        "http://nowhere.invalid": "the host name 'nowhere.invalid' can't be resolved",
     }
     for url, cause in causes.items():
         with Client(url, retries=0) as client, pytest.raises(ServerError) as raised:
@@ -135,5 +135,5 @@ def test_address_and_key_come_from_the_environment_unless_given(monkeypatch: pyt
     with Client("http://127.0.0.1:1", "given") as client:
         assert (client.url, client.headers) == ("http://127.0.0.1:1", {"X-API-Key": "given"})
     monkeypatch.setenv("MERLINA_URL", "lab.example")
-    with pytest.raises(InvalidRequestError, match="is no address of a server"):
+    with pytest.raises(InvalidRequestError, match="is not the address of a server"):
         Client()

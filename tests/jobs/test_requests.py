@@ -143,5 +143,5 @@ def test_a_job_that_never_ran_is_cancelled_or_deleted_out_of_its_pause(server: S
 def test_preemptible_without_low_priority_is_said_to_do_nothing(server: Server, config: Config) -> None:
     with server.http() as http:
         created = http.post("/train", json=config(server, "vain", max_steps=1), params={"preemptible": True}).json()
-    assert any("never makes way" in warning for warning in created["warnings"])
+    assert any("is never preempted" in warning for warning in created["warnings"])
     server.until_ended(created["job_id"])

@@ -157,7 +157,7 @@ def test_a_token_loses_the_white_space_of_pasting_and_nothing_else_is_let_into_a
     assert pasted.secrets() == {"hf_token": "hf_abc"}
     for token in ("hf_a\nb", "hf_a b", "hf_\0", "hf_ü"):
         (line,) = problems(hf_token=token)
-        assert line == "hf_token: holds characters that no token has"
+        assert line == "hf_token: contains characters that are not valid in a token"
     assert TrainingConfig.model_validate({**NEEDED, "hf_token": " "}).secrets() == {}
 
 

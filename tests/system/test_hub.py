@@ -101,7 +101,9 @@ def test_private_data_are_looked_at_with_a_token_that_nothing_keeps(
             assert "if it is private, give a hf_token" in ask(path)["detail"]
             assert "rejected the given hf_token" in ask(path, hf_token="hf_wrong")["detail"]
             assert "the given hf_token has no access to it" in ask(path, hf_token="hf_stranger")["detail"]
-            assert ask(path, hf_token="hf_ ü")["detail"]["errors"] == ["hf_token: holds characters that no token has"]
+            assert ask(path, hf_token="hf_ ü")["detail"]["errors"] == [
+                "hf_token: contains characters that are not valid in a token"
+            ]
         refused = http.post("/validate", json={**body, "dataset": {**question, "hf_token": "hf_right"}}).json()
         assert refused["detail"]["errors"][0].startswith("dataset.hf_token: unknown field")
     file = tmp_path / "run.json"

@@ -43,7 +43,7 @@ class Comparisons:
     def compare(self, request: ComparisonRequest, closed: threading.Event) -> Comparison:
         """Store two answers to one prompt, given or generated now, with their sides chosen at random.
 
-        Raises NotFoundError, and what `ChatService.answer` raises where answers have to be generated.
+        Raises NotFoundError, and the errors of `ChatService.answer` if answers have to be generated.
         """
         job = self.commands.find(request.job_id)
         answers = request.answers or self._generate(request, closed)

@@ -1,4 +1,4 @@
-"""How often a job's model is preferred to its base, and how sure that is."""
+"""The share of votes that prefer a job's model to its base model, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _Z = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 @dataclass(frozen=True)
 class WinRate:
-    """A share of the votes that decided for a side, with the ends of its 95 % interval."""
+    """The share of wins among the decided votes, with the bounds of its 95 % interval."""
 
     rate: float
     low: float
@@ -18,9 +18,10 @@ class WinRate:
 
 
 def win_rate(wins: int, losses: int) -> WinRate | None:
-    """The rate with its score interval (Wilson 1927, eq. for a binomial proportion); None without votes.
+    """Return the rate with the score interval of a binomial proportion (Wilson 1927); None without votes.
 
-    It holds for few votes and for rates near 0 and 1 too, where the usual interval has no width or leaves [0, 1].
+    Unlike the normal approximation, it is also valid for few votes and for rates near 0 and 1, where the former has no
+    width or leaves [0, 1].
     """
     votes = wins + losses
     if votes == 0:
@@ -29,5 +30,5 @@ def win_rate(wins: int, losses: int) -> WinRate | None:
     shrink = 1 + _Z**2 / votes
     centre = (rate + _Z**2 / (2 * votes)) / shrink
     half = _Z * math.sqrt(rate * (1 - rate) / votes + _Z**2 / (4 * votes**2)) / shrink
-    # At 0 and 1 the interval ends at the rate itself, but for rounding.
+    # At rates of 0 and 1, the bound equals the rate except for rounding.
     return WinRate(rate, min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half)))

@@ -1,1 +1,1 @@
-"""The command line: thin, over the client; `serve` alone runs the server itself."""
+"""The `merlina` commands: most call a server through the client; `serve`, `bench` and `demo` run on this machine."""

@@ -1,4 +1,4 @@
-"""`merlina bench`: how fast a configuration trains on this machine, found by taking its first steps."""
+"""`merlina bench`: measures the training speed of a configuration on this machine over its first steps."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from merlina.runs import RunFolder, RunOrder, read_events
 from merlina.schemas.events import Ended, Event, Metrics, Progress, Started
 from merlina.schemas.training import TrainingConfig
 
-_LOOK_SECONDS = 0.1
-# The first step warms caches and finds its memory; it isn't counted.
+_POLL_SECONDS = 0.1
+# The first step fills caches and allocates memory; it is not counted.
 _WARM_UP_STEPS = 1
 _NOT_MEASURED: dict[str, Any] = {
     "eval_steps": 0.0, "save_steps": 0.0, "logging_steps": 1, "load_best_at_end": None, "early_stopping_patience": None,
@@ -37,8 +37,8 @@ _NOT_MEASURED: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Seconds and speeds are medians over the steps that count; memory is that of the first process, in GiB."""
+class Measurement:
+    """Medians over the counted steps; memory is that of the first process, in GiB."""
 
     seconds_to_first_step: float
     seconds_per_step: float
@@ -49,16 +49,18 @@ class Measured:
 
     @property
     def hours(self) -> float:
-        """Of all the run's steps, without evaluations and checkpoints."""
+        """Estimated hours for all steps of the run, without evaluations and checkpoints."""
         return self.total_steps * self.seconds_per_step / 3600
 
 
 def bench(
     file: ConfigFile,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps to measure, after one that warms up.")] = 5,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Number of optimizer steps to measure, after one warm-up step.")
+    ] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Take a run's first steps here, without a server: its speed, its memory, how long all of it would take."""
+    """Measure speed and memory of a run's first steps on this machine, without a server, and estimate its duration."""
     config = read_config_file(file)
     with tempfile.TemporaryDirectory(prefix="merlina-bench-") as folder:
         measured = _measure(config, Path(folder), steps)
@@ -68,12 +70,12 @@ def bench(
         print_table(_table(measured))
 
 
-def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measured:
+def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measurement:
     settings = read_settings({})
-    of_server = {"hf_token": settings.hf_token.get_secret_value()} if settings.hf_token else {}
-    # Whoever types the command may read what he names.
-    anywhere = AllowedPaths((Path("/"),))
-    file = resolve_file(config.dataset.source, settings.uploads_dir, anywhere)
+    server_tokens = {"hf_token": settings.hf_token.get_secret_value()} if settings.hf_token else {}
+    # The user of the command may read any file.
+    allowed = AllowedPaths((Path("/"),))
+    file = resolve_file(config.dataset.source, settings.uploads_dir, allowed)
     order = RunOrder(
         job_id="bench",
         attempt=1,
@@ -85,7 +87,7 @@ def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measured:
         processes=max(1, len(config.gpu_ids or [])),
     )
     run = RunFolder(folder / "run")
-    executor = LocalExecutor({**of_server, **config.secrets()}, fork_server=None)
+    executor = LocalExecutor({**server_tokens, **config.secrets()}, fork_server=None)
     executor.launch(run, order, config.gpu_ids)
     try:
         return _watch(_events(run, executor), steps)
@@ -93,8 +95,8 @@ def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measured:
         executor.kill(run)
 
 
-def _watch(events: Iterator[Event], steps: int) -> Measured:
-    """Raises TrainingError where the run fails, or has too few steps."""
+def _watch(events: Iterator[Event], steps: int) -> Measurement:
+    """Return the measurement of the first steps. Raises TrainingError if the run fails or has too few steps."""
     began, total_steps = 0.0, 0
     seen: list[Metrics] = []
     for event in events:
@@ -110,9 +112,9 @@ def _watch(events: Iterator[Event], steps: int) -> Measured:
                 break
     counted = seen[_WARM_UP_STEPS:]
     if not counted:
-        raise TrainingError("The run ended before its second step; the first only warms up")
+        raise TrainingError("The run ended before its second step; the first one is the warm-up")
     last = seen[-1].metrics
-    return Measured(
+    return Measurement(
         seconds_to_first_step=seen[0].time - began,
         seconds_per_step=statistics.median(after.time - before.time for before, after in pairwise(seen)),
         tokens_per_second=statistics.median(event.metrics["tokens_per_second"] or 0.0 for event in counted),
@@ -123,7 +125,7 @@ def _watch(events: Iterator[Event], steps: int) -> Measured:
 
 
 def _events(run: RunFolder, executor: LocalExecutor) -> Iterator[Event]:
-    """As they come, to the last. Raises TrainingError where the worker is gone without one."""
+    """Yield the run's events up to its last one. Raises TrainingError if the worker died without it."""
     offset = 0
     while True:
         alive = executor.is_alive(run)
@@ -133,17 +135,17 @@ def _events(run: RunFolder, executor: LocalExecutor) -> Iterator[Event]:
             return
         if not alive and not found:
             raise TrainingError(f"The worker process {executor.cause_of_death(run)}")
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
-def _table(measured: Measured) -> Table:
+def _table(measured: Measurement) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     rows = [
-        ("until the first step", f"{measured.seconds_to_first_step:.1f} s"),
-        ("an optimizer step", f"{measured.seconds_per_step:.2f} s"),
+        ("time to first step", f"{measured.seconds_to_first_step:.1f} s"),
+        ("time per step", f"{measured.seconds_per_step:.2f} s"),
         ("speed", f"{measured.tokens_per_second:,.0f} tokens/s"),
         ("memory", f"{measured.memory_gib:.1f} GiB"),
-        ("all steps", f"{measured.total_steps:,} in about {measured.hours:.1f} h"),
+        ("full run", f"{measured.total_steps:,} steps, about {measured.hours:.1f} h"),
     ]
     if measured.gpu_memory_gib is not None:
         rows.insert(4, ("GPU memory", f"{measured.gpu_memory_gib:.1f} GiB"))

@@ -1,4 +1,4 @@
-"""`merlina validate` and `preview`: what a run would do, before it does."""
+"""`merlina validate` and `preview`: check a configuration and show its training data before a run."""
 
 from __future__ import annotations
 
@@ -22,49 +22,53 @@ ConfigFile = Annotated[Path, typer.Argument(help="A TrainingConfig as JSON or YA
 
 
 def validate(file: ConfigFile, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Check a configuration against the server's machine, model and data. Exits with 1 where it can't be run."""
+    """Check a configuration against the server's machine, the model and the data. Exits with 1 if it is not valid."""
     try:
         config = read_config_file(file)
         with client(url, api_key) as server:
-            answer = server.validate(config)
+            response = server.validate(config)
     except (InvalidRequestError, NotFoundError) as error:
         if not as_json:
             raise
-        answer = _refused(error)
+        response = _refused(error)
     if as_json:
-        print_json(answer)
+        print_json(response)
     else:
-        _show_results(answer.results)
-        output.print("[green]valid[/]: it can be run" if answer.valid else "[red]not valid[/]: it can't be run")
-    sys.exit(0 if answer.valid else 1)
+        _show_results(response.results)
+        output.print(
+            "[green]valid[/]: the run can start" if response.valid else "[red]not valid[/]: the run can't start"
+        )
+    sys.exit(0 if response.valid else 1)
 
 
 def preview(
     file: ConfigFile,
-    raw: Annotated[bool, typer.Option("--raw", help="Rows as they are, not as they are trained on.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Show rows as they are in the file instead of formatted pairs.")
+    ] = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Show the first pairs of a configuration's data set as the text and tokens that are trained on."""
+    """Show the first pairs of a configuration's data set as formatted for training."""
     config = read_config_file(file)
     dataset, token = config.dataset, config.secrets().get("hf_token")
     with client(url, api_key) as server:
         if raw:
-            answer = server.preview(dataset, token)
+            response = server.preview(dataset, token)
         else:
-            spoken_to = dataset.model_copy(update={"model_name": dataset.model_name or config.base_model})
-            answer = server.preview_formatted(spoken_to, config.max_length, config.max_prompt_length, token)
+            with_model = dataset.model_copy(update={"model_name": dataset.model_name or config.base_model})
+            response = server.preview_formatted(with_model, config.max_length, config.max_prompt_length, token)
     if as_json:
-        print_json(answer)
+        print_json(response)
     elif raw:
-        _show_rows(answer)
+        _show_rows(response)
     else:
-        _show_pairs(answer)
+        _show_pairs(response)
 
 
 def _refused(error: InvalidRequestError | NotFoundError) -> ValidationResponse:
-    """Return, in the form of the server's answer, what is wrong with a file that holds no configuration."""
+    """Return an invalid configuration file's errors in the form of the server's response."""
     findings = list(error.findings) if isinstance(error, InvalidRequestError) else []
     findings = findings or [Finding(error.message)]
     names = ("gpu_available", "vram_sufficient", "disk_space_ok", "model_accessible", "dataset_valid")
@@ -73,7 +77,7 @@ def _refused(error: InvalidRequestError | NotFoundError) -> ValidationResponse:
         warnings=[],
         findings=findings,
         checks=ValidationChecks(**dict.fromkeys(names, False)),
-        not_checked=[f"{name}: the file holds no valid configuration" for name in names],
+        not_checked=[f"{name}: the file is not a valid configuration" for name in names],
     )
     return ValidationResponse(valid=False, results=results)
 
@@ -87,7 +91,9 @@ def _show_results(results: ValidationResults) -> None:
     if results.memory is not None:
         print_table(_memory_table(results.memory))
     if results.time is not None:
-        basis = f"as fast as {results.time.earlier_run}" if results.time.earlier_run else "by this processor's speed"
+        basis = (
+            f"at the speed of {results.time.earlier_run}" if results.time.earlier_run else "at this processor's speed"
+        )
         output.print(f"about {duration(results.time.seconds)} for {results.time.steps:,} steps, {basis}")
 
 
@@ -104,26 +110,26 @@ def _memory_table(memory: MemoryEstimate) -> Table:
     return table
 
 
-def _show_rows(answer: PreviewResponse) -> None:
-    for row, sample in enumerate(answer.samples, start=1):
+def _show_rows(response: PreviewResponse) -> None:
+    for row, sample in enumerate(response.samples, start=1):
         output.print(f"[bold]{row}[/]")
         for name, value in sample.items():
             output.print(f"  [cyan]{escape(name)}[/]: {escape(str(value))}")
-    _show_rest(answer)
+    _show_rest(response)
 
 
-def _show_pairs(answer: PreviewResponse) -> None:
-    for sample in answer.samples:
+def _show_pairs(response: PreviewResponse) -> None:
+    for sample in response.samples:
         output.print(f"[bold]{sample['row']}[/]")
         for name in ("prompt", "chosen", "rejected"):
             output.print(f"  [cyan]{name}[/]{_token_count(sample, name)}: {escape(str(sample[name]))}")
-    _show_rest(answer)
+    _show_rest(response)
 
 
-def _show_rest(answer: PreviewResponse) -> None:
-    of_all = f" of {answer.total_rows:,}" if answer.total_rows is not None else ""
-    output.print(f"[dim]{answer.num_samples}{of_all} rows shown[/]")
-    for line in [*answer.warnings, *(finding.message for finding in answer.findings)]:
+def _show_rest(response: PreviewResponse) -> None:
+    of_all = f" of {response.total_rows:,}" if response.total_rows is not None else ""
+    output.print(f"[dim]{response.num_samples}{of_all} rows shown[/]")
+    for line in [*response.warnings, *(finding.message for finding in response.findings)]:
         output.print(f"[yellow]·[/] {escape(line)}")
 
 

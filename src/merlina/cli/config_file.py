@@ -1,4 +1,4 @@
-"""A TrainingConfig from a JSON or YAML file."""
+"""Reads a TrainingConfig from a JSON or YAML file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from merlina.schemas.training import TrainingConfig
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as 1.2 and JSON have numbers: `5e-6` is one, where YAML 1.1 wants `5.0e-6`."""
+    """Reads `5e-6` as a number, as YAML 1.2 and JSON do; YAML 1.1 requires `5.0e-6`."""
 
 
 _Loader.add_implicit_resolver(
@@ -27,23 +27,23 @@ _Loader.add_implicit_resolver(
 )
 
 
-# By what the parser's own messages hold; the others say in one line what was expected.
+# By a part of the parser's message; messages that are not listed are shown as they are.
 _YAML_PROBLEMS = {
-    "mapping values are not allowed": "a second colon, which needs quotation marks",
-    "could not find expected ':'": "a line has no colon after its name",
-    "'\\t' that cannot start": "a tab where only spaces can indent",
-    "cannot start any token": "a character that begins a text only within quotation marks",
-    "unexpected end of stream": "a quotation has no end",
-    "expected <block end>": "a line does not fit to those above it; check how far it is indented",
-    "expected ',' or": "a list or mapping in brackets has no end, or lacks a comma",
-    "could not determine a constructor": "a tag (!) that means nothing here",
+    "mapping values are not allowed": "a value with a second colon must be quoted",
+    "could not find expected ':'": "a name is not followed by a colon",
+    "'\\t' that cannot start": "indentation with a tab instead of spaces",
+    "cannot start any token": "a text that begins with this character must be quoted",
+    "unexpected end of stream": "a quoted text is not closed",
+    "expected <block end>": "a line does not match the lines above it; check its indentation",
+    "expected ',' or": "a list or mapping in brackets is not closed or lacks a comma",
+    "could not determine a constructor": "a tag (!) is not supported",
     "undefined alias": "a reference (*) to an anchor that does not exist",
-    "unhashable key": "a list or mapping where a name is needed",
+    "unhashable key": "a list or mapping is used as a name",
 }
 
 
 def read_config_file(path: Path) -> TrainingConfig:
-    """Raises NotFoundError, or InvalidRequestError naming each field that can't be."""
+    """Return the configuration in a file. Raises NotFoundError, or InvalidRequestError with a finding per field."""
     content = read_mapping(path)
     try:
         return TrainingConfig.model_validate(content)
@@ -52,16 +52,16 @@ def read_config_file(path: Path) -> TrainingConfig:
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """The file's top-level mapping, unchecked."""
+    """Return the file's top-level mapping without checking its fields."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise NotFoundError(f"{path} can't be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"{path} is not a text file in UTF-8, as a configuration is") from error
+        raise InvalidRequestError(f"{path} is not a text file in UTF-8") from error
     content = _parse_json(path, text) if path.suffix.lower() == ".json" else _parse_yaml(path, text)
     if not isinstance(content, dict):
-        raise InvalidRequestError(f"{path} must hold one mapping of fields, as the API's TrainingConfig")
+        raise InvalidRequestError(f"{path} must contain one mapping with the fields of a TrainingConfig")
     return content
 
 
@@ -76,15 +76,15 @@ def _parse_yaml(path: Path, text: str) -> Any:
     try:
         return yaml.load(text, _Loader)  # noqa: S506
     except yaml.MarkedYAMLError as error:
-        raise InvalidRequestError(f"{path} is not valid YAML: {_in_words(error)}{_place(error)}") from error
+        raise InvalidRequestError(f"{path} is not valid YAML: {_describe(error)}{_place(error)}") from error
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         place = f"line {before.count(chr(10)) + 1}, column {error.position - before.rfind(chr(10))}"
-        raise InvalidRequestError(f"{path} is not a text file: it holds a control character at {place}") from error
+        raise InvalidRequestError(f"{path} is not a text file: it contains a control character at {place}") from error
     except RecursionError as error:
         raise InvalidRequestError(f"{path} {TOO_DEEP}") from error
     except ValueError as error:
-        problem = TOO_MANY_DIGITS if "digits" in str(error) else f"holds a date or time that does not exist: {error}"
+        problem = TOO_MANY_DIGITS if "digits" in str(error) else f"contains a date or time that does not exist: {error}"
         raise InvalidRequestError(f"{path} {problem}") from error
 
 
@@ -93,8 +93,8 @@ def _place(error: yaml.MarkedYAMLError) -> str:
     return f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
-def _in_words(error: yaml.MarkedYAMLError) -> str:
-    """What the parser did not understand, in one line."""
+def _describe(error: yaml.MarkedYAMLError) -> str:
+    """Return the parser's error in one line."""
     problem = str(error.problem or error.context)
     words = next((words for part, words in _YAML_PROBLEMS.items() if part in problem), None)
     return words or " ".join(problem.replace("<stream end>", "the end of the file").split())

@@ -1,4 +1,4 @@
-"""`merlina configs …`: configurations saved on the server."""
+"""`merlina configs …`: manage configurations saved on the server."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Name = Annotated[str, typer.Argument(help="The configuration's name.")]
 
 @commands.command("list")
 def list_all(
-    tag: Annotated[str | None, typer.Option(help="Only those with this tag.")] = None,
+    tag: Annotated[str | None, typer.Option(help="List only configurations with this tag.")] = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
     """List saved configurations."""
     with client(url, api_key) as server:
-        answer = server.saved_configs(tag)
+        response = server.saved_configs(tag)
     if as_json:
-        print_json(answer)
+        print_json(response)
         return
     table = Table(box=None, pad_edge=False)
     for title in ("name", "tags", "changed", "description"):
         table.add_column(title)
-    for entry in answer.configs:
+    for entry in response.configs:
         table.add_row(entry.name, escape(", ".join(entry.tags)), entry.updated_at, escape(entry.description))
     print_table(table)
 
@@ -50,12 +50,12 @@ def show(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
 def save(
     name: Name,
     file: Annotated[Path, typer.Argument(help="A TrainingConfig, or part of one, as JSON or YAML.")],
-    description: Annotated[str | None, typer.Option(help="What it is for.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="A tag; may be given several times.")] = None,
+    description: Annotated[str | None, typer.Option(help="Purpose of the configuration.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A tag; can be repeated.")] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Save a configuration on the server; tokens in it are left out."""
+    """Save a configuration on the server, without its tokens."""
     with client(url, api_key) as server:
         output.print(escape(server.save_config(name, read_mapping(file), description, tag).message))
 
@@ -82,7 +82,7 @@ def export(
 @commands.command("import")
 def import_(
     filepath: Annotated[str, typer.Argument(help="File to read on the server's machine.")],
-    name: Annotated[str | None, typer.Option(help="Name to save it by; left out, the one in the file.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name to save it under; defaults to the name in the file.")] = None,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Where commands write: results to standard output, errors to standard error; and the options they share."""
+"""Output of the commands (results to standard output, errors to standard error) and the options they share."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from rich.text import Text
 from merlina.client import DEFAULT_URL, Client
 
 _WIDEST_TABLE = 100_000
-# Characters that reorder the text around them, by which a name could pose as another.
+# Characters that reorder the text around them and could disguise a name as another.
 _REORDERING = {*"\u200e\u200f\u061c", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
 
 class SafeConsole(Console):
-    """Shows control characters of names and rows as text, so that none reaches the terminal as a command."""
+    """Prints control characters in names and rows as escapes, so that they can't control the terminal."""
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Before it is measured, so that a table leaves room for the escapes."""
+        """Escape before measuring, so that the columns of a table fit the escaped text."""
         return super().render_str(as_text(text), **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
@@ -34,7 +34,7 @@ class SafeConsole(Console):
 
 
 def as_text(text: str) -> str:
-    """`text` with control characters other than line breaks and tabs written as escapes."""
+    """Return the text with control characters, except line breaks and tabs, as escapes."""
     return "".join(_escaped(character) if _is_control(character) else character for character in text)
 
 
@@ -49,18 +49,18 @@ def _escaped(character: str) -> str:
 output = SafeConsole(highlight=False, soft_wrap=True)
 errors = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
-Url = Annotated[str, typer.Option(envvar="MERLINA_URL", help="The server to speak to.")]
-ApiKey = Annotated[str | None, typer.Option(envvar="MERLINA_API_KEY", help="The server's API key, where it has one.")]
+Url = Annotated[str, typer.Option(envvar="MERLINA_URL", help="Address of the server.")]
+ApiKey = Annotated[str | None, typer.Option(envvar="MERLINA_API_KEY", help="The server's API key, if it requires one.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
 def client(url: str = DEFAULT_URL, api_key: str | None = None) -> Client:
-    """Without retries: who types a command sees at once that nobody answers."""
+    """Return a client without retries, so that a command fails at once if no server responds."""
     return Client(url, api_key, retries=0)
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as it is: what is cut off could not be copied, and scripts read ids from a pipe."""
+    """Print a table in its full width, since users copy ids from it and scripts parse them."""
     for column in table.columns:
         column.no_wrap = True
     wide = output.options.update(max_width=_WIDEST_TABLE)
@@ -68,12 +68,12 @@ def print_table(table: Table) -> None:
     output.print(table, crop=False, no_wrap=True)
 
 
-def print_json(answer: BaseModel) -> None:
-    typer.echo(answer.model_dump_json(indent=2))
+def print_json(response: BaseModel) -> None:
+    typer.echo(response.model_dump_json(indent=2))
 
 
 def duration(seconds: float) -> str:
-    """As 2 h 05 min, 3 min 07 s or 9 s."""
+    """Return a duration such as 2 h 05 min, 3 min 07 s or 9 s."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"

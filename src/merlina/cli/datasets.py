@@ -1,4 +1,4 @@
-"""`merlina datasets …`: data sets uploaded to the server."""
+"""`merlina datasets …`: manage data sets uploaded to the server."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.parsing.validation_errors import describe
 
 commands = typer.Typer(no_args_is_help=True)
-DatasetId = Annotated[str, typer.Argument(help="The id that the upload was answered with.")]
+DatasetId = Annotated[str, typer.Argument(help="The id that `upload` printed.")]
 
 
 @commands.command("list")
 def list_all(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """List uploaded data sets, newest first."""
     with client(url, api_key) as server:
-        answer = server.uploads()
+        response = server.uploads()
     if as_json:
-        print_json(answer)
+        print_json(response)
         return
     table = Table(box=None, pad_edge=False)
     for title in ("data set", "file", "rows", "size", "uploaded"):
         table.add_column(title)
-    for entry in answer.datasets:
+    for entry in response.datasets:
         size = decimal(entry.size)
         table.add_row(entry.dataset_id, escape(entry.filename), f"{entry.total_rows:,}", size, entry.created_at)
     print_table(table)
@@ -49,29 +49,33 @@ def upload(
     if not file.is_file():
         raise NotFoundError(f"There is no file {str(file)!r}")
     with client(url, api_key) as server:
-        answer = server.upload(file)
+        response = server.upload(file)
     if as_json:
-        print_json(answer)
+        print_json(response)
     else:
-        output.print(f"{answer.dataset_id}: {answer.total_rows:,} rows, {answer.file_format}, {decimal(answer.size)}")
+        output.print(
+            f"{response.dataset_id}: {response.total_rows:,} rows, {response.file_format}, {decimal(response.size)}"
+        )
 
 
 @commands.command()
 def columns(dataset_id: DatasetId, as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
-    """Show the columns of an uploaded data set, and what column_mapping they suggest."""
+    """Show the columns of an uploaded data set and the suggested column_mapping."""
     try:
         dataset = DatasetConfig.model_validate({"source": {"source_type": "upload", "dataset_id": dataset_id}})
     except ValidationError as error:
-        raise InvalidRequestError(f"{dataset_id!r} is no data set's id", describe(error, DatasetConfig)) from error
+        raise InvalidRequestError(
+            f"{dataset_id!r} is not a valid data set id", describe(error, DatasetConfig)
+        ) from error
     with client(url, api_key) as server:
-        answer = server.columns(dataset)
+        response = server.columns(dataset)
     if as_json:
-        print_json(answer)
+        print_json(response)
         return
-    for name in answer.columns:
-        target = answer.suggested_mapping.get(name)
+    for name in response.columns:
+        target = response.suggested_mapping.get(name)
         output.print(escape(name) + (f" [dim]→ {target}[/]" if target else ""))
-    output.print(f"[dim]{answer.total_rows:,} rows[/]" if answer.total_rows is not None else "")
+    output.print(f"[dim]{response.total_rows:,} rows[/]" if response.total_rows is not None else "")
 
 
 @commands.command()
@@ -81,6 +85,6 @@ def delete(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Delete an uploaded data set. One that a job needs to run or to resume is deleted only with --force."""
+    """Delete an uploaded data set. If a job needs it to run or to resume, --force is required."""
     with client(url, api_key) as server:
         output.print(escape(server.delete_upload(dataset_id, force=force).message))

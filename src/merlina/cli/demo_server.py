@@ -1,4 +1,4 @@
-"""The server of the demo: one that runs already, or a new one in a session of its own."""
+"""The server of the demo: a running one, or a new one in a session of its own."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from merlina.settings import Settings
 from merlina.version import current
 
 _HOST = "127.0.0.1"
-# On a busy machine both take many times as long; a server that dies is noticed at once.
+# Generous, since a busy machine takes many times as long; a server that dies is detected at once.
 _START_SECONDS = 600
 _END_SECONDS = 300
-_ANSWER_SECONDS = 15
-_PORTS_TRIED = 20
+_RESPONSE_SECONDS = 15
+_MAX_PORTS = 20
 
 
 @dataclass
 class DemoServer:
-    """A server that answers at `url`. `process` is None where it ran before the demo."""
+    """A server that responds at `url`. `process` is None if it ran before the demo."""
 
     url: str
     process: subprocess.Popen[bytes] | None
 
     def stop(self) -> None:
-        """Ends the server if the demo started it. Raises ServerError where it doesn't end cleanly."""
+        """End the server if the demo started it. Raises ServerError if it does not end properly."""
         if self.process is None:
             return
         self.process.send_signal(signal.SIGTERM)
@@ -41,24 +41,24 @@ class DemoServer:
             code = self.process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired as error:
             self.process.kill()
-            raise ServerError(f"The server didn't end within {_END_SECONDS} s") from error
+            raise ServerError(f"The server did not end within {_END_SECONDS} s") from error
         if code not in (0, -signal.SIGTERM):
             raise ServerError(f"The server ended with exit code {code}")
 
 
 def find_or_start(settings: Settings) -> DemoServer:
-    """A server of this version at the settings' port, or a new one there or at the next free one."""
-    for port in range(settings.port, settings.port + _PORTS_TRIED):
+    """Return a running server of this version, or start one, at the settings' port or one of the next ports."""
+    for port in range(settings.port, settings.port + _MAX_PORTS):
         url = f"http://{_HOST}:{port}"
-        if _is_ours(url):
+        if _is_this_version(url):
             return DemoServer(url, None)
         if _is_free(port):
             return _start(port, url, settings.data_dir)
-    raise ServerError(f"No port from {settings.port} on is free; name another with --port")
+    raise ServerError(f"None of the {_MAX_PORTS} ports from {settings.port} is free; choose another with --port")
 
 
-def _is_ours(url: str) -> bool:
-    with contextlib.suppress(MerlinaError), Client(url, timeout=_ANSWER_SECONDS, retries=0) as client:
+def _is_this_version(url: str) -> bool:
+    with contextlib.suppress(MerlinaError), Client(url, timeout=_RESPONSE_SECONDS, retries=0) as client:
         return client.health().version == current().number
     return False
 
@@ -87,9 +87,9 @@ def _start(port: int, url: str, data_dir: Path) -> DemoServer:
         )
     give_up_at = time.monotonic() + _START_SECONDS
     while time.monotonic() < give_up_at and process.poll() is None:
-        if _is_ours(url):
+        if _is_this_version(url):
             return DemoServer(url, process)
         time.sleep(0.1)
     process.kill()
     last_line = log.read_text(errors="replace").strip().splitlines()[-1:]
-    raise ServerError(f"The server could not be started: {''.join(last_line) or 'it said nothing'} (its log: {log})")
+    raise ServerError(f"The server could not be started: {''.join(last_line) or 'no output'} (log: {log})")

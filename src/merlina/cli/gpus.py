@@ -1,4 +1,4 @@
-"""`merlina gpus`."""
+"""`merlina gpus`: list the server's GPUs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from merlina.client import DEFAULT_URL
 def gpus(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = None) -> None:
     """List the server's GPUs."""
     with client(url, api_key) as server:
-        answer = server.gpus()
+        response = server.gpus()
     if as_json:
-        print_json(answer)
+        print_json(response)
         return
-    if not answer.gpus:
-        output.print(f"{answer.message}: runs train on the CPU")
+    if not response.gpus:
+        output.print(f"{response.message}: runs train on the CPU")
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("gpu", "name", "free MiB", "of", "busy", "°C", "W"):
+    for title in ("gpu", "name", "free MiB", "total MiB", "% busy", "°C", "W"):
         table.add_column(title, justify="left" if title == "name" else "right")
-    for gpu in answer.gpus:
+    for gpu in response.gpus:
         known = (gpu.utilization_percent, gpu.temperature_c, gpu.power_usage_w)
         facts = ["?" if fact is None else f"{fact:g}" for fact in known]
         free, total = f"{gpu.memory_free_mb:,}", f"{gpu.memory_total_mb:,}"

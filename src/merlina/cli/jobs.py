@@ -1,4 +1,4 @@
-"""`merlina jobs`, `status`, `logs`, `stop` and `pause`: what runs, waits and ran."""
+"""`merlina jobs`, `status`, `logs`, `stop` and `pause`: show and control jobs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _STYLE = {
 
 
 def list_jobs(
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to show.")] = 20,
-    status: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Maximum number of jobs.")] = 20,
+    status: Annotated[JobState | None, typer.Option(help="List only jobs in this state.")] = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
@@ -47,12 +47,12 @@ def list_jobs(
 
 
 def status(
-    job_id: Annotated[str, typer.Argument(help="The job to look at.")],
+    job_id: Annotated[str, typer.Argument(help="The job to show.")],
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Show where a job stands."""
+    """Show the state and progress of a job."""
     with client(url, api_key) as server:
         job = server.status(job_id)
     if as_json:
@@ -68,18 +68,18 @@ def status(
 
 def logs(
     job_id: Annotated[str, typer.Argument(help="The job whose log to show.")],
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="How many of its last lines.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Number of lines from the end.")] = 100,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Show what a run had to say."""
+    """Show the log of a run."""
     with client(url, api_key) as server:
-        answer = server.logs(job_id, limit)
+        response = server.logs(job_id, limit)
     if as_json:
-        print_json(answer)
+        print_json(response)
         return
-    for line in answer.logs:
+    for line in response.logs:
         style = {"warning": "yellow", "error": "red"}.get(line.level, "dim")
         output.print(f"[dim]{line.timestamp}[/] [{style}]{escape(line.message)}[/]")
 
@@ -89,7 +89,7 @@ def stop(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Stop a running job, saving what it has, or cancel a waiting one."""
+    """Stop a running job and save its model, or cancel a waiting one."""
     with client(url, api_key) as server:
         output.print(escape(server.stop(job_id).message))
 
@@ -99,6 +99,6 @@ def pause(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Let a running job write a checkpoint and give up its GPU, or hold a waiting one back; `resume` goes on."""
+    """Pause a running job, which writes a checkpoint and releases its GPU, or hold a waiting one. See `resume`."""
     with client(url, api_key) as server:
         output.print(escape(server.pause(job_id).message))

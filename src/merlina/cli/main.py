@@ -1,4 +1,4 @@
-"""`merlina`: all commands, and the one place where errors become lines."""
+"""The `merlina` command: registers all commands and prints errors."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ commands.command()(jobs.pause)
 commands.command()(gpus.gpus)
 commands.command()(bench.bench)
 commands.add_typer(datasets.commands, name="datasets", help="Upload, list and delete data sets.")
-commands.add_typer(configs.commands, name="configs", help="Save, list, show, move and delete configurations.")
+commands.add_typer(configs.commands, name="configs", help="Save, list, show, export, import and delete configurations.")
 commands.command()(demo.demo)
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"merlina {current()}")
         raise typer.Exit
 
@@ -54,16 +54,16 @@ def options(
 
 
 def app() -> None:
-    """The entry of the installed command."""
+    """Run the command line; the entry point of the installed `merlina`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # whoever reads through a pipe sees a run as it goes
+        sys.stdout.reconfigure(line_buffering=True)  # a reader of a pipe sees the progress at once
     try:
         commands()
     except MerlinaError as error:
         errors.print(f"[red]{escape(error.message)}[/]")
         if isinstance(error, InvalidRequestError):
-            for line in error.errors:
-                errors.print(f"  [red]·[/] {escape(line)}")
+            for finding in error.errors:
+                errors.print(f"  [red]·[/] {escape(finding)}")
         sys.exit(1)
 
 

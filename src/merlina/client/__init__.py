@@ -1,4 +1,4 @@
-"""Clients for a running server, blocking and asynchronous: one method for each endpoint, typed by the schemas."""
+"""The blocking and the asynchronous client: one method for each endpoint, with typed results."""
 
 from merlina.client.async_client import AsyncClient
 from merlina.client.client import Client

@@ -1,4 +1,4 @@
-"""The asynchronous client: the blocking one in threads, for what is asked and answered; its own WebSocket to watch."""
+"""The asynchronous client: requests of the blocking client in threads, and its own streams and WebSocket."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from merlina.schemas.jobs import JobStatus
 from merlina.schemas.messages import JobMessage
 
 _Arguments = ParamSpec("_Arguments")
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 def _in_thread(
-    method: Callable[Concatenate[Client, _Arguments], _Answer],
-) -> Callable[Concatenate[AsyncClient, _Arguments], Coroutine[Any, Any, _Answer]]:
-    """The same method, to be awaited."""
+    method: Callable[Concatenate[Client, _Arguments], _Result],
+) -> Callable[Concatenate[AsyncClient, _Arguments], Coroutine[Any, Any, _Result]]:
+    """Return an asynchronous method that runs a method of `Client` in a thread."""
 
-    async def awaited(self: AsyncClient, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Answer:
+    async def awaited(self: AsyncClient, /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         return await asyncio.to_thread(method, self.blocking, *args, **kwargs)
 
     awaited.__name__, awaited.__doc__ = method.__name__, method.__doc__
@@ -36,7 +36,7 @@ def _in_thread(
 
 
 class AsyncClient:
-    """As `Client`, with every method awaited. `blocking` is the client that does the asking."""
+    """Like `Client`, but every method is awaited. `blocking` is the client that sends the requests."""
 
     def __init__(
         self, url: str | None = None, api_key: str | None = None, *, timeout: float | None = 200.0, retries: int = 2
@@ -101,9 +101,9 @@ class AsyncClient:
     save_votes = _in_thread(Client.save_votes)
 
     async def answer(self, request: AnswerRequest) -> AsyncIterator[AnswerEvent]:
-        """What one side answers, as it is drawn; closing the iterator ends it.
+        """Yield the answer of one side as it is generated; closing the iterator cancels it.
 
-        Raises ServerError with its cause where the answer breaks off.
+        Raises ServerError if the answer fails.
         """
         blocking, body = self.blocking, sendable(request)
         mounts = direct(blocking.url)
@@ -119,9 +119,10 @@ class AsyncClient:
             raise unreachable(blocking.url, error) from error
 
     async def watch(self, job_id: str, after: int | None = None) -> AsyncIterator[JobMessage]:
-        """A job's messages until its last one, over cut connections and restarts of the server, each message once.
+        """Yield a job's messages up to its last one, reconnecting after lost connections and restarts of the server.
 
-        `after` replays from that event on. Raises ServerError where the server stays away for about a minute.
+        Each `metrics` message comes once; the snapshot at the beginning of a connection may be repeated. `after`
+        replays the events after that number. Raises ServerError if the server is unreachable for about a minute.
         """
         failures = 0
         while True:
@@ -140,17 +141,17 @@ class AsyncClient:
                 failures += 1
 
     async def wait(self, job_id: str, on_message: Callable[[JobMessage], object] | None = None) -> JobStatus:
-        """Returns where the job stands when it has ended; `on_message` is called with each message until then."""
+        """Return the job's status once it has ended. `on_message` is called with each message until then."""
         async for message in self.watch(job_id):
             if on_message is not None:
                 on_message(message)
         return await self.status(job_id)
 
     async def _messages(self, job_id: str, after: int | None) -> AsyncIterator[JobMessage]:
-        """One connection's messages. Returns only after the last one; a cut raises ConnectionClosed."""
+        """Yield one connection's messages up to the last one. Raises ConnectionClosed if the connection is lost."""
         headers = self.blocking.headers
-        where, proxy = address(self.blocking.url, job_id, after), websocket_proxy(self.blocking.url)
-        async with connect(where, additional_headers=headers, max_size=None, proxy=proxy) as websocket:
+        url, proxy = address(self.blocking.url, job_id, after), websocket_proxy(self.blocking.url)
+        async with connect(url, additional_headers=headers, max_size=None, proxy=proxy) as websocket:
             while True:
                 try:
                     yield parse_message(await websocket.recv())

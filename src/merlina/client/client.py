@@ -63,18 +63,16 @@ _AnyObject = RootModel[dict[str, Any]]
 
 _RETRY_SECONDS = (0.3, 1.0, 2.0, 4.0)
 _UPLOAD_SECONDS = 3600.0
-# A large model is read from a slow disk, or a long prompt by a CPU, before anything comes.
+# Loading a large model from a slow disk or processing a long prompt on a CPU may take this long.
 LOAD_SECONDS = 1800.0
 
 
 class Client:
-    """Speaks to the server at `url`. Every method raises an error of `merlina.errors` when it can't be done.
+    """A client of the server at `url`. Every method raises errors of `merlina.errors`.
 
-    Address and key left out are those of the environment, MERLINA_URL and MERLINA_API_KEY. A server on this machine is
-    never asked through a proxy.
-
-    `timeout` is in seconds and for one answer, None waits for ever; an upload may take an hour. Questions that change
-    nothing are asked up to `retries` times more where the connection fails; what changes something is sent once.
+    `url` and `api_key` default to the environment variables MERLINA_URL and MERLINA_API_KEY. Requests to a server on
+    this machine never use a proxy. `timeout` applies to each request, in seconds; None waits forever. An upload may
+    take an hour. If a connection fails, GET requests are repeated up to `retries` times; all others are sent once.
     """
 
     def __init__(
@@ -134,8 +132,8 @@ class Client:
         until_step: int | None = None,
     ) -> JobMetrics:
         path = f"/jobs/{_segment(job_id)}/metrics"
-        part = {"since_step": since_step, "until_step": until_step, "limit": limit, "max_points": max_points}
-        return self._get(path, JobMetrics, **part)
+        params = {"since_step": since_step, "until_step": until_step, "limit": limit, "max_points": max_points}
+        return self._get(path, JobMetrics, **params)
 
     def config(self, job_id: str) -> dict[str, Any]:
         return parse(self._send("GET", f"/jobs/{_segment(job_id)}/config"), _AnyObject).root
@@ -176,7 +174,7 @@ class Client:
         return self._get("/queue/jobs", QueueJobs)
 
     def upload(self, path: Path) -> UploadResponse:
-        """Sends a data set file, reading it as it goes. Raises NotFoundError where there is none."""
+        """Upload a data set file as a stream. Raises NotFoundError if it does not exist."""
         if not path.is_file():
             raise NotFoundError(f"There is no file {str(path)!r}")
         with path.open("rb") as file:
@@ -189,13 +187,13 @@ class Client:
         return self._get("/dataset/uploads", UploadList)
 
     def delete_upload(self, dataset_id: str, *, force: bool = False) -> UploadDeleted:
-        """Raises OverridableError without `force` where a job needs the upload to run or to resume."""
-        given = {"force": True} if force else None
-        return parse(self._send("DELETE", f"/dataset/uploads/{_segment(dataset_id)}", params=given), UploadDeleted)
+        """Delete an upload. Raises OverridableError without `force` if a job needs it to run or to resume."""
+        params = {"force": True} if force else None
+        return parse(self._send("DELETE", f"/dataset/uploads/{_segment(dataset_id)}", params=params), UploadDeleted)
 
     def preview(self, config: DatasetConfig, hf_token: str | None = None) -> PreviewResponse:
         """The first rows as they are."""
-        question = sendable(config) | _given(hf_token=hf_token)
+        question = sendable(config) | _not_none(hf_token=hf_token)
         return parse(self._send("POST", "/dataset/preview", json=question), PreviewResponse)
 
     def preview_formatted(
@@ -206,13 +204,13 @@ class Client:
         hf_token: str | None = None,
     ) -> PreviewResponse:
         """The first pairs as they are trained on; with `model_name`, as tokens of these lengths."""
-        question = sendable(config) | _given(hf_token=hf_token)
-        lengths = _given(max_length=max_length, max_prompt_length=max_prompt_length)
+        question = sendable(config) | _not_none(hf_token=hf_token)
+        lengths = _not_none(max_length=max_length, max_prompt_length=max_prompt_length)
         response = self._send("POST", "/dataset/preview-formatted", json=question, params=lengths)
         return parse(response, PreviewResponse)
 
     def columns(self, config: DatasetConfig, hf_token: str | None = None) -> ColumnsResponse:
-        question = sendable(config) | _given(hf_token=hf_token)
+        question = sendable(config) | _not_none(hf_token=hf_token)
         return parse(self._send("POST", "/dataset/columns", json=question), ColumnsResponse)
 
     def gpus(self) -> GpuList:
@@ -230,7 +228,7 @@ class Client:
     def save_config(
         self, name: str, config: dict[str, Any], description: str | None = None, tags: list[str] | None = None
     ) -> ConfigWritten:
-        """Saves a configuration or part of one; tokens are left out."""
+        """Save a configuration or part of one, without tokens."""
         request = {"name": name, "config": config, "description": description, "tags": tags}
         return parse(self._send("POST", "/configs/save", json=request), ConfigWritten)
 
@@ -238,24 +236,24 @@ class Client:
         return self._get("/configs/list", ConfigList, tag=tag)
 
     def saved_config(self, name: str) -> SavedConfig:
-        answer = self._get(f"/configs/{_segment(name)}", ConfigResponse, include_metadata=True)
-        return SavedConfig.model_validate(answer.config)
+        response = self._get(f"/configs/{_segment(name)}", ConfigResponse, include_metadata=True)
+        return SavedConfig.model_validate(response.config)
 
     def delete_config(self, name: str) -> ConfigDeleted:
         return parse(self._send("DELETE", f"/configs/{_segment(name)}"), ConfigDeleted)
 
     def export_config(self, name: str, output_path: str) -> ConfigWritten:
-        """Writes a saved configuration to a file on the server's machine."""
+        """Write a saved configuration to a file on the server's machine."""
         request = {"name": name, "output_path": output_path}
         return parse(self._send("POST", "/configs/export", json=request), ConfigWritten)
 
     def import_config(self, filepath: str, name: str | None = None) -> ConfigWritten:
-        """Saves a configuration from a file on the server's machine."""
-        request = _given(filepath=filepath, name=name)
+        """Save a configuration from a file on the server's machine."""
+        request = _not_none(filepath=filepath, name=name)
         return parse(self._send("POST", "/configs/import", json=request), ConfigWritten)
 
     def preload_model(self, model_name: str, hf_token: str | None = None) -> PreloadResponse:
-        request = _given(model_name=model_name, hf_token=hf_token)
+        request = _not_none(model_name=model_name, hf_token=hf_token)
         return parse(self._send("POST", "/model/preload", json=request), PreloadResponse)
 
     def cached_models(self) -> CachedModels:
@@ -271,13 +269,13 @@ class Client:
         return parse(self._send("POST", "/chat/load", json=request, timeout=LOAD_SECONDS), ChatState)
 
     def unload_chat_model(self) -> ChatState:
-        """Lets the model go."""
+        """Unload the model."""
         return parse(self._send("DELETE", "/chat"), ChatState)
 
     def answer(self, request: AnswerRequest) -> Iterator[AnswerEvent]:
-        """What one side answers, as it is drawn; closing the iterator ends it.
+        """Yield the answer of one side as it is generated; closing the iterator cancels it.
 
-        Raises ServerError with its cause where the answer breaks off.
+        Raises ServerError if the answer fails.
         """
         body = sendable(request)
         try:
@@ -291,12 +289,12 @@ class Client:
             raise self._unreachable(error) from error
 
     def compare(self, request: ComparisonRequest) -> Comparison:
-        """Two answers side by side, not told whose they are; generated now unless they are given."""
+        """Return two answers side by side without revealing which is whose, generated now unless given."""
         response = self._send("POST", "/chat/comparisons", json=sendable(request), timeout=LOAD_SECONDS)
         return parse(response, Comparison)
 
     def vote(self, comparison_id: str, better: Better) -> Comparison:
-        """Once; the answer tells whose they are."""
+        """Record the vote, which is final, and return the comparison with both sides revealed."""
         path = f"/chat/comparisons/{_segment(comparison_id)}/vote"
         return parse(self._send("POST", path, json={"better": better}), Comparison)
 
@@ -304,15 +302,14 @@ class Client:
         return self._get("/chat/comparisons", ComparisonList, job_id=job_id, limit=limit, offset=offset)
 
     def save_votes(self, job_id: str) -> UploadResponse:
-        """A job's votes as a preference set among the uploads."""
+        """Save a job's votes as an uploaded preference data set."""
         return parse(self._send("POST", "/chat/comparisons/dataset", params={"job_id": job_id}), UploadResponse)
 
     def watch(self, job_id: str, after: int | None = None) -> Iterator[JobMessage]:
-        """A job's messages until its last one, over cut connections and restarts of the server.
+        """Yield a job's messages up to its last one, reconnecting after lost connections and restarts of the server.
 
-        Each `metrics` message comes once; the snapshot that a connection begins with may come again.
-
-        `after` replays from that event on. Raises ServerError where the server stays away for about a minute.
+        Each `metrics` message comes once; the snapshot at the beginning of a connection may be repeated. `after`
+        replays the events after that number. Raises ServerError if the server is unreachable for about a minute.
         """
         failures = 0
         while True:
@@ -331,16 +328,16 @@ class Client:
                 failures += 1
 
     def wait(self, job_id: str, on_message: Callable[[JobMessage], object] | None = None) -> JobStatus:
-        """Returns where the job stands when it has ended; `on_message` is called with each message until then."""
+        """Return the job's status once it has ended. `on_message` is called with each message until then."""
         for message in self.watch(job_id):
             if on_message is not None:
                 on_message(message)
         return self.status(job_id)
 
     def _messages(self, job_id: str, after: int | None) -> Iterator[JobMessage]:
-        """One connection's messages. Returns only after the last one; a cut raises ConnectionClosed."""
-        where, proxy = address(self.url, job_id, after), websocket_proxy(self.url)
-        with connect(where, additional_headers=self.headers, max_size=None, proxy=proxy) as websocket:
+        """Yield one connection's messages up to the last one. Raises ConnectionClosed if the connection is lost."""
+        url, proxy = address(self.url, job_id, after), websocket_proxy(self.url)
+        with connect(url, additional_headers=self.headers, max_size=None, proxy=proxy) as websocket:
             while True:
                 try:
                     yield parse_message(websocket.recv())
@@ -349,7 +346,7 @@ class Client:
                     return
 
     def _get(self, path: str, model: type[Model], **params: Any) -> Model:
-        return parse(self._send("GET", path, params=_given(**params)), model)
+        return parse(self._send("GET", path, params=_not_none(**params)), model)
 
     def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
         retries = self._retries if method == "GET" else 0
@@ -357,8 +354,8 @@ class Client:
             try:
                 response = self._http.request(method, path, **options)
                 break
-            except ValueError as error:  # NaN, which JSON doesn't have
-                raise InvalidRequestError(f"What was to be sent is no JSON: {error}") from error
+            except ValueError as error:  # NaN is not valid JSON
+                raise InvalidRequestError(f"The request can't be encoded as JSON: {error}") from error
             except httpx.TransportError as error:
                 if wait is None:
                     raise self._unreachable(error) from error
@@ -372,12 +369,12 @@ class Client:
 
 
 def _segment(name: str) -> str:
-    """A name as one segment of a path, so that it can't lead to another endpoint. Raises InvalidRequestError."""
+    """Return a name as a single path segment. Raises InvalidRequestError if it would address another endpoint."""
     if name in ("", ".", ".."):
-        raise InvalidRequestError(f"{name!r} is no name of a job, data set or configuration")
+        raise InvalidRequestError(f"{name!r} is not a valid name of a job, data set or configuration")
     return quote(name, safe="")
 
 
-def _given(**values: Any) -> dict[str, Any]:
-    """Those that aren't None."""
+def _not_none(**values: Any) -> dict[str, Any]:
+    """Return the values that are not None."""
     return {name: value for name, value in values.items() if value is not None}

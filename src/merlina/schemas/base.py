@@ -1,4 +1,4 @@
-"""What every model here shares: strict types, no unknown fields, no NaN."""
+"""Base classes of the API's shapes: strict types, no unknown fields, no NaN."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, Validatio
 
 
 def _clean_token(value: SecretStr) -> SecretStr:
-    """Without the white space that pasting brings. Raises ValueError where no header could carry it."""
+    """Return the token without surrounding white space. Raises ValueError if it can't be sent in an HTTP header."""
     text = value.get_secret_value().strip()
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise ValueError("holds characters that no token has")
+        raise ValueError("contains characters that are not valid in a token")
     return SecretStr(text)
 
 
@@ -23,7 +23,7 @@ Token = Annotated[SecretStr, AfterValidator(_clean_token)]
 class RequestModel(BaseModel):
     """Base of everything a client sends: unknown fields, wrong types, NaN and infinities are errors.
 
-    A whole number may be written as `8.0`, as JSON allows.
+    An integer may be written as `8.0`, since JSON does not distinguish it from `8`.
     """
 
     model_config = ConfigDict(
@@ -43,7 +43,7 @@ class RequestModel(BaseModel):
 
 
 def _holds_integers(annotation: Any) -> bool:
-    """Whether a field is an integer, or a list of them, and never a float."""
+    """Return whether a field is an integer or a list of integers, and never a float."""
     if typing.get_origin(annotation) in (list, typing.Union, types.UnionType):
         parts = typing.get_args(annotation)
         return float not in parts and any(map(_holds_integers, parts))
@@ -57,6 +57,6 @@ def _as_integers(value: Any) -> Any:
 
 
 class ResponseModel(BaseModel):
-    """Base of everything the server answers."""
+    """Base of everything the server sends."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=(), ser_json_inf_nan="null")

@@ -1,4 +1,4 @@
-"""Chatting with a trained model and its base, and comparing their answers."""
+"""Shapes of chat with a trained model and its base model, and of blind comparisons."""
 
 from __future__ import annotations
 
@@ -17,83 +17,90 @@ Winner = Literal["base", "tuned", "tie"]
 class ChatMessage(RequestModel):
     """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant"] = Field(description="a system message stands first, if there is one")
+    role: Literal["system", "user", "assistant"] = Field(description="A system message must be the first one.")
     content: str = Field(min_length=1, max_length=65_536)
 
     @field_validator("content")
     @classmethod
-    def _says_something(cls, value: str) -> str:
+    def _is_not_blank(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("is empty")
         return value
 
 
 class Sampling(RequestModel):
-    """How tokens are drawn. The same seed gives the same answer again, as long as device and libraries are the same."""
+    """Sampling parameters. The same seed reproduces an answer on the same device with the same library versions."""
 
-    max_new_tokens: int = Field(default=256, ge=1, le=8192, description="the answer's length at most, in tokens")
+    max_new_tokens: int = Field(default=256, ge=1, le=8192, description="Maximum length of the answer in tokens.")
     temperature: float = Field(
-        default=0.7, ge=0, le=2, description="divides the logits before the softmax; 0 always takes the likeliest token"
+        default=0.7, ge=0, le=2, description="Divisor of the logits before the softmax; 0 selects greedy decoding."
     )
     top_p: float = Field(
-        default=0.95, gt=0, le=1, description="draw from the fewest likeliest tokens that have this much probability"
+        default=0.95,
+        gt=0,
+        le=1,
+        description="Nucleus sampling: sample from the smallest set of tokens with this total probability.",
     )
-    seed: int = Field(default=42, ge=0, le=2**32 - 1, description="of the draw")
+    seed: int = Field(default=42, ge=0, le=2**32 - 1, description="Random seed.")
 
 
 class Prompt(Sampling):
-    """What is asked of a job's model."""
+    """A conversation to be answered by a job's model."""
 
-    job_id: str = Field(max_length=64, description="the job that trained the model; it is loaded where it isn't yet")
+    job_id: str = Field(max_length=64, description="Job that trained the model, which is loaded if necessary.")
     messages: list[ChatMessage] = Field(
-        min_length=1, max_length=1000, description="the conversation so far; the last turn is the user's"
+        min_length=1, max_length=1000, description="Conversation so far; the last message must be the user's."
     )
 
     @field_validator("messages")
     @classmethod
     def _can_be_answered(cls, value: list[ChatMessage]) -> list[ChatMessage]:
         if any(message.role == "system" for message in value[1:]):
-            raise ValueError("a system message can only be the first")
+            raise ValueError("only the first message may be a system message")
         if value[-1].role != "user":
-            raise ValueError(f"the last turn is the {value[-1].role}'s; it must be the user's, to be answered")
+            raise ValueError(f"the last message has the role {value[-1].role!r}; it must be 'user'")
         return value
 
 
 class LoadRequest(RequestModel):
     """`POST /chat/load`."""
 
-    job_id: str = Field(max_length=64, description="a job whose model was saved")
+    job_id: str = Field(max_length=64, description="Job whose model was saved.")
     with_base: bool = Field(
         default=True,
-        description="load the base beside a model of which every weight was trained, for twice the memory; an adapter "
-        "has its base anyway",
+        description="Also load the base model of a fully trained model, for twice the memory; an adapter always "
+        "includes its base model.",
     )
     force: bool = Field(
         default=False,
-        description="load it even beside a run, or where memory may not suffice; holds for this job until its model is "
-        "let go",
+        description="Load the model even if a run uses the memory or too little is free; applies to this job until its "
+        "model is unloaded.",
     )
 
 
 class AnswerRequest(Prompt):
     """`POST /chat/answer`."""
 
-    side: Side = Field(default="tuned", description="tuned: the trained model; base: what it was trained from")
+    side: Side = Field(
+        default="tuned", description="tuned: the trained model; base: the model that it was trained from."
+    )
 
 
 class ChatState(ResponseModel):
-    """The model that is loaded for chat, if any."""
+    """The model loaded for chat, if any."""
 
     state: Literal["empty", "loading", "ready", "answering"]
     job_id: str | None = None
-    with_base: bool = Field(default=False, description="whether the base can be asked without loading anything more")
-    gpu: int | None = Field(default=None, description="the GPU it is on; null: on the CPU, or nothing is loaded")
-    needed_mb: int | None = Field(
-        default=None, description="what it was estimated to need before it was loaded, in MiB"
+    with_base: bool = Field(default=False, description="Whether the base model is loaded as well.")
+    gpu: int | None = Field(
+        default=None, description="Index of the GPU; null: the model is on the CPU, or none is loaded."
     )
-    memory_mb: int | None = Field(default=None, description="what it holds, in MiB: of the GPU, or without one of RAM")
+    needed_mb: int | None = Field(default=None, description="Estimated memory before loading, in MiB.")
+    memory_mb: int | None = Field(
+        default=None, description="Memory that the model holds on the GPU or, without one, in RAM, in MiB."
+    )
     idle_until: str | None = Field(
-        default=None, description="when it is let go unless something is asked; null while it works"
+        default=None, description="Time at which an idle model is unloaded; null while it is in use."
     )
 
 
@@ -103,7 +110,7 @@ class AnswerBegins(ResponseModel):
     type: Literal["begin"]
     job_id: str
     side: Side
-    prompt: str = Field(description="the text the model is given, formatted as in training")
+    prompt: str = Field(description="The model's input, formatted as in training.")
     prompt_tokens: int
 
 
@@ -119,14 +126,14 @@ class AnswerEnds(ResponseModel):
 
     type: Literal["end"]
     reason: Literal["end_token", "max_new_tokens", "max_positions"] = Field(
-        description="it said that it had ended, or was cut off: as asked, or since the model has no more positions"
+        description="end_token: the answer is complete; otherwise it was cut at max_new_tokens or max_positions."
     )
-    tokens: int = Field(description="tokens that were drawn, the end token among them")
+    tokens: int = Field(description="Number of generated tokens, including the end token.")
     seconds: float
 
 
 class AnswerFails(ResponseModel):
-    """The last line of an answer that broke off."""
+    """The last line of an answer that failed."""
 
     type: Literal["error"]
     error: str
@@ -139,7 +146,7 @@ class AnswerLine(
 
 
 class GivenAnswers(RequestModel):
-    """Answers that are there already."""
+    """Answers that exist already."""
 
     base: str = Field(max_length=65_536)
     tuned: str = Field(max_length=65_536)
@@ -148,7 +155,7 @@ class GivenAnswers(RequestModel):
 class ComparisonRequest(Prompt):
     """`POST /chat/comparisons`."""
 
-    answers: GivenAnswers | None = Field(default=None, description="left out: both are generated now")
+    answers: GivenAnswers | None = Field(default=None, description="Omit to generate both answers now.")
 
 
 class Vote(RequestModel):
@@ -158,36 +165,38 @@ class Vote(RequestModel):
 
 
 class Comparison(ResponseModel):
-    """Two answers to one prompt, side by side; which is whose is told by the vote."""
+    """Two answers to one prompt, side by side; the vote reveals which one is the tuned model's."""
 
     comparison_id: str
     job_id: str
     messages: list[ChatMessage]
     left: str
     right: str
-    created_at: str = Field(description="UTC, ISO 8601 with offset")
-    better: Better | None = Field(description="the vote; null until there is one")
-    tuned: Place | None = Field(description="where the tuned model's answer stands; null until the vote")
-    winner: Winner | None = Field(description="whose answer was better; null until the vote")
+    created_at: str = Field(description="UTC, ISO 8601 with offset.")
+    better: Better | None = Field(description="The vote; null before it.")
+    tuned: Place | None = Field(description="Side of the tuned model's answer; null before the vote.")
+    winner: Winner | None = Field(description="Model with the better answer; null before the vote.")
 
 
 class Tally(ResponseModel):
     """The votes on a job's model."""
 
-    wins: int = Field(description="votes for the tuned model")
-    losses: int = Field(description="votes for its base")
+    wins: int = Field(description="Votes for the tuned model.")
+    losses: int = Field(description="Votes for its base.")
     ties: int
-    open: int = Field(description="comparisons without a vote")
-    win_rate: float | None = Field(description="wins / (wins + losses); ties don't count; null without any of the two")
-    win_rate_low: float | None = Field(description="lower end of its 95 % confidence interval (Wilson)")
-    win_rate_high: float | None = Field(description="upper end of the interval")
+    open: int = Field(description="Comparisons without a vote.")
+    win_rate: float | None = Field(
+        description="wins / (wins + losses); ties don't count; null without wins and losses."
+    )
+    win_rate_low: float | None = Field(description="Lower bound of the 95 % confidence interval (Wilson).")
+    win_rate_high: float | None = Field(description="Upper bound of the interval.")
 
 
 class ComparisonList(ResponseModel):
-    """A job's comparisons, newest first, and how they went."""
+    """A job's comparisons, newest first, and the votes on all of them."""
 
     job_id: str
     tally: Tally
     comparisons: list[Comparison]
-    count: int = Field(description="comparisons on this page")
-    total: int = Field(description="comparisons on all pages")
+    count: int = Field(description="Comparisons on this page.")
+    total: int = Field(description="Comparisons on all pages.")

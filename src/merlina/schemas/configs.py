@@ -1,4 +1,4 @@
-"""Saved configurations (API document, "Configuration Management")."""
+"""Shapes of saved configurations (docs/api.md, "Saved configurations")."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Tag = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 
 
 def check_name(value: str) -> str:
-    """Raises ValueError where a configuration can't be called so."""
+    """Return the name of a saved configuration. Raises ValueError if it is not valid."""
     if not CONFIG_NAME.fullmatch(value):
         raise ValueError(
-            f"{value[:100]!r} is no usable name: up to 100 letters, digits, '.', '_' and '-', a letter or digit first"
+            f"{value[:100]!r} is not a valid name: up to 100 letters, digits, '.', '_' and '-', a letter or digit first"
         )
     if value in RESERVED_NAMES:
-        raise ValueError(f"{value!r} is a word of the API; choose another name")
+        raise ValueError(f"{value!r} is reserved by the API; choose another name")
     return value
 
 
@@ -33,19 +33,19 @@ def without_tokens(config: PartialConfig) -> PartialConfig:
 
 
 class SaveConfigRequest(RequestModel):
-    """`POST /configs/save`. Any part of a TrainingConfig may be saved; tokens never are."""
+    """`POST /configs/save`. Any part of a TrainingConfig can be saved; tokens never are."""
 
     name: str = Field(
-        description="letters, digits, '.', '_' and '-'; saving over one keeps its created_at",
+        description="Letters, digits, '.', '_' and '-'; replacing a configuration keeps its created_at.",
         json_schema_extra={"pattern": f"^{CONFIG_NAME.pattern}$"},
     )
-    config: PartialConfig = Field(description="a TrainingConfig, or part of one")
+    config: PartialConfig = Field(description="A TrainingConfig, or part of one.")
     description: str | None = Field(default=None, max_length=10_000)
     tags: list[Tag] | None = Field(default=None, max_length=100)
 
     @field_validator("name")
     @classmethod
-    def _can_be_called_so(cls, value: str) -> str:
+    def _is_valid_name(cls, value: str) -> str:
         return check_name(value)
 
 
@@ -53,29 +53,31 @@ class ExportConfigRequest(RequestModel):
     """`POST /configs/export`."""
 
     name: str
-    output_path: str = Field(min_length=1, description="file to write, under ALLOWED_PATHS; ends in .json")
+    output_path: str = Field(
+        min_length=1, description="Path of the file to write, under ALLOWED_PATHS; must end in .json."
+    )
 
 
 class ImportConfigRequest(RequestModel):
     """`POST /configs/import`."""
 
     filepath: str = Field(
-        min_length=1, description="file to read, under ALLOWED_PATHS: an export or a bare configuration"
+        min_length=1, description="Path of the file to read, under ALLOWED_PATHS: an exported or a plain configuration."
     )
     name: str | None = Field(
         default=None,
-        description="left out: the name in the file, else the file's own",
+        description="Defaults to the name in the file, otherwise to the file's name.",
         json_schema_extra={"pattern": f"^{CONFIG_NAME.pattern}$"},
     )
 
     @field_validator("name")
     @classmethod
-    def _can_be_called_so(cls, value: str | None) -> str | None:
+    def _is_valid_name(cls, value: str | None) -> str | None:
         return value if value is None else check_name(value)
 
 
 class SavedConfig(BaseModel):
-    """A configuration's file. Times are UTC, ISO 8601 with offset."""
+    """Contents of a configuration's file. Times are UTC, ISO 8601 with offset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -91,13 +93,13 @@ class ConfigEntry(ResponseModel):
     """One configuration in the list."""
 
     name: str
-    filename: str = Field(description="name of its file in DATA_DIR/configs")
+    filename: str = Field(description="Name of the file in DATA_DIR/configs.")
     description: str
     tags: list[str]
     created_at: str
     updated_at: str
     modified_at: str = Field(
-        description="when its file was last written; differs from updated_at after an edit by hand"
+        description="Modification time of the file; differs from updated_at if the file was edited."
     )
 
 
@@ -110,7 +112,7 @@ class ConfigList(ResponseModel):
 
 
 class ConfigResponse(ResponseModel):
-    """One configuration: its fields, or with `include_metadata` those under `config` beside name, tags and times."""
+    """One configuration: its fields or, with `include_metadata`, also name, description, tags and times."""
 
     status: Literal["success"] = "success"
     config: dict[str, Any]

@@ -1,4 +1,4 @@
-"""GPUs as clients see them (API document, "GPU Management")."""
+"""Shapes of GPUs (docs/api.md, "GPUs")."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GpuStatus = Literal["success", "no_cuda"]
 
 
 class GpuInfo(ResponseModel):
-    """One GPU; null stands for what the card doesn't tell."""
+    """One GPU; null for values that the device does not report."""
 
     index: int
     name: str
@@ -26,7 +26,7 @@ class GpuInfo(ResponseModel):
 
 
 class GpuList(ResponseModel):
-    """All GPUs; `no_cuda` and none where there is no NVIDIA driver."""
+    """All GPUs; `no_cuda` and an empty list without an NVIDIA driver."""
 
     status: GpuStatus
     message: str | None = None
@@ -42,13 +42,13 @@ class GpuResponse(ResponseModel):
 
 
 class AvailableGpus(ResponseModel):
-    """Indices of the GPUs with at least so much free memory."""
+    """Indices of the GPUs with at least `min_free_memory_mb` of free memory."""
 
     status: GpuStatus
     message: str | None = None
     available_gpus: list[int]
     count: int
-    min_free_memory_mb: int = Field(description="MiB")
+    min_free_memory_mb: int = Field(description="MiB.")
 
 
 class RecommendedGpu(ResponseModel):

@@ -1,4 +1,4 @@
-"""Jobs as clients see them (API document, "Training Job Management" and "Queue Management")."""
+"""Shapes of jobs and the queue (docs/api.md, "Training" and "Jobs")."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PRIORITY_NUMBER: dict[Priority, int] = {"low": 1, "normal": 3, "high": 5}
 
 
 class JobCreated(ResponseModel):
-    """A job that is on disk and waits for its turn."""
+    """A job that was stored and queued."""
 
     job_id: str
     status: JobState
@@ -25,65 +25,65 @@ class JobCreated(ResponseModel):
 
 
 class Requested(ResponseModel):
-    """What a running job was asked to do and has not done yet."""
+    """The open requests to a running job."""
 
-    stop_requested: bool = Field(default=False, description="a stop was requested and the run has not reached it yet")
-    pause_requested: bool = Field(default=False, description="a pause was requested and the run has not reached it yet")
+    stop_requested: bool = Field(default=False, description="A stop was requested and is not completed.")
+    pause_requested: bool = Field(default=False, description="A pause was requested and is not completed.")
 
 
 class JobStatus(Requested):
-    """Where a job stands."""
+    """State and progress of a job."""
 
     job_id: str
     status: JobState
-    progress: float = Field(description="share of the optimizer steps done, 0 to 1; never falls")
+    progress: float = Field(description="Fraction of the optimizer steps completed, 0 to 1; never decreases.")
     current_step: int | None
     total_steps: int | None
     loss: float | None
     eval_loss: float | None = None
     learning_rate: float | None = None
-    gpu_memory: float | None = Field(default=None, description="peak GPU memory held by the run, in GiB")
+    gpu_memory: float | None = Field(default=None, description="Peak GPU memory of the run, in GiB.")
     error: str | None
     wandb_url: str | None
-    queue_position: int | None = Field(description="1 is next; null once the job runs")
+    queue_position: int | None = Field(description="1 starts next; null unless the job is queued.")
     queue_state: QueueState | None
     output_dir: str | None = None
     base_model: str
     output_name: str
     priority: Priority
-    preemptible: bool = Field(description="whether it makes way where a job of high priority waits for its place")
+    preemptible: bool = Field(description="Whether a high-priority job may preempt this one.")
     created_at: str
     started_at: str | None = None
     ended_at: str | None = None
-    attempt: int = Field(description="1, and one more for each resume")
-    last_checkpoint: int | None = Field(default=None, description="optimizer step a resume would go on from")
+    attempt: int = Field(description="Number of the present attempt; each resume starts the next one.")
+    last_checkpoint: int | None = Field(default=None, description="Optimizer step from which a resume would continue.")
     final_metrics: dict[str, float | None] | None = Field(
         default=None,
-        description="once a model is saved: figures of that model, final_…; of the base model before training, "
-        "initial_…; and kept_step, the optimizer step whose weights were saved",
+        description="After a model was saved: its metrics (final_…), the base model's (initial_…), and kept_step, "
+        "the optimizer step whose weights were saved.",
     )
-    seq: int = Field(description="number of the last event taken in")
+    seq: int = Field(description="Number of the last event ingested.")
     skipped_lines: int = Field(
-        default=0, description="lines of the run's event log that are no events and were skipped"
+        default=0, description="Lines of the event log that were skipped because they are not valid events."
     )
 
 
 class JobSummary(Requested):
-    """One line of `GET /jobs`."""
+    """One entry of `GET /jobs`."""
 
     status: JobState
     progress: float
 
 
 class JobHistoryEntry(Requested):
-    """One line of `GET /jobs/history`."""
+    """One entry of `GET /jobs/history`."""
 
     job_id: str
     status: JobState
     progress: float
     loss: float | None = None
     eval_loss: float | None = None
-    last_checkpoint: int | None = Field(default=None, description="optimizer step a resume would go on from")
+    last_checkpoint: int | None = Field(default=None, description="Optimizer step from which a resume would continue.")
     created_at: str
     updated_at: str
     output_dir: str | None
@@ -98,12 +98,12 @@ class JobHistory(ResponseModel):
     """One page of all jobs, newest first."""
 
     jobs: list[JobHistoryEntry]
-    count: int = Field(description="jobs on this page")
-    total: int = Field(description="jobs that match, on all pages")
+    count: int = Field(description="Number of jobs on this page.")
+    total: int = Field(description="Number of matching jobs on all pages.")
 
 
 class MetricRow(ResponseModel):
-    """The figures of one optimizer step; more than the named ones may be there."""
+    """The metrics of one optimizer step. There may be further metrics."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -119,8 +119,8 @@ class JobMetrics(ResponseModel):
 
     job_id: str
     metrics: list[MetricRow]
-    count: int = Field(description="rows in this answer")
-    total: int = Field(description="rows recorded for the job")
+    count: int = Field(description="Number of rows in this response.")
+    total: int = Field(description="Number of rows recorded for the job.")
 
 
 class LogLine(ResponseModel):
@@ -144,12 +144,12 @@ class TimelineEntry(ResponseModel):
     """A state that a job entered."""
 
     state: JobState
-    since: str = Field(description="UTC, ISO 8601 with offset, to the millisecond")
+    since: str = Field(description="UTC, ISO 8601 with offset, to the millisecond.")
     attempt: int
 
 
 class JobTimeline(ResponseModel):
-    """A job's states in the order in which it entered them; the last one is its present one."""
+    """A job's states in the order in which it entered them, up to the present one."""
 
     job_id: str
     states: list[TimelineEntry]
@@ -157,7 +157,7 @@ class JobTimeline(ResponseModel):
 
 
 class JobAction(ResponseModel):
-    """What became of a request about one job."""
+    """Result of a command on one job."""
 
     status: Literal["success", "warning"]
     message: str
@@ -165,23 +165,23 @@ class JobAction(ResponseModel):
 
 
 class LoadingCode(ResponseModel):
-    """How a finished model is loaded."""
+    """Loading instructions for a finished model."""
 
     job_id: str
     output_dir: str
     code: str = Field(
-        description="Python that defines `model` and `tokenizer`, held as when their figures were measured"
+        description="Python code that defines `model` and `tokenizer`, in the precision of the reported metrics."
     )
 
 
 class StopResponse(JobAction):
-    """What became of a stop."""
+    """Result of a stop."""
 
     was_queued: bool
 
 
 class JobsCleared(ResponseModel):
-    """What became of `DELETE /jobs`."""
+    """`DELETE /jobs`."""
 
     status: Literal["success"] = "success"
     message: str
@@ -189,7 +189,7 @@ class JobsCleared(ResponseModel):
 
 
 class QueueStats(ResponseModel):
-    """The queue in five numbers."""
+    """Statistics of the queue."""
 
     queued_count: int
     running_count: int
@@ -202,17 +202,17 @@ class QueuedJob(ResponseModel):
     """A waiting job."""
 
     job_id: str
-    priority: int = Field(description="1 low, 3 normal, 5 high")
+    priority: int = Field(description="1 low, 3 normal, 5 high.")
     preemptible: bool
-    position: int = Field(description="1 is next")
-    waiting_for: str | None = Field(default=None, description="what keeps it from starting")
+    position: int = Field(description="1 starts next.")
+    waiting_for: str | None = Field(default=None, description="Reason why the job can't start yet.")
 
 
 class RunningJob(Requested):
     """A running job."""
 
     job_id: str
-    priority: int = Field(description="1 low, 3 normal, 5 high")
+    priority: int = Field(description="1 low, 3 normal, 5 high.")
     preemptible: bool
 
 

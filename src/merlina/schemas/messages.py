@@ -14,8 +14,8 @@ from merlina.schemas.jobs import Requested
 class _AboutJob(ResponseModel):
     type: str
     job_id: str
-    timestamp: float = Field(description="epoch seconds")
-    seq: int = Field(description="number of an event of the run: everything up to it has been sent")
+    timestamp: float = Field(description="Epoch seconds.")
+    seq: int = Field(description="Number of an event of the run: everything up to it has been sent.")
 
 
 class StatusUpdate(Requested, _AboutJob):
@@ -23,15 +23,15 @@ class StatusUpdate(Requested, _AboutJob):
 
     type: Literal["status_update"]
     status: JobState
-    progress: float = Field(description="fraction of the optimizer steps completed, 0 to 1")
+    progress: float = Field(description="Fraction of the optimizer steps completed, 0 to 1.")
     current_step: int | None
     total_steps: int | None
     loss: float | None
     eval_loss: float | None
     learning_rate: float | None
-    gpu_memory: float | None = Field(description="peak GPU memory of the run, in GiB")
-    error: str | None = Field(default=None, description="only in the last message")
-    output_dir: str | None = Field(default=None, description="only in the last message: where the model was saved")
+    gpu_memory: float | None = Field(description="Peak GPU memory of the run, in GiB.")
+    error: str | None = Field(default=None, description="Only in the last message.")
+    output_dir: str | None = Field(default=None, description="Only in the last message: where the model was saved.")
 
 
 class MetricsMessage(_AboutJob):

@@ -1,4 +1,4 @@
-"""Base models and their tokenizers (API document, "Model Management")."""
+"""Shapes of base models and their tokenizers (docs/api.md, "Models")."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from merlina.schemas.inspection import TokenizerFacts
 class PreloadRequest(RequestModel):
     """`POST /model/preload`."""
 
-    model_name: str = Field(min_length=1, max_length=4096, description="Hub id, local folder, or `.gguf` file")
-    hf_token: Token | None = Field(default=None, description="for private and gated models; not stored")
+    model_name: str = Field(min_length=1, max_length=4096, description="Hub id, local folder, or `.gguf` file.")
+    hf_token: Token | None = Field(default=None, description="For private and gated models; not stored.")
 
 
 class PreloadResponse(ResponseModel, TokenizerFacts):
-    """A tokenizer that was loaded."""
+    """A loaded tokenizer."""
 
     status: Literal["success"] = "success"
     model_name: str

@@ -15,10 +15,10 @@ class ErrorDetails(ResponseModel):
     """The details of an error that has findings or can be overridden with `force`."""
 
     message: str
-    errors: list[str] = Field(description="findings of severity error as text: `field: message`")
-    warnings: list[str] = Field(description="findings of severity warning as text: `field: message`")
-    findings: list[Finding] = Field(default_factory=list, description="errors and warnings by field")
-    can_force: bool = Field(default=False, description="the same request with `force` overrides the conflict")
+    errors: list[str] = Field(description="Findings of severity error as text: `field: message`.")
+    warnings: list[str] = Field(description="Findings of severity warning as text: `field: message`.")
+    findings: list[Finding] = Field(default_factory=list, description="Errors and warnings by field.")
+    can_force: bool = Field(default=False, description="The same request with `force` overrides the conflict.")
 
 
 class ErrorResponse(ResponseModel):
@@ -41,7 +41,7 @@ class Health(ResponseModel):
 
     status: Literal["ok"] = "ok"
     version: str
-    commit: str | None = Field(default=None, description="commit of the running code; null if unknown")
+    commit: str | None = Field(default=None, description="Commit of the running code; null if unknown.")
     uptime_seconds: float
 
 
@@ -58,9 +58,9 @@ class Machine(ResponseModel):
     """`GET /system`; sizes in MiB."""
 
     memory_total_mb: int
-    memory_available_mb: int = Field(description="memory that a new process could use without swapping")
+    memory_available_mb: int = Field(description="Memory that a new process could use without swapping.")
     disks: list[Disk]
-    versions: dict[str, str] = Field(description="versions of Python, Merlina and the training libraries")
+    versions: dict[str, str] = Field(description="Versions of Python, Merlina and the training libraries.")
 
 
 class DatabaseStats(ResponseModel):
@@ -68,7 +68,7 @@ class DatabaseStats(ResponseModel):
 
     total_jobs: int
     total_metrics: int
-    db_size_mb: float = Field(description="MiB")
+    db_size_mb: float = Field(description="MiB.")
 
 
 class WebSocketStats(ResponseModel):

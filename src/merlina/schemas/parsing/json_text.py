@@ -1,7 +1,7 @@
-"""JSON text measured before it is parsed, how deep it is nested and how many values it holds, and what is wrong in it.
+"""Nesting depth and number of values of JSON text, measured before it is parsed, and messages for syntax errors.
 
-Parsed, a value of two bytes takes up to a hundred times its size. Both measures assume valid JSON; for anything else
-they return some number, and the parser reports the error.
+A parsed value may take a hundred times the memory of its text. Both measures assume valid JSON; for other texts the
+result is arbitrary, and the parser reports the error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 TOO_MANY_DIGITS = f"holds a number with more than {sys.get_int_max_str_digits():,} digits"
 TOO_DEEP = "is nested too deeply"
-# By how the parser's own messages begin.
+# By the beginning of the parser's message.
 _PROBLEMS = {
     "Expecting property name": "a name in double quotes was expected",
     "Expecting ':'": "a colon was expected",
@@ -31,12 +31,12 @@ _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 
 
 def problem_in_json(error: json.JSONDecodeError) -> str:
-    """What the parser did not understand, without its place."""
+    """Return the syntax error without its position."""
     return next((words for begin, words in _PROBLEMS.items() if error.msg.startswith(begin)), "it can't be parsed")
 
 
 def why_not_json(error: ValueError | RecursionError) -> str:
-    """Why a text could not be parsed as JSON, with line and column, as the end of a sentence that begins with it."""
+    """Return why a text is not JSON, with line and column, as the predicate of a sentence whose subject is the text."""
     if isinstance(error, json.JSONDecodeError):
         return f"is not valid JSON: {problem_in_json(error)} at line {error.lineno}, column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
@@ -45,7 +45,7 @@ def why_not_json(error: ValueError | RecursionError) -> str:
 
 
 def nesting_depth(text: bytes, stop_above: int) -> int:
-    """Return how deep arrays and objects are nested, or `stop_above` + 1 if it is more than that."""
+    """Return the nesting depth of arrays and objects, or `stop_above` + 1 if it is greater."""
     depth = deepest = 0
     for bracket in _outside_strings(text).translate(None, _ALL_BUT_BRACKETS):
         depth += 1 if bracket in b"[{" else -1
@@ -56,7 +56,7 @@ def nesting_depth(text: bytes, stop_above: int) -> int:
 
 
 def has_more_values(text: bytes, most: int) -> bool:
-    """Return whether the text holds more than `most` array elements and object members, nested ones included."""
+    """Return whether the text has more than `most` array elements and object members, including nested ones."""
     if _separators(text) <= most:
         return False
     outside = _outside_strings(text)
