@@ -352,7 +352,7 @@ def test_a_job_whose_data_is_gone_is_neither_resumed_nor_tried_again(
         stopped = server.until_ended(job_id)
         dataset.unlink()
         for ask in (client.resume, client.retry):
-            with pytest.raises(InvalidRequestError, match=r"goes\.jsonl is gone; upload it again"):
+            with pytest.raises(InvalidRequestError, match=r"goes\.jsonl no longer exists; upload it again"):
                 ask(job_id)
         last = client.metrics(job_id).metrics[-1].step
     assert stopped.current_step == last

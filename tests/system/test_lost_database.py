@@ -141,8 +141,8 @@ def test_jobs_are_listed_again_from_their_folders_and_files_of_others_stay(
         assert (runs / f"{done}-copy" / "events.jsonl").exists()
         assert not any(folder.path.exists() for folder in abandoned)
         log = (server.root / "server.log").read_text()
-        assert "4 runs were not in the database" in log
-        assert "are not Merlina's and are left alone" in log
+        assert "4 jobs were not in the database" in log
+        assert "are not run folders and were left unchanged" in log
 
         mine = server.folder(done).path / "my notes.txt"
         mine.write_text("mine")

@@ -1,7 +1,7 @@
-"""Where news of jobs meets those who wait for it: the supervisor's thread publishes, WebSocket readers wait.
+"""Distribution of job records and events: the writers of jobs publish, WebSocket connections subscribe.
 
-It keeps each job's latest record and newest events. A slow subscriber reads older ones from the run's event log, so
-that no subscriber costs memory or slows another one.
+The broadcast keeps each job's latest record and newest events. A slow subscriber reads older events from the run's
+log, so that no subscriber costs memory or delays another one.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from itertools import takewhile
 from merlina.schemas.events import Event
 from merlina.storage.jobs import JobRecord
 
-_KEPT_EVENTS = 2048
-_KEPT_ENDED_JOBS = 64
+_MAX_EVENTS = 2048
+_MAX_ENDED_JOBS = 64
 
 
 @dataclass
 class _Channel:
     version: int = 0
     record: JobRecord | None = None
-    recent: deque[Event] = field(default_factory=lambda: deque(maxlen=_KEPT_EVENTS))
+    recent: deque[Event] = field(default_factory=lambda: deque(maxlen=_MAX_EVENTS))
     waiters: set[asyncio.Future[None]] = field(default_factory=set)
 
 
 class Broadcast:
-    """One channel for each job that someone publishes on or waits for."""
+    """One channel for each job that has publications or subscribers. Methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._channels: dict[str, _Channel] = {}
@@ -38,7 +38,7 @@ class Broadcast:
         self._lock = threading.Lock()
 
     def publish(self, record: JobRecord, events: Sequence[Event] = ()) -> None:
-        """Tells of a job's new record and of the events that made it. From any thread."""
+        """Publish a job's new record and the events that led to it, and wake the job's subscribers."""
         with self._lock:
             channel = self._channels.setdefault(record.job_id, _Channel())
             channel.version += 1
@@ -51,44 +51,44 @@ class Broadcast:
         _wake(waiters)
 
     def forget(self, job_id: str) -> None:
-        """Drops what is kept of a job that is gone; whoever waits is woken."""
+        """Discard the channel of a deleted job, and wake its subscribers."""
         with self._lock:
             channel = self._channels.pop(job_id, None)
         _wake(channel.waiters if channel else ())
 
     def version(self, job_id: str) -> int:
-        """A number that changes with each publication; read it before reading what was published."""
+        """Return a number that changes with each publication; read it before reading what was published."""
         with self._lock:
             channel = self._channels.get(job_id)
             return channel.version if channel else 0
 
     def latest(self, job_id: str) -> JobRecord | None:
-        """The newest record published, if any was."""
+        """Return the newest published record, if there is one."""
         with self._lock:
             channel = self._channels.get(job_id)
             return channel.record if channel else None
 
     def recent(self, job_id: str, after: int) -> list[Event] | None:
-        """Events numbered above `after`; None where some of them are older than what is kept."""
+        """Return the events numbered above `after`; None if some of them are no longer in memory."""
         with self._lock:
             channel = self._channels.get(job_id)
             if channel is None or not channel.recent or channel.recent[0].seq > after + 1:
                 return None
-            # From the newest on: those who keep up want the last few of many.
+            # Newest first, because most subscribers need only the last few.
             newest_first = takewhile(lambda event: event.seq > after, reversed(channel.recent))
             return list(newest_first)[::-1]
 
     def _note_end(self, job_id: str) -> None:
-        """Lets the channels of jobs go that ended long ago."""
+        """Discard the channels of jobs that ended long ago."""
         self._ended.append(job_id)
-        if len(self._ended) > _KEPT_ENDED_JOBS:
+        if len(self._ended) > _MAX_ENDED_JOBS:
             oldest = self._ended.popleft()
             channel = self._channels.get(oldest)
             if channel and channel.record and channel.record.is_ended and not channel.waiters:
                 del self._channels[oldest]
 
     async def changed(self, job_id: str, version: int) -> None:
-        """Returns once the version is another than the given one."""
+        """Wait until the job's version differs from `version`."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         with self._lock:
             channel = self._channels.setdefault(job_id, _Channel())
@@ -103,17 +103,17 @@ class Broadcast:
 
 
 def _moment(record: JobRecord) -> tuple[int, int]:
-    """How far a job has come, by numbers that only grow: two threads may publish in another order than they wrote."""
+    """Return numbers that only grow: two threads may publish in a different order than they wrote."""
     return record.last_seq, record.operations
 
 
 def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
-    """Wakes all of a loop by one call, since each call into another thread's loop costs a system call."""
+    """Wake all waiters of an event loop by one call, because each call from another thread costs a system call."""
     by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
     for waiter in waiters:
         by_loop.setdefault(waiter.get_loop(), []).append(waiter)
     for loop, group in by_loop.items():
-        # A loop that is closed has no reader left to tell.
+        # A closed loop has no subscribers.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_finish, group)
 

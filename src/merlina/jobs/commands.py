@@ -1,7 +1,7 @@
-"""What people ask of jobs, from taking one in to deleting it. Each answers once the database holds it.
+"""The commands that clients give on jobs, from submitting to deleting. Each returns after its commit.
 
-An operation is decided on the job as it was read, and carried out by one guarded update (`jobs.moves`): of two at the
-same time, one wins and the other raises ConflictError with the job's current state.
+A command is decided on the job as it was read and carried out by one guarded update (`jobs.moves`): of two concurrent
+commands, one wins and the other raises ConflictError with the job's current state.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from merlina.storage.jobs import JobRecord
 
 @dataclass(frozen=True)
 class JobCommands:
-    """`wake` tells the supervisor that there is something to do; `clock` gives epoch seconds."""
+    """Commands on jobs. `wake` starts the supervisor's next pass; `clock` returns epoch seconds."""
 
     database: Database
     moves: Moves
@@ -51,7 +51,7 @@ class JobCommands:
     clock: Callable[[], float] = time.time
 
     def find(self, job_id: str) -> JobRecord:
-        """Raises NotFoundError."""
+        """Return a job that is not being deleted. Raises NotFoundError."""
         with self.database.read() as connection:
             record = jobs.get(connection, job_id)
         if record is None or record.deleting:
@@ -67,50 +67,50 @@ class JobCommands:
         preemptible: bool,
         memory_needed_mb: int | None,
     ) -> JobRecord:
-        """Puts a job into the queue. Its folder with the tokens is on disk before the row that makes it a job."""
+        """Queue a new job. Its run folder, which holds the tokens, is written before its row in the database."""
         refuse_taken(self.models_dir, self.models_dir / config.output_name)
         folder = self._new_folder()
-        given = {"preemptible": preemptible, "memory_needed_mb": memory_needed_mb}
-        return self._add(folder, config, priority, dataset_file, given)
+        options = {"preemptible": preemptible, "memory_needed_mb": memory_needed_mb}
+        return self._add(folder, config, priority, dataset_file, options)
 
     def stop(self, job_id: str) -> tuple[JobRecord, JobState]:
-        """Cancels a waiting job, ends a paused one, asks a running one to end; an ended one is left as it is.
+        """Cancel a queued job, end a paused one, or ask a running one to stop; an ended one is not changed.
 
-        Returns it with the state it was in before. Raises NotFoundError.
+        Return the job and the state it was in before. Raises NotFoundError and ConflictError.
         """
         return self._end(job_id, delete=False)
 
     def pause(self, job_id: str) -> tuple[JobRecord, bool]:
-        """Holds a waiting job back, or asks a running one for a checkpoint and its end; any other is left as it is.
+        """Hold a queued job back, or ask a running one to write a checkpoint and end; others are not changed.
 
-        Returns it and whether anything was done. Raises NotFoundError and ConflictError.
+        Return the job and whether it was changed. Raises NotFoundError and ConflictError.
         """
         found = self.find(job_id)
-        before, asked = self._operate_without_start_over(found, lambda record: pause_changes(record, self.clock()))
+        before, requested = self._operate_without_start_over(found, lambda record: pause_changes(record, self.clock()))
         reach(FaultPoint.PAUSE_REQUESTED)
-        self._pass_on(asked)
+        self._deliver(requested)
         reach(FaultPoint.PAUSE_DELIVERED)
         self.wake()
-        return asked, asked is not before
+        return requested, requested is not before
 
     def delete(self, job_id: str) -> None:
-        """Removes a job at once; a running one is hidden, stopped, and removed when it has saved what it has.
+        """Delete a job at once; a running one is hidden and stopped, and deleted once its worker has ended.
 
         Raises NotFoundError and ConflictError.
         """
         self._end(job_id, delete=True)
 
     def clear(self) -> int:
-        """Deletes all jobs and says how many; those that another request deletes meanwhile are not counted."""
+        """Delete all jobs; return how many, without those that another request deletes meanwhile."""
         with self.database.read() as connection:
             job_ids = list(jobs.summaries(connection))
-        return sum(self._delete_whatever_happens(job_id) for job_id in job_ids)
+        return sum(self._delete_despite_conflicts(job_id) for job_id in job_ids)
 
     def resume(self, job_id: str, *, force: bool = False) -> tuple[JobRecord, Resumption]:
         """Queue a failed, stopped or paused job to continue from its newest complete checkpoint.
 
-        With `force` it starts over. Raises NotFoundError, ConflictError, InvalidRequestError, and StartOverError where
-        only `force` can help.
+        With `force` it starts over. Raises NotFoundError, ConflictError, InvalidRequestError, and StartOverError if it
+        cannot continue without `force`.
         """
         record = self.find(job_id)
         folder = self.folder(job_id)
@@ -119,8 +119,8 @@ class JobCommands:
 
         def changes(record: JobRecord) -> dict[str, object]:
             _refuse_unresumable(record)
-            removed = {} if is_log_intact(record, folder) else {"log_offset": end_of_log(folder)}
-            return {**requeue_changes(record), "last_checkpoint": resumption.step or None, **removed}
+            new_offset = {} if is_log_intact(record, folder) else {"log_offset": end_of_log(folder)}
+            return {**requeue_changes(record), "last_checkpoint": resumption.step or None, **new_offset}
 
         with contextlib.ExitStack() as undo:
 
@@ -140,15 +140,15 @@ class JobCommands:
         return queued, resumption
 
     def config(self, job_id: str) -> TrainingConfig:
-        """Return what a job runs with, without tokens. Raises NotFoundError, StoredConfigError."""
+        """Return a job's configuration without tokens. Raises NotFoundError and StoredConfigError."""
         return read_stored_config(self.find(job_id).config, job_id)
 
     def submission(self, job_id: str) -> tuple[TrainingConfig, Priority, bool]:
-        """What a job was told, for a new one. Its tokens are there only until it has completed."""
+        """Return what a job was submitted with, for a retry. Its tokens exist only until it has completed."""
         record = self.find(job_id)
         _check_data_is_there(record.dataset_file)
         secrets = self.folder(job_id).read_secrets()
-        # The tokens of a job that is deleted meanwhile may be gone, and a run must not start without them.
+        # A job that is deleted meanwhile may have lost its tokens, and a run must not start without them.
         self.find(job_id)
         config = read_stored_config({**record.config, **secrets}, job_id)
         priority = next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
@@ -158,7 +158,7 @@ class JobCommands:
         return RunFolder(self.runs_dir / job_id)
 
     def _new_folder(self) -> RunFolder:
-        """A fresh run folder; making it reserves its name, which is the job's id."""
+        """Create a run folder, which reserves its name as the job's id."""
         moment = datetime.fromtimestamp(self.clock(), UTC).strftime("job_%Y%m%d_%H%M%S")
         self.runs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for number in count(1):
@@ -176,10 +176,10 @@ class JobCommands:
         config: TrainingConfig,
         priority: Priority,
         dataset_file: Path | None,
-        given: Mapping[str, object],
+        options: Mapping[str, object],
     ) -> JobRecord:
         values: dict[str, Any] = {
-            **given,
+            **options,
             "job_id": folder.path.name,
             "priority": PRIORITY_NUMBER[priority],
             "config": config.without_secrets().model_dump(mode="json"),
@@ -205,40 +205,40 @@ class JobCommands:
         return record
 
     def _withdraw(self, folder: RunFolder) -> None:
-        """Remove the folder of a job that could not be added; one that was added in spite of an error keeps it."""
+        """Remove the folder of a job that could not be added, unless it was added despite the error."""
         with self.database.read() as connection:
             if jobs.get(connection, folder.path.name) is None:
                 remove_run_files(folder)
 
     def _end(self, job_id: str, *, delete: bool) -> tuple[JobRecord, JobState]:
         found = self.find(job_id)
-        doom = {"deleting": True} if delete else {}
+        deletion = {"deleting": True} if delete else {}
         before, record = self._operate_without_start_over(
-            found, lambda record: {**_ending(record, self.clock()), **doom}
+            found, lambda record: {**_stop_changes(record, self.clock()), **deletion}
         )
         folder = self.folder(job_id)
-        self._pass_on(record)
+        self._deliver(record)
         if record.state == "cancelled" and not before.is_ended and not has_run(record, folder):
             folder.secrets_file.unlink(missing_ok=True)
         self.wake()
         return record, before.state
 
-    def _pass_on(self, asked: JobRecord) -> None:
-        """Pass what was asked of a running job on to its worker; the supervisor repeats it where this fails.
+    def _deliver(self, requested: JobRecord) -> None:
+        """Deliver a request to a running job's worker; the supervisor repeats it if this fails.
 
-        The write lock keeps a resume from clearing the run folder and the next attempt from starting meanwhile.
+        The write lock prevents that a resume clears the run folder, or that the next attempt starts, meanwhile.
         """
-        if not asked.is_running:
+        if not requested.is_running:
             return
         with contextlib.suppress(DiskFullError), self.database.write() as connection:
-            record = jobs.get(connection, asked.job_id)
+            record = jobs.get(connection, requested.job_id)
             if record is not None:
                 deliver_request(self.executor, self.folder(record.job_id), record)
 
     def _operate_without_start_over(
         self, found: JobRecord, decide: Callable[[JobRecord], Changes]
     ) -> tuple[JobRecord, JobRecord]:
-        """Carry out an operation that, on a waiting job, also withdraws a request to start over."""
+        """Carry out a command that also withdraws a queued or paused job's request to start over."""
         folder = self.folder(found.job_id)
         withdraws = False
 
@@ -246,8 +246,8 @@ class JobCommands:
             nonlocal withdraws
             decided = decide(record)
             withdraws = bool(decided) and record.state in ("queued", "paused") and folder.start_over_file.exists()
-            left = {"last_checkpoint": checkpoints.survey(folder.checkpoints_dir).step} if withdraws else {}
-            return {**decided, **left}
+            restored = {"last_checkpoint": checkpoints.survey(folder.checkpoints_dir).step} if withdraws else {}
+            return {**decided, **restored}
 
         with contextlib.ExitStack() as undo:
 
@@ -260,8 +260,8 @@ class JobCommands:
             undo.pop_all()
         return outcome
 
-    def _delete_whatever_happens(self, job_id: str) -> bool:
-        """Delete a job however often other requests change it meanwhile; return False if one of them deletes it."""
+    def _delete_despite_conflicts(self, job_id: str) -> bool:
+        """Delete a job even if other requests change it meanwhile; return False if one of them deletes it."""
         while True:
             try:
                 self.delete(job_id)
@@ -272,8 +272,8 @@ class JobCommands:
             return True
 
 
-def _ending(record: JobRecord, now: float) -> dict[str, object]:
-    """What a stop changes: one that waits has ended, one that runs is asked to, one that has ended stays as it is."""
+def _stop_changes(record: JobRecord, now: float) -> dict[str, object]:
+    """Return what a stop changes: a waiting job ends, a running one gets a request, an ended one is not changed."""
     if record.is_running:
         return {} if record.stop_requested_at else {"stop_requested_at": now}
     if record.is_ended:
@@ -284,7 +284,7 @@ def _ending(record: JobRecord, now: float) -> dict[str, object]:
 
 
 def _restore_removed(folder: RunFolder, record: JobRecord) -> None:
-    """Make the run folder and its mark again if they were removed by hand."""
+    """Create the run folder and its mark again if they were removed by hand."""
     if folder.mark_file.exists():
         return
     folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -293,7 +293,7 @@ def _restore_removed(folder: RunFolder, record: JobRecord) -> None:
 
 
 def _refuse_unresumable(record: JobRecord) -> None:
-    """Raises ConflictError or StoredConfigError where a job cannot be resumed, whatever its folder holds."""
+    """Raise ConflictError, InvalidRequestError or StoredConfigError if a job cannot be resumed, checkpoint or not."""
     if record.state not in RESUMABLE_STATES:
         raise ConflictError(
             f"Job {record.job_id} is {describe_state(record)}; "
@@ -304,6 +304,6 @@ def _refuse_unresumable(record: JobRecord) -> None:
 
 
 def _check_data_is_there(dataset_file: str | None) -> None:
-    """Raises InvalidRequestError where the job's data set is a file that is gone."""
+    """Raise InvalidRequestError if the file of the job's data set no longer exists."""
     if dataset_file and not Path(dataset_file).is_file():
-        raise InvalidRequestError(f"The data set's file {dataset_file} is gone; upload it again")
+        raise InvalidRequestError(f"The data set's file {dataset_file} no longer exists; upload it again")

@@ -1,4 +1,4 @@
-"""A subscriber's position in one run's events, read from the broadcast or, further behind, from the event log."""
+"""A subscriber's position in one run's events, which come from the broadcast or, if it is behind, from the log."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from merlina.jobs.broadcast import Broadcast
 from merlina.runs import in_order, read_events
 from merlina.schemas.events import Event
 
-# What a reader holds while it takes nothing more: this many events, however far it is behind.
+# The most that a blocked subscriber holds in memory, however far it is behind.
 _BATCH_EVENTS = 256
 _BATCH_BYTES = 64 * 1024
 
 
 class EventCursor:
-    """`seq` is the number of the last event handed out."""
+    """Reads events in order; `seq` is the number of the last event returned."""
 
     def __init__(self, broadcast: Broadcast, job_id: str, events_file: Path, seq: int) -> None:
         self.seq = seq
@@ -26,7 +26,7 @@ class EventCursor:
         self._offset = 0
 
     async def until(self, last: int) -> AsyncIterator[list[Event]]:
-        """Events after `seq` up to number `last`, in batches, oldest first."""
+        """Yield the events after `seq` up to number `last`, in batches, oldest first."""
         while self.seq < last:
             recent = self._broadcast.recent(self._job_id, self.seq)
             # For a moment the database may be ahead of the broadcast; the event log is ahead of both.

@@ -1,4 +1,4 @@
-"""Which job owns an output folder: one at a time, and no model's folder lies inside another's."""
+"""Ownership of output folders: one job at a time, and no model's folder inside another one."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ def owner_among(others: Iterable[JobRecord], record: JobRecord) -> JobRecord | N
 
 
 def refuse_nested(connection: Connection, target_dir: str, job_id: str | None = None) -> None:
-    """Raise ConflictError where other jobs have or may still save a model inside `target_dir` or around it.
+    """Raise ConflictError if other jobs have a model inside or around `target_dir`, or may still save one there.
 
-    `job_id` is the job that the folder is for, where it has one already.
+    `job_id` is the job that the folder is for, if it exists already.
     """
     around = jobs.saving_around(connection, target_dir, without=job_id)
     if around:
         other = around[0]
         raise ConflictError(
             f"output_name: {target_dir} and {other.output_dir or other.target_dir} of {other.job_id} "
-            f"({other.state}) would lie one inside the other; choose another output_name"
+            f"({other.state}) would be one inside the other; choose another output_name"
         )
 
 
 def refuse_taken(models_dir: Path, target_dir: Path) -> None:
-    """Raise ConflictError where models on the disk, of any job or none, are in the way of `target_dir`."""
+    """Raise ConflictError if `target_dir` would be inside or around a model on the disk, of any job or none."""
     owner = target_dir.parent
     if owner != models_dir:
         if owner.exists() and not owner.is_dir():
@@ -50,7 +50,7 @@ def refuse_taken(models_dir: Path, target_dir: Path) -> None:
 
 
 def settle_kept_model(connection: Connection, folder: RunFolder) -> None:
-    """Correct the folder of an older model whose move a dead worker had announced in its log, but did not make."""
+    """Correct the folder of an older model whose move a dead worker had announced in its log but not completed."""
     interrupted = interrupted_placement(folder.events_file)
     if interrupted is None:
         return
@@ -60,7 +60,7 @@ def settle_kept_model(connection: Connection, folder: RunFolder) -> None:
 
 
 def _real(folder: str) -> Path:
-    """Return the folder with symbolic links above it resolved; a link in its own place would be moved, not followed."""
+    """Return the folder with symbolic links in its parents resolved. A link at the folder itself would be moved."""
     parent, name = os.path.split(folder)
     return Path(os.path.realpath(parent), name)
 

@@ -1,4 +1,4 @@
-"""Jobs of a database that was lost, restored or replaced: listed again and brought up to date from the run folders."""
+"""Recovery of a database that was lost, restored or replaced: its jobs are added and updated from the run folders."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from merlina.storage import jobs
 from merlina.storage.database import Database
 
 _log = logging.getLogger(__name__)
-# In the folder of all runs: the jobs whose logs are being read, one a line.
+# A file in the folder of all runs with the ids of jobs whose logs are being read, one per line.
 _UNFINISHED = ".rebuilding"
 _ABOUT_MODELS = (events.Moved, events.StateChanged, events.Placed, events.Ended)
 
 
-def recover_jobs(moves: Moves, names: Collection[str], runs_dir: Path, tell: Callable[[str], None]) -> None:
-    """Bring the database up to what the run folders hold: it was lost, replaced, or restored from a backup.
+def recover_jobs(moves: Moves, names: Collection[str], runs_dir: Path, report: Callable[[str], None]) -> None:
+    """Bring the database up to date with the run folders, after it was lost, replaced or restored from a backup.
 
-    `names` is what `runs_dir` held before this server took its first request. Remove what is left of jobs that were
-    deleted or never accepted, list other runs again, read on in the logs of jobs that continued after the backup, and
-    leave the rest alone. `tell` gets one line about what was found.
+    `names` are the entries of `runs_dir` before this server accepted its first request. Remove the files of jobs that
+    were deleted or never accepted, add jobs of other run folders, ingest the logs of jobs that continued after the
+    backup, and leave other folders alone. `report` is called with a line about each kind of finding.
     """
-    rebuilt, foreign = [], []
+    restored, foreign = [], []
     unknown = _unknown(moves.database, names, runs_dir)
     unread = _unread(moves.database, names, runs_dir)
     marked = [(folder, read_mark(folder)) for folder in unknown]
@@ -42,36 +42,38 @@ def recover_jobs(moves: Moves, names: Collection[str], runs_dir: Path, tell: Cal
             remove_run_files(folder)
         else:
             try:
-                _rebuild(moves, folder, mark)
-                rebuilt.append(folder)
-            except Exception:  # one damaged folder must not hide the others
-                _log.exception("the job of %s could not be listed again; its folder stays as it is", folder.path)
-    continued = [folder for folder in (RunFolder(runs_dir / job_id) for job_id in unread) if _read_on(moves, folder)]
-    _settle_output_dirs(moves.database, sorted([*rebuilt, *continued], key=lambda folder: folder.path))
+                _restore(moves, folder, mark)
+                restored.append(folder)
+            except Exception:  # one damaged folder must not affect the others
+                _log.exception("the job of %s could not be restored; its folder is unchanged", folder.path)
+    continued = [folder for folder in (RunFolder(runs_dir / job_id) for job_id in unread) if _update(moves, folder)]
+    _restore_output_dirs(moves.database, sorted([*restored, *continued], key=lambda folder: folder.path))
     _note_unfinished(runs_dir, [])
-    if rebuilt:
-        tell(
-            f"{len(rebuilt)} runs were not in the database and are listed again from their folders: "
-            f"{_some([folder.path.name for folder in rebuilt])}"
+    if restored:
+        report(
+            f"{len(restored)} jobs were not in the database and were restored from their run folders: "
+            f"{_first_five([folder.path.name for folder in restored])}"
         )
     if continued:
-        tell(
-            f"{len(continued)} jobs had continued since the database was written and are brought up to date from "
-            f"their event logs: {_some([folder.path.name for folder in continued])}"
+        report(
+            f"{len(continued)} jobs had continued since the database was written and were updated from "
+            f"their event logs: {_first_five([folder.path.name for folder in continued])}"
         )
     if foreign:
-        tell(f"{len(foreign)} folders among the runs are not Merlina's and are left alone: {_some(foreign)}")
+        report(
+            f"{len(foreign)} folders in {runs_dir} are not run folders and were left unchanged: {_first_five(foreign)}"
+        )
 
 
 def _unknown(database: Database, names: Collection[str], runs_dir: Path) -> list[RunFolder]:
-    """The folders that belong to no job in the database, in order of their names."""
+    """Return the folders that belong to no job in the database, in order of their names."""
     with database.read() as connection:
         known = jobs.all_ids(connection)
     return [RunFolder(runs_dir / name) for name in sorted(set(names) - known) if (runs_dir / name).is_dir()]
 
 
 def _unread(database: Database, names: Collection[str], runs_dir: Path) -> list[str]:
-    """Jobs that do not run whose logs are longer than what was read, and those that were being read at a crash."""
+    """Return jobs that do not run and have unread events, and those whose logs were being read at a crash."""
     with database.read() as connection:
         read_up_to = jobs.log_offsets_at_rest(connection)
         known = jobs.all_ids(connection)
@@ -80,7 +82,7 @@ def _unread(database: Database, names: Collection[str], runs_dir: Path) -> list[
         read_up_to |= dict.fromkeys((job_id for job_id in unfinished if job_id in known), -1)
     listed = (job_id for job_id in names if job_id in read_up_to)
     log = RunFolder(runs_dir).events_file.name
-    # Of each of perhaps 100,000 folders: without a Path, which takes three times as long as the look itself.
+    # There may be 100,000 folders; a Path for each would take three times as long as the call of stat.
     return sorted(job_id for job_id in listed if _size(f"{runs_dir}/{job_id}/{log}") > read_up_to[job_id])
 
 
@@ -92,18 +94,18 @@ def _size(file: str) -> int:
 
 
 def _note_unfinished(runs_dir: Path, job_ids: Sequence[str]) -> None:
-    """Keep the names of jobs whose logs are being read, so that a server killed meanwhile reads them again."""
+    """Store which jobs' logs are being read, so that the next server reads them again if this one is killed."""
     try:
         if job_ids:
             write_private(runs_dir / _UNFINISHED, "\n".join(job_ids).encode())
         else:
             (runs_dir / _UNFINISHED).unlink(missing_ok=True)
-    except OSError as error:  # the logs can be read all the same
+    except OSError as error:  # the logs can be read nevertheless
         _log.warning("%s could not be updated: %s", runs_dir / _UNFINISHED, error)
 
 
-def _read_on(moves: Moves, folder: RunFolder) -> bool:
-    """Take in the rest of a job's log; return False if that failed. A worker that still runs has its requests back."""
+def _update(moves: Moves, folder: RunFolder) -> bool:
+    """Ingest the rest of a job's log, and restore the requests to a worker that still runs; return False on failure."""
     try:
         with moves.database.read() as connection:
             record = jobs.get(connection, folder.path.name)
@@ -115,14 +117,14 @@ def _read_on(moves: Moves, folder: RunFolder) -> bool:
             order = _order(folder)
             changes |= {"gpus": order.gpus if order else None, **_requests_of(folder)}
         moves.change(record, changes)
-    except Exception:  # one damaged log must not hide the others
+    except Exception:  # one damaged log must not affect the others
         _log.exception("the rest of the event log of %s could not be read", folder.path.name)
         return False
     return True
 
 
-def _rebuild(moves: Moves, folder: RunFolder, mark: RunMark) -> None:
-    """Add the job as its log describes it. One that never started is paused, since it may have been cancelled."""
+def _restore(moves: Moves, folder: RunFolder, mark: RunMark) -> None:
+    """Add the job as its log describes it. A job that never started is paused, because it may have been cancelled."""
     order = _order(folder)
     begin, _ = read_events(folder.events_file, 0, 1)
     has_begun = bool(begin)
@@ -160,8 +162,8 @@ def _time_of(file: Path) -> float | None:
         return None
 
 
-def _settle_output_dirs(database: Database, folders: Sequence[RunFolder]) -> None:
-    """Find each job's model after all moves in all logs, which were read job by job rather than in order of time."""
+def _restore_output_dirs(database: Database, folders: Sequence[RunFolder]) -> None:
+    """Find each job's model after all moves in all logs, which were ingested job by job rather than in time order."""
     found = [
         (event.time, number, folder.path.name, event)
         for number, folder in enumerate(folders)
@@ -176,7 +178,7 @@ def _settle_output_dirs(database: Database, folders: Sequence[RunFolder]) -> Non
         saved_in = getattr(event, "output_dir", None) or getattr(event, "folder", None)
         if isinstance(event, events.StateChanged):
             (uploading.add if saved_in else uploading.discard)(job_id)
-        # The last event names the folder again, from which another run may have moved the model since.
+        # The event `ended` repeats the folder, but another run may have moved the model since.
         if saved_in and not (isinstance(event, events.Ended) and job_id in uploading):
             model_of = {owner: path for owner, path in model_of.items() if path != saved_in} | {job_id: saved_in}
     with database.write() as connection:
@@ -188,5 +190,5 @@ def _moved(path: str, folder: str, kept_as: str) -> str:
     return kept_as + path[len(folder) :] if path == folder or path.startswith(f"{folder}/") else path
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_five(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

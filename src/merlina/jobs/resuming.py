@@ -1,6 +1,6 @@
-"""What a resume will do, read from the run folder at the time of asking; and what a dead worker left undone there.
+"""The plan of a resume, made from the run folder at the time of the request, and the completion of placements.
 
-The database knows the last checkpoint that was reported. Only the folder knows which one can be used.
+The database knows the last reported checkpoint; only the folder shows which one can be used.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from merlina.schemas.training import TrainingConfig
 from merlina.storage.jobs import JobRecord
 
 _log = logging.getLogger(__name__)
-# A request waits for it. The worker compares the rows again, however long that takes.
+# The client waits meanwhile. The worker compares the rows again, without a limit.
 _COMPARE_SECONDS = 30.0
-# A request waits while checksums of a checkpoint are computed, which takes seconds up to this size in bytes.
-_MOST_CHECKED_BYTES = 4 << 30
+# The client waits while checksums are computed, which takes seconds for checkpoints of up to this size in bytes.
+_MAX_CHECKED_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
 class Resumption:
-    """The optimizer step that the next attempt continues after, 0 for the start; and what to tell about it."""
+    """The optimizer step after which the next attempt continues (0: the start), with a message for the client."""
 
     step: int
     message: str
@@ -41,12 +41,12 @@ class Resumption:
     starts_over: bool = False
 
     def announce_to(self, folder: RunFolder) -> None:
-        """Leave in the run folder what the next worker cannot see there. Belongs into the transaction of the resume."""
+        """Write to the run folder what the next worker needs to know, within the transaction of the resume."""
         request_start_over(folder, wanted=self.starts_over)
 
 
 def request_start_over(folder: RunFolder, *, wanted: bool) -> None:
-    """Ask the next worker to ignore and remove all checkpoints, or withdraw that."""
+    """Ask the next worker to ignore and remove all checkpoints, or withdraw that request."""
     if wanted:
         folder.start_over_file.touch(mode=0o600)
     else:
@@ -54,24 +54,24 @@ def request_start_over(folder: RunFolder, *, wanted: bool) -> None:
 
 
 CompareData = Callable[[TrainingConfig, Path, Fingerprint], str | None]
-"""Says how the data set in a file differs from the one with the fingerprint; None where it does not."""
+"""Returns how the data set in a file differs from the one with the fingerprint; None if it does not."""
 
 
 def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, force: bool) -> Resumption:
-    """Decide from what is on the disk. The content of very large checkpoints is verified by the worker only.
+    """Return where the next attempt continues. Only the worker verifies the content of very large checkpoints.
 
-    Raises InvalidRequestError for a job that never ran, and StartOverError where only `force` can help.
+    Raises InvalidRequestError for a job that never ran, and StartOverError if it can only start over by `force`.
     """
     if record.state == "cancelled" and not has_run(record, folder):
         raise _cancelled_in_queue(record)
-    # One that a server left which was killed before the commit does not count: the row still names its checkpoint.
+    # A file from a server that was killed before its commit does not count: the row still names a checkpoint.
     if force or (folder.start_over_file.exists() and record.last_checkpoint is None):
         return Resumption(0, "Starting over at step 1, as requested.", starts_over=True)
     placing = placement_awaiting_end(folder.events_file)
     # An upload needs the model in memory: such a run loads its newest checkpoint.
     if placing is not None and not read_stored_config(record.config, record.job_id).push_to_hub:
-        return Resumption(placing.step, f"All {placing.step} steps were taken; the run only has to be completed.")
-    found = checkpoints.survey(folder.checkpoints_dir, checksums=True, most_bytes=_MOST_CHECKED_BYTES)
+        return Resumption(placing.step, f"All {placing.step} steps are done; only the run's last event is missing.")
+    found = checkpoints.survey(folder.checkpoints_dir, checksums=True, most_bytes=_MAX_CHECKED_BYTES)
     if found.step is None:
         return _without_checkpoint(record, found)
     _refuse_other_data(record, folder, found.step, compare)
@@ -80,21 +80,21 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
 
 
 def has_run(record: JobRecord, folder: RunFolder) -> bool:
-    """Whether anything is left of the job that could be continued. A job cancelled without it has lost its tokens."""
+    """Return whether the job ran or has a checkpoint. A job that was cancelled without either has lost its tokens."""
     return record.attempt_seen > 0 or checkpoints.survey(folder.checkpoints_dir).newest is not None
 
 
 def _cancelled_in_queue(record: JobRecord) -> InvalidRequestError:
     return InvalidRequestError(
-        f"Job {record.job_id} was cancelled while it waited and has no checkpoint; "
+        f"Job {record.job_id} was cancelled in the queue and has no checkpoint; "
         f"POST /jobs/{record.job_id}/retry queues it as a new job"
     )
 
 
 def compare_with(helper: Helper, max_row_mb: int) -> CompareData:
-    """Have a helper process read the rows; that they cannot be read is returned as the difference.
+    """Return a function that compares rows in a helper process. An unreadable file counts as different.
 
-    Where the helper fails, or has no answer in time, the comparison is left to the worker.
+    If the helper fails or takes too long, the comparison is left to the worker.
     """
 
     def compare(config: TrainingConfig, file: Path, then: Fingerprint) -> str | None:
@@ -110,19 +110,19 @@ def compare_with(helper: Helper, max_row_mb: int) -> CompareData:
         except DataError as error:
             return error.message
         except (BusyError, HelperError) as error:
-            _log.warning("%s is compared by the worker only: %s", file, error.message)
+            _log.warning("the rows of %s will be compared by the worker only: %s", file, error.message)
             return None
 
     return compare
 
 
 def survey(folder: RunFolder) -> Survey:
-    """The checkpoints that the next attempt can choose from."""
+    """Return the checkpoints that the next attempt can choose from."""
     return Survey(None, ()) if folder.start_over_file.exists() else checkpoints.survey(folder.checkpoints_dir)
 
 
 def describe_next_steps(record: JobRecord, folder: RunFolder) -> str:
-    """What can be done about a run that ended early, for its error text."""
+    """Return how a run that ended early can continue, as the end of its error message."""
     resume, retry = f"POST /jobs/{record.job_id}/resume", f"POST /jobs/{record.job_id}/retry"
     placing = None if folder.start_over_file.exists() else placement_awaiting_end(folder.events_file)
     if placing is not None:
@@ -136,10 +136,7 @@ def describe_next_steps(record: JobRecord, folder: RunFolder) -> str:
 
 
 def complete_placement(record: JobRecord, folder: RunFolder) -> None:
-    """Finish the renames that a dead worker had announced, and report them; a rename that fails may be reported, too.
-
-    Does nothing while the worker lives.
-    """
+    """Complete and log the placement that a dead worker had announced. Does nothing while the worker lives."""
     if not folder.events_file.exists():
         return
     with folder.locked() as lock:
@@ -168,9 +165,9 @@ class _PlacementLog:
 
 
 def _refuse_other_data(record: JobRecord, folder: RunFolder, step: int, compare: CompareData) -> None:
-    """Raise StartOverError if the checkpoint was trained on other rows, or with another split.
+    """Raise StartOverError if the checkpoint was trained on other rows or with another split.
 
-    The file is read only if it has been replaced. A data set from the Hub is compared by the worker.
+    The file is read only if it was replaced. The worker compares data sets from the Hub.
     """
     file = Path(record.dataset_file) if record.dataset_file else None
     if file is None or not folder.fingerprint_file.is_file():
@@ -194,4 +191,4 @@ def _without_checkpoint(record: JobRecord, found: Survey) -> Resumption:
         )
     if record.state == "cancelled":
         raise _cancelled_in_queue(record)
-    return Resumption(0, "It had no checkpoint yet and starts at step 1.")
+    return Resumption(0, "The job had no checkpoint yet and starts at step 1.")

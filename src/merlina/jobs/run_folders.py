@@ -1,7 +1,7 @@
-"""Which folders below DATA_DIR/runs are ours, and what of them may be removed: nothing but files of our own making.
+"""Recognition and removal of run folders in DATA_DIR/runs. Only files that Merlina wrote are ever removed.
 
-Other programs may keep folders there, and people may put files into a run's. A folder is a run's if it holds a mark,
-`job.json`, that names the folder's own job.
+Other programs may keep folders there, and users may add files to a run folder. A folder is a run folder if it holds a
+mark, `job.json`, that names the folder's own job.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class RunMark(BaseModel):
-    """What `job.json` holds: enough to list the job again if the database is lost. Times are epoch seconds."""
+    """The content of `job.json`, from which a job is restored if the database is lost. Times are epoch seconds."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -40,16 +40,16 @@ class RunMark(BaseModel):
 
 
 def write_mark(folder: RunFolder, values: Mapping[str, Any]) -> None:
-    """Mark a new folder as that of the job with these column values, which is not accepted yet."""
+    """Mark a new folder as that of the job with these column values. The job is pending until it is in the database."""
     folder.pending_file.touch(mode=0o600)
     mark = RunMark.model_validate({name: values[name] for name in RunMark.model_fields if name in values})
     write_private(folder.mark_file, mark.model_dump_json(indent=2).encode())
 
 
 def read_mark(folder: RunFolder) -> RunMark | None:
-    """Return what the folder is marked with; None where it is not the folder of a run.
+    """Return the folder's mark; None if it is not a run folder.
 
-    Folders of earlier versions have no mark. Their run order, if they have one, says the same.
+    For a folder of an earlier version, which has no mark, it is made from the run order.
     """
     try:
         mark: RunMark | None = RunMark.model_validate_json(folder.mark_file.read_bytes())
@@ -61,18 +61,18 @@ def read_mark(folder: RunFolder) -> RunMark | None:
 
 
 def remove_run_files(folder: RunFolder) -> None:
-    """Remove all files of a run, the mark last, and then the folder if nothing else is in it."""
+    """Remove all files of a run, the mark last, and then the folder if it is empty."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for path in sorted(folder.path.iterdir(), key=lambda path: path == folder.mark_file):
             _remove_own(folder, path)
         with contextlib.suppress(OSError):
             folder.path.rmdir()
         if folder.path.exists():
-            _log.warning("%s stays: it holds files that are not of its run", folder.path)
+            _log.warning("%s is kept: it holds files that are not part of the run", folder.path)
 
 
 def remove_partial_model(target_dir: str, job_id: str) -> None:
-    """Remove what a killed worker had written of a model, or for its upload; the names hold the job's id."""
+    """Remove the temporary folders of a killed worker's model and upload, which have the job's id in their names."""
     target = Path(target_dir)
     for ending in ("partial", "upload"):
         shutil.rmtree(target.with_name(f".{target.name}.{job_id}.{ending}"), ignore_errors=True)
@@ -87,7 +87,7 @@ def _remove_own(folder: RunFolder, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a folder or a link, never what a link leads to."""
+    """Remove a file, a folder or a link, but not the target of a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

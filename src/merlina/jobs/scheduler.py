@@ -1,4 +1,4 @@
-"""What starts next: by priority, then age, with a free slot and free GPUs; and what makes way for it."""
+"""The scheduler decides which jobs start (by priority, then age), which wait, and which running ones are preempted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LEAST_FREE_MIB = 32
 
 @dataclass(frozen=True)
 class Start:
-    """A job that may start now, on these GPUs; None leaves the choice to the machine (it has none)."""
+    """A job that may start now, on these GPUs; None on a machine without GPUs."""
 
     record: JobRecord
     gpus: list[int] | None
@@ -26,9 +26,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one look at the queue gives: jobs to start, what each of the others waits for, and who is to make way.
+    """The jobs to start, what each other queued job waits for, and the running jobs to preempt.
 
-    `preempted` holds running jobs, each with the id of the job it makes way for.
+    Each entry of `preempted` has the id of the job that preempts it.
     """
 
     starts: list[Start]
@@ -37,7 +37,7 @@ class Plan:
 
 
 def shortage_of_disk(runs_dir: Path) -> str | None:
-    """Return what a job waits for where the disk has no room even for a run's first files; None where it has."""
+    """Return what jobs wait for if the disk lacks space for a run's first files; None if it has enough."""
     free_mib = shutil.disk_usage(runs_dir).free >> 20
     if free_mib >= _LEAST_FREE_MIB:
         return None
@@ -52,33 +52,33 @@ def plan(
     max_concurrent: int,
     share_gpus: bool,
 ) -> Plan:
-    """Chooses among `queued` (in queue order). A job that waits for a busy GPU does not hold up one behind it."""
-    room = _Room(running, gpus, max_concurrent, share_gpus)
+    """Plan the jobs in `queued`, which are in queue order. One that waits for a busy GPU does not delay the next."""
+    capacity = _Capacity(running, gpus, max_concurrent, share_gpus)
     waiting: dict[str, str] = {}
     preempted: list[tuple[JobRecord, str]] = []
-    # Those that leave anyway come first, then the youngest, so that as few as possible are asked.
-    may_leave = [record for record in running if _is_leaving(record)]
-    may_leave += [record for record in reversed(running) if _may_make_way(record)]
+    # Runs that end anyway come first, then the youngest ones, so that as few as possible are preempted.
+    candidates = [record for record in running if _is_ending(record)]
+    candidates += [record for record in reversed(running) if _is_preemptible(record)]
     for record in queued:
-        chosen, reason = room.offer(record)
+        chosen, reason = capacity.offer(record)
         if reason is None:
-            room.starts.append(Start(record, chosen))
+            capacity.starts.append(Start(record, chosen))
             continue
         waiting[record.job_id] = reason
         if record.priority == PRIORITY_NUMBER["high"]:
-            leaving = _who_leaves(record, may_leave, room)
-            may_leave = [one for one in may_leave if one not in leaving]
-            asked = [one for one in leaving if not _is_leaving(one)]
-            preempted += [(one, record.job_id) for one in asked]
-            making_way = [one.job_id for one in leaving if one in asked or one.preempted_by == record.job_id]
-            if making_way:
-                waiting[record.job_id] = f"{', '.join(making_way)} to pause"
-    return Plan(room.starts, waiting, preempted)
+            leaving = _choose_preempted(record, candidates, capacity)
+            candidates = [one for one in candidates if one not in leaving]
+            new = [one for one in leaving if not _is_ending(one)]
+            preempted += [(one, record.job_id) for one in new]
+            pausing = [one.job_id for one in leaving if one in new or one.preempted_by == record.job_id]
+            if pausing:
+                waiting[record.job_id] = f"{', '.join(pausing)} to pause"
+    return Plan(capacity.starts, waiting, preempted)
 
 
 @dataclass(frozen=True)
-class _Room:
-    """Slots and GPUs, and who has them: running jobs, and those that start now."""
+class _Capacity:
+    """Slots and GPUs, and the jobs that occupy them: running ones, and those that start now."""
 
     running: Sequence[JobRecord]
     gpus: Sequence[Gpu]
@@ -87,7 +87,7 @@ class _Room:
     starts: list[Start] = field(default_factory=list)
 
     def offer(self, record: JobRecord, without: Sequence[JobRecord] = ()) -> tuple[list[int] | None, str | None]:
-        """The GPUs that `record` could have if the jobs `without` were gone, or what it would still wait for."""
+        """Return the GPUs that `record` gets if the jobs `without` end, or what it would still wait for."""
         stay = [one for one in self.running if one not in without]
         held = [*(one.gpus for one in stay), *(start.gpus for start in self.starts)]
         busy = {index for indices in held for index in indices or []}
@@ -98,31 +98,31 @@ class _Room:
         return chosen, reason or (f"{owner.job_id}, which saves into the same folder" if owner else None)
 
 
-def _who_leaves(record: JobRecord, candidates: Sequence[JobRecord], room: _Room) -> list[JobRecord]:
-    """The fewest of `candidates` whose end lets `record` start, the first ones where there is a choice.
+def _choose_preempted(record: JobRecord, candidates: Sequence[JobRecord], capacity: _Capacity) -> list[JobRecord]:
+    """Return the fewest of `candidates` whose end lets `record` start, preferring the first ones.
 
-    None of them where it couldn't start even then.
+    Return none of them if it could not start even then.
     """
-    if room.offer(record, candidates)[1] is not None:
+    if capacity.offer(record, candidates)[1] is not None:
         return []
     chosen = list(candidates)
     for last in reversed(candidates):
         without_it = [one for one in chosen if one is not last]
-        if room.offer(record, without_it)[1] is None:
+        if capacity.offer(record, without_it)[1] is None:
             chosen = without_it
     return chosen
 
 
-def _is_leaving(record: JobRecord) -> bool:
+def _is_ending(record: JobRecord) -> bool:
     return record.stop_requested_at is not None or record.pause_requested_at is not None
 
 
-def _may_make_way(record: JobRecord) -> bool:
+def _is_preemptible(record: JobRecord) -> bool:
     return (
         record.preemptible
         and record.priority == PRIORITY_NUMBER["low"]
         and record.state in PAUSABLE_STATES
-        and not _is_leaving(record)
+        and not _is_ending(record)
     )
 
 

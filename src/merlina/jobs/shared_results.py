@@ -1,4 +1,4 @@
-"""What many readers of one job would each work out again from the same event, worked out once."""
+"""A cache of pure functions' results, so that what many subscribers need from one event is computed once."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
-_KEPT = 512
+_MAX_RESULTS = 512
 
 
 class Shared:
-    """Remembers the results of pure functions by the very objects they were given; only of the newest few calls."""
+    """Caches results of the most recent calls by the identity of the function and its arguments."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
+        self._results: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
 
     def work(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
-        """What the function makes of these arguments. From one thread only."""
+        """Return `function(*arguments)`. To be called from one thread only."""
         key = (id(function), *map(id, arguments))
-        kept = self._kept.get(key)
-        if kept is None:
-            if len(self._kept) >= _KEPT:
-                self._kept.clear()
-            # The arguments are kept too: as long as they are there, no other object has their ids.
-            kept = self._kept[key] = ((function, *arguments), function(*arguments))
-        result: _Result = kept[1]
+        cached = self._results.get(key)
+        if cached is None:
+            if len(self._results) >= _MAX_RESULTS:
+                self._results.clear()
+            # The arguments are kept as well: while they exist, no other object can have their ids.
+            cached = self._results[key] = ((function, *arguments), function(*arguments))
+        result: _Result = cached[1]
         return result
