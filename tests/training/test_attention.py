@@ -107,10 +107,10 @@ def test_chunks_of_a_text_are_kept_apart_from_its_beginning_on(implementation: A
     ("given", "reason"),
     [
         ({"s_aux": torch.zeros(4)}, "has attention sinks"),
-        ({"block_indices": torch.zeros(4)}, "gives its attention block_indices"),
-        ({"is_causal": False}, "lets tokens see those after them"),
+        ({"block_indices": torch.zeros(4)}, "passes block_indices to its attention"),
+        ({"is_causal": False}, "lets tokens attend to later ones"),
         ({"dropout": 0.1}, "drops out attention weights"),
-        ({"packed": None}, "has attention layers that are not told"),
+        ({"packed": None}, "has attention layers that do not receive"),
     ],
 )
 def test_what_packs_do_not_compute_is_refused_in_words(given: dict[str, Any], reason: str) -> None:

@@ -30,16 +30,18 @@ def device_of(room: int, tried: list[int]) -> Callable[[Sequence[PackedExample]]
     return run
 
 
-@pytest.mark.parametrize("layout", [PackedBatching(), PaddedBatching()])
+@pytest.mark.parametrize("batching", [PackedBatching(), PaddedBatching()])
 @given(sizes=st.lists(st.integers(2, 60), min_size=1, max_size=30), budget=st.integers(2, 200))
 def test_what_is_tried_is_as_large_as_the_longest_pair_and_any_pack_of_all(
-    layout: PackedBatching | PaddedBatching, sizes: list[int], budget: int
+    batching: PackedBatching | PaddedBatching, sizes: list[int], budget: int
 ) -> None:
     examples = [example(size) for size in sizes]
-    passes, alone = PassPlanner(layout, budget), max(layout.size([one]) for one in examples)
-    largest = layout.size(passes.largest(examples))
+    passes, alone = PassPlanner(batching, budget), max(batching.num_positions([one]) for one in examples)
+    largest = batching.num_positions(passes.largest(examples))
     assert alone <= largest <= max(budget, alone)
-    assert all(layout.size([examples[index] for index in indices]) <= largest for indices in passes.cut(examples))
+    assert all(
+        batching.num_positions([examples[index] for index in indices]) <= largest for indices in passes.split(examples)
+    )
 
 
 def test_the_largest_pass_of_any_step_holds_no_more_pairs_than_a_step() -> None:

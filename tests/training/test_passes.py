@@ -27,16 +27,16 @@ def test_a_layout_knows_what_its_model_computes(kind: Any) -> None:
     run = kind(model, "auto" if kind is PackedModel else 0)
     model.model.register_forward_pre_hook(lambda _, __, named: computed.append(named["input_ids"]), with_kwargs=True)
     run(build_pack(EXAMPLES, with_prompt_targets=False))
-    assert run.batching.size(EXAMPLES) == computed[0].numel()
+    assert run.batching.num_positions(EXAMPLES) == computed[0].numel()
     alone = build_pack(EXAMPLES[1:2], with_prompt_targets=False)
     run(alone)
     furthest = int(alone.position_ids.max()) + 1
-    assert run.batching.reach(EXAMPLES[1]) == (furthest if kind is PackedModel else computed[1].shape[1])
+    assert run.batching.longest_text(EXAMPLES[1]) == (furthest if kind is PackedModel else computed[1].shape[1])
 
 
 @given(content=st.lists(examples, min_size=1, max_size=30), budget=st.integers(1, 60))
 def test_packs_hold_every_example_once_and_keep_to_their_budget(content: list[PackedExample], budget: int) -> None:
-    packs = PackedBatching().cut(content, budget)
+    packs = PackedBatching().split(content, budget)
     assert sorted(index for pack in packs for index in pack) == list(range(len(content)))
     for pack in packs:
         assert len(pack) == 1 or sum(content[index].positions for index in pack) <= budget
@@ -58,13 +58,13 @@ def first_fit(sizes: list[int], budget: int) -> list[list[int]]:
 def test_padded_passes_hold_every_example_once_and_keep_to_their_budget(
     content: list[PackedExample], budget: int
 ) -> None:
-    passes = PaddedBatching().cut(content, budget)
+    passes = PaddedBatching().split(content, budget)
     assert sorted(index for indices in passes for index in indices) == list(range(len(content)))
     for indices in passes:
-        assert len(indices) == 1 or PaddedBatching().size([content[index] for index in indices]) <= budget
+        assert len(indices) == 1 or PaddedBatching().num_positions([content[index] for index in indices]) <= budget
     # The next longest had no room in the pass before.
     for before, after in pairwise(passes):
-        assert PaddedBatching().size([content[index] for index in (*before, after[0])]) > budget
+        assert PaddedBatching().num_positions([content[index] for index in (*before, after[0])]) > budget
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
@@ -93,11 +93,11 @@ def test_a_long_text_changes_nothing_of_a_short_one(kind: str) -> None:
         return found
 
     alone = sums([[index] for index in range(len(content))])
-    passes = PassPlanner(run.batching, 1000, limits=rope_length_limits(model.get_base_model().config))
-    assert passes.limits == (24,)
-    assert [sorted(indices) for indices in passes.cut(content)] == [[0, 2, 3], [1]]
-    assert torch.allclose(sums(passes.cut(content)), alone, atol=1e-4)
-    assert torch.allclose(sums(PassPlanner(run.batching, 1000).cut(content)), alone, atol=1e-4)
+    passes = PassPlanner(run.batching, 1000, length_limits=rope_length_limits(model.get_base_model().config))
+    assert passes.length_limits == (24,)
+    assert [sorted(indices) for indices in passes.split(content)] == [[0, 2, 3], [1]]
+    assert torch.allclose(sums(passes.split(content)), alone, atol=1e-4)
+    assert torch.allclose(sums(PassPlanner(run.batching, 1000).split(content)), alone, atol=1e-4)
 
 
 def test_limits_are_those_of_each_kind_of_layer_and_most_models_have_none() -> None:

@@ -93,7 +93,7 @@ def budget_where_the_second_has(room: int, ranks: Ranks) -> int:
     """Positions of a pass that all ranks end with where only the second runs out of memory."""
 
     def run(examples: Sequence[PackedExample]) -> None:
-        if ranks.rank == 1 and PackedBatching().size(examples) > room:
+        if ranks.rank == 1 and PackedBatching().num_positions(examples) > room:
             raise torch.OutOfMemoryError
 
     examples = [PackedExample([1], ([2] * 9, [3] * 2))] * 20

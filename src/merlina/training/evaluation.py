@@ -1,4 +1,4 @@
-"""Figures of a model as its users load it, by the model's own forward pass: no packs, no replaced layers."""
+"""Evaluation of a model as its users load it, by its own forward pass: no packs, no fused layers."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
 
 
 class PlainModel:
-    """Log-probabilities by a causal language model's own forward pass, one pair at a time."""
+    """The log-probabilities of a causal language model by its own forward pass, one pair at a time."""
 
     def __init__(self, model: Any) -> None:
-        # No mask lets anything see what fills padded rows, but it must have a row in the embedding: 0 always has.
+        # Padding is masked, so any token id that has an embedding will do; 0 always has one.
         self._run = PaddedModel(model.eval(), pad_id=0)
         self._device = next(model.parameters()).device
 
     @torch.no_grad()
     def logprobs(self, example: PackedExample, *, with_prompt: bool = False) -> Logprobs:
-        """-> sums and counts, [1, 1 + A]"""
+        """Return sums and numbers of tokens on the CPU, shape [1, 1 + A]."""
         found = self._run(build_pack([example], with_prompt_targets=with_prompt).to(self._device))
         return Logprobs(found.sums.float().cpu(), found.tokens.float().cpu())
 
 
 def mean_answer_logprobs(model: PlainModel, pairs: Sequence[TokenPair]) -> Tensor:
-    """Mean log-probability per token of each answer, one after the other."""
+    """Return the mean log-probability per token of every answer of `pairs`, in order, float64."""
     examples = [PackedExample(pair.prompt, tuple(filter(None, (pair.chosen, pair.rejected)))) for pair in pairs]
     found = [model.logprobs(example) for example in examples]
     return torch.cat([(each.sums[0, 1:] / each.tokens[0, 1:]).double() for each in found])
@@ -44,7 +44,7 @@ def mean_answer_logprobs(model: PlainModel, pairs: Sequence[TokenPair]) -> Tenso
 def held_out_metrics(
     model: PlainModel, pairs: Sequence[TokenPair], config: TrainingConfig, reference_folder: Path
 ) -> dict[str, float]:
-    """The metrics of an evaluation. None where the method needs a reference and `reference_folder` does not have it."""
+    """Return the metrics of an evaluation: empty if the method needs a reference that `reference_folder` lacks."""
     objective = OBJECTIVES[config.training_mode]
     examples = [
         PackedExample(pair.prompt, (pair.chosen, pair.rejected) if config.needs_rejected else (pair.chosen,))

@@ -1,9 +1,18 @@
-"""What is minimised: pure functions of log-probabilities, each with its paper and equation.
+"""Objectives: the losses of the training methods, pure functions of log-probabilities, each with paper and equation.
 
-Each pair's loss stands for itself, so how pairs are cut into packs changes no gradient. To add an objective: its
-function here with an entry in OBJECTIVES, and its name in `merlina.schemas.training.TrainingMode`.
+The loss of a pair does not depend on other pairs, so the division of a step into passes does not change gradients. (The
+divergence of KTO is the exception; it is computed for the whole step beforehand.) To add an objective, write its
+function here with an entry in OBJECTIVES, and add its name to `merlina.schemas.training.TrainingMode`.
 
-Legend: U pairs. pi is the model that is trained, ref the one it began as, y_w and y_l the chosen and rejected answers.
+Legend: U pairs, x a prompt, y_w its chosen and y_l its rejected answer, pi the trained model, ref the reference (the
+model before training). log pi(y|x) is a sum over the answer's tokens.
+
+The reward of an answer is what its method raises for chosen and lowers for rejected answers: beta * log pi/ref with a
+reference, otherwise beta times the mean or total log-probability. Metrics show rewards, their margin and accuracy.
+
+Worked example of DPO with beta = 0.1: log pi(y_w|x) = -10 and log ref(y_w|x) = -12 give the reward 0.2; log pi(y_l|x) =
+-15 and log ref(y_l|x) = -14 give -0.1. The margin is 0.3 and the loss -log sigmoid(0.3) = 0.554; before training both
+rewards are 0 and the loss is -log sigmoid(0) = log 2 = 0.693.
 """
 
 from __future__ import annotations
@@ -23,16 +32,16 @@ CHOSEN, REJECTED = 1, 2
 
 @dataclass(frozen=True)
 class ObjectiveInputs:
-    """What an objective may look at."""
+    """The inputs of an objective."""
 
-    policy: Logprobs  # [U, 3], or [U, 2] where rejected answers are not looked at
-    reference: Logprobs | None = None  # the same of the reference
-    divergence: Tensor | None = None  # [], how far pi is from ref on answers that don't belong to their prompts
+    policy: Logprobs  # [U, 3], or [U, 2] for methods that do not use rejected answers
+    reference: Logprobs | None = None  # the reference's log-probabilities, in the same shape
+    divergence: Tensor | None = None  # scalar, mean of log pi/ref over answers that belong to other prompts
 
 
 @dataclass(frozen=True)
 class PairLosses:
-    """`loss[U]`, with its graph; `metrics`, name -> [U], without."""
+    """The loss of each pair, shape [U], with its graph, and metrics by name, shape [U], without."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -40,7 +49,7 @@ class PairLosses:
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and what it needs to be computed."""
+    """A loss function and the inputs that it needs."""
 
     loss: Callable[[ObjectiveInputs, TrainingConfig], PairLosses]
     needs_prompt_targets: bool = False
@@ -76,8 +85,8 @@ def dpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
 def ipo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Identity preference optimization (arXiv 2310.12036, equation 17), tau being beta.
 
-    loss = (h - 1 / (2 beta))^2 with h = log pi(y_w|x)/ref(y_w|x) - log pi(y_l|x)/ref(y_l|x), each ratio as a mean over
-    its answer's tokens, so that long answers don't outweigh the target.
+    loss = (h - 1 / (2 beta))^2 with h = log pi(y_w|x)/ref(y_w|x) - log pi(y_l|x)/ref(y_l|x). Each ratio is a mean over
+    its answer's tokens, as in TRL: otherwise long answers would move h far beyond the target 1 / (2 beta).
     """
     tokens = inputs.policy.tokens
     chosen = _log_ratio(inputs, CHOSEN) / tokens[:, CHOSEN]
@@ -112,8 +121,9 @@ def cpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
 def kto(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Kahneman-Tversky optimization (arXiv 2402.01306, equations 7 and 8), both weights 1.
 
-    loss = mean of 1 - sigmoid(beta * (r(y_w) - z)) and 1 - sigmoid(beta * (z - r(y_l))), r(y) = log pi(y|x)/ref(y|x),
-    and z the divergence of pi from ref, which has no gradient.
+    loss = mean of 1 - sigmoid(beta * (r(y_w) - z)) and 1 - sigmoid(beta * (z - r(y_l))), r(y) = log pi(y|x)/ref(y|x).
+    z estimates the divergence of pi from ref as the mean of r over answers that belong to other prompts, at least 0; it
+    has no gradient.
     """
     assert inputs.divergence is not None
     chosen, rejected = _log_ratio(inputs, CHOSEN), _log_ratio(inputs, REJECTED)
@@ -142,22 +152,22 @@ OBJECTIVES: dict[TrainingMode, Objective] = {
 
 
 def _log_odds(logprob: Tensor) -> Tensor:
-    """log(p / (1 - p)) from log p, without losing the small difference to 1."""
-    # p = 1 would be infinite odds; the next float32 below keeps its gradient finite.
+    """Return log(p / (1 - p)) for log p. expm1 keeps the small difference 1 - p for p close to 1."""
+    # p = 1 has infinite odds; clamping to the largest float below keeps the gradient finite.
     logprob = logprob.clamp(max=-torch.finfo(logprob.dtype).eps)
     return logprob - torch.log(-torch.expm1(logprob))
 
 
 def _log_ratio(inputs: ObjectiveInputs, answer: int) -> Tensor:
-    """log pi(y|x) / ref(y|x)"""
+    """Return log(pi(y|x) / ref(y|x)), shape [U]."""
     assert inputs.reference is not None
     return inputs.policy.total_logprob(answer) - inputs.reference.total_logprob(answer)
 
 
 def _accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """[U], 1 where the chosen answer has the higher reward, 0 where the rejected one has, and 0.5 for a tie.
+    """Return 1 for pairs whose chosen answer has the higher reward, 0 for a lower one, 0.5 for a tie; shape [U].
 
-    Before training, a method with a reference ties every pair: 0.5 is what guessing gets. (TRL counts ties as 0.)
+    Before training, a method with a reference ties every pair, and 0.5 is the accuracy of guessing. (TRL counts 0.)
     """
     return torch.where(chosen == rejected, 0.5, (chosen > rejected).float())
 
@@ -165,7 +175,7 @@ def _accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
 def _losses(
     loss: Tensor, chosen: Tensor, rejected: Tensor, policy: Logprobs, metrics: dict[str, Tensor] | None = None
 ) -> PairLosses:
-    """`chosen` and `rejected` are the rewards."""
+    """Add the metrics that all preference methods share; `chosen` and `rejected` are the rewards, shape [U]."""
     metrics = {
         **(metrics or {}),
         "rewards_chosen": chosen,
@@ -175,4 +185,4 @@ def _losses(
         "logps_chosen": policy.mean_logprob(CHOSEN),
         "logps_rejected": policy.mean_logprob(REJECTED),
     }
-    return PairLosses(loss=loss, metrics={name: figure.detach() for name, figure in metrics.items()})
+    return PairLosses(loss=loss, metrics={name: values.detach() for name, values in metrics.items()})

@@ -1,4 +1,4 @@
-"""Whom a training speaks to."""
+"""The interface through which a training run reports, and learns that it should stop."""
 
 from __future__ import annotations
 
@@ -9,29 +9,32 @@ from merlina.schemas.events import LogLevel
 
 
 class StoppedEarly(Exception):  # noqa: N818
-    """A stop was asked for before training began."""
+    """A stop was requested before training began."""
 
 
 class Reporter(Protocol):
-    """Who is told how the training goes, and says when it should end."""
+    """Receives the progress of a training run, and returns whether a stop or pause is requested."""
 
     def progress(self, step: int, total_steps: int) -> None:
-        """An optimizer step was finished."""
+        """Report a finished optimizer step."""
 
     def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
-        """The metrics of a step, or of an evaluation after it (`eval_…`), which `evaluation_follows` announces."""
+        """Report the metrics of a step, or of an evaluation after it (names begin with `eval_`).
+
+        `evaluation_follows` announces that an evaluation of the same step will be reported.
+        """
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """A checkpoint is complete on the disk."""
+        """Report a checkpoint that is complete on disk."""
 
     def model_selected(self, step: int) -> None:
-        """The weights after this step, the last or the best one, are those that will be saved."""
+        """Report the step whose weights will be saved: the last step, or the one with the best evaluation."""
 
     def note(self, level: LogLevel, message: str) -> None:
-        """Something people should know; `level` is info or warning."""
+        """Report something that the user should know."""
 
     def should_stop(self) -> bool:
-        """Asked after each optimizer step, and between the passes before the first one."""
+        """Return whether a stop or pause is requested. Called after each step and between passes before the first."""
 
     def is_pausing(self) -> bool:
-        """Whether it should stop only to go on later just where it was."""
+        """Return whether the requested stop is a pause, after which the run resumes where it stopped."""

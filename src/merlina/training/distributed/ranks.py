@@ -1,9 +1,9 @@
-"""Several processes that train one model together, each on its share of a step's pairs: data parallelism.
+"""Data parallelism: the ranks, processes that train one model together, each on its share of a step's pairs.
 
-Every rank holds the whole model, sees all pairs of a step and computes some of them; gradients, losses and metrics are
-summed over the ranks, so that all of them take the same optimizer step and know the same. transformers' Trainer is told
-nothing of it: its way (DistributedDataParallel) averages over processes rather than pairs, wants a forward pass through
-the wrapped model, and the same number of them on each.
+Every rank holds the whole model (or a shard of each layer, see `sharding`), receives all pairs of a step and computes
+some of them. Gradients, losses and metrics are summed over ranks, so all ranks take the same optimizer step and hold
+the same values. transformers' Trainer does not know about ranks: DistributedDataParallel would average over processes
+instead of pairs, and needs a forward pass through its wrapper and equal numbers of passes on all processes.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from merlina.errors import TrainingError
 
-# Whoever watches the ranks ends them all where one is gone; a slow one, on a full disk say, is waited for.
-_PATIENCE = timedelta(days=7)
+# The parent process ends all ranks if one exits, so a timeout is only needed as a last resort: a rank may be slow, for
+# instance on a full disk.
+_TIMEOUT = timedelta(days=7)
 _BUCKET_BYTES = 64 * 2**20
 _T = TypeVar("_T")
 
 
 class LostRankError(TrainingError):
-    """Another rank is gone: never the first thing that went wrong."""
+    """Another rank has exited. It is never the cause of a failure, which that rank reports."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among those that train together, from 0 on, and how many they are.
+    """This process's rank, from 0, and the number of ranks.
 
-    Every method but `share` and `seeded_for_step` is to be called by all of them, in the same order. Each raises
-    LostRankError where one of the others is gone.
+    All ranks must call the same methods in the same order, except `share` and `seeded_for_step`. Each method raises
+    LostRankError if another rank has exited.
     """
 
     rank: int
@@ -47,11 +48,15 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that speaks and writes for all."""
+        """Return whether this is the rank that reports and writes files for all."""
         return self.rank == 0
 
     def share(self, sizes: Sequence[int]) -> list[int]:
-        """Indices of those items that are this rank's: each rank gets about the same sum of sizes. Maybe none."""
+        """Return the indices of this rank's items, possibly none. Each rank gets about the same sum of sizes.
+
+        Greedy: the largest item first, each to the rank with the smallest sum. All ranks compute the same division
+        without communication. Example with 2 ranks and sizes 5, 4, 3, 2: rank 0 gets 5 and 2, rank 1 gets 4 and 3.
+        """
         if self.count == 1:
             return list(range(len(sizes)))
         totals, mine = [0] * self.count, []
@@ -64,23 +69,23 @@ class Ranks:
 
     @contextlib.contextmanager
     def seeded_for_step(self, seed: int, step: int) -> Iterator[None]:
-        """Seed the random numbers of one step by seed, step and rank; afterwards, restore the generators.
+        """Seed the random number generators by seed, step and rank inside this context, and restore them afterwards.
 
-        Dropout then depends on nothing else that draws random numbers: evaluations, checkpoints, a resume. Ranks drop
-        different elements.
+        Dropout then does not depend on other consumers of random numbers, such as evaluations, checkpoints or a resume,
+        and ranks drop different elements.
         """
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
             torch.manual_seed(((seed << 40) + (step << 10) + self.rank) % 2**63)
             yield
 
     def sum(self, values: Tensor) -> None:
-        """`values`, of one shape on all ranks, become their sum over the ranks, in place."""
+        """Replace `values`, which have one shape on all ranks, by their sum over ranks, in place."""
         if self.count > 1:
             with _report_lost_ranks():
                 dist.all_reduce(values)
 
     def max(self, number: int) -> int:
-        """The largest number of any rank."""
+        """Return the largest number of any rank."""
         if self.count == 1:
             return number
         largest = torch.tensor(number, device=self.device)
@@ -89,7 +94,7 @@ class Ranks:
         return int(largest)
 
     def sum_metrics(self, sums: Mapping[str, float]) -> dict[str, float]:
-        """Added up name by name; a rank may lack some names, or all."""
+        """Return the sum of each name over ranks. A rank without passes has no names."""
         if self.count == 1:
             return dict(sums)
         every: list[Mapping[str, float]] = [{}] * self.count
@@ -102,7 +107,7 @@ class Ranks:
         return total
 
     def sum_gradients(self, weights: Iterable[nn.Parameter]) -> None:
-        """A weight that no rank has a gradient of keeps none; where only some have one, the others count as zero."""
+        """Sum gradients over ranks. A missing gradient counts as zero; a weight without one on any rank keeps none."""
         if self.count == 1:
             return
         trained = [weight for weight in weights if weight.requires_grad]
@@ -117,14 +122,14 @@ class Ranks:
                 weight.grad = part.view_as(weight)
 
     def broadcast_weights(self, weights: Iterable[nn.Parameter]) -> None:
-        """Weights become those of the first rank, in place."""
+        """Replace weights by those of the first rank, in place."""
         if self.count > 1:
             with torch.no_grad(), _report_lost_ranks():
                 for weight in weights:
                     dist.broadcast(weight.data, 0)
 
     def from_first(self, value: _T) -> _T:
-        """What the first rank has given."""
+        """Return the first rank's value."""
         if self.count == 1:
             return value
         holder = [value]
@@ -133,20 +138,22 @@ class Ranks:
         return holder[0]
 
     def mesh(self) -> DeviceMesh:
-        """Of all ranks, for torch's own ways of sharing."""
+        """Return the device mesh of all ranks, which torch needs for sharding."""
         with _report_lost_ranks():
             return init_device_mesh(self.device.type, (self.count,))
 
     def barrier(self) -> None:
-        """Until all are here."""
+        """Wait until all ranks have called this."""
         if self.count > 1:
             with _report_lost_ranks():
                 dist.barrier()
 
     @contextlib.contextmanager
     def one_at_a_time(self) -> Iterator[None]:
-        """The first rank goes ahead, so that the others find what it has downloaded or made; then each other in turn,
-        so that what only passes through memory is there once."""
+        """Run the context on one rank after the other, beginning with the first.
+
+        The other ranks find what the first has downloaded or written, and temporary memory is needed only once.
+        """
         for _ in range(self.rank):
             self.barrier()
         yield
@@ -154,7 +161,7 @@ class Ranks:
             self.barrier()
 
     def leave(self) -> None:
-        """Once all are here they go their own ways; nothing is sum_by_section after that."""
+        """Wait for all ranks and leave the process group. No other method may be called afterwards."""
         if self.count > 1:
             self.barrier()
             dist.destroy_process_group()
@@ -164,14 +171,15 @@ SINGLE_PROCESS = Ranks(0, 1, torch.device("cpu"))
 
 
 def join_ranks(rank: int, count: int, rendezvous_file: Path, device: torch.device) -> Ranks:
-    """Returns once all ranks have joined. They find each other by a file that isn't there before.
+    """Join the process group and return once all ranks have joined.
 
-    They talk over the loopback interface, and no port is open to anyone else.
+    The ranks rendezvous by a file, which must not exist before, and communicate over the loopback interface, so no port
+    is open to other machines.
     """
     loopback = "lo" if os.path.exists("/sys/class/net/lo") else "lo0"
     for library in ("GLOO", "NCCL"):
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
-    # Each had as many threads as there are cores.
+    # By default each process starts as many threads as there are cores.
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
     on_gpu = device.type == "cuda"
     device = torch.device("cuda", 0) if on_gpu else device
@@ -181,7 +189,7 @@ def join_ranks(rank: int, count: int, rendezvous_file: Path, device: torch.devic
             store=dist.FileStore(str(rendezvous_file), count),  # type: ignore[attr-defined]
             rank=rank,
             world_size=count,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
             device_id=device if on_gpu else None,
         )
     return Ranks(rank, count, device)
@@ -194,11 +202,11 @@ def _report_lost_ranks() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise LostRankError(f"The processes of this run have lost each other: {error}") from error
+        raise LostRankError(f"The connection between the processes of this run was lost: {error}") from error
 
 
 def _buckets(weights: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Few large sums are faster than many small ones. Each bucket is of one dtype."""
+    """Group weights into buckets of one dtype, since few large sums are faster than many small ones."""
     bucket: list[nn.Parameter] = []
     size = 0
     for weight in weights:

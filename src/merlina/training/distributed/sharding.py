@@ -1,7 +1,7 @@
-"""A frozen model's weights spread over the ranks: each holds a part, and a layer is put together where it is computed.
+"""Sharding of a frozen model over ranks: each rank holds a part of every layer, which is gathered to compute it.
 
-torch's FSDP 2 (fully_shard) does that. What is trained stays whole on each rank, so that gradients, optimizer state and
-checkpoints are as they are without it. Every rank must run the same number of passes.
+torch's FSDP 2 (`fully_shard`) implements this. Trained weights stay whole on every rank, so gradients, optimizer state
+and checkpoints are the same as without sharding. All ranks must run the same number of passes.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from merlina.training.engine.logprobs import unwrap
 
 
 def shard_frozen_weights(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Moves the model to the mesh's devices, of each layer's matrices only this rank's part. In place.
+    """Move the model to the mesh's devices, with only this rank's shard of each layer's matrices, in place.
 
-    Embeddings, output head, and whatever is small or trained are held by every rank.
+    Every rank holds embeddings, output head, vectors and trained weights as a whole.
     """
     causal_lm = unwrap(model)
     layers = [module for module in causal_lm.modules() if type(module).__name__ in (causal_lm._no_split_modules or ())]
-    held_by_all = _held_by_all(model, layers)
+    unsharded = _unsharded_weights(model, layers)
     for layer in layers:
-        fully_shard(layer, mesh=mesh, ignored_params=held_by_all)
-    # Without weights of its own: it lets one layer be put together while the one before is computed.
-    fully_shard(causal_lm.get_decoder(), mesh=mesh, ignored_params=held_by_all)
+        fully_shard(layer, mesh=mesh, ignored_params=unsharded)
+    # The decoder has no weights of its own, but sharding it makes FSDP gather a layer while the previous one computes.
+    fully_shard(causal_lm.get_decoder(), mesh=mesh, ignored_params=unsharded)
     model.to(mesh.device_type)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each rank has only a part of it."""
+    """Return whether each rank has only a shard of the model."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def sharded_layers(model: nn.Module) -> list[nn.Module]:
-    """Those layers that are put together one by one, or the model itself where it isn't spread."""
-    spread: list[nn.Module] = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    return spread[1:] or [model]
+    """Return the layers that are gathered one by one, or the model itself if it is not sharded."""
+    sharded: list[nn.Module] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    # The first one is the decoder, see above.
+    return sharded[1:] or [model]
 
 
 @contextlib.contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """With all weights of a module in place. All ranks must come by here."""
+    """Gather all weights of a module inside this context. All ranks must enter it."""
     if not isinstance(module, FSDPModule):
         yield
         return
@@ -56,7 +57,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
         module.reshard()
 
 
-def _held_by_all(model: nn.Module, layers: list[Any]) -> set[nn.Parameter]:
+def _unsharded_weights(model: nn.Module, layers: list[Any]) -> set[nn.Parameter]:
     matrices = {
         weight for layer in layers for weight in layer.parameters() if weight.ndim > 1 and not weight.requires_grad
     }

@@ -1,26 +1,27 @@
 """The attention of a packed forward pass, as one of transformers' attention functions.
 
-transformers hands any keyword of the model's forward on to the attention function, so a pack's layout comes with the
-call itself, also where a layer is computed again for its gradients.
+transformers passes every keyword argument of the model's forward method to the attention function. A pack's layout
+therefore travels with the call itself, also when activation checkpointing recomputes a layer.
 
 Legend: N positions of the pack, S segments, H query heads, K key heads, D head size of queries and keys, E of values, Q
 queries and L keys of one text.
 
-Two questions decide whether query n sees key m. The pack answers the first: are both in one text? The model answers
-the second, by the rule that it would make its mask of: does query q of a text see key k of it? A full layer has
-k <= q, a sliding one also k > q - window, and others are possible (chunks, for instance). Example, a prompt of 2
-tokens with answers of 2 and 3, whose last tokens are no inputs, and a window of 2:
+Query n attends to key m if two conditions hold. The pack decides the first: both positions belong to one text. The
+model decides the second, by the rule from which it would build its mask: query q of a text may attend to key k of the
+same text. For a full layer the rule is k <= q, for a sliding window also k > q - window; other rules, such as chunks,
+are possible. Worked example: a prompt of 2 tokens with answers of 2 and 3 tokens (whose last tokens are not inputs) and
+a window of 2:
 
-    position n           0  1  2  3  4        position 2 is the first answer, 3 and 4 the second
-    index in its text    0  1  2  2  3
-    sees positions       0 01 12 13 34        3 follows 1 in its text, so it sees 1 and itself
+    position n           0    1    2    3    4        position 2 is the first answer, 3 and 4 the second
+    index in its text    0    1    2    2    3
+    attends to           0   0 1  1 2  1 3  3 4       position 3 follows 1 in its text, so it attends to 1 and itself
 
-Which kernel does the work:
+The kernel depends on device and model:
 
-- blocks: on a processor (`block_attention`)
-- varlen: on a CUDA device in 16 bits; torch's own variable-length flash attention, with the prompt's keys repeated for
-  each further answer
-- masked: anywhere else, and where a model caps its scores or has another rule; one dense mask for the whole pack
+- blocks: on a CPU (`block_attention`)
+- varlen: on a CUDA device in 16 bits; torch's variable-length flash attention, with the prompt's keys repeated for each
+  answer after the first
+- masked: everywhere else, and for models that cap their scores or have another rule; one dense mask for the whole pack
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ from merlina.training.engine.block_attention import block_attention
 from merlina.training.engine.packing import Pack, PackingError, Segment
 
 NAME = "merlina_packed"
-# Other layers, such as linear attention, carry one sequence's state into the next.
+# Layers of other kinds, such as linear attention, carry a state along the sequence, from one text into the next.
 _ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 _SINKS = "has attention sinks, which packed attention does not compute"
-# From Ampere on, and up to this size of a head.
+# Flash attention needs an Ampere GPU or newer, and supports heads up to this size.
 _FLASH_CAPABILITY, _FLASH_HEAD = (8, 0), 256
-# Kernels copy a mask whose rows don't begin at multiples of it.
+# torch's kernels copy a mask unless its rows begin at multiples of this number of elements.
 _MASK_ROW = 16
-# Of a model's rule of who sees whom, for how many queries of a text it is asked.
-_ASKED_QUERIES = 64
-# What transformers hands to attention functions beside queries, keys and values, and a pack makes no use of.
+# The number of queries for which a model's mask rule is evaluated to recognize its pattern.
+_SAMPLED_QUERIES = 64
+# Arguments that transformers passes to attention functions and that do not change the result for a pack.
 _WITHOUT_EFFECT = {
     "cache", "cache_position", "is_causal", "output_attentions", "output_hidden_states", "output_router_logits",
     "past_key_values", "position_ids", "return_dict", "use_cache",
@@ -61,7 +62,11 @@ _WITHOUT_EFFECT = {
 
 @dataclass(frozen=True)
 class _Varlen:
-    """Which keys each segment sees, end to end, and where segments begin among queries and among those keys."""
+    """The keys of each segment, concatenated, and where segments begin among the queries and among these keys.
+
+    Example: the pack above has segments 0:3 and 3:5 with prefix 0:2, so keys = [0, 1, 2, 0, 1, 3, 4], query_begins =
+    [0, 3, 5] and key_begins = [0, 3, 7].
+    """
 
     keys: Tensor  # [sum of keys] int64
     query_begins: Tensor  # [S + 1] int32
@@ -70,32 +75,33 @@ class _Varlen:
     longest_key: int
 
 
-# Whether query q of a text sees its key k, for tensors of indices that broadcast: (batch, head, q, k) -> bool.
-_Sees = Callable[[int, int, Tensor, Tensor], Tensor]
+# A mask rule of transformers: (batch, head, q, k) -> whether query q may attend to key k, for index tensors that
+# broadcast.
+_MaskRule = Callable[[int, int, Tensor, Tensor], Tensor]
 
 
 class _UnbuiltMask(Tensor):
-    """What a model's layers receive in place of a mask: empty, with the rule by which the mask would be made.
+    """An empty tensor that layers receive in place of a mask; it carries the rule from which the mask would be built.
 
-    A layer that changes it (to see only some chosen keys, for instance) hands on a tensor without a rule.
+    A layer that modifies its mask, for instance to select keys, produces a tensor without a rule, which is detected.
     """
 
-    sees: _Sees | None = None
+    rule: _MaskRule | None = None
 
 
 @dataclass(frozen=True)
 class _Visibility:
-    """Which of its text's keys a query sees: none after itself, and with a window only the last `window` of those.
+    """The keys of its own text that a query attends to: up to itself, with a window only the last `window` of these.
 
     For any other pattern, `other` is the rule itself.
     """
 
     window: int | None = None
-    other: _Sees | None = None
+    other: _MaskRule | None = None
 
 
 class PackedAttention:
-    """The layout of one pack, and how attention is computed over it. What kernels need is made when first asked."""
+    """The layout of one pack. The inputs of each kernel are built on first use and shared by all layers."""
 
     def __init__(self, pack: Pack, implementation: AttentionImplementation) -> None:
         self.segments = pack.segments
@@ -104,25 +110,25 @@ class PackedAttention:
         self._device = pack.input_ids.device
         self._varlen: _Varlen | None = None
         self._masks: dict[tuple[_Visibility, torch.dtype], Tensor] = {}
-        self._rules: dict[_Sees, _Visibility] = {}
+        self._rules: dict[_MaskRule, _Visibility] = {}
 
     def varlen(self) -> _Varlen:
         if self._varlen is None:
             self._varlen = _varlen(self.segments, self._device)
         return self._varlen
 
-    def visibility(self, sees: _Sees) -> _Visibility:
-        """The pattern of a model's rule, found by asking it about the longest text of the pack."""
-        if sees not in self._rules:
+    def visibility(self, rule: _MaskRule) -> _Visibility:
+        """Return the pattern of a mask rule, recognized on the longest text of the pack."""
+        if rule not in self._rules:
             longest = max(segment.prefix + segment.end - segment.begin for segment in self.segments)
-            self._rules[sees] = _visibility(sees, longest, self._device)
-        return self._rules[sees]
+            self._rules[rule] = _visibility(rule, longest, self._device)
+        return self._rules[rule]
 
     def mask(self, visibility: _Visibility, dtype: torch.dtype) -> Tensor:
-        """[N, N], what is added to the score of query n and key m: 0 where it sees it, else minus infinity.
+        """Return the additive attention mask, shape [N, N]: 0 where query n may attend to key m, otherwise -inf.
 
-        Autograd keeps a mask for each layer: the same one for all of them, and in the dtype that kernels would turn
-        it into.
+        Autograd keeps the mask of every layer. All layers share one tensor, in the dtype that kernels would convert it
+        to, so that no copies are kept.
         """
         kind = (visibility, dtype)
         if kind not in self._masks:
@@ -146,7 +152,7 @@ def packing_obstacle(causal_lm: Any) -> str | None:
 
 
 def use_packed_attention(model: PreTrainedModel) -> None:
-    """Lets the model's attention layers work on packs."""
+    """Switch the model's attention layers to packs."""
     model.set_attn_implementation(NAME)
 
 
@@ -164,82 +170,82 @@ def _attend(
     packed: PackedAttention | None = None,
     **other: Any,
 ) -> tuple[Tensor, None]:
-    """-> [1, N, H, E]. Raises PackingError."""
+    """Compute attention over a pack, shape [1, N, H, E]. Raises PackingError if the layer needs anything else."""
     if packed is None:
-        raise PackingError("has attention layers that are not told how texts are packed")
-    _check(query, key, packed.positions, dropout, other)
-    # Autocast leaves what rotary embeddings make of float32 weights' queries and keys in float32.
+        raise PackingError("has attention layers that do not receive the layout of packs")
+    _require_plain_attention(query, key, packed.positions, dropout, other)
+    # With float32 weights under autocast, rotary embeddings return queries and keys in float32, unlike values.
     query, key = query.to(value.dtype), key.to(value.dtype)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    seen = _seen(attention_mask, sliding_window, packed)
-    if softcap is not None or seen.other is not None or packed.implementation in ("eager", "sdpa"):
-        mask = packed.mask(seen, value.dtype)
+    visible = _layer_visibility(attention_mask, sliding_window, packed)
+    if softcap is not None or visible.other is not None or packed.implementation in ("eager", "sdpa"):
+        mask = packed.mask(visible, value.dtype)
         return _masked(query, key, value, mask, scale, softcap, packed.implementation), None
     if query.device.type == "cpu":
-        return block_attention(query[0], key[0], value[0], packed.segments, scale, seen.window)[None], None
-    if query.device.type == "cuda" and _takes_flash_attention(query, value):
-        return _attend_varlen(query[0], key[0], value[0], packed.varlen(), scale, seen.window)[None], None
-    return _masked(query, key, value, packed.mask(seen, value.dtype), scale, None, "sdpa"), None
+        return block_attention(query[0], key[0], value[0], packed.segments, scale, visible.window)[None], None
+    if query.device.type == "cuda" and _supports_flash_attention(query, value):
+        return _attend_varlen(query[0], key[0], value[0], packed.varlen(), scale, visible.window)[None], None
+    return _masked(query, key, value, packed.mask(visible, value.dtype), scale, None, "sdpa"), None
 
 
-def _check(query: Tensor, key: Tensor, positions: int, dropout: float, other: dict[str, Any]) -> None:
-    """Raises PackingError where a layer wants more than scores of its own text's queries and keys."""
+def _require_plain_attention(query: Tensor, key: Tensor, positions: int, dropout: float, other: dict[str, Any]) -> None:
+    """Raise PackingError if a layer's scores depend on anything but its own text's queries and keys."""
     if dropout:
         raise PackingError("drops out attention weights in training, which packed attention does not do")
     if other.get("s_aux") is not None or other.get("sinks") is not None:
         raise PackingError(_SINKS)
     if other.get("is_causal") is False:
-        raise PackingError("lets tokens see those after them")
+        raise PackingError("lets tokens attend to later ones")
     if other.get("position_bias") is not None:
         raise PackingError("adds a bias by position to its attention scores, which packed attention does not compute")
     unknown = sorted(name for name, value in other.items() if name not in _WITHOUT_EFFECT and value is not None)
     if unknown:
-        raise PackingError(f"gives its attention {', '.join(unknown)}, which packed attention does not know")
+        raise PackingError(f"passes {', '.join(unknown)} to its attention, which packed attention does not support")
     if query.shape[0] != 1 or query.shape[2] != positions or key.shape[2] != positions:
         raise PackingError("has attention layers that do not work on all positions of a text, each once")
 
 
-def _seen(mask: Tensor | None, window: int | None, packed: PackedAttention) -> _Visibility:
-    """A layer's mask says what it sees; where a layer has none, the window that it passes does.
+def _layer_visibility(mask: Tensor | None, window: int | None, packed: PackedAttention) -> _Visibility:
+    """Return what a layer's queries attend to: by the rule of its mask, or without one by the window that it passes.
 
-    Never the layer's own attributes: some models keep a `sliding_window` on layers that do not use it.
+    The layer's own attributes are not used: some models set `sliding_window` on layers that ignore it.
     """
     if mask is None:
         return _Visibility(window)
-    sees = mask.sees if isinstance(mask, _UnbuiltMask) else None
-    if sees is None:
-        raise PackingError("makes or changes the masks of its attention itself")
-    return packed.visibility(sees)
+    rule = mask.rule if isinstance(mask, _UnbuiltMask) else None
+    if rule is None:
+        raise PackingError("builds or modifies attention masks itself")
+    return packed.visibility(rule)
 
 
 def _unbuilt_mask(
-    *, mask_function: _Sees, device: torch.device | str = "cpu", use_vmap: bool = False, **_: Any
+    *, mask_function: _MaskRule, device: torch.device | str = "cpu", use_vmap: bool = False, **_: Any
 ) -> _UnbuiltMask:
-    """What the library's functions that make masks return for packs."""
+    """Build what transformers' mask functions return for packs. Raises PackingError for masks with added functions."""
     if use_vmap:
-        raise PackingError("adds a function of its own to its attention masks")
+        raise PackingError("adds its own functions to its attention masks")
     mask = torch.empty(1, 1, 0, 0, device=device).as_subclass(_UnbuiltMask)
-    mask.sees = mask_function
+    mask.rule = mask_function
     return mask
 
 
-def _visibility(sees: _Sees, length: int, device: torch.device) -> _Visibility:
-    """The pattern of a rule on a text of `length` tokens.
+def _visibility(rule: _MaskRule, length: int, device: torch.device) -> _Visibility:
+    """Return the pattern of a mask rule on a text of `length` tokens.
 
-    The last query sees as many keys as the window is wide. Whether that holds for the others is looked up for some of
-    them, spread evenly: with chunks of 4 and a text of 6 tokens, the last query sees keys 4 and 5 as with a window of
-    2, but query 3 sees four keys.
+    The number of keys that the last query attends to is the window, if there is one. Evenly sampled queries confirm it:
+    with chunks of 4 and a text of 6 tokens, the last query attends to keys 4 and 5, as with a window of 2, but query 3
+    attends to four keys, so the pattern is not a window.
     """
     keys = torch.arange(length, device=device)
-    queries = torch.linspace(0, length - 1, min(length, _ASKED_QUERIES), device=device).round().long()[:, None]
-    seen = sees(0, 0, queries, keys[None]).expand(len(queries), length)
+    queries = torch.linspace(0, length - 1, min(length, _SAMPLED_QUERIES), device=device).round().long()[:, None]
+    seen = rule(0, 0, queries, keys[None]).expand(len(queries), length)
     window = int(seen[-1].sum())
     if not torch.equal(seen, (keys <= queries) & (keys > queries - window)):
-        return _Visibility(other=sees)
+        return _Visibility(other=rule)
     return _Visibility(window if window < length else None)
 
 
-def _takes_flash_attention(query: Tensor, value: Tensor) -> bool:
+def _supports_flash_attention(query: Tensor, value: Tensor) -> bool:
     is_new_enough = torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
     fits = query.shape[-1] == value.shape[-1] <= _FLASH_HEAD and query.dtype in (torch.bfloat16, torch.float16)
     return is_new_enough and fits and _varlen_is_complete()
@@ -247,7 +253,7 @@ def _takes_flash_attention(query: Tensor, value: Tensor) -> bool:
 
 @cache
 def _varlen_is_complete() -> bool:
-    """Whether this torch can tell its kernel a scale, a window, and that queries share keys; older ones can't."""
+    """Return whether this version of torch accepts a scale, a window and grouped queries in its varlen kernel."""
     from torch.nn.attention.varlen import varlen_attn
 
     return {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
@@ -256,10 +262,11 @@ def _varlen_is_complete() -> bool:
 def _attend_varlen(
     query: Tensor, key: Tensor, value: Tensor, varlen: _Varlen, scale: float, window: int | None
 ) -> Tensor:
-    """query[H, N, D], key[K, N, D] -> [N, H, D]"""
+    """Compute attention of query[H, N, D] to key[K, N, D] by flash attention, shape [N, H, D]."""
     from torch.nn.attention.varlen import varlen_attn
 
-    # A query sees keys up to its own distance from the end, so segments of unequal lengths are right as they are.
+    # The kernel aligns the causal diagonal at the end: the last query of a segment attends to all of its keys, which
+    # include the prefix before them.
     result: Any = varlen_attn(
         query.transpose(0, 1).contiguous(),
         key.transpose(0, 1)[varlen.keys],
@@ -272,13 +279,13 @@ def _attend_varlen(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=query.shape[0] != key.shape[0],
     )
-    return result  # without auxiliary outputs asked for, one tensor
+    return result  # one tensor, since no auxiliary outputs are requested
 
 
 def _masked(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, how: str
 ) -> Tensor:
-    """-> [1, N, H, D]"""
+    """Compute attention with a dense mask, shape [1, N, H, E]."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if softcap is None and how != "eager":
@@ -314,21 +321,21 @@ def _mask(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """[N, N], 0 where a key is in its query's own text and the query sees it there"""
+    """Return the additive mask, shape [N, N]: 0 where the query may attend to the key, otherwise -inf."""
     width = -(-positions // _MASK_ROW) * _MASK_ROW
     mask = torch.full((positions, width), -torch.inf, dtype=dtype, device=device)
     for segment in segments:
         text = torch.arange(segment.prefix + segment.end - segment.begin, device=device)
         queries = text[segment.prefix :, None]
-        seen = _pattern(visibility, queries, text)
+        visible = _pattern(visibility, queries, text)
         rows = mask[segment.begin : segment.end]
-        rows[:, segment.prefix_begin : segment.prefix_end].masked_fill_(seen[:, : segment.prefix], 0)
-        rows[:, segment.begin : segment.end].masked_fill_(seen[:, segment.prefix :], 0)
+        rows[:, segment.prefix_begin : segment.prefix_end].masked_fill_(visible[:, : segment.prefix], 0)
+        rows[:, segment.begin : segment.end].masked_fill_(visible[:, segment.prefix :], 0)
     return mask[:, :positions]
 
 
 def _pattern(visibility: _Visibility, queries: Tensor, keys: Tensor) -> Tensor:
-    """queries[Q, 1], keys[L], both as indices in one text -> [Q, L], whether the query sees the key"""
+    """Return whether queries attend to keys, shape [Q, L], from queries[Q, 1] and keys[L] as indices in one text."""
     if visibility.other is not None:
         return visibility.other(0, 0, queries, keys[None]).expand(len(queries), len(keys))
     seen = keys <= queries
@@ -336,5 +343,5 @@ def _pattern(visibility: _Visibility, queries: Tensor, keys: Tensor) -> Tensor:
 
 
 AttentionInterface.register(NAME, _attend)
-# The layout says which text a position is in; a mask would be of the size of all queries by all keys.
+# Registered so that transformers builds no mask of all queries by all keys: the layout of the pack replaces it.
 AttentionMaskInterface.register(NAME, _unbuilt_mask)

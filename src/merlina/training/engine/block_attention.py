@@ -1,10 +1,23 @@
-"""Attention over the segments of a pack as plain matrix products, block of queries by block of queries.
+"""Attention over the segments of a pack on a CPU: plain matrix products, one block of queries at a time.
 
-For processors: no work is done above the diagonal beyond one block, nothing of the size of all queries by all keys
-exists, and bfloat16 products run at the processor's own rate, which the fused kernels of torch don't reach there.
+At most one block's worth of products above the diagonal is wasted, no tensor of all queries by all keys exists, and
+bfloat16 products run at the CPU's full rate, which torch's fused kernels do not reach.
 
-Legend: H query heads, K key heads, G = H / K, N positions, D head size of queries and keys, E of values, Q queries of a
-block, L keys they see.
+Legend: H query heads, K key heads, G = H / K query heads for each key head, N positions, D head size of queries and
+keys, E of values, Q queries of a block, L keys that they attend to.
+
+A segment's *key list* is its prefix followed by its own positions. Worked example with blocks of 2 queries: the segment
+4:7 with prefix 0:3 has the key list [0, 1, 2, 4, 5, 6]. Its blocks are
+
+    queries 4, 5   keys 0 to 5 of the list (positions 0 1 2 4 5)    hidden in the last 2 columns: (4, 5)
+    query 6        keys 0 to 6 of the list (positions 0 1 2 4 5 6)  nothing hidden
+
+With scores s = scale * q k^T, weights p = softmax(s) and output o = p v, the gradients are (d_x for dL/dx)
+
+    d_v = p^T d_o           d_p = d_o v^T       d_s = p * (d_p - sum over keys of d_p * p)
+    d_q = scale * d_s k     d_k = scale * d_s^T q
+
+The weights are computed again in the backward pass instead of being stored.
 """
 
 from __future__ import annotations
@@ -19,27 +32,27 @@ from torch import Tensor
 
 from merlina.training.engine.packing import Segment
 
-# Fewer queries cost more calls, more of them more work above the diagonal.
+# Queries of a block: fewer make more calls, more make more wasted work above the diagonal.
 _QUERIES = 128
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Queries `begin` to `end` of the pack see keys `first_key` to `last_key` of their segment's own key list."""
+    """Queries `begin` to `end` of the pack, which attend to `first_key` to `last_key` of their segment's key list."""
 
     begin: int
     end: int
     first_key: int
     last_key: int
-    hidden: Tensor  # [Q, Q or L] bool, of the last columns: keys that are after a query or before its window
+    hidden: Tensor  # [Q, Q or L] bool, for the last columns: true for keys after a query or before its window
 
 
 def block_attention(
     query: Tensor, key: Tensor, value: Tensor, segments: tuple[Segment, ...], scale: float, window: int | None
 ) -> Tensor:
-    """query[H, N, D], key[K, N, D], value[K, N, E] -> [N, H, E]
+    """Compute attention of query[H, N, D] to key[K, N, D] and value[K, N, E], shape [N, H, E].
 
-    With a window a query sees so many keys at most, its own included.
+    With a window, a query attends to at most `window` keys, its own included.
     """
     result: Tensor = _BlockAttention.apply(query, key, value, segments, scale, window)
     return result
@@ -61,7 +74,7 @@ class _BlockAttention(torch.autograd.Function):
         result = query.new_empty(positions, heads, size)
         by_group = result.view(positions, *queries.shape[:2], size).permute(1, 2, 0, 3)
         for segment in segments:
-            keys, values = _seen_by(segment, key), _seen_by(segment, value)
+            keys, values = _key_list(segment, key), _key_list(segment, value)
             for block in _blocks(segment, window):
                 part = slice(block.first_key, block.last_key)
                 weights = _weights(_rows(queries, block), keys[:, part], scale, block.hidden)
@@ -80,13 +93,13 @@ class _BlockAttention(torch.autograd.Function):
         outer = gradients[0].view(positions, key.shape[0], groups, size).permute(1, 2, 0, 3)
         d_query = torch.empty_like(query)
         d_queries = _grouped(d_query, key.shape[0])
-        # Each key is met by many blocks: sums of many small bfloat16 terms are kept in float32.
+        # Every key receives gradients from many blocks. bfloat16 would lose small terms of these sums.
         d_key, d_value = (
             key.new_zeros(key.shape, dtype=torch.float32),
             value.new_zeros(value.shape, dtype=torch.float32),
         )
         for segment in ctx.segments:
-            keys, values = _seen_by(segment, key), _seen_by(segment, value)
+            keys, values = _key_list(segment, key), _key_list(segment, value)
             for block in _blocks(segment, ctx.window):
                 part = slice(block.first_key, block.last_key)
                 rows, d_rows = _rows(queries, block), _rows(outer, block)
@@ -102,23 +115,23 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def _grouped(query: Tensor, key_heads: int) -> Tensor:
-    """[H, N, D] -> [K, G, N, D]"""
+    """Group query heads by their key head: [H, N, D] to [K, G, N, D]."""
     return query.unflatten(0, (key_heads, -1))
 
 
-def _seen_by(segment: Segment, keys: Tensor) -> Tensor:
-    """[K, N, D] -> the keys of the segment's prefix and its own, [K, prefix + own, D]"""
+def _key_list(segment: Segment, keys: Tensor) -> Tensor:
+    """Return the keys or values of a segment's key list, shape [K, prefix + own, D]."""
     own = keys[:, segment.begin : segment.end]
     return torch.cat((keys[:, segment.prefix_begin : segment.prefix_end], own), dim=1)
 
 
 def _rows(queries: Tensor, block: _Block) -> Tensor:
-    """[K, G, N, D] -> the block's, [K, G * Q, D]"""
+    """Return a block's queries with the heads of a group below each other, shape [K, G * Q, D]."""
     return queries[:, :, block.begin : block.end].flatten(1, 2)
 
 
 def _weights(rows: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor:
-    """rows[K, G * Q, D], keys[K, L, D] -> softmax of the scores, [K, G * Q, L]"""
+    """Return the attention weights, shape [K, G * Q, L], from rows[K, G * Q, D] and keys[K, L, D]."""
     scores = torch.bmm(rows * scale, keys.transpose(1, 2))
     by_query = scores.view(scores.shape[0], -1, hidden.shape[0], scores.shape[2])
     by_query[..., scores.shape[2] - hidden.shape[1] :].masked_fill_(hidden, -torch.inf)
@@ -126,7 +139,7 @@ def _weights(rows: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor
 
 
 def _add(total: Tensor, segment: Segment, keys: slice, gradient: Tensor) -> None:
-    """Adds what belongs to a segment's key list, gradient[K, L, D], to where those keys are, total[K, N, D]."""
+    """Add the gradient[K, L, D] of a range of a segment's key list to the positions of these keys in total[K, N, D]."""
     in_prefix = max(0, min(segment.prefix, keys.stop) - keys.start)
     if in_prefix:
         begin = segment.prefix_begin + keys.start
@@ -138,25 +151,28 @@ def _add(total: Tensor, segment: Segment, keys: slice, gradient: Tensor) -> None
 def _blocks(segment: Segment, window: int | None) -> Iterator[_Block]:
     for begin in range(segment.begin, segment.end, _QUERIES):
         end = min(begin + _QUERIES, segment.end)
-        # Of the segment's own key list: where the block's first query stands, and what its last one sees.
+        # In the segment's key list: the place of the block's first query, and the end of what its last one attends to.
         first, last = segment.prefix + begin - segment.begin, segment.prefix + end - segment.begin
         first_key = 0 if window is None else max(0, first - window + 1)
+        # The window hides nothing if the last query still reaches the first key.
         if window is None or last <= window:
-            hidden = _after(end - begin)
+            hidden = _above_diagonal(end - begin)
         else:
-            hidden = _outside(first - first_key, window)[: end - begin, : last - first_key]
+            hidden = _outside_window(first - first_key, window)[: end - begin, : last - first_key]
         yield _Block(begin, end, first_key, last, hidden)
 
 
 @lru_cache(maxsize=_QUERIES)
-def _after(queries: int) -> Tensor:
-    """[Q, Q], where the key comes after the query"""
+def _above_diagonal(queries: int) -> Tensor:
+    """Return where a key comes after a query of the same block, shape [Q, Q]."""
     return torch.ones(queries, queries, dtype=torch.bool).triu(1)
 
 
 @lru_cache(maxsize=_QUERIES)
-def _outside(before: int, window: int) -> Tensor:
-    """[Q, before + Q] of a whole block, the first of whose queries comes after so many keys of the block: where the key
-    comes after the query or before its window"""
+def _outside_window(before: int, window: int) -> Tensor:
+    """Return where a key comes after a query or before its window, shape [Q, before + Q].
+
+    The keys begin `before` positions before the first query of a full block.
+    """
     distance = torch.arange(before, before + _QUERIES)[:, None] - torch.arange(before + _QUERIES)
     return (distance < 0) | (distance >= window)

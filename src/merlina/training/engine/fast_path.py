@@ -1,14 +1,15 @@
-"""Whether a model can be run on packs, found out by trying: same log-probabilities, or the model's own way.
+"""The choice between packs and the model's own forward pass, made by comparing both on trial inputs.
 
-Two trials, since one of short texts cannot show everything and one of long texts is not cheap with all its logits:
+Packs are used if they give the same log-probabilities. Two trials are needed, because short texts do not show
+everything and long texts are expensive with all their logits:
 
-- short texts, several in one pack, against the model's own forward with its output head, and a backward pass
-- where the run has longer ones, the longest of them behind short ones, against the model's own decoder on each text by
-  itself, without gradients. `telling` says how much of it is needed: until every window, chunk and limit of positions
-  that the run itself will cross has been crossed. That costs a part of what the run's first step does.
+- short texts, several in one pack, against the model's own forward pass with its output head, and a backward pass;
+- if the run has longer texts, the longest one after short ones, against the model's own decoder on each text alone,
+  without gradients. `shorten_for_trial` keeps only as many tokens as are needed to cross every window, chunk and
+  position limit that the run itself crosses. This costs a fraction of the run's first step.
 
-Log-probabilities are compared token by token, and the worst `_BLOCK` consecutive tokens decide: what is wrong only
-beyond a window must not be averaged away by what is right before it.
+Log-probabilities are compared token by token, and the `_BLOCK` consecutive tokens with the largest error decide: an
+error that occurs only beyond a window must not be averaged away by correct tokens before it.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ from merlina.training.engine.output_head import OutputHead
 from merlina.training.engine.packing import Pack, PackedExample, PackingError
 from merlina.training.engine.rotary import LengthGroupedModel, RotaryLengths
 
-# Of log-probabilities, root mean square over a block of tokens. What rounding does to each is random, and a token that
-# 16 bits make a tenth too likely is nothing strange. A wrong mask or position is off by far more.
-_CLOSE_ENOUGH, _CLOSE_ENOUGH_IN_16_BITS = 1e-2, 0.3
+# The largest accepted error: root mean square of log-probability differences over a block of tokens. In 16 bits a
+# single token may differ by 0.1 by rounding alone; a wrong mask or position causes far larger differences.
+_TOLERANCE, _TOLERANCE_IN_16_BITS = 1e-2, 0.3
 _BLOCK = 32
-# Tokens of a text beyond the last limit that it crosses, and of one that crosses none.
+# Tokens of a trial text beyond the last limit that it crosses, and the length of one that crosses none.
 _BEYOND, _AT_LEAST = 128, 512
 _LIMITS = re.compile("window|chunk|block|local|length|position|context|topk|floor")
 
@@ -57,97 +58,97 @@ def fast_path(
     precision: AbstractContextManager[Any],
     long_trial: Pack | None = None,
 ) -> tuple[LogprobModel, str | None]:
-    """The model as a LogprobModel, with the reason where it has to be run its own, slower way.
+    """Return the model as a LogprobModel, and the reason if it must use its own, slower forward pass.
 
-    Both ways are held against each other on `trial` and `long_trial`; `precision` is the context that training computes
-    in. The reason is the end of a sentence that begins with "This model".
+    Both ways are compared on `trial` and `long_trial` within `precision`, the context in which training computes. The
+    reason is the rest of a sentence that begins with "This model".
     """
     causal_lm = unwrap(model)
     lengths = RotaryLengths(causal_lm)
     own = _by_length(PaddedModel(model, pad_id), lengths)
     reason = packing_obstacle(causal_lm)
     if reason is not None:
-        return _own_way(model, trial, pad_id, precision, lengths), reason
+        return _fallback(model, trial, pad_id, precision, lengths), reason
     attention = causal_lm.config._attn_implementation
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), precision:
             if _in_8_bits(causal_lm):
-                # bitsandbytes' own product rounds activations to 8 bits as well; both ways take the better one.
+                # bitsandbytes' product also rounds activations to 8 bits. Fused layers do not, so the reference uses
+                # them as well; otherwise the comparison would measure bitsandbytes' rounding.
                 fuse_layers(causal_lm)
             expected = own.target_logprobs(trial)
             expected_long = None if long_trial is None else _text_by_text(causal_lm, long_trial, lengths)
             fuse_layers(causal_lm)
             packed = _by_length(PackedModel(model, implementation), lengths)
-            apart = _apart(packed.target_logprobs(trial), expected)
+            error = _largest_error(packed.target_logprobs(trial), expected)
             if long_trial is not None and expected_long is not None:
-                apart = max(apart, _apart(packed.target_logprobs(long_trial), expected_long))
+                error = max(error, _largest_error(packed.target_logprobs(long_trial), expected_long))
             tolerance = _tolerance(trial)
-        _train_on(model, trial, packed, precision)
-        if apart <= tolerance:
+        _try_backward(model, trial, packed, precision)
+        if error <= tolerance:
             return packed, None
-        reason = f"gives other log-probabilities on packed texts than on each text by itself (by {apart:.2g} a token)"
+        reason = f"gives other log-probabilities on packed texts than on each text by itself (by {error:.2g} a token)"
     except torch.OutOfMemoryError:
         raise
-    except PackingError as error:
-        reason = str(error)
+    except PackingError as obstacle:
+        reason = str(obstacle)
     except Exception:
-        # Layers of all kinds fail in all ways where they are given what they were not written for, and kernels refuse a
-        # GPU or a shape with a plain RuntimeError.
+        # A layer may fail in any way on inputs that it was not written for, and a kernel that does not support a GPU or
+        # a shape raises a plain RuntimeError.
         _log.debug("The trial of packed texts failed", exc_info=True)
         reason = "has layers that fail on packed texts"
     finally:
         model.train(was_training)
     unfuse_layers(causal_lm)
     causal_lm.set_attn_implementation(attention)
-    return _own_way(model, trial, pad_id, precision, lengths), reason
+    return _fallback(model, trial, pad_id, precision, lengths), reason
 
 
 def shorten_for_trial(config: Any, example: PackedExample) -> PackedExample:
-    """As much of a run's longest texts as shows everything that the model does otherwise with long texts.
+    """Cut an example to the length at which everything that the model does differently with long texts shows.
 
-    Any whole number of the model's configuration under a name like `sliding_window`, `attention_chunk_size` or
-    `original_max_position_embeddings` may be a limit. With a window of 4,096, texts of 6,000 tokens are cut to 4,224;
-    where no limit is in their reach, to 512.
+    Any integer of the model's configuration with a name like `sliding_window`, `attention_chunk_size` or
+    `original_max_position_embeddings` may be a limit. With a window of 4,096, texts of 6,000 tokens are cut to
+    4,096 + 128 = 4,224; texts that cross no limit are cut to 512.
     """
     longest = len(example.prompt) + max(map(len, example.answers))
-    crossed = max((limit for limit in _numbers(config.get_text_config().to_dict()) if limit < longest), default=0)
+    crossed = max((limit for limit in _integers(config.get_text_config().to_dict()) if limit < longest), default=0)
     length = max(_AT_LEAST, crossed + _BEYOND)
+    # Half of the tokens beyond the limit remain for the answers.
     prompt = example.prompt[: length - _BEYOND // 2]
     return PackedExample(prompt, tuple(answer[: length - len(prompt)] for answer in example.answers))
 
 
-def _numbers(settings: dict[str, Any]) -> Iterator[int]:
+def _integers(settings: dict[str, Any]) -> Iterator[int]:
+    """Yield the integers of a configuration, at any depth, whose name may be that of a limit."""
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _numbers(value)
+            yield from _integers(value)
         elif type(value) is int and _LIMITS.search(name):
             yield value
 
 
-def _own_way(
+def _fallback(
     model: nn.Module, trial: Pack, pad_id: int, precision: AbstractContextManager[Any], lengths: RotaryLengths
 ) -> LogprobModel:
-    """Texts padded to one length, or each by itself in a model that does not keep padding apart from them."""
-    padded, alone = PaddedModel(model, pad_id), UnbatchedModel(model, pad_id)
+    """Return the model on padded batches, or on one text at a time if padding changes its results."""
+    padded, unbatched = PaddedModel(model, pad_id), UnbatchedModel(model, pad_id)
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad(), precision:
-            run = (
-                padded
-                if _apart(padded.target_logprobs(trial), alone.target_logprobs(trial)) <= _tolerance(trial)
-                else alone
-            )
+            error = _largest_error(padded.target_logprobs(trial), unbatched.target_logprobs(trial))
+            run = padded if error <= _tolerance(trial) else unbatched
     finally:
         model.train(was_training)
     return _by_length(run, lengths)
 
 
 def _tolerance(trial: Pack) -> float:
-    """In the precision of the surrounding context."""
-    return _CLOSE_ENOUGH_IN_16_BITS if torch.is_autocast_enabled(trial.input_ids.device.type) else _CLOSE_ENOUGH
+    """Return the largest accepted error in the precision of the surrounding context."""
+    return _TOLERANCE_IN_16_BITS if torch.is_autocast_enabled(trial.input_ids.device.type) else _TOLERANCE
 
 
 def _by_length(run: LogprobModel, lengths: RotaryLengths) -> LogprobModel:
@@ -155,24 +156,30 @@ def _by_length(run: LogprobModel, lengths: RotaryLengths) -> LogprobModel:
 
 
 def _text_by_text(causal_lm: Any, pack: Pack, lengths: RotaryLengths) -> Tensor:
-    """-> [M], by the model's own decoder on each text, without padding and without the logits of all positions"""
+    """Return the log-probability of each target by the model's own decoder on each text alone, shape [M].
+
+    Neither padding nor the logits of all positions are needed.
+    """
     device = pack.input_ids.device
     hidden = []
     for text in [example.prompt + answer for example in pack.examples for answer in example.answers]:
-        with lengths.of(len(text)) if lengths else nullcontext():
+        with lengths.fixed_to(len(text)) if lengths else nullcontext():
             output = decoder_of(causal_lm)(input_ids=torch.tensor([text], device=device), use_cache=False)
         hidden.append(output.last_hidden_state[0, :-1])
     return OutputHead(causal_lm).logprobs(torch.cat(hidden)[padded_target_indices(pack).to(device)], pack.targets)
 
 
-def _apart(found: Tensor, expected: Tensor) -> float:
-    """found[M], expected[M] -> the largest root mean square of their difference over consecutive tokens"""
+def _largest_error(found: Tensor, expected: Tensor) -> float:
+    """Return the largest root mean square of found[M] - expected[M] over `_BLOCK` consecutive tokens."""
     squares: Sequence[Tensor] = (found - expected).square().split(_BLOCK)
     return max(block.mean().sqrt().item() for block in squares)
 
 
-def _train_on(model: nn.Module, trial: Pack, packed: LogprobModel, precision: AbstractContextManager[Any]) -> None:
-    """Raises what shows in training alone: attention weights that are dropped out, kernels that can't go backward."""
+def _try_backward(model: nn.Module, trial: Pack, packed: LogprobModel, precision: AbstractContextManager[Any]) -> None:
+    """Run a training pass, which raises an error for attention dropout and for kernels without a backward pass.
+
+    Leaves neither gradients nor consumed random numbers.
+    """
     devices = [trial.input_ids.device] if trial.input_ids.device.type == "cuda" else []
     model.train()
     try:

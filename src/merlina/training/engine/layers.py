@@ -1,11 +1,40 @@
-"""Layers of the model with their gradients written out, where that saves time and memory over autograd's own way.
+"""Fused layers: norms, adapted linear layers and gated feed-forwards with explicit gradients.
 
-What autograd would keep (inputs in float32 for an adapter, each step of a norm, both halves of a gated feed-forward and
-their product) is not kept, or computed again; small products go into large ones in place.
+Autograd would store an adapter's inputs in float32, every intermediate of a norm, both halves of a gated feed-forward
+and their product. These implementations do not store them, or compute them again, and add small products to large ones
+in place, which saves time and memory.
 
-A layer is only replaced where its replacement gives the same on a trial input; any other is left as it is.
+A layer is only replaced if its replacement gives the same result on a trial input.
 
-Legend: N positions, I inputs, O outputs, r rank of an adapter.
+Legend: N positions, I inputs, O outputs, r rank of an adapter, d_x for the gradient dL/dx, * elementwise, m a dropout
+mask [N, I] of 0 and 1, x~ = x * m. The factor 1 / (1 - p) of dropout is part of the adapter's scale s.
+
+Adapted linear layer:
+
+    y = x W^T + b + s (x~ A^T) B^T              W[O, I] frozen, A[r, I] and B[O, r] trained
+    u = x~ A^T                                  [N, r], `inner` below, the only intermediate that is stored
+    d_u = s d_y B                               [N, r]
+    d_B = s d_y^T u,   d_A = d_u^T x~
+    d_x = d_y W + (d_u A) * m
+
+Worked example with N = I = O = r = 1, no dropout: W = 2, A = 3, B = 5, s = 1, x = 1, d_y = 1. Then u = 3 and
+y = 2 + 15 = 17; d_u = 5, d_B = 3, d_A = 5, d_x = 2 + 15 = 17.
+
+Gated feed-forward, f being the activation:
+
+    g = gate(x),  v = up(x),  h = f(g) * v,  y = down(h)
+    d_v = d_h * f(g),   d_g = d_h * v * f'(g)       and d_x is the sum of what gate and up return
+
+    g and v are stored; f(g) and h, each as large as either, are computed again in the backward pass.
+
+RMS norm with weight w and n = I elements in a row, c = 1 / sqrt(mean(x^2) + eps), z = d_y * w:
+
+    y = c x * w
+    d_x = c z - c^3 x mean(x * z)
+
+    Example: x = (3, 4), w = 1, eps = 0, d_y = (1, 0): mean(x^2) = 12.5, c = 0.2828, mean(x * z) = 1.5,
+    d_x = (0.2828 - 0.0226 * 4.5, -0.0226 * 6) = (0.181, -0.136). It is orthogonal to x, since y does not depend on
+    the length of x.
 """
 
 from __future__ import annotations
@@ -23,13 +52,13 @@ from transformers import PreTrainedModel
 from merlina.training.distributed.sharding import gathered, sharded_layers
 
 _TRIAL_POSITIONS = 4
-# Of the largest number that a layer gives on its trial.
-_CLOSE_ENOUGH = 2e-2
+# The largest accepted error on the trial, relative to the largest absolute value of the layer's own output.
+_TOLERANCE = 2e-2
 _GATED = ("gate_proj", "up_proj", "down_proj")
 
 
 def fuse_layers(model: PreTrainedModel) -> None:
-    """Replaces the forwards of norms, adapted linear layers and gated feed-forwards, in place."""
+    """Replace the forward methods of norms, adapted linear layers and gated feed-forwards, in place."""
     was_training = model.training
     model.eval()
     for module in model.modules():
@@ -38,6 +67,7 @@ def fuse_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if _is_plain_adapter(module):
             module.forward = types.MethodType(_adapted_linear, module)
+    # A trial of a sharded layer needs its whole weights, so layers are gathered one at a time.
     for layer in sharded_layers(model):
         with gathered(layer):
             for module in layer.modules():
@@ -47,37 +77,38 @@ def fuse_layers(model: PreTrainedModel) -> None:
 
 
 def unfuse_layers(model: PreTrainedModel) -> None:
-    """Gives every layer its own forward back."""
+    """Restore the original forward method of every layer."""
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "__module__", None) == __name__:
             del module.forward
 
 
 class _Adapted(NamedTuple):
-    """A frozen linear layer and its adapter, as the functions below take them."""
+    """A frozen linear layer and its adapter, as the functions below use them."""
 
-    weight: Tensor  # [O, I], or how bitsandbytes packs it
+    weight: Tensor  # [O, I]; 4-bit weights in the packed shape of bitsandbytes
     bias: Tensor | None  # [O]
     down: Tensor  # lora_A [r, I]
     up: Tensor  # lora_B [O, r]
     scale: float
-    packing: Any  # of 4-bit weights bitsandbytes' quantization state, of 8-bit ones each row's largest value, or None
+    quantization: Any  # 4 bits: the state that bitsandbytes keeps; 8 bits: each row's largest value [O]; else None
 
-    def unpacked(self, dtype: torch.dtype) -> Tensor:
-        """[O, I]"""
-        if self.packing is None:
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """Return the weight in `dtype`, shape [O, I]."""
+        if self.quantization is None:
             return self.weight.to(dtype)
-        if isinstance(self.packing, Tensor):
-            return self.weight.to(dtype).mul_((self.packing / 127).to(dtype)[:, None])
+        if isinstance(self.quantization, Tensor):
+            # int8 weights are in units of a 127th of their row's largest value.
+            return self.weight.to(dtype).mul_((self.quantization / 127).to(dtype)[:, None])
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(self.weight.detach(), self.packing).to(dtype)
+        return dequantize_4bit(self.weight.detach(), self.quantization).to(dtype)
 
 
 def _is_plain_adapter(module: Any) -> bool:
-    """Whether it is one adapter of the usual kind on a frozen linear layer of plain, 4-bit or 8-bit weights.
+    """Return whether a module is one ordinary adapter on a frozen linear layer of dense, 4-bit or 8-bit weights.
 
-    Adapters stand on other things too: on single parameters of experts, on embeddings, on convolutions.
+    Adapters also exist on parameters of experts, on embeddings and on convolutions; those stay as they are.
     """
     if not isinstance(module, LoraLayer) or list(module.lora_A) != ["default"]:
         return False
@@ -95,12 +126,13 @@ def _adapted(module: Any) -> _Adapted:
         base.bias,
         module.lora_A["default"].weight,
         module.lora_B["default"].weight,
-        module.scaling["default"] / (1 - _dropout(module)),
-        getattr(base.weight, "quant_state", None) if type(base).__name__ != "Linear8bitLt" else _largest_by_row(base),
+        module.scaling["default"] / (1 - _dropout_rate(module)),
+        getattr(base.weight, "quant_state", None) if type(base).__name__ != "Linear8bitLt" else _row_maxima(base),
     )
 
 
-def _largest_by_row(base: Any) -> Tensor:
+def _row_maxima(base: Any) -> Tensor:
+    # bitsandbytes moves them from the weight to the layer's state in the first forward pass.
     largest: Tensor = base.weight.SCB if base.state.SCB is None else base.state.SCB
     return largest
 
@@ -108,73 +140,73 @@ def _largest_by_row(base: Any) -> Tensor:
 def _adapted_linear(module: Any, x: Tensor) -> Tensor:
     if module.merged:
         return type(module).forward(module, x)
-    layer, x = _adapted(module), _cast(x)
+    layer, x = _adapted(module), _autocast(x)
     if module.disable_adapters:
-        # Not bitsandbytes' own product, which rounds otherwise: only the adapter may tell this from the model with it.
+        # bitsandbytes' own product rounds differently. The reference must differ from the policy by the adapter alone.
         return _frozen_linear(x.flatten(0, -2), layer).unflatten(0, x.shape[:-1])
     result: Tensor = _AdaptedLinear.apply(x.flatten(0, -2), _dropout_mask(module, x), layer, layer.down, layer.up)
     return result.unflatten(0, x.shape[:-1])
 
 
 class _AdaptedLinear(torch.autograd.Function):
-    """y = x W^T + b + scale * dropped(x) A^T B^T (arXiv 2106.09685, equation 3)"""
+    """A linear layer with an adapter (LoRA, arXiv 2106.09685, equation 3)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: Tensor | None, layer: _Adapted, *_adapter: Tensor) -> Tensor:
-        y, inner = _forward_linear(x, kept, layer)
-        ctx.save_for_backward(x, kept, inner)
+    def forward(ctx: Any, x: Tensor, mask: Tensor | None, layer: _Adapted, *_adapter: Tensor) -> Tensor:
+        y, inner = _forward_linear(x, mask, layer)
+        ctx.save_for_backward(x, mask, inner)
         ctx.layer = layer
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, kept, inner = ctx.saved_tensors
-        d_x, d_down, d_up = _backward_linear(gradients[0], x, kept, inner, ctx.layer)
+        x, mask, inner = ctx.saved_tensors
+        d_x, d_down, d_up = _backward_linear(gradients[0], x, mask, inner, ctx.layer)
         return d_x, None, None, d_down, d_up
 
 
 def _frozen_linear(x: Tensor, layer: _Adapted) -> Tensor:
-    """x[N, I] -> x W^T + b [N, O]"""
-    return F.linear(x, layer.unpacked(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+    """Return x W^T + b, shape [N, O], for x[N, I]."""
+    return F.linear(x, layer.dequantized(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
 
 
-def _forward_linear(x: Tensor, kept: Tensor | None, layer: _Adapted) -> tuple[Tensor, Tensor]:
-    """x[N, I] -> y[N, O] and dropped(x) A^T [N, r]"""
+def _forward_linear(x: Tensor, mask: Tensor | None, layer: _Adapted) -> tuple[Tensor, Tensor]:
+    """Return y[N, O] and u[N, r] for x[N, I]."""
     y = _frozen_linear(x, layer)
-    inner = (x if kept is None else x * kept) @ layer.down.to(x.dtype).t()
+    inner = (x if mask is None else x * mask) @ layer.down.to(x.dtype).t()
     y.addmm_(inner, layer.up.to(x.dtype).t(), alpha=layer.scale)
     return y, inner
 
 
 def _backward_linear(
-    d_y: Tensor, x: Tensor, kept: Tensor | None, inner: Tensor, layer: _Adapted
+    d_y: Tensor, x: Tensor, mask: Tensor | None, inner: Tensor, layer: _Adapted
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """d_y[N, O] -> gradients of x, A and B"""
+    """Return the gradients of x, A and B for d_y[N, O]."""
     d_inner = (d_y @ layer.up.to(x.dtype)).mul_(layer.scale)
     d_up = (inner.t() @ d_y).float().mul_(layer.scale).t()
-    d_x = d_y @ layer.unpacked(x.dtype)
-    if kept is None:
+    d_x = d_y @ layer.dequantized(x.dtype)
+    if mask is None:
         d_x.addmm_(d_inner, layer.down.to(x.dtype))
         d_down = (d_inner.t() @ x).float()
     else:
-        d_x.addcmul_(d_inner @ layer.down.to(x.dtype), kept)
-        d_down = (d_inner.t() @ (x * kept)).float()
+        d_x.addcmul_(d_inner @ layer.down.to(x.dtype), mask)
+        d_down = (d_inner.t() @ (x * mask)).float()
     return d_x, d_down.to(layer.down.dtype), d_up.to(layer.up.dtype)
 
 
 def _feed_forwards() -> list[Callable[[Any, Tensor], Tensor]]:
-    """down(activation(gate(x)) * up(x)) as one function, for activations whose gradient is at hand."""
+    """Return a fused gated feed-forward for each activation whose gradient function is known."""
 
     def forward(activation: str) -> Callable[[Any, Tensor], Tensor]:
         def run(module: Any, x: Tensor) -> Tensor:
             if module.gate_proj.disable_adapters or module.gate_proj.merged:
                 return type(module).forward(module, x)
             layers = tuple(_adapted(layer) for layer in (module.gate_proj, module.up_proj, module.down_proj))
-            x = _cast(x)
-            kept = (_dropout_mask(module.gate_proj, x), _dropout_mask(module.up_proj, x))
-            kept_inner = _dropout_mask(module.down_proj, x, layers[2].down.shape[1])
+            x = _autocast(x)
+            masks = (_dropout_mask(module.gate_proj, x), _dropout_mask(module.up_proj, x))
+            down_mask = _dropout_mask(module.down_proj, x, layers[2].down.shape[1])
             adapters = [weight for layer in layers for weight in (layer.down, layer.up)]
-            result: Tensor = _FeedForward.apply(x.flatten(0, -2), *kept, kept_inner, layers, activation, *adapters)
+            result: Tensor = _FeedForward.apply(x.flatten(0, -2), *masks, down_mask, layers, activation, *adapters)
             return result.unflatten(0, x.shape[:-1])
 
         return run
@@ -187,30 +219,30 @@ class _FeedForward(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        kept_gate: Tensor | None,
-        kept_up: Tensor | None,
-        kept_down: Tensor | None,
+        gate_mask: Tensor | None,
+        up_mask: Tensor | None,
+        down_mask: Tensor | None,
         layers: tuple[_Adapted, ...],
         activation: str,
         *_adapters: Tensor,
     ) -> Tensor:
-        gate, inner_gate = _forward_linear(x, kept_gate, layers[0])
-        up, inner_up = _forward_linear(x, kept_up, layers[1])
+        gate, inner_gate = _forward_linear(x, gate_mask, layers[0])
+        up, inner_up = _forward_linear(x, up_mask, layers[1])
         hidden = _ACTIVATIONS[activation][0](gate).mul_(up)
-        y, inner_down = _forward_linear(hidden, kept_down, layers[2])
-        ctx.save_for_backward(x, kept_gate, kept_up, kept_down, gate, up, inner_gate, inner_up, inner_down)
+        y, inner_down = _forward_linear(hidden, down_mask, layers[2])
+        ctx.save_for_backward(x, gate_mask, up_mask, down_mask, gate, up, inner_gate, inner_up, inner_down)
         ctx.layers, ctx.activation = layers, activation
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, kept_gate, kept_up, kept_down, gate, up, inner_gate, inner_up, inner_down = ctx.saved_tensors
+        x, gate_mask, up_mask, down_mask, gate, up, inner_gate, inner_up, inner_down = ctx.saved_tensors
         activate, d_activate = _ACTIVATIONS[ctx.activation]
         active = activate(gate)
-        d_hidden, *of_down = _backward_linear(gradients[0], active * up, kept_down, inner_down, ctx.layers[2])
-        d_up, *of_up = _backward_linear(active.mul_(d_hidden), x, kept_up, inner_up, ctx.layers[1])
+        d_hidden, *of_down = _backward_linear(gradients[0], active * up, down_mask, inner_down, ctx.layers[2])
+        d_up, *of_up = _backward_linear(active.mul_(d_hidden), x, up_mask, inner_up, ctx.layers[1])
         d_gate, *of_gate = _backward_linear(
-            d_activate(d_hidden.mul_(up), gate), x, kept_gate, inner_gate, ctx.layers[0]
+            d_activate(d_hidden.mul_(up), gate), x, gate_mask, inner_gate, ctx.layers[0]
         )
         return d_up.add_(d_gate), None, None, None, None, None, *of_gate, *of_up, *of_down
 
@@ -226,7 +258,7 @@ _ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tens
 
 
 def _norm_forwards(module: Any) -> list[Callable[[Any, Tensor], Tensor]]:
-    """x / sqrt(mean(x^2) + eps) times the weight, or times 1 + weight as Gemma has it."""
+    """Return fused norms that multiply by the weight, and by 1 + weight as Gemma does; none for a trained weight."""
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
     if eps is None or weight is None or weight.requires_grad:
@@ -264,7 +296,10 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _replace(module: Any, candidates: list[Callable[[Any, Tensor], Tensor]]) -> None:
-    """Takes the candidate closest to what the module itself gives on a trial input, where one is close enough."""
+    """Use the candidate whose result on a trial input is closest to the module's own, if it is within tolerance.
+
+    Comparing results needs no knowledge of a family: names and attributes of activations and norms differ too much.
+    """
     if not candidates:
         return
     weight = getattr(module, "weight", None)
@@ -276,35 +311,36 @@ def _replace(module: Any, candidates: list[Callable[[Any, Tensor], Tensor]]) -> 
         try:
             own = module(trial)
         except Exception:
-            # Such as a layer that needs more than its input, or an input of another shape.
+            # The layer may need further arguments, or an input of another shape.
             return
         if not isinstance(own, Tensor):
             return
-        apart = [float((candidate(module, trial) - own).abs().max()) for candidate in candidates]
-    closest = min(range(len(candidates)), key=apart.__getitem__)
-    if apart[closest] <= _CLOSE_ENOUGH * float(own.abs().max()):
+        errors = [float((candidate(module, trial) - own).abs().max()) for candidate in candidates]
+    closest = min(range(len(candidates)), key=errors.__getitem__)
+    if errors[closest] <= _TOLERANCE * float(own.abs().max()):
         module.forward = types.MethodType(candidates[closest], module)
 
 
-def _cast(x: Tensor) -> Tensor:
-    """To what autocast computes in, where it is on."""
+def _autocast(x: Tensor) -> Tensor:
+    """Cast to the dtype of autocast if it is enabled, since custom functions are not autocast."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def _dropout_mask(module: Any, x: Tensor, width: int | None = None) -> Tensor | None:
-    """Dropout as 1 where an element stays and 0 where not, [N, I]; None where nothing is dropped."""
-    share = _dropout(module)
-    if share == 0:
+    """Return a dropout mask, 1 for elements that are kept, shape [N, I]; None if nothing is dropped."""
+    rate = _dropout_rate(module)
+    if rate == 0:
         return None
     shape = (x.shape[:-1].numel(), width or x.shape[-1])
-    # torch draws 64 random bits as fast as one number: four elements are made of each draw.
+    # Drawing 64 random bits takes as long as one float, so each draw supplies four elements of 16 bits. An element is
+    # kept if its signed 16-bit number is at least rate * 2^16 - 2^15: for a rate of 0.25, three quarters of them are.
     draws = torch.empty(-(-shape[0] * shape[1] // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
     numbers = draws.view(torch.int16)[: shape[0] * shape[1]].view(shape)
-    return (numbers >= round(share * 2**16) - 2**15).view(torch.uint8)
+    return (numbers >= round(rate * 2**16) - 2**15).view(torch.uint8)
 
 
-def _dropout(module: Any) -> float:
-    """The share of an adapter's input that is dropped now."""
+def _dropout_rate(module: Any) -> float:
+    """Return the probability with which elements of an adapter's input are dropped: 0 in evaluation mode."""
     dropout = module.lora_dropout["default"]
     return 0.0 if isinstance(dropout, nn.Identity) or not module.training else float(dropout.p)

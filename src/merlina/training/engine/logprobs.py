@@ -1,6 +1,7 @@
-"""Log-probabilities of answers: of packs, the fast way, or of padded batches, the way of the model itself.
+"""Log-probabilities of answers: from packs, or from padded batches through the model's own forward pass.
 
-Legend: U examples in a pack, A answers of each, N positions, M targets, R sequences, T positions of the longest one.
+Legend: U examples in a pack, A answers of each, N positions, M targets, R texts, T tokens of the longest text, H hidden
+size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,45 +20,46 @@ from merlina.training.engine.output_head import OutputHead
 from merlina.training.engine.packing import Pack, PackingError
 from merlina.training.engine.passes import BatchingStrategy, PackedBatching, PaddedBatching
 
+# The label that torch's cross_entropy ignores by convention.
 _NO_TARGET = -100
 
 
 @dataclass(frozen=True)
 class Logprobs:
-    """Sums of log-probabilities over the tokens of each part, and how many those are; float32.
+    """Sums of log-probabilities over the tokens of each section, and the numbers of those tokens; float32.
 
-    Part 0 is the prompt, part a the a-th answer. A prompt whose tokens are no targets has none.
+    Column 0 is the prompt, column a the a-th answer. Without prompt targets, column 0 is zero in both.
     """
 
     sums: Tensor  # [U, 1 + A]
     tokens: Tensor  # [U, 1 + A]
 
     def total_logprob(self, answer: int) -> Tensor:
-        """-> [U], log-probability of the answer"""
+        """Return the log-probability of an answer, shape [U]."""
         return self.sums[:, answer]
 
     def mean_logprob(self, answer: int) -> Tensor:
-        """-> [U], mean log-probability of the answer's tokens"""
+        """Return the mean log-probability of an answer's tokens, shape [U]."""
         return self.sums[:, answer] / self.tokens[:, answer]
 
     def mean_logprob_with_prompt(self, answer: int) -> Tensor:
-        """-> [U], mean log-probability of the tokens of prompt and answer"""
+        """Return the mean log-probability of the tokens of prompt and answer, shape [U]."""
         return (self.sums[:, 0] + self.sums[:, answer]) / (self.tokens[:, 0] + self.tokens[:, answer])
 
 
 class LogprobModel(Protocol):
-    """Runs a model on a pack."""
+    """A model that computes the log-probabilities of a pack's targets."""
 
     batching: BatchingStrategy
 
     def __call__(self, pack: Pack) -> Logprobs: ...
 
     def target_logprobs(self, pack: Pack) -> Tensor:
-        """-> [M], log-probability of each target"""
+        """Return the log-probability of each target, shape [M]."""
 
 
 class PackedModel:
-    """Every prompt once, no padding, no logits. `model` may be wrapped by peft."""
+    """The fast path: each prompt once, no padding, no [N, V] logits. `model` may be wrapped by peft."""
 
     batching: BatchingStrategy = PackedBatching()
 
@@ -72,11 +74,11 @@ class PackedModel:
         return sum_by_section(pack, self.target_logprobs(pack))
 
     def target_logprobs(self, pack: Pack) -> Tensor:
-        """-> [M]"""
+        """Return the log-probability of each target, shape [M]."""
         output = self._decoder(
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,
-            # Without one, the library would see in the positions where texts begin, and forbid what prompts share.
+            # Without a mask, transformers infers from the position ids where texts begin and hides shared prompts.
             attention_mask=torch.ones_like(pack.input_ids),
             use_cache=False,
             packed=PackedAttention(pack, self._implementation),
@@ -86,7 +88,7 @@ class PackedModel:
 
 
 class PaddedModel:
-    """Each answer with its own copy of the prompt, padded, and all logits: what any causal language model can do."""
+    """The fallback that every causal language model supports: each answer with a copy of the prompt, all logits."""
 
     batching: BatchingStrategy = PaddedBatching()
 
@@ -98,17 +100,17 @@ class PaddedModel:
         return sum_by_section(pack, self.target_logprobs(pack))
 
     def target_logprobs(self, pack: Pack) -> Tensor:
-        """-> [M]"""
-        rows = [example.prompt + answer for example in pack.examples for answer in example.answers]
+        """Return the log-probability of each target, shape [M]."""
+        texts = [example.prompt + answer for example in pack.examples for answer in example.answers]
         device = pack.input_ids.device
-        return self._of_rows(rows, device)[padded_target_indices(pack).to(device)]
+        return self._text_logprobs(texts, device)[padded_target_indices(pack).to(device)]
 
-    def _of_rows(self, rows: list[list[int]], device: torch.device) -> Tensor:
-        """Of each row's tokens but its first, one row after the other."""
-        ids = torch.full((len(rows), max(map(len, rows))), self._pad_id)  # [R, T]
-        for number, row in enumerate(rows):
-            ids[number, : len(row)] = torch.tensor(row)
-        lengths = torch.tensor([len(row) for row in rows])
+    def _text_logprobs(self, texts: list[list[int]], device: torch.device) -> Tensor:
+        """Return the log-probabilities of every token but the first of each text, concatenated."""
+        ids = torch.full((len(texts), max(map(len, texts))), self._pad_id)  # [R, T]
+        for number, text in enumerate(texts):
+            ids[number, : len(text)] = torch.tensor(text)
+        lengths = torch.tensor([len(text) for text in texts])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
         ids = ids.to(device)
         logits = self._model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits  # [R, T, V]
@@ -120,30 +122,30 @@ class PaddedModel:
 
 
 class UnbatchedModel(PaddedModel):
-    """For models that what stands behind a text changes, padding included: each text in a pass by itself."""
+    """The fallback for models whose results depend on padding after a text: one pass for each text."""
 
-    def _of_rows(self, rows: list[list[int]], device: torch.device) -> Tensor:
-        return torch.cat([super(UnbatchedModel, self)._of_rows([row], device) for row in rows])
+    def _text_logprobs(self, texts: list[list[int]], device: torch.device) -> Tensor:
+        return torch.cat([super(UnbatchedModel, self)._text_logprobs([text], device) for text in texts])
 
 
 def unwrap(model: Any) -> Any:
-    """The causal language model itself."""
+    """Return the causal language model inside a peft model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def decoder_of(causal_lm: Any) -> Any:
-    """The model without its output head. Raises PackingError.
+    """Return the model without its output head. Raises PackingError if it has no such part.
 
-    In some families `get_decoder` gives the whole model, or the layer of the output head.
+    In some families `get_decoder` returns the whole model or the output head's layer, so several places are tried.
     """
     for module in (causal_lm.get_decoder(), causal_lm.base_model, getattr(causal_lm, "model", None)):
         if isinstance(module, PreTrainedModel) and module is not causal_lm:
             return module
-    raise PackingError("does not part into a decoder and an output head")
+    raise PackingError("cannot be separated into a decoder and an output head")
 
 
 def sum_by_section(pack: Pack, logprobs: Tensor) -> Logprobs:
-    """logprobs[M] -> sums by part"""
+    """Sum the log-probabilities of targets, shape [M], over the sections they belong to."""
     shape = (len(pack.examples), 1 + pack.answers)
     zeros = logprobs.new_zeros(shape[0] * shape[1])
     return Logprobs(
@@ -153,7 +155,12 @@ def sum_by_section(pack: Pack, logprobs: Tensor) -> Logprobs:
 
 
 def padded_target_indices(pack: Pack) -> Tensor:
-    """[M], where among all predicted tokens of the padded rows, one row after the other, each target of the pack is."""
+    """Return where each target of the pack is among all predicted tokens of the separate texts, shape [M].
+
+    The prompt's targets are taken from the text of the first answer. Example: prompt of 3 tokens, answers of 2 and 1.
+    The texts predict 4 and 3 tokens, numbered 0 to 3 and 4 to 6. With prompt targets the result is
+    [0, 1 (prompt), 2, 3 (first answer), 6 (second answer)].
+    """
     with_prompt = pack.has_prompt_targets
     order: list[int] = []
     begin = 0

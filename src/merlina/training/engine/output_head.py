@@ -1,10 +1,18 @@
-"""Log-probabilities of target tokens from hidden states, without ever holding targets x vocabulary.
+"""Log-probabilities of target tokens from hidden states, without a tensor of targets x vocabulary.
 
-Legend: M targets, H hidden size, V vocabulary.
+Legend: M targets, m targets of a chunk, H hidden size, V vocabulary size, h a hidden state [H], W the head's weight
+[V, H], y the target's token id.
 
-Targets are taken chunk by chunk. Where the head isn't trained, the gradient of each log-probability by its hidden
-state, W[y] - softmax(h W^T) W, is taken in the forward pass and only scaled in the backward pass. Where it is trained,
-the backward pass computes each chunk's logits again.
+    logits  z = factor * h W^T                          [V]
+    result  log p = z[y] - log sum_v exp(z[v])          a scalar
+    d log p / dh = factor * (W[y] - softmax(z) W)       [H]
+
+Targets are processed in chunks. If the head is frozen, the forward pass computes d log p / dh while a chunk's logits
+exist, and the backward pass only multiplies it by the incoming gradient: [M, H] is stored instead of [M, V]. If the
+head is trained, the backward pass computes each chunk's logits again.
+
+Size of what this avoids: 4,096 targets of a model with 128,000 tokens make 4,096 x 128,000 x 4 bytes = 2 GiB of logits,
+and autograd would keep their softmax as well; a chunk takes 64 MiB.
 """
 
 from __future__ import annotations
@@ -15,15 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Of one chunk of logits: large enough for products to run at the full rate.
+# The size of a chunk of logits in 16 bits: large enough for matrix products to run at the full rate.
 _CHUNK_BYTES = 64 * 2**20
-# On a processor the softmax goes row by few rows, in float32 that stays in its cache.
+# On a CPU the softmax processes few rows at a time, so that their float32 copy stays in the cache.
 _CACHE_BYTES = 3 * 2**20
 _SMALLEST_CHUNK = 16
 
 
 class OutputHead:
-    """The last step of a causal language model: from hidden states to the log-probability of a token each."""
+    """The output head of a causal language model, which turns hidden states into log-probabilities of tokens."""
 
     def __init__(self, causal_lm: Any) -> None:
         self._head: nn.Module = causal_lm.get_output_embeddings()
@@ -32,13 +40,14 @@ class OutputHead:
         self._chunk = max(_SMALLEST_CHUNK, _CHUNK_BYTES // (2 * int(vocabulary)))
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """hidden[M, H], targets[M] -> [M] float32"""
+        """Return the log-probability of each target, shape [M], float32, from hidden[M, H] and targets[M]."""
         if type(self._head) is nn.Linear and self._head.bias is None and self._cap is None:
             weight = self._head.weight
-            # Autocast casts a weight to what it computes in; so does this.
+            # A custom function is not autocast, so the cast that autocast would make is made here.
             dtype = torch.get_autocast_dtype(hidden.device.type) if _autocasts(hidden) else weight.dtype
-            result: Tensor = _Logprobs.apply(hidden.to(dtype), weight, targets, self._factor, self._chunk)
+            result: Tensor = _TargetLogprobs.apply(hidden.to(dtype), weight, targets, self._factor, self._chunk)
             return result
+        # Any other head (a bias, an adapter, quantized weights, capped logits) runs as it is, with recomputed chunks.
         chunks = zip(hidden.split(self._chunk), targets.split(self._chunk), strict=True)
         return torch.cat([checkpoint(self._one_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
@@ -50,7 +59,7 @@ class OutputHead:
         return logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
-class _Logprobs(torch.autograd.Function):
+class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, factor: float, chunk: int) -> Tensor:
         cast = weight.to(hidden.dtype)
@@ -59,7 +68,7 @@ class _Logprobs(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if wants_hidden and not wants_weight else None
         for begin in range(0, len(targets), chunk):
             part = slice(begin, begin + chunk)
-            logits = hidden[part] @ cast.t()
+            logits = hidden[part] @ cast.t()  # [m, V]; overwritten by its softmax
             result[part] = _to_probabilities(logits, targets[part], factor)
             if gradient is not None:
                 gradient[part] = (cast[targets[part]] - logits @ cast) * factor
@@ -76,6 +85,7 @@ class _Logprobs(torch.autograd.Function):
         if len(ctx.saved_tensors) == 1:
             (gradient,) = ctx.saved_tensors
             return gradient * outer[:, None].to(gradient.dtype), None, None, None, None
+        # d log p / dz = onehot(y) - softmax(z), from which both gradients follow.
         hidden, weight, targets = ctx.saved_tensors
         cast = weight.to(hidden.dtype)
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
@@ -91,12 +101,13 @@ class _Logprobs(torch.autograd.Function):
 
 
 def _to_probabilities(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
-    """logits[m, V] become softmax(factor * logits) in place; -> log-probabilities of the targets [m] float32"""
+    """Replace logits[m, V] by softmax(factor * logits) in place; return the targets' log-probabilities [m], float32."""
     result = logits.new_empty(len(targets), dtype=torch.float32)
     rows = max(1, _CACHE_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(targets)
     for begin in range(0, len(targets), rows):
         part = slice(begin, begin + rows)
         full = logits[part].float() * factor
+        # Subtracting the largest logit keeps exp from overflowing and cancels out.
         largest = full.amax(-1, keepdim=True)
         of_targets = full.gather(1, targets[part, None])
         total = full.sub_(largest).exp_().sum(-1, keepdim=True)
@@ -110,6 +121,6 @@ def _autocasts(hidden: Tensor) -> bool:
 
 
 def _adjustments(config: Any) -> tuple[float, float | None]:
-    """What some models do to their logits: Granite divides, Cohere multiplies, Gemma 2 caps them."""
+    """Return a model's factor and cap for logits, or None: Granite divides, Cohere multiplies, Gemma 2 caps."""
     factor = 1 / (getattr(config, "logits_scaling", None) or 1) * (getattr(config, "logit_scale", None) or 1)
     return factor, getattr(config, "final_logit_softcapping", None)

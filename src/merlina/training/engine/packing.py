@@ -1,10 +1,29 @@
-"""How pairs are laid out for one forward pass: each prompt once, its answers after it, nothing padded.
+"""The layout of a pack: several examples in one sequence, each prompt once, its answers after it, no padding.
 
 Legend: U examples in a pack, A answers of each, N token positions of the pack, M targets.
 
-An example's first answer follows its prompt as text does. Every other answer takes its positions from the prompt's
-end, as if it followed the prompt directly, and sees the prompt and itself. An answer's last token is a target but no
-input: nothing comes after it.
+An example has 1 + A sections: section 0 is the prompt, section a is the a-th answer. A *text* is the prompt followed by
+one answer, which is what the model would read without packing. The answers share the prompt's keys and values, so the
+prompt is computed once. For this to change nothing, each answer
+
+- has the position ids it would have directly after the prompt, and
+- attends to the prompt and to itself, never to another answer (see `Segment`).
+
+The last token of an answer is a target but not an input, since nothing is predicted from it.
+
+Worked example: prompt P = [1, 2, 3], chosen [4, 5], rejected [6, 7, 8], with prompt targets.
+
+    position n        0  1  2  3  4  5
+    input id          1  2  3  4  6  7      5 and 8 are targets only
+    position id       0  1  2  3  3  4      the rejected answer starts again at 3
+    segment           0  0  0  0  1  1      the prefix of segment 1 is positions 0, 1 and 2
+
+    target m          0  1    2  3    4  5  6
+    token id          2  3    4  5    6  7  8
+    source position   0  1    2  3    2  4  5      both answers' first tokens are predicted from position 2
+    section id        0  0    1  1    2  2  2
+
+The prompt's first token has no target, so a prompt of one token has none at all.
 """
 
 from __future__ import annotations
@@ -17,30 +36,34 @@ from torch import Tensor
 
 
 class PackingError(Exception):
-    """Why a model cannot be run on packs, as the end of a sentence that begins with "This model"."""
+    """The reason why a model cannot be run on packs: the rest of a sentence that begins with "This model"."""
 
 
 @dataclass(frozen=True)
 class PackedExample:
-    """Token ids of a prompt and of the answers that share it."""
+    """The token ids of a prompt and of the answers that share it."""
 
     prompt: list[int]
     answers: tuple[list[int], ...]
 
     @property
     def positions(self) -> int:
-        """How many positions it takes in a pack."""
+        """Return the number of positions that the example takes in a pack."""
         return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
 
     @property
     def tokens(self) -> int:
-        """How many tokens its texts have, the prompt counted with every answer."""
+        """Return the number of tokens in all texts: the prompt counts once for each answer."""
         return len(self.prompt) * len(self.answers) + sum(map(len, self.answers))
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Positions `begin` to `end` attend causally to each other, and all of them to `prefix_begin` to `prefix_end`."""
+    """A range of positions, `begin` to `end`, that attend causally to each other.
+
+    All of them also attend to the positions `prefix_begin` to `prefix_end`, which hold their prompt. The prompt and the
+    first answer are one segment without a prefix: they follow each other as they do in the text.
+    """
 
     begin: int
     end: int
@@ -49,15 +72,15 @@ class Segment:
 
     @property
     def prefix(self) -> int:
-        """Positions of the prefix."""
+        """Return the number of positions in the prefix."""
         return self.prefix_end - self.prefix_begin
 
 
 @dataclass(frozen=True)
 class Pack:
-    """One forward pass. Target m belongs to section `section_ids[m]`: (1 + A) * example + section.
+    """The inputs and targets of one forward pass.
 
-    Section 0 is the prompt, section a the a-th answer.
+    Target m belongs to section s of example u, where `section_ids[m]` = (1 + A) * u + s.
     """
 
     examples: tuple[PackedExample, ...]
@@ -70,17 +93,17 @@ class Pack:
 
     @property
     def answers(self) -> int:
-        """A."""
+        """Return A."""
         return len(self.examples[0].answers)
 
     @property
     def has_prompt_targets(self) -> bool:
-        """Whether prompts are predicted too. A prompt of one token has no target even then."""
+        """Return whether any prompt token is a target."""
         return bool((self.section_ids % (1 + self.answers) == 0).any())
 
     @property
     def tokens(self) -> int:
-        """Tokens of its texts, each prompt counted with every answer."""
+        """Return the number of tokens in all texts: each prompt counts once for each answer."""
         return sum(example.tokens for example in self.examples)
 
     def to(self, device: torch.device) -> Pack:
@@ -90,18 +113,18 @@ class Pack:
 
 
 def build_pack(examples: Sequence[PackedExample], *, with_prompt_targets: bool) -> Pack:
-    """`examples` as one pack. Without prompt targets only the answers' tokens are predicted."""
-    layout = _PackBuilder(with_prompt_targets)
+    """Lay out `examples` in one pack. Without prompt targets, only the tokens of answers are predicted."""
+    builder = _PackBuilder(with_prompt_targets)
     for number, example in enumerate(examples):
-        layout.add(example, first_part=number * (1 + len(example.answers)))
+        builder.add(example, prompt_section=number * (1 + len(example.answers)))
     return Pack(
         examples=tuple(examples),
-        input_ids=torch.tensor([layout.ids]),
-        position_ids=torch.tensor([layout.positions]),
-        segments=tuple(layout.segments),
-        sources=torch.tensor(layout.sources),
-        targets=torch.tensor(layout.targets),
-        section_ids=torch.tensor(layout.section_ids),
+        input_ids=torch.tensor([builder.ids]),
+        position_ids=torch.tensor([builder.positions]),
+        segments=tuple(builder.segments),
+        sources=torch.tensor(builder.sources),
+        targets=torch.tensor(builder.targets),
+        section_ids=torch.tensor(builder.section_ids),
     )
 
 
@@ -115,23 +138,25 @@ class _PackBuilder:
         self.targets: list[int] = []
         self.section_ids: list[int] = []
 
-    def add(self, example: PackedExample, first_part: int) -> None:
+    def add(self, example: PackedExample, prompt_section: int) -> None:
         begin, prompt = len(self.ids), len(example.prompt)
         self.ids += example.prompt
         self.positions += range(prompt)
         if self._with_prompt_targets:
-            self._predict(range(begin, begin + prompt - 1), example.prompt[1:], first_part)
+            self._predict(range(begin, begin + prompt - 1), example.prompt[1:], prompt_section)
         for number, answer in enumerate(example.answers):
             at, inputs = len(self.ids), len(answer) - 1
             self.ids += answer[:-1]
             self.positions += range(prompt, prompt + inputs)
-            self._predict([begin + prompt - 1, *range(at, at + inputs)], answer, first_part + 1 + number)
+            # The prompt's last position predicts the first token of every answer.
+            self._predict([begin + prompt - 1, *range(at, at + inputs)], answer, prompt_section + 1 + number)
             if number == 0:
                 self.segments.append(Segment(begin, at + inputs))
             elif inputs:
+                # An answer of one token has no inputs, hence no segment.
                 self.segments.append(Segment(at, at + inputs, begin, begin + prompt))
 
-    def _predict(self, sources: Sequence[int], targets: Sequence[int], part: int) -> None:
+    def _predict(self, sources: Sequence[int], targets: Sequence[int], section_id: int) -> None:
         self.sources += sources
         self.targets += targets
-        self.section_ids += [part] * len(targets)
+        self.section_ids += [section_id] * len(targets)

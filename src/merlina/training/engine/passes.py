@@ -1,6 +1,11 @@
-"""How examples become forward passes: which of them go together, and what that costs.
+"""How examples are divided into forward passes: which of them share one, and how many positions each computes.
 
-Legend: U examples in a pass, R their texts, each a prompt with one answer, T positions of the longest one.
+Legend: U examples in a pass, R their texts (a prompt with one answer each), T tokens of the longest text.
+
+Worked example: two examples with prompts of 5 tokens and answers of 3 and 4 tokens, budget 25 positions.
+
+    packed   5 + 2 + 3 = 10 positions each, so both fit into one pass of 20
+    padded   the two texts of an example have 8 and 9 tokens: 2 x 9 = 18 positions each, 4 x 9 = 36 for both: two passes
 """
 
 from __future__ import annotations
@@ -14,145 +19,150 @@ from merlina.training.engine.packing import PackedExample
 
 
 class BatchingStrategy(Protocol):
-    """How a pass holds its examples."""
+    """How a pass holds its examples, packed or padded."""
 
-    def size(self, examples: Sequence[PackedExample]) -> int:
-        """Positions that a pass of them computes."""
+    def num_positions(self, examples: Sequence[PackedExample]) -> int:
+        """Return the number of positions that a pass over `examples` computes."""
 
-    def reach(self, example: PackedExample) -> int:
-        """Positions of its longest text."""
+    def longest_text(self, example: PackedExample) -> int:
+        """Return the number of positions that the example's longest text takes as model input."""
 
-    def cut(self, examples: Sequence[PackedExample], budget: int) -> list[list[int]]:
-        """Return indices of `examples` in passes of at most `budget` positions; a larger example is alone."""
+    def split(self, examples: Sequence[PackedExample], budget: int) -> list[list[int]]:
+        """Divide `examples`, by index, into passes of at most `budget` positions. A larger example is a pass alone."""
 
 
 class PackedBatching:
-    """End to end, each prompt once."""
+    """One sequence, each prompt once."""
 
-    def size(self, examples: Sequence[PackedExample]) -> int:
+    def num_positions(self, examples: Sequence[PackedExample]) -> int:
         return sum(example.positions for example in examples)
 
-    def reach(self, example: PackedExample) -> int:
+    def longest_text(self, example: PackedExample) -> int:
         return len(example.prompt) + max(len(answer) - 1 for answer in example.answers)
 
-    def cut(self, examples: Sequence[PackedExample], budget: int) -> list[list[int]]:
+    def split(self, examples: Sequence[PackedExample], budget: int) -> list[list[int]]:
         return _first_fit(examples, budget)
 
 
 class PaddedBatching:
-    """Each text a row, all rows as long as the longest: R x T."""
+    """One row for each text, all rows padded to the longest: R x T positions."""
 
-    def size(self, examples: Sequence[PackedExample]) -> int:
-        return sum(len(example.answers) for example in examples) * max(map(self.reach, examples))
+    def num_positions(self, examples: Sequence[PackedExample]) -> int:
+        return sum(len(example.answers) for example in examples) * max(map(self.longest_text, examples))
 
-    def reach(self, example: PackedExample) -> int:
+    def longest_text(self, example: PackedExample) -> int:
         return len(example.prompt) + max(map(len, example.answers))
 
-    def cut(self, examples: Sequence[PackedExample], budget: int) -> list[list[int]]:
-        """Those of like length together: the longest first, each with the one before it while there is room."""
+    def split(self, examples: Sequence[PackedExample], budget: int) -> list[list[int]]:
+        """Group texts of similar length, longest first, so that little padding is needed."""
         passes: list[list[int]] = []
         rows, longest = 0, 0
-        for index in sorted(range(len(examples)), key=lambda index: -self.reach(examples[index])):
+        for index in sorted(range(len(examples)), key=lambda index: -self.longest_text(examples[index])):
             rows += len(examples[index].answers)
+            # Examples come in order of length, so the first of a pass determines its T.
             if not passes or rows * longest > budget:
                 passes.append([])
-                rows, longest = len(examples[index].answers), self.reach(examples[index])
+                rows, longest = len(examples[index].answers), self.longest_text(examples[index])
             passes[-1].append(index)
         return passes
 
 
 @dataclass(frozen=True)
 class PassPlanner:
-    """Of at most `budget` positions each, shared among ranks.
+    """Divides examples into passes of at most `budget` positions each and shares the passes among ranks.
 
-    `ranks_in_lockstep` says that all ranks must make the same number of them. `limits` are lengths beyond which the
-    model computes all positions of a pass otherwise, see `rope_length_limits`.
+    With `ranks_in_lockstep` all ranks must make the same number of passes. `length_limits` are text lengths beyond
+    which the model computes all positions of a pass differently (see `rope_length_limits`).
     """
 
     batching: BatchingStrategy
     budget: int
     ranks: Ranks = SINGLE_PROCESS
     ranks_in_lockstep: bool = False
-    limits: tuple[int, ...] = ()
+    length_limits: tuple[int, ...] = ()
 
-    def cut(self, examples: Sequence[PackedExample]) -> list[list[int]]:
-        """Indices of `examples`, pass by pass, none with texts on both sides of a limit."""
-        beyond = [sum(self.batching.reach(example) > limit for limit in self.limits) for example in examples]
+    def split(self, examples: Sequence[PackedExample]) -> list[list[int]]:
+        """Return the indices of `examples` for each pass. No pass has texts on both sides of a length limit."""
+        exceeded = [
+            sum(self.batching.longest_text(example) > limit for limit in self.length_limits) for example in examples
+        ]
         passes: list[list[int]] = []
-        for side in sorted(set(beyond)):
-            there = [index for index, of_example in enumerate(beyond) if of_example == side]
-            packs = self.batching.cut([examples[index] for index in there], self.budget)
-            passes += [[there[index] for index in pack] for pack in packs]
+        for count in sorted(set(exceeded)):
+            group = [index for index, own in enumerate(exceeded) if own == count]
+            packs = self.batching.split([examples[index] for index in group], self.budget)
+            passes += [[group[index] for index in pack] for pack in packs]
         return passes
 
-    def heaviest(self, examples: Sequence[PackedExample], most: int) -> Sequence[PackedExample]:
-        """Return the `most` largest examples where a pass has room for them all, since no step makes a larger one.
+    def heaviest(self, examples: Sequence[PackedExample], count: int) -> Sequence[PackedExample]:
+        """Return the `count` largest examples if one pass holds them: no step of `count` examples makes a larger one.
 
-        Otherwise passes are filled up to the budget, and all examples are returned.
+        Otherwise a step can fill passes up to the budget, and all examples are returned.
         """
-        chosen = sorted(examples, key=lambda example: -self.batching.size([example]))[:most]
-        return chosen if self.batching.size(chosen) <= self.budget else examples
+        chosen = sorted(examples, key=lambda example: -self.batching.num_positions([example]))[:count]
+        return chosen if self.batching.num_positions(chosen) <= self.budget else examples
 
     def largest(self, examples: Sequence[PackedExample]) -> list[PackedExample]:
-        """Return the pass with the most positions that the budget allows, or the largest example."""
-        passes = [[examples[index] for index in indices] for indices in self.cut(examples)]
-        return max(passes, key=self.batching.size)
+        """Return the pass over `examples` with the most positions."""
+        passes = [[examples[index] for index in indices] for indices in self.split(examples)]
+        return max(passes, key=self.batching.num_positions)
 
     def for_rank(self, examples: Sequence[PackedExample]) -> list[tuple[list[int], bool]]:
-        """Indices of those examples that are this rank's, pass by pass; and whether each pass counts.
+        """Return this rank's passes as indices of `examples`, each with whether it counts.
 
-        One that doesn't is another rank's again: a rank without a pair makes a pass too, since what scales float16's
-        gradients must see every step; and where ranks are in step all make the same number of them.
+        A pass that does not count is a filler over the smallest example. A rank without examples makes one, because
+        the gradient scaler of float16 must see every step; ranks in lockstep fill up to the largest number of passes.
         """
-        sizes = [self.batching.size([example]) for example in examples]
+        sizes = [self.batching.num_positions([example]) for example in examples]
         share = self.ranks.share(sizes)
-        passes = [[share[index] for index in indices] for indices in self.cut([examples[index] for index in share])]
+        passes = [[share[index] for index in indices] for indices in self.split([examples[index] for index in share])]
         number = self.ranks.max(len(passes)) if self.ranks_in_lockstep else max(1, len(passes))
         smallest = min(range(len(examples)), key=sizes.__getitem__)
         return [(indices, True) for indices in passes] + [([smallest], False)] * (number - len(passes))
 
 
 def rope_length_limits(config: Any) -> tuple[int, ...]:
-    """Lengths beyond which a transformers model turns all positions of a pass by other angles, see `rotary`."""
+    """Return the text lengths beyond which a model rotates all positions of a pass by other angles (see `rotary`)."""
     limits = set()
-    for kind in rope_kinds(config):
-        if kind.get("rope_type") == "longrope":
-            limits.add(kind["original_max_position_embeddings"])
-        elif "dynamic" in (kind.get("rope_type") or ""):
-            # A longer pass before leaves its angles to one that reaches just there.
+    for parameters in rope_parameter_sets(config):
+        if parameters.get("rope_type") == "longrope":
+            limits.add(parameters["original_max_position_embeddings"])
+        elif "dynamic" in (parameters.get("rope_type") or ""):
+            # After a longer pass, transformers keeps its frequencies even for a pass of exactly the maximum length.
             limits.add(config.get_text_config().max_position_embeddings - 1)
     return tuple(sorted(limits))
 
 
-def rope_kinds(config: Any) -> list[dict[str, Any]]:
-    """The parameters of a model's rotary embeddings: one set for all layers, or one for each kind of them."""
+def rope_parameter_sets(config: Any) -> list[dict[str, Any]]:
+    """Return the parameters of a model's rotary embeddings: one set for all layers and one for each kind of layer."""
     parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
     return [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
 
 
 def _first_fit(examples: Sequence[PackedExample], budget: int) -> list[list[int]]:
-    """The longest first, each into the first pack that has room.
+    """Divide by first-fit decreasing: the longest example first, each into the first pack with enough space.
 
-    By a tree over the rooms of the packs, so that whole data sets are cut in no time.
+    A segment tree over the free positions of the packs finds that pack in O(log U), so that a whole data set is divided
+    quickly. Example with budget 10 and sizes 6, 5, 4, 3: packs [6, 4] and [5, 3].
     """
     packs: list[list[int]] = []
     leaves = 1 << max(0, len(examples) - 1).bit_length()
-    # A pack that isn't begun has room for anything that fits at all. rooms[n] is the most below node n, 1 is the root.
-    rooms = [budget] * (2 * leaves)
+    # Node 1 is the root and node n has children 2n and 2n + 1. free[n] is the most free positions in any pack below n;
+    # leaves of packs that do not exist yet hold the whole budget.
+    free = [budget] * (2 * leaves)
     for index in sorted(range(len(examples)), key=lambda index: -examples[index].positions):
         size = examples[index].positions
         chosen = len(packs)
         if size <= budget:
             node = 1
             while node < leaves:
-                node = 2 * node if rooms[2 * node] >= size else 2 * node + 1
+                node = 2 * node if free[2 * node] >= size else 2 * node + 1
             chosen = node - leaves
         if chosen == len(packs):
             packs.append([])
         packs[chosen].append(index)
         node = chosen + leaves
-        rooms[node] -= size
+        free[node] -= size
         while node > 1:
             node //= 2
-            rooms[node] = max(rooms[2 * node], rooms[2 * node + 1])
+            free[node] = max(free[2 * node], free[2 * node + 1])
     return packs

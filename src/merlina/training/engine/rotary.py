@@ -1,20 +1,21 @@
-"""Rotary embeddings whose angles depend on the length of a text: each text gets those of its own length.
+"""Rotary embeddings whose angles depend on the length of a text: each text gets the angles of its own length.
 
-A rotary embedding turns position p of a text by the angles p * f, one for each frequency f (arXiv 2104.09864). Two
+A rotary embedding rotates position p of a text by the angles p * f, one for each frequency f (arXiv 2104.09864). Two
 kinds choose their frequencies by the length T of the text (transformers.modeling_rope_utils.dynamic_rope_update):
 
-- longrope (arXiv 2402.13753): one set of frequencies up to a limit L, another where T > L
-- dynamic: above the model's maximum M, the base grows with T, so each length has frequencies of its own
+- longrope (arXiv 2402.13753): one set of frequencies up to a limit L, another for T > L
+- dynamic: beyond the model's maximum length, the base grows with T, so each length has its own frequencies
 
-transformers takes T from the furthest position of a whole pass, and the dynamic kind keeps the frequencies of its
-longest pass for shorter ones after it. A pass of several texts would then give each what depends on the others.
-Here a pass is divided into texts that agree on their frequencies, and the embedding is told their length:
+transformers derives T from the largest position id of a whole pass, and the dynamic kind keeps the frequencies of its
+longest pass for shorter ones that follow. In a pass of several texts, the result of each would depend on the others.
+Therefore texts that share a pass are divided into groups with equal frequencies, and the embedding receives the length
+explicitly:
 
-    L = 100, texts of 80, 90, 130 tokens  ->  80 and 90 together, 130 by itself
-    M = 100, texts of 80, 120, 130 tokens ->  each by itself
+    longrope, limit 100, texts of 80, 90, 130 tokens      groups [80, 90], [130]
+    dynamic, maximum 100, texts of 80, 120, 130 tokens    groups [80], [120], [130]
 
-A prompt whose answers end on both sides of a limit is computed once for each of them; its own log-probability, where it
-is trained on, is that of its first answer's text.
+A prompt whose answers end on both sides of a limit is computed once for each side. Its own log-probability, if it is
+trained on, comes from the text of the first answer.
 
 Legend: M targets of a pack.
 """
@@ -30,18 +31,24 @@ from torch import Tensor, nn
 
 from merlina.training.engine.logprobs import LogprobModel, Logprobs, sum_by_section
 from merlina.training.engine.packing import Pack, PackedExample, build_pack
-from merlina.training.engine.passes import rope_kinds
+from merlina.training.engine.passes import rope_parameter_sets
+
+# The indices of an example in a pack and of one of its answers: together they name a text.
+_Text = tuple[int, int]
 
 
 class RotaryLengths:
-    """Those rotary embeddings of a model whose angles depend on a text's length. Their forwards are replaced."""
+    """The rotary embeddings of a model whose angles depend on a text's length; false if it has none.
+
+    Replaces the forward methods of these embeddings.
+    """
 
     def __init__(self, causal_lm: Any) -> None:
-        kinds = rope_kinds(causal_lm.config)
-        longrope = [kind for kind in kinds if kind.get("rope_type") == "longrope"]
-        self._limits = {kind["original_max_position_embeddings"] for kind in longrope}
-        grows = any("dynamic" in (kind.get("rope_type") or "") for kind in kinds)
-        self._grows_beyond = causal_lm.config.get_text_config().max_position_embeddings if grows else None
+        parameter_sets = rope_parameter_sets(causal_lm.config)
+        longrope = [parameters for parameters in parameter_sets if parameters.get("rope_type") == "longrope"]
+        self._limits = {parameters["original_max_position_embeddings"] for parameters in longrope}
+        is_dynamic = any("dynamic" in (parameters.get("rope_type") or "") for parameters in parameter_sets)
+        self._grows_beyond = causal_lm.config.get_text_config().max_position_embeddings if is_dynamic else None
         self._length: int | None = None
         if self:
             for module in causal_lm.modules():
@@ -51,14 +58,14 @@ class RotaryLengths:
     def __bool__(self) -> bool:
         return bool(self._limits) or self._grows_beyond is not None
 
-    def frequencies(self, length: int) -> tuple[int, int]:
-        """Equal for two lengths whose texts have the same frequencies."""
-        grown = length if self._grows_beyond is not None and length > self._grows_beyond else 0
-        return sum(length > limit for limit in self._limits), grown
+    def frequency_key(self, length: int) -> tuple[int, int]:
+        """Return a key that is equal for two lengths if their texts have the same frequencies."""
+        dynamic_length = length if self._grows_beyond is not None and length > self._grows_beyond else 0
+        return sum(length > limit for limit in self._limits), dynamic_length
 
     @contextlib.contextmanager
-    def of(self, length: int) -> Iterator[None]:
-        """In which passes are computed with the frequencies of texts of this length."""
+    def fixed_to(self, length: int) -> Iterator[None]:
+        """Compute passes with the frequencies of texts of `length` tokens inside this context."""
         self._length = length
         try:
             yield
@@ -66,24 +73,25 @@ class RotaryLengths:
             self._length = None
 
     def _replace_forward(self, module: nn.Module) -> None:
-        own = module.forward
+        original = module.forward
 
         def forward(x: Tensor, position_ids: Tensor, *others: Any, **named: Any) -> Any:
             if self._length is None:
-                return own(x, position_ids, *others, **named)
-            # A short pass makes the dynamic kind forget its longest one.
-            own(x, torch.zeros_like(position_ids[..., :1]), *others, **named)
+                return original(x, position_ids, *others, **named)
+            # The dynamic kind only resets the frequencies of its longest pass on a pass within its maximum length.
+            original(x, torch.zeros_like(position_ids[..., :1]), *others, **named)
+            # An additional last position makes transformers derive the intended length; its result is dropped.
             last = torch.full_like(position_ids[..., :1], self._length - 1)
-            found = own(x, torch.cat((position_ids, last), dim=-1), *others, **named)
-            if isinstance(found, Tensor):
-                return found[..., :-1, :]
-            return tuple(part[..., :-1, :] for part in found)
+            result = original(x, torch.cat((position_ids, last), dim=-1), *others, **named)
+            if isinstance(result, Tensor):
+                return result[..., :-1, :]
+            return tuple(tensor[..., :-1, :] for tensor in result)
 
         module.forward = forward
 
 
 class LengthGroupedModel:
-    """Runs the texts of a pack in as many passes as they have different frequencies."""
+    """Runs a pack in one pass for each group of texts with equal frequencies."""
 
     def __init__(self, run: LogprobModel, lengths: RotaryLengths) -> None:
         self.batching = run.batching
@@ -94,60 +102,60 @@ class LengthGroupedModel:
         return sum_by_section(pack, self.target_logprobs(pack))
 
     def target_logprobs(self, pack: Pack) -> Tensor:
-        """-> [M]"""
+        """Return the log-probability of each target, shape [M]."""
         groups = self._groups(pack)
         if len(groups) == 1:
-            with self._lengths.of(
-                max(_length(example, answer) for example in pack.examples for answer in example.answers)
-            ):
+            lengths = (_length(example, answer) for example in pack.examples for answer in example.answers)
+            with self._lengths.fixed_to(max(lengths)):
                 return self._run.target_logprobs(pack)
-        found, into = [], []
-        for places in groups:
-            of_group = self._run_alone(pack, places)
-            targets = _targets(pack, places)
-            found.append(of_group[[number for number, target in enumerate(targets) if target is not None]])
-            into += [target for target in targets if target is not None]
-        return torch.cat(found)[torch.tensor(into).argsort().to(pack.targets.device)]
+        logprobs, indices = [], []
+        for texts in groups:
+            group_logprobs = self._run_separately(pack, texts)
+            targets = _target_indices(pack, texts)
+            logprobs.append(group_logprobs[[number for number, target in enumerate(targets) if target is not None]])
+            indices += [target for target in targets if target is not None]
+        return torch.cat(logprobs)[torch.tensor(indices).argsort().to(pack.targets.device)]
 
-    def _groups(self, pack: Pack) -> list[list[tuple[int, int]]]:
-        """Texts of equal frequencies, each as the numbers of its example and answer."""
-        groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    def _groups(self, pack: Pack) -> list[list[_Text]]:
+        groups: dict[tuple[int, int], list[_Text]] = {}
         for number, example in enumerate(pack.examples):
             for answer, tokens in enumerate(example.answers):
-                groups.setdefault(self._lengths.frequencies(_length(example, tokens)), []).append((number, answer))
+                key = self._lengths.frequency_key(_length(example, tokens))
+                groups.setdefault(key, []).append((number, answer))
         return list(groups.values())
 
-    def _run_alone(self, pack: Pack, places: list[tuple[int, int]]) -> Tensor:
-        """As examples of one answer each."""
-        examples = [
-            PackedExample(pack.examples[example].prompt, (pack.examples[example].answers[answer],))
-            for example, answer in places
-        ]
-        part = build_pack(examples, with_prompt_targets=pack.has_prompt_targets).to(pack.input_ids.device)
-        with self._lengths.of(max(_length(example, example.answers[0]) for example in examples)):
-            return self._run.target_logprobs(part)
+    def _run_separately(self, pack: Pack, texts: list[_Text]) -> Tensor:
+        """Run the given texts of a pack as a pack of examples with one answer each."""
+        chosen = [(pack.examples[number], answer) for number, answer in texts]
+        examples = [PackedExample(example.prompt, (example.answers[answer],)) for example, answer in chosen]
+        group = build_pack(examples, with_prompt_targets=pack.has_prompt_targets).to(pack.input_ids.device)
+        with self._lengths.fixed_to(max(_length(example, example.answers[0]) for example in examples)):
+            return self._run.target_logprobs(group)
 
 
-def _targets(pack: Pack, places: list[tuple[int, int]]) -> list[int | None]:
-    """Which of the pack's targets those of the given texts are; None for a prompt's that come from another text."""
-    begins: dict[tuple[int, int], int] = {}
+def _target_indices(pack: Pack, texts: list[_Text]) -> list[int | None]:
+    """Return which of the pack's targets each target of the given texts is.
+
+    None marks a prompt target that is taken from another text, the one with the first answer.
+    """
+    begins: dict[_Text, int] = {}  # where each section's targets begin in the pack; answer -1 is the prompt
     at = 0
     for number, example in enumerate(pack.examples):
         begins[number, -1] = at
-        at += _prompt_targets(pack, example)
+        at += _num_prompt_targets(pack, example)
         for answer, tokens in enumerate(example.answers):
             begins[number, answer] = at
             at += len(tokens)
     targets: list[int | None] = []
-    for number, answer in places:
+    for number, answer in texts:
         example = pack.examples[number]
-        prompt = range(begins[number, -1], begins[number, -1] + _prompt_targets(pack, example))
+        prompt = range(begins[number, -1], begins[number, -1] + _num_prompt_targets(pack, example))
         targets += prompt if answer == 0 else [None] * len(prompt)
         targets += range(begins[number, answer], begins[number, answer] + len(example.answers[answer]))
     return targets
 
 
-def _prompt_targets(pack: Pack, example: PackedExample) -> int:
+def _num_prompt_targets(pack: Pack, example: PackedExample) -> int:
     return len(example.prompt) - 1 if pack.has_prompt_targets else 0
 
 

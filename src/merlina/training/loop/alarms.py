@@ -1,6 +1,6 @@
-"""What goes wrong in a training, noticed from its metrics: some of it ends the run, the rest is said.
+"""Alarms: conditions on metrics that end a run with an error or cause a warning.
 
-What the windows hold isn't kept in checkpoints: a resumed run watches from its first step on afresh.
+Their windows are not part of checkpoints: a resumed run fills them again from its first step.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from merlina.errors import TrainingError
 from merlina.schemas.events import LogLevel
 
 Notify = Callable[[LogLevel, str], None]
-"""Level and message."""
+"""A function that reports a message to the user at a level."""
 
-# A step's loss may jump; it may not stay this far out for so many steps in a row.
-_EXPLODED_SPREADS, _EXPLODED_STEPS = 20.0, 5
-_LOSS_WINDOW, _LOSS_ENOUGH = 64, 16
+# A loss has exploded if it is this many median absolute deviations above the median, in this many steps in a row. A
+# single step may jump. The median and the deviation are not affected by such jumps, unlike mean and variance.
+_EXPLODED_DEVIATIONS, _EXPLODED_STEPS = 20.0, 5
+_LOSS_WINDOW, _MIN_LOSSES = 64, 16
 _WINDOW = 25
 _WORSE_EVALUATIONS = 3
 _NAMED_ROWS = 5
 
 
 def check_losses(step: int, rows: Sequence[int], losses: Sequence[float]) -> None:
-    """The losses of a step's pairs, by the numbers of their rows. Raises TrainingError where one is no number."""
+    """Check the losses of a step's pairs, given with their row numbers. Raises TrainingError if one is not finite."""
     bad = [(row, loss) for row, loss in zip(rows, losses, strict=True) if not math.isfinite(loss)]
     if not bad:
         return
@@ -34,25 +35,25 @@ def check_losses(step: int, rows: Sequence[int], losses: Sequence[float]) -> Non
     which = f"row {named}" if len(bad) == 1 else f"{len(bad)} of the {len(rows)} pairs, among them rows {named}"
     raise TrainingError(
         f"The loss became {bad[0][1]} in step {step}, from {which}: the training has diverged. "
-        "Try a lower learning_rate or a dtype of float32; where it is always the same row, look at that row"
+        "Try a lower learning_rate or a dtype of float32; if it is always the same row, check that row"
     )
 
 
 class Alarms:
-    """Watches a run step by step and evaluation by evaluation; each warning is said once until it is over."""
+    """Watches the metrics of steps and evaluations. Each warning is given once until its condition no longer holds."""
 
-    def __init__(self, say: Notify, *, has_evaluations: bool) -> None:
-        self._say = say
+    def __init__(self, notify: Notify, *, has_evaluations: bool) -> None:
+        self._notify = notify
         self._has_evaluations = has_evaluations
         self._healthy: deque[float] = deque(maxlen=_LOSS_WINDOW)
         self._outliers: list[float] = []
         self._first: list[Mapping[str, float]] = []
         self._latest: deque[Mapping[str, float]] = deque(maxlen=_WINDOW)
         self._evaluations: list[float] = []
-        self._said: set[str] = set()
+        self._active: set[str] = set()
 
     def step(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
-        """The means of one optimizer step. Raises TrainingError where the loss has exploded."""
+        """Check the mean metrics of one optimizer step. Raises TrainingError if the loss has exploded."""
         self._watch_loss(step, loss)
         if "reward_margin" not in metrics:
             return
@@ -62,10 +63,10 @@ class Alarms:
         if len(self._latest) == _WINDOW and step >= 2 * _WINDOW:
             self._watch_chosen(step)
             if not self._has_evaluations:
-                self._watch_accuracy(step, self._mean("reward_accuracy", self._latest), "of the last steps")
+                self._watch_accuracy(step, self._mean("reward_accuracy", self._latest), "of the latest steps")
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """The metrics of an evaluation after a step; their names begin with `eval_`."""
+        """Check the metrics of an evaluation after a step; their names begin with `eval_`."""
         if "eval_loss" in metrics:
             self._evaluations.append(metrics["eval_loss"])
             self._watch_evaluations(step)
@@ -73,15 +74,16 @@ class Alarms:
             self._watch_accuracy(step, metrics["eval_reward_accuracy"], "on the held-out pairs")
 
     def _watch_loss(self, step: int, loss: float) -> None:
-        if len(self._healthy) >= _LOSS_ENOUGH:
-            middle = statistics.median(self._healthy)
-            spread = statistics.median(abs(other - middle) for other in self._healthy)
-            if loss > middle + max(_EXPLODED_SPREADS * spread, 2 * abs(middle) + 1):
+        if len(self._healthy) >= _MIN_LOSSES:
+            median = statistics.median(self._healthy)
+            deviation = statistics.median(abs(other - median) for other in self._healthy)
+            # The second bound keeps a nearly constant loss, whose deviation is close to 0, from triggering the alarm.
+            if loss > median + max(_EXPLODED_DEVIATIONS * deviation, 2 * abs(median) + 1):
                 self._outliers.append(loss)
                 if len(self._outliers) >= _EXPLODED_STEPS:
                     raise TrainingError(
                         f"The loss has exploded: {', '.join(f'{one:.3g}' for one in self._outliers)} in the "
-                        f"{_EXPLODED_STEPS} steps up to {step}, where it was {middle:.3g} before. "
+                        f"{_EXPLODED_STEPS} steps up to {step}; its median was {median:.3g} before. "
                         "Try a lower learning_rate or a smaller max_grad_norm, or resume from the last checkpoint"
                     )
                 return
@@ -92,40 +94,40 @@ class Alarms:
         before, now = self._mean("logps_chosen", self._first), self._mean("logps_chosen", self._latest)
         margin_before, margin = self._mean("reward_margin", self._first), self._mean("reward_margin", self._latest)
         fell = now < before - 0.1 * abs(before) - 0.05 and margin > margin_before
-        self._say_while(
+        self._warn_while(
             "chosen",
             fell,
             f"Step {step}: the chosen answers become less likely ({before:.3f} to {now:.3f} a token) while the reward "
             f"margin rises ({margin_before:.3f} to {margin:.3f}): the model unlearns both answers, one faster. A "
-            "larger beta or a lower learning_rate holds it back; orpo and cpo learn the chosen answer as well",
+            "larger beta or a lower learning_rate prevents this; orpo and cpo also train on the chosen answer itself",
         )
 
     def _watch_evaluations(self, step: int) -> None:
         latest = self._evaluations[-_WORSE_EVALUATIONS - 1 :]
         rises = [later > earlier for earlier, later in pairwise(latest)]
         worse = len(rises) == _WORSE_EVALUATIONS and all(rises)
-        self._say_while(
+        self._warn_while(
             "evaluation",
             worse,
             f"Step {step}: the evaluation loss has risen {_WORSE_EVALUATIONS} times in a row "
-            f"({', '.join(f'{loss:.4f}' for loss in latest)}): the pairs are being learnt by heart. "
-            "early_stopping_patience ends a run there, load_best_at_end keeps its best model",
+            f"({', '.join(f'{loss:.4f}' for loss in latest)}): the model is overfitting. "
+            "early_stopping_patience ends a run at this point, load_best_at_end keeps its best model",
         )
 
     def _watch_accuracy(self, step: int, accuracy: float, where: str) -> None:
-        self._say_while(
+        self._warn_while(
             "accuracy",
             accuracy < 0.5,
-            f"Step {step}: the rejected answer is the likelier one in {1 - accuracy:.0%} of the pairs {where}. "
-            "Are chosen and rejected the right way round? Else a higher learning_rate or more steps may be needed",
+            f"Step {step}: the model prefers the rejected answer in {1 - accuracy:.0%} of the pairs {where}. "
+            "Check that chosen and rejected are not swapped; otherwise a higher learning_rate or more steps may help",
         )
 
-    def _say_while(self, name: str, wrong: bool, message: str) -> None:
+    def _warn_while(self, name: str, wrong: bool, message: str) -> None:
         if not wrong:
-            self._said.discard(name)
-        elif name not in self._said:
-            self._said.add(name)
-            self._say("warning", message)
+            self._active.discard(name)
+        elif name not in self._active:
+            self._active.add(name)
+            self._notify("warning", message)
 
     @staticmethod
     def _mean(name: str, rows: Sequence[Mapping[str, float]] | deque[Mapping[str, float]]) -> float:

@@ -1,4 +1,4 @@
-"""A run's configuration in the words of transformers' Trainer."""
+"""The translation of a run's configuration into arguments of transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from merlina.schemas.training import TrainingConfig
 def trainer_arguments(
     config: TrainingConfig, folder: Path, *, evaluates: bool, resuming: bool, dtype: torch.dtype
 ) -> TrainingArguments:
-    """Our configuration in the Trainer's words; checkpoints go into `folder`."""
+    """Translate a configuration into the Trainer's arguments. Checkpoints are written to `folder`."""
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(folder),
-        # The pairs of a whole step: how they are cut into passes is not the Trainer's business.
+        # A batch holds all pairs of an optimizer step, which the loop divides into passes.
         per_device_train_batch_size=config.pairs_per_step,
         per_device_eval_batch_size=config.pairs_per_step,
         num_train_epochs=config.num_epochs,
         max_steps=config.max_steps or -1,
         learning_rate=config.learning_rate,
-        # The loop makes its own schedule (schemas/plan).
+        # The loop creates its own schedule, see `schemas.plan.rate_factor`.
         lr_scheduler_type="constant",
         optim=config.optimizer_type,
         adam_beta1=config.adam_beta1,
@@ -32,11 +32,11 @@ def trainer_arguments(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=_share_or_count(config.eval_steps) if evaluates else None,
+        eval_steps=_fraction_or_steps(config.eval_steps) if evaluates else None,
         eval_on_start=evaluates and not resuming,
         save_strategy="steps" if config.save_steps else "no",
-        save_steps=_share_or_count(config.save_steps) if config.save_steps else 500,
-        # Older ones are removed by merlina.checkpoints.
+        save_steps=_fraction_or_steps(config.save_steps) if config.save_steps else 500,
+        # merlina.checkpoints removes older ones, after the new one is safely on disk.
         save_total_limit=None,
         logging_strategy="steps",
         logging_steps=config.logging_steps,
@@ -52,5 +52,5 @@ def trainer_arguments(
     )
 
 
-def _share_or_count(value: float) -> float:
+def _fraction_or_steps(value: float) -> float:
     return value if value < 1 else int(value)

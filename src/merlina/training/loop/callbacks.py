@@ -1,4 +1,4 @@
-"""How a run goes on after each of its steps."""
+"""The Trainer callback that reports progress, requests the last evaluation and stops the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merlina.training.reporter import Reporter
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Progress and stop after each step, an evaluation after the last."""
+    """Reports each step, stops when requested, and evaluates after the last step."""
 
     def __init__(self, reporter: Reporter, ranks: Ranks, *, evaluates: bool) -> None:
         self._reporter = reporter
@@ -28,8 +28,10 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self._reporter.progress(state.global_step, state.max_steps)
         reach(FaultPoint.START_FIRST_STEP)
         if state.global_step >= state.max_steps:
+            # The Trainer itself evaluates and logs only at multiples of eval_steps and logging_steps.
             control.should_evaluate = self._evaluates
             control.should_log = True
+        # Ranks may receive a request at different steps; all of them follow the first.
         elif self._ranks.from_first(self._reporter.should_stop()):
             control.should_training_stop = True
             control.should_save = True

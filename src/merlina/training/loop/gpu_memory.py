@@ -1,4 +1,4 @@
-"""How much of a GPU's memory a run may take: what was reported before it started."""
+"""A limit on the GPU memory of a run: what was reported before it started."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextlib.contextmanager
 def limited_gpu_memory(limit: int | None) -> Iterator[None]:
-    """Let torch's allocator hold at most so many bytes: beyond them it raises OutOfMemoryError, as a full GPU does.
+    """Limit torch's allocator to `limit` bytes inside this context: beyond them it raises OutOfMemoryError.
 
-    It is for the trial of the largest pass, which is made smaller until it fits. Later passes are no larger, and must
-    not fail over memory that is only fragmented while there is more of it.
+    Used for the memory probe, which reduces the largest pass until it fits. Later passes are not larger, and must not
+    fail because of fragmentation while the GPU has more memory; so the limit does not apply to them.
     """
     if limit is None or not torch.cuda.is_available():
         yield

@@ -1,7 +1,7 @@
-"""How the C library's allocator treats what a training on a processor frees.
+"""Tuning of the C library's allocator for training on a CPU.
 
-By default glibc gives large freed blocks back to the kernel, and each new one costs a page fault for every 4 KB: an
-eighth of the time of a training step, for memory that is wanted again a moment later.
+By default glibc returns large freed blocks to the kernel, and every new block causes a page fault for each 4 KiB. That
+took an eighth of the time of a training step, for memory that the next step needs again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> None:
-    """Lets the process keep freed blocks for its next ones. Does nothing where the C library isn't glibc."""
+    """Keep freed blocks in the process for later allocations. Does nothing if the C library is not glibc."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -108,7 +108,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             PACK_POSITIONS.get(self.args.device.type, PACK_POSITIONS["cuda"]),
             ranks,
             ranks_in_lockstep=is_sharded(model),
-            limits=rope_length_limits(unwrap(model).config),
+            length_limits=rope_length_limits(unwrap(model).config),
         )
         self._passes = self._probe(passes, [self._packed_example(pair) for pair in (*training, *held_out)])
         self.train_dataset = self._items("training", training)
@@ -312,7 +312,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         examples = passes.heaviest(examples, self._config.pairs_per_step)
         with torch.random.fork_rng(devices):
             passes = self._fit(passes, examples, run)
-        positions = passes.batching.size(passes.largest(examples))
+        positions = passes.batching.num_positions(passes.largest(examples))
         held = memory()
         on_gpu = f" and {held['gpu_memory']:.2f} GiB of the GPU's" if "gpu_memory" in held else ""
         self._reporter.note(
@@ -408,7 +408,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return [list(range(begin, min(begin + size, count))) for begin in range(0, count, size)]
 
     def _groups_of_passes(self, examples: Sequence[PackedExample]) -> list[list[int]]:
-        passes = self._passes.cut(examples)
+        passes = self._passes.split(examples)
         some = 1 if self._ranks.count == 1 else _SHARED_PASSES * self._ranks.count
         groups = (passes[number : number + some] for number in range(0, len(passes), some))
         return [[index for one in group for index in one] for group in groups]

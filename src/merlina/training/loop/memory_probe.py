@@ -1,4 +1,7 @@
-"""A pack as large as any of a run's, tried before its first step: what doesn't fit is known in the first minute."""
+"""The memory probe: a trial of the largest pass before the first step, so that a run fails in its first minute or not.
+
+On a GPU it also reduces the size of passes until they fit.
+"""
 
 from __future__ import annotations
 
@@ -18,41 +21,44 @@ from merlina.training.loop.alarms import Notify
 
 
 def find_fitting_planner(
-    passes: PassPlanner, examples: Sequence[PackedExample], run: Callable[[Sequence[PackedExample]], None], say: Notify
+    planner: PassPlanner,
+    examples: Sequence[PackedExample],
+    run: Callable[[Sequence[PackedExample]], None],
+    notify: Notify,
 ) -> PassPlanner:
-    """Return passes with the largest budget for which `run`, a pass forward and backward, finds room.
+    """Return a planner with the largest budget for which `run`, a forward and backward pass, has enough memory.
 
-    All ranks end with the same one. Raises TrainingError if not even the largest example fits and, if ranks are in
-    lockstep, as soon as one runs out: the others wait for it in a pass. On a processor nothing is raised: the system
-    ends a process that takes too much, and the server says so.
+    All ranks end with the same budget. Raises TrainingError if not even the largest example fits, or, for ranks in
+    lockstep, as soon as one rank runs out of memory, because the others wait for it inside a pass. On a CPU nothing is
+    raised: the system kills a process that takes too much memory, and the server reports it.
     """
-    least = max(passes.batching.size([example]) for example in examples)
+    least = max(planner.batching.num_positions([example]) for example in examples)
     while True:
-        worst = passes.largest(examples)
+        worst = planner.largest(examples)
         fits = True
         try:
             run(worst)
         except torch.OutOfMemoryError as error:
-            if passes.ranks_in_lockstep or passes.budget <= least:
-                raise TrainingError(_does_not_fit(worst, passes, least)) from error
+            if planner.ranks_in_lockstep or planner.budget <= least:
+                raise TrainingError(_does_not_fit(worst, planner, least)) from error
             fits = False
-        if not passes.ranks.max(not fits):
-            return passes
+        if not planner.ranks.max(not fits):
+            return planner
         torch.cuda.empty_cache()
-        smaller = max(smaller_budget(passes.budget), least)
-        say("info", f"No room on the GPU for {passes.budget:,} tokens in one forward pass; trying {smaller:,}")
-        passes = replace(passes, budget=smaller)
+        smaller = max(smaller_budget(planner.budget), least)
+        notify("info", f"{planner.budget:,} tokens in one forward pass do not fit on the GPU; trying {smaller:,}")
+        planner = replace(planner, budget=smaller)
 
 
 @contextlib.contextmanager
 def hold_step_memory(weights: Iterable[nn.Parameter], state_bytes: float, *, has_gradients: bool) -> Iterator[None]:
-    """With what is held for the trained weights while a step's passes are made; nothing of it is left.
+    """Hold the memory that a step's passes find occupied, inside this context.
 
-    That is the optimizer's state, so many bytes for each, and the gradients of the passes before.
+    That is the optimizer's state, `state_bytes` for each trained weight, and the gradients of earlier passes.
     """
     trained = [weight for weight in weights if weight.requires_grad]
     size = int(state_bytes * sum(weight.numel() for weight in trained))
-    # Ones, since a system gives no memory for what is only reserved.
+    # Written, not only reserved: an operating system provides memory pages when they are first written.
     state = torch.ones(size, dtype=torch.uint8, device=trained[0].device)
     try:
         if has_gradients:
@@ -65,11 +71,12 @@ def hold_step_memory(weights: Iterable[nn.Parameter], state_bytes: float, *, has
             weight.grad = None
 
 
-def _does_not_fit(worst: Sequence[PackedExample], passes: PassPlanner, longest: int) -> str:
-    if passes.budget > longest:
+def _does_not_fit(worst: Sequence[PackedExample], planner: PassPlanner, longest: int) -> str:
+    if planner.budget > longest:
+        positions = planner.batching.num_positions(worst)
         message = (
-            f"{len(worst)} pairs in one pass, {passes.batching.size(worst):,} tokens, don't fit on the GPU beside "
-            "a part of the model. In order of effect: gradient_checkpointing, use_4bit, a smaller batch_size or "
+            f"{len(worst)} pairs in one pass, {positions:,} tokens, don't fit on the GPU beside a shard of the model. "
+            "In order of effect: gradient_checkpointing, use_4bit, a smaller batch_size or "
             "gradient_accumulation_steps, a smaller lora_r"
         )
     else:
@@ -83,5 +90,5 @@ def _does_not_fit(worst: Sequence[PackedExample], passes: PassPlanner, longest: 
     held = torch.cuda.max_memory_allocated()
     return (
         f"{message}. The run held {gib(held)} of the card's {gib(total)} when it failed, and "
-        f"{gib(total - free)} are in use in all: something else on the card may be in its way"
+        f"{gib(total - free)} are in use in total: another process may occupy the rest"
     )

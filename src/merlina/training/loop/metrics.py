@@ -1,4 +1,4 @@
-"""What is reported of steps and evaluations: means over pairs, speed, and the memory that is held."""
+"""Metrics of steps and evaluations: means over pairs, throughput and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merlina.training.distributed.ranks import Ranks
 
 
 class RunningMeans:
-    """Running means of per-pair metrics; the sums stay on the device until they are taken or gathered."""
+    """Means of per-pair metrics. Sums stay on the device until they are taken or gathered, so that nothing waits."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
@@ -26,11 +26,12 @@ class RunningMeans:
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         for name, values in metrics.items():
+            # float64 on a CPU, where it is free; some GPUs do not support it.
             total = values.detach().double().sum() if values.device.type == "cpu" else values.detach().sum()
             self._sums[name] = self._sums.get(name, 0.0) + total
 
     def gather(self, ranks: Ranks, pairs: int) -> None:
-        """Adds the sums of all ranks, which are over so many pairs."""
+        """Add up the sums of all ranks, which cover `pairs` pairs together."""
         self._sums = {**ranks.sum_metrics({name: float(total) for name, total in self._sums.items()})}
         self._pairs = pairs
 
@@ -40,7 +41,7 @@ class RunningMeans:
         self._pairs += other._pairs
 
     def state(self) -> dict[str, Any]:
-        """The sums so far, as plain numbers that `restore` takes."""
+        """Return the sums so far in a form for JSON, from which `restore` continues."""
         return {"sums": {name: float(total) for name, total in self._sums.items()}, "pairs": self._pairs}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -53,9 +54,9 @@ class RunningMeans:
 
 
 class MetricsWindow:
-    """The metrics of the optimizer steps since the last row: each step's loss weighs the same, and so does each pair.
+    """The metrics of the optimizer steps since the last report: the loss is a mean over steps, the rest over pairs.
 
-    A checkpoint taken between two rows keeps them, so that the row after a resume covers all of its steps.
+    A checkpoint between two reports includes them, so that the first report after a resume covers all of its steps.
     """
 
     _FILE = "metrics.json"
@@ -65,12 +66,12 @@ class MetricsWindow:
         self._means = RunningMeans()
 
     def add(self, loss: float, means: RunningMeans) -> None:
-        """Add one step. `means` are those of its pairs."""
+        """Add the loss of a step and the means over its pairs."""
         self._losses.append(loss)
         self._means.merge(means)
 
     def take(self) -> dict[str, float]:
-        """Return the means and begin the next row."""
+        """Return the means and start the next window."""
         metrics = {"loss": sum(self._losses) / max(len(self._losses), 1), **self._means.take()}
         self._losses = []
         return metrics
@@ -80,7 +81,7 @@ class MetricsWindow:
         (checkpoint / self._FILE).write_text(json.dumps(state))
 
     def restore(self, checkpoint: Path) -> None:
-        """Continue as the run that wrote the checkpoint would have. Older checkpoints have no such file."""
+        """Continue the window of the run that wrote the checkpoint. Checkpoints of early versions have no such file."""
         file = checkpoint / self._FILE
         if file.is_file():
             state = json.loads(file.read_bytes())
@@ -89,7 +90,7 @@ class MetricsWindow:
 
 
 class Throughput:
-    """Tokens per second of training, from its first step on and without the time of evaluations."""
+    """The throughput of training in tokens per second, without the time before the first step and of evaluations."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -97,7 +98,7 @@ class Throughput:
         self._since: float | None = None
 
     def start(self) -> None:
-        """Does nothing once it was started."""
+        """Start the clock, if it is not running."""
         if self._since is None:
             self._since = self._clock()
 
@@ -106,22 +107,22 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done meanwhile is no training."""
+        """Exclude the time inside this context."""
         began = self._clock()
         yield
         if self._since is not None:
             self._since += self._clock() - began
 
     def take(self) -> float:
-        """Of what was added since it was last taken."""
+        """Return the throughput since the last call."""
         now = self._clock()
         speed = self._tokens / max(now - (now if self._since is None else self._since), 1e-9)
         self._tokens, self._since = 0, now
         return speed
 
 
-def memory() -> dict[str, float]:
-    """What this process holds: peak GPU memory where there is a GPU, and resident RAM, in GiB."""
+def memory_metrics() -> dict[str, float]:
+    """Return the resident RAM of this process and, with a GPU, its peak GPU memory, in GiB."""
     held = {"memory_gib": psutil.Process().memory_info().rss / GIB}
     if torch.cuda.is_available():
         held["gpu_memory"] = torch.cuda.max_memory_reserved() / GIB

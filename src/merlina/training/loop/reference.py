@@ -1,4 +1,4 @@
-"""Log-probabilities under the model as it was at the beginning: computed once, kept for every epoch and resume."""
+"""The reference: log-probabilities under the model before training, computed once and stored for epochs and resumes."""
 
 from __future__ import annotations
 
@@ -24,27 +24,30 @@ _FILE = "reference.safetensors"
 
 @dataclass(frozen=True)
 class BatchItem:
-    """A pair as an objective sees it, with the number of its row.
+    """An item of the Trainer's batches: a pair with its row number and what the objective needs of the reference.
 
-    `reference` holds the reference's log-probability of each answer; `unrelated` is the prompt with another pair's
-    answer, whose reference log-probability is `unrelated_reference`. None where the objective doesn't ask for it.
+    `reference` holds the reference's log-probability of each answer. `unrelated` is the prompt with the answer of
+    another pair, and `unrelated_reference` the reference's log-probability of that answer. Each is None if the
+    objective does not need it.
     """
 
     example: PackedExample
     row: int = 0
     reference: Tensor | None = None  # [A]
     unrelated: PackedExample | None = None
-    unrelated_reference: Tensor | None = None  # []
+    unrelated_reference: Tensor | None = None  # scalar
 
 
-Run = Callable[[Sequence[PackedExample]], Iterator[tuple[list[int], Tensor]]]
-"""Units to the log-probabilities of their answers, some examples at a time: indices of u of them, and [u, A]."""
+ComputeLogprobs = Callable[[Sequence[PackedExample]], Iterator[tuple[list[int], Tensor]]]
+"""Yields the log-probabilities of answers, a few examples at a time: indices of u examples, and a tensor [u, A]."""
 
 
 def unrelated_examples(examples: Sequence[PackedExample], max_length: int) -> list[PackedExample]:
-    """Each prompt with the chosen answer of the nearest example before it that has another, cut to `max_length` tokens.
+    """Return each prompt with the chosen answer of the nearest preceding example that has another prompt.
 
-    Several answers to one prompt are no strangers to it. Where there is but one prompt, another answer must do.
+    Texts are cut to `max_length` tokens. Another answer to the same prompt would be related to it; only if all prompts
+    are equal, the nearest different answer is used. Example with pairs (prompt, answer) a1, a2, b3, where the first
+    example follows the last as in a circle: the results are a3, a3, b2.
     """
     others = _nearest_others([example.prompt for example in examples]) or _nearest_others(
         [example.answers[0] for example in examples]
@@ -56,10 +59,9 @@ def unrelated_examples(examples: Sequence[PackedExample], max_length: int) -> li
 
 
 def _nearest_others(texts: Sequence[list[int]]) -> list[int]:
-    """For each the index of the nearest different one before it, the last coming before the first; none if all are the
-    same."""
+    """Return for each text the index of the nearest different one before it, in a circle; empty if all are equal."""
     nearest = [-1] * len(texts)
-    # Twice around: what the first ones find may lie behind others that are as they are.
+    # The second round completes texts at the beginning whose preceding texts, at the end of the circle, equal them.
     for index in (*range(len(texts)), *range(len(texts))):
         before = (index - 1) % len(texts)
         nearest[index] = before if texts[before] != texts[index] else nearest[before]
@@ -67,16 +69,24 @@ def _nearest_others(texts: Sequence[list[int]]) -> list[int]:
 
 
 def reference_logprobs(
-    name: str, examples: Sequence[PackedExample], run: Run, model: Any, folder: Path, *, resuming: bool, keeps: bool
+    name: str,
+    examples: Sequence[PackedExample],
+    compute: ComputeLogprobs,
+    model: Any,
+    folder: Path,
+    *,
+    resuming: bool,
+    keeps: bool,
 ) -> Tensor:
-    """[U, A], from `folder` where they were kept for just these examples, else computed with the adapter off.
+    """Return the reference's log-probability of each answer, shape [U, A].
 
-    What was computed is kept where this process `keeps` it, also when it is broken off halfway.
+    Values stored in `folder` for exactly these examples are reused; the rest is computed with the adapter disabled. The
+    process that `keeps` them stores all values so far, also when the computation is interrupted.
 
-    Raises TrainingError where a model trained as a whole has moved on and nothing was kept.
+    Raises TrainingError if nothing is stored and the model, trained without an adapter, has already changed.
     """
     path, fingerprint = folder / f"{name}-{_FILE}", _fingerprint(examples)
-    found = _kept(path, fingerprint)
+    found = _load(path, fingerprint)
     if found is None:
         found = torch.full((len(examples), len(examples[0].answers)), torch.nan)
     missing = found.isnan().any(1).nonzero().flatten()  # [m]
@@ -86,39 +96,39 @@ def reference_logprobs(
     if resuming and not has_adapter:
         raise TrainingError(
             f"The reference's log-probabilities in {path} are missing or belong to other data, and the model has "
-            "changed since: resume with force=true to start over at step 1"
+            "changed since. Resume with force=true to start over at step 1"
         )
     was_training = model.training
     model.eval()
     try:
         with model.disable_adapter() if has_adapter else contextlib.nullcontext():
-            for indices, logprobs in run([examples[index] for index in missing.tolist()]):
+            for indices, logprobs in compute([examples[index] for index in missing.tolist()]):
                 found[missing[indices]] = logprobs.cpu()
     finally:
         if keeps:
-            _keep(path, found, fingerprint)
+            _save(path, found, fingerprint)
     model.train(was_training)
     return found
 
 
 def load_reference_logprobs(name: str, examples: Sequence[PackedExample], folder: Path) -> Tensor | None:
-    """[U, A], as `reference_logprobs` has kept it for these examples; None where some are missing."""
-    found = _kept(folder / f"{name}-{_FILE}", _fingerprint(examples))
+    """Return what `reference_logprobs` stored for these examples, shape [U, A]; None if any value is missing."""
+    found = _load(folder / f"{name}-{_FILE}", _fingerprint(examples))
     return None if found is None or found.isnan().any() else found
 
 
-def _keep(path: Path, found: Tensor, fingerprint: str) -> None:
+def _save(path: Path, found: Tensor, fingerprint: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".partial")
-    save_file({"logprobs": found}, beside, metadata={"fingerprint": fingerprint})
-    sync(beside)
+    temporary = path.with_suffix(".partial")
+    save_file({"logprobs": found}, temporary, metadata={"fingerprint": fingerprint})
+    sync(temporary)
     reach(FaultPoint.START_REFERENCE_WRITTEN)
-    beside.replace(path)
+    temporary.replace(path)
     sync(path.parent)
 
 
-def _kept(path: Path, fingerprint: str) -> Tensor | None:
-    """[U, A], not a number where it isn't known yet"""
+def _load(path: Path, fingerprint: str) -> Tensor | None:
+    """Return the stored values, shape [U, A], NaN where they are not computed yet; None if there are none."""
     if not path.is_file():
         return None
     try:
@@ -132,7 +142,7 @@ def _kept(path: Path, fingerprint: str) -> Tensor | None:
 def _fingerprint(examples: Sequence[PackedExample]) -> str:
     digest = blake2b(digest_size=16)
     for example in examples:
-        for part in (example.prompt, *example.answers):
-            digest.update(torch.tensor(part, dtype=torch.int64).numpy().tobytes())
+        for section in (example.prompt, *example.answers):
+            digest.update(torch.tensor(section, dtype=torch.int64).numpy().tobytes())
             digest.update(b"|")
     return digest.hexdigest()
