@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from merlina import checkpoints
 from merlina.errors import ModelError, TrainingError
@@ -248,8 +250,6 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path, base_model: str, com
 
 
 def test_a_damaged_model_is_named(tiny_model: Path, tmp_path: Path) -> None:
-    import shutil
-
     broken = Path(shutil.copytree(tiny_model, tmp_path / "broken"))
     (broken / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0rubbish")
     with pytest.raises(ModelError, match="broken"):
@@ -359,6 +359,31 @@ def test_the_best_evaluation_is_remembered_though_no_checkpoint_names_it(tiny_mo
     trainer, _ = resume(config, tmp_path, recorder, evaluation={"eval_loss": -1.0})
     assert next(step for step, row in recorder.rows if "eval_loss" in row) == 4
     assert (trainer.state.best_global_step, trainer.state.best_metric, recorder.kept_step) == (3, -1.0, 3)
+
+
+def test_a_lost_best_model_is_forgotten_before_a_resume_evaluates(tiny_model: Path, tmp_path: Path) -> None:
+    class InOrder(Recorder):
+        """Keeps notes of a lost model and evaluated steps in the order of their reports."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.reports: list[str | int] = []
+
+        def note(self, level: str, message: str) -> None:
+            self.reports += ["lost"] * ("is lost" in message)
+
+        def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+            self.reports += [step] * ("eval_loss" in metrics)
+
+    config = configure(tiny_model, load_best_at_end="eval_loss", **_EVERY_STEP)
+    train(config, tmp_path, Recorder(stop_after=3), held_out=SWAPPED)
+    folder = tmp_path / "checkpoints"
+    state = TrainerState.load_from_json(str(folder / "checkpoint-3" / "trainer_state.json"))
+    assert state.best_global_step in (1, 2)
+    shutil.rmtree(folder / f"checkpoint-{state.best_global_step}")
+    resumed = InOrder()
+    resume(config, tmp_path, resumed)
+    assert resumed.reports == ["lost", *range(3, 13)]
 
 
 def test_an_evaluation_made_by_a_resume_can_end_the_run(tiny_model: Path, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_budget_shrinks_by_a_quarter_until_it_fits_and_each_try_is_told() ->
     )
     assert found == PassPlanner(found.batching, 2592)
     assert tried == [8100, 6100, 4600, 3400, 2500]
-    assert told[0] == "No room on the GPU for 8,192 tokens in one forward pass; trying 6,144"
+    assert told[0] == "8,192 tokens in one forward pass do not fit on the GPU; trying 6,144"
     assert len(told) == 4
 
 

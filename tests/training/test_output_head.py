@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Gemma2Config, GraniteConfig, LlamaConfig
 
-from merlina.training import output_head
+from merlina.training.engine import output_head
 from merlina.training.engine.output_head import OutputHead
 
 _WORDS, _HIDDEN, _TARGETS = 4_000, 16, 500

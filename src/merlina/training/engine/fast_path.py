@@ -43,6 +43,8 @@ from merlina.training.engine.rotary import LengthGroupedModel, RotaryLengths
 # single token may differ by 0.1 by rounding alone; a wrong mask or position causes far larger differences.
 _TOLERANCE, _TOLERANCE_IN_16_BITS = 1e-2, 0.3
 _BLOCK = 32
+# The short trial: enough to distinguish texts by their tokens. Logits of whole pairs could be the run's largest tensor.
+_TRIAL_EXAMPLES, _TRIAL_TOKENS = 2, 48
 # Tokens of a trial text beyond the last limit that it crosses, and the length of one that crosses none.
 _BEYOND, _AT_LEAST = 128, 512
 _LIMITS = re.compile("window|chunk|block|local|length|position|context|topk|floor")
@@ -106,6 +108,19 @@ def fast_path(
     return _fallback(model, trial, pad_id, precision, lengths), reason
 
 
+def trial_examples(
+    config: Any, examples: Sequence[PackedExample]
+) -> tuple[list[PackedExample], list[PackedExample] | None]:
+    """Return the examples of the short trial, and those of the long one, or None if no text is longer.
+
+    The short trial has the beginnings of the first examples; the long one adds the longest example.
+    """
+    beginnings = [_beginning(example) for example in examples[:_TRIAL_EXAMPLES]]
+    longest = shorten_for_trial(config, max(examples, key=_longest_text))
+    is_longer = _longest_text(longest) > max(map(_longest_text, beginnings))
+    return beginnings, [*beginnings, longest] if is_longer else None
+
+
 def shorten_for_trial(config: Any, example: PackedExample) -> PackedExample:
     """Cut an example to the length at which everything that the model does differently with long texts shows.
 
@@ -113,12 +128,20 @@ def shorten_for_trial(config: Any, example: PackedExample) -> PackedExample:
     `original_max_position_embeddings` may be a limit. With a window of 4,096, texts of 6,000 tokens are cut to
     4,096 + 128 = 4,224; texts that cross no limit are cut to 512.
     """
-    longest = len(example.prompt) + max(map(len, example.answers))
+    longest = _longest_text(example)
     crossed = max((limit for limit in _integers(config.get_text_config().to_dict()) if limit < longest), default=0)
     length = max(_AT_LEAST, crossed + _BEYOND)
     # Half of the tokens beyond the limit remain for the answers.
     prompt = example.prompt[: length - _BEYOND // 2]
     return PackedExample(prompt, tuple(answer[: length - len(prompt)] for answer in example.answers))
+
+
+def _longest_text(example: PackedExample) -> int:
+    return len(example.prompt) + max(map(len, example.answers))
+
+
+def _beginning(example: PackedExample) -> PackedExample:
+    return PackedExample(example.prompt[:_TRIAL_TOKENS], tuple(answer[:_TRIAL_TOKENS] for answer in example.answers))
 
 
 def _integers(settings: dict[str, Any]) -> Iterator[int]:

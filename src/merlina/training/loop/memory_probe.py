@@ -7,17 +7,76 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from merlina.domain.units import gib
 from merlina.errors import TrainingError
-from merlina.schemas.training import smaller_budget
+from merlina.schemas.training import OPTIMIZER_BYTES, smaller_budget
 from merlina.training.engine.packing import PackedExample
 from merlina.training.engine.passes import PassPlanner
 from merlina.training.loop.alarms import Notify
+from merlina.training.loop.gpu_memory import limited_gpu_memory
+from merlina.training.loop.metrics import memory_metrics
+from merlina.training.loop.pass_runner import PassRunner
+
+
+@dataclass(frozen=True)
+class MemoryProbe:
+    """The trial of the largest pass that a run can make. `memory_limit` is in bytes for each GPU."""
+
+    model: nn.Module
+    runner: PassRunner
+    memory_limit: int | None
+    notify: Notify
+
+    def fit(self, examples: Sequence[PackedExample]) -> PassPlanner:
+        """Return a planner whose passes over `examples` fit into memory. Leaves no gradients and no random state.
+
+        Raises TrainingError if the largest example does not fit.
+        """
+        device = self.runner.packer.device
+        self.model.train()
+        examples = self.runner.planner.heaviest(examples, self.runner.packer.config.pairs_per_step)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            planner = self._fit(examples)
+        positions = planner.batching.num_positions(planner.largest(examples))
+        held = memory_metrics()
+        on_gpu = f" and {held['gpu_memory']:.2f} GiB of the GPU's" if "gpu_memory" in held else ""
+        self.notify(
+            "info",
+            f"{positions:,} tokens in its largest forward pass, which was tried first and left "
+            f"{held['memory_gib']:.2f} GiB of memory{on_gpu} in use",
+        )
+        return planner
+
+    def _fit(self, examples: Sequence[PackedExample]) -> PassPlanner:
+        """Stay within the memory that was reported before the run, unless not even the largest example fits into it."""
+        planner = self.runner.planner
+        try:
+            with limited_gpu_memory(self.memory_limit):
+                return find_fitting_planner(planner, examples, self._run, self.notify)
+        except TrainingError:
+            if self.memory_limit is None or planner.ranks.count > 1:
+                raise
+        torch.cuda.empty_cache()
+        self.notify(
+            "warning",
+            f"The run needs more than the {gib(self.memory_limit)} of GPU memory that were reported before it began; "
+            "it takes what it needs",
+        )
+        return find_fitting_planner(replace(planner, budget=0), examples, self._run, self.notify)
+
+    def _run(self, examples: Sequence[PackedExample]) -> None:
+        """Run a forward and backward pass with everything in memory that a step holds."""
+        config = self.runner.packer.config
+        # The state of a paged optimizer moves out of GPU memory when passes need it.
+        is_paged = config.optimizer_type.startswith("paged") and self.runner.packer.device.type == "cuda"
+        state_bytes = 0.0 if is_paged else OPTIMIZER_BYTES[config.optimizer_type]
+        with hold_step_memory(self.model.parameters(), state_bytes, has_gradients=config.pairs_per_step > 1):
+            self.runner.forward(examples).sums.sum().backward()
 
 
 def find_fitting_planner(

@@ -1,0 +1,98 @@
+"""The items of the Trainer's batches, with the reference's log-probabilities that the objective needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from merlina.training.engine.packing import PackedExample
+from merlina.training.loop.pass_runner import PassRunner
+from merlina.training.loop.reference import BatchItem, reference_logprobs, unrelated_examples
+from merlina.training.models.tokens import TokenPair
+from merlina.training.reporter import Reporter, StoppedEarly
+
+# Passes for each rank between two checks for a stop: dividing fewer among ranks by length would be uneven.
+_PASSES_PER_RANK = 4
+_SECONDS_BETWEEN_NOTES = 60.0
+
+
+class BatchItems:
+    """Builds the items of data sets. The reference's log-probabilities are stored in `folder`."""
+
+    def __init__(self, runner: PassRunner, model: Any, folder: Path, reporter: Reporter, *, resuming: bool) -> None:
+        self._runner = runner
+        self._model = model
+        self._folder = folder
+        self._reporter = reporter
+        self._resuming = resuming
+        self._ranks = runner.planner.ranks
+
+    def training(self, pairs: Sequence[TokenPair]) -> list[BatchItem]:
+        """Build the items of the training pairs. Raises StoppedEarly if a stop is requested meanwhile."""
+        return self._build("training", pairs, for_evaluation=False)
+
+    def held_out(self, pairs: Sequence[TokenPair]) -> list[BatchItem]:
+        """Build the items of the held-out pairs. Raises StoppedEarly if a stop is requested meanwhile."""
+        return self._build("held-out", pairs, for_evaluation=True)
+
+    def _build(self, name: str, pairs: Sequence[TokenPair], *, for_evaluation: bool) -> list[BatchItem]:
+        examples = [self._runner.packer.example(pair) for pair in pairs]
+        rows = [pair.row for pair in pairs]
+        objective = self._runner.packer.objective
+        if not objective.needs_reference:
+            return [BatchItem(example, row) for example, row in zip(examples, rows, strict=True)]
+        references = self._reference(name, examples, for_evaluation=for_evaluation)
+        if not objective.needs_divergence:
+            return [BatchItem(*columns) for columns in zip(examples, rows, references, strict=True)]
+        unrelated = unrelated_examples(examples, self._runner.packer.config.max_length)
+        of_unrelated = self._reference(f"{name}-unrelated", unrelated, for_evaluation=for_evaluation)
+        table = zip(examples, rows, references, unrelated, of_unrelated[:, 0], strict=True)
+        return [BatchItem(*columns) for columns in table]
+
+    def _reference(self, name: str, examples: Sequence[PackedExample], *, for_evaluation: bool) -> Tensor:
+        return reference_logprobs(
+            name,
+            examples,
+            partial(self._logprobs_until_stopped, for_evaluation=for_evaluation),
+            self._model,
+            self._folder,
+            resuming=self._resuming,
+            keeps=self._ranks.is_first,
+        )
+
+    def _logprobs_until_stopped(
+        self, examples: Sequence[PackedExample], *, for_evaluation: bool
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """Yield log-probabilities a few passes at a time, and report progress. Raises StoppedEarly."""
+        groups = self._evaluation_batches(len(examples)) if for_evaluation else self._groups_of_passes(examples)
+        noted_at, done = time.monotonic(), 0
+        for indices in groups:
+            if self._ranks.from_first(self._reporter.should_stop()):
+                raise StoppedEarly
+            if time.monotonic() - noted_at > _SECONDS_BETWEEN_NOTES:
+                noted_at = time.monotonic()
+                self._reporter.note(
+                    "info", f"Computed the reference's log-probabilities of {done:,} of {len(examples):,} pairs"
+                )
+            yield indices, self._runner.answer_logprobs([examples[index] for index in indices])
+            done += len(indices)
+
+    def _evaluation_batches(self, count: int) -> list[list[int]]:
+        """Return the indices of held-out pairs in the batches of an evaluation.
+
+        With the same passes, the reference equals the untrained policy bit for bit, so that before training every
+        reward is exactly 0 and every pair a tie. Other passes would differ by rounding.
+        """
+        size = self._runner.packer.config.pairs_per_step
+        return [list(range(begin, min(begin + size, count))) for begin in range(0, count, size)]
+
+    def _groups_of_passes(self, examples: Sequence[PackedExample]) -> list[list[int]]:
+        passes = self._runner.planner.split(examples)
+        size = 1 if self._ranks.count == 1 else _PASSES_PER_RANK * self._ranks.count
+        groups = (passes[begin : begin + size] for begin in range(0, len(passes), size))
+        return [[index for indices in group for index in indices] for group in groups]

@@ -1,0 +1,103 @@
+"""The computation of passes: from pairs to packs, and through the model to losses and log-probabilities.
+
+Legend: U examples, A answers of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from merlina.schemas.training import TrainingConfig
+from merlina.training.engine.logprobs import LogprobModel, Logprobs
+from merlina.training.engine.packing import Pack, PackedExample, build_pack
+from merlina.training.engine.passes import PassPlanner
+from merlina.training.loop.reference import BatchItem
+from merlina.training.models.tokens import TokenPair
+from merlina.training.objectives import OBJECTIVES, Objective, ObjectiveInputs, PairLosses
+
+
+@dataclass(frozen=True)
+class Packer:
+    """Builds the inputs that a configuration's objective needs, on a device and for a precision."""
+
+    config: TrainingConfig
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def objective(self) -> Objective:
+        return OBJECTIVES[self.config.training_mode]
+
+    def example(self, pair: TokenPair) -> PackedExample:
+        """Return the pair with the answers that the objective uses."""
+        answers = (pair.chosen, pair.rejected) if self.config.needs_rejected else (pair.chosen,)
+        return PackedExample(pair.prompt, answers)
+
+    def pack(self, examples: Sequence[PackedExample]) -> Pack:
+        return build_pack(examples, with_prompt_targets=self.objective.needs_prompt_targets).to(self.device)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """Return the context in which passes are computed: autocast, unless training computes in float32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
+class PassRunner:
+    """Runs examples through a model in the passes of a planner. All ranks must call its methods together."""
+
+    packer: Packer
+    model: LogprobModel
+    planner: PassPlanner
+
+    def forward(self, examples: Sequence[PackedExample]) -> Logprobs:
+        """Run one pass over `examples`."""
+        pack = self.packer.pack(examples)
+        with self.packer.precision():
+            return self.model(pack)
+
+    def pair_losses(self, items: Sequence[BatchItem], divergence: Tensor | None) -> PairLosses:
+        """Run one pass over `items` and compute the objective."""
+        policy = self.forward([item.example for item in items])
+        inputs = ObjectiveInputs(policy, _reference(items, policy), divergence)
+        return self.packer.objective.loss(inputs, self.packer.config)
+
+    @torch.no_grad()
+    def answer_logprobs(self, examples: Sequence[PackedExample]) -> Tensor:
+        """Return the log-probability of each answer, shape [U, A], each rank having computed its share."""
+        found = torch.zeros(len(examples), len(examples[0].answers), device=self.packer.device)
+        for indices, counts in self.planner.for_rank(examples):
+            logprobs = self.forward([examples[index] for index in indices])
+            if counts:
+                found[indices] = logprobs.sums[:, 1:]
+        # Rows that other ranks computed are zero here, so the sum is complete.
+        self.planner.ranks.sum(found)
+        return found
+
+    def divergence(self, items: Sequence[BatchItem]) -> Tensor | None:
+        """Return the mean of log pi/ref over answers that belong to other prompts; None for other objectives than KTO.
+
+        It is computed for all pairs of a step, before the step is divided into passes.
+        """
+        examples = [item.unrelated for item in items if item.unrelated is not None]
+        if not examples:
+            return None
+        references = [item.unrelated_reference for item in items if item.unrelated_reference is not None]
+        return (self.answer_logprobs(examples)[:, 0] - torch.stack(references).to(self.packer.device)).mean()
+
+
+def _reference(items: Sequence[BatchItem], policy: Logprobs) -> Logprobs | None:
+    """Return the reference's log-probabilities in the shape of the policy's. No objective uses the prompt's column."""
+    references = [item.reference for item in items if item.reference is not None]
+    if not references:
+        return None
+    sums = torch.zeros_like(policy.sums)
+    sums[:, 1:] = torch.stack(references)
+    return Logprobs(sums, policy.tokens)
