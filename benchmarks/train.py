@@ -172,8 +172,8 @@ def _run_merlina(arguments: argparse.Namespace, pairs: list[Any], clock: _Clock,
             if step:
                 clock.tick()
 
-        def metrics(self, _step: int, figures: dict[str, float]) -> None:
-            self.losses.append(figures["loss"])
+        def metrics(self, _step: int, metrics: dict[str, float]) -> None:
+            self.losses.append(metrics["loss"])
 
         def checkpoint(self, _step: int, _path: Path) -> None: ...
 

@@ -149,7 +149,7 @@ def tiny_config(family: str) -> Any:
 
 
 def tiny_model(family: str) -> Any:
-    """In float32, of at most some million weights, all of which matter."""
+    """Return a model in float32 with at most a few million weights, all of which affect its results."""
     from transformers import AutoModelForCausalLM
 
     config = tiny_config(family)
@@ -190,7 +190,7 @@ def _layer_lists(kind: Any) -> dict[str, Any]:
         if isinstance(value, list) and layers and len(value) == layers and name in kind.__dataclass_fields__
     }
     kinds = {name: list(dict.fromkeys(value)) for name, value in lists.items()}
-    # The numbers of some layers are no kinds of them.
+    # Some entries are numbers of layers, not kinds.
     kinds = {name: value for name, value in kinds.items() if len(value) <= _KINDS}
     count = max([2, *map(len, kinds.values())])
     name_of_count = "num_hidden_layers" if "num_hidden_layers" in kind.__dataclass_fields__ else None

@@ -1,4 +1,4 @@
-"""Small random models of many families, with random adapters, for what must hold for each of them."""
+"""Small random models of many families, with random adapters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 def random_model(family: str = "Llama", *, vocabulary: int = 64, **changes: Any) -> Any:
-    """In float32, two layers, ready to be evaluated."""
+    """Return a model with two layers in float32, in evaluation mode."""
     import transformers
 
     settings = {
@@ -54,7 +54,7 @@ def random_model(family: str = "Llama", *, vocabulary: int = 64, **changes: Any)
 
 
 def adapted(model: Any, dropout: float = 0.0, targets: list[str] | None = None) -> Any:
-    """With adapters whose both halves are random, so that each has a gradient."""
+    """Add adapters with both matrices random, so that each has a gradient."""
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(1)
@@ -74,7 +74,7 @@ def gradients(model: Any) -> dict[str, torch.Tensor]:
 
 
 def assert_same_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Relative to each weight's largest gradient."""
+    """Compare gradients relative to each weight's largest one."""
     assert ours.keys() == theirs.keys()
     for name, gradient in ours.items():
         scale = theirs[name].abs().max()

@@ -76,7 +76,7 @@ def measure(family: str) -> Measured:
 
 
 def _short() -> Pack:
-    """What the trainer's first trial sees: beginnings."""
+    """Return the beginnings of texts, as the trainer's short trial uses them."""
     return build_pack(
         [PackedExample(u.prompt[:6], tuple(a[:6] for a in u.answers)) for u in EXAMPLES[1:3]], with_prompt_targets=True
     )

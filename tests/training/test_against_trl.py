@@ -1,4 +1,4 @@
-"""The same loss, gradient of every adapter weight and course of training as TRL, objective by objective."""
+"""Losses, gradients of all adapter weights and ten training steps equal those of TRL, for each objective."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Found = tuple[float, dict[str, torch.Tensor]]
 UNRELATED = [PackedExample(pair.prompt, (PAIRS[index - 1].chosen,)) for index, pair in enumerate(PAIRS)]
 
 
-# The last one has the same answer twice, which gives most objectives no gradient at all.
+# The last pair has the same answer twice, which gives most objectives no gradient.
 @pytest.mark.parametrize("pair", PAIRS[:-1])
 @pytest.mark.parametrize("mode", ["orpo", "cpo", "simpo", "dpo", "ipo", "sft"])
 def test_loss_and_adapter_gradients_of_a_pair(mode: TrainingMode, pair: TokenPair, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def _ours(mode: TrainingMode, model: Any, pairs: list[TokenPair]) -> Found:
 
 
 def _trls(mode: TrainingMode, model: Any, pairs: list[TokenPair], folder: Path) -> Found:
-    """What TRL's own code makes of the same ids, in batches as its collators make them."""
+    """Return loss and gradients of TRL's own code for the same ids, in batches as its collators build them."""
     model.zero_grad()
     loss = {
         "orpo": _trls_orpo, "cpo": _trls_cpo, "simpo": _trls_cpo, "dpo": _trls_dpo, "ipo": _trls_dpo,
@@ -117,7 +117,7 @@ def _trls_dpo(mode: str, model: Any, pairs: list[TokenPair], folder: Path) -> to
     settings = DPOConfig(str(folder), loss_type=loss_type, beta=config().beta, **_TRL_ARGUMENTS)
     rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     trainer = DPOTrainer(model, args=settings, train_dataset=rows, processing_class=_tokenizer(folder))
-    # It would hold the model against the adapter it was given; a run here begins with one that does nothing.
+    # TRL would use the given adapter as the reference; a run here begins with an adapter that changes nothing.
     trainer.model.delete_adapter("ref")
     rows_of_ids = [pair.prompt + answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
     return trainer.compute_loss(trainer.model, _masked_batch(rows_of_ids, [len(p.prompt) for p in pairs for _ in "ab"]))

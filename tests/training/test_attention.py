@@ -1,4 +1,4 @@
-"""Attention over packs longer than a block of queries, against each text's own in float64 by hand."""
+"""Attention over packs longer than a block of queries, compared with a simple implementation in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from merlina.training.engine.attention import NAME, PackedAttention
 from merlina.training.engine.packing import Pack, PackedExample, PackingError, build_pack
 from tests.training.models import random_model
 
-# Segments that begin and end amidst blocks of 128 queries, with prefixes shorter and longer than the windows.
+# Segments that begin and end within blocks of 128 queries, with prefixes shorter and longer than the windows.
 PACK = build_pack(
     [PackedExample([1] * 140, ([1] * 150, [1] * 180)), PackedExample([1] * 20, ([1] * 3, [1] * 200))],
     with_prompt_targets=False,
@@ -39,7 +39,7 @@ def attend(given: list[torch.Tensor], packed: PackedAttention, window: int | Non
 
 
 def by_hand(given: list[torch.Tensor], pack: Pack, window: int | None, chunk: int | None = None) -> torch.Tensor:
-    """[1, N, H, D]"""
+    """Return attention computed row by row, shape [1, N, H, D]."""
     query, key, value = given
     key, value = (tensor.repeat_interleave(HEADS // KEY_HEADS, dim=1) for tensor in (key, value))
     rows = []
@@ -70,7 +70,7 @@ def test_outputs_and_gradients_are_those_of_float64_by_hand(implementation: Any,
         assert torch.allclose(mine.grad.double(), other.grad, atol=1e-5)
 
 
-def test_what_the_caller_passes_wins_over_what_the_layer_keeps() -> None:
+def test_the_callers_window_takes_precedence_over_the_layers() -> None:
     layer = nn.Module()
     layer.sliding_window = 50
     found: Any = ALL_ATTENTION_FUNCTIONS[NAME](layer, *inputs(), None, packed=PackedAttention(PACK, "auto"))
@@ -79,9 +79,7 @@ def test_what_the_caller_passes_wins_over_what_the_layer_keeps() -> None:
 
 @pytest.mark.parametrize("implementation", ["auto", "sdpa", "eager"])
 @pytest.mark.parametrize("window", [None, 50, 150, 400])
-def test_a_layer_sees_what_its_mask_lets_it_see_whatever_window_it_passes(
-    implementation: Any, window: int | None
-) -> None:
+def test_the_rule_of_a_mask_takes_precedence_over_the_window(implementation: Any, window: int | None) -> None:
     config = random_model(sliding_window=window).config
     config._attn_implementation = NAME
     make = create_causal_mask if window is None else create_sliding_window_causal_mask
@@ -93,7 +91,7 @@ def test_a_layer_sees_what_its_mask_lets_it_see_whatever_window_it_passes(
 
 
 @pytest.mark.parametrize("implementation", ["auto", "sdpa", "eager"])
-def test_chunks_of_a_text_are_kept_apart_from_its_beginning_on(implementation: Any) -> None:
+def test_chunks_are_counted_from_the_beginning_of_each_text(implementation: Any) -> None:
     config = random_model().config
     config._attn_implementation, config.attention_chunk_size = NAME, 60
     embeddings = torch.zeros(1, PACK.input_ids.shape[1], 32)
@@ -113,7 +111,7 @@ def test_chunks_of_a_text_are_kept_apart_from_its_beginning_on(implementation: A
         ({"packed": None}, "has attention layers that do not receive"),
     ],
 )
-def test_what_packs_do_not_compute_is_refused_in_words(given: dict[str, Any], reason: str) -> None:
+def test_unsupported_attention_is_refused_with_a_reason(given: dict[str, Any], reason: str) -> None:
     packed = {"packed": PackedAttention(PACK, "auto")} | given
     with pytest.raises(PackingError, match=reason):
         ALL_ATTENTION_FUNCTIONS[NAME](nn.Module(), *inputs(), None, **packed)

@@ -12,7 +12,7 @@ from tests.training.test_loop import configure
 
 
 def resumed_state() -> TrainerState:
-    """At step 3, with the best evaluation at step 1, whose checkpoint is not on disk."""
+    """Return a state at step 3 whose best evaluation was at step 1, with a checkpoint that is not on disk."""
     return TrainerState(global_step=3, max_steps=12, eval_steps=1, best_metric=1.0, best_global_step=1)
 
 

@@ -14,7 +14,7 @@ import torch
 from tests.training.families import CANNOT, families
 from tests.training.sweep import measure
 
-# Each with what the log says where its texts are not packed.
+# Each with the logged reason if its texts are not packed.
 REPRESENTATIVE: dict[str, str | None] = {
     "exaone4": None,  # keeps a window on layers that do not use it
     "gemma2": None,  # caps scores and logits, two kinds of layers

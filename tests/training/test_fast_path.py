@@ -1,4 +1,4 @@
-"""Packs give what the model itself gives on padded rows: the same log-probabilities and gradients, in every family."""
+"""Packs give the log-probabilities and gradients of the model on padded texts, in every family."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACK = build_pack(EXAMPLES, with_prompt_targets=True)
 
 
 def loss_and_gradients(model: Any, run: LogprobModel, packs: list[Pack]) -> tuple[float, dict[str, torch.Tensor]]:
-    """Of a loss in which every part of every example has a weight of its own."""
+    """Return a loss in which every section of every example has its own weight, and its gradients."""
     model.zero_grad()
     total = 0.0
     for pack in packs:
@@ -85,10 +85,10 @@ def test_all_weights_get_their_gradients_where_all_are_trained() -> None:
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma3Text", "Phi"])
 def test_all_weights_are_trained_in_16_bits_as_the_model_itself_computes_in_them(family: str) -> None:
-    """Weights in float32 under autocast, which leaves queries and keys in another dtype than values."""
+    """With float32 weights under autocast, queries and keys have another dtype than values."""
 
     class InBits:
-        """Whose passes are made under autocast and whose gradients are not, as in training."""
+        """Runs forward passes under autocast and backward passes without, as training does."""
 
         def __init__(self, run: LogprobModel) -> None:
             self.batching, self._run = run.batching, run
@@ -111,7 +111,7 @@ def test_all_weights_are_trained_in_16_bits_as_the_model_itself_computes_in_them
     assert ours < 1.2 * theirs
 
 
-def test_a_model_that_packs_only_lead_forward_is_run_its_own_way() -> None:
+def test_a_model_whose_packed_backward_pass_fails_uses_its_own_forward_pass() -> None:
     model = adapted(random_model())
 
     def refuse(_: Any, __: Any, named: dict[str, Any], output: Any) -> None:
@@ -129,8 +129,8 @@ def test_a_model_that_packs_only_lead_forward_is_run_its_own_way() -> None:
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_pytorch_tanh"])
-def test_a_feed_forward_keeps_its_very_activation(activation: str) -> None:
-    """Those of GELU's two forms are nearly the same."""
+def test_a_fused_feed_forward_has_the_right_activation(activation: str) -> None:
+    """The two forms of GELU are nearly equal."""
     causal_lm = adapted(random_model(hidden_act=activation)).get_base_model()
     feed_forward = causal_lm.model.layers[1].mlp
     x = 5 * torch.randn(40, 32, generator=torch.Generator().manual_seed(0))
@@ -147,7 +147,7 @@ def test_a_feed_forward_with_any_other_activation_is_left_as_it_is() -> None:
     assert "forward" not in vars(causal_lm.model.layers[1].mlp)
 
 
-def test_dropout_falls_on_the_share_it_is_told_and_keeps_the_mean() -> None:
+def test_dropout_drops_the_configured_share_and_keeps_the_mean() -> None:
     model = adapted(random_model(), dropout=0.25)
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     x = torch.ones(400, 32)
@@ -173,7 +173,7 @@ def test_an_adapter_that_is_off_leaves_the_model_as_it_was() -> None:
     assert torch.allclose(found.sums, expected.sums, rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_that_drops_out_attention_weights_is_run_its_own_way() -> None:
+def test_a_model_with_attention_dropout_uses_its_own_forward_pass() -> None:
     model = adapted(random_model(attention_dropout=0.1))
     before = torch.get_rng_state()
     run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
@@ -183,7 +183,7 @@ def test_a_model_that_drops_out_attention_weights_is_run_its_own_way() -> None:
     loss_and_gradients(model, run, [PACK])
 
 
-def test_a_model_that_carries_a_state_on_is_run_its_own_way() -> None:
+def test_a_state_space_model_uses_its_own_forward_pass() -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
     torch.manual_seed(0)
@@ -206,7 +206,7 @@ def test_a_prompt_of_one_token_may_come_first_in_a_padded_pass(with_prompt_targe
 
 
 def test_the_trial_reaches_beyond_what_short_texts_show() -> None:
-    """A layer that packs change only at positions far into a pass."""
+    """The layer is wrong in packs only at late positions."""
 
     def shift(_: Any, __: Any, named: dict[str, Any], output: Any) -> Any:
         if "packed" not in named or output.shape[1] < 60:
@@ -224,7 +224,7 @@ def test_the_trial_reaches_beyond_what_short_texts_show() -> None:
     assert (reasons[1] or "").startswith("gives other log-probabilities on packed texts")
 
 
-def test_a_long_trial_is_as_long_as_its_models_windows_want_it() -> None:
+def test_a_long_trial_crosses_the_models_windows() -> None:
     config = random_model("Mistral", sliding_window=4096).config
     example = PackedExample([5] * 5000, ([6] * 1000, [7] * 300))
     assert shorten_for_trial(config, example) == PackedExample([5] * 4160, ([6] * 64, [7] * 64))
@@ -237,7 +237,7 @@ def test_a_long_trial_is_as_long_as_its_models_windows_want_it() -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_adapters_on_the_parameters_of_experts_keep_packs() -> None:
-    """Beside a shared expert, whose layers are those of a feed-forward."""
+    """The model also has a shared expert, whose layers are an ordinary feed-forward."""
     from peft import LoraConfig, get_peft_model
 
     model = tiny_model("deepseek_v3")
@@ -256,11 +256,11 @@ def test_adapters_on_the_parameters_of_experts_keep_packs() -> None:
     assert_same_gradients(found[1], expected[1], 1e-4)
 
 
-def test_a_model_whose_packs_come_out_otherwise_gets_its_own_layers_back() -> None:
+def test_a_model_that_fails_the_trial_gets_its_own_layers_back() -> None:
     from transformers import LlamaForCausalLM
 
     class Sharper(LlamaForCausalLM):
-        """Does something to its logits that no configuration tells."""
+        """Changes its logits in a way that its configuration does not show."""
 
         def forward(self, *arguments: Any, **others: Any) -> Any:
             output = super().forward(*arguments, **others)

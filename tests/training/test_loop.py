@@ -1,4 +1,4 @@
-"""Settings reach the training: optimizers and schedules step, recomputation changes nothing, NaN ends a run."""
+"""Settings take effect in training: optimizers, schedules, activation checkpointing; NaN ends a run."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ PAIRS = [TokenPair([5, 6, 7, n], [8, 9, 10, 2], [11, 12, 2], row=n - 19) for n i
 
 
 class Recorder:
-    """Keeps what it is told."""
+    """A Reporter that records what it receives."""
 
-    def __init__(self, stop_after: int | None = None, *, goes_on: bool = False) -> None:
+    def __init__(self, stop_after: int | None = None, *, pauses: bool = False) -> None:
         self.steps: list[int] = []
         self.rows: list[tuple[int, dict[str, float]]] = []
         self.saved: list[int] = []
         self.notes: list[str] = []
         self.kept_step: int | None = None
         self._stop_after = stop_after
-        self._goes_on = goes_on
+        self._pauses = pauses
 
     def progress(self, step: int, total_steps: int) -> None:
         self.steps.append(step)
@@ -55,7 +55,7 @@ class Recorder:
         return self._stop_after is not None and self.steps[-1] >= self._stop_after
 
     def is_pausing(self) -> bool:
-        return self._goes_on
+        return self._pauses
 
 
 def configure(model: Path, **changes: Any) -> TrainingConfig:
@@ -161,7 +161,7 @@ def test_batches_of_another_size_take_the_same_step(tiny_model: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("max_grad_norm", [0.0, 0.3])
-def test_gradients_that_are_no_numbers_are_never_written(
+def test_gradients_that_are_not_finite_are_never_applied(
     tiny_model: Path, tmp_path: Path, max_grad_norm: float
 ) -> None:
     config = configure(tiny_model, max_grad_norm=max_grad_norm)
@@ -194,7 +194,7 @@ def test_a_diverged_loss_ends_the_run_naming_the_step(tiny_model: Path, tmp_path
         trainer.run(None)
 
 
-def test_layers_that_are_not_there_are_named_with_those_that_are(tiny_model: Path, tmp_path: Path) -> None:
+def test_missing_layers_are_reported_with_existing_ones(tiny_model: Path, tmp_path: Path) -> None:
     config = configure(tiny_model, target_modules=["query", "key"])
     model = load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path))
     with pytest.raises(ModelError, match=r"no layers named query, key; it has down_proj, embed_tokens, gate_proj"):
@@ -211,12 +211,12 @@ def test_all_weights_train_without_adapters(tiny_model: Path, tmp_path: Path) ->
 
 
 class Clock(Recorder):
-    """Keeps when each step was done, the 0th being the beginning, and when each row of metrics came."""
+    """Records when each step was finished, step 0 being the start, and when each row of metrics was reported."""
 
     def __init__(self) -> None:
         super().__init__()
         self.done: list[float] = []
-        self.told: list[float] = []
+        self.reported: list[float] = []
 
     def progress(self, step: int, total_steps: int) -> None:
         super().progress(step, total_steps)
@@ -224,27 +224,27 @@ class Clock(Recorder):
 
     def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
         super().metrics(step, metrics)
-        self.told.append(time.monotonic())
+        self.reported.append(time.monotonic())
 
 
-def test_the_speed_is_that_of_the_steps_alone(tiny_model: Path, tmp_path: Path) -> None:
+def test_throughput_covers_the_steps_alone(tiny_model: Path, tmp_path: Path) -> None:
     """A step has 30 tokens, its two prompts counted with both answers."""
     clock = Clock()
     train(configure(tiny_model, max_steps=1), tmp_path / "a", clock)
     seconds = 30 / clock.rows[0][1]["tokens_per_second"]
-    assert seconds <= clock.told[0] - clock.done[0]
+    assert seconds <= clock.reported[0] - clock.done[0]
     between = Clock()
     config = configure(tiny_model, max_steps=4, logging_steps=4, eval_steps=3)
     train(config, tmp_path / "b", between, held_out=PAIRS)
     seconds = 120 / next(row["tokens_per_second"] for _, row in between.rows if "loss" in row)
-    assert between.done[3] - between.done[1] <= seconds <= between.told[-1] - between.done[0]
+    assert between.done[3] - between.done[1] <= seconds <= between.reported[-1] - between.done[0]
 
 
 @pytest.mark.parametrize(
     ("base_model", "complaint"),
     [("/nowhere/model", "/nowhere/model"), ("/nowhere/model.gguf", "model.gguf")],
 )
-def test_a_model_that_is_not_there_is_named(tmp_path: Path, base_model: str, complaint: str) -> None:
+def test_a_missing_model_is_named(tmp_path: Path, base_model: str, complaint: str) -> None:
     with pytest.raises(ModelError, match=complaint):
         load_model(ModelSpec(base_model, "auto", None, "auto", tmp_path))
 
@@ -261,7 +261,7 @@ _EVERY_STEP = {"eval_steps": 1, "learning_rate": 3e-2, "max_steps": 12, "save_st
 
 
 def resume(config: TrainingConfig, folder: Path, recorder: Recorder, **known: Any) -> tuple[Any, bool]:
-    """-> the trainer after it continued from the newest checkpoint, and whether it was stopped"""
+    """Resume from the newest checkpoint. Returns the trainer and whether it was stopped."""
     model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", folder)), config).model
     trainer = PreferenceTrainer(
         model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
@@ -275,7 +275,7 @@ def weights_of(model: Any) -> list[torch.Tensor]:
 
 
 def test_the_best_evaluated_model_is_the_one_that_is_kept(tiny_model: Path, tmp_path: Path) -> None:
-    """Held out are the training pairs the other way round, so that every step makes the evaluation worse."""
+    """Held-out pairs are the training pairs with swapped answers, so that every step makes the evaluation worse."""
     recorder = Recorder()
     config = configure(tiny_model, load_best_at_end="eval_reward_margin", **_EVERY_STEP)
     kept = train(config, tmp_path / "a", recorder, held_out=SWAPPED)
@@ -294,7 +294,7 @@ def test_the_best_evaluated_model_is_the_one_that_is_kept(tiny_model: Path, tmp_
     )
 
 
-def test_a_run_that_gets_no_better_ends_early_and_is_no_stopped_one(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_that_does_not_improve_ends_early_and_does_not_count_as_stopped(tiny_model: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     torch.manual_seed(0)
     config = configure(tiny_model, early_stopping_patience=2, **_EVERY_STEP)
@@ -317,7 +317,7 @@ def test_a_pause_takes_its_evaluation_to_the_end_and_leaves_the_newest_weights(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     config = configure(tiny_model, load_best_at_end="eval_reward_margin", **_EVERY_STEP)
-    paused, stopped = Recorder(stop_after=5, goes_on=True), Recorder(stop_after=5)
+    paused, stopped = Recorder(stop_after=5, pauses=True), Recorder(stop_after=5)
     train(config, tmp_path / "a", paused, held_out=SWAPPED)
     train(config, tmp_path / "b", stopped, held_out=SWAPPED)
     assert [step for step, row in paused.rows if "eval_loss" in row] == [0, 1, 2, 3, 4, 5]
@@ -326,20 +326,20 @@ def test_a_pause_takes_its_evaluation_to_the_end_and_leaves_the_newest_weights(
     assert stopped.kept_step is not None
 
 
-def test_early_stopping_counts_on_over_a_pause(tiny_model: Path, tmp_path: Path) -> None:
+def test_early_stopping_continues_to_count_after_a_pause(tiny_model: Path, tmp_path: Path) -> None:
     config = configure(tiny_model, early_stopping_patience=4, **_EVERY_STEP)
     undisturbed = Recorder()
     train(config, tmp_path / "a", undisturbed, held_out=SWAPPED)
     last = undisturbed.steps[-1]
     assert last < 12
-    train(config, tmp_path / "b", Recorder(stop_after=last - 1, goes_on=True), held_out=SWAPPED)
+    train(config, tmp_path / "b", Recorder(stop_after=last - 1, pauses=True), held_out=SWAPPED)
     resumed = Recorder()
     _, stopped = resume(config, tmp_path / "b", resumed)
     assert stopped is False
     assert resumed.steps[-1] == last
 
 
-def test_an_evaluation_given_up_for_a_stop_is_made_up_by_the_resume(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_resume_makes_an_evaluation_that_a_stop_had_interrupted(tiny_model: Path, tmp_path: Path) -> None:
     config = configure(tiny_model, load_best_at_end="eval_loss", **_EVERY_STEP)
     calm, stopped, resumed = Recorder(), Recorder(stop_after=3), Recorder()
     train(config, tmp_path / "a", calm, held_out=SWAPPED)
@@ -352,7 +352,7 @@ def test_an_evaluation_given_up_for_a_stop_is_made_up_by_the_resume(tiny_model: 
 
 
 def test_the_best_evaluation_is_remembered_though_no_checkpoint_names_it(tiny_model: Path, tmp_path: Path) -> None:
-    """Made by a resume that crashed before its first checkpoint: the next one gets it from the event log."""
+    """A resume evaluated and crashed before its first checkpoint: the next one gets the result from the event log."""
     config = configure(tiny_model, load_best_at_end="eval_loss", **_EVERY_STEP)
     train(config, tmp_path, Recorder(stop_after=3), held_out=SWAPPED)
     recorder = Recorder()
@@ -411,7 +411,7 @@ def test_a_stop_during_a_resumes_evaluation_takes_no_step(tiny_model: Path, tmp_
 def test_a_run_that_ended_early_takes_no_further_step_after_a_crash(
     tiny_model: Path, tmp_path: Path, best: str | None
 ) -> None:
-    """The process died between the end of training and the end of saving: a checkpoint of the last step is there."""
+    """The process died after training and before the model was saved: a checkpoint of the last step exists."""
     config = configure(tiny_model, early_stopping_patience=2, load_best_at_end=best, **{**_EVERY_STEP, "save_steps": 1})
     undisturbed, resumed = Recorder(), Recorder()
     finished = train(config, tmp_path, undisturbed, held_out=SWAPPED)

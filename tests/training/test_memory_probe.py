@@ -19,12 +19,12 @@ def example(positions: int) -> PackedExample:
     return PackedExample([1], ([2] * positions, [3]))
 
 
-def device_of(room: int, tried: list[int]) -> Callable[[Sequence[PackedExample]], None]:
-    """What a card does that has room for so many positions."""
+def device_with(capacity: int, tried: list[int]) -> Callable[[Sequence[PackedExample]], None]:
+    """Return a run that fails like a GPU with memory for `capacity` positions."""
 
     def run(examples: Sequence[PackedExample]) -> None:
         tried.append(sum(one.positions for one in examples))
-        if tried[-1] > room:
+        if tried[-1] > capacity:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     return run
@@ -32,7 +32,7 @@ def device_of(room: int, tried: list[int]) -> Callable[[Sequence[PackedExample]]
 
 @pytest.mark.parametrize("batching", [PackedBatching(), PaddedBatching()])
 @given(sizes=st.lists(st.integers(2, 60), min_size=1, max_size=30), budget=st.integers(2, 200))
-def test_what_is_tried_is_as_large_as_the_longest_pair_and_any_pack_of_all(
+def test_the_largest_pass_is_at_least_the_longest_pair_and_any_pass(
     batching: PackedBatching | PaddedBatching, sizes: list[int], budget: int
 ) -> None:
     examples = [example(size) for size in sizes]
@@ -52,41 +52,41 @@ def test_the_largest_pass_of_any_step_holds_no_more_pairs_than_a_step() -> None:
     assert PassPlanner(PackedBatching(), budget=60).heaviest(examples, 3) == examples
 
 
-def test_the_budget_shrinks_by_a_quarter_until_it_fits_and_each_try_is_told() -> None:
+def test_the_budget_shrinks_by_a_quarter_until_it_fits() -> None:
     tried: list[int] = []
-    told: list[str] = []
+    notes: list[str] = []
     examples = [example(100) for _ in range(90)]
     found = find_fitting_planner(
         PassPlanner(PackedBatching(), 8192),
         examples,
-        device_of(2500, tried),
-        lambda _level, message: told.append(message),
+        device_with(2500, tried),
+        lambda _level, message: notes.append(message),
     )
     assert found == PassPlanner(found.batching, 2592)
     assert tried == [8100, 6100, 4600, 3400, 2500]
-    assert told[0] == "8,192 tokens in one forward pass do not fit on the GPU; trying 6,144"
-    assert len(told) == 4
+    assert notes[0] == "8,192 tokens in one forward pass do not fit on the GPU; trying 6,144"
+    assert len(notes) == 4
 
 
-def test_the_longest_pair_is_the_least_that_must_fit_and_the_error_says_what_helps() -> None:
+def test_the_longest_pair_must_fit_and_the_error_recommends_settings() -> None:
     tried: list[int] = []
     with pytest.raises(TrainingError, match=r"The longest pair, 3,000 tokens .* a max_length below 1,500") as raised:
         find_fitting_planner(
-            PassPlanner(PackedBatching(), 8192), [example(3000), example(10)], device_of(2500, tried), lambda *_: None
+            PassPlanner(PackedBatching(), 8192), [example(3000), example(10)], device_with(2500, tried), lambda *_: None
         )
     assert tried == [3010] * 4 + [3000]
     assert "gradient_checkpointing, use_4bit" in str(raised.value)
 
 
-def test_ranks_that_are_in_step_try_once_since_the_others_wait_amidst_a_pass() -> None:
+def test_ranks_in_lockstep_try_once_since_the_others_wait_inside_a_pass() -> None:
     tried: list[int] = []
     passes = PassPlanner(PackedBatching(), 8192, ranks_in_lockstep=True)
     with pytest.raises(TrainingError, match=r"30 pairs in one pass, 3,000 tokens, .* a smaller batch_size"):
-        find_fitting_planner(passes, [example(100) for _ in range(30)], device_of(2500, tried), lambda *_: None)
+        find_fitting_planner(passes, [example(100) for _ in range(30)], device_with(2500, tried), lambda *_: None)
     assert tried == [3000]
 
 
-def test_the_optimizers_state_and_kept_gradients_are_there_during_the_try_alone() -> None:
+def test_optimizer_state_and_gradients_are_held_during_the_probe_only() -> None:
     trained, frozen = torch.nn.Parameter(torch.ones(6, 2)), torch.nn.Parameter(torch.ones(3), requires_grad=False)
     with torch.profiler.profile(profile_memory=True) as profile:
         with hold_step_memory([trained, frozen], 4_000_000.0, has_gradients=True):
@@ -98,8 +98,8 @@ def test_the_optimizers_state_and_kept_gradients_are_there_during_the_try_alone(
     assert min(held) == -48_000_000
 
 
-def test_the_try_leaves_no_trace_in_the_training(tiny_model: Path, tmp_path: Path) -> None:
-    """With dropout, whose random numbers the try draws too: what follows is as if it hadn't been."""
+def test_the_probe_does_not_change_the_training(tiny_model: Path, tmp_path: Path) -> None:
+    """With dropout, for which the probe also draws random numbers."""
     config = configure(tiny_model, lora_dropout=0.3)
     recorder = Recorder()
     trained = weights_of(train(config, tmp_path / "a", recorder))

@@ -1,4 +1,4 @@
-"""What is reported of steps: the speed on a clock of the test's own."""
+"""Throughput, measured with a simulated clock."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import pytest
 from merlina.training.loop.metrics import Throughput
 
 
-def test_speed_counts_from_the_first_step_and_leaves_evaluations_out() -> None:
+def test_throughput_counts_from_the_first_step_and_leaves_evaluations_out() -> None:
     now = [100.0]
-    speed = Throughput(lambda: now[0])
-    with speed.paused():
+    throughput = Throughput(lambda: now[0])
+    with throughput.paused():
         now[0] += 50
     now[0] += 50
-    speed.start()
+    throughput.start()
     now[0] += 4
-    speed.add(300)
-    with speed.paused():
+    throughput.add(300)
+    with throughput.paused():
         now[0] += 1000
-    speed.start()
+    throughput.start()
     now[0] += 2
-    speed.add(300)
-    assert speed.take() == pytest.approx(100)
+    throughput.add(300)
+    assert throughput.take() == pytest.approx(100)
     now[0] += 3
-    speed.add(30)
-    assert speed.take() == pytest.approx(10)
+    throughput.add(30)
+    assert throughput.take() == pytest.approx(10)

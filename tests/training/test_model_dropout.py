@@ -1,4 +1,4 @@
-"""The base model's own dropout is off in training unless it is asked for."""
+"""The base model's own dropout is off in training unless disable_dropout is false."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def test_orpo_stays_finite_where_the_model_is_certain() -> None:
 
 @pytest.mark.parametrize("mode", [mode for mode in get_args(TrainingMode) if mode != "sft"])
 def test_a_tie_counts_as_half_a_pair(mode: str) -> None:
-    """As guessing would; a lead as small as it may be decides."""
+    """A tie counts as guessing does; any difference, however small, decides."""
     same = logprobs([-3.0, -5.0, -5.0], [4, 3, 3])
     reference = logprobs([-3.0, -6.0, -6.0], [4, 3, 3])
     for rejected, accuracy in ((-5.0, 0.5), (-5.000001, 1.0), (-4.999999, 0.0)):

@@ -26,7 +26,7 @@ def test_a_pack_by_hand() -> None:
 
 
 @given(content=st.lists(examples, min_size=1, max_size=6))
-def test_every_answer_is_predicted_once_from_what_stands_before_it(content: list[PackedExample]) -> None:
+def test_every_answer_is_predicted_once_from_its_predecessors(content: list[PackedExample]) -> None:
     pack = build_pack(content, with_prompt_targets=False)
     read, positions = pack.input_ids[0], pack.position_ids[0]
     for number, example in enumerate(content):
@@ -44,6 +44,6 @@ def test_every_answer_is_predicted_once_from_what_stands_before_it(content: list
     )
 
 
-def test_no_targets_of_prompts_are_made_where_none_are_asked_for() -> None:
+def test_prompts_have_no_targets_unless_requested() -> None:
     pack = build_pack([PackedExample([1, 2, 3], ([4], [5]))], with_prompt_targets=False)
     assert torch.equal(pack.section_ids, torch.tensor([1, 2]))

@@ -1,4 +1,4 @@
-"""How examples become passes: by what each costs in its layout, and with none that changes what another gives."""
+"""The division of examples into passes: budgets are kept, and no example changes the result of another."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ examples = st.builds(lambda prompt, first, second: PackedExample(prompt, (first,
 
 
 @pytest.mark.parametrize("kind", [PackedModel, PaddedModel])
-def test_a_layout_knows_what_its_model_computes(kind: Any) -> None:
+def test_a_batching_strategy_knows_what_its_model_computes(kind: Any) -> None:
     model, computed = random_model(), []
     run = kind(model, "auto" if kind is PackedModel else 0)
     model.model.register_forward_pre_hook(lambda _, __, named: computed.append(named["input_ids"]), with_kwargs=True)
@@ -44,7 +44,7 @@ def test_packs_hold_every_example_once_and_keep_to_their_budget(content: list[Pa
 
 
 def first_fit(sizes: list[int], budget: int) -> list[list[int]]:
-    """The longest first, each into the first pack that has room for it."""
+    """First-fit decreasing in its simplest form."""
     packs: list[list[int]] = []
     for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
         fitting = [pack for pack in packs if sum(sizes[other] for other in pack) + sizes[index] <= budget]
@@ -62,14 +62,14 @@ def test_padded_passes_hold_every_example_once_and_keep_to_their_budget(
     assert sorted(index for indices in passes for index in indices) == list(range(len(content)))
     for indices in passes:
         assert len(indices) == 1 or PaddedBatching().num_positions([content[index] for index in indices]) <= budget
-    # The next longest had no room in the pass before.
+    # The next longest did not fit into the previous pass.
     for before, after in pairwise(passes):
         assert PaddedBatching().num_positions([content[index] for index in (*before, after[0])]) > budget
 
 
 @pytest.mark.parametrize("kind", ["longrope", "dynamic"])
 def test_a_long_text_changes_nothing_of_a_short_one(kind: str) -> None:
-    """Where positions are turned by other angles as soon as a pass reaches beyond a limit."""
+    """Rotary embeddings use other angles once a pass exceeds a limit."""
     rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0}
     if kind == "longrope":
         rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 24}
@@ -100,7 +100,7 @@ def test_a_long_text_changes_nothing_of_a_short_one(kind: str) -> None:
     assert torch.allclose(sums(PassPlanner(run.batching, 1000).split(content)), alone, atol=1e-4)
 
 
-def test_limits_are_those_of_each_kind_of_layer_and_most_models_have_none() -> None:
+def test_length_limits_cover_each_kind_of_layer_and_most_models_have_none() -> None:
     assert rope_length_limits(random_model().config) == ()
     assert rope_length_limits(random_model("Gemma3Text").config) == ()
     kinds = {"full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}

@@ -1,4 +1,4 @@
-"""What the reference is asked, and that what it has said is kept however the asking ends."""
+"""The reference: which texts it computes, and that its results are stored even if the computation is interrupted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import StoppedEarly
 from tests.training.test_loop import Recorder, configure
 
-# Each as long as a pass on a processor may be, so that it is one by itself.
+# Each takes the whole budget of a pass on a CPU, so that it is a pass alone.
 LONG = [TokenPair([5, 6, n], [8 + n] * 500 + [2], [9] * 480 + [2], row=n) for n in range(4)]
 
 
@@ -28,7 +28,7 @@ def example(prompt: int, chosen: int) -> PackedExample:
 
 
 @pytest.mark.parametrize(
-    ("rows", "strangers"),
+    ("rows", "expected"),
     [
         ([(1, 10), (2, 20), (3, 30)], [30, 10, 20]),
         ([(1, 10), (1, 10), (1, 11), (2, 20), (2, 21)], [21, 21, 21, 11, 11]),
@@ -39,16 +39,16 @@ def example(prompt: int, chosen: int) -> PackedExample:
     ],
 )
 def test_an_unrelated_answer_is_the_nearest_that_belongs_to_another_prompt(
-    rows: list[tuple[int, int]], strangers: list[int]
+    rows: list[tuple[int, int]], expected: list[int]
 ) -> None:
     examples = [example(*row) for row in rows]
     found = unrelated_examples(examples, max_length=3)
     assert [one.prompt for one in found] == [one.prompt for one in examples]
-    assert [one.answers for one in found] == [([stranger, stranger],) for stranger in strangers]
+    assert [one.answers for one in found] == [([answer, answer],) for answer in expected]
 
 
 @pytest.mark.parametrize("weight_bits", [None, 4, 8])
-def test_before_the_first_step_nothing_tells_model_and_reference_apart(
+def test_before_the_first_step_the_policy_equals_the_reference(
     tiny_model: Path, tmp_path: Path, weight_bits: WeightBits | None
 ) -> None:
     config = configure(
@@ -62,17 +62,17 @@ def test_before_the_first_step_nothing_tells_model_and_reference_apart(
     assert metrics["eval_logps_chosen"] < -1
 
 
-class Impatient(Recorder):
-    """Asks for a stop when it is asked for the n-th time."""
+class StopsAtCheck(Recorder):
+    """Requests a stop at the n-th check."""
 
     def __init__(self, stop_at: int | None = None) -> None:
         super().__init__()
-        self.asked = 0
+        self.checks = 0
         self._stop_at = stop_at
 
     def should_stop(self) -> bool:
-        self.asked += 1
-        return self.asked == self._stop_at
+        self.checks += 1
+        return self.checks == self._stop_at
 
 
 def begin(config: Any, folder: Path, recorder: Recorder) -> PreferenceTrainer:
@@ -85,16 +85,16 @@ def begin(config: Any, folder: Path, recorder: Recorder) -> PreferenceTrainer:
     )  # fmt: skip
 
 
-def test_a_stop_is_heard_between_its_passes_and_what_is_known_by_then_is_not_asked_again(
+def test_a_stop_takes_effect_between_passes_and_stored_results_are_not_computed_again(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     config = configure(tiny_model, training_mode="dpo")
     with pytest.raises(StoppedEarly):
-        begin(config, tmp_path / "a", Impatient(stop_at=4))
-    rest, undisturbed = Impatient(), Impatient()
+        begin(config, tmp_path / "a", StopsAtCheck(stop_at=4))
+    rest, undisturbed = StopsAtCheck(), StopsAtCheck()
     resumed = begin(config, tmp_path / "a", rest)
     whole = begin(config, tmp_path / "b", undisturbed)
-    assert (rest.asked, undisturbed.asked) == (1, 4)
+    assert (rest.checks, undisturbed.checks) == (1, 4)
     for ours, theirs in zip(resumed.train_dataset, whole.train_dataset, strict=True):
         assert torch.allclose(ours.reference, theirs.reference)
         assert ours.reference.isfinite().all()

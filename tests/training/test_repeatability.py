@@ -1,4 +1,4 @@
-"""Only the configuration of the training decides what is trained: not evaluations, checkpoints, rows or a pause."""
+"""The trained weights depend on the training configuration alone, not on evaluations, checkpoints or pauses."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train(config: TrainingConfig, folder: Path, recorder: Recorder, *, resume: b
         model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
         folder=folder / "checkpoints", reporter=recorder, resuming=resume,
     )  # fmt: skip
-    # What other parts of a run have drawn by now is not the training's business.
+    # Random numbers that other parts of a run consumed before must not matter.
     torch.rand(7 if resume else 3)
     trainer.run(checkpoints.survey(folder / "checkpoints").newest if resume else None, **known)
     return model
@@ -64,11 +64,11 @@ def test_evaluations_checkpoints_and_rows_change_no_bit_of_the_adapter(tiny_mode
 
 @pytest.mark.parametrize("pause", [*(pytest.param(step, marks=pytest.mark.long) for step in (2, 3)), 5, 6])
 def test_a_pause_changes_no_bit_of_the_adapter_and_no_row(tiny_model: Path, tmp_path: Path, pause: int) -> None:
-    """Also where it falls between two rows of metrics, or on the border of an epoch (3 and 6)."""
+    """The pause may fall between two rows of metrics, or on the end of an epoch (3 and 6)."""
     config = configure(tiny_model, **_SHAPE, logging_steps=4, eval_steps=3)
     whole = Recorder()
     undisturbed = digest(train(config, tmp_path / "a", whole))
-    first, second = Recorder(stop_after=pause, goes_on=True), Recorder()
+    first, second = Recorder(stop_after=pause, pauses=True), Recorder()
     train(config, tmp_path / "b", first)
     evaluation = next((row for step, row in first.rows if step == pause and "eval_loss" in row), None)
     assert digest(train(config, tmp_path / "b", second, resume=True, evaluation=evaluation)) == undisturbed
@@ -77,7 +77,7 @@ def test_a_pause_changes_no_bit_of_the_adapter_and_no_row(tiny_model: Path, tmp_
 
 
 def measured(recorder: Recorder) -> list[tuple[int, dict[str, float]]]:
-    """The rows of training without what depends on the clock, and those of evaluation."""
+    """Return the rows of training without metrics that depend on the clock, and the rows of evaluation."""
     return [
         (step, {name: value for name, value in row.items() if name in _MEASURES or name.startswith("eval_")})
         for step, row in recorder.rows

@@ -1,4 +1,4 @@
-"""Rotary embeddings that depend on a text's length: each text gives what it gives alone, whatever is beside it."""
+"""Length-dependent rotary embeddings: each text has the same result in a pack as alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def model_and_examples(kind: str) -> tuple[Any, list[PackedExample]]:
 
 
 def of_text(model: Any, text: list[int]) -> torch.Tensor:
-    """By a fresh copy, which has seen no text before."""
+    """Return log-probabilities by a copy of the model that has not run any text yet."""
     ids = torch.tensor([text])
     with torch.no_grad():
         logits = copy.deepcopy(model).double()(input_ids=ids, use_cache=False).logits[0, :-1]
@@ -42,7 +42,7 @@ def of_text(model: Any, text: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("way", ["packed", "padded"])
 @pytest.mark.parametrize("kind", ROPES)
-def test_a_text_gives_what_it_gives_alone_however_pairs_are_cut_into_passes(kind: str, way: str) -> None:
+def test_a_text_has_the_same_result_alone_and_in_any_pass(kind: str, way: str) -> None:
     model, examples = model_and_examples(kind)
     expected = torch.zeros(len(examples), 3, dtype=torch.float64)
     for number, example in enumerate(examples):

@@ -1,4 +1,4 @@
-"""A frozen model in parts, on two processes over gloo, against the whole one in a single process."""
+"""A sharded frozen model on two processes over gloo, compared with the whole model in one process."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.harness import training_config
 _MODES = ("orpo", "kto")
 
 
-class Voice:
-    """A Reporter that keeps the metrics and does nothing else."""
+class MetricsRecorder:
+    """A Reporter that records losses and ignores everything else."""
 
     def __init__(self) -> None:
         self.recorded: dict[str, float] = {}
@@ -45,7 +45,7 @@ class Voice:
 
 
 def pairs() -> list[TokenPair]:
-    """Of different lengths, so that ranks make different numbers of passes."""
+    """Return pairs of different lengths, so that ranks make different numbers of passes."""
     draw = torch.Generator().manual_seed(3)
 
     def tokens(count: int) -> tuple[int, ...]:
@@ -56,7 +56,7 @@ def pairs() -> list[TokenPair]:
 
 def train(rank: int, folder: Path, base_model: Path, count: int) -> None:
     torch.set_num_threads(1)
-    ranks = join_ranks(rank, count, folder / "meeting", torch.device("cpu")) if count > 1 else SINGLE_PROCESS
+    ranks = join_ranks(rank, count, folder / "rendezvous", torch.device("cpu")) if count > 1 else SINGLE_PROCESS
     found: dict[str, torch.Tensor] = {}
     for mode in _MODES:
         given = training_config(
@@ -70,30 +70,30 @@ def train(rank: int, folder: Path, base_model: Path, count: int) -> None:
         if count > 1:
             shard_frozen_weights(model, ranks.mesh())
         assert is_sharded(model) == (count > 1)
-        voice = Voice()
+        recorder = MetricsRecorder()
         trainer = PreferenceTrainer(
             model, config, training=pairs()[:8], held_out=pairs()[8:], pad_id=0, dtype=torch.float32,
-            folder=folder / f"{mode}-{count}", reporter=voice, resuming=False, ranks=ranks,
+            folder=folder / f"{mode}-{count}", reporter=recorder, resuming=False, ranks=ranks,
         )  # fmt: skip
         trainer.run(None)
-        found |= {f"{mode} {name}": torch.tensor(value) for name, value in voice.recorded.items()}
+        found |= {f"{mode} {name}": torch.tensor(value) for name, value in recorder.recorded.items()}
         found |= {f"{mode} {name}": weight for name, weight in model.named_parameters() if weight.requires_grad}
         if count > 1:
             local = model.get_base_model().get_decoder().layers[0].mlp.up_proj.base_layer.weight.to_local()
-            found[f"{mode} part"] = torch.tensor(local.shape[0])
+            found[f"{mode} shard"] = torch.tensor(local.shape[0])
             assert (folder / f"{mode}-{count}" / "checkpoint-2" / "adapter_model.safetensors").is_file()
     if count > 1:
-        found |= {f"room for {room}": torch.tensor(budget_where_the_second_has(room, ranks)) for room in (30, 70)}
+        found |= {f"capacity {capacity}": torch.tensor(budget_if_rank_1_has(capacity, ranks)) for capacity in (30, 70)}
     if ranks.is_first:
         save_file({name: tensor.detach().contiguous() for name, tensor in found.items()}, folder / f"{count}")
     ranks.leave()
 
 
-def budget_where_the_second_has(room: int, ranks: Ranks) -> int:
-    """Positions of a pass that all ranks end with where only the second runs out of memory."""
+def budget_if_rank_1_has(capacity: int, ranks: Ranks) -> int:
+    """Return the budget that all ranks end with if only rank 1 runs out of memory."""
 
     def run(examples: Sequence[PackedExample]) -> None:
-        if ranks.rank == 1 and PackedBatching().num_positions(examples) > room:
+        if ranks.rank == 1 and PackedBatching().num_positions(examples) > capacity:
             raise torch.OutOfMemoryError
 
     examples = [PackedExample([1], ([2] * 9, [3] * 2))] * 20
@@ -102,24 +102,24 @@ def budget_where_the_second_has(room: int, ranks: Ranks) -> int:
 
 def test_losses_and_adapters_are_those_of_the_whole_model(tiny_model: Path, tmp_path: Path) -> None:
     train(0, tmp_path, tiny_model, 1)
-    # This process is the first of the two, which spares the imports of another.
+    # This process is rank 0, which saves the imports of another process.
     second = torch.multiprocessing.get_context("spawn").Process(target=train, args=(1, tmp_path, tiny_model, 2))
     second.start()
     train(0, tmp_path, tiny_model, 2)
     second.join(60)
     assert second.exitcode == 0
-    whole, spread = load_file(tmp_path / "1"), load_file(tmp_path / "2")
+    whole, sharded = load_file(tmp_path / "1"), load_file(tmp_path / "2")
     for mode in _MODES:
-        assert int(spread.pop(f"{mode} part")) * 2 == 64
-    assert (int(spread.pop("room for 30")), int(spread.pop("room for 70"))) == (31, 75)
-    assert spread.keys() == whole.keys()
+        assert int(sharded.pop(f"{mode} shard")) * 2 == 64
+    assert (int(sharded.pop("capacity 30")), int(sharded.pop("capacity 70"))) == (31, 75)
+    assert sharded.keys() == whole.keys()
     assert any("eval_loss" in name for name in whole)
     for name, tensor in whole.items():
-        assert float((spread[name] - tensor).norm()) <= 1e-5 * max(float(tensor.norm()), 1e-3), name
+        assert float((sharded[name] - tensor).norm()) <= 1e-5 * max(float(tensor.norm()), 1e-3), name
 
 
 @pytest.mark.parametrize(
-    ("changes", "processes", "free", "spreads"),
+    ("changes", "processes", "free", "shards"),
     [
         ({}, 2, 19e9, True),
         ({}, 2, 21e9, False),
@@ -128,8 +128,8 @@ def test_losses_and_adapters_are_those_of_the_whole_model(tiny_model: Path, tmp_
         ({"use_lora": False}, 2, 5e9, False),
     ],
 )
-def test_a_frozen_model_is_spread_where_it_takes_over_half_of_the_memory(
-    changes: dict[str, Any], processes: int, free: float, spreads: bool
+def test_a_frozen_model_is_sharded_if_it_takes_over_half_of_the_memory(
+    changes: dict[str, Any], processes: int, free: float, shards: bool
 ) -> None:
     config = TrainingConfig.model_validate(training_config(Path("m"), Path("d"), "x", **changes))
-    assert config.shards_weights(processes, 10e9, free) is spreads
+    assert config.shards_weights(processes, 10e9, free) is shards

@@ -41,7 +41,7 @@ def build(family: str, **changes: Any) -> Any:
 
 
 def build_multimodal(family: str) -> Any:
-    """With a vision tower of one layer whose projections have the names of the text decoder's."""
+    """Return a model with a one-layer vision tower whose projections have the same names as the text decoder's."""
     import transformers
 
     text = {**SMALL, "head_dim": 8, "sliding_window": 4, "final_logit_softcapping": 3.0}

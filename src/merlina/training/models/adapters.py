@@ -1,4 +1,4 @@
-"""What of the model is trained: low-rank adapters (LoRA, arXiv 2106.09685) on a frozen model, or all of it."""
+"""The trained part of a model: low-rank adapters (LoRA, arXiv 2106.09685) on a frozen model, or all weights."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from merlina.errors import ModelError
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.targets import count_parameters, module_names, parameter_names, sites, unsupported_names
 
-# Numbers by which modules multiply noise into their inputs while they train.
+# Attributes that hold the amplitude of noise by which modules multiply their inputs in training.
 _NOISE = ("jitter_noise", "input_jitter_noise")
 
 
 @dataclass
 class Trainable:
-    """The model with its trained weights in float32, what of `target_modules` it doesn't have, and its adapters.
+    """A model with its trained weights in float32, and its adapters.
 
-    `notes` are sentences about what was asked for and can't be had.
+    `missing_targets` are the names in `target_modules` that it lacks; `notes` are messages to the user about settings
+    that cannot be applied.
     """
 
     model: nn.Module
@@ -39,23 +40,24 @@ class Trainable:
 
 
 def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
-    """Raises ModelError where none of `target_modules` is there."""
+    """Prepare a model for training. Raises ModelError if it has none of the `target_modules`."""
     if config.disable_dropout:
         _disable_dropout(model)
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if not config.use_lora:
-        # At usual learning rates a step is smaller than what 16 bits can tell apart; the loop computes in them anyway.
+        # At usual learning rates an update is smaller than the spacing of 16-bit numbers, so weights are float32.
+        # Passes still compute in 16 bits, under autocast.
         return Trainable(model.float())
     return _adapt(model, config)
 
 
 @contextlib.contextmanager
 def ignore_known_warnings() -> Iterator[None]:
-    """Suppress what peft warns of and Merlina handles.
+    """Suppress warnings of peft about cases that Merlina handles.
 
-    Adapters on tied embeddings: `merging` separates them before it merges. Weights that a layer holds the other way
-    round than another adapted layer, as GPT-2's beside its head: peft sets the right way for each.
+    Adapters on tied embeddings: `merging` separates them before it merges. Layers that store their weights transposed,
+    unlike other adapted layers, such as GPT-2's next to its head: peft sets the right orientation for each.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
@@ -64,10 +66,10 @@ def ignore_known_warnings() -> Iterator[None]:
 
 
 def _disable_dropout(model: nn.Module) -> None:
-    """Set every dropout probability of the model to 0. The configuration, which is saved with it, keeps its values.
+    """Set every dropout probability of the model to 0. The configuration that is saved with it keeps its values.
 
-    Some models have dropout modules (GPT-2), others pass a number of their own to a function (OPT, and attention in
-    general); a few also multiply their inputs by noise (Mixtral's `router_jitter_noise`).
+    Some models have dropout modules (GPT-2), others pass an attribute to a function (OPT, and attention in general); a
+    few also multiply their inputs by noise (Mixtral's `router_jitter_noise`).
     """
     for module in model.modules():
         for name, value in list(vars(module).items()):
@@ -91,9 +93,9 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         task_type="CAUSAL_LM",
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
-        # peft has none for parameters, and refuses it for all layers where there are any.
+        # peft has no dropout for parameters and refuses any dropout if there are some; layers get theirs below.
         lora_dropout=0.0 if parameters else config.lora_dropout,
-        # GPT-2 and its kin hold their weights the other way round.
+        # GPT-2 and related models store their weights transposed.
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         target_modules=names,
         target_parameters=parameters or None,
@@ -103,7 +105,7 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         adapted: Any = get_peft_model(model, settings)
     notes = _notes(missing, lost, has_parameters=bool(parameters), drops=config.lora_dropout > 0)
     if parameters and config.lora_dropout:
-        _drop_out_of_layers(adapted, config.lora_dropout)
+        _set_layer_dropout(adapted, config.lora_dropout)
     return Trainable(adapted, missing, by_kind(found, chosen, config.lora_r, counted), notes)
 
 
@@ -115,15 +117,17 @@ def _notes(missing: list[str], lost: list[str], *, has_parameters: bool, drops: 
     notes = [describe_missing(missing, (), all_missing=False)] if missing else []
     if lost:
         notes.append(
-            f"target_modules: {', '.join(lost)} can't have adapters in this architecture, since peft takes the names "
+            f"target_modules: {', '.join(lost)} cannot have adapters in this architecture, since peft takes the names "
             "for those of its routed experts"
         )
     if has_parameters and drops:
-        notes.append("lora_dropout: the routed experts are trained without dropout, which peft has only for layers")
+        notes.append(
+            "lora_dropout: the routed experts are trained without dropout, which peft supports only for layers"
+        )
     return notes
 
 
-def _drop_out_of_layers(model: nn.Module, share: float) -> None:
+def _set_layer_dropout(model: nn.Module, rate: float) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer) and not isinstance(module, ParamWrapper):
-            module.lora_dropout.update({"default": nn.Dropout(share)})
+            module.lora_dropout.update({"default": nn.Dropout(rate)})

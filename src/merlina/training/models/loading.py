@@ -27,11 +27,11 @@ from merlina.errors import ModelError, first_line
 from merlina.hub_errors import describe_hub_error
 from merlina.schemas.training import AttentionImplementation, Dtype, WeightBits
 
-# What model families call the number of their positions.
+# The names under which model families declare their number of positions.
 _POSITION_COUNTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
 _LARGEST_TEXT_FILE = 256 * 1024**2
-# What transformers reads as a whole, before and beside the weights.
+# Files that transformers reads as a whole into memory.
 _TEXT_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json",
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -42,9 +42,9 @@ _TEXT_FILES = (
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model, and how it is held: in `dtype` or in fewer bits. `scratch` is for what must be converted.
+    """Which model to load and how to hold it: in `dtype` or quantized. `scratch` is the folder for conversions.
 
-    `is_converted` says that this was done already, `stays_in_ram` that someone else moves the model to its device.
+    `is_converted`: the conversion is already done. `stays_in_ram`: the caller moves the model to its device.
     """
 
     base_model: str
@@ -59,17 +59,20 @@ class ModelSpec:
 
 
 def training_device() -> torch.device:
-    """The device this process trains on."""
+    """Return the device on which this process trains."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def free_memory() -> int:
-    """Bytes of the training device that nobody has taken."""
+    """Return the free memory of the training device, in bytes."""
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
 
 
 def compute_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """What `dtype` means here: auto is bfloat16 on a GPU that has it, float16 on an older one, float32 on a CPU."""
+    """Return the dtype for a setting: auto is bfloat16 on a GPU that supports it, else float16, and float32 on a CPU.
+
+    Raises ModelError for float16 on a CPU.
+    """
     if dtype == "auto":
         if device.type != "cuda":
             return torch.float32
@@ -81,7 +84,7 @@ def compute_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(base_model: str, token: str | None, trust_remote_code: bool = False) -> Any:
-    """transformers' tokenizer, with a pad token. Raises ModelError."""
+    """Load a model's tokenizer and give it a pad token if it has none. Raises ModelError."""
     with readable_errors(base_model, token):
         name, file = split_gguf(base_model)
         tokenizer = AutoTokenizer.from_pretrained(
@@ -95,7 +98,7 @@ def load_tokenizer(base_model: str, token: str | None, trust_remote_code: bool =
 
 
 def load_model(spec: ModelSpec) -> PreTrainedModel:
-    """The model on its device, held as 4-bit NF4, as 8-bit integers, or in the dtype asked for. Raises ModelError."""
+    """Load a model onto its device as 4-bit NF4, as 8-bit integers, or in the requested dtype. Raises ModelError."""
     device = training_device()
     dtype = compute_dtype(spec.dtype, device)
     base = spec.base_model
@@ -115,15 +118,15 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     if file:
         forget_quantization(model)
     if spec.weight_bits == 4:
-        _keep_weights_as_they_are(model)
+        _prevent_repacking(model)
     model.config.use_cache = False
     return model if spec.weight_bits or spec.stays_in_ram else model.to(device)
 
 
 def weight_source(gguf: str | None) -> dict[str, Any]:
-    """What the library is to be told of where weights are: in that file of the model's folder, or in safetensors.
+    """Return the arguments of `from_pretrained` that select the weights: a GGUF file of the folder, or safetensors.
 
-    A GGUF is unpacked: adapters and merging want dense weights, whatever kernels for packed ones there may be.
+    A GGUF is dequantized, since adapters and merging need dense weights.
     """
     if gguf is None:
         return {"use_safetensors": True}
@@ -131,13 +134,13 @@ def weight_source(gguf: str | None) -> dict[str, Any]:
 
 
 def vocabulary_size(model: Any) -> int:
-    """Return how many token ids a causal language model knows: rows of its embedding, or of its head where fewer."""
+    """Return the number of token ids of a causal language model: the rows of its embedding or its smaller head."""
     parts = [part for part in (model.get_input_embeddings(), model.get_output_embeddings()) if part is not None]
     return min(_rows(part) for part in parts)
 
 
 def _rows(part: Any) -> int:
-    """Of an embedding or a head, maybe inside an adapter; the weight of a quantized one has another shape."""
+    """Return the rows of an embedding or head, possibly inside an adapter. A quantized weight has another shape."""
     part = getattr(part, "base_layer", part)
     for name in ("num_embeddings", "out_features"):
         if isinstance(rows := getattr(part, name, None), int):
@@ -146,14 +149,14 @@ def _rows(part: Any) -> int:
 
 
 def max_positions(config: Any) -> int | None:
-    """Return how many positions a model's configuration declares, None for models without such a limit."""
+    """Return the number of positions that a model's configuration declares; None for models without a limit."""
     text = config.get_text_config()
     declared = (getattr(text, name, None) for name in _POSITION_COUNTS)
     return next((count for count in declared if isinstance(count, int) and count > 0), None)
 
 
 def weight_bytes(spec: ModelSpec) -> int:
-    """How much the model's weights take as they are held where `weight_bits` is None. Raises ModelError."""
+    """Return the size of the model's weights without quantization. Raises ModelError."""
     with readable_errors(spec.base_model, spec.token), torch.device("meta"):
         name, file = split_gguf(spec.base_model)
         given = {"token": spec.token, "trust_remote_code": spec.trust_remote_code}
@@ -164,8 +167,8 @@ def weight_bytes(spec: ModelSpec) -> int:
 
 
 def split_gguf(base_model: str) -> tuple[str, str | None]:
-    """A `.gguf` path as folder and file name; anything else with no file."""
-    # os.path takes any text for a path, however long or odd.
+    """Split a `.gguf` path into folder and file name. Anything else is returned without a file."""
+    # Any text may arrive here; unlike Path, os.path accepts every string except one with a null character.
     path = Path(base_model if "\0" in base_model else os.path.expanduser(base_model))
     if base_model.lower().endswith(".gguf"):
         return str(path.parent), path.name
@@ -183,15 +186,15 @@ def _quantized(bits: WeightBits, dtype: torch.dtype, device: torch.device) -> di
     return {"quantization_config": how, "device_map": {"": device}}
 
 
-def _keep_weights_as_they_are(model: PreTrainedModel) -> None:
-    """Keeps bitsandbytes from repacking weights for CPU inference in an evaluation, which training can't go on from."""
+def _prevent_repacking(model: PreTrainedModel) -> None:
+    """Prevent bitsandbytes from repacking weights for CPU inference in evaluations: training cannot use those."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
 
 
 def _attention(wanted: AttentionImplementation, device: torch.device) -> str | None:
-    """None leaves it to the library, which knows for which models torch's own attention does not do."""
+    """Return the attention implementation to load with. None lets transformers choose what the model supports."""
     flash = device.type == "cuda" and importlib.util.find_spec("flash_attn") is not None
     if wanted == "auto" or (wanted == "flash_attention_2" and not flash):
         return "flash_attention_2" if flash else None
@@ -199,7 +202,7 @@ def _attention(wanted: AttentionImplementation, device: torch.device) -> str | N
 
 
 def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
-    """The GGUF's weights as a safetensors folder, which loading in 4 or 8 bits needs."""
+    """Convert a GGUF to a safetensors folder, which loading in 4 or 8 bits needs. Raises ModelError."""
     folder, file = split_gguf(spec.base_model)
     target = spec.scratch / "converted"
     if spec.is_converted:
@@ -212,7 +215,7 @@ def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
 
 
 def forget_quantization(model: PreTrainedModel) -> None:
-    """A GGUF is unpacked while it is read; the mark it leaves would keep the model from being saved."""
+    """Remove the quantization settings of a dequantized GGUF, which would prevent the model from being saved."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.is_quantized = False
@@ -220,7 +223,7 @@ def forget_quantization(model: PreTrainedModel) -> None:
 
 
 def check_text_files(base_model: str) -> None:
-    """Raises ModelError where a file of a local folder that is read as a whole is too large, or a pipe or device."""
+    """Raise ModelError if a file of a local folder that is read as a whole is too large or not a regular file."""
     folder = Path(split_gguf(base_model)[0])
     for name in _TEXT_FILES if os.path.isdir(folder) else ():
         path = folder / name
@@ -237,20 +240,20 @@ def check_text_files(base_model: str) -> None:
 
 @contextlib.contextmanager
 def readable_errors(base_model: str, token: str | None = None) -> Iterator[None]:
-    """Turns what the libraries raise into one sentence about this model, whose files are looked at before."""
+    """Convert errors of the libraries into a ModelError about this model. Checks its files first."""
     check_text_files(base_model)
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        words = _in_words(error, base_model, token_given=token is not None)
-        if words is None:
+        message = _message(error, base_model, token_given=token is not None)
+        if message is None:
             raise
-        raise ModelError(words) from error
+        raise ModelError(message) from error
 
 
-def _in_words(error: Exception, base_model: str, *, token_given: bool) -> str | None:
+def _message(error: Exception, base_model: str, *, token_given: bool) -> str | None:
     hub = describe_hub_error(error, base_model, "model", token_given=token_given)
     if hub is not None:
         return hub

@@ -1,9 +1,10 @@
-"""Adding an adapter to the weights of its base model, in float32 whatever the weights are held in.
+"""The merge: adding an adapter's update to the weights of its base model, in float32.
 
 1. Weights that an adapted layer shares with another module are copied, so that merging changes the adapted layer alone:
-   with tied embeddings, an adapter on `lm_head` must not change `embed_tokens`, nor the other way round.
-2. Each layer is merged in float32, W' = W + delta, and only then cast to what is saved.
-3. What the cast loses is measured: updates much smaller than a weight's last bit vanish in it.
+   with tied embeddings, an adapter on `lm_head` must not change `embed_tokens`, nor vice versa.
+2. Each layer is merged in float32, W' = W + s B A, and only then cast to the dtype that is saved.
+3. The loss of the cast is measured. Example in bfloat16, which has 8 significant bits: neighbours of the weight 1.0 are
+   0.0039 below and 0.0078 above it, so an update of 0.001 is lost entirely, while one of 0.01 becomes 0.0078.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 @dataclass
 class RoundingError:
-    """Sums over all merged weights: squares of what the adapter changed, and of what the cast took from that."""
+    """Sums over all merged weights: squares of the adapter's changes, and squares of what the cast lost of them."""
 
     changed: float = 0.0
     lost: float = 0.0
@@ -32,14 +33,14 @@ class RoundingError:
 
     @property
     def share(self) -> float:
-        """Root mean square of what was lost over that of what was changed; 0 where nothing was lost."""
+        """Return the ratio of the root mean squares of loss and change; 0 if nothing was changed."""
         return (self.lost / self.changed) ** 0.5 if self.changed else 0.0
 
 
 def merge_adapter(model: Any, dtype: torch.dtype) -> tuple[Any, RoundingError]:
-    """The base model of a PeftModel with the adapter in its weights, all of `dtype`; and what rounding lost.
+    """Merge a PeftModel's adapter into its base model. Returns the model in `dtype` and the rounding error.
 
-    `model` is used up.
+    `model` is consumed: it must not be used afterwards.
     """
     _untie(model)
     rounding = RoundingError()
@@ -63,7 +64,7 @@ def _merge_layer(layer: Any, dtype: torch.dtype, rounding: RoundingError) -> Non
 
 
 def _untie(model: Any) -> None:
-    """Give every adapted layer weights of its own, and note in the configuration where embeddings were tied."""
+    """Copy the shared weights of every adapted layer, and mark embeddings in the configuration as no longer tied."""
     owners: dict[int, int] = {}
     for module in model.modules():
         for _, weight in _own_weights(module):

@@ -1,4 +1,4 @@
-"""Which parts of a model can take an adapter: layers and experts of the text decoder, and the output head."""
+"""The parts of a model that can have an adapter: layers and experts of the text decoder, and the output head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from merlina.domain.targets import Site, SiteKind
 
-# Parts of a path that tell the kind of a layer, the first that fits.
+# Substrings of a module's path by which the kind of a layer is recognized, in order of precedence.
 _KINDS: tuple[tuple[SiteKind, tuple[str, ...]], ...] = (
     ("shared experts", ("shared_expert", "shared_mlp")),
     ("routed experts", ("experts",)),
@@ -24,10 +24,10 @@ _KINDS: tuple[tuple[SiteKind, tuple[str, ...]], ...] = (
 
 
 def sites(model: Any) -> list[Site]:
-    """Return every part that can take an adapter, in the model's order.
+    """Return every part that can have an adapter, in the model's order.
 
-    Of a multimodal model only the text decoder and the output head: a preference pair is text, so that adapters on
-    its vision and audio towers would never receive a gradient.
+    A multimodal model offers only its text decoder and output head: preference pairs are text, so adapters on vision
+    and audio towers would never receive a gradient.
     """
     prefix, head, embedding = _text_decoder(model), model.get_output_embeddings(), model.get_input_embeddings()
     is_tied = head is not None and embedding is not None and head.weight is embedding.weight
@@ -40,7 +40,7 @@ def sites(model: Any) -> list[Site]:
 
 
 def _text_decoder(model: Any) -> str:
-    """Return the name of the text decoder; empty where it is the whole model."""
+    """Return the name of the text decoder; empty if it is the whole model."""
     try:
         decoder = model.get_decoder()
     except (AttributeError, NotImplementedError):
@@ -49,7 +49,7 @@ def _text_decoder(model: Any) -> str:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of weights, of quantized layers as many as they have when they are unpacked."""
+    """Return the number of weights. Quantized layers count with their unpacked weights."""
     packed = sum(
         module.in_features * module.out_features - module.weight.numel()
         for module in model.modules()
@@ -64,7 +64,7 @@ def _sites_of(name: str, module: nn.Module, *, is_head: bool, is_tied: bool) -> 
         yield Site(
             path=name,
             kind="output head" if is_head else "embeddings" if isinstance(module, nn.Embedding) else _kind(name),
-            # A tied head's weights are the embedding's, which counts them.
+            # The weights of a tied head are counted with the embedding.
             parameters=0 if is_head and is_tied else inputs * outputs,
             adapter_width=inputs + outputs,
         )
@@ -84,7 +84,7 @@ def _sites_of(name: str, module: nn.Module, *, is_head: bool, is_tied: bool) -> 
 
 
 def _shape(module: Any) -> tuple[int, int]:
-    """Inputs and outputs; the weight of a quantized layer has another shape."""
+    """Return inputs and outputs of a layer. The weight of a quantized layer has another shape."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     rows, columns = module.weight.shape
@@ -96,14 +96,14 @@ def _kind(path: str) -> SiteKind:
 
 
 def module_names(model: nn.Module, targets: Sequence[str], chosen: Sequence[Site]) -> list[str]:
-    """Return names by which peft finds the chosen layers and no others: as short as they were given, or in full."""
+    """Return names by which peft finds exactly the chosen layers: as given, else the last component, else in full."""
     wanted = [site.path for site in chosen if not site.is_parameter]
     leaves = list(dict.fromkeys(path.rsplit(".", 1)[-1] for path in wanted))
     return _names([name for name, _ in model.named_modules()], wanted, list(targets), leaves)
 
 
 def parameter_names(model: nn.Module, chosen: Sequence[Site]) -> list[str]:
-    """The same for parameters."""
+    """Return names by which peft finds exactly the chosen parameters."""
     wanted = [site.path for site in chosen if site.is_parameter]
     short = list(dict.fromkeys(".".join(path.split(".")[-2:]) for path in wanted))
     return _names([name for name, _ in model.named_parameters()], wanted, short)
@@ -122,12 +122,12 @@ def _ends(path: str, name: str) -> bool:
 
 
 def unsupported_names(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Return those layer names that peft would take for the routed experts of an older form of the architecture.
+    """Return layer names that peft would interpret as the routed experts of an earlier form of the architecture.
 
-    Some families had a layer for each expert up to transformers 4 (peft.utils.transformers_weight_conversion). peft
-    reads `gate_proj` as theirs, so that other layers of this name can't have an adapter that could be loaded again.
+    Up to transformers 4, some families had one layer for each expert (peft.utils.transformers_weight_conversion). peft
+    converts the name `gate_proj` to theirs, so an adapter on other layers of this name could not be loaded again.
     """
-    # Without all three names of a feed-forward it raises a ValueError, instead of converting them.
+    # peft raises a ValueError unless all names of a feed-forward are present, so dummy names complete them.
     asked = LoraConfig(target_modules=[*names, *(f"merlina.{name}" for name in ("gate_proj", "up_proj", "w1", "w3"))])
     convert_peft_config_for_transformers(asked, model=model, conversions=None)
     kept = copy.copy(asked.target_modules) or ()

@@ -1,11 +1,17 @@
-"""Formatted texts to token ids, with the room they may take.
+"""Tokenization: from formatted texts to token ids that fit into the configured lengths.
 
-1. Texts are encoded without the tokenizer's own additions: a format's markers are in them. An answer's ids are those it
-   has behind its prompt, which are the same alone but for tokenizers that mark where a text begins.
-2. The prompt begins with exactly one BOS where the tokenizer uses one.
-3. An answer ends with exactly one end token, which its format decides: see `end_token`. An end token that the data
-   itself has at the end of an answer is not repeated, and white space behind the end token is left out.
-4. A pair that is too long loses the prompt's beginning first, then each answer's end before its end token.
+1. Texts are encoded without special tokens of the tokenizer, since a format's markers are part of the text. An answer
+   has the ids that it has after its prompt. For most tokenizers these are the same alone; SentencePiece models, which
+   mark the beginning of a text, differ.
+2. The prompt begins with exactly one BOS if the tokenizer uses one.
+3. An answer ends with exactly one end token, which its format determines (`end_token`). End tokens at the end of the
+   data's answer are not repeated, and white space after them is removed.
+4. If the prompt and the longer answer exceed max_length, the prompt keeps its BOS and last tokens, and then each answer
+   its first tokens and its end token. Example with max_length 10 and max_prompt_length 6:
+
+       prompt [BOS, p1 .. p8], answers of 3 and 7 tokens    9 + 7 = 16 is too long
+       prompt [BOS, p4 .. p8] has 6 tokens, so 4 remain for answers
+       the answer of 3 tokens is unchanged, of the other [a1, a2, a3, end] remain
 """
 
 from __future__ import annotations
@@ -14,15 +20,15 @@ from dataclasses import dataclass
 from typing import Any
 
 _SHORTEST_ANSWER = 2
-# What an answer is put behind where it would melt into its prompt: a token of its own before most texts.
-_STAND_INS = ("\n", ".")
+# Texts that replace a prompt whose end shares a token with the answer: most texts begin a new token after them.
+_SUBSTITUTES = ("\n", ".")
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """Token ids of the prompt and of the two answers that follow it; `row` is its number in the data set.
+    """The token ids of a prompt and its two answers; `row` is its number in the data set.
 
-    `rejected` is empty where the method has no use for it.
+    `rejected` is empty for methods that do not use it.
     """
 
     prompt: list[int]
@@ -33,7 +39,7 @@ class TokenPair:
 
 @dataclass(frozen=True)
 class Truncation:
-    """How many tokens were left out of each part."""
+    """The number of tokens that were cut from each text."""
 
     prompt: int = 0
     chosen: int = 0
@@ -44,9 +50,9 @@ class Truncation:
 
 
 class PairTokenizer:
-    """`tokenizer` is one of transformers'. Lengths are in tokens; `max_length` is that of a prompt with its answer.
+    """Encodes pairs with a tokenizer of transformers. Lengths are in tokens; `max_length` covers prompt and answer.
 
-    `end` is the token that ends every answer; None where the tokenizer has none.
+    `end` is the token that ends every answer; None if the tokenizer has none.
     """
 
     def __init__(self, tokenizer: Any, max_length: int, max_prompt_length: int, end: int | None) -> None:
@@ -54,16 +60,16 @@ class PairTokenizer:
         self._max_length = max_length
         self._max_prompt_length = max_prompt_length
         self._bos = automatic_bos(tokenizer)
-        self._same_anywhere = _encodes_alike_anywhere(tokenizer)
+        self._is_context_free = _is_context_free(tokenizer)
         self._end = end
         self._ends = frozenset({end, tokenizer.eos_token_id} - {None})
         self._is_blank: dict[int, bool] = {}
 
     def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Truncation]:
-        """The ids that are trained on, and how many tokens were left out to make them fit."""
-        begun = _Beginning(self._tokenizer, _with_one_bos(prompt, self._bos))
-        of_rejected = [] if rejected is None else self._answer(begun, rejected)
-        whole = TokenPair(begun.ids, self._answer(begun, chosen), of_rejected)
+        """Return the token ids to train on, and the number of tokens that were cut to fit the lengths."""
+        start = _PromptText(self._tokenizer, _with_one_bos(prompt, self._bos))
+        of_rejected = [] if rejected is None else self._answer(start, rejected)
+        whole = TokenPair(start.ids, self._answer(start, chosen), of_rejected)
         kept = _fit(whole, self._tokenizer.bos_token_id, self._max_length, self._max_prompt_length)
         cut = Truncation(
             len(whole.prompt) - len(kept.prompt),
@@ -72,12 +78,12 @@ class PairTokenizer:
         )
         return kept, cut
 
-    def _answer(self, begun: _Beginning, answer: str) -> list[int]:
-        ids = _ids(self._tokenizer, answer) if self._same_anywhere else begun.followed_by(answer)
+    def _answer(self, start: _PromptText, answer: str) -> list[int]:
+        ids = _ids(self._tokenizer, answer) if self._is_context_free else start.encode_continuation(answer)
         return ids if self._end is None else [*self._without_end(ids), self._end]
 
     def _without_end(self, ids: list[int]) -> list[int]:
-        """The ids up to the first of the end tokens that nothing but white space and other end tokens follows."""
+        """Return the ids before the trailing end tokens. White space between and after those is removed with them."""
         begins = len(ids)
         for place in reversed(range(len(ids))):
             if ids[place] in self._ends:
@@ -92,33 +98,37 @@ class PairTokenizer:
         return self._is_blank[token]
 
 
-class _Beginning:
-    """A text that others follow, with its ids when nothing does: what a model is given before it answers."""
+class _PromptText:
+    """A prompt with its token ids when nothing follows, which is what a model receives before it answers."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self._tokenizer = tokenizer
         self._text = text
         self.ids = _ids(tokenizer, text)
 
-    def followed_by(self, answer: str) -> list[int]:
-        """The answer's ids in one text with this one; where tokens reach over the border, those it has in any text."""
-        ids = self._added_by(answer)
+    def encode_continuation(self, answer: str) -> list[int]:
+        """Return an answer's ids after this prompt.
+
+        If a token spans the border between both, the prompt's own ids change, and the model could never generate the
+        answer from them. Then the ids that the answer has after another text are used.
+        """
+        ids = self._continuation(answer)
         if ids is None:
-            others = (_Beginning(self._tokenizer, text)._added_by(answer) for text in _STAND_INS)
+            others = (_PromptText(self._tokenizer, text)._continuation(answer) for text in _SUBSTITUTES)
             ids = next((ids for ids in others if ids is not None), None)
         return _ids(self._tokenizer, answer) if ids is None else ids
 
-    def _added_by(self, answer: str) -> list[int] | None:
+    def _continuation(self, answer: str) -> list[int] | None:
         whole = _ids(self._tokenizer, self._text + answer)
         return whole[len(self.ids) :] if whole[: len(self.ids)] == self.ids else None
 
 
 def end_token(tokenizer: Any, suffix: str) -> int | None:
-    """The token that ends answers in a format that puts `suffix` after each of them; None where there is none.
+    """Return the token that ends answers of a format that appends `suffix` to each of them; None if there is none.
 
-    It is the suffix's last token, if that is the EOS or was added to the vocabulary as a whole, special or not: text
-    never becomes such a token by accident. Anything else, such as a line break, also occurs inside answers, so that
-    generation could not end there: the EOS follows it.
+    This is the suffix's last token if it is the EOS or an added token, special or not: ordinary text never becomes such
+    a token. Anything else, such as a line break, also occurs inside answers, where generation must not end; then the
+    EOS follows the suffix.
     """
     ids = _ids(tokenizer, suffix.rstrip()) if suffix.strip() else []
     eos: int | None = tokenizer.eos_token_id
@@ -127,15 +137,15 @@ def end_token(tokenizer: Any, suffix: str) -> int | None:
 
 
 def automatic_bos(tokenizer: Any) -> str | None:
-    """The BOS, where the tokenizer puts one before a text of its own."""
+    """Return the BOS if the tokenizer adds one to texts, else None."""
     bos: str | None = tokenizer.bos_token
     return bos if bos is not None and tokenizer.encode("a")[:1] == [tokenizer.bos_token_id] else None
 
 
 def _with_one_bos(text: str, bos: str | None) -> str:
-    """The text beginning with exactly one `bos`; as it is where that is None.
+    """Return the text with exactly one `bos` at its beginning; unchanged if `bos` is None.
 
-    Encoded with the text, as a chat template's BOS is: a tokenizer may take what follows for no beginning any more.
+    The BOS is encoded with the text, as it is in chat templates, since it can change how the next token is encoded.
     """
     if bos is None:
         return text
@@ -144,8 +154,8 @@ def _with_one_bos(text: str, bos: str | None) -> str:
     return text if text.startswith(bos) else bos + text
 
 
-def _encodes_alike_anywhere(tokenizer: Any) -> bool:
-    """Whether a text has the same ids alone as behind another. SentencePiece's kind begins each with a space."""
+def _is_context_free(tokenizer: Any) -> bool:
+    """Return whether a text has the same ids alone and after another. SentencePiece models add a space at its start."""
     alone = _ids(tokenizer, "a")
     return _ids(tokenizer, "\na")[-len(alone) :] == alone
 
@@ -159,19 +169,19 @@ def _fit(pair: TokenPair, bos: int | None, max_length: int, max_prompt_length: i
     if len(pair.prompt) + longest_answer <= max_length:
         return pair
     prompt = _last(pair.prompt, min(max_prompt_length, max_length - _SHORTEST_ANSWER), bos)
-    room = max_length - len(prompt)
-    return TokenPair(prompt, _first(pair.chosen, room), _first(pair.rejected, room))
+    left = max_length - len(prompt)
+    return TokenPair(prompt, _first(pair.chosen, left), _first(pair.rejected, left))
 
 
-def _last(prompt: list[int], room: int, bos: int | None) -> list[int]:
-    """The prompt's last tokens; a BOS stays first."""
-    if len(prompt) <= room:
+def _last(prompt: list[int], length: int, bos: int | None) -> list[int]:
+    """Return the prompt's last tokens. A BOS stays first."""
+    if len(prompt) <= length:
         return prompt
     if bos is not None and prompt[0] == bos:
-        return [bos, *prompt[len(prompt) - room + 1 :]]
-    return prompt[len(prompt) - room :]
+        return [bos, *prompt[len(prompt) - length + 1 :]]
+    return prompt[len(prompt) - length :]
 
 
-def _first(answer: list[int], room: int) -> list[int]:
-    """The answer's first tokens; its end token stays last."""
-    return answer if len(answer) <= room else [*answer[: room - 1], answer[-1]]
+def _first(answer: list[int], length: int) -> list[int]:
+    """Return the answer's first tokens. Its end token stays last."""
+    return answer if len(answer) <= length else [*answer[: length - 1], answer[-1]]
