@@ -33,13 +33,16 @@ class MerlinaError(Exception):
         return shorten(str(self.args[0])) if self.args else type(self).__name__
 
 
+Severity = Literal["error", "warning"]
+
+
 @dataclass(frozen=True)
 class Finding:
     """A result of a check or a validation. `field` is the dotted path of the field concerned, null if there is none."""
 
     message: str
     field: str | None = None
-    severity: Literal["error", "warning"] = "error"
+    severity: Severity = "error"
 
     def __str__(self) -> str:
         return f"{self.field}: {self.message}" if self.field else self.message

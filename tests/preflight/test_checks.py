@@ -10,7 +10,7 @@ import pytest
 from merlina.domain.targets import Site
 from merlina.hardware.gpus import Gpu
 from merlina.hub_reachability import HubReach
-from merlina.preflight.findings import Finding
+from merlina.preflight.findings import CheckResult
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_precision
 from merlina.preflight.memory_estimate import check_memory, estimate, trained_weights
 from merlina.preflight.models import check_lengths, check_model, check_targets
@@ -42,7 +42,7 @@ def test_no_gpu_is_a_warning_unless_one_is_asked_for() -> None:
 
 def test_more_gpus_than_pairs_of_a_step_is_a_warning() -> None:
     cards = [Gpu(0, "a", 1, 1, 0), Gpu(1, "b", 1, 1, 0)]
-    assert check_gpus(config(gpu_ids=[0, 1], batch_size=2, gradient_accumulation_steps=1), cards) == Finding()
+    assert check_gpus(config(gpu_ids=[0, 1], batch_size=2, gradient_accumulation_steps=1), cards) == CheckResult()
     finding = check_gpus(config(gpu_ids=[0, 1], batch_size=1, gradient_accumulation_steps=1), cards)
     assert (finding.errors, len(finding.warnings)) == ((), 1)
 
@@ -204,9 +204,9 @@ def test_merging_that_will_not_fit_into_ram_is_foretold() -> None:
     assert "in 32 bits" in unquantized
     assert warning.endswith("only the adapter is uploaded")
     tiny = FACTS.model_copy(update={"parameters": 1000})
-    assert check_merging(config(push_to_hub=True), tiny, "cpu") == Finding()
+    assert check_merging(config(push_to_hub=True), tiny, "cpu") == CheckResult()
     for changes in ({"push_to_hub": False}, {"merge_lora_before_upload": False}, {"use_4bit": False}):
-        assert check_merging(config(**{"push_to_hub": True, **changes}), huge, "cuda") == Finding(passed=None)
+        assert check_merging(config(**{"push_to_hub": True, **changes}), huge, "cuda") == CheckResult(passed=None)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_rows_that_the_model_has_no_place_for_are_named() -> None:
     assert "never trained on longer texts" in check_lengths(long, FACTS, DATA).warnings[0]
     learned = FACTS.model_copy(update={"learned_positions": True})
     assert "has 8,192 positions; set max_length" in check_lengths(long, learned, DATA).errors[0]
-    assert check_lengths(config(max_length=4096), learned, DATA) == Finding()
+    assert check_lengths(config(max_length=4096), learned, DATA) == CheckResult()
     strange = DATA.model_copy(update={"highest_id": 128_256})
     assert (
         "the token id 128,256, but the model has only the ids 0 to 128,255"

@@ -104,7 +104,7 @@ def test_steps_are_counted_as_the_run_takes_them() -> None:
 def test_a_plan_that_would_hardly_train_is_a_warning_with_its_numbers(
     pairs: int, changes: dict[str, Any], expected: list[str] | None
 ) -> None:
-    found = plan(pairs, **changes).warnings()
+    found = [str(finding) for finding in plan(pairs, **changes).findings()]
     assert len(found) == (expected is not None)
     for part in expected or ():
         assert part in found[0]
@@ -112,7 +112,7 @@ def test_a_plan_that_would_hardly_train_is_a_warning_with_its_numbers(
 
 def test_cycles_too_short_to_fall_are_a_warning() -> None:
     short = plan(320, lr_scheduler_type="cosine_with_restarts", lr_scheduler_cycles=10)
-    assert short.warnings() == [
+    assert list(map(str, short.findings())) == [
         "lr_scheduler_cycles: 10 cycles in 19 steps after the warm-up leave fewer than 2 steps per cycle, so the "
         "learning rate never decays; use fewer cycles"
     ]

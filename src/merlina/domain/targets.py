@@ -142,14 +142,14 @@ def warn_about_experts(kinds: Sequence[AdapterKind]) -> str | None:
     if not left_out:
         return None
     return (
-        f"target_modules: the routed experts, {left_out[0].share_without:.1%} of the model's parameters, get no "
+        f"the routed experts, {left_out[0].share_without:.1%} of the model's parameters, get no "
         f"adapter; add {EXPERTS!r} to train them as well"
     )
 
 
 def describe_missing(missing: Sequence[str], sites: Iterable[Site], *, all_missing: bool) -> str:
     """Return a sentence about targets that name nothing in the model."""
-    named = f"target_modules: the model has no layers named {', '.join(missing)}"
+    named = f"the model has no layers named {', '.join(missing)}"
     if not all_missing:
         return f"{named}; the others are trained"
     names = {EXPERTS if site.is_parameter else site.path.rsplit(".", 1)[-1] for site in sites}

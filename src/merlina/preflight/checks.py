@@ -14,8 +14,9 @@ from merlina.executors.chat_process import ChatProcess
 from merlina.executors.helper_pools import Helpers, Repo
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
+from merlina.preflight import findings
 from merlina.preflight.datasets import check_rows
-from merlina.preflight.findings import Finding, Report
+from merlina.preflight.findings import CheckResult, Report
 from merlina.preflight.hub_access import check_repo
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_output, check_precision
 from merlina.preflight.memory_estimate import check_memory
@@ -66,57 +67,55 @@ class Preflight:
         """
         gpus = self.list_gpus()
         report = Report()
-        report.findings["settings_used"] = check_unused_settings(config)
-        report.findings["gpu_available"] = check_gpus(config, gpus)
-        report.findings["model_accessible"] = check_model(
-            config.base_model, self._hub_token(config), self.helpers.reach
-        )
-        report.findings["dataset_valid"] = self._resolve_dataset(config, report)
+        report.results["settings_used"] = check_unused_settings(config)
+        report.results["gpu_available"] = check_gpus(config, gpus)
+        report.results["model_accessible"] = check_model(config.base_model, self._hub_token(config), self.helpers.reach)
+        report.results["dataset_valid"] = self._resolve_dataset(config, report)
         facts = self._inspect(config, report, closed)
         if facts is not None:
-            report.findings["model_supported"] = check_architecture(facts)
-            report.findings["layers_found"] = check_targets(config, facts.model) if facts.model else Finding()
-            report.findings["tokenizer_ready"] = check_tokenizer(facts, config.dataset.format.format_type)
+            report.results["model_supported"] = check_architecture(facts)
+            report.results["layers_found"] = check_targets(config, facts.model) if facts.model else CheckResult()
+            report.results["tokenizer_ready"] = check_tokenizer(facts, config.dataset.format.format_type)
         self._check_dataset(config, report, facts, closed)
         model = facts.model if facts else None
         report.adapters = adapters(config, model) if model else []
         if model is not None and report.data is not None:
-            report.findings["lengths_fit"] = check_lengths(config, model, report.data)
-        report.findings["precision_available"] = check_precision(config, gpus)
-        report.findings["vram_sufficient"], report.memory = check_memory(
+            report.results["lengths_fit"] = check_lengths(config, model, report.data)
+        report.results["precision_available"] = check_precision(config, gpus)
+        report.results["vram_sufficient"], report.memory = check_memory(
             config, model, report.data, gpus, self.chat_process.reclaimable_mb
         )
         if model is None:
-            report.findings["vram_sufficient"] = Finding(
+            report.results["vram_sufficient"] = CheckResult(
                 passed=False, not_checked=("vram_sufficient: the model's size is unknown",)
             )
         device = "cuda" if gpus else "cpu"
-        report.findings["merging_fits"] = check_merging(config, model, device)
+        report.results["merging_fits"] = check_merging(config, model, device)
         rows = self._count_rows(config, report, closed)
-        report.findings["steps_suffice"] = check_step_count(plan_steps(config, report.data, rows))
+        report.results["steps_suffice"] = check_step_count(plan_steps(config, report.data, rows))
         report.time = self._estimate_time(config, report, model, rows, device, closed)
-        report.findings["disk_space_ok"] = check_disk(config, self.settings, model, device)
-        report.findings["output_free"] = check_output(self.settings.models_dir / config.output_name)
-        report.findings["upload_ready"] = self.upload.check(config, self._hub_token(config), self.helpers.reach)
-        report.findings["wandb_ready"] = check_wandb(config.use_wandb, self._wandb_key(config))
+        report.results["disk_space_ok"] = check_disk(config, self.settings, model, device)
+        report.results["output_free"] = check_output(self.settings.models_dir / config.output_name)
+        report.results["upload_ready"] = self.upload.check(config, self._hub_token(config), self.helpers.reach)
+        report.results["wandb_ready"] = check_wandb(config.use_wandb, self._wandb_key(config))
         return report
 
-    def _resolve_dataset(self, config: TrainingConfig, report: Report) -> Finding:
+    def _resolve_dataset(self, config: TrainingConfig, report: Report) -> CheckResult:
         settings, source = self.settings, config.dataset.source
         try:
             report.dataset_file = resolve_file(source, settings.uploads_dir, self.allowed)
         except ForbiddenError:
             raise
         except MerlinaError as error:
-            return Finding(passed=False, errors=(f"dataset: {error.message}",))
+            return findings.error("dataset", error.message)
         if report.dataset_file is None:
             token, reach = self._hub_token(config), self.helpers.reach
             return check_repo(str(source.repo_id), "dataset", "dataset.source.repo_id", token, reach)
-        return Finding()
+        return CheckResult()
 
     def _inspect(self, config: TrainingConfig, report: Report, closed: threading.Event | None) -> RunFacts | None:
         """Have a helper inspect model and data; None if either is not accessible."""
-        if not (report.findings["model_accessible"].passed and report.findings["dataset_valid"].passed):
+        if not (report.results["model_accessible"].passed and report.results["dataset_valid"].passed):
             return None
         try:
             operation = InspectRun(
@@ -131,7 +130,7 @@ class Preflight:
             raise
         except MerlinaError as error:
             message = f"Model and data could not be inspected before the run: {error.message}"
-            report.findings["inspected"] = Finding(passed=False, warnings=(message,))
+            report.results["inspected"] = findings.warning(None, message)
             return None
 
     def _repos(self, config: TrainingConfig) -> list[Repo]:
@@ -142,7 +141,7 @@ class Preflight:
     def _check_dataset(
         self, config: TrainingConfig, report: Report, facts: RunFacts | None, closed: threading.Event | None
     ) -> None:
-        if not report.findings["dataset_valid"].passed:
+        if not report.results["dataset_valid"].passed:
             return
         if facts is not None:
             report.data, error = facts.data, facts.data_error
@@ -150,11 +149,11 @@ class Preflight:
             report.data, error = self._examine_without_tokenizer(config, report.dataset_file, closed)
         else:
             unread = ("dataset_valid: the data set exists, but its rows were not read",)
-            found = report.findings["dataset_valid"]
-            report.findings["dataset_valid"] = Finding(passed=False, warnings=found.warnings, not_checked=unread)
+            found = report.results["dataset_valid"]
+            report.results["dataset_valid"] = CheckResult(passed=False, findings=found.findings, not_checked=unread)
             return
-        access, rows = report.findings["dataset_valid"], check_rows(report.data, error)
-        report.findings["dataset_valid"] = Finding(rows.passed, rows.errors, access.warnings + rows.warnings)
+        access, rows = report.results["dataset_valid"], check_rows(report.data, error)
+        report.results["dataset_valid"] = CheckResult(rows.passed, access.findings + rows.findings)
 
     def _examine_without_tokenizer(
         self, config: TrainingConfig, file: Path, closed: threading.Event | None

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from merlina.preflight.findings import Finding
+from merlina.errors import Finding, Severity
+from merlina.preflight.findings import CheckResult, error
 from merlina.schemas.inspection import DataFacts
 
 
-def check_rows(facts: DataFacts | None, error: str | None) -> Finding:
+def check_rows(facts: DataFacts | None, problem: str | None) -> CheckResult:
     """Return an error if the data set has no usable rows, otherwise the data doctor's findings as warnings."""
     if facts is None:
-        return Finding(passed=error is None, errors=(f"dataset: {error}",) if error else ())
+        return CheckResult() if problem is None else error("dataset", problem)
     if facts.rows == 0:
-        return Finding(passed=False, errors=("dataset: it has no rows",))
+        return error("dataset", "it has no rows")
     scope = "" if facts.all_rows else f" (in the first {facts.rows:,} rows)"
-    messages = tuple(f"dataset: {finding.message}{scope}" for finding in facts.findings)
-    if facts.usable == 0:
-        return Finding(passed=False, errors=messages)
-    return Finding(warnings=messages)
+    severity: Severity = "warning" if facts.usable else "error"
+    findings = tuple(Finding(f"{finding.message}{scope}", "dataset", severity) for finding in facts.findings)
+    return CheckResult(passed=facts.usable > 0, findings=findings)

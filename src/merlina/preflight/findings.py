@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from merlina import errors as merlina_errors
 from merlina.domain.targets import AdapterKind
+from merlina.errors import Finding, Severity
 from merlina.schemas.inspection import DataFacts
 from merlina.schemas.validation import (
     MemoryEstimate,
@@ -17,25 +18,44 @@ from merlina.schemas.validation import (
     ValidationResults,
 )
 
+_Item = TypeVar("_Item")
+
 
 @dataclass(frozen=True)
-class Finding:
-    """Result of a check: whether it passed, with errors, which reject the run, and warnings.
+class CheckResult:
+    """Result of a check: whether it passed, with its findings. An error rejects the run, a warning does not.
 
     `passed` is None if the check was not performed. `not_checked` names what remains open, with the reason.
     """
 
     passed: bool | None = True
-    errors: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
     not_checked: tuple[str, ...] = ()
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        return _texts(self.findings, "error")
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return _texts(self.findings, "warning")
+
+
+def error(field: str | None, message: str) -> CheckResult:
+    """Return the result of a check that failed."""
+    return CheckResult(passed=False, findings=(Finding(message, field),))
+
+
+def warning(field: str | None, message: str, *, passed: bool = False) -> CheckResult:
+    """Return the result of a check with a warning."""
+    return CheckResult(passed=passed, findings=(Finding(message, field, "warning"),))
 
 
 @dataclass
 class Report:
-    """Findings of all checks by name, with the facts and estimates they are based on."""
+    """Results of all checks by name, with the facts and estimates they are based on."""
 
-    findings: dict[str, Finding] = field(default_factory=dict)
+    results: dict[str, CheckResult] = field(default_factory=dict)
     dataset_file: Path | None = None
     adapters: list[AdapterKind] = field(default_factory=list)
     memory: MemoryEstimate | None = None
@@ -43,27 +63,26 @@ class Report:
     data: DataFacts | None = None
 
     @property
+    def findings(self) -> list[Finding]:
+        """The findings of all checks, without repetitions."""
+        return _once(finding for result in self.results.values() for finding in result.findings)
+
+    @property
     def errors(self) -> list[str]:
-        return _once(error for finding in self.findings.values() for error in finding.errors)
+        return list(_texts(self.findings, "error"))
 
     @property
     def warnings(self) -> list[str]:
-        return _once(warning for finding in self.findings.values() for warning in finding.warnings)
-
-    @property
-    def all_findings(self) -> list[merlina_errors.Finding]:
-        """Errors and warnings of all checks."""
-        found = [merlina_errors.Finding(line) for line in self.errors]
-        return found + [merlina_errors.Finding(line, severity="warning") for line in self.warnings]
+        return list(_texts(self.findings, "warning"))
 
     def response(self) -> ValidationResponse:
-        checks = ValidationChecks.model_validate({name: finding.passed for name, finding in self.findings.items()})
+        checks = ValidationChecks.model_validate({name: result.passed for name, result in self.results.items()})
         results = ValidationResults(
             errors=self.errors,
             warnings=self.warnings,
-            findings=self.all_findings,
+            findings=self.findings,
             checks=checks,
-            not_checked=_once(open_ for finding in self.findings.values() for open_ in finding.not_checked),
+            not_checked=_once(open_ for result in self.results.values() for open_ in result.not_checked),
             adapters=self.adapters,
             memory=self.memory,
             time=self.time,
@@ -73,6 +92,10 @@ class Report:
         return ValidationResponse(valid=not self.errors, results=results)
 
 
-def _once(lines: Iterable[str]) -> list[str]:
-    """Return the lines in order, without repetitions."""
-    return list(dict.fromkeys(lines))
+def _once(items: Iterable[_Item]) -> list[_Item]:
+    """Return the items in order, without repetitions."""
+    return list(dict.fromkeys(items))
+
+
+def _texts(findings: Iterable[Finding], severity: Severity) -> tuple[str, ...]:
+    return tuple(str(finding) for finding in findings if finding.severity == severity)

@@ -7,12 +7,12 @@ from huggingface_hub.errors import CacheNotFound, HFValidationError
 
 from merlina.hub_errors import RepoKind, check_access, describe_hub_error, is_access_denied
 from merlina.hub_reachability import HubReach
-from merlina.preflight.findings import Finding
+from merlina.preflight.findings import CheckResult, error, warning
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, reach: HubReach) -> Finding:
+def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, reach: HubReach) -> CheckResult:
     """Check access to a repository; `field` is the configuration field that names it.
 
     Without a connection to the Hub, a cached repository passes with a warning.
@@ -20,20 +20,20 @@ def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, reac
     problem = reach.problem()
     if problem is not None and not constants.is_offline_mode():
         if _is_cached(repo_id, kind):
-            return Finding(warnings=(f"{problem}; using {repo_id!r} from this machine's cache",))
-        return _error(field, f"{problem}, and {repo_id!r} is not in this machine's cache")
+            return warning(None, f"{problem}; using {repo_id!r} from this machine's cache", passed=True)
+        return error(field, f"{problem}, and {repo_id!r} is not in this machine's cache")
     try:
         check_access(repo_id, kind, token)
     except HFValidationError:
-        return _error(field, f"{repo_id!r} is neither a folder or file on this machine nor a Hub id (org/name)")
-    except Exception as error:  # the Hub's client raises errors of whichever HTTP library it uses
-        if not is_access_denied(error) and _is_cached(repo_id, kind):
-            return Finding(warnings=(f"The Hub can't be reached; using {repo_id!r} from this machine's cache",))
-        message = describe_hub_error(error, repo_id, kind, token_given=token is not None)
-        return _error(
-            field, message or f"{repo_id!r} can't be looked up on the Hub ({type(error).__name__}); try again later"
+        return error(field, f"{repo_id!r} is neither a folder or file on this machine nor a Hub id (org/name)")
+    except Exception as refusal:  # the Hub's client raises errors of whichever HTTP library it uses
+        if not is_access_denied(refusal) and _is_cached(repo_id, kind):
+            return warning(None, f"The Hub can't be reached; using {repo_id!r} from this machine's cache", passed=True)
+        message = describe_hub_error(refusal, repo_id, kind, token_given=token is not None)
+        return error(
+            field, message or f"{repo_id!r} can't be looked up on the Hub ({type(refusal).__name__}); try again later"
         )
-    return Finding()
+    return CheckResult()
 
 
 def cached_tokenizers() -> set[str]:
@@ -54,7 +54,3 @@ def _is_cached(repo_id: str, kind: RepoKind) -> bool:
         return any(repo.repo_id == repo_id and repo.repo_type == kind for repo in scan_cache_dir().repos)
     except CacheNotFound:
         return False
-
-
-def _error(field: str, message: str) -> Finding:
-    return Finding(passed=False, errors=(f"{field}: {message}",))

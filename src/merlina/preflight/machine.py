@@ -8,9 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from merlina.domain.units import MIB, gib
+from merlina.errors import Finding
 from merlina.hardware.gpus import Gpu, count_in_words
 from merlina.hardware.host import available_memory, existing_parent, free_disk
-from merlina.preflight.findings import Finding
+from merlina.preflight.findings import CheckResult, error, warning
 from merlina.preflight.memory_estimate import compute_bytes, trained_weights
 from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.training import KEPT_CHECKPOINTS, OPTIMIZER_BYTES, TrainingConfig
@@ -19,60 +20,54 @@ from merlina.settings import Settings
 _MIN_FREE_DISK = 256 * MIB
 
 
-def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
+def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> CheckResult:
     """Return an error for unknown `gpu_ids`, and warnings for idle GPUs or a machine without any."""
     indices = [gpu.index for gpu in gpus]
     missing = [index for index in config.gpu_ids or [] if index not in indices]
     if missing:
         known = f"this machine has {count_in_words(gpus)}" if gpus else "this machine has no CUDA GPU"
-        return Finding(
-            passed=False, errors=(f"gpu_ids: there is no GPU with the index {', '.join(map(str, missing))}; {known}",)
-        )
+        return error("gpu_ids", f"there is no GPU with the index {', '.join(map(str, missing))}; {known}")
     if len(config.gpu_ids or []) > config.pairs_per_step:
-        return Finding(passed=False, warnings=(_describe_idle_gpus(config),))
+        return warning("gpu_ids", _describe_idle_gpus(config))
     if not indices:
-        return Finding(
-            passed=False, warnings=("No CUDA GPU found: the run trains on the CPU, which suits only small models",)
-        )
-    return Finding()
+        return warning(None, "No CUDA GPU found: the run trains on the CPU, which suits only small models")
+    return CheckResult()
 
 
 def _describe_idle_gpus(config: TrainingConfig) -> str:
     return (
-        f"gpu_ids: {len(config.gpu_ids or [])} GPUs share the {config.pairs_per_step} pairs of a step, which leaves "
+        f"{len(config.gpu_ids or [])} GPUs share the {config.pairs_per_step} pairs of a step, which leaves "
         "some of them idle; increase batch_size or gradient_accumulation_steps"
     )
 
 
-def check_precision(config: TrainingConfig, gpus: Sequence[Gpu]) -> Finding:
+def check_precision(config: TrainingConfig, gpus: Sequence[Gpu]) -> CheckResult:
     """Check that the machine supports the requested dtype and attention kernel."""
     if config.dtype == "float16" and not gpus:
-        return Finding(passed=False, errors=("dtype: float16 requires a GPU; use float32 or bfloat16",))
+        return error("dtype", "float16 requires a GPU; use float32 or bfloat16")
     if config.attn_implementation == "flash_attention_2" and not (gpus and find_spec("flash_attn")):
         missing = "the package flash-attn is not installed" if gpus else "it requires a GPU"
-        return Finding(
-            passed=False,
-            warnings=(f"attn_implementation: flash_attention_2 is not available ({missing}); the run uses auto",),
-        )
-    return Finding()
+        message = f"flash_attention_2 is not available ({missing}); the run uses auto"
+        return warning("attn_implementation", message)
+    return CheckResult()
 
 
-def check_merging(config: TrainingConfig, model: ModelFacts | None, device: str) -> Finding:
+def check_merging(config: TrainingConfig, model: ModelFacts | None, device: str) -> CheckResult:
     """Check that the base model fits into RAM for merging, after the run's own model has been freed.
 
     A run on a GPU in 16 or 32 bits merges there, where the model evidently fits.
     """
     if model is None or not config.merges or (device == "cuda" and not config.weight_bits):
-        return Finding(passed=None)
+        return CheckResult(passed=None)
     width = merging_width(config, device)
     needed, free = config.merging_bytes(model.parameters * width), available_memory()
     if needed <= free:
-        return Finding()
+        return CheckResult()
     message = (
-        f"merge_lora_before_upload: merging loads the base model into RAM in {8 * width} bits, about {gib(needed)}; "
+        f"merging loads the base model into RAM in {8 * width} bits, about {gib(needed)}; "
         f"{gib(free)} are free. If that is still too little at the end of the run, only the adapter is uploaded"
     )
-    return Finding(passed=False, warnings=(message,))
+    return warning("merge_lora_before_upload", message)
 
 
 def merging_width(config: TrainingConfig, device: str) -> int:
@@ -88,7 +83,7 @@ def _merged_width(config: TrainingConfig, device: str) -> int:
     return 4 if config.merge_dtype == "float32" else 2
 
 
-def check_disk(config: TrainingConfig, settings: Settings, model: ModelFacts | None, device: str) -> Finding:
+def check_disk(config: TrainingConfig, settings: Settings, model: ModelFacts | None, device: str) -> CheckResult:
     """Check that the folders are writable and their disks have space for a run on `device`, cpu or cuda."""
     checkpoints, finished = _bytes_to_write(config, model, device)
     needed = {settings.data_dir: checkpoints, settings.models_dir: finished}
@@ -96,16 +91,15 @@ def check_disk(config: TrainingConfig, settings: Settings, model: ModelFacts | N
         needed = dict.fromkeys(needed, checkpoints + finished)
     problems = [problem for folder, size in needed.items() if (problem := _disk_problem(folder, size))]
     unknown = ("disk_space_ok: the space is not checked, because the model's size is unknown",)
-    return Finding(passed=not problems, errors=tuple(problems), not_checked=() if model else unknown)
-
-
-def check_output(target: Path) -> Finding:
-    if not target.exists():
-        return Finding()
-    return Finding(
-        passed=False,
-        warnings=(f"output_name: {target} exists; it is kept under another name when the run ends",),
+    return CheckResult(
+        passed=not problems, findings=tuple(map(Finding, problems)), not_checked=() if model else unknown
     )
+
+
+def check_output(target: Path) -> CheckResult:
+    if not target.exists():
+        return CheckResult()
+    return warning("output_name", f"{target} exists; it is kept under another name when the run ends")
 
 
 def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None, device: str) -> tuple[float, float]:

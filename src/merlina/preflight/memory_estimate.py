@@ -13,7 +13,7 @@ from merlina.domain.targets import match
 from merlina.domain.units import GIB, MIB, gib
 from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory
-from merlina.preflight.findings import Finding
+from merlina.preflight.findings import CheckResult, error
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig, smaller_budget
 from merlina.schemas.validation import MemoryEstimate
@@ -144,13 +144,13 @@ def check_memory(
     data: DataFacts | None,
     gpus: Sequence[Gpu],
     reclaimable_mb: Callable[[int | None], int],
-) -> tuple[Finding, MemoryEstimate | None]:
+) -> tuple[CheckResult, MemoryEstimate | None]:
     """Check that the run fits into the free memory; with several GPUs, into that of each.
 
     `reclaimable_mb` returns what is freed before the run starts, in MiB: of the GPU with this index, or of RAM (None).
     """
     if model is None:
-        return Finding(passed=False), None
+        return CheckResult(passed=False), None
     freed = [replace(gpu, memory_free_mb=gpu.memory_free_mb + reclaimable_mb(gpu.index)) for gpu in gpus]
     gpu = _decisive_gpu(config, freed)
     device, place = ("cuda", f"GPU {gpu.index}") if gpu else ("cpu", "RAM")
@@ -170,15 +170,15 @@ def check_memory(
         parts_mb={name: round(size / MIB) for name, size in components},
     )
     if minimum.total <= free:
-        return Finding(), shown
+        return CheckResult(), shown
     largest, size = components[0]
     message = (
-        f"memory: the run needs at least {gib(minimum.total)} of {place}, but {gib(free)} are free. "
+        f"the run needs at least {gib(minimum.total)} of {place}, but {gib(free)} are free. "
         f"Largest component: {largest} ({gib(size)}). {_suggest_savings(config, model, data, device, num_shards)}"
     )
     if gpus_used > 1 and not config.use_lora:
         message += ". More GPUs do not help: without LoRA each of them holds the whole model"
-    return Finding(passed=False, errors=(message,)), shown
+    return error("memory", message), shown
 
 
 def _decisive_gpu(config: TrainingConfig, gpus: Sequence[Gpu]) -> Gpu | None:

@@ -10,10 +10,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from merlina.domain.targets import AdapterKind, by_kind, describe_missing, match, warn_about_experts
+from merlina.errors import Finding
 from merlina.executors.helper_pools import Repo
 from merlina.hub_reachability import HubReach
 from merlina.paths import read_small_file
-from merlina.preflight.findings import Finding
+from merlina.preflight.findings import CheckResult, error, warning
 from merlina.preflight.hub_access import check_repo
 from merlina.schemas.datasets import FormatType
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
@@ -25,7 +26,7 @@ _LARGEST_CONFIG = 16 * 1024**2
 _LARGEST_PARSED_CONFIG = 1024**2
 
 
-def check_model(base_model: str, token: str | None, reach: HubReach) -> Finding:
+def check_model(base_model: str, token: str | None, reach: HubReach) -> CheckResult:
     """Check that the base model, a local folder, a `.gguf` file or a Hub id, is accessible."""
     path = local_path(base_model)
     if os.path.isdir(path):
@@ -33,8 +34,8 @@ def check_model(base_model: str, token: str | None, reach: HubReach) -> Finding:
     if base_model.lower().endswith(".gguf"):
         return _check_gguf(path)
     if is_local(base_model):
-        return _error(
-            f"base_model: there is no folder or .gguf file {base_model!r} here, and it is not a Hub id (org/name)"
+        return error(
+            "base_model", f"there is no folder or .gguf file {base_model!r} here, and it is not a Hub id (org/name)"
         )
     return check_repo(base_model, "model", "base_model", token, reach)
 
@@ -56,21 +57,22 @@ def is_local(base_model: str) -> bool:
     return _looks_like_path(base_model) or not _is_hub_id(base_model)
 
 
-def check_architecture(facts: RunFacts) -> Finding:
+def check_architecture(facts: RunFacts) -> CheckResult:
     """Check that transformers supports the architecture."""
-    return Finding() if facts.model_error is None else _error(f"base_model: {facts.model_error}")
+    return CheckResult() if facts.model_error is None else error("base_model", facts.model_error)
 
 
-def check_targets(config: TrainingConfig, model: ModelFacts) -> Finding:
+def check_targets(config: TrainingConfig, model: ModelFacts) -> CheckResult:
     """Check that the model has the layers in `target_modules`."""
     if not config.use_lora:
-        return Finding()
+        return CheckResult()
     adapted, missing = match(model.sites, config.target_modules)
     if not adapted:
-        return _error(describe_missing(missing, model.sites, all_missing=True))
-    warnings = [describe_missing(missing, model.sites, all_missing=False)] if missing else []
-    without_experts = warn_about_experts(adapters(config, model))
-    return Finding(warnings=(*warnings, *([without_experts] if without_experts else ())))
+        return error("target_modules", describe_missing(missing, model.sites, all_missing=True))
+    messages = [describe_missing(missing, model.sites, all_missing=False)] if missing else []
+    if (without_experts := warn_about_experts(adapters(config, model))) is not None:
+        messages.append(without_experts)
+    return CheckResult(findings=tuple(Finding(message, "target_modules", "warning") for message in messages))
 
 
 def adapters(config: TrainingConfig, model: ModelFacts) -> list[AdapterKind]:
@@ -81,35 +83,36 @@ def adapters(config: TrainingConfig, model: ModelFacts) -> list[AdapterKind]:
     return by_kind(model.sites, adapted, config.lora_r, model.parameters)
 
 
-def check_tokenizer(facts: RunFacts, format_type: FormatType) -> Finding:
+def check_tokenizer(facts: RunFacts, format_type: FormatType) -> CheckResult:
     """Check that the tokenizer loads and has the markers of the chat format."""
     if facts.tokenizer_error is not None:
-        return _error(f"base_model: {facts.tokenizer_error}")
+        return error("base_model", facts.tokenizer_error)
     if not facts.missing_markers:
-        return Finding()
+        return CheckResult()
     markers = ", ".join(facts.missing_markers)
     message = (
-        f"dataset.format: the markers {markers} of the format {format_type!r} are not tokens of this model, which "
+        f"the markers {markers} of the format {format_type!r} are not tokens of this model, which "
         "reads them as plain text; the format 'tokenizer' uses the model's own markers"
     )
-    return Finding(passed=False, warnings=(message,))
+    return warning("dataset.format", message)
 
 
-def check_lengths(config: TrainingConfig, model: ModelFacts, data: DataFacts) -> Finding:
+def check_lengths(config: TrainingConfig, model: ModelFacts, data: DataFacts) -> CheckResult:
     """Check that the model has an embedding for every token id of the examined rows, and enough positions."""
     if data.highest_id is not None and data.highest_id >= model.vocab_size:
-        return _error(
-            f"base_model: row {data.highest_id_row or 1:,} contains the token id {data.highest_id:,}, but the model "
+        return error(
+            "base_model",
+            f"row {data.highest_id_row or 1:,} contains the token id {data.highest_id:,}, but the model "
             f"has only the ids 0 to {model.vocab_size - 1:,}; the tokenizer belongs to another model, or tokens were "
-            "added after the model was saved"
+            "added after the model was saved",
         )
     longest = min(data.longest or 0, config.max_length)
     if model.max_positions is None or longest <= model.max_positions:
-        return Finding()
-    message = f"max_length: rows have up to {longest:,} tokens, but the model has {model.max_positions:,} positions"
+        return CheckResult()
+    message = f"rows have up to {longest:,} tokens, but the model has {model.max_positions:,} positions"
     if model.learned_positions:
-        return _error(f"{message}; set max_length to at most that")
-    return Finding(warnings=(f"{message}, and was never trained on longer texts",))
+        return error("max_length", f"{message}; set max_length to at most that")
+    return warning("max_length", f"{message}, and was never trained on longer texts", passed=True)
 
 
 def local_path(base_model: str) -> Path:
@@ -129,36 +132,33 @@ def _looks_like_path(base_model: str) -> bool:
     return base_model.startswith(("/", "./", "../", "~")) or base_model.count("/") > 1
 
 
-def _check_folder(path: Path) -> Finding:
+def _check_folder(path: Path) -> CheckResult:
     config = path / "config.json"
     if not config.is_file():
-        return _error(f"base_model: the folder {path} has no config.json, so it is not a transformers model")
+        return error("base_model", f"the folder {path} has no config.json, so it is not a transformers model")
     try:
         text = read_small_file(config, _LARGEST_CONFIG)
         if len(text) <= _LARGEST_PARSED_CONFIG:
             json.loads(text)
-    except OSError as error:
-        return _error(f"base_model: {config} can't be read: {error.strerror}")
-    except (ValueError, RecursionError) as error:
-        return _error(f"base_model: {config} {why_not_json(error)}")
+    except OSError as failure:
+        return error("base_model", f"{config} can't be read: {failure.strerror}")
+    except (ValueError, RecursionError) as failure:
+        return error("base_model", f"{config} {why_not_json(failure)}")
     if any(path.glob("*.safetensors")):
-        return Finding()
+        return CheckResult()
     if any(path.glob("*.bin")):
-        return _error(
-            f"base_model: the folder {path} has its weights as pickles (*.bin), which can run code when loaded; "
-            "convert them to safetensors with save_pretrained"
+        return error(
+            "base_model",
+            f"the folder {path} has its weights as pickles (*.bin), which can run code when loaded; "
+            "convert them to safetensors with save_pretrained",
         )
-    return _error(f"base_model: the folder {path} has no weights (*.safetensors)")
+    return error("base_model", f"the folder {path} has no weights (*.safetensors)")
 
 
-def _check_gguf(path: Path) -> Finding:
+def _check_gguf(path: Path) -> CheckResult:
     if not os.path.isfile(path):
-        return _error(f"base_model: there is no file {str(path)!r} on this machine")
+        return error("base_model", f"there is no file {str(path)!r} on this machine")
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
-            return _error(f"base_model: {path} is not a GGUF file, despite its name")
-    return Finding()
-
-
-def _error(message: str) -> Finding:
-    return Finding(passed=False, errors=(message,))
+            return error("base_model", f"{path} is not a GGUF file, despite its name")
+    return CheckResult()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merlina.data.dataset import held_out_count
-from merlina.preflight.findings import Finding
+from merlina.preflight.findings import CheckResult
 from merlina.schemas.inspection import DataFacts
 from merlina.schemas.plan import StepPlan
 from merlina.schemas.training import TrainingConfig
@@ -20,9 +20,9 @@ def plan_steps(config: TrainingConfig, data: DataFacts | None, rows: int | None)
     return StepPlan(config, pairs - held_out_count(pairs, config.dataset.test_size))
 
 
-def check_step_count(plan: StepPlan | None) -> Finding:
+def check_step_count(plan: StepPlan | None) -> CheckResult:
     """Return a warning for a plan that is unlikely to change the model much."""
     if plan is None or plan.pairs == 0:
-        return Finding(passed=None, not_checked=("steps_suffice: the number of pairs is unknown",))
-    warnings = tuple(plan.warnings())
-    return Finding(passed=not warnings, warnings=warnings)
+        return CheckResult(passed=None, not_checked=("steps_suffice: the number of pairs is unknown",))
+    findings = tuple(plan.findings())
+    return CheckResult(passed=not findings, findings=findings)

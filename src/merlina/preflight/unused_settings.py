@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from merlina.preflight.findings import Finding
+from merlina.errors import Finding
+from merlina.preflight.findings import CheckResult
 from merlina.schemas.training import SchedulerType, TrainingConfig, TrainingMode
 
 _COMPARING: tuple[TrainingMode, ...] = ("orpo", "dpo", "ipo", "simpo", "cpo", "kto")
@@ -15,19 +16,19 @@ _USED_BY_SCHEDULE: dict[str, SchedulerType] = {
 }
 
 
-def check_unused_settings(config: TrainingConfig) -> Finding:
+def check_unused_settings(config: TrainingConfig) -> CheckResult:
     """Return a warning for each changed setting that has no effect with this method or schedule."""
     unused = [
-        f"{name}: training_mode {config.training_mode} does not use it, only {', '.join(methods)}"
+        Finding(f"training_mode {config.training_mode} does not use it, only {', '.join(methods)}", name, "warning")
         for name, methods in _USED_BY.items()
         if config.training_mode not in methods and _is_changed(config, name)
     ]
     unused += [
-        f"{name}: lr_scheduler_type {config.lr_scheduler_type} does not use it, only {schedule}"
+        Finding(f"lr_scheduler_type {config.lr_scheduler_type} does not use it, only {schedule}", name, "warning")
         for name, schedule in _USED_BY_SCHEDULE.items()
         if config.lr_scheduler_type != schedule and _is_changed(config, name)
     ]
-    return Finding(passed=not unused, warnings=tuple(unused))
+    return CheckResult(passed=not unused, findings=tuple(unused))
 
 
 def _is_changed(config: TrainingConfig, name: str) -> bool:

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from merlina.hub_reachability import HubReach
-from merlina.preflight.findings import Finding
+from merlina.preflight.findings import CheckResult, warning
 from merlina.schemas.training import TrainingConfig
 
 _ALL_SECONDS = 5.0
@@ -26,16 +26,16 @@ class UploadCheck:
     """Upload permission check, cached for two minutes."""
 
     def __init__(self) -> None:
-        self._cached: dict[str, tuple[float, Finding]] = {}
+        self._cached: dict[str, tuple[float, CheckResult]] = {}
         self._lock = threading.Lock()
 
-    def check(self, config: TrainingConfig, token: str | None, reach: HubReach) -> Finding:
+    def check(self, config: TrainingConfig, token: str | None, reach: HubReach) -> CheckResult:
         """Check that the token (the run's, else the server's, else the machine's) may write to `output_name`."""
         if not config.push_to_hub:
-            return Finding(passed=None)
+            return CheckResult(passed=None)
         token = token or get_token()
         if not token:
-            return _refused("push_to_hub: there is no hf_token, so the model will not be uploaded")
+            return warning("push_to_hub", "there is no hf_token, so the model will not be uploaded")
         key = f"{config.output_name} {config.hf_hub_private} {hashlib.sha256(token.encode()).hexdigest()}"
         now = time.monotonic()
         with self._lock:
@@ -50,7 +50,7 @@ class UploadCheck:
         return finding
 
 
-def _query(config: TrainingConfig, token: str) -> Finding:
+def _query(config: TrainingConfig, token: str) -> CheckResult:
     hub = _Hub(token)
     try:
         account = hub.get("whoami-v2")
@@ -60,18 +60,18 @@ def _query(config: TrainingConfig, token: str) -> Finding:
         return _not_checked("HF_HUB_OFFLINE prevents access to the Hub")
     except HfHubHTTPError as error:
         if error.response.status_code == 401:
-            return _refused("hf_token: the Hub rejected it; it is mistyped, expired or revoked")
+            return warning("hf_token", "the Hub rejected it; it is mistyped, expired or revoked")
         return _not_checked(f"the Hub responded with status {error.response.status_code}")
     except Exception as error:  # the Hub's client raises errors of whichever HTTP library it uses
         return _not_checked(f"the request to the Hub failed ({type(error).__name__})")
 
 
-def _check_account(account: dict[str, Any], name: str) -> Finding | None:
+def _check_account(account: dict[str, Any], name: str) -> CheckResult | None:
     """Return why the account may not upload to `name`; None if it may."""
     token = (account.get("auth") or {}).get("accessToken") or {}
     role, namespace = token.get("role"), name.split("/")[0]
     if role == "read":
-        return _refused("hf_token: it is read-only; uploading requires write access")
+        return warning("hf_token", "it is read-only; uploading requires write access")
     if role == "fineGrained":
         return _check_scopes(token.get("fineGrained") or {}, name)
     if role not in _WRITING_ROLES:
@@ -80,16 +80,17 @@ def _check_account(account: dict[str, Any], name: str) -> Finding | None:
     if namespace == account["name"]:
         return None
     if namespace not in organizations:
-        return _refused(
-            f"output_name: the hf_token belongs to {account['name']!r}, which is not a member of {namespace!r} and "
-            "can't upload there"
+        return warning(
+            "output_name",
+            f"the hf_token belongs to {account['name']!r}, which is not a member of {namespace!r} and "
+            "can't upload there",
         )
     if organizations[namespace] not in (*_WRITING_ROLES, None):
-        return _refused(f"output_name: the account {account['name']!r} has only read access to {namespace!r}")
+        return warning("output_name", f"the account {account['name']!r} has only read access to {namespace!r}")
     return None
 
 
-def _check_scopes(granted: dict[str, Any], name: str) -> Finding | None:
+def _check_scopes(granted: dict[str, Any], name: str) -> CheckResult | None:
     entities = [
         str((scope.get("entity") or {}).get("name"))
         for scope in granted.get("scoped") or ()
@@ -98,31 +99,32 @@ def _check_scopes(granted: dict[str, Any], name: str) -> Finding | None:
     if {name, name.split("/")[0]} & set(entities):
         return None
     scope = f"only to {', '.join(entities[:3])}" if entities else "to no repository"
-    return _refused(f"hf_token: it has write access {scope}; uploading requires write access to {name}")
+    return warning("hf_token", f"it has write access {scope}; uploading requires write access to {name}")
 
 
 def _can_write(permissions: Iterable[str]) -> bool:
     return any(permission in ("repo.write", "repo.content.write") for permission in permissions)
 
 
-def _check_repository(hub: _Hub, name: str, *, is_private: bool) -> Finding:
+def _check_repository(hub: _Hub, name: str, *, is_private: bool) -> CheckResult:
     """Check an existing repository; a missing one is created by the upload."""
     try:
         repository = hub.get(f"models/{name}")
     except RepositoryNotFoundError:
-        return Finding()
+        return CheckResult()
     try:
         hub.get(f"models/{name}/auth-check/write")
     except HfHubHTTPError as error:
         if error.response.status_code == 403:
-            return _refused(f"hf_token: it has no write access to {name}")
+            return warning("hf_token", f"it has no write access to {name}")
         return _not_checked(f"the Hub does not report whether the token has write access to {name}")
     if is_private and not repository.get("private"):
-        return _refused(
-            f"hf_hub_private: {name} exists on the Hub and is public, so nothing will be uploaded; make it private "
-            "there, or set hf_hub_private to false"
+        return warning(
+            "hf_hub_private",
+            f"{name} exists on the Hub and is public, so nothing will be uploaded; make it private "
+            "there, or set hf_hub_private to false",
         )
-    return Finding()
+    return CheckResult()
 
 
 class _Hub:
@@ -142,9 +144,5 @@ class _Hub:
         return found
 
 
-def _refused(warning: str) -> Finding:
-    return Finding(passed=False, warnings=(warning,))
-
-
-def _not_checked(reason: str) -> Finding:
-    return Finding(passed=None, not_checked=(f"upload_ready: {reason}",))
+def _not_checked(reason: str) -> CheckResult:
+    return CheckResult(passed=None, not_checked=(f"upload_ready: {reason}",))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from merlina.errors import Finding
 from merlina.schemas.training import SchedulerType, TrainingConfig
 
 # Fewer steps are too few at any learning rate.
@@ -40,12 +41,12 @@ class StepPlan:
         """Return the learning rate of optimizer step `step`, counted from 1."""
         return self.config.learning_rate * rate_factor(self.config, step, self.steps, self.warmup_steps)
 
-    def warnings(self) -> list[str]:
-        """Return a message for each reason why the planned steps will change the model little."""
+    def findings(self) -> list[Finding]:
+        """Return a warning for each reason why the planned steps will change the model little."""
         found = [self._few_steps(), self._short_cycles()]
-        return [warning for warning in found if warning is not None]
+        return [finding for finding in found if finding is not None]
 
-    def _few_steps(self) -> str | None:
+    def _few_steps(self) -> Finding | None:
         stride = math.ceil(self.steps / _STEPS_SUMMED)
         movement = stride * sum(self.rate(step) for step in range(1, self.steps + 1, stride))
         # An SGD step is proportional to the gradient, whose size is unknown before the run.
@@ -55,21 +56,23 @@ class StepPlan:
         moved = f", moving a weight by about {movement:.1g} in total" if self.config.optimizer_type != "sgd" else ""
         effect = "The model will hardly change" if is_small else "That may be too few to learn from"
         limit = f"max_steps {self.config.max_steps}" if self.config.max_steps else f"{self.config.num_epochs:g} epochs"
-        return (
+        message = (
             f"Only {_counted(self.steps, 'optimizer step')} with a peak learning rate of {self.config.learning_rate:g}"
             f"{moved}: {_counted(self.pairs, 'training pair')}, {self.config.pairs_per_step} per step, {limit}. "
             f"{effect}; use more pairs or epochs, a smaller batch_size or gradient_accumulation_steps, or a higher "
             "learning_rate"
         )
+        return Finding(message, severity="warning")
 
-    def _short_cycles(self) -> str | None:
+    def _short_cycles(self) -> Finding | None:
         cycles, falling = self.config.lr_scheduler_cycles, self.steps - self.warmup_steps
         if self.config.lr_scheduler_type != "cosine_with_restarts" or falling >= _MIN_STEPS_PER_CYCLE * cycles:
             return None
-        return (
-            f"lr_scheduler_cycles: {cycles} cycles in {falling} steps after the warm-up leave fewer than "
+        message = (
+            f"{cycles} cycles in {falling} steps after the warm-up leave fewer than "
             f"{_MIN_STEPS_PER_CYCLE} steps per cycle, so the learning rate never decays; use fewer cycles"
         )
+        return Finding(message, "lr_scheduler_cycles", "warning")
 
 
 def rate_factor(config: TrainingConfig, step: int, steps: int, warmup_steps: int) -> float:

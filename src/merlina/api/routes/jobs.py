@@ -218,7 +218,7 @@ def _submit(
 ) -> JobCreated:
     report = services.preflight.check(config)
     if report.errors:
-        raise InvalidRequestError("Training configuration validation failed", report.all_findings)
+        raise InvalidRequestError("Training configuration validation failed", report.findings)
     needed_mb = report.memory.needed_mb if report.memory else None
     record = services.commands.submit(
         config, priority, report.dataset_file, preemptible=preemptible, memory_needed_mb=needed_mb

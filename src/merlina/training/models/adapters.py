@@ -88,7 +88,7 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         names = [name for name in names if name not in lost]
     parameters = parameter_names(model, chosen)
     if not names and not parameters:
-        raise ModelError(describe_missing([*missing, *lost], found, all_missing=True))
+        raise ModelError(f"target_modules: {describe_missing([*missing, *lost], found, all_missing=True)}")
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
@@ -114,7 +114,7 @@ def _is_named(site: Site, name: str) -> bool:
 
 
 def _notes(missing: list[str], lost: list[str], *, has_parameters: bool, drops: bool) -> list[str]:
-    notes = [describe_missing(missing, (), all_missing=False)] if missing else []
+    notes = [f"target_modules: {describe_missing(missing, (), all_missing=False)}"] if missing else []
     if lost:
         notes.append(
             f"target_modules: {', '.join(lost)} cannot have adapters in this architecture, since peft takes the names "

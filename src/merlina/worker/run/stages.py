@@ -138,7 +138,7 @@ class Stages:
         if trainable.kinds:
             self.reporter.note("info", describe(trainable.kinds))
         if without_experts := warn_about_experts(trainable.kinds):
-            self.reporter.note("warning", without_experts)
+            self.reporter.note("warning", f"target_modules: {without_experts}")
         dtype = compute_dtype(config.dtype, training_device())
         self._say_what_is_trained(trainable.model, dtype)
         self._leave_if_stopped()
@@ -172,8 +172,8 @@ class Stages:
         self.reporter.note(
             "info", f"{len(data.training)} pairs to train on, {len(data.held_out)} held out for evaluation"
         )
-        for warning in StepPlan(config, len(data.training)).warnings():
-            self.reporter.note("warning", warning)
+        for finding in StepPlan(config, len(data.training)).findings():
+            self.reporter.note("warning", str(finding))
         self._leave_if_stopped()
         reach(FaultPoint.START_DATA_LOADED)
         return data
