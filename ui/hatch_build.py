@@ -1,8 +1,7 @@
-"""Builds the web page into the package, with a Node that pip brings, so that nobody has to have one; and notes in
-wheels and source archives which version they are.
+"""Build the web page into the package with Node.js from PyPI, and record the version in wheels and source archives.
 
-hatchling runs it for wheels and editable installs. `python ui/hatch_build.py [SCRIPT...]` does the same by hand, and
-runs npm scripts after it: `check`, `test`.
+hatchling runs this hook for wheels and editable installs. `python ui/hatch_build.py [SCRIPT...]` builds the page and
+then runs npm scripts: `check`, `test`.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ _NOT_SOURCES = {"node_modules", "types.d.ts", "fields.json", "__pycache__"}
 
 
 class PageBuildHook(BuildHookInterface):  # type: ignore[type-arg]
-    """The page, unless it is there already, built from the very same sources; and `merlina/_built.py`."""
+    """Build the page if its sources have changed, and write `merlina/_built.py`."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         root = Path(self.root)
         build(root)
-        # A clone, which an editable install runs from, asks git; a source archive has the file already.
+        # An editable install reads the version from git; a source archive already contains the file.
         if version != "editable" and not (root / "src/merlina/_built.py").exists():
             name = "src/merlina/_built.py" if self.target_name == "sdist" else "merlina/_built.py"
             self._note = _version_note(root)
@@ -50,11 +49,11 @@ def build(root: Path) -> None:
 
 
 def _version_note(root: Path) -> Path:
-    described = runpy.run_path(str(root / "src/merlina/version.py"))
+    version = runpy.run_path(str(root / "src/merlina/version.py"))
     descriptor, path = tempfile.mkstemp(suffix=".py")
     os.close(descriptor)
     note = Path(path)
-    note.write_text(described["as_module"](described["current"]()))
+    note.write_text(version["as_module"](version["current"]()))
     note.chmod(0o644)
     return note
 
@@ -75,7 +74,7 @@ def _npm(ui: Path, *arguments: str) -> None:
     environment = {**os.environ, "PATH": f"{node.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     done = subprocess.run([node, npm, *arguments], cwd=ui, env=environment, check=False)
     if done.returncode:
-        sys.exit(f"The web page: npm {' '.join(arguments)} ended with {done.returncode}")
+        sys.exit(f"Building the web page failed: npm {' '.join(arguments)} returned {done.returncode}")
 
 
 if __name__ == "__main__":

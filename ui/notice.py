@@ -1,6 +1,6 @@
-"""Writes NOTICE: the license texts of the fonts and JavaScript that the built page contains.
+"""Write NOTICE: the license texts of the fonts and JavaScript packages in the built page.
 
-`python ui/notice.py`, after `python ui/hatch_build.py` has built the page with a package that was not in it before.
+Run `python ui/notice.py` after `python ui/hatch_build.py` when the page bundles a new package.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ const server = process.env.MERLINA_URL ?? 'http://127.0.0.1:8000';
 const paths = Object.keys((JSON.parse(readFileSync('src/api/openapi.json', 'utf8')) as { paths: object }).paths);
 const api = [...new Set(paths.map((path) => path.split('/')[1]))].join('|');
 
-/** Lists the packages that the page is made of, for NOTICE and the test that holds it complete. */
+/** List the bundled packages, for NOTICE and the test that checks it. */
 function listBundled(): Plugin {
   return {
     name: 'list-bundled',
@@ -23,16 +23,16 @@ function listBundled(): Plugin {
 
 export default defineConfig({
   plugins: [svelte(), listBundled()],
-  // Below which path the page is served is known only when it is asked for.
+  // The server's path is known only at the time of a request.
   base: './',
   build: {
     outDir: '../src/merlina/api/static',
     emptyOutDir: true,
-    // Everything is a file of its own: the page's security policy allows nothing inline.
+    // The page's security policy allows nothing inline.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
   },
-  // `npx vite` against a running server, while the page is worked on.
+  // `npx vite` forwards API requests to a running server during development.
   server: { proxy: { [`^/(${api})(/|\\?|$)`]: server, '/ws': { target: server, ws: true } } },
   test: { include: ['src/**/*.test.ts'] },
 });

@@ -1,4 +1,4 @@
-"""A real browser, where the machine has one."""
+"""Fixtures: a Chromium browser, and pages that fail the test on console errors."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from functools import partial
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Playwright, Request, expect, sync_playwright
 
-from tests.browser import looks
-from tests.browser.looks import LookAt
+from tests.browser import views
+from tests.browser.views import CheckView
 from tests.harness import Server
 
-# A tokenizer that is loaded for the first time takes seconds, more so beside other tests.
+# Loading a tokenizer for the first time takes seconds, and longer next to other tests.
 expect.set_options(timeout=60_000)
-_NONE = "there is no Chromium here: the page was not tested. `playwright install chromium`, or the system's package"
+_NO_BROWSER = "Chromium is not installed, so the page is not tested: run `playwright install chromium`"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Closed after each module: as long as Playwright runs, no other test can have an event loop."""
+    """Closed after each module, because no other test can run an event loop while Playwright runs."""
     with sync_playwright() as playwright:
-        found = _launch(playwright)
-        yield found
-        found.close()
+        browser = _launch(playwright)
+        yield browser
+        browser.close()
 
 
 def _launch(playwright: Playwright) -> Browser:
     installed = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    # Chromium's sandbox needs rights that root in a container doesn't have.
+    # Chromium's sandbox does not work for root in a container.
     arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
     try:
         return playwright.chromium.launch(executable_path=installed, args=arguments)
     except Error:
-        pytest.skip(_NONE)
+        pytest.skip(_NO_BROWSER)
 
 
 @pytest.fixture(scope="module")
 def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Empty at first; the tests of a module go through it in order."""
+    """A server that is empty at first; the tests of a module use it in order."""
     server = Server(tmp_path_factory.mktemp("page")).start()
     yield server
     server.stop()
@@ -48,27 +48,27 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def look_at(pytestconfig: pytest.Config) -> LookAt:
-    return partial(looks.look_at, closely=bool(pytestconfig.getoption("--long")))
+def check_view(pytestconfig: pytest.Config) -> CheckView:
+    return partial(views.check_view, exhaustive=bool(pytestconfig.getoption("--long")))
 
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens pages that may ask nothing of any other origin, and must not complain on their console."""
-    faults: list[str] = []
+    """Open pages that must not send requests to other origins or log errors to the console."""
+    problems: list[str] = []
     opened: list[Page] = []
 
     def open_page(server: Server, path: str = "/", *, theme: str = "dark", width: int = 1280) -> Page:
-        def hear(message: ConsoleMessage) -> None:
-            # What can't be asked is told of by the page itself.
+        def on_console(message: ConsoleMessage) -> None:
+            # The page itself shows that requests fail.
             if message.type == "error" and not message.text.startswith(
                 ("Failed to load resource", "WebSocket connection")
             ):
-                faults.append(message.text)
+                problems.append(message.text)
 
-        def watch(request: Request) -> None:
+        def on_request(request: Request) -> None:
             if not request.url.startswith((server.url, server.url.replace("http", "ws"), "data:", "blob:")):
-                faults.append(f"asked {request.url}")
+                problems.append(f"request to {request.url}")
 
         context = browser.new_context(
             base_url=server.url,
@@ -78,9 +78,9 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
         )
         page = context.new_page()
         page.set_default_timeout(60_000)
-        page.on("console", hear)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("request", watch)
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", on_request)
         page.goto(path)
         opened.append(page)
         return page
@@ -88,4 +88,4 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     yield open_page
     for page in opened:
         page.context.close()
-    assert faults == []
+    assert problems == []

@@ -1,4 +1,4 @@
-"""The whole way once more, without a pointer."""
+"""The page used by keyboard alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests.harness import Server, pairs_file
 
-_MOST_STOPS = 120
+_MAX_STOPS = 120
 _NAME = """() => {
   const at = document.activeElement;
   const labels = at.labels ? [...at.labels].map((label) => label.innerText).join(' ') : '';
@@ -21,17 +21,17 @@ _NAME = """() => {
 
 
 def tab_to(page: Page, name: str) -> None:
-    for _ in range(_MOST_STOPS):
+    for _ in range(_MAX_STOPS):
         page.keyboard.press("Tab")
         if name in page.evaluate(_NAME):
             return
-    raise AssertionError(f"Tab never came to {name}")
+    raise AssertionError(f"Tab does not reach {name}")
 
 
 def fill_in(page: Page, server: Server, model: Path) -> None:
-    """The form of a new run, from the page that leads to it."""
+    """Fill in the form of a new run."""
     rows = [json.loads(line) for line in pairs_file(server.root / "keyed.jsonl").read_text().splitlines()]
-    file = server.root / "asked.jsonl"
+    file = server.root / "renamed.jsonl"
     file.write_text("\n".join(json.dumps({**row, "ask": row["prompt"], "prompt": "?"}) for row in rows))
     page.on("filechooser", lambda chooser: chooser.set_files(file))
     tab_to(page, "Base model")
@@ -43,45 +43,43 @@ def fill_in(page: Page, server: Server, model: Path) -> None:
     page.keyboard.type("ask")
     tab_to(page, "Format")
     page.keyboard.type("ChatML")
-    expect(page.get_by_role("region", name="The pair as it is trained on")).to_contain_text("What is 0 plus 0?")
-    tab_to(page, "Processor")
+    expect(page.get_by_role("region", name="Formatted pair")).to_contain_text("What is 0 plus 0?")
+    tab_to(page, "CPU")
     page.keyboard.press("Enter")
-    expect(page.get_by_role("meter", name="RAM needed")).to_be_visible()
-    tab_to(page, "Start the run")
+    expect(page.get_by_role("meter", name="Estimated RAM")).to_be_visible()
+    tab_to(page, "Start run")
 
 
 @pytest.mark.long
-def test_from_a_file_to_an_answer_by_keyboard_alone(
-    own_server: Server, tiny_model: Path, visit: Callable[..., Page]
-) -> None:
+def test_from_a_file_to_a_chat_by_keyboard(own_server: Server, tiny_model: Path, visit: Callable[..., Page]) -> None:
     page = visit(own_server)
-    expect(page.get_by_role("link", name="Begin a run")).to_be_visible()
-    tab_to(page, "Skip to the content")
+    expect(page.get_by_role("link", name="Start your first run")).to_be_visible()
+    tab_to(page, "Skip to content")
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
-    assert "Begin a run" in page.evaluate(_NAME)
+    assert "Start your first run" in page.evaluate(_NAME)
     page.keyboard.press("Enter")
     fill_in(page, own_server, tiny_model)
     page.keyboard.press("Enter")
     page.wait_for_url("**/runs/job_*")
-    expect(page.get_by_text("The model is ready")).to_be_visible(timeout=90_000)
+    expect(page.get_by_text("Model ready")).to_be_visible(timeout=90_000)
     tab_to(page, "Chat")
     page.keyboard.press("Enter")
-    tab_to(page, "How they answer")
+    tab_to(page, "Generation settings")
     page.keyboard.press("Enter")
-    tab_to(page, "Longest answer")
+    tab_to(page, "Maximum tokens")
     page.keyboard.press("Control+A")
     page.keyboard.type("8")
     for _ in range(12):
         page.keyboard.press("Shift+Tab")
-        if "Your question" in page.evaluate(_NAME):
+        if "Message" in page.evaluate(_NAME):
             break
     page.keyboard.type("What is 1 plus 1?")
     page.keyboard.press("Enter")
-    expect(page.get_by_text("In memory")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Model loaded")).to_be_visible(timeout=60_000)
 
 
-def test_a_run_is_made_ready_by_keyboard_alone(server: Server, tiny_model: Path, visit: Callable[..., Page]) -> None:
+def test_a_run_is_configured_by_keyboard(server: Server, tiny_model: Path, visit: Callable[..., Page]) -> None:
     page = visit(server, "/machine")
     tab_to(page, "New run")
     page.keyboard.press("Enter")

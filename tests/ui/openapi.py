@@ -1,6 +1,6 @@
-"""The API's own description, as the page is built from it.
+"""The OpenAPI schema that the page is built from.
 
-`python -m tests.ui.openapi` writes it anew; a test fails where the API has moved on.
+`python -m tests.ui.openapi` writes it; a test fails if it does not match the API.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from merlina.settings import Settings
 FILE = Path(__file__).parents[2] / "ui/src/api/openapi.json"
 
 
-def described() -> str:
+def openapi_schema() -> str:
     with tempfile.TemporaryDirectory() as folder:
         app = create_app(Settings(data_dir=Path(folder) / "data", models_dir=Path(folder) / "models", _env_file=None))
         schema = {**app.openapi(), "info": {"title": app.title, "version": ""}}
@@ -23,4 +23,4 @@ def described() -> str:
 
 
 if __name__ == "__main__":
-    FILE.write_text(described())
+    FILE.write_text(openapi_schema())

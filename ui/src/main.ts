@@ -1,10 +1,10 @@
 import { mount } from 'svelte';
 import App from './App.svelte';
-import { addressOf } from './lib/address';
+import { urlFor } from './lib/url';
 import './app.css';
 
 const target = document.getElementById('page');
 if (target) mount(App, { target });
 
-// A relative address would be resolved again, and wrongly, whenever the view changes.
-document.querySelector('link[rel="icon"]')?.setAttribute('href', addressOf('/assets/spark.svg'));
+// A relative URL would be resolved against the path of each view.
+document.querySelector('link[rel="icon"]')?.setAttribute('href', urlFor('/assets/spark.svg'));

@@ -1,3 +1,3 @@
-// Before the first paint, so that a chosen theme doesn't flash in as the other one.
+// Runs before the first paint, so that the other theme does not flash.
 const theme = localStorage.getItem('merlina-theme');
 if (theme) document.documentElement.dataset.theme = theme;

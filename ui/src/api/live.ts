@@ -1,8 +1,8 @@
-/** A run's WebSocket, taken up again behind the last event seen whenever it breaks. */
+/** A run's WebSocket, reconnected after the last event received whenever the connection is lost. */
 
-import { addressOf } from '../lib/address';
+import { urlFor } from '../lib/url';
 
-export type Connection = 'connecting' | 'live' | 'broken' | 'ended';
+export type Connection = 'connecting' | 'live' | 'lost' | 'ended';
 
 export interface Message {
   type: 'status_update' | 'metrics' | 'log' | 'completed' | 'error' | 'request' | 'heartbeat';
@@ -11,20 +11,20 @@ export interface Message {
   [field: string]: unknown;
 }
 
-/** After so much silence the server is asked for a sign of life, and after as much again the connection is given up. */
-const SILENCE = 15_000;
-const FIRST_WAIT = 500;
-const LONGEST_WAIT = 5000;
-const CLOSED_BY_END = 1000;
-const NO_SUCH_JOB = 4404;
+/** Without a message for this long, the page sends a heartbeat; after twice as long, it reconnects. */
+const HEARTBEAT_AFTER = 15_000;
+const MIN_RETRY_DELAY = 500;
+const MAX_RETRY_DELAY = 5000;
+const CLOSE_JOB_ENDED = 1000;
+const CLOSE_UNKNOWN_JOB = 4404;
 
-export class LiveRun {
+export class LiveConnection {
   #socket: WebSocket | null = null;
-  #timer = 0;
-  #wait = FIRST_WAIT;
-  #closed = false;
-  #heardAt = 0;
-  #watchdog = 0;
+  #retryTimer = 0;
+  #retryDelay = MIN_RETRY_DELAY;
+  #isClosed = false;
+  #receivedAt = 0;
+  #heartbeatTimer = 0;
 
   constructor(
     private readonly job: string,
@@ -33,58 +33,58 @@ export class LiveRun {
     private readonly onConnection: (connection: Connection) => void,
   ) {
     this.#open();
-    this.#watchdog = window.setInterval(this.#watch, SILENCE);
-    addEventListener('online', this.#hurry);
-    document.addEventListener('visibilitychange', this.#hurry);
+    this.#heartbeatTimer = window.setInterval(this.#checkHeartbeat, HEARTBEAT_AFTER);
+    addEventListener('online', this.#reconnectNow);
+    document.addEventListener('visibilitychange', this.#reconnectNow);
   }
 
   close(): void {
-    this.#closed = true;
-    clearTimeout(this.#timer);
-    clearInterval(this.#watchdog);
-    removeEventListener('online', this.#hurry);
-    document.removeEventListener('visibilitychange', this.#hurry);
+    this.#isClosed = true;
+    clearTimeout(this.#retryTimer);
+    clearInterval(this.#heartbeatTimer);
+    removeEventListener('online', this.#reconnectNow);
+    document.removeEventListener('visibilitychange', this.#reconnectNow);
     this.#socket?.close();
   }
 
-  /** A laptop was opened, or the network is back: no need to wait any longer. */
-  #hurry = (): void => {
-    if (this.#closed || document.hidden) return;
-    this.#watch();
+  /** Skip the retry delay when the page becomes visible or the network returns. */
+  #reconnectNow = (): void => {
+    if (this.#isClosed || document.hidden) return;
+    this.#checkHeartbeat();
     if (this.#socket) return;
-    clearTimeout(this.#timer);
-    this.#wait = FIRST_WAIT;
+    clearTimeout(this.#retryTimer);
+    this.#retryDelay = MIN_RETRY_DELAY;
     this.#open();
   };
 
-  /** A connection may be dead without either end having been told, as after a night's sleep. */
-  #watch = (): void => {
+  /** Detect connections that died without a close event, for example while the computer slept. */
+  #checkHeartbeat = (): void => {
     const socket = this.#socket;
-    if (!socket || Date.now() - this.#heardAt < SILENCE) return;
-    if (Date.now() - this.#heardAt < 2 * SILENCE && socket.readyState === WebSocket.OPEN) {
+    if (!socket || Date.now() - this.#receivedAt < HEARTBEAT_AFTER) return;
+    if (Date.now() - this.#receivedAt < 2 * HEARTBEAT_AFTER && socket.readyState === WebSocket.OPEN) {
       socket.send('{"type":"heartbeat"}');
       return;
     }
-    // Its own end may never be told, so that nothing waits for it.
+    // The close event of a dead connection may never be fired.
     socket.onopen = socket.onmessage = socket.onclose = null;
     socket.close();
     this.#socket = null;
-    clearTimeout(this.#timer);
+    clearTimeout(this.#retryTimer);
     this.#open();
   };
 
   #open(): void {
-    this.#heardAt = Date.now();
+    this.#receivedAt = Date.now();
     const scheme = location.protocol === 'https:' ? 'wss' : 'ws';
-    const address = addressOf(`/ws/${encodeURIComponent(this.job)}?after=${this.seq}`);
-    const socket = new WebSocket(`${scheme}://${location.host}${address}`);
+    const path = urlFor(`/ws/${encodeURIComponent(this.job)}?after=${this.seq}`);
+    const socket = new WebSocket(`${scheme}://${location.host}${path}`);
     this.#socket = socket;
     socket.onopen = () => {
-      this.#wait = FIRST_WAIT;
+      this.#retryDelay = MIN_RETRY_DELAY;
       this.onConnection('live');
     };
     socket.onmessage = (event) => {
-      this.#heardAt = Date.now();
+      this.#receivedAt = Date.now();
       const message = JSON.parse(String(event.data)) as Message;
       this.seq = Math.max(this.seq, message.seq ?? 0);
       this.onMessage(message);
@@ -94,13 +94,13 @@ export class LiveRun {
 
   #onClose(code: number): void {
     this.#socket = null;
-    if (this.#closed) return;
-    if (code === CLOSED_BY_END || code === NO_SUCH_JOB) {
+    if (this.#isClosed) return;
+    if (code === CLOSE_JOB_ENDED || code === CLOSE_UNKNOWN_JOB) {
       this.onConnection('ended');
       return;
     }
-    this.onConnection('broken');
-    this.#timer = window.setTimeout(() => this.#open(), this.#wait);
-    this.#wait = Math.min(LONGEST_WAIT, this.#wait * 2);
+    this.onConnection('lost');
+    this.#retryTimer = window.setTimeout(() => this.#open(), this.#retryDelay);
+    this.#retryDelay = Math.min(MAX_RETRY_DELAY, this.#retryDelay * 2);
   }
 }

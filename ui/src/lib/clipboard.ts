@@ -1,4 +1,4 @@
-/** Copies a text. Browsers give their clipboard only to secure origins, and many a server is reached by plain HTTP. */
+/** Copy text. `navigator.clipboard` exists only in secure contexts, and plain HTTP is common on local networks. */
 export async function copyText(text: string): Promise<void> {
   if (navigator.clipboard) {
     await navigator.clipboard.writeText(text);
@@ -6,7 +6,7 @@ export async function copyText(text: string): Promise<void> {
   }
   const area = document.createElement('textarea');
   area.value = text;
-  area.className = 'unseen';
+  area.className = 'visually-hidden';
   document.body.append(area);
   area.select();
   document.execCommand('copy');

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { differences } from './differences';
 
-test('only what differs is told, however deep it lies', () => {
+test('only settings that differ are returned, nested ones included', () => {
   const base = { lr: 1e-4, same: 'x', dataset: { test_size: 0.1, source: { id: 'a' } } };
   const other = { lr: 2e-4, same: 'x', dataset: { test_size: 0.1, source: { id: 'b' } }, extra: [1] };
   expect(differences([base, other])).toEqual([

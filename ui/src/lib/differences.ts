@@ -1,4 +1,4 @@
-/** In which settings some configurations differ. */
+/** Settings in which several configurations differ. */
 
 export interface Difference {
   name: string;

@@ -1,46 +1,46 @@
-/** The settings of a run as form fields, in the order in which people meet them. */
+/** The settings of a run as form fields, generated from the API's schema and grouped for the form. */
 
-import described from '../api/fields.json';
+import generated from '../api/fields.json';
 
 export interface Field {
   name: string;
   help: string;
   kind: 'string' | 'number' | 'integer' | 'boolean' | 'choice' | 'list';
-  of?: string;
+  itemType?: string;
   choices?: string[];
   isSecret: boolean;
   isNullable: boolean;
   minimum?: number;
-  isAbove: boolean;
+  isMinimumExclusive: boolean;
   maximum?: number;
-  isBelow: boolean;
-  initial: unknown;
+  isMaximumExclusive: boolean;
+  defaultValue: unknown;
 }
 
-/** What was typed into a field and can't be taken. */
-export interface Refused {
+/** Text in a field that cannot be parsed. `message` continues the field's label: "must be between 1 and 8". */
+export interface InvalidInput {
   text: string;
-  failure: string;
+  message: string;
 }
 
-export const FIELDS = new Map((described.settings as Field[]).map((field) => [field.name, field]));
-/** The value that the API takes for a setting which these values leave out. */
-export function initialOf(name: string, values: Record<string, unknown>): unknown {
-  if (name === 'max_prompt_length') return Math.floor(Number(values.max_length ?? FIELDS.get('max_length')?.initial) / 2);
-  return FIELDS.get(name)?.initial;
-}
-
-/** What the API takes where a data set leaves it out. */
-export const DATASET_DEFAULTS = described.dataset;
+export const FIELDS = new Map((generated.settings as Field[]).map((field) => [field.name, field]));
+/** The defaults of a data set in the API. */
+export const DATASET_DEFAULTS = generated.dataset;
 const SECRETS = new Set([...FIELDS.values()].filter((field) => field.isSecret).map((field) => field.name));
 
-/** What may be shown, copied and saved. */
+/** Return the API's default of a setting, which may depend on the other values. */
+export function defaultOf(name: string, values: Record<string, unknown>): unknown {
+  if (name === 'max_prompt_length') return Math.floor(Number(values.max_length ?? FIELDS.get('max_length')?.defaultValue) / 2);
+  return FIELDS.get(name)?.defaultValue;
+}
+
+/** Return the values that may be displayed, copied and stored. */
 export function withoutSecrets<Value>(values: Record<string, Value>): Record<string, Value> {
   return Object.fromEntries(Object.entries(values).filter(([name]) => !SECRETS.has(name)));
 }
 
-const ELSEWHERE = ['base_model', 'output_name', 'hf_token'];
-export const ESSENTIAL = ['training_mode', 'learning_rate', 'num_epochs', 'gradient_accumulation_steps', 'max_length', 'lora_r', 'use_4bit'];
+const OUTSIDE_GROUPS = ['base_model', 'output_name', 'hf_token'];
+export const ESSENTIAL_SETTINGS = ['training_mode', 'learning_rate', 'num_epochs', 'gradient_accumulation_steps', 'max_length', 'lora_r', 'use_4bit'];
 
 const GROUPS: [string, string[]][] = [
   ['Method', ['beta', 'simpo_gamma', 'seed', 'shuffle_dataset']],
@@ -53,53 +53,57 @@ const GROUPS: [string, string[]][] = [
   ['Weights & Biases', ['use_wandb', 'wandb_key', 'wandb_project', 'wandb_run_name', 'wandb_tags', 'wandb_notes']],
 ];
 
-/** All settings by group; what no group names is in the last one, so that a new setting is never missing. */
-export function groups(): { title: string; fields: Field[] }[] {
-  const named = new Set([...ELSEWHERE, ...ESSENTIAL, ...GROUPS.flatMap(([, names]) => names)]);
-  const others = [...FIELDS.keys()].filter((name) => !named.has(name));
-  return [...GROUPS, ['More', others] as [string, string[]]]
+/** Return all settings by group. Settings without a group are in the last one, so that a new setting is never missing. */
+export function settingGroups(): { title: string; fields: Field[] }[] {
+  const grouped = new Set([...OUTSIDE_GROUPS, ...ESSENTIAL_SETTINGS, ...GROUPS.flatMap(([, names]) => names)]);
+  const others = [...FIELDS.keys()].filter((name) => !grouped.has(name));
+  return [...GROUPS, ['Other', others] as [string, string[]]]
     .map(([title, names]) => ({ title, fields: names.flatMap((name) => FIELDS.get(name) ?? []) }))
     .filter((group) => group.fields.length > 0);
 }
 
-export function label(name: string): string {
-  const words = name.replaceAll('_', ' ').replace(/\bnum\b/, 'number of').replace(/\blr\b/, 'learning rate').replace(/\blora\b/g, 'LoRA').replace('dtype', 'precision').replace('attn', 'attention').replace('gpu', 'GPU').replace('hf hub', 'Hub').replace('to hub', 'to the Hub').replace('wandb', 'W&B').replace(/(\d)bit/, '$1 bits');
+export function labelOf(name: string): string {
+  const words = name.replaceAll('_', ' ').replace(/\bnum\b/, 'number of').replace(/\blr\b/, 'learning rate').replace(/\blora\b/g, 'LoRA').replace('dtype', 'precision').replace('attn', 'attention').replace('gpu', 'GPU').replace('hf hub', 'Hub').replace('to hub', 'to the Hub').replace('wandb', 'W&B').replace(/(\d)bit/, '$1-bit weights');
   return words.charAt(0).toUpperCase() + words.slice(1);
 }
 
+/** Return the allowed range as a phrase that follows "must be"; '' if there is none. */
 export function rangeOf(field: Field): string {
+  const { minimum, maximum, isMinimumExclusive, isMaximumExclusive } = field;
   if (field.kind !== 'number' && field.kind !== 'integer') return '';
-  const low = field.minimum === undefined ? '' : `${field.isAbove ? 'above' : 'from'} ${field.minimum}`;
-  const high = field.maximum === undefined ? '' : `${field.isBelow ? 'below' : 'to'} ${field.maximum}`;
-  return [low, high].filter(Boolean).join(' ');
+  if (minimum !== undefined && maximum !== undefined && !isMinimumExclusive && !isMaximumExclusive) return `between ${minimum} and ${maximum}`;
+  const low = minimum === undefined ? '' : `${isMinimumExclusive ? 'greater than' : 'at least'} ${minimum}`;
+  const high = maximum === undefined ? '' : `${isMaximumExclusive ? 'less than' : 'at most'} ${maximum}`;
+  return [low, high].filter(Boolean).join(' and ');
 }
 
-export const sentence = (words: string): string => `${words.charAt(0).toUpperCase()}${words.slice(1)}.`;
+export const asSentence = (phrase: string): string => `${phrase.charAt(0).toUpperCase()}${phrase.slice(1)}.`;
 
-/** What was typed, as the API takes it. `undefined`: nothing, so the default holds. Throws what is wrong with it. */
-export function parse(field: Field, text: string): unknown {
-  const given = text.trim();
-  if (given === '') return undefined;
+/** Return the value for the API, or `undefined` for the default if the text is empty. Throws an Error with the message of `InvalidInput`. */
+export function parseInput(field: Field, text: string): unknown {
+  const trimmed = text.trim();
+  if (trimmed === '') return undefined;
   if (field.kind === 'list') {
-    const parts = given.split(',').map((part) => part.trim()).filter(Boolean);
-    return field.of === 'integer' ? parts.map((part) => asNumber(part, true)) : parts;
+    const items = trimmed.split(',').map((item) => item.trim()).filter(Boolean);
+    return field.itemType === 'integer' ? items.map((item) => parseNumber(item, true)) : items;
   }
-  if (field.kind !== 'number' && field.kind !== 'integer') return given;
-  const value = asNumber(given, field.kind === 'integer');
-  const tooLow = field.minimum !== undefined && (value < field.minimum || (field.isAbove && value === field.minimum));
-  const tooHigh = field.maximum !== undefined && (value > field.maximum || (field.isBelow && value === field.maximum));
-  if (tooLow || tooHigh) throw new Error(`must be ${rangeOf(field)}`);
+  if (field.kind !== 'number' && field.kind !== 'integer') return trimmed;
+  const value = parseNumber(trimmed, field.kind === 'integer');
+  const isTooLow = field.minimum !== undefined && (value < field.minimum || (field.isMinimumExclusive && value === field.minimum));
+  const isTooHigh = field.maximum !== undefined && (value > field.maximum || (field.isMaximumExclusive && value === field.maximum));
+  if (isTooLow || isTooHigh) throw new Error(`must be ${rangeOf(field)}`);
   return value;
 }
 
-function asNumber(text: string, isWhole: boolean): number {
+function parseNumber(text: string, isInteger: boolean): number {
   const value = Number(text);
-  if (!Number.isFinite(value)) throw new Error(`${text.slice(0, 20)} is no number`);
-  if (isWhole && !Number.isInteger(value)) throw new Error('must be a whole number');
+  if (!Number.isFinite(value)) throw new Error(`must be a number, not ${text.slice(0, 20)}`);
+  if (isInteger && !Number.isInteger(value)) throw new Error('must be an integer');
   return value;
 }
 
-export function shown(value: unknown): string {
+/** Return a value as the text of its field. */
+export function formatValue(value: unknown): string {
   if (value === null || value === undefined) return '';
   return Array.isArray(value) ? value.join(', ') : String(value);
 }

@@ -1,4 +1,4 @@
-/** Numbers and times as people read them. What isn't known is a dash. */
+/** Numbers and times formatted for display. Unknown values are shown as a dash. */
 
 const UNKNOWN = '–';
 
@@ -8,33 +8,34 @@ export function number(value: number | null | undefined, digits = 4): string {
   return value.toLocaleString('en', { maximumSignificantDigits: Math.max(digits, 1), useGrouping: true });
 }
 
-/** A tick of an axis whose ticks are `apart`, so that no two of them read alike. */
-export function tick(value: number, apart: number): string {
+/** Format a tick of an axis with enough digits to distinguish it from its neighbors, which are `interval` away. */
+export function tick(value: number, interval: number): string {
   const size = Math.abs(value);
-  if (value !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(Math.max(1, Math.min(4, Math.ceil(Math.log10(size / apart)))));
-  const digits = Math.max(0, -Math.floor(Math.log10(apart)));
-  // Ticks 0.025 apart need one digit more than ticks 0.02 apart.
-  const isEven = Math.abs(apart * 10 ** digits - Math.round(apart * 10 ** digits)) < 1e-6;
-  return value.toLocaleString('en', { maximumFractionDigits: isEven ? digits : digits + 1 });
+  if (value !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(Math.max(1, Math.min(4, Math.ceil(Math.log10(size / interval)))));
+  const digits = Math.max(0, -Math.floor(Math.log10(interval)));
+  // An interval of 0.025 needs one digit more than an interval of 0.02.
+  const isExact = Math.abs(interval * 10 ** digits - Math.round(interval * 10 ** digits)) < 1e-6;
+  return value.toLocaleString('en', { maximumFractionDigits: isExact ? digits : digits + 1 });
 }
 
-export function whole(value: number | null | undefined): string {
+export function integer(value: number | null | undefined): string {
   return value === null || value === undefined ? UNKNOWN : Math.round(value).toLocaleString('en');
 }
 
+/** Rounded down, so that 100% means finished. */
 export function percent(share: number | null | undefined): string {
-  return share === null || share === undefined ? UNKNOWN : `${Math.floor(share * 100)} %`;
+  return share === null || share === undefined ? UNKNOWN : `${Math.floor(share * 100)}%`;
 }
 
-/** Seconds as the two largest units: 3 h 12 min. */
+/** Format seconds in their two largest units: 3 h 12 min. */
 export function duration(seconds: number | null | undefined): string {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return UNKNOWN;
   const units: [string, number][] = [['d', 86_400], ['h', 3600], ['min', 60], ['s', 1]];
-  let left = Math.max(0, Math.round(seconds));
+  let remaining = Math.max(0, Math.round(seconds));
   const parts: string[] = [];
   for (const [name, size] of units) {
-    const count = Math.floor(left / size);
-    left -= count * size;
+    const count = Math.floor(remaining / size);
+    remaining -= count * size;
     if (count > 0 || (name === 's' && parts.length === 0)) parts.push(`${count} ${name}`);
     else if (parts.length > 0) break;
     if (parts.length === 2) break;
@@ -42,8 +43,8 @@ export function duration(seconds: number | null | undefined): string {
   return parts.join(' ');
 }
 
-/** The same, with a digit more where it is a few seconds. */
-export function brief(seconds: number): string {
+/** `duration` with one decimal below ten seconds. */
+export function shortDuration(seconds: number): string {
   return seconds < 9.95 ? `${Math.max(0, seconds).toFixed(1)} s` : duration(seconds);
 }
 
@@ -54,8 +55,8 @@ export function bytes(count: number | null | undefined): string {
   return `${number(count / 1024 ** power, 3)} ${units[power]}`;
 }
 
-/** How long ago, or the date where that is over a day. */
-export function ago(iso: string | null | undefined, now: number = Date.now()): string {
+/** Format a time relative to `now`, or as a date if it is more than a day ago. */
+export function timeAgo(iso: string | null | undefined, now: number = Date.now()): string {
   if (!iso) return UNKNOWN;
   const then = Date.parse(iso);
   const seconds = (now - then) / 1000;
@@ -64,7 +65,7 @@ export function ago(iso: string | null | undefined, now: number = Date.now()): s
   return new Date(then).toLocaleDateString('en', { day: 'numeric', month: 'short', year: 'numeric' });
 }
 
-/** Whichever of the two is a number above one. */
-export function speedInWords(secondsPerStep: number): string {
-  return secondsPerStep < 1 ? `${number(1 / secondsPerStep, 2)} steps a second` : `${number(secondsPerStep, 2)} s a step`;
+/** Format a speed as steps per second or seconds per step, whichever is at least 1. */
+export function speed(secondsPerStep: number): string {
+  return secondsPerStep < 1 ? `${number(1 / secondsPerStep, 2)} steps/s` : `${number(secondsPerStep, 2)} s/step`;
 }

@@ -1,7 +1,7 @@
 import { expect, test } from 'vitest';
 import { routeOf } from './route';
 
-test('each view has its address', () => {
+test('each view has its path', () => {
   expect(routeOf('/')).toEqual({ view: 'runs' });
   expect(routeOf('/runs/')).toEqual({ view: 'runs' });
   expect(routeOf('/runs/job_1')).toEqual({ view: 'run', job: 'job_1' });
@@ -11,7 +11,7 @@ test('each view has its address', () => {
   expect(routeOf('/machine').view).toBe('machine');
 });
 
-test('anything else is nowhere', () => {
+test('any other path is not found', () => {
   expect(routeOf('/runs/%E0%A4%A')).toEqual({ view: 'run', job: '%E0%A4%A' });
-  expect([routeOf('/else'), routeOf('/runs/a/b'), routeOf('/new/x')]).toEqual(Array(3).fill({ view: 'nowhere' }));
+  expect([routeOf('/else'), routeOf('/runs/a/b'), routeOf('/new/x')]).toEqual(Array(3).fill({ view: 'not-found' }));
 });

@@ -1,4 +1,4 @@
-/** Which view an address stands for. */
+/** The view of a path. */
 
 export type Route =
   | { view: 'runs' }
@@ -7,23 +7,23 @@ export type Route =
   | { view: 'chat'; job: string }
   | { view: 'compare'; jobs: string[] }
   | { view: 'machine' }
-  | { view: 'nowhere' };
+  | { view: 'not-found' };
 
 export function routeOf(path: string, search = ''): Route {
   const query = new URLSearchParams(search);
   const [first, second, third] = path.split('/').filter(Boolean).map(decoded);
   if (first === 'runs' && second !== undefined && third === 'chat') return { view: 'chat', job: second };
-  if (third !== undefined) return { view: 'nowhere' };
+  if (third !== undefined) return { view: 'not-found' };
   if (first === undefined || (first === 'runs' && second === undefined)) return { view: 'runs' };
   if (first === 'runs' && second !== undefined) return { view: 'run', job: second };
-  if (second !== undefined) return { view: 'nowhere' };
+  if (second !== undefined) return { view: 'not-found' };
   if (first === 'new') return { view: 'new', from: query.get('from') };
   if (first === 'compare') return { view: 'compare', jobs: (query.get('runs') ?? '').split(',').filter(Boolean) };
   if (first === 'machine') return { view: 'machine' };
-  return { view: 'nowhere' };
+  return { view: 'not-found' };
 }
 
-/** As it stands where it is no text in the way of addresses. */
+/** Return the decoded part, or the part itself if it is not valid percent-encoding. */
 function decoded(part: string): string {
   try {
     return decodeURIComponent(part);

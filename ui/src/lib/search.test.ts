@@ -7,12 +7,12 @@ const run = (output_name: string, status: HistoryEntry['status']): HistoryEntry 
 const runs = [run('alpha', 'training'), run('beta', 'paused'), run('gamma', 'failed'), run('delta', 'completed')];
 const names = (found: HistoryEntry[]): string[] => found.map((each) => each.output_name);
 
-test('all words must be there, in any field', () => {
+test('every word must match, in any field', () => {
   expect(names(matching(runs, 'ORG  gam', 'all'))).toEqual(['gamma']);
   expect(names(matching(runs, 'org nothing', 'all'))).toEqual([]);
 });
 
-test('filters go by what the state means', () => {
+test('filters group states', () => {
   expect(names(matching(runs, '', 'running'))).toEqual(['alpha']);
   expect(names(matching(runs, '', 'waiting'))).toEqual(['beta']);
   expect(names(matching(runs, '', 'failed'))).toEqual(['gamma']);

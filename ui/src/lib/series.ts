@@ -1,4 +1,4 @@
-/** A run's metric rows as columns for charts: steps in order, each once, whatever order and however often they come. */
+/** The metrics of a run as columns for charts. Rows may be added in any order and repeatedly. */
 
 export type Row = { step: number } & Record<string, unknown>;
 
@@ -16,37 +16,37 @@ export class Series {
     return this.#steps.at(-1) ?? 0;
   }
 
-  /** Figures of a step, added to those it has. What is no number is left out. */
+  /** Merge the metrics of a step with those it has. Values that are not finite numbers are ignored. */
   add(row: Row): void {
-    let known = this.#rows.get(row.step);
-    if (!known) {
-      known = {};
-      this.#rows.set(row.step, known);
+    let metrics = this.#rows.get(row.step);
+    if (!metrics) {
+      metrics = {};
+      this.#rows.set(row.step, metrics);
       if (this.#steps.length > 0 && row.step < (this.#steps.at(-1) as number)) this.#isSorted = false;
       this.#steps.push(row.step);
     }
     for (const [name, value] of Object.entries(row)) {
-      if (name !== 'step' && typeof value === 'number' && Number.isFinite(value)) known[name] = value;
+      if (name !== 'step' && typeof value === 'number' && Number.isFinite(value)) metrics[name] = value;
     }
   }
 
-  /** Forgets what came after a step: a resumed run takes those steps again. */
-  rewind(step: number): void {
-    for (const known of [...this.#rows.keys()]) if (known > step) this.#rows.delete(known);
-    this.#steps = this.#steps.filter((known) => known <= step);
+  /** Remove all steps after `step`: a resumed run repeats them. */
+  truncateAfter(step: number): void {
+    for (const each of [...this.#rows.keys()]) if (each > step) this.#rows.delete(each);
+    this.#steps = this.#steps.filter((each) => each <= step);
   }
 
-  /** Keeps about `most` steps, evenly over all of them, and as many evaluations: a run may be watched for as long as it likes. */
-  thin(most: number): void {
+  /** Keep about `max` evenly spaced steps and as many evaluations, which bounds memory while a run is watched for days. */
+  downsample(max: number): void {
     this.#sort();
     const [first, last] = [this.#steps[0] ?? 0, this.#steps.at(-1) ?? 0];
-    const width = (last - first + 1) / most;
-    const taken = new Set<string>();
+    const width = (last - first + 1) / max;
+    const occupied = new Set<string>();
     const kept = this.#steps.filter((step) => {
-      const isEvaluated = Object.keys(this.#rows.get(step) as object).some((name) => name.startsWith('eval_'));
-      const stretch = `${Math.floor((step - first) / width)} ${isEvaluated}`;
-      if (step !== last && taken.has(stretch)) return false;
-      taken.add(stretch);
+      const isEvaluation = Object.keys(this.#rows.get(step) as object).some((name) => name.startsWith('eval_'));
+      const bucket = `${Math.floor((step - first) / width)} ${isEvaluation}`;
+      if (step !== last && occupied.has(bucket)) return false;
+      occupied.add(bucket);
       return true;
     });
     this.#rows = new Map(kept.map((step) => [step, this.#rows.get(step) as Record<string, number>]));
@@ -58,6 +58,7 @@ export class Series {
     return false;
   }
 
+  /** Return the newest value of a metric; null if there is none. */
   last(name: string): number | null {
     this.#sort();
     for (let index = this.#steps.length - 1; index >= 0; index -= 1) {
@@ -67,7 +68,7 @@ export class Series {
     return null;
   }
 
-  /** Steps, then one column a name, null where a step lacks it; only steps that have at least one of them. */
+  /** Return the steps that have at least one of the metrics, then one column per metric with null for missing values. */
   columns(names: string[], from = -Infinity, to = Infinity): [number[], ...(number | null)[][]] {
     this.#sort();
     const steps: number[] = [];
@@ -88,7 +89,7 @@ export class Series {
   }
 }
 
-/** Exponential mean over the points that are there, as a quiet line through a noisy one. */
+/** Return the exponential moving average of the values that are not null; `weight` is that of the past. */
 export function smoothed(values: (number | null)[], weight: number): (number | null)[] {
   let mean: number | null = null;
   return values.map((value) => {

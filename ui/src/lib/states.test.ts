@@ -1,27 +1,37 @@
+import { readFileSync } from 'node:fs';
 import { expect, test } from 'vitest';
-import { actionsFor, isEnded, isRunning, questionBefore, stateWord } from './states';
+import type { JobState } from '../api/client';
+import { actionsFor, confirmationFor, isEnded, isRunning, isWaiting, STATE_LABELS, stateLabel } from './states';
 
-test('a run can be resumed only where it has something to go on from', () => {
+const states = Object.keys(STATE_LABELS) as JobState[];
+
+test('the states are those of the API', () => {
+  const { components } = JSON.parse(readFileSync('src/api/openapi.json', 'utf8'));
+  expect(states).toEqual(components.schemas.JobStatus.properties.status.enum);
+});
+
+test('each state is exactly one of waiting, running and ended', () => {
+  for (const state of states) expect([isWaiting, isRunning, isEnded].filter((is) => is(state))).toHaveLength(1);
+  expect([isEnded('paused'), isRunning('paused'), isRunning('loading_model')]).toEqual([false, false, true]);
+});
+
+test('an ended run can be resumed only from a checkpoint', () => {
   expect(actionsFor('failed', 40)).toContain('resume');
   expect(actionsFor('failed', null)).not.toContain('resume');
   expect(actionsFor('completed', 40)).not.toContain('resume');
 });
 
-test('people are asked only where something is lost', () => {
-  expect(questionBefore('pause', 'training')).toBeNull();
-  expect(questionBefore('stop', 'queued')).toBeNull();
-  expect(questionBefore('stop', 'training')).toContain('saved');
-  expect(questionBefore('remove', 'completed')).toContain('Delete');
+test('only actions that lose something need a confirmation', () => {
+  expect(confirmationFor('pause', 'training')).toBeNull();
+  expect(confirmationFor('stop', 'queued')).toBeNull();
+  expect(confirmationFor('stop', 'training')).toContain('saved');
+  expect(confirmationFor('remove', 'completed')).toContain('Delete');
 });
 
 test('a requested stop or pause is shown, and cannot be requested again', () => {
-  expect(stateWord('training', { pause_requested: true })).toBe('Pausing');
-  expect(stateWord('training', { stop_requested: true, pause_requested: true })).toBe('Stopping');
-  expect(stateWord('stopped', { stop_requested: true })).toBe('Stopped');
+  expect(stateLabel('training', { pause_requested: true })).toBe('Pausing');
+  expect(stateLabel('training', { stop_requested: true, pause_requested: true })).toBe('Stopping');
+  expect(stateLabel('stopped', { stop_requested: true })).toBe('Stopped');
   expect(actionsFor('training', 3, { pause_requested: true })).toEqual(['stop']);
   expect(actionsFor('training', 3, { stop_requested: true })).toEqual([]);
-});
-
-test('a paused run neither runs nor has ended', () => {
-  expect([isEnded('paused'), isRunning('paused'), isRunning('loading_model')]).toEqual([false, false, true]);
 });

@@ -1,9 +1,9 @@
-/** What a job's state is called, and what can be done in it. */
+/** Labels of job states, and the actions that each state allows. */
 
 import type { JobState } from '../api/client';
 
-export const STATE_WORDS: Record<JobState, string> = {
-  queued: 'Waiting',
+export const STATE_LABELS: Record<JobState, string> = {
+  queued: 'Queued',
   initializing: 'Starting',
   loading_model: 'Loading model',
   loading_dataset: 'Loading data',
@@ -17,64 +17,75 @@ export const STATE_WORDS: Record<JobState, string> = {
   cancelled: 'Cancelled',
 };
 
-/** What a running job was asked to do and has not done yet. */
-export interface Requested {
+/** Stop and pause requests that the worker has not completed. */
+export interface PendingRequests {
   stop_requested?: boolean;
   pause_requested?: boolean;
 }
 
-/** The state in a word: a running job that was asked to stop or to pause is already on its way there. */
-export function stateWord(state: JobState, requested: Requested = {}): string {
-  if (!isRunning(state)) return STATE_WORDS[state];
-  if (requested.stop_requested) return 'Stopping';
-  return requested.pause_requested ? 'Pausing' : STATE_WORDS[state];
+/** Return the label of a state, or `Stopping` or `Pausing` while a running job has such a request. */
+export function stateLabel(state: JobState, requests: PendingRequests = {}): string {
+  if (!isRunning(state)) return STATE_LABELS[state];
+  if (requests.stop_requested) return 'Stopping';
+  return requests.pause_requested ? 'Pausing' : STATE_LABELS[state];
 }
 
+const WAITING: JobState[] = ['queued', 'paused'];
 const ENDED: JobState[] = ['completed', 'failed', 'stopped', 'cancelled'];
+/** Too little work remains in these states for a pause to be useful. */
+const FINISHING: JobState[] = ['saving', 'uploading'];
 
+export const isWaiting = (state: JobState): boolean => WAITING.includes(state);
 export const isEnded = (state: JobState): boolean => ENDED.includes(state);
-export const isRunning = (state: JobState): boolean => !isEnded(state) && state !== 'queued' && state !== 'paused';
+export const isRunning = (state: JobState): boolean => !isEnded(state) && !isWaiting(state);
 
-export type Action = 'pause' | 'resume' | 'stop' | 'rerun' | 'remove';
+export type Action = 'pause' | 'resume' | 'stop' | 'duplicate' | 'remove';
 
-export function actionsFor(state: JobState, lastCheckpoint: number | null | undefined, requested: Requested = {}): Action[] {
+export function actionsFor(state: JobState, lastCheckpoint: number | null | undefined, requests: PendingRequests = {}): Action[] {
   if (state === 'queued') return ['pause', 'stop'];
   if (state === 'paused') return ['resume', 'stop'];
-  if (!isEnded(state)) {
-    if (requested.stop_requested) return [];
-    return requested.pause_requested || state === 'saving' || state === 'uploading' ? ['stop'] : ['pause', 'stop'];
+  if (isRunning(state)) {
+    if (requests.stop_requested) return [];
+    return requests.pause_requested || FINISHING.includes(state) ? ['stop'] : ['pause', 'stop'];
   }
-  const canGoOn = state !== 'completed' && lastCheckpoint != null;
-  return canGoOn ? ['resume', 'rerun', 'remove'] : ['rerun', 'remove'];
+  const canResume = state !== 'completed' && lastCheckpoint != null;
+  return canResume ? ['resume', 'duplicate', 'remove'] : ['duplicate', 'remove'];
 }
 
-export const ACTION_WORDS: Record<Action, string> = {
+export const ACTION_LABELS: Record<Action, string> = {
   pause: 'Pause',
   resume: 'Resume',
   stop: 'Stop',
   /** Opens the form of a new run with the settings of this one. */
-  rerun: 'Run again',
+  duplicate: 'Duplicate',
   remove: 'Delete',
 };
 
-export const DONE_WORDS: Record<Exclude<Action, 'rerun'>, string> = {
-  pause: 'Asked to pause:',
-  resume: 'In the queue to go on:',
-  stop: 'Asked to stop:',
+/** Announced to screen readers, followed by the name of the run. */
+export const ACTION_ANNOUNCEMENTS: Record<Exclude<Action, 'duplicate'>, string> = {
+  pause: 'Pause requested:',
+  resume: 'Queued to resume:',
+  stop: 'Stop requested:',
   remove: 'Deleted:',
 };
 
-const STOP_QUESTIONS: Partial<Record<JobState, string>> = {
-  paused: 'End this run? It keeps its last checkpoint, but no model is saved.',
-  training: 'Stop after the current step? What it has learnt so far is saved, and it can be resumed.',
-  saving: 'Stop while the model is being saved? It is given some minutes to finish, and ended then.',
-  uploading: 'Stop the upload? The model is on this machine already.',
+/** Return the label of the button that closes the confirmation without the action. */
+export function cancelLabel(action: Action, state: JobState): string {
+  if (action !== 'stop') return 'Cancel';
+  return state === 'training' ? 'Keep training' : 'Keep run';
+}
+
+const STOP_CONFIRMATIONS: Partial<Record<JobState, string>> = {
+  paused: 'End this run? Its last checkpoint is kept, but no model is saved.',
+  training: 'Stop after the current step? The model is saved, and the run can be resumed.',
+  saving: 'Stop while the model is being saved? The worker gets a few minutes to finish before it is terminated.',
+  uploading: 'Stop the upload? The model is already saved on this machine.',
 };
 
-/** What is lost by an action, as a question; null where nothing is, so that nobody needs to be asked. */
-export function questionBefore(action: Action, state: JobState): string | null {
+/** Return the question to confirm before an action that loses something; null for all others. */
+export function confirmationFor(action: Action, state: JobState): string | null {
   if (action === 'stop' && state === 'queued') return null;
-  if (action === 'stop') return STOP_QUESTIONS[state] ?? 'Stop it before it trains? Then no model is saved.';
-  if (action === 'remove') return 'Delete this run, with its figures, log and checkpoints? Model files stay where they are.';
+  if (action === 'stop') return STOP_CONFIRMATIONS[state] ?? 'Stop before training starts? No model is saved.';
+  if (action === 'remove') return 'Delete this run with its metrics, log and checkpoints? Model files are kept.';
   return null;
 }

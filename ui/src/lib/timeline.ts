@@ -1,50 +1,50 @@
-/** The states a run goes through, as steps of a line: what is done and how long it took, what it is at, what is to come. */
+/** The stages of a run: completed ones with their duration, the current one, and those to come. */
 
 import type { JobState, TimelineEntry } from '../api/client';
-import { isEnded, isRunning, STATE_WORDS } from './states';
+import { isEnded, isRunning, STATE_LABELS } from './states';
 
-export interface Stop {
+export interface Stage {
   label: string;
-  phase: 'done' | 'now' | 'to come' | 'broken';
-  /** How long it was there, or has been by now; null where that says nothing. */
+  phase: 'done' | 'current' | 'upcoming' | 'failed';
+  /** Seconds spent in this stage until its end or until now; null for upcoming stages and final states. */
   seconds: number | null;
 }
 
-const WAY: JobState[] = ['initializing', 'loading_model', 'loading_dataset', 'training', 'saving'];
+const ORDER: JobState[] = ['initializing', 'loading_model', 'loading_dataset', 'training', 'saving'];
 
-/** Of the latest attempt. `now` in milliseconds. */
-export function timeline(entries: TimelineEntry[], uploads: boolean, now: number): Stop[] {
+/** Return the stages of the latest attempt. `now` in milliseconds. */
+export function stagesOf(entries: TimelineEntry[], uploads: boolean, now: number): Stage[] {
   const attempt = entries.at(-1)?.attempt;
   const own = entries.filter((entry) => entry.attempt === attempt);
-  const stops = own.map((entry, place): Stop => {
-    const next = own[place + 1];
-    const isAtEnd = next === undefined && isEnded(entry.state);
-    const seconds = isAtEnd ? null : ((next ? Date.parse(next.since) : now) - Date.parse(entry.since)) / 1000;
-    return { label: STATE_WORDS[entry.state], phase: next ? 'done' : phaseOf(entry.state), seconds };
+  const stages = own.map((entry, index): Stage => {
+    const next = own[index + 1];
+    const isFinal = next === undefined && isEnded(entry.state);
+    const seconds = isFinal ? null : ((next ? Date.parse(next.since) : now) - Date.parse(entry.since)) / 1000;
+    return { label: STATE_LABELS[entry.state], phase: next ? 'done' : lastPhase(entry.state), seconds };
   });
   const last = own.at(-1)?.state ?? 'queued';
-  if (isEnded(last) || last === 'paused') return stops;
-  const way: JobState[] = [...WAY, ...(uploads ? (['uploading'] as const) : []), 'completed'];
-  return [...stops, ...way.slice(way.indexOf(last) + 1).map((state): Stop => ({ label: STATE_WORDS[state], phase: 'to come', seconds: null }))];
+  if (isEnded(last) || last === 'paused') return stages;
+  const order: JobState[] = [...ORDER, ...(uploads ? (['uploading'] as const) : []), 'completed'];
+  return [...stages, ...order.slice(order.indexOf(last) + 1).map((state): Stage => ({ label: STATE_LABELS[state], phase: 'upcoming', seconds: null }))];
 }
 
-/** When the latest attempt began to run, in milliseconds; 0 where that isn't known. */
-export function attemptBegan(entries: TimelineEntry[]): number {
+/** Return when the latest attempt started to run, in milliseconds; 0 if it has not. */
+export function attemptStart(entries: TimelineEntry[]): number {
   const attempt = entries.at(-1)?.attempt;
-  const began = entries.find((entry) => entry.attempt === attempt && isRunning(entry.state));
-  return began ? Date.parse(began.since) : 0;
+  const first = entries.find((entry) => entry.attempt === attempt && isRunning(entry.state));
+  return first ? Date.parse(first.since) : 0;
 }
 
-/** Seconds that a worker was at it, over all attempts: pauses and waiting don't count. `now` in milliseconds. */
+/** Return the seconds in which a worker ran, over all attempts, without pauses and time in the queue. `now` in milliseconds. */
 export function secondsRunning(entries: TimelineEntry[], now: number): number {
-  const stretches = entries.map((entry, place) => {
-    const next = entries[place + 1];
+  const durations = entries.map((entry, index) => {
+    const next = entries[index + 1];
     return isRunning(entry.state) ? (next ? Date.parse(next.since) : now) - Date.parse(entry.since) : 0;
   });
-  return stretches.reduce((sum, stretch) => sum + Math.max(0, stretch), 0) / 1000;
+  return durations.reduce((sum, each) => sum + Math.max(0, each), 0) / 1000;
 }
 
-function phaseOf(last: JobState): Stop['phase'] {
-  if (last === 'completed') return 'done';
-  return isEnded(last) ? 'broken' : 'now';
+function lastPhase(state: JobState): Stage['phase'] {
+  if (state === 'completed') return 'done';
+  return isEnded(state) ? 'failed' : 'current';
 }

@@ -1,8 +1,8 @@
 import { expect, test } from 'vitest';
-import { winRateInWords } from './win-rate';
+import { describeWinRate } from './win-rate';
 
-test('few votes tell nothing, many do', () => {
-  expect(winRateInWords({ wins: 0, losses: 0, ties: 0 })).toBe('No votes yet.');
-  expect(winRateInWords({ wins: 2, losses: 1, ties: 1, win_rate: 0.667, win_rate_low: 0.21, win_rate_high: 0.94 })).toContain('too few votes');
-  expect(winRateInWords({ wins: 20, losses: 2, ties: 0, win_rate: 0.91, win_rate_low: 0.72, win_rate_high: 0.97 })).toContain('between 72 % and 97 %: the tuned model is better');
+test('the verdict depends on whether the confidence interval contains one half', () => {
+  expect(describeWinRate({ wins: 0, losses: 0, ties: 0 })).toBe('No votes yet.');
+  expect(describeWinRate({ wins: 2, losses: 1, ties: 1, win_rate: 0.667, win_rate_low: 0.21, win_rate_high: 0.94 })).toContain('More votes are needed');
+  expect(describeWinRate({ wins: 20, losses: 2, ties: 0, win_rate: 0.91, win_rate_low: 0.72, win_rate_high: 0.97 })).toContain('72% to 97%). The fine-tuned model is better.');
 });

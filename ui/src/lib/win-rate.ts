@@ -1,4 +1,4 @@
-/** How often the tuned model was preferred, in words, with how sure that is. */
+/** Description of a win rate and its confidence interval. */
 
 export interface Tally {
   wins: number;
@@ -9,13 +9,14 @@ export interface Tally {
   win_rate_high?: number | null;
 }
 
-export function winRateInWords(tally: Tally): string {
+export function describeWinRate(tally: Tally): string {
   const votes = tally.wins + tally.losses;
   if (votes + tally.ties === 0) return 'No votes yet.';
-  const counts = `${tally.wins} for the tuned model, ${tally.losses} for the base, ${tally.ties} ${tally.ties === 1 ? 'tie' : 'ties'}`;
+  const counts = `${tally.wins} for the fine-tuned model, ${tally.losses} for the base model, ${tally.ties} ${tally.ties === 1 ? 'tie' : 'ties'}`;
   if (tally.win_rate == null || tally.win_rate_low == null || tally.win_rate_high == null) return `${counts}.`;
-  const share = (value: number): string => `${Math.round(value * 100)} %`;
-  const isSure = tally.win_rate_low > 0.5 || tally.win_rate_high < 0.5;
-  const verdict = isSure ? (tally.win_rate > 0.5 ? 'the tuned model is better' : 'the base is better') : 'too few votes to tell which is better';
-  return `${counts}. Preferred in ${share(tally.win_rate)} of the cases, between ${share(tally.win_rate_low)} and ${share(tally.win_rate_high)}: ${verdict}.`;
+  const share = (value: number): string => `${Math.round(value * 100)}%`;
+  const isSignificant = tally.win_rate_low > 0.5 || tally.win_rate_high < 0.5;
+  const better = tally.win_rate > 0.5 ? 'The fine-tuned model is better.' : 'The base model is better.';
+  const verdict = isSignificant ? better : 'More votes are needed to tell which model is better.';
+  return `${counts}. Win rate ${share(tally.win_rate)} (95% confidence interval ${share(tally.win_rate_low)} to ${share(tally.win_rate_high)}). ${verdict}`;
 }

@@ -1,7 +1,7 @@
-/** A conversation with a run's model and with its base, side by side. */
+/** A conversation with a run's model and its base model, side by side. */
 
-import { api, ApiError, asApiError, type Comparison } from '../api/client';
-import { lines } from '../api/lines';
+import { api, ApiError, toApiError, type Comparison } from '../api/client';
+import { jsonLines } from '../api/json-lines';
 import type { components } from '../api/types';
 
 export type Side = 'base' | 'tuned';
@@ -9,10 +9,10 @@ const SIDES = ['tuned', 'base'] as const;
 
 export interface Answer {
   text: string;
-  /** Why it ends where it does, where it wasn't at its own end. */
+  /** Why the answer ends before its end token; '' otherwise. */
   note: string;
 }
-/** A question and what each side said to it. */
+/** A question with the answer of each model. */
 export interface Exchange {
   question: string;
   answers: Record<Side, Answer>;
@@ -24,22 +24,22 @@ export interface Sampling {
 }
 type Line = components['schemas']['AnswerLine'];
 
-const ENDS: Record<string, string> = {
+const END_NOTES: Record<string, string> = {
   end_token: '',
-  max_new_tokens: 'cut off at the longest answer that was asked for',
-  max_positions: 'cut off, since the model can’t read on',
+  max_new_tokens: 'truncated at the maximum number of tokens',
+  max_positions: 'truncated at the context length of the model',
 };
 
 export class Chat {
   exchanges = $state<Exchange[]>([]);
-  /** Who is being asked. */
-  side = $state<Side | null>(null);
+  /** The model that is generating. */
+  activeSide = $state<Side | null>(null);
   state = $state.raw<components['schemas']['ChatState'] | null>(null);
   tally = $state.raw<components['schemas']['ComparisonList']['tally'] | null>(null);
   comparison = $state.raw<Comparison | null>(null);
   isBusy = $state(false);
-  failure = $state<ApiError | null>(null);
-  #stopping = new AbortController();
+  error = $state<ApiError | null>(null);
+  #controller = new AbortController();
 
   constructor(readonly job: string) {
     void this.refresh().catch(() => {});
@@ -51,29 +51,29 @@ export class Chat {
     this.tally = comparisons.tally;
   }
 
-  /** Both sides answer, the tuned one first; each goes on with its own answers so far. Whether anything was said. */
-  async say(question: string, system: string, sampling: Sampling, force: boolean): Promise<boolean> {
+  /** Ask both models, the fine-tuned one first; each continues its own conversation. Return whether either answered. */
+  async ask(question: string, system: string, sampling: Sampling, force: boolean): Promise<boolean> {
     this.exchanges.push({ question, answers: { tuned: { text: '', note: '' }, base: { text: '', note: '' } } });
-    const place = this.exchanges.length - 1;
-    await this.#busy(async (signal) => {
+    const index = this.exchanges.length - 1;
+    await this.#run(async (signal) => {
       await this.#load(force, signal);
       for (const side of SIDES) {
-        this.side = side;
-        await this.#draw(place, side, this.#messages(side, place, system), sampling, signal);
+        this.activeSide = side;
+        await this.#generate(index, side, this.#messages(side, index, system), sampling, signal);
       }
     });
-    this.side = null;
-    const exchange = this.exchanges[place];
-    const isAnswered = SIDES.some((side) => exchange?.answers[side].text);
-    if (!isAnswered) this.exchanges.splice(place, 1);
-    else for (const side of SIDES) if (exchange && !exchange.answers[side].text) exchange.answers[side].note ||= 'not asked any more';
-    return isAnswered;
+    this.activeSide = null;
+    const exchange = this.exchanges[index];
+    const hasAnswer = SIDES.some((side) => exchange?.answers[side].text);
+    if (!hasAnswer) this.exchanges.splice(index, 1);
+    else for (const side of SIDES) if (exchange && !exchange.answers[side].text) exchange.answers[side].note ||= 'not generated';
+    return hasAnswer;
   }
 
   async compare(content: string, system: string, sampling: Sampling, force: boolean): Promise<boolean> {
     const messages = [...(system ? [{ role: 'system', content: system }] : []), { role: 'user', content }];
     this.comparison = null;
-    await this.#busy(async (signal) => {
+    await this.#run(async (signal) => {
       await this.#load(force, signal);
       this.comparison = await api.compareBlind({ job_id: this.job, messages, ...sampling }, signal);
     });
@@ -82,16 +82,16 @@ export class Chat {
 
   async vote(better: 'left' | 'right' | 'tie'): Promise<void> {
     const open = this.comparison;
-    if (open) await this.#busy(async () => (this.comparison = await api.vote(open.comparison_id, better)));
+    if (open) await this.#run(async () => (this.comparison = await api.vote(open.comparison_id, better)));
   }
 
-  async release(): Promise<void> {
+  async unload(): Promise<void> {
     this.stop();
     this.state = await api.unloadChatModel();
   }
 
   stop(): void {
-    this.#stopping.abort();
+    this.#controller.abort();
   }
 
   clear(): void {
@@ -102,34 +102,34 @@ export class Chat {
     this.state = await api.loadChatModel(this.job, force, signal);
   }
 
-  /** What a side is asked: the conversation as it went with it, without questions that it never answered. */
-  #messages(side: Side, place: number, system: string): { role: string; content: string }[] {
-    const before = this.exchanges.slice(0, place).filter((exchange) => exchange.answers[side].text);
+  /** Return the conversation of one model up to an exchange, without questions that it did not answer. */
+  #messages(side: Side, index: number, system: string): { role: string; content: string }[] {
+    const earlier = this.exchanges.slice(0, index).filter((exchange) => exchange.answers[side].text);
     return [
       ...(system ? [{ role: 'system', content: system }] : []),
-      ...before.flatMap(({ question, answers }) => [{ role: 'user', content: question }, { role: 'assistant', content: answers[side].text }]),
-      { role: 'user', content: this.exchanges[place]?.question ?? '' },
+      ...earlier.flatMap(({ question, answers }) => [{ role: 'user', content: question }, { role: 'assistant', content: answers[side].text }]),
+      { role: 'user', content: this.exchanges[index]?.question ?? '' },
     ];
   }
 
-  async #draw(place: number, side: Side, messages: unknown, sampling: Sampling, signal: AbortSignal): Promise<void> {
-    const answer = (this.exchanges[place] as Exchange).answers[side];
+  async #generate(index: number, side: Side, messages: unknown, sampling: Sampling, signal: AbortSignal): Promise<void> {
+    const answer = (this.exchanges[index] as Exchange).answers[side];
     answer.note = 'stopped';
-    for await (const line of lines<Line>('/chat/answer', { job_id: this.job, side, messages, ...sampling }, signal)) {
+    for await (const line of jsonLines<Line>('/chat/answer', { job_id: this.job, side, messages, ...sampling }, signal)) {
       if (line.type === 'text') answer.text += line.text;
       else if (line.type === 'error') throw new ApiError(500, line.error);
-      else if (line.type === 'end') answer.note = ENDS[line.reason] ?? '';
+      else if (line.type === 'end') answer.note = END_NOTES[line.reason] ?? '';
     }
   }
 
-  async #busy(act: (signal: AbortSignal) => Promise<unknown>): Promise<void> {
-    this.#stopping = new AbortController();
+  async #run(operation: (signal: AbortSignal) => Promise<unknown>): Promise<void> {
+    this.#controller = new AbortController();
     this.isBusy = true;
-    this.failure = null;
+    this.error = null;
     try {
-      await act(this.#stopping.signal);
+      await operation(this.#controller.signal);
     } catch (error) {
-      if (!this.#stopping.signal.aborted) this.failure = asApiError(error);
+      if (!this.#controller.signal.aborted) this.error = toApiError(error);
     } finally {
       this.isBusy = false;
       await this.refresh().catch(() => {});

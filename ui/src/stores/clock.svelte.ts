@@ -1,4 +1,4 @@
-/** The time now, second by second, for everything that says how long ago. */
+/** The current time, updated every second, for relative times and durations. */
 
 class Clock {
   now = $state(Date.now());

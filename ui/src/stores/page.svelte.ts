@@ -1,56 +1,56 @@
-/** Where the visitor is, whether the server answers, and whether it knows them. */
+/** The current route, whether the server is reachable, and whether the user is logged in. */
 
 import { api, listen } from '../api/client';
-import { addressOf, pathOf } from '../lib/address';
+import { pathOf, urlFor } from '../lib/url';
 import { routeOf, type Route } from '../lib/route';
 
-const ASK_AGAIN_AFTER = 2000;
+const RETRY_AFTER = 2000;
 
-const here = (): Route => routeOf(pathOf(location.pathname) ?? location.pathname, location.search);
+const currentRoute = (): Route => routeOf(pathOf(location.pathname) ?? location.pathname, location.search);
 
 class Page {
-  #timer = 0;
-  route = $state<Route>(here());
+  #retryTimer = 0;
+  route = $state<Route>(currentRoute());
   isReachable = $state(true);
   needsLogin = $state(false);
   canLogOut = $state(false);
   isReady = $state(false);
-  said = $state('');
+  announcement = $state('');
 
-  /** Shows the view of a path of the server, such as `/runs/job_1`. */
-  go(path: string, replace = false): void {
-    if (replace) history.replaceState(null, '', addressOf(path));
-    else history.pushState(null, '', addressOf(path));
-    this.#follow();
+  /** Show the view of a server path, such as `/runs/job_1`. */
+  navigate(path: string, replace = false): void {
+    if (replace) history.replaceState(null, '', urlFor(path));
+    else history.pushState(null, '', urlFor(path));
+    this.#updateRoute();
     scrollTo(0, 0);
     this.focusContent();
   }
 
-  /** Where what had the focus is gone, those who read with a screen reader or walk by keyboard go on at the content. */
+  /** Move the focus to the content after the focused element was removed, for keyboard and screen reader users. */
   focusContent(): void {
     document.getElementById('main')?.focus({ preventScroll: true });
   }
 
-  /** Tells what was done to those who don't see it. */
-  say(what: string): void {
-    this.said = what;
+  /** Announce the result of an action to screen readers. */
+  announce(text: string): void {
+    this.announcement = text;
   }
 
-  #follow = (): void => {
-    this.route = here();
+  #updateRoute = (): void => {
+    this.route = currentRoute();
   };
 
-  /** Links within the page are followed without loading it anew. */
-  watchLinks(): void {
-    addEventListener('popstate', this.#follow);
+  /** Follow links within the page without reloading it. */
+  interceptLinks(): void {
+    addEventListener('popstate', this.#updateRoute);
     document.addEventListener('click', (event) => {
       if (event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey) return;
       const link = (event.target as Element).closest('a');
       if (!link || link.target || link.hasAttribute('download') || link.origin !== location.origin || link.hash) return;
       const path = pathOf(link.pathname);
-      if (path === null || routeOf(path).view === 'nowhere') return;
+      if (path === null || routeOf(path).view === 'not-found') return;
       event.preventDefault();
-      this.go(path + link.search);
+      this.navigate(path + link.search);
     });
   }
 
@@ -63,21 +63,16 @@ class Page {
     this.isReady = true;
   }
 
-  /** Hears of every question whether it could be asked, and where it couldn't, asks until one can. */
-  listenToApi(): void {
+  /** Track whether requests reach the server, and retry until one does. */
+  watchServer(): void {
     listen({
       onLoginRequired: () => (this.needsLogin = true),
-      onReached: (isReachable) => {
-        if (isReachable) clearTimeout(this.#timer);
-        else this.#askAgain();
+      onReachable: (isReachable) => {
+        clearTimeout(this.#retryTimer);
+        if (!isReachable) this.#retryTimer = window.setTimeout(() => void this.checkSession(), RETRY_AFTER);
         this.isReachable = isReachable;
       },
     });
-  }
-
-  #askAgain(): void {
-    clearTimeout(this.#timer);
-    this.#timer = window.setTimeout(() => void this.checkSession(), ASK_AGAIN_AFTER);
   }
 }
 

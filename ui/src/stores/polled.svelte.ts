@@ -1,4 +1,4 @@
-/** An answer of the server that is asked for again and again while someone looks. */
+/** A response that is requested periodically while the page is visible. */
 
 export class Polled<T> {
   value = $state.raw<T | null>(null);
@@ -7,18 +7,18 @@ export class Polled<T> {
   #isStopped = false;
 
   constructor(
-    private readonly question: () => Promise<T>,
+    private readonly load: () => Promise<T>,
     private readonly milliseconds: number,
   ) {
     void this.refresh();
     document.addEventListener('visibilitychange', this.#onVisible);
   }
 
-  /** Asks now. */
+  /** Request it now. */
   refresh = async (): Promise<void> => {
     clearTimeout(this.#timer);
     try {
-      this.value = await this.question();
+      this.value = await this.load();
       this.error = null;
     } catch (error) {
       this.error = error as Error;

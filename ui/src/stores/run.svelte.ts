@@ -1,17 +1,17 @@
-/** One run, as it was and as it goes on. */
+/** The state, metrics and log of one run, updated over its WebSocket. */
 
-import { api, ApiError, asApiError, type JobStatus, type LogLine, type TimelineEntry } from '../api/client';
-import { LiveRun, type Connection, type Message } from '../api/live';
-import { Pace } from '../lib/pace';
+import { api, ApiError, toApiError, type JobStatus, type LogLine, type TimelineEntry } from '../api/client';
+import { LiveConnection, type Connection, type Message } from '../api/live';
+import { StepRate } from '../lib/step-rate';
 import { Series, type Row } from '../lib/series';
 import { isEnded } from '../lib/states';
-import { attemptBegan } from '../lib/timeline';
+import { attemptStart } from '../lib/timeline';
 import { page } from './page.svelte';
 
-/** More than a chart has pixels. The server thins longer runs to this, and the page those that grow while it looks. */
+/** More points than a chart has pixels: the server downsamples to this number, and the page when a run has grown beyond MAX_POINTS. */
 const POINTS = 1500;
-const MOST_POINTS = 3 * POINTS;
-const DRAW_EVERY = 100;
+const MAX_POINTS = 3 * POINTS;
+const REDRAW_AFTER = 100;
 const RETRY_AFTER = 2000;
 
 export interface Range {
@@ -19,96 +19,92 @@ export interface Range {
   to: number;
 }
 
-interface Arrived {
+interface TimedRow {
   row: Row;
-  /** Milliseconds. */
+  /** Milliseconds since the epoch. */
   at: number;
 }
 
 export class Run {
   status = $state.raw<JobStatus | null>(null);
-  /** Of the result; it never changes, so that what depends on it is not made anew with every status. */
+  /** Output name. Kept apart from `status` because it never changes, so that its dependents are not recomputed with each status. */
   name = $state('');
   logs = $state.raw<LogLine[]>([]);
   timeline = $state.raw<TimelineEntry[]>([]);
   config = $state.raw<Record<string, unknown> | null>(null);
   connection = $state<Connection>('connecting');
   error = $state<ApiError | null>(null);
-  /** Counts up whenever `series` has changed, at most ten times a second. */
+  /** Incremented after changes of `series`, at most ten times per second. */
   version = $state(0);
   readonly series = new Series();
-  pace = new Pace();
-  #live: LiveRun | null = null;
-  /** Rows that came while all others were asked for. */
-  #arriving: Arrived[] | null = null;
-  #drawTimer = 0;
+  rate = new StepRate();
+  #live: LiveConnection | null = null;
+  /** Rows received while the metrics are being loaded; null otherwise. */
+  #pendingRows: TimedRow[] | null = null;
+  #redrawTimer = 0;
   #retryTimer = 0;
   #attempt = 1;
-  #isThinned = false;
+  #isDownsampled = false;
   #range: Range | null = null;
-  /** Counts loads: what a load before the latest one finds is of no use any more. */
-  #loads = 0;
+  /** Number of the latest load; responses to earlier loads are discarded. */
+  #loadNumber = 0;
 
   constructor(readonly job: string) {
-    void this.#load();
+    void this.load();
   }
 
-  /** A figure of the saved model, once there is one; until then the newest. */
-  figure(name: string): number | null {
+  /** Return a metric of the saved model, or its newest value until the model is saved. */
+  metric(name: string): number | null {
     const final = this.status?.final_metrics;
     return final?.kept_step != null ? (final[`final_${name}`] ?? null) : this.series.last(name);
   }
 
   close(): void {
-    this.#loads += 1;
+    this.#loadNumber += 1;
     this.#live?.close();
-    clearTimeout(this.#drawTimer);
+    clearTimeout(this.#redrawTimer);
     clearTimeout(this.#retryTimer);
   }
 
-  /** Takes up again after something was done that changes the job's course. */
-  async again(): Promise<void> {
-    await this.#load();
-  }
-
-  /** The rows of a range in full, where the whole run was thinned; null for no range. */
-  async refine(range: Range | null): Promise<void> {
+  /** Load the rows of a range at a higher resolution if the run is downsampled; null selects the whole run. */
+  async loadRange(range: Range | null): Promise<void> {
     this.#range = range;
-    if (!range || !this.#isThinned) return;
-    const load = this.#loads;
+    if (!range || !this.#isDownsampled) return;
+    const load = this.#loadNumber;
     const part = { since_step: Math.max(0, Math.floor(range.from)), until_step: Math.max(0, Math.ceil(range.to)) };
-    const answer = await api.metrics(this.job, { ...part, max_points: POINTS }).catch(() => null);
-    if (load !== this.#loads || range !== this.#range || !answer) return;
-    for (const row of answer.metrics) this.series.add(row as unknown as Row);
-    this.#changed();
+    const response = await api.metrics(this.job, { ...part, max_points: POINTS }).catch(() => null);
+    if (load !== this.#loadNumber || range !== this.#range || !response) return;
+    for (const row of response.metrics) this.series.add(row as unknown as Row);
+    this.#scheduleRedraw();
   }
 
-  async #load(): Promise<void> {
-    const load = ++this.#loads;
+  /** Load everything, and again after an action on the job. */
+  async load(): Promise<void> {
+    const load = ++this.#loadNumber;
     this.#live?.close();
     this.#live = null;
     clearTimeout(this.#retryTimer);
     try {
       const status = await api.status(this.job);
       const [logs, config, timeline] = await Promise.all([api.logs(this.job), api.config(this.job), api.timeline(this.job)]);
-      if (load !== this.#loads) return;
-      this.#take(status, timeline.states);
+      if (load !== this.#loadNumber) return;
+      this.#setStatus(status, timeline.states);
       this.logs = logs.logs;
       this.config = config as unknown as Record<string, unknown>;
-      await this.#loadFigures();
-      if (load !== this.#loads) return;
+      await this.#loadMetrics();
+      if (load !== this.#loadNumber) return;
       this.error = null;
       if (isEnded(status.status)) this.connection = 'ended';
-      else this.#live = new LiveRun(this.job, status.seq, this.#hear, this.#onConnection);
+      else this.#live = new LiveConnection(this.job, status.seq, this.#onMessage, this.#onConnection);
     } catch (error) {
-      if (load !== this.#loads) return;
-      this.error = asApiError(error);
-      if (this.error.isPassing) this.#retryTimer = window.setTimeout(() => void this.#load(), RETRY_AFTER);
+      if (load !== this.#loadNumber) return;
+      this.error = toApiError(error);
+      if (this.error.isTransient) this.#retryTimer = window.setTimeout(() => void this.load(), RETRY_AFTER);
     }
   }
 
-  #take(status: JobStatus, timeline: TimelineEntry[]): void {
-    if (status.attempt !== this.#attempt) this.pace = new Pace();
+  #setStatus(status: JobStatus, timeline: TimelineEntry[]): void {
+    if (status.attempt !== this.#attempt) this.rate = new StepRate();
     this.status = status;
     this.name = status.output_name;
     this.timeline = timeline;
@@ -117,26 +113,26 @@ export class Run {
 
   #onConnection = (connection: Connection): void => {
     this.connection = connection;
-    if (connection === 'broken' || !page.isReachable) void page.checkSession();
+    if (connection === 'lost' || !page.isReachable) void page.checkSession();
     if (connection === 'ended') void this.#refreshStatus();
   };
 
-  #hear = (message: Message): void => {
+  #onMessage = (message: Message): void => {
     if (message.type === 'metrics') {
       const step = message.step as number;
-      // A resumed run takes steps again, from its checkpoint on.
-      if (!this.#arriving && step < this.series.lastStep) this.series.rewind(step);
+      // A resumed run repeats the steps after its checkpoint.
+      if (!this.#pendingRows && step < this.series.lastStep) this.series.truncateAfter(step);
       this.#add({ step, ...(message.metrics as Record<string, unknown>) }, message.timestamp * 1000);
-      this.#changed();
+      this.#scheduleRedraw();
     } else if (message.type === 'log') {
       this.#log(message);
     } else if (message.type === 'request' && this.status) {
       this.status = { ...this.status, stop_requested: message.stop_requested === true, pause_requested: message.pause_requested === true };
     } else if (message.type === 'status_update' && this.status) {
-      const moved = message.status !== this.status.status;
+      const isNewState = message.status !== this.status.status;
       const { type: _type, timestamp: _timestamp, job_id: _job, ...changes } = message;
       this.status = { ...this.status, ...(changes as Partial<JobStatus>) };
-      if (moved) void this.#refreshStatus();
+      if (isNewState) void this.#refreshStatus();
     }
   };
 
@@ -147,55 +143,55 @@ export class Run {
     this.logs = [...this.logs, line];
   }
 
-  /** What the messages don't carry: times, attempt, error, where the model lies. */
+  /** Load what messages do not contain: times, attempt, error and output folder. */
   async #refreshStatus(): Promise<void> {
-    const load = this.#loads;
+    const load = this.#loadNumber;
     try {
       const [status, timeline] = await Promise.all([api.status(this.job), api.timeline(this.job)]);
-      if (load !== this.#loads) return;
-      const isAnother = status.attempt !== this.#attempt;
-      this.#take(status, timeline.states);
-      if (isAnother) await this.#loadFigures();
+      if (load !== this.#loadNumber) return;
+      const isNewAttempt = status.attempt !== this.#attempt;
+      this.#setStatus(status, timeline.states);
+      if (isNewAttempt) await this.#loadMetrics();
     } catch (error) {
-      if (load === this.#loads && error instanceof ApiError && error.status === 404) this.error = error;
+      if (load === this.#loadNumber && error instanceof ApiError && error.status === 404) this.error = error;
     }
   }
 
-  /** All figures anew: steps that are taken again replace those taken before. */
-  async #loadFigures(): Promise<void> {
-    const load = this.#loads;
-    const later: Arrived[] = [];
-    this.#arriving = later;
+  /** Load all metrics again, because repeated steps replace earlier ones. */
+  async #loadMetrics(): Promise<void> {
+    const load = this.#loadNumber;
+    const pending: TimedRow[] = [];
+    this.#pendingRows = pending;
     try {
       const metrics = await api.metrics(this.job, { max_points: POINTS });
-      if (load !== this.#loads) return;
-      this.#isThinned = metrics.count < metrics.total;
-      this.#arriving = null;
-      this.series.rewind(-1);
+      if (load !== this.#loadNumber) return;
+      this.#isDownsampled = metrics.count < metrics.total;
+      this.#pendingRows = null;
+      this.series.truncateAfter(-1);
       for (const row of metrics.metrics) this.#add(row as unknown as Row, Date.parse(row.timestamp));
-      for (const { row, at } of later) this.#add(row, at);
-      this.#changed();
+      for (const { row, at } of pending) this.#add(row, at);
+      this.#scheduleRedraw();
     } finally {
-      if (this.#arriving === later) this.#arriving = null;
+      if (this.#pendingRows === pending) this.#pendingRows = null;
     }
-    await this.refine(this.#range);
+    await this.loadRange(this.#range);
   }
 
   #add(row: Row, at: number): void {
     this.series.add(row);
-    this.#arriving?.push({ row, at });
-    if (at >= attemptBegan(this.timeline)) this.pace.see(row.step, at);
-    if (this.series.size < MOST_POINTS) return;
-    this.series.thin(POINTS);
-    this.#isThinned = true;
-    void this.refine(this.#range);
+    this.#pendingRows?.push({ row, at });
+    if (at >= attemptStart(this.timeline)) this.rate.record(row.step, at);
+    if (this.series.size < MAX_POINTS) return;
+    this.series.downsample(POINTS);
+    this.#isDownsampled = true;
+    void this.loadRange(this.#range);
   }
 
-  #changed(): void {
-    if (this.#drawTimer) return;
-    this.#drawTimer = window.setTimeout(() => {
-      this.#drawTimer = 0;
+  #scheduleRedraw(): void {
+    if (this.#redrawTimer) return;
+    this.#redrawTimer = window.setTimeout(() => {
+      this.#redrawTimer = 0;
       this.version += 1;
-    }, DRAW_EVERY);
+    }, REDRAW_AFTER);
   }
 }

@@ -1,19 +1,19 @@
-/** All runs as the list shows them: history, queue, and the live figures of those that run. */
+/** The list of runs: history, queue, and the status of running jobs. */
 
 import { api, type HistoryEntry, type JobStatus, type QueueStatus } from '../api/client';
-import { Pace } from '../lib/pace';
+import { StepRate } from '../lib/step-rate';
 import type { Filter } from '../lib/search';
 import { isRunning } from '../lib/states';
 
-/** Kept for those who look at a run and come back. */
-export const search = $state<{ words: string; filter: Filter }>({ words: '', filter: 'all' });
+/** Survives navigation to a run and back. */
+export const search = $state<{ query: string; filter: Filter }>({ query: '', filter: 'all' });
 
-const paces = new Map<string, Pace>();
+const rates = new Map<string, StepRate>();
 
-/** Null while too little was seen. */
+/** Null until two steps were observed. */
 export interface Speed {
   secondsPerStep: number | null;
-  secondsLeft: number | null;
+  secondsRemaining: number | null;
 }
 
 export interface Runs {
@@ -21,7 +21,7 @@ export interface Runs {
   total: number;
   queue: QueueStatus;
   live: Map<string, JobStatus>;
-  /** Of those that train, by job. */
+  /** Speeds of training jobs, by job id. */
   speeds: Map<string, Speed>;
 }
 
@@ -36,8 +36,8 @@ export async function loadRuns(): Promise<Runs> {
 }
 
 function speedOf(job: JobStatus): Speed {
-  const pace = paces.get(job.job_id) ?? new Pace();
-  paces.set(job.job_id, pace);
-  pace.see(job.current_step ?? 0, Date.now());
-  return { secondsPerStep: pace.secondsPerStep, secondsLeft: pace.secondsTo(job.total_steps) };
+  const rate = rates.get(job.job_id) ?? new StepRate();
+  rates.set(job.job_id, rate);
+  rate.record(job.current_step ?? 0, Date.now());
+  return { secondsPerStep: rate.secondsPerStep, secondsRemaining: rate.secondsUntil(job.total_steps) };
 }

@@ -1,4 +1,4 @@
-/** Dark or light: the system's, until someone chooses. */
+/** The color theme: that of the system until the user selects one. */
 
 const KEY = 'merlina-theme';
 type Name = 'dark' | 'light';

@@ -1,6 +1,6 @@
-"""What is asked of every view: nothing for axe to find, nothing wider than the window, a picture to look at.
+"""Checks of every view: no accessibility violations, no horizontal overflow, and a screenshot.
 
-In both themes and both widths with `--long`; otherwise in one of each, where most can go wrong.
+With `--long` in both themes and widths; otherwise in the light theme at the narrow width.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 _AXE = Path(__file__).parents[2] / "ui/node_modules/axe-core/axe.min.js"
 _SIZES = (360, 1920)
 _THEMES = ("light", "dark")
-LookAt = Callable[[Page, str], None]
+CheckView = Callable[[Page, str], None]
 
 
-def look_at(page: Page, name: str, *, closely: bool) -> None:
-    """`closely`: in both themes and both widths. The page's own policy forbids axe, so it comes by the debugger."""
+def check_view(page: Page, name: str, *, exhaustive: bool) -> None:
+    """Check a view and write its screenshots; `exhaustive`: in both themes and widths."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    for theme in _THEMES if closely else _THEMES[:1]:
+    for theme in _THEMES if exhaustive else _THEMES[:1]:
         page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
-        for width in _SIZES if closely else _SIZES[:1]:
+        for width in _SIZES if exhaustive else _SIZES[:1]:
             page.set_viewport_size({"width": width, "height": 900})
             page.wait_for_timeout(150)
-            assert_nothing_is_wider(page)
+            assert_no_overflow(page)
             page.screenshot(path=SCREENSHOTS / f"{name}-{theme}-{width}.png", full_page=True)
         found = violations(page)
         assert not found, f"{name}, {theme}:\n" + "\n".join(found)
     page.set_viewport_size({"width": 1280, "height": 900})
 
 
-def assert_nothing_is_wider(page: Page) -> None:
-    wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert wide <= 0, f"{page.url} is {wide} px wider than its window"
+def assert_no_overflow(page: Page) -> None:
+    overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow <= 0, f"{page.url} is {overflow} px wider than its window"
 
 
 def violations(page: Page) -> list[str]:
+    """Return the violations that axe finds. The debugger injects it, because the page's security policy forbids it."""
     if not page.evaluate("typeof axe !== 'undefined'"):
         page.evaluate(_AXE.read_text())
     found = page.evaluate("axe.run()")["violations"]

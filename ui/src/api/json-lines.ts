@@ -1,8 +1,8 @@
-/** Answers that come while they are made, one JSON object a line. */
+/** Streaming responses with one JSON object per line. */
 
 import { request } from './client';
 
-export async function* lines<T>(path: string, body: unknown, signal: AbortSignal): AsyncGenerator<T> {
+export async function* jsonLines<T>(path: string, body: unknown, signal: AbortSignal): AsyncGenerator<T> {
   const response = await request('POST', path, body, signal);
   const reader = (response.body as ReadableStream<Uint8Array<ArrayBuffer>>).pipeThrough(new TextDecoderStream()).getReader();
   let rest = '';

@@ -1,0 +1,12 @@
+import { expect, test } from 'vitest';
+import { summarize } from './run-summary';
+
+test('a run is summarized, defaults included', () => {
+  const dataset = { source: { source_type: 'upload', dataset_id: 'u' }, test_size: 0.05 };
+  expect(summarize({ base_model: 'org/m', output_name: 'n', dataset, use_4bit: false, lora_r: 8, num_epochs: 1 })).toBe(
+    'Trains rank-8 adapters on the weights of org/m with ORPO on your upload for 1 epoch, with 16 pairs per step. ' +
+      '5% of the pairs are held out for evaluation. The model is saved as n; nothing is uploaded.',
+  );
+  expect(summarize({ base_model: 'm', output_name: 'n', dataset, use_wandb: true })).toContain('saved as n; settings and metrics are sent to Weights & Biases.');
+  expect(summarize({ base_model: 'm', output_name: 'n', dataset, push_to_hub: true })).toContain('saved as n and uploaded to the Hub.');
+});

@@ -1,0 +1,38 @@
+/** A summary of what a run will do. */
+
+import type { Source, Values } from './draft';
+import { FIELDS } from './fields';
+
+const METHODS: Record<string, string> = {
+  orpo: 'ORPO', dpo: 'DPO', simpo: 'SimPO', cpo: 'CPO', ipo: 'IPO', kto: 'KTO', sft: 'supervised fine-tuning (SFT) on the chosen answers',
+};
+
+export function summarize(config: Values): string {
+  const value = (name: string): unknown => config[name] ?? FIELDS.get(name)?.defaultValue;
+  const dataset = config.dataset as { source: Source; test_size: number };
+  const perStep = Number(value('batch_size')) * Number(value('gradient_accumulation_steps'));
+  const method = METHODS[String(value('training_mode'))] ?? value('training_mode');
+  const target = value('use_lora') === false ? 'all weights' : `rank-${value('lora_r')} adapters on ${weights(value('use_4bit'), value('use_8bit'))}`;
+  const length = value('max_steps') ? `${value('max_steps')} steps` : `${value('num_epochs')} ${Number(value('num_epochs')) === 1 ? 'epoch' : 'epochs'}`;
+  const evaluation = dataset.test_size ? `${Math.round(dataset.test_size * 1000) / 10}% of the pairs are held out for evaluation.` : 'No pairs are held out for evaluation.';
+  return [
+    `Trains ${target} of ${config.base_model} with ${method} on ${nameOf(dataset.source)} for ${length}, with ${perStep} ${perStep === 1 ? 'pair' : 'pairs'} per step.`,
+    evaluation,
+    destinations(String(config.output_name), value('push_to_hub') === true, value('use_wandb') === true),
+  ].join(' ');
+}
+
+function destinations(name: string, uploads: boolean, logsToWandb: boolean): string {
+  const model = uploads ? `The model is saved as ${name} and uploaded to the Hub` : `The model is saved as ${name}`;
+  if (logsToWandb) return `${model}; settings and metrics are sent to Weights & Biases.`;
+  return uploads ? `${model}.` : `${model}; nothing is uploaded.`;
+}
+
+function weights(in4bit: unknown, in8bit: unknown): string {
+  return in4bit === true && in8bit !== true ? 'the 4-bit weights' : in8bit === true ? 'the 8-bit weights' : 'the weights';
+}
+
+function nameOf(source: Source): string {
+  if (source.source_type === 'huggingface') return `${source.repo_id} from the Hub`;
+  return source.source_type === 'upload' ? 'your upload' : String(source.file_path);
+}
