@@ -1,5 +1,6 @@
 /** The client of the HTTP API: one function per endpoint, one error class. */
 
+import { describe, errorsIn } from '../lib/findings';
 import { urlFor } from '../lib/url';
 import type { components } from './types';
 
@@ -16,13 +17,14 @@ export type TrainingConfig = Schemas['TrainingConfig'];
 export type Gpu = Schemas['GpuInfo'];
 export type Comparison = Schemas['Comparison'];
 export type Upload = Schemas['UploadEntry'];
+export type Finding = Schemas['Finding'];
 
 /** A failed request. `status` 0: the server is unreachable; 1: the request was cancelled or failed in the browser. */
 export class ApiError extends Error {
   constructor(
     readonly status: number,
     message: string,
-    readonly errors: string[] = [],
+    readonly findings: Finding[] = [],
     /** Whether the same request with `force` succeeds. */
     readonly canForce = false,
   ) {
@@ -36,7 +38,8 @@ export class ApiError extends Error {
 
   /** The message followed by all errors. */
   get fullMessage(): string {
-    return this.errors.length > 0 ? `${this.message.replace(/[.:]$/, '')}: ${this.errors.join(' ')}` : this.message;
+    const errors = errorsIn(this.findings).map(describe);
+    return errors.length > 0 ? `${this.message.replace(/[.:]$/, '')}: ${errors.join('; ')}` : this.message;
   }
 }
 
@@ -83,8 +86,8 @@ function errorFromResponse(path: string, status: number, body: unknown): ApiErro
   const detail = (body as { detail?: unknown } | null)?.detail;
   if (typeof detail === 'string') return new ApiError(status, detail);
   if (detail && typeof detail === 'object') {
-    const { message, errors, can_force } = detail as Schemas['ErrorDetails'];
-    return new ApiError(status, message, errors ?? [], can_force);
+    const { message, findings, can_force } = detail as Schemas['ErrorDetails'];
+    return new ApiError(status, message, findings ?? [], can_force);
   }
   return new ApiError(status, `The server returned status ${status} without an explanation.`);
 }

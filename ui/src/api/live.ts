@@ -1,15 +1,11 @@
 /** A run's WebSocket, reconnected after the last event received whenever the connection is lost. */
 
 import { urlFor } from '../lib/url';
+import type { components } from './types';
 
 export type Connection = 'connecting' | 'live' | 'lost' | 'ended';
 
-export interface Message {
-  type: 'status_update' | 'metrics' | 'log' | 'completed' | 'error' | 'request' | 'heartbeat';
-  seq: number;
-  timestamp: number;
-  [field: string]: unknown;
-}
+export type Message = components['schemas']['LiveMessage'];
 
 /** Without a message for this long, the page sends a heartbeat; after twice as long, it reconnects. */
 const HEARTBEAT_AFTER = 15_000;
@@ -86,7 +82,7 @@ export class LiveConnection {
     socket.onmessage = (event) => {
       this.#receivedAt = Date.now();
       const message = JSON.parse(String(event.data)) as Message;
-      this.seq = Math.max(this.seq, message.seq ?? 0);
+      if ('seq' in message) this.seq = Math.max(this.seq, message.seq);
       this.onMessage(message);
     };
     socket.onclose = (event) => this.#onClose(event.code);

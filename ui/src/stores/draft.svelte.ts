@@ -1,11 +1,11 @@
 /** The configuration of a new run, validated by the server after each change. */
 
-import { api, toApiError } from '../api/client';
-import { fieldMessages, type FieldMessage } from '../api/field-messages';
+import { api, toApiError, type Finding } from '../api/client';
 import type { components } from '../api/types';
 import { configOf, DEFAULT_DATA, draftFromConfig, suggestName, type DataDraft, type Values } from '../lib/draft';
 import { storedDrafts, storageKey } from '../lib/draft-storage';
-import { FIELDS, defaultOf, withoutSecrets, type InvalidInput } from '../lib/fields';
+import { defaultOf, withoutSecrets, type InvalidInput } from '../lib/fields';
+import { describe, errorsIn, settingOf, warningsIn } from '../lib/findings';
 
 const VALIDATE_AFTER = 800;
 
@@ -42,7 +42,7 @@ export class Draft {
   /** Incremented when a configuration is loaded or settings are replaced, to recreate components with state of their own. */
   dataVersion = $state(0);
   settingsVersion = $state(0);
-  #errors = $state.raw<FieldMessage[]>([]);
+  #errors = $state.raw<Finding[]>([]);
   /** Whether it was stored before a reload of the tab. */
   readonly isRestored: boolean;
 
@@ -61,10 +61,13 @@ export class Draft {
 
   /** The configuration without secrets, for display and storage. */
   config = $derived(configOf(this.model.trim(), this.outputName, this.data, withoutSecrets(this.values)));
-  generalErrors = $derived(this.#errors.flatMap((each) => (each.field === null ? [each.text] : [])));
-  #warnings = $derived(fieldMessages(this.results?.warnings ?? [], FIELDS.keys()));
-  /** Warnings that do not concern one setting of the form. */
-  generalWarnings = $derived(this.#warnings.flatMap((each) => (each.field === null || each.field === 'dataset' ? [each.text] : [])));
+  /** Errors and warnings that no field of the form shows. */
+  generalErrors = $derived(this.#errors.filter((each) => settingOf(each) === null).map(describe));
+  generalWarnings = $derived(this.#warnings.filter((each) => settingOf(each) === null || settingOf(each) === 'dataset').map((each) => each.message));
+
+  get #warnings(): Finding[] {
+    return warningsIn(this.results?.findings ?? []);
+  }
 
   get outputName(): string {
     return this.isNamed ? this.name.trim() : suggestName(this.model.trim());
@@ -86,11 +89,11 @@ export class Draft {
   }
 
   errorsOf(field: string): string[] {
-    return this.#errors.filter((each) => each.field === field).map((each) => each.text);
+    return this.#errors.filter((each) => settingOf(each) === field).map((each) => each.message);
   }
 
   warningsOf(field: string): string[] {
-    return this.#warnings.filter((each) => each.field === field).map((each) => each.text);
+    return this.#warnings.filter((each) => settingOf(each) === field).map((each) => each.message);
   }
 
   set(name: string, value: unknown): void {
@@ -158,14 +161,14 @@ export class Draft {
       const response = await api.validate(config, signal);
       if (signal.aborted) return;
       this.results = response.results;
-      this.#errors = fieldMessages(response.results.errors, FIELDS.keys());
+      this.#errors = errorsIn(response.results.findings ?? []);
     } catch (error) {
       if (signal.aborted) return;
       this.results = null;
       const failure = toApiError(error);
       // The page already shows that the server is unreachable.
-      const messages = failure.status === 0 ? [] : failure.errors.length > 0 ? failure.errors : [failure.message];
-      this.#errors = fieldMessages(messages, FIELDS.keys());
+      const errors = errorsIn(failure.findings);
+      this.#errors = failure.status === 0 || errors.length > 0 ? errors : [{ field: null, message: failure.message, severity: 'error' }];
     } finally {
       if (!signal.aborted) this.isChecking = false;
     }

@@ -2,6 +2,7 @@
 
 import { api, ApiError, toApiError, type JobStatus, type LogLine, type TimelineEntry } from '../api/client';
 import { LiveConnection, type Connection, type Message } from '../api/live';
+import type { components } from '../api/types';
 import { StepRate } from '../lib/step-rate';
 import { Series, type Row } from '../lib/series';
 import { isEnded } from '../lib/states';
@@ -119,28 +120,26 @@ export class Run {
 
   #onMessage = (message: Message): void => {
     if (message.type === 'metrics') {
-      const step = message.step as number;
+      const { step, metrics } = message;
       // A resumed run repeats the steps after its checkpoint.
       if (!this.#pendingRows && step < this.series.lastStep) this.series.truncateAfter(step);
-      this.#add({ step, ...(message.metrics as Record<string, unknown>) }, message.timestamp * 1000);
+      this.#add({ step, ...metrics }, message.timestamp * 1000);
       this.#scheduleRedraw();
     } else if (message.type === 'log') {
-      this.#log(message);
+      this.#addLogLine(message);
     } else if (message.type === 'request' && this.status) {
-      this.status = { ...this.status, stop_requested: message.stop_requested === true, pause_requested: message.pause_requested === true };
+      this.status = { ...this.status, stop_requested: message.stop_requested, pause_requested: message.pause_requested };
     } else if (message.type === 'status_update' && this.status) {
       const isNewState = message.status !== this.status.status;
       const { type: _type, timestamp: _timestamp, job_id: _job, ...changes } = message;
-      this.status = { ...this.status, ...(changes as Partial<JobStatus>) };
+      this.status = { ...this.status, ...changes };
       if (isNewState) void this.#refreshStatus();
     }
   };
 
-  #log(message: Message): void {
-    if (this.logs.some((line) => line.seq === message.seq)) return;
-    const timestamp = new Date(message.timestamp * 1000).toISOString();
-    const line = { seq: message.seq, timestamp, level: message.level, message: message.message } as LogLine;
-    this.logs = [...this.logs, line];
+  #addLogLine({ seq, timestamp, level, message }: components['schemas']['LogMessage']): void {
+    if (this.logs.some((line) => line.seq === seq)) return;
+    this.logs = [...this.logs, { seq, timestamp: new Date(timestamp * 1000).toISOString(), level, message }];
   }
 
   /** Load what messages do not contain: times, attempt, error and output folder. */
