@@ -53,6 +53,7 @@ def held_out_metrics(
     reference = load_reference_logprobs("held-out", examples, reference_folder) if objective.needs_reference else None
     unrelated = unrelated_examples(examples, config.max_length) if objective.needs_divergence else []
     of_unrelated = load_reference_logprobs("held-out-unrelated", unrelated, reference_folder) if unrelated else None
+    # The model is trained already, so the reference cannot be computed from it.
     if (objective.needs_reference and reference is None) or (unrelated and of_unrelated is None):
         return {}
     means = RunningMeans()
@@ -67,6 +68,7 @@ def held_out_metrics(
             divergence = (totals - of_unrelated[batch, 0]).mean()
         losses = objective.loss(ObjectiveInputs(policy, _as_logprobs(reference, batch, policy), divergence), config)
         means.add({"loss": losses.loss, **losses.metrics})
+    # The number of pairs turns sums into means; there are no other ranks.
     means.gather(SINGLE_PROCESS, len(examples))
     return {f"eval_{name}": value for name, value in means.take().items()}
 

@@ -65,7 +65,9 @@ def orpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """
     policy = inputs.policy
     chosen, rejected = policy.mean_logprob(CHOSEN), policy.mean_logprob(REJECTED)
+    # As in TRL, the NLL covers prompt and chosen answer, the odds the answers alone.
     nll = -policy.mean_logprob_with_prompt(CHOSEN)
+    # Mean log-probabilities make p the geometric mean of token probabilities, independent of length.
     log_odds = _log_odds(chosen) - _log_odds(rejected)
     log_odds_ratio = F.logsigmoid(log_odds)
     metrics = {"nll_loss": nll, "log_odds": log_odds, "log_odds_ratio": log_odds_ratio}
@@ -127,6 +129,7 @@ def kto(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """
     assert inputs.divergence is not None
     chosen, rejected = _log_ratio(inputs, CHOSEN), _log_ratio(inputs, REJECTED)
+    # A negative estimate of a divergence is noise.
     divergence = inputs.divergence.clamp(min=0)
     desirable = 1 - torch.sigmoid(config.beta * (chosen - divergence))
     undesirable = 1 - torch.sigmoid(config.beta * (divergence - rejected))

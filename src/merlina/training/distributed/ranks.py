@@ -61,6 +61,7 @@ class Ranks:
             return list(range(len(sizes)))
         totals, mine = [0] * self.count, []
         for index in sorted(range(len(sizes)), key=lambda index: -sizes[index]):
+            # Ties go to the lowest rank, so that all ranks agree.
             receiver = totals.index(min(totals))
             totals[receiver] += sizes[index]
             if receiver == self.rank:
@@ -75,6 +76,7 @@ class Ranks:
         and ranks drop different elements.
         """
         with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            # Distinct for fewer than 2^30 steps and 2^10 ranks.
             torch.manual_seed(((seed << 40) + (step << 10) + self.rank) % 2**63)
             yield
 
@@ -97,6 +99,7 @@ class Ranks:
         """Return the sum of each name over ranks. A rank without passes has no names."""
         if self.count == 1:
             return dict(sums)
+        # Objects instead of tensors, since ranks may have different names.
         every: list[Mapping[str, float]] = [{}] * self.count
         with _report_lost_ranks():
             dist.all_gather_object(every, dict(sums))
@@ -111,11 +114,13 @@ class Ranks:
         if self.count == 1:
             return
         trained = [weight for weight in weights if weight.requires_grad]
+        # A model with routed experts may leave a weight unused on some ranks; all must sum the same weights.
         used = torch.tensor([weight.grad is not None for weight in trained], dtype=torch.uint8, device=self.device)
         with _report_lost_ranks():
             dist.all_reduce(used, dist.ReduceOp.MAX)
         for bucket in _buckets([weight for weight, is_used in zip(trained, used.tolist(), strict=True) if is_used]):
             gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in bucket]
+            # One collective for a bucket, into one flat tensor whose views become the gradients.
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             self.sum(flat)
             for weight, part in zip(bucket, flat.split([weight.numel() for weight in bucket]), strict=True):
@@ -132,6 +137,7 @@ class Ranks:
         """Return the first rank's value."""
         if self.count == 1:
             return value
+        # Only the first rank's entry counts; the others' is overwritten.
         holder = [value]
         with _report_lost_ranks():
             dist.broadcast_object_list(holder, 0)
@@ -181,6 +187,7 @@ def join_ranks(rank: int, count: int, rendezvous_file: Path, device: torch.devic
         os.environ.setdefault(f"{library}_SOCKET_IFNAME", loopback)
     # By default each process starts as many threads as there are cores.
     torch.set_num_threads(max(1, torch.get_num_threads() // count))
+    # Each process sees one GPU only, as device 0.
     on_gpu = device.type == "cuda"
     device = torch.device("cuda", 0) if on_gpu else device
     with _report_lost_ranks():
@@ -199,6 +206,7 @@ def join_ranks(rank: int, count: int, rendezvous_file: Path, device: torch.devic
 def _report_lost_ranks() -> Iterator[None]:
     try:
         yield
+    # A RuntimeError as well, but not a lost connection: the memory probe handles it.
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

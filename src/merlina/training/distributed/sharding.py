@@ -47,6 +47,7 @@ def sharded_layers(model: nn.Module) -> list[nn.Module]:
 @contextlib.contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
     """Gather all weights of a module inside this context. All ranks must enter it."""
+    # Without sharding, all weights are present already.
     if not isinstance(module, FSDPModule):
         yield
         return
@@ -58,6 +59,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 
 def _unsharded_weights(model: nn.Module, layers: list[Any]) -> set[nn.Parameter]:
+    # Vectors, such as those of norms, are too small to be worth a gather.
     matrices = {
         weight for layer in layers for weight in layer.parameters() if weight.ndim > 1 and not weight.requires_grad
     }

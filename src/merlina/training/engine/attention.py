@@ -120,6 +120,7 @@ class PackedAttention:
     def visibility(self, rule: _MaskRule) -> _Visibility:
         """Return the pattern of a mask rule, recognized on the longest text of the pack."""
         if rule not in self._rules:
+            # A rule depends on indices in a text alone, so the longest text shows what the shorter ones need.
             longest = max(segment.prefix + segment.end - segment.begin for segment in self.segments)
             self._rules[rule] = _visibility(rule, longest, self._device)
         return self._rules[rule]
@@ -176,8 +177,9 @@ def _attend(
     _require_plain_attention(query, key, packed.positions, dropout, other)
     # With float32 weights under autocast, rotary embeddings return queries and keys in float32, unlike values.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5  # 1 / sqrt(D) by default
     visible = _layer_visibility(attention_mask, sliding_window, packed)
+    # Neither the block kernel nor flash attention caps scores or knows other rules than windows.
     if softcap is not None or visible.other is not None or packed.implementation in ("eager", "sdpa"):
         mask = packed.mask(visible, value.dtype)
         return _masked(query, key, value, mask, scale, softcap, packed.implementation), None
@@ -190,6 +192,7 @@ def _attend(
 
 def _require_plain_attention(query: Tensor, key: Tensor, positions: int, dropout: float, other: dict[str, Any]) -> None:
     """Raise PackingError if a layer's scores depend on anything but its own text's queries and keys."""
+    # Each of these changes results in a way that packs do not reproduce; the model then uses its own forward pass.
     if dropout:
         raise PackingError("drops out attention weights in training, which packed attention does not do")
     if other.get("s_aux") is not None or other.get("sinks") is not None:
@@ -239,6 +242,7 @@ def _visibility(rule: _MaskRule, length: int, device: torch.device) -> _Visibili
     keys = torch.arange(length, device=device)
     queries = torch.linspace(0, length - 1, min(length, _SAMPLED_QUERIES), device=device).round().long()[:, None]
     seen = rule(0, 0, queries, keys[None]).expand(len(queries), length)
+    # A window as long as the text hides nothing; in a longer text the last query attends to `window` keys.
     window = int(seen[-1].sum())
     if not torch.equal(seen, (keys <= queries) & (keys > queries - window)):
         return _Visibility(other=rule)
@@ -246,6 +250,7 @@ def _visibility(rule: _MaskRule, length: int, device: torch.device) -> _Visibili
 
 
 def _supports_flash_attention(query: Tensor, value: Tensor) -> bool:
+    # Flash attention supports neither float32 nor heads whose keys and values have different sizes.
     is_new_enough = torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
     fits = query.shape[-1] == value.shape[-1] <= _FLASH_HEAD and query.dtype in (torch.bfloat16, torch.float16)
     return is_new_enough and fits and _varlen_is_complete()
@@ -286,13 +291,15 @@ def _masked(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, how: str
 ) -> Tensor:
     """Compute attention with a dense mask, shape [1, N, H, E]."""
-    groups = query.shape[1] // key.shape[1]
+    groups = query.shape[1] // key.shape[1]  # query heads for each key head
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if softcap is None and how != "eager":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).transpose(1, 2)
-    scores = (query @ key.transpose(2, 3)) * scale
+    scores = (query @ key.transpose(2, 3)) * scale  # [1, H, N, N]
     if softcap is not None:
+        # Capping before the mask is added, since tanh(-inf) would become a finite score.
         scores = torch.tanh(scores / softcap) * softcap
+    # The softmax in float32, as transformers' eager attention computes it.
     weights = (scores + mask).softmax(-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2)
 
@@ -301,6 +308,7 @@ def _varlen(segments: tuple[Segment, ...], device: torch.device) -> _Varlen:
     keys: list[int] = []
     query_begins, key_begins = [0], [0]
     for segment in segments:
+        # The prompt's keys are repeated for each answer after the first, and precede the answer's own.
         keys += range(segment.prefix_begin, segment.prefix_end)
         keys += range(segment.begin, segment.end)
         query_begins.append(segment.end)
@@ -322,12 +330,15 @@ def _mask(
     device: torch.device,
 ) -> Tensor:
     """Return the additive mask, shape [N, N]: 0 where the query may attend to the key, otherwise -inf."""
+    # Rounded up; the columns beyond N are cut off again below and stay -inf.
     width = -(-positions // _MASK_ROW) * _MASK_ROW
     mask = torch.full((positions, width), -torch.inf, dtype=dtype, device=device)
     for segment in segments:
+        # Indices in the text: first those of the prefix, then those of the segment itself.
         text = torch.arange(segment.prefix + segment.end - segment.begin, device=device)
         queries = text[segment.prefix :, None]
         visible = _pattern(visibility, queries, text)
+        # The keys of a text lie in two ranges of the pack: its prefix and the segment.
         rows = mask[segment.begin : segment.end]
         rows[:, segment.prefix_begin : segment.prefix_end].masked_fill_(visible[:, : segment.prefix], 0)
         rows[:, segment.begin : segment.end].masked_fill_(visible[:, segment.prefix :], 0)

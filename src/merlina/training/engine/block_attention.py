@@ -69,9 +69,9 @@ class _BlockAttention(torch.autograd.Function):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        heads, positions, size = query.shape[0], query.shape[1], value.shape[2]
+        heads, positions, size = query.shape[0], query.shape[1], value.shape[2]  # H, N, E
         queries = _grouped(query, key.shape[0])
-        result = query.new_empty(positions, heads, size)
+        result = query.new_empty(positions, heads, size)  # [N, H, E], the order that transformers expects
         by_group = result.view(positions, *queries.shape[:2], size).permute(1, 2, 0, 3)
         for segment in segments:
             keys, values = _key_list(segment, key), _key_list(segment, value)
@@ -90,9 +90,9 @@ class _BlockAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         queries = _grouped(query, key.shape[0])
         groups, positions, size = queries.shape[1], query.shape[1], value.shape[2]
-        outer = gradients[0].view(positions, key.shape[0], groups, size).permute(1, 2, 0, 3)
+        outer = gradients[0].view(positions, key.shape[0], groups, size).permute(1, 2, 0, 3)  # d_o [K, G, N, E]
         d_query = torch.empty_like(query)
-        d_queries = _grouped(d_query, key.shape[0])
+        d_queries = _grouped(d_query, key.shape[0])  # a view, so that blocks write into d_query
         # Every key receives gradients from many blocks. bfloat16 would lose small terms of these sums.
         d_key, d_value = (
             key.new_zeros(key.shape, dtype=torch.float32),
@@ -104,11 +104,14 @@ class _BlockAttention(torch.autograd.Function):
                 part = slice(block.first_key, block.last_key)
                 rows, d_rows = _rows(queries, block), _rows(outer, block)
                 weights = _weights(rows, keys[:, part], ctx.scale, block.hidden)
-                d_weights = torch.bmm(d_rows, values[:, part].transpose(1, 2))
+                d_weights = torch.bmm(d_rows, values[:, part].transpose(1, 2))  # d_p [K, G * Q, L]
+                # This function computes p * (d_p - sum of d_p * p) in one pass over memory.
                 d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
                 d_queries[:, :, block.begin : block.end] = torch.bmm(d_scores, keys[:, part]).unflatten(1, (groups, -1))
+                # The products over G * Q rows also sum over the query heads that share a key head.
                 _add(d_key, segment, part, torch.bmm(d_scores.transpose(1, 2), rows))
                 _add(d_value, segment, part, torch.bmm(weights.transpose(1, 2), d_rows))
+        # The scale is applied once to the sums instead of to every block.
         d_query *= ctx.scale
         d_key *= ctx.scale
         return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None, None
@@ -121,6 +124,7 @@ def _grouped(query: Tensor, key_heads: int) -> Tensor:
 
 def _key_list(segment: Segment, keys: Tensor) -> Tensor:
     """Return the keys or values of a segment's key list, shape [K, prefix + own, D]."""
+    # The prefix is copied, so that one product covers it and the segment's own keys.
     own = keys[:, segment.begin : segment.end]
     return torch.cat((keys[:, segment.prefix_begin : segment.prefix_end], own), dim=1)
 
@@ -132,14 +136,17 @@ def _rows(queries: Tensor, block: _Block) -> Tensor:
 
 def _weights(rows: Tensor, keys: Tensor, scale: float, hidden: Tensor) -> Tensor:
     """Return the attention weights, shape [K, G * Q, L], from rows[K, G * Q, D] and keys[K, L, D]."""
+    # Scaling the queries is cheaper than scaling the scores, which are usually wider.
     scores = torch.bmm(rows * scale, keys.transpose(1, 2))
     by_query = scores.view(scores.shape[0], -1, hidden.shape[0], scores.shape[2])
+    # Only the last columns can be hidden, so only they are written.
     by_query[..., scores.shape[2] - hidden.shape[1] :].masked_fill_(hidden, -torch.inf)
     return torch.softmax(scores, -1)
 
 
 def _add(total: Tensor, segment: Segment, keys: slice, gradient: Tensor) -> None:
     """Add the gradient[K, L, D] of a range of a segment's key list to the positions of these keys in total[K, N, D]."""
+    # The range may begin in the prefix and end in the segment's own keys: it is added in two pieces.
     in_prefix = max(0, min(segment.prefix, keys.stop) - keys.start)
     if in_prefix:
         begin = segment.prefix_begin + keys.start
@@ -156,6 +163,7 @@ def _blocks(segment: Segment, window: int | None) -> Iterator[_Block]:
         first_key = 0 if window is None else max(0, first - window + 1)
         # The window hides nothing if the last query still reaches the first key.
         if window is None or last <= window:
+            # All keys before the block are visible, so the triangle of its own keys is enough.
             hidden = _above_diagonal(end - begin)
         else:
             hidden = _outside_window(first - first_key, window)[: end - begin, : last - first_key]
@@ -174,5 +182,6 @@ def _outside_window(before: int, window: int) -> Tensor:
 
     The keys begin `before` positions before the first query of a full block.
     """
+    # distance[i, j]: how many positions key j is before query i
     distance = torch.arange(before, before + _QUERIES)[:, None] - torch.arange(before + _QUERIES)
     return (distance < 0) | (distance >= window)

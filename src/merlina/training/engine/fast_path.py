@@ -67,6 +67,7 @@ def fast_path(
     """
     causal_lm = unwrap(model)
     lengths = RotaryLengths(causal_lm)
+    # The reference of the comparison, before any layer is replaced.
     own = _by_length(PaddedModel(model, pad_id), lengths)
     reason = packing_obstacle(causal_lm)
     if reason is not None:
@@ -88,6 +89,7 @@ def fast_path(
             if long_trial is not None and expected_long is not None:
                 error = max(error, _largest_error(packed.target_logprobs(long_trial), expected_long))
             tolerance = _tolerance(trial)
+        # Outside of no_grad: gradients must work as well.
         _try_backward(model, trial, packed, precision)
         if error <= tolerance:
             return packed, None
@@ -103,6 +105,7 @@ def fast_path(
         reason = "has layers that fail on packed texts"
     finally:
         model.train(was_training)
+    # The trial failed: undo every replacement.
     unfuse_layers(causal_lm)
     causal_lm.set_attn_implementation(attention)
     return _fallback(model, trial, pad_id, precision, lengths), reason
@@ -129,6 +132,7 @@ def shorten_for_trial(config: Any, example: PackedExample) -> PackedExample:
     4,096 + 128 = 4,224; texts that cross no limit are cut to 512.
     """
     longest = _longest_text(example)
+    # The largest limit that the longest text crosses; smaller ones are crossed with it.
     crossed = max((limit for limit in _integers(config.get_text_config().to_dict()) if limit < longest), default=0)
     length = max(_AT_LEAST, crossed + _BEYOND)
     # Half of the tokens beyond the limit remain for the answers.
@@ -188,6 +192,7 @@ def _text_by_text(causal_lm: Any, pack: Pack, lengths: RotaryLengths) -> Tensor:
     for text in [example.prompt + answer for example in pack.examples for answer in example.answers]:
         with lengths.fixed_to(len(text)) if lengths else nullcontext():
             output = decoder_of(causal_lm)(input_ids=torch.tensor([text], device=device), use_cache=False)
+        # The last token of a text predicts nothing.
         hidden.append(output.last_hidden_state[0, :-1])
     return OutputHead(causal_lm).logprobs(torch.cat(hidden)[padded_target_indices(pack).to(device)], pack.targets)
 

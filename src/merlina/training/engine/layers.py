@@ -59,6 +59,7 @@ _GATED = ("gate_proj", "up_proj", "down_proj")
 
 def fuse_layers(model: PreTrainedModel) -> None:
     """Replace the forward methods of norms, adapted linear layers and gated feed-forwards, in place."""
+    # Dropout would make the two results of a trial differ.
     was_training = model.training
     model.eval()
     for module in model.modules():
@@ -138,6 +139,7 @@ def _row_maxima(base: Any) -> Tensor:
 
 
 def _adapted_linear(module: Any, x: Tensor) -> Tensor:
+    # A merged adapter is part of the weight, and adding it again would be wrong.
     if module.merged:
         return type(module).forward(module, x)
     layer, x = _adapted(module), _autocast(x)
@@ -153,6 +155,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor | None, layer: _Adapted, *_adapter: Tensor) -> Tensor:
+        # Neither x~ nor the dequantized weight is stored: both are cheap to compute again.
         y, inner = _forward_linear(x, mask, layer)
         ctx.save_for_backward(x, mask, inner)
         ctx.layer = layer
@@ -172,8 +175,10 @@ def _frozen_linear(x: Tensor, layer: _Adapted) -> Tensor:
 
 def _forward_linear(x: Tensor, mask: Tensor | None, layer: _Adapted) -> tuple[Tensor, Tensor]:
     """Return y[N, O] and u[N, r] for x[N, I]."""
-    y = _frozen_linear(x, layer)
+    y = _frozen_linear(x, layer)  # [N, O]
+    # The scale of the adapter includes 1 / (1 - p), so the mask itself is 0 or 1 and takes a byte per element.
     inner = (x if mask is None else x * mask) @ layer.down.to(x.dtype).t()
+    # y += s u B^T in place, without a second tensor [N, O]
     y.addmm_(inner, layer.up.to(x.dtype).t(), alpha=layer.scale)
     return y, inner
 
@@ -182,11 +187,15 @@ def _backward_linear(
     d_y: Tensor, x: Tensor, mask: Tensor | None, inner: Tensor, layer: _Adapted
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, A and B for d_y[N, O]."""
+    # d_u = s d_y B
     d_inner = (d_y @ layer.up.to(x.dtype)).mul_(layer.scale)
+    # d_B = s d_y^T u, as (u^T d_y)^T; the gradients of trained weights are float32.
     d_up = (inner.t() @ d_y).float().mul_(layer.scale).t()
+    # d_x = d_y W + (d_u A) * m
     d_x = d_y @ layer.dequantized(x.dtype)
     if mask is None:
         d_x.addmm_(d_inner, layer.down.to(x.dtype))
+        # d_A = d_u^T x~
         d_down = (d_inner.t() @ x).float()
     else:
         d_x.addcmul_(d_inner @ layer.down.to(x.dtype), mask)
@@ -204,6 +213,7 @@ def _feed_forwards() -> list[Callable[[Any, Tensor], Tensor]]:
             layers = tuple(_adapted(layer) for layer in (module.gate_proj, module.up_proj, module.down_proj))
             x = _autocast(x)
             masks = (_dropout_mask(module.gate_proj, x), _dropout_mask(module.up_proj, x))
+            # The input of down is as wide as the feed-forward, unlike x.
             down_mask = _dropout_mask(module.down_proj, x, layers[2].down.shape[1])
             adapters = [weight for layer in layers for weight in (layer.down, layer.up)]
             result: Tensor = _FeedForward.apply(x.flatten(0, -2), *masks, down_mask, layers, activation, *adapters)
@@ -228,6 +238,7 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:
         gate, inner_gate = _forward_linear(x, gate_mask, layers[0])
         up, inner_up = _forward_linear(x, up_mask, layers[1])
+        # h = f(g) * v, into the memory of f(g)
         hidden = _ACTIVATIONS[activation][0](gate).mul_(up)
         y, inner_down = _forward_linear(hidden, down_mask, layers[2])
         ctx.save_for_backward(x, gate_mask, up_mask, down_mask, gate, up, inner_gate, inner_up, inner_down)
@@ -238,12 +249,16 @@ class _FeedForward(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, gate_mask, up_mask, down_mask, gate, up, inner_gate, inner_up, inner_down = ctx.saved_tensors
         activate, d_activate = _ACTIVATIONS[ctx.activation]
-        active = activate(gate)
+        active = activate(gate)  # f(g), computed again
+        # Each layer returns the gradients of its input, A and B. h = f(g) * v is computed again for the input of down.
         d_hidden, *of_down = _backward_linear(gradients[0], active * up, down_mask, inner_down, ctx.layers[2])
+        # d_v = d_h * f(g), into the memory of f(g)
         d_up, *of_up = _backward_linear(active.mul_(d_hidden), x, up_mask, inner_up, ctx.layers[1])
+        # d_g = d_h * v * f'(g), into the memory of d_h
         d_gate, *of_gate = _backward_linear(
             d_activate(d_hidden.mul_(up), gate), x, gate_mask, inner_gate, ctx.layers[0]
         )
+        # gate and up read the same input, so their gradients add up.
         return d_up.add_(d_gate), None, None, None, None, None, *of_gate, *of_up, *of_down
 
 
@@ -259,6 +274,7 @@ _ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tens
 
 def _norm_forwards(module: Any) -> list[Callable[[Any, Tensor], Tensor]]:
     """Return fused norms that multiply by the weight, and by 1 + weight as Gemma does; none for a trained weight."""
+    # Families disagree on the name; only a norm with a frozen weight can be fused.
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     weight = getattr(module, "weight", None)
     if eps is None or weight is None or weight.requires_grad:
@@ -280,7 +296,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
         full = x.to(torch.float32, copy=True)
-        inverse = full.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        inverse = full.square().mean(-1, keepdim=True).add_(eps).rsqrt_()  # c [N, 1]
+        # x is stored in its own dtype and c as one number per position; autograd would store float32 copies of x.
         ctx.save_for_backward(x, weight, inverse)
         ctx.offset = offset
         return full.mul_(inverse).mul_(weight.float() + offset).to(x.dtype)
@@ -289,8 +306,11 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, weight, inverse = ctx.saved_tensors
         full = x.float()
+        # z = d_y * w
         d_x = gradients[0].to(torch.float32, copy=True).mul_(weight.float() + ctx.offset)
+        # -c^3 mean(x * z), the component along x, one number per position
         along = (full * d_x).mean(-1, keepdim=True).mul_(inverse**3).neg_()
+        # c z - c^3 x mean(x * z)
         d_x.mul_(inverse).addcmul_(full, along)
         return d_x.to(x.dtype), None, None, None
 
@@ -306,6 +326,7 @@ def _replace(module: Any, candidates: list[Callable[[Any, Tensor], Tensor]]) -> 
     width = module.gate_proj.in_features if weight is None else weight.shape[0]
     device = next(module.parameters()).device
     dtype = weight.dtype if weight is not None else module.gate_proj.lora_A["default"].weight.dtype
+    # Values on both sides of 0, of the size of normed activations.
     trial = torch.linspace(-2, 2, _TRIAL_POSITIONS * width, device=device).view(_TRIAL_POSITIONS, width).to(dtype)
     with torch.no_grad():
         try:

@@ -84,6 +84,7 @@ class PackedModel:
             packed=PackedAttention(pack, self._implementation),
         )
         hidden = output.last_hidden_state[0]  # [N, H]
+        # Only positions that predict a target reach the head. One position may predict several: the prompt's last one.
         return self._head.logprobs(hidden[pack.sources], pack.targets)
 
 
@@ -110,14 +111,16 @@ class PaddedModel:
         ids = torch.full((len(texts), max(map(len, texts))), self._pad_id)  # [R, T]
         for number, text in enumerate(texts):
             ids[number, : len(text)] = torch.tensor(text)
-        lengths = torch.tensor([len(text) for text in texts])
+        lengths = torch.tensor([len(text) for text in texts])  # [R]
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
         ids = ids.to(device)
         logits = self._model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits  # [R, T, V]
+        # Position t predicts token t + 1, so labels are shifted by one.
         next_ids = ids[:, 1:].masked_fill(~mask[:, 1:], _NO_TARGET)
         losses = F.cross_entropy(
             logits[:, :-1].float().transpose(1, 2), next_ids, ignore_index=_NO_TARGET, reduction="none"
         )
+        # Selecting by the mask concatenates the texts without padding, in order.
         return -losses[mask[:, 1:]]
 
 
@@ -146,6 +149,7 @@ def decoder_of(causal_lm: Any) -> Any:
 
 def sum_by_section(pack: Pack, logprobs: Tensor) -> Logprobs:
     """Sum the log-probabilities of targets, shape [M], over the sections they belong to."""
+    # index_add sums targets with equal section ids; all ids together are the flattened [U, 1 + A].
     shape = (len(pack.examples), 1 + pack.answers)
     zeros = logprobs.new_zeros(shape[0] * shape[1])
     return Logprobs(
@@ -169,6 +173,7 @@ def padded_target_indices(pack: Pack) -> Tensor:
         if with_prompt:
             order += range(begin, begin + prompt)
         for answer in example.answers:
+            # The answer's tokens follow the prompt's in the text, from the one that the prompt's last token predicts.
             order += range(begin + prompt, begin + prompt + len(answer))
             begin += prompt + len(answer)
     return torch.tensor(order)

@@ -37,6 +37,7 @@ class OutputHead:
         self._head: nn.Module = causal_lm.get_output_embeddings()
         self._factor, self._cap = _adjustments(causal_lm.config.get_text_config())
         vocabulary = self._head.weight.shape[0] if not hasattr(self._head, "out_features") else self._head.out_features
+        # Two bytes per logit: the number of targets whose logits fill a chunk.
         self._chunk = max(_SMALLEST_CHUNK, _CHUNK_BYTES // (2 * int(vocabulary)))
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -65,12 +66,14 @@ class _TargetLogprobs(torch.autograd.Function):
         cast = weight.to(hidden.dtype)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         result = hidden.new_empty(len(targets), dtype=torch.float32)
+        # A frozen head needs d log p / dh only, which takes the place of hidden states and logits.
         gradient = torch.empty_like(hidden) if wants_hidden and not wants_weight else None
         for begin in range(0, len(targets), chunk):
             part = slice(begin, begin + chunk)
             logits = hidden[part] @ cast.t()  # [m, V]; overwritten by its softmax
             result[part] = _to_probabilities(logits, targets[part], factor)
             if gradient is not None:
+                # factor * (W[y] - softmax(z) W)
                 gradient[part] = (cast[targets[part]] - logits @ cast) * factor
         if wants_weight:
             ctx.save_for_backward(hidden, weight, targets)
@@ -82,6 +85,7 @@ class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         outer: Tensor = gradients[0]  # [M]
+        # One saved tensor: the head is frozen and its gradients exist already.
         if len(ctx.saved_tensors) == 1:
             (gradient,) = ctx.saved_tensors
             return gradient * outer[:, None].to(gradient.dtype), None, None, None, None
@@ -93,9 +97,12 @@ class _TargetLogprobs(torch.autograd.Function):
             part = slice(begin, begin + ctx.chunk)
             d_logits = hidden[part] @ cast.t()
             _to_probabilities(d_logits, targets[part], ctx.factor)
+            # onehot(y) - softmax(z), in the memory of the softmax
             d_logits.neg_().scatter_add_(1, targets[part, None], torch.ones_like(d_logits[:, :1]))
+            # times the incoming gradient of each target
             d_logits.mul_((outer[part, None] * ctx.factor).to(cast.dtype))
             d_hidden[part] = d_logits @ cast
+            # Summed over chunks in the dtype of the weight, which is float32 if it is trained.
             d_weight += d_logits.t() @ hidden[part]
         return d_hidden, d_weight, None, None, None
 
@@ -109,8 +116,8 @@ def _to_probabilities(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
         full = logits[part].float() * factor
         # Subtracting the largest logit keeps exp from overflowing and cancels out.
         largest = full.amax(-1, keepdim=True)
-        of_targets = full.gather(1, targets[part, None])
-        total = full.sub_(largest).exp_().sum(-1, keepdim=True)
+        of_targets = full.gather(1, targets[part, None])  # z[y], [rows, 1]
+        total = full.sub_(largest).exp_().sum(-1, keepdim=True)  # the denominator of the softmax
         result[part] = (of_targets - largest - total.log())[:, 0]
         logits[part] = full.div_(total)
     return result

@@ -83,6 +83,7 @@ class PassPlanner:
 
     def split(self, examples: Sequence[PackedExample]) -> list[list[int]]:
         """Return the indices of `examples` for each pass. No pass has texts on both sides of a length limit."""
+        # For each example, the number of limits below its longest text.
         exceeded = [
             sum(self.batching.longest_text(example) > limit for limit in self.length_limits) for example in examples
         ]
@@ -113,9 +114,11 @@ class PassPlanner:
         the gradient scaler of float16 must see every step; ranks in lockstep fill up to the largest number of passes.
         """
         sizes = [self.batching.num_positions([example]) for example in examples]
+        # Ranks first divide the pairs by size, then each makes passes of its own.
         share = self.ranks.share(sizes)
         passes = [[share[index] for index in indices] for indices in self.split([examples[index] for index in share])]
         number = self.ranks.max(len(passes)) if self.ranks_in_lockstep else max(1, len(passes))
+        # Cheapest to compute, and the same on all ranks.
         smallest = min(range(len(examples)), key=sizes.__getitem__)
         return [(indices, True) for indices in passes] + [([smallest], False)] * (number - len(passes))
 
@@ -151,8 +154,10 @@ def _first_fit(examples: Sequence[PackedExample], budget: int) -> list[list[int]
     free = [budget] * (2 * leaves)
     for index in sorted(range(len(examples)), key=lambda index: -examples[index].positions):
         size = examples[index].positions
+        # An example larger than the budget gets a pack of its own. Its leaf becomes negative, so nothing joins it.
         chosen = len(packs)
         if size <= budget:
+            # Descend to the first pack with enough space: left if any pack there has it.
             node = 1
             while node < leaves:
                 node = 2 * node if free[2 * node] >= size else 2 * node + 1
@@ -160,6 +165,7 @@ def _first_fit(examples: Sequence[PackedExample], budget: int) -> list[list[int]
         if chosen == len(packs):
             packs.append([])
         packs[chosen].append(index)
+        # Update the leaf of this pack and the maxima above it.
         node = chosen + leaves
         free[node] -= size
         while node > 1:

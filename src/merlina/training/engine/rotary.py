@@ -60,6 +60,7 @@ class RotaryLengths:
 
     def frequency_key(self, length: int) -> tuple[int, int]:
         """Return a key that is equal for two lengths if their texts have the same frequencies."""
+        # Up to its maximum length, the dynamic kind has one set of frequencies for all texts.
         dynamic_length = length if self._grows_beyond is not None and length > self._grows_beyond else 0
         return sum(length > limit for limit in self._limits), dynamic_length
 
@@ -104,6 +105,7 @@ class LengthGroupedModel:
     def target_logprobs(self, pack: Pack) -> Tensor:
         """Return the log-probability of each target, shape [M]."""
         groups = self._groups(pack)
+        # The usual case: all texts agree, and the pack runs as it is.
         if len(groups) == 1:
             lengths = (_length(example, answer) for example in pack.examples for answer in example.answers)
             with self._lengths.fixed_to(max(lengths)):
@@ -114,6 +116,7 @@ class LengthGroupedModel:
             targets = _target_indices(pack, texts)
             logprobs.append(group_logprobs[[number for number, target in enumerate(targets) if target is not None]])
             indices += [target for target in targets if target is not None]
+        # Groups return their targets in their own order; argsort inverts it to the order of the pack.
         return torch.cat(logprobs)[torch.tensor(indices).argsort().to(pack.targets.device)]
 
     def _groups(self, pack: Pack) -> list[list[_Text]]:
@@ -139,6 +142,7 @@ def _target_indices(pack: Pack, texts: list[_Text]) -> list[int | None]:
     None marks a prompt target that is taken from another text, the one with the first answer.
     """
     begins: dict[_Text, int] = {}  # where each section's targets begin in the pack; answer -1 is the prompt
+    # The order is that of `build_pack`: for each example the prompt's targets, then each answer's.
     at = 0
     for number, example in enumerate(pack.examples):
         begins[number, -1] = at
@@ -150,6 +154,7 @@ def _target_indices(pack: Pack, texts: list[_Text]) -> list[int | None]:
     for number, answer in texts:
         example = pack.examples[number]
         prompt = range(begins[number, -1], begins[number, -1] + _num_prompt_targets(pack, example))
+        # Every text of a prompt computes the prompt's targets; those of the first answer are used.
         targets += prompt if answer == 0 else [None] * len(prompt)
         targets += range(begins[number, answer], begins[number, answer] + len(example.answers[answer]))
     return targets

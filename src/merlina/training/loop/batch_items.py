@@ -44,12 +44,14 @@ class BatchItems:
         examples = [self._runner.packer.example(pair) for pair in pairs]
         rows = [pair.row for pair in pairs]
         objective = self._runner.packer.objective
+        # Without a reference there is nothing to compute.
         if not objective.needs_reference:
             return [BatchItem(example, row) for example, row in zip(examples, rows, strict=True)]
         references = self._reference(name, examples, for_evaluation=for_evaluation)
         if not objective.needs_divergence:
             return [BatchItem(*columns) for columns in zip(examples, rows, references, strict=True)]
         unrelated = unrelated_examples(examples, self._runner.packer.config.max_length)
+        # [U, 1]: an unrelated example has a single answer.
         of_unrelated = self._reference(f"{name}-unrelated", unrelated, for_evaluation=for_evaluation)
         table = zip(examples, rows, references, unrelated, of_unrelated[:, 0], strict=True)
         return [BatchItem(*columns) for columns in table]
@@ -72,6 +74,7 @@ class BatchItems:
         groups = self._evaluation_batches(len(examples)) if for_evaluation else self._groups_of_passes(examples)
         noted_at, done = time.monotonic(), 0
         for indices in groups:
+            # All ranks must leave together, since they compute passes together.
             if self._ranks.from_first(self._reporter.should_stop()):
                 raise StoppedEarly
             if time.monotonic() - noted_at > _SECONDS_BETWEEN_NOTES:
@@ -93,6 +96,7 @@ class BatchItems:
 
     def _groups_of_passes(self, examples: Sequence[PackedExample]) -> list[list[int]]:
         passes = self._runner.planner.split(examples)
+        # A group is the granularity of stops: results of completed groups are stored.
         size = 1 if self._ranks.count == 1 else _PASSES_PER_RANK * self._ranks.count
         groups = (passes[begin : begin + size] for begin in range(0, len(passes), size))
         return [[index for indices in group for index in indices] for group in groups]

@@ -108,6 +108,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             eval_dataset=held_out if evaluates else None,
             callbacks=[ProgressCallback(reporter, ranks, evaluates=evaluates), self._early_stopping],
         )
+        # Adapters are initialized at random on each rank.
         ranks.broadcast_weights(weight for weight in model.parameters() if weight.requires_grad)
         # training_step divides by the pairs of the whole step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
@@ -131,6 +132,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[PassRunner, str | None]:
         """Choose between packs and the model's own way, with the reason for the latter; probe the largest pass."""
         packer, causal_lm = Packer(self._config, self.args.device, self._dtype), unwrap(self.model)
+        # Held-out pairs are part of trial and probe: an evaluation must not fail later.
         examples = [packer.example(pair) for pair in pairs]
         short, long = trial_examples(causal_lm.config, examples)
         model, reason = fast_path(
@@ -182,6 +184,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             # Resumed after its last step, the Trainer would take one step too many.
             self._load(checkpoint, state)
             return
+        # Steps since the last report belong to the next one, as without the interruption.
         self._window.restore(checkpoint)
         self.train(resume_from_checkpoint=str(checkpoint))
 
@@ -195,6 +198,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if self._config.load_best_at_end is None or not step or step == last:
             return last
         best = checkpoints.path_of(Path(self.args.output_dir), step)
+        # The first rank may still be writing the checkpoint.
         self._ranks.barrier()
         lost = self._ranks.from_first(checkpoints.examine(best))
         if lost is not None:
@@ -222,6 +226,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._throughput.start()
         model.train()
         step = self.state.global_step + 1
+        # [pairs of the step], zero for pairs of other ranks until the sum
         pair_losses = torch.zeros(len(inputs), device=self.args.device)
         means = RunningMeans()
         with self._ranks.seeded_for_step(self._config.seed, step):
@@ -233,11 +238,13 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
                 if counts:
                     pair_losses[indices] = losses.loss.detach().float()
                     means.add(losses.metrics)
+        # Summed over ranks before the check, so that its error names the rows of all of them.
         self._ranks.sum(pair_losses)
         check_losses(step, [item.row for item in inputs], pair_losses.tolist())
         self._ranks.sum_gradients(model.parameters())
         means.gather(self._ranks, len(inputs))
         self._throughput.add(sum(item.example.tokens for item in inputs))
+        # All ranks have the same pair_losses now, hence the same loss.
         loss = pair_losses.mean()
         self._window.add(loss.item(), means)
         self._alarms.step(step, loss.item(), means.take())
@@ -246,6 +253,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Replace transformers' schedules, whose first step has a learning rate of 0 if there is a warm-up."""
         config, warmup = self._config, math.ceil(num_training_steps * self._config.warmup_ratio)
+        # LambdaLR passes the number of steps already taken; rate_factor counts steps from 1.
         scheduler = LambdaLR(
             optimizer or self.optimizer, lambda taken: rate_factor(config, taken + 1, num_training_steps, warmup)
         )
@@ -323,6 +331,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         path = checkpoints.path_of(folder, step)
         checkpoints.remove(path)
         reach(FaultPoint.SAVE_BEGUN)
+        # Interrupted from here on, the checkpoint has no manifest and does not count.
         super()._save_checkpoint(model, trial)
         self._window.save(path)
         reach(FaultPoint.SAVE_WRITTEN)

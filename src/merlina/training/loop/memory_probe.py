@@ -67,6 +67,7 @@ class MemoryProbe:
             f"The run needs more than the {gib(self.memory_limit)} of GPU memory that were reported before it began; "
             "it takes what it needs",
         )
+        # A budget of 0 makes each example a pass of its own.
         return find_fitting_planner(replace(planner, budget=0), examples, self._run, self.notify)
 
     def _run(self, examples: Sequence[PackedExample]) -> None:
@@ -91,7 +92,7 @@ def find_fitting_planner(
     lockstep, as soon as one rank runs out of memory, because the others wait for it inside a pass. On a CPU nothing is
     raised: the system kills a process that takes too much memory, and the server reports it.
     """
-    least = max(planner.batching.num_positions([example]) for example in examples)
+    least = max(planner.batching.num_positions([example]) for example in examples)  # positions of the largest example
     while True:
         worst = planner.largest(examples)
         fits = True
@@ -101,6 +102,7 @@ def find_fitting_planner(
             if planner.ranks_in_lockstep or planner.budget <= least:
                 raise TrainingError(_does_not_fit(worst, planner, least)) from error
             fits = False
+        # One rank without enough memory makes all of them try a smaller budget.
         if not planner.ranks.max(not fits):
             return planner
         torch.cuda.empty_cache()
@@ -115,6 +117,7 @@ def hold_step_memory(weights: Iterable[nn.Parameter], state_bytes: float, *, has
 
     That is the optimizer's state, `state_bytes` for each trained weight, and the gradients of earlier passes.
     """
+    # Gradients accumulate over the passes of a step, so all but its first pass find them.
     trained = [weight for weight in weights if weight.requires_grad]
     size = int(state_bytes * sum(weight.numel() for weight in trained))
     # Written, not only reserved: an operating system provides memory pages when they are first written.

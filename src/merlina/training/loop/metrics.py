@@ -32,6 +32,7 @@ class RunningMeans:
 
     def gather(self, ranks: Ranks, pairs: int) -> None:
         """Add up the sums of all ranks, which cover `pairs` pairs together."""
+        # A rank sums the pairs of its own passes; each metric of a step is over all of its pairs.
         self._sums = {**ranks.sum_metrics({name: float(total) for name, total in self._sums.items()})}
         self._pairs = pairs
 
@@ -116,6 +117,7 @@ class Throughput:
     def take(self) -> float:
         """Return the throughput since the last call."""
         now = self._clock()
+        # Before the first step there is no start; the bound avoids a division by zero.
         speed = self._tokens / max(now - (now if self._since is None else self._since), 1e-9)
         self._tokens, self._since = 0, now
         return speed
@@ -125,5 +127,6 @@ def memory_metrics() -> dict[str, float]:
     """Return the resident RAM of this process and, with a GPU, its peak GPU memory, in GiB."""
     held = {"memory_gib": psutil.Process().memory_info().rss / GIB}
     if torch.cuda.is_available():
+        # Reserved, not allocated: what the process occupies as others see it.
         held["gpu_memory"] = torch.cuda.max_memory_reserved() / GIB
     return held

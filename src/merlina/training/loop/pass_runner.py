@@ -65,6 +65,7 @@ class PassRunner:
 
     def pair_losses(self, items: Sequence[BatchItem], divergence: Tensor | None) -> PairLosses:
         """Run one pass over `items` and compute the objective."""
+        # Losses are computed outside of autocast, in the float32 of the log-probabilities.
         policy = self.forward([item.example for item in items])
         inputs = ObjectiveInputs(policy, _reference(items, policy), divergence)
         return self.packer.objective.loss(inputs, self.packer.config)
@@ -72,6 +73,7 @@ class PassRunner:
     @torch.no_grad()
     def answer_logprobs(self, examples: Sequence[PackedExample]) -> Tensor:
         """Return the log-probability of each answer, shape [U, A], each rank having computed its share."""
+        # [U, A], zero for examples of other ranks
         found = torch.zeros(len(examples), len(examples[0].answers), device=self.packer.device)
         for indices, counts in self.planner.for_rank(examples):
             logprobs = self.forward([examples[index] for index in indices])
@@ -98,6 +100,6 @@ def _reference(items: Sequence[BatchItem], policy: Logprobs) -> Logprobs | None:
     references = [item.reference for item in items if item.reference is not None]
     if not references:
         return None
-    sums = torch.zeros_like(policy.sums)
+    sums = torch.zeros_like(policy.sums)  # [U, 1 + A]
     sums[:, 1:] = torch.stack(references)
     return Logprobs(sums, policy.tokens)

@@ -89,6 +89,7 @@ def reference_logprobs(
     found = _load(path, fingerprint)
     if found is None:
         found = torch.full((len(examples), len(examples[0].answers)), torch.nan)
+    # An interrupted computation leaves NaN in rows that are still missing.
     missing = found.isnan().any(1).nonzero().flatten()  # [m]
     if not len(missing):
         return found
@@ -98,6 +99,7 @@ def reference_logprobs(
             f"The reference's log-probabilities in {path} are missing or belong to other data, and the model has "
             "changed since. Resume with force=true to start over at step 1"
         )
+    # The reference has no dropout.
     was_training = model.training
     model.eval()
     try:
@@ -120,6 +122,7 @@ def load_reference_logprobs(name: str, examples: Sequence[PackedExample], folder
 def _save(path: Path, found: Tensor, fingerprint: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".partial")
+    # Written under a temporary name and renamed: the file is complete or absent after a crash.
     save_file({"logprobs": found}, temporary, metadata={"fingerprint": fingerprint})
     sync(temporary)
     reach(FaultPoint.START_REFERENCE_WRITTEN)
@@ -144,5 +147,6 @@ def _fingerprint(examples: Sequence[PackedExample]) -> str:
     for example in examples:
         for section in (example.prompt, *example.answers):
             digest.update(torch.tensor(section, dtype=torch.int64).numpy().tobytes())
+            # Separates texts: [1, 2], [3] and [1], [2, 3] must differ.
             digest.update(b"|")
     return digest.hexdigest()

@@ -102,6 +102,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
     device = training_device()
     dtype = compute_dtype(spec.dtype, device)
     base = spec.base_model
+    # transformers cannot quantize while it reads a GGUF.
     if spec.weight_bits and split_gguf(base)[1]:
         base = str(_convert_gguf(spec, dtype))
     with readable_errors(base, spec.token):
@@ -119,6 +120,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
         forget_quantization(model)
     if spec.weight_bits == 4:
         _prevent_repacking(model)
+    # Training never generates; a cache would only take memory.
     model.config.use_cache = False
     return model if spec.weight_bits or spec.stays_in_ram else model.to(device)
 
@@ -157,6 +159,7 @@ def max_positions(config: Any) -> int | None:
 
 def weight_bytes(spec: ModelSpec) -> int:
     """Return the size of the model's weights without quantization. Raises ModelError."""
+    # A model on the meta device has shapes but no memory.
     with readable_errors(spec.base_model, spec.token), torch.device("meta"):
         name, file = split_gguf(spec.base_model)
         given = {"token": spec.token, "trust_remote_code": spec.trust_remote_code}

@@ -54,6 +54,7 @@ def merge_adapter(model: Any, dtype: torch.dtype) -> tuple[Any, RoundingError]:
 
 def _merge_layer(layer: Any, dtype: torch.dtype, rounding: RoundingError) -> None:
     base: nn.Module = layer.get_base_layer()
+    # An update in bfloat16 would be rounded twice: when it is computed and when it is added.
     base.float()
     before = {name: weight.detach().clone() for name, weight in base.named_parameters()}
     layer.merge()
@@ -65,6 +66,7 @@ def _merge_layer(layer: Any, dtype: torch.dtype, rounding: RoundingError) -> Non
 
 def _untie(model: Any) -> None:
     """Copy the shared weights of every adapted layer, and mark embeddings in the configuration as no longer tied."""
+    # The number of modules that hold each weight: more than one for tied weights.
     owners: dict[int, int] = {}
     for module in model.modules():
         for _, weight in _own_weights(module):
@@ -75,6 +77,7 @@ def _untie(model: Any) -> None:
         base = _innermost(layer)
         for name, weight in list(_own_weights(base)):
             if owners[id(weight)] > 1:
+                # The copy belongs to this layer; the last remaining owner keeps the original.
                 owners[id(weight)] -= 1
                 setattr(base, name, nn.Parameter(weight.detach().clone(), requires_grad=False))
     causal_lm = model.get_base_model()

@@ -120,6 +120,7 @@ class _PromptText:
 
     def _continuation(self, answer: str) -> list[int] | None:
         whole = _ids(self._tokenizer, self._text + answer)
+        # The ids of both texts together, minus the prompt's own, if the prompt's are unchanged by what follows.
         return whole[len(self.ids) :] if whole[: len(self.ids)] == self.ids else None
 
 
@@ -132,6 +133,7 @@ def end_token(tokenizer: Any, suffix: str) -> int | None:
     """
     ids = _ids(tokenizer, suffix.rstrip()) if suffix.strip() else []
     eos: int | None = tokenizer.eos_token_id
+    # An unknown token stands for any text and never marks an end.
     is_marker = bool(ids) and ids[-1] in tokenizer.added_tokens_decoder and ids[-1] != tokenizer.unk_token_id
     return ids[-1] if is_marker else eos
 
@@ -165,6 +167,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _fit(pair: TokenPair, bos: int | None, max_length: int, max_prompt_length: int) -> TokenPair:
+    # Both answers share one prompt, which is cut for the longer of them.
     longest_answer = max(len(pair.chosen), len(pair.rejected))
     if len(pair.prompt) + longest_answer <= max_length:
         return pair
