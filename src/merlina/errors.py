@@ -26,7 +26,7 @@ def first_line(error: BaseException) -> str:
 
 
 class MerlinaError(Exception):
-    """Base class of all errors whose message is meant for the user."""
+    """Base class of all errors with a message for the user."""
 
     @property
     def message(self) -> str:

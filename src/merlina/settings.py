@@ -37,7 +37,7 @@ class Settings(BaseSettings):
         default="", description="Public address of the server behind a proxy, including its path, if any."
     )
     cors_origins: Annotated[list[str], NoDecode] = Field(
-        default_factory=list, description="Origins whose pages may call the API: a comma-separated or JSON list, or *."
+        default_factory=list, description="Origins of pages that may call the API: comma-separated or JSON list, or *."
     )
     api_key: SecretStr | None = Field(default=None, description="API key that every request must have; empty: none.")
 
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     )
     allowed_paths: Annotated[list[Path], NoDecode] = Field(
         default_factory=list,
-        description="Folders whose files requests may read and write; empty: the data folder and the working folder.",
+        description="Folders in which requests may access files; empty: the data folder and the working folder.",
     )
     max_upload_size_mb: int = Field(default=500, ge=1, description="Maximum size of an upload, in MiB.")
     max_row_size_mb: int = Field(

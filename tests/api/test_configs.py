@@ -24,9 +24,9 @@ def save(http: httpx.Client, name: str, config: dict[str, Any] | None = None, **
 
 
 def test_a_part_of_a_configuration_is_saved_and_comes_back(server: Server, http: httpx.Client) -> None:
-    answer = save(http, "part", description="For llamas", tags=["llama", "8b"])
-    assert answer.json()["message"] == "Configuration 'part' saved successfully"
-    file = Path(answer.json()["filepath"])
+    response = save(http, "part", description="For llamas", tags=["llama", "8b"])
+    assert response.json()["message"] == "Configuration 'part' saved successfully"
+    file = Path(response.json()["filepath"])
     assert file == server.root / "data" / "configs" / "part.json"
     assert file.stat().st_mode & 0o077 == 0
     assert http.get("/configs/part").json() == {"status": "success", "config": PART}
@@ -47,9 +47,9 @@ def test_the_list_names_each_file_and_when_it_was_written(http: httpx.Client) ->
 
 
 def test_tokens_are_never_saved(http: httpx.Client) -> None:
-    answer = save(http, "tokens", {**PART, "hf_token": "hf_secret", "wandb_key": "wb_secret"})
+    response = save(http, "tokens", {**PART, "hf_token": "hf_secret", "wandb_key": "wb_secret"})
     assert http.get("/configs/tokens").json()["config"] == PART
-    assert b"secret" not in Path(answer.json()["filepath"]).read_bytes()
+    assert b"secret" not in Path(response.json()["filepath"]).read_bytes()
 
 
 def test_saving_again_keeps_the_time_of_creation(server: Server, http: httpx.Client) -> None:
@@ -62,10 +62,10 @@ def test_saving_again_keeps_the_time_of_creation(server: Server, http: httpx.Cli
     assert whole["updated_at"] > whole["created_at"]
 
 
-def test_what_is_wrong_with_a_field_is_said_and_missing_ones_are_no_mistake(http: httpx.Client) -> None:
-    answer = save(http, "wrong", {"lora_r": "many", "lerning_rate": 1, "dataset": {"source": {}}})
-    assert answer.status_code == 400
-    assert answer.json()["detail"]["errors"] == [
+def test_invalid_fields_are_reported_and_missing_ones_are_allowed(http: httpx.Client) -> None:
+    response = save(http, "wrong", {"lora_r": "many", "lerning_rate": 1, "dataset": {"source": {}}})
+    assert response.status_code == 400
+    assert response.json()["detail"]["errors"] == [
         "config.lora_r: should be a valid integer, not 'many'",
         "config.lerning_rate: unknown field; did you mean learning_rate?",
     ]
@@ -73,31 +73,31 @@ def test_what_is_wrong_with_a_field_is_said_and_missing_ones_are_no_mistake(http
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "list", "save", "import", "export", "x" * 101, "ü", 7])
-def test_a_name_that_cannot_be_is_refused(http: httpx.Client, name: Any) -> None:
-    answer = save(http, name)
-    assert answer.status_code == 400
-    assert answer.json()["detail"]["errors"][0].startswith("name: ")
+def test_an_invalid_name_is_refused(http: httpx.Client, name: Any) -> None:
+    response = save(http, name)
+    assert response.status_code == 400
+    assert response.json()["detail"]["errors"][0].startswith("name: ")
 
 
 def test_they_are_listed_by_tag_and_deleted(http: httpx.Client) -> None:
     save(http, "tagged-1", tags=["only-here"])
     save(http, "tagged-2", tags=["only-here", "other"])
-    answer = http.get("/configs/list", params={"tag": "only-here"}).json()
-    assert (answer["status"], answer["count"]) == ("success", 2)
-    assert [entry["name"] for entry in answer["configs"]] == ["tagged-1", "tagged-2"]
+    response = http.get("/configs/list", params={"tag": "only-here"}).json()
+    assert (response["status"], response["count"]) == ("success", 2)
+    assert [entry["name"] for entry in response["configs"]] == ["tagged-1", "tagged-2"]
     times = {"created_at", "updated_at", "modified_at"}
-    assert set(answer["configs"][0]) == {"name", "filename", "description", "tags"} | times
+    assert set(response["configs"][0]) == {"name", "filename", "description", "tags"} | times
     assert http.delete("/configs/tagged-1").json()["message"] == "Configuration 'tagged-1' deleted successfully"
     gone = http.delete("/configs/tagged-1")
     assert (gone.status_code, gone.json()["detail"]) == (404, "Configuration 'tagged-1' not found")
     assert "tagged-1" not in [entry["name"] for entry in http.get("/configs/list").json()["configs"]]
 
 
-def test_an_export_comes_back_by_import(server: Server, http: httpx.Client) -> None:
+def test_an_exported_configuration_can_be_imported(server: Server, http: httpx.Client) -> None:
     save(http, "travels", description="d", tags=["t"])
     target = server.root / "exports" / "travels.json"
-    answer = http.post("/configs/export", json={"name": "travels", "output_path": str(target)})
-    assert answer.json() == {
+    response = http.post("/configs/export", json={"name": "travels", "output_path": str(target)})
+    assert response.json() == {
         "status": "success", "message": f"Configuration exported to {target}", "filepath": str(target),
     }  # fmt: skip
     imported = http.post("/configs/import", json={"filepath": str(target), "name": "arrived"})
@@ -113,14 +113,14 @@ def test_a_bare_configuration_with_tokens_is_imported_without_them(server: Serve
     assert http.get("/configs/bare").json()["config"] == PART
 
 
-def test_an_export_never_destroys_what_is_no_configuration(server: Server, http: httpx.Client) -> None:
+def test_an_export_never_overwrites_other_files(server: Server, http: httpx.Client) -> None:
     save(http, "out")
     other = server.root / "other.json"
     other.write_text('{"precious": true}')
     for path in (other, server.root / "pairs.txt", server.root):
-        answer = http.post("/configs/export", json={"name": "out", "output_path": str(path)})
-        assert answer.status_code == 400, path
-        assert answer.json()["detail"].startswith("output_path: ")
+        response = http.post("/configs/export", json={"name": "out", "output_path": str(path)})
+        assert response.status_code == 400, path
+        assert response.json()["detail"].startswith("output_path: ")
     assert other.read_text() == '{"precious": true}'
     missing = http.post("/configs/export", json={"name": "none", "output_path": str(server.root / "n.json")})
     assert missing.status_code == 404
@@ -134,8 +134,8 @@ def test_paths_outside_the_allowed_folders_are_403(server: Server, http: httpx.C
     (tmp_path / "there.json").write_text("{}")
     outside = [tmp_path / "x.json", link / "x.json", server.root / ".." / "x.json", server.root / ".hidden" / "x.json"]
     for path in [*outside, server.root / "data" / "runs" / "x.json"]:
-        answer = http.post("/configs/export", json={"name": "stays", "output_path": str(path)})
-        assert answer.status_code == 403, path
+        response = http.post("/configs/export", json={"name": "stays", "output_path": str(path)})
+        assert response.status_code == 403, path
         assert http.post("/configs/import", json={"filepath": str(path)}).status_code == 403, path
     assert not (tmp_path / "x.json").exists()
     assert http.post("/configs/import", json={"filepath": str(link / "there.json")}).status_code == 403

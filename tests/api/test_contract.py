@@ -25,7 +25,7 @@ STATS_KEYS = ("queued_count", "running_count", "paused_count", "max_concurrent",
 
 @dataclass(frozen=True)
 class World:
-    """What the table's paths and bodies name: a job that completed, one that waits, an upload, a comparison."""
+    """The resources that the table refers to: a completed job, a waiting one, an upload, a comparison."""
 
     http: httpx.Client
     url: str
@@ -39,7 +39,7 @@ class World:
 
 @dataclass(frozen=True)
 class Case:
-    """One question and what its answer must have: `keys` by dotted paths, where `0` is a list's first element."""
+    """One request and the keys of its response, as dotted paths; `0` is a list's first element."""
 
     ask: str
     keys: tuple[str, ...]
@@ -285,7 +285,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any) -> Any:
-    """One server for the whole table, which is gone through from top to bottom."""
+    """One server for the whole table, which is processed from top to bottom."""
     server = Server(tmp_path_factory.mktemp("contract")).start()
     config = training_config(tiny_model, pairs_file(server.root / "pairs.jsonl"), "by_contract", max_steps=2)
     completed = server.train({**config, "logging_steps": 1, "eval_steps": 1})
@@ -329,19 +329,19 @@ def test_a_jobs_messages_have_their_keys_and_end_once(world: World) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.ask} {case.status}" for case in CASES])
-def test_an_endpoint_answers_as_agreed(world: World, case: Case) -> None:
+def test_an_endpoint_responds_as_documented(world: World, case: Case) -> None:
     method, path = case.ask.split(" ")
     names = {"completed": world.completed, "waiting": world.waiting, "comparison": world.comparison}
-    answer = world.http.request(
+    response = world.http.request(
         method,
         path.format(**names),
         params={name: str(value).format(**names) for name, value in case.params.items()},
         json=case.body(world) if case.body else None,
         files=case.files(world) if case.files else None,
     )
-    assert answer.status_code == case.status, answer.text
+    assert response.status_code == case.status, response.text
     for key in case.keys:
-        found: Any = answer.json()
+        found: Any = response.json()
         for part in key.split("."):
             part = part.format(**names) if part.startswith("{") and part[1:-1] in names else part
             found = found[int(part)] if isinstance(found, list) else found[part]

@@ -32,12 +32,12 @@ def source(dataset_id: str, **fields: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def uploaded(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     content = pairs_file(tmp_path_factory.mktemp("upload") / "pairs.jsonl").read_bytes()
-    answer = upload(server, "my pairs.jsonl", content)
-    assert answer.status_code == 200, answer.text
-    return answer.json()
+    response = upload(server, "my pairs.jsonl", content)
+    assert response.status_code == 200, response.text
+    return response.json()
 
 
-def test_an_upload_is_answered_listed_and_kept(server: Server, uploaded: dict[str, Any]) -> None:
+def test_an_upload_is_stored_and_listed(server: Server, uploaded: dict[str, Any]) -> None:
     assert re.fullmatch(r"upload_\d{8}_\d{6}_[0-9a-f]{8}", uploaded["dataset_id"])
     assert (uploaded["status"], uploaded["filename"], uploaded["total_rows"]) == ("success", "my pairs.jsonl", 40)
     with server.http() as http:
@@ -49,8 +49,8 @@ def test_an_upload_is_answered_listed_and_kept(server: Server, uploaded: dict[st
 def test_a_preview_shows_no_more_rows_than_max_samples(server: Server, uploaded: dict[str, Any]) -> None:
     with server.http() as http:
         for endpoint in ("preview", "preview-formatted", "columns"):
-            answer = http.post(f"/dataset/{endpoint}", json=source(uploaded["dataset_id"], max_samples=3)).json()
-            assert (len(answer["samples"]), answer["total_rows"]) == (3, 40), endpoint
+            response = http.post(f"/dataset/{endpoint}", json=source(uploaded["dataset_id"], max_samples=3)).json()
+            assert (len(response["samples"]), response["total_rows"]) == (3, 40), endpoint
 
 
 def test_a_preview_for_sft_needs_no_rejected_answers(server: Server) -> None:
@@ -80,7 +80,7 @@ def test_a_preview_shows_ten_rows_as_they_are_and_five_as_they_are_trained_on(
         }
 
 
-def test_a_formatted_sample_says_which_row_it_was(server: Server, tiny_model: Path) -> None:
+def test_a_formatted_sample_has_its_row_number(server: Server, tiny_model: Path) -> None:
     rows = [{"prompt": f"Why {n}?", "chosen": "" if n % 2 else "So.", "rejected": "No."} for n in range(9)]
     body = {"source": {"source_type": "local_file", "file_path": str(write_rows(server.root / "gaps.jsonl", rows))}}
     with server.http() as http:
@@ -137,37 +137,37 @@ def test_a_model_folder_that_changes_is_read_again(
         ("x.txt.gz", b"\x1f\x8b", "unknown file format"),
     ],
 )
-def test_what_cannot_be_read_is_refused_and_leaves_nothing(
+def test_an_unreadable_file_is_refused_and_leaves_nothing(
     server: Server, name: str, content: bytes, complaint: str
 ) -> None:
     folder = server.root / "data" / "uploads"
     before = sorted(folder.iterdir())
-    answer = upload(server, name, content)
-    assert answer.status_code == 400
-    assert complaint in answer.json()["detail"]
+    response = upload(server, name, content)
+    assert response.status_code == 400
+    assert complaint in response.json()["detail"]
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_body_that_is_no_upload_says_what_is_needed(server: Server) -> None:
+def test_an_invalid_upload_body_is_explained(server: Server) -> None:
     with server.http() as http:
         for options in ({"json": {}}, {"files": {"other": b"x"}}, {"data": {"file": "x"}}):
-            answer = http.post("/dataset/upload-file", **options)
-            assert answer.status_code == 400, options
-            assert "a part named 'file'" in answer.json()["detail"]
+            response = http.post("/dataset/upload-file", **options)
+            assert response.status_code == 400, options
+            assert "a part named 'file'" in response.json()["detail"]
 
 
 def test_a_path_in_a_file_name_leads_nowhere(server: Server) -> None:
-    answer = upload(server, "../../../etc/evil.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
-    assert answer.json()["filename"] == "evil.jsonl"
+    response = upload(server, "../../../etc/evil.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    assert response.json()["filename"] == "evil.jsonl"
 
 
 def test_a_file_over_the_limit_is_413_and_leaves_nothing(new_server: Any) -> None:
     server = new_server(MAX_UPLOAD_SIZE_MB="1")
     row = json.dumps({"prompt": "a" * 1000, "chosen": "b", "rejected": "c"}).encode() + b"\n"
     assert upload(server, "small.jsonl", row * 900).status_code == 200
-    answer = upload(server, "large.jsonl", row * 1100)
-    assert answer.status_code == 413
-    assert "larger than 1 MiB" in answer.json()["detail"]
+    response = upload(server, "large.jsonl", row * 1100)
+    assert response.status_code == 413
+    assert "larger than 1 MiB" in response.json()["detail"]
     assert len(list((server.root / "data" / "uploads").iterdir())) == 1
 
 
@@ -183,7 +183,7 @@ def test_an_upload_can_be_trained_on_and_is_kept_while_it_is_needed(server: Serv
         validation = http.post("/validate", json=body).json()
         assert validation["valid"]
         warnings = " ".join(validation["results"]["warnings"])
-        assert "1 of 9 rows lack a prompt or an answer and can't be used: row 9: prompt is empty" in warnings
+        assert "1 of 9 rows lack a prompt or an response and can't be used: row 9: prompt is empty" in warnings
         assert "7 of 9 rows repeat an earlier one" in warnings
         job_id = http.post("/train", json=body).json()["job_id"]
         needed = http.delete(f"/dataset/uploads/{dataset_id}")
@@ -191,7 +191,7 @@ def test_an_upload_can_be_trained_on_and_is_kept_while_it_is_needed(server: Serv
         assert job_id in needed.json()["detail"]["message"]
         assert server.until_ended(job_id).status == "completed"
         log = [line["message"] for line in http.get(f"/jobs/{job_id}/logs").json()["logs"]]
-        assert "1 of 9 rows lack a prompt or an answer and can't be used: row 9: prompt is empty" in log
+        assert "1 of 9 rows lack a prompt or an response and can't be used: row 9: prompt is empty" in log
         assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 200
         assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 404
         assert http.post("/dataset/preview", json=source(dataset_id)).status_code == 404
@@ -205,17 +205,17 @@ def test_a_path_outside_the_allowed_folders_is_403(server: Server) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.json", "x.parquet"])
-def test_columns_come_with_samples_all_rows_and_a_guess(server: Server, name: str) -> None:
+def test_columns_have_samples_a_row_count_and_a_suggested_mapping(server: Server, name: str) -> None:
     rows = [{"Question": f"Why {n}?", "accepted": "So.", "rejected": "No.", "note": "x"} for n in range(37)]
     file = write_rows(server.root / name, rows)
     body = {"source": {"source_type": "local_file", "file_path": str(file)}}
     with server.http() as http:
-        answer = http.post("/dataset/columns", json=body).json()
-    assert set(answer) == {"status", "columns", "samples", "total_rows", "suggested_mapping", "warnings"}
-    assert answer["columns"] == ["Question", "accepted", "rejected", "note"]
-    assert answer["samples"] == rows[:10]
-    assert answer["total_rows"] == 37
-    assert answer["suggested_mapping"] == {"Question": "prompt", "accepted": "chosen"}
+        response = http.post("/dataset/columns", json=body).json()
+    assert set(response) == {"status", "columns", "samples", "total_rows", "suggested_mapping", "warnings"}
+    assert response["columns"] == ["Question", "accepted", "rejected", "note"]
+    assert response["samples"] == rows[:10]
+    assert response["total_rows"] == 37
+    assert response["suggested_mapping"] == {"Question": "prompt", "accepted": "chosen"}
 
 
 def test_the_count_follows_a_file_that_changes(server: Server) -> None:
@@ -272,12 +272,12 @@ def test_a_folder_is_no_data_set_on_the_hub(server: Server, tmp_path: Path) -> N
         for repo_id in (str(tmp_path), "..", ".", "~/x", "../x", "a/b/c", "org/pairs"):
             body = {"source": {"source_type": "huggingface", "repo_id": repo_id}}
             for path in ("/dataset/preview", "/dataset/columns", "/dataset/preview-formatted"):
-                answer = http.post(path, json=body)
-                assert answer.status_code == 400, repo_id
-                assert "SECRET" not in answer.text
+                response = http.post(path, json=body)
+                assert response.status_code == 400, repo_id
+                assert "SECRET" not in response.text
 
 
-def test_nested_and_half_written_values_are_shown_as_far_as_json_goes(server: Server) -> None:
+def test_values_that_json_cannot_express_are_previewed_as_text(server: Server) -> None:
     file = server.root / "odd.jsonl"
     file.write_text('{"deep": ' + "[" * 400 + "1" + "]" * 400 + ', "half \\ud83d": "\\ud83d"}\n')
     body = {"source": {"source_type": "local_file", "file_path": str(file)}}
@@ -288,7 +288,7 @@ def test_nested_and_half_written_values_are_shown_as_far_as_json_goes(server: Se
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """In the format of the path's ending."""
+    """Write rows in the format of the path's suffix."""
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif path.suffix == ".csv":
@@ -303,7 +303,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_a_cell_with_a_book_in_it_is_shown_in_part(server: Server) -> None:
+def test_a_very_long_cell_is_truncated(server: Server) -> None:
     file = server.root / "book.jsonl"
     file.write_text(json.dumps({"prompt": "x" * 3_000_000, "chosen": "a", "rejected": "b"}) + "\n")
     source = {"source_type": "local_file", "file_path": str(file)}
@@ -314,11 +314,11 @@ def test_a_cell_with_a_book_in_it_is_shown_in_part(server: Server) -> None:
     assert shown == "x" * kept + f"… ({3_000_000 - kept:,} more characters)"
 
 
-def test_json_under_another_name_is_told_so(server: Server) -> None:
+def test_json_with_a_wrong_suffix_is_reported(server: Server) -> None:
     with server.http() as http:
-        answer = http.post("/dataset/preview", content=b"{}", headers={"Content-Type": "text/plain"})
-    assert answer.status_code == 400
-    assert "the Content-Type is text/plain; send application/json" in answer.json()["detail"]["errors"]
+        response = http.post("/dataset/preview", content=b"{}", headers={"Content-Type": "text/plain"})
+    assert response.status_code == 400
+    assert "the Content-Type is text/plain; send application/json" in response.json()["detail"]["errors"]
 
 
 def test_an_upload_that_a_job_needs_is_deleted_only_by_force_and_files_of_others_stay(
@@ -371,7 +371,7 @@ def test_an_upload_that_a_job_needs_is_deleted_only_by_force_and_files_of_others
 
 
 def test_a_second_deletion_does_not_undo_the_first(server: Server, tmp_path: Path) -> None:
-    """The first one has been committed, and is still removing files."""
+    """The first deletion is committed and still removes files."""
     content = pairs_file(tmp_path / "pairs.jsonl").read_bytes()
     dataset_id = upload(server, "twice.jsonl", content).json()["dataset_id"]
     uploads = server.root / "data" / "uploads"

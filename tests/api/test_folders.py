@@ -1,4 +1,4 @@
-"""What the server refuses to start with: one sentence each, and nothing of anyone's is changed."""
+"""Conditions in which the server refuses to start: one error each, and no file is changed."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_file_that_is_no_database_is_named_and_an_empty_one_becomes_one(tmp_pa
 
 
 @pytest.mark.parametrize("blocked", ["data/server.lock", "data/runs", "data/uploads", "data/configs", "models"])
-def test_what_stands_where_a_file_or_folder_of_ours_is_needed_is_named(tmp_path: Path, blocked: str) -> None:
+def test_a_path_of_the_wrong_kind_is_named(tmp_path: Path, blocked: str) -> None:
     path = tmp_path / blocked
     path.parent.mkdir(exist_ok=True)
     if path.suffix:
@@ -118,7 +118,7 @@ def test_what_stands_where_a_file_or_folder_of_ours_is_needed_is_named(tmp_path:
 
 @pytest.fixture
 def folder_open_to_all() -> Iterator[Path]:
-    """One that every user may enter, unlike those of pytest."""
+    """Return a folder that every user may enter, unlike those of pytest."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
@@ -126,7 +126,7 @@ def folder_open_to_all() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of another user's")
 @pytest.mark.parametrize("blocked", ["data/server.lock", "data/helper.log", "data/runs", "models"])
-def test_what_belongs_to_root_is_one_sentence_for_another_user(folder_open_to_all: Path, blocked: str) -> None:
+def test_a_folder_of_another_user_is_one_error(folder_open_to_all: Path, blocked: str) -> None:
     settings = settings_in(folder_open_to_all)
     for folder in (settings.data_dir, settings.runs_dir, settings.models_dir):
         folder.mkdir()

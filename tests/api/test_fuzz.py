@@ -1,4 +1,4 @@
-"""What a machine makes up from our own OpenAPI description: no answer may be a 5xx, undocumented or off its schema.
+"""Requests generated from the OpenAPI description: no response may be a 5xx, undocumented or violate its schema.
 
 One random request to each endpoint always (FUZZ_CASES says how many); with `--long` also each boundary of each field,
 which takes a minute.
@@ -23,7 +23,7 @@ CASES = os.environ.get("FUZZ_CASES", "1")
 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("phases", ["fuzzing", pytest.param("examples,coverage", marks=pytest.mark.long)])
-def test_made_up_requests_are_answered_as_documented(
+def test_generated_requests_are_answered_as_documented(
     new_server: Callable[..., Server], tmp_path: Path, phases: str
 ) -> None:
     server = new_server()

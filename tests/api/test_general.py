@@ -34,7 +34,7 @@ def test_the_api_names_every_endpoint_it_has(http: httpx.Client) -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/health", "/runs/job_1", "/assets/theme.js", "/api", "/api/docs", "/jobs", "/metrics", "/nowhere"]
 )
-def test_head_is_answered_like_get_without_a_body(server: Server, path: str) -> None:
+def test_head_is_get_without_a_body(server: Server, path: str) -> None:
     with server.http() as http:
         got, head = http.get(path), http.head(path)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -46,8 +46,8 @@ def test_head_is_answered_like_get_without_a_body(server: Server, path: str) -> 
 
 
 def test_head_is_refused_where_get_is(http: httpx.Client) -> None:
-    answer = http.head("/train")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    response = http.head("/train")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert "HEAD" in http.put("/health").headers["allow"]
 
 
@@ -56,7 +56,7 @@ def test_the_documentation_pages_are_there(http: httpx.Client) -> None:
     assert "redoc" in http.get("/api/redoc").text.lower()
 
 
-def test_a_browser_that_comes_to_nowhere_gets_the_page_and_a_program_a_reason(http: httpx.Client) -> None:
+def test_an_unknown_path_is_the_page_for_browsers_and_an_error_for_programs(http: httpx.Client) -> None:
     by_browser = http.get("/no/such/place", headers={"accept": "text/html,*/*"})
     assert (by_browser.status_code, by_browser.headers["content-type"]) == (404, "text/html; charset=utf-8")
     assert "default-src 'none'" in by_browser.headers["content-security-policy"]
@@ -65,15 +65,15 @@ def test_a_browser_that_comes_to_nowhere_gets_the_page_and_a_program_a_reason(ht
 
 @pytest.mark.parametrize("path", ["/", "/new", "/runs/job_1", "/runs/job_1/chat", "/machine"])
 def test_every_view_is_the_page_and_may_load_nothing_from_elsewhere(http: httpx.Client, path: str) -> None:
-    answer = http.get(path)
-    assert answer.headers["content-type"].startswith("text/html")
-    policy = answer.headers["content-security-policy"]
+    response = http.get(path)
+    assert response.headers["content-type"].startswith("text/html")
+    policy = response.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
-    assert "://" not in answer.text
-    assets = re.findall(r'"((?:\.\./|\./)+assets/[^"]+)"', answer.text)
+    assert "://" not in response.text
+    assets = re.findall(r'"((?:\.\./|\./)+assets/[^"]+)"', response.text)
     assert len(assets) >= 4
-    assert all(http.get(answer.url.join(asset)).status_code == 200 for asset in assets)
+    assert all(http.get(response.url.join(asset)).status_code == 200 for asset in assets)
 
 
 def test_files_named_by_their_content_are_kept_by_browsers(http: httpx.Client) -> None:
@@ -83,14 +83,14 @@ def test_files_named_by_their_content_are_kept_by_browsers(http: httpx.Client) -
     assert http.get("/assets/../page.py").status_code == 404
 
 
-def test_the_machine_is_told(http: httpx.Client) -> None:
+def test_the_machine_is_described(http: httpx.Client) -> None:
     machine = http.get("/system").json()
     assert 0 < machine["memory_available_mb"] < machine["memory_total_mb"]
     assert [disk["name"] for disk in machine["disks"]] == ["data", "models"]
     assert {"python", "merlina", "torch"} <= set(machine["versions"])
 
 
-def test_health_says_that_the_server_lives(http: httpx.Client) -> None:
+def test_health_returns_ok(http: httpx.Client) -> None:
     assert http.get("/health").json()["status"] == "ok"
 
 
@@ -111,9 +111,9 @@ def test_errors_always_have_a_detail(http: httpx.Client) -> None:
     assert broken.status_code == 400
     assert broken.json()["detail"]["errors"] == ["body: is not valid JSON: a value was expected at line 1, column 16"]
     for body in (b"[]", b"3", b""):
-        answer = http.post("/validate", content=body, headers={"content-type": "application/json"})
-        assert answer.status_code == 400, body
-        assert answer.json()["detail"]["errors"][0].startswith("body:")
+        response = http.post("/validate", content=body, headers={"content-type": "application/json"})
+        assert response.status_code == 400, body
+        assert response.json()["detail"]["errors"][0].startswith("body:")
 
 
 @pytest.mark.parametrize(
@@ -129,28 +129,26 @@ def test_errors_always_have_a_detail(http: httpx.Client) -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/train", "/validate", "/configs/save", "/dataset/preview", "/login"])
-def test_a_body_that_is_no_json_is_answered_with_one_sentence(
-    http: httpx.Client, path: str, body: bytes, problem: str
-) -> None:
-    answer = http.post(path, content=body, headers={"content-type": "application/json"})
-    assert (answer.status_code, answer.json()["detail"]["errors"]) == (400, [problem])
+def test_a_body_that_is_not_json_is_one_error(http: httpx.Client, path: str, body: bytes, problem: str) -> None:
+    response = http.post(path, content=body, headers={"content-type": "application/json"})
+    assert (response.status_code, response.json()["detail"]["errors"]) == (400, [problem])
 
 
-def test_a_number_in_an_address_is_shown_as_one(http: httpx.Client) -> None:
+def test_a_number_in_a_query_is_shown_as_a_number(http: httpx.Client) -> None:
     assert http.get("/jobs/history?limit=0").json()["detail"]["errors"] == [
         "limit: should be greater than or equal to 1, not 0"
     ]
     assert http.get("/jobs/history?limit=x").json()["detail"]["errors"] == ["limit: should be a valid integer, not 'x'"]
 
 
-def test_no_answer_of_ours_is_a_422(http: httpx.Client) -> None:
+def test_no_response_is_a_422(http: httpx.Client) -> None:
     schema = http.get("/api/openapi.json").json()
     for verbs in schema["paths"].values():
         for operation in verbs.values():
             assert "422" not in operation["responses"]
 
 
-def test_the_schema_tells_each_fields_default_range_and_meaning(http: httpx.Client) -> None:
+def test_the_schema_has_each_fields_default_range_and_description(http: httpx.Client) -> None:
     fields = http.get("/api/openapi.json").json()["components"]["schemas"]["TrainingConfig"]["properties"]
     assert set(fields) == set(TrainingConfig.model_fields)
     described = {"type": "integer", "minimum": 1, "maximum": 1024, "default": 64}

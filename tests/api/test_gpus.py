@@ -31,16 +31,16 @@ def with_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client
     server.stop()
 
 
-def test_all_cards_are_listed_with_what_they_tell(with_gpus: httpx.Client) -> None:
-    answer = with_gpus.get("/gpu/list").json()
-    assert (answer["status"], answer["count"]) == ("success", 2)
-    assert answer["gpus"][0] == FIRST
-    second = answer["gpus"][1]
+def test_all_gpus_are_listed_with_their_values(with_gpus: httpx.Client) -> None:
+    response = with_gpus.get("/gpu/list").json()
+    assert (response["status"], response["count"]) == ("success", 2)
+    assert response["gpus"][0] == FIRST
+    second = response["gpus"][1]
     assert second["memory_free_mb"] == 40_000
     assert [second[name] for name in ("utilization_percent", "temperature_c", "power_usage_w")] == [None] * 3
 
 
-def test_one_card_by_its_index(with_gpus: httpx.Client) -> None:
+def test_one_gpu_by_its_index(with_gpus: httpx.Client) -> None:
     assert with_gpus.get("/gpu/0").json() == {"status": "success", "gpu": FIRST}
     missing = with_gpus.get("/gpu/7")
     assert missing.status_code == 404
@@ -50,9 +50,9 @@ def test_one_card_by_its_index(with_gpus: httpx.Client) -> None:
     assert with_gpus.get("/gpu/first").status_code == 400
 
 
-def test_cards_with_room_and_the_one_with_most(with_gpus: httpx.Client) -> None:
-    answer = with_gpus.get("/gpu/available").json()
-    assert (answer["available_gpus"], answer["count"], answer["min_free_memory_mb"]) == ([1], 1, 4000)
+def test_gpus_with_enough_free_memory_and_the_one_with_the_most(with_gpus: httpx.Client) -> None:
+    response = with_gpus.get("/gpu/available").json()
+    assert (response["available_gpus"], response["count"], response["min_free_memory_mb"]) == ([1], 1, 4000)
     every = with_gpus.get("/gpu/available", params={"min_free_memory_mb": 3000}).json()
     assert every["available_gpus"] == [0, 1]
     assert with_gpus.get("/gpu/available", params={"min_free_memory_mb": 10**6}).json()["available_gpus"] == []
@@ -61,11 +61,11 @@ def test_cards_with_room_and_the_one_with_most(with_gpus: httpx.Client) -> None:
 
 
 def test_their_memory_is_in_the_metrics(with_gpus: httpx.Client) -> None:
-    answer = with_gpus.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    response = with_gpus.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     samples = {
         (sample.name, sample.labels.get("index")): sample.value
-        for family in text_string_to_metric_families(answer.text)
+        for family in text_string_to_metric_families(response.text)
         for sample in family.samples
     }
     assert samples["merlina_gpu_memory_used_bytes", "0"] == 21_000 * 1024**2
@@ -74,14 +74,14 @@ def test_their_memory_is_in_the_metrics(with_gpus: httpx.Client) -> None:
     assert samples["merlina_job_slots", None] == 1
 
 
-def test_cards_hidden_from_the_server_are_not_there(new_server: Callable[..., Server]) -> None:
+def test_hidden_gpus_are_not_listed(new_server: Callable[..., Server]) -> None:
     server = new_server(PYTHONPATH=str(NVML), CUDA_VISIBLE_DEVICES="1")
     with server.http() as http:
         assert [gpu["index"] for gpu in http.get("/gpu/list").json()["gpus"]] == [1]
         assert http.get("/gpu/0").status_code == 404
 
 
-def test_without_cuda_lists_are_empty_and_single_cards_not_found(server: Server) -> None:
+def test_without_cuda_lists_are_empty_and_single_gpus_not_found(server: Server) -> None:
     with server.http() as http:
         listed, free = http.get("/gpu/list"), http.get("/gpu/available")
         assert (listed.status_code, listed.json()["status"], listed.json()["gpus"]) == (200, "no_cuda", [])

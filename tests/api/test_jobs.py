@@ -24,7 +24,7 @@ Config = Callable[..., dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def done(server: Server, tiny_model: Path) -> str:
-    """A job that ran to its end, with tokens."""
+    """A completed job that had tokens."""
     from tests.harness import training_config
 
     dataset = pairs_file(server.root / "done.jsonl")
@@ -64,7 +64,7 @@ def test_a_job_from_submission_to_model(server: Server, done: str) -> None:
     assert not server.folder(done).checkpoints_dir.exists()
 
 
-def test_what_a_run_will_take_is_foreseen_from_an_earlier_one_with_its_model(
+def test_the_duration_is_estimated_from_an_earlier_run_with_the_model(
     server: Server, done: str, config: Config
 ) -> None:
     body = config(server, "foreseen", max_steps=50)
@@ -80,7 +80,7 @@ def test_what_a_run_will_take_is_foreseen_from_an_earlier_one_with_its_model(
     assert unknown["earlier_run"] is None
 
 
-def test_metrics_can_be_had_in_part(server: Server, done: str) -> None:
+def test_metrics_can_be_selected_by_step(server: Server, done: str) -> None:
     with server.client() as client:
         assert [row.step for row in client.metrics(done, since_step=2, limit=2).metrics] == [2, 3]
         assert [row.step for row in client.metrics(done, since_step=1, until_step=3).metrics] == [1, 2, 3]
@@ -106,7 +106,7 @@ def test_a_job_that_never_ran_was_cancelled_while_it_waited(server: Server, conf
     server.until_ended(first)
 
 
-def test_the_log_says_what_became_of_every_row(server: Server, done: str) -> None:
+def test_the_log_accounts_for_every_row(server: Server, done: str) -> None:
     with server.client() as client:
         lines = [line.message for line in client.logs(done).logs]
     assert "40 rows read, all of them usable" in lines
@@ -129,17 +129,17 @@ def test_no_token_is_anywhere_but_in_the_runs_secret_file(server: Server, done: 
 def test_three_submissions_in_one_second_are_three_jobs(server: Server, config: Config) -> None:
     body = config(server, "three", max_steps=1)
     with server.http() as http, ThreadPoolExecutor(3) as pool:
-        answers = [pool.submit(http.post, "/train", json=body).result() for _ in range(3)]
-        ids = [answer.json()["job_id"] for answer in answers]
+        responses = [pool.submit(http.post, "/train", json=body).result() for _ in range(3)]
+        ids = [response.json()["job_id"] for response in responses]
         assert len(set(ids)) == 3
-        assert all(answer.json()["status"] == "queued" for answer in answers)
+        assert all(response.json()["status"] == "queued" for response in responses)
         for job_id in ids:
             http.post(f"/jobs/{job_id}/stop")
         for job_id in ids:
             server.until_ended(job_id)
 
 
-def test_a_high_job_overtakes_those_that_wait(server: Server, config: Config) -> None:
+def test_a_high_priority_job_starts_before_waiting_ones(server: Server, config: Config) -> None:
     running = server.train(config(server, "running", max_steps=400))
     low, normal, high = (server.train(config(server, name), name) for name in ("low", "normal", "high"))
     with server.client() as client:
@@ -184,18 +184,18 @@ def test_the_history_has_pages(server: Server, done: str) -> None:
 )  # fmt: skip
 def test_an_unknown_job_is_404_everywhere(server: Server, method: str, path: str) -> None:
     with server.http() as http:
-        answer = http.request(method, path.format("job_20000101_000000"))
-    assert (answer.status_code, answer.json()) == (404, {"detail": "Job not found"})
+        response = http.request(method, path.format("job_20000101_000000"))
+    assert (response.status_code, response.json()) == (404, {"detail": "Job not found"})
 
 
-def test_what_cannot_run_is_refused_with_every_reason_and_leaves_nothing(server: Server, config: Config) -> None:
+def test_a_configuration_that_cannot_run_is_refused_with_every_reason(server: Server, config: Config) -> None:
     before = sorted((server.root / "data" / "runs").iterdir())
     body = {**config(server, "bad", gpu_ids=[7]), "base_model": "/nowhere"}
     body["dataset"]["source"]["file_path"] = str(server.root / "none.jsonl")
     with server.http() as http:
-        answer = http.post("/train", json=body)
-        assert answer.status_code == 400
-        detail = answer.json()["detail"]
+        response = http.post("/train", json=body)
+        assert response.status_code == 400
+        detail = response.json()["detail"]
         assert detail["message"] == "Training configuration validation failed"
         assert [error.split(":")[0] for error in detail["errors"]] == ["gpu_ids", "base_model", "dataset"]
         validation = http.post("/validate", json=body).json()
@@ -213,20 +213,18 @@ def test_what_cannot_run_is_refused_with_every_reason_and_leaves_nothing(server:
 @pytest.mark.parametrize(
     "odd", ["~nobody/x", "a\0b", "/" + "a" * 4000, "a" * 4000, "../" * 30 + "etc", "ünï/cödé", " "]
 )
-def test_odd_names_are_refused_not_stumbled_over(server: Server, config: Config, odd: str) -> None:
+def test_unusual_names_are_refused(server: Server, config: Config, odd: str) -> None:
     with server.http() as http:
-        answer = http.post("/train", json={**config(server, "odd"), "base_model": odd})
-        assert answer.status_code == 400, answer.text
-        assert "base_model" in answer.json()["detail"]["errors"][0]
+        response = http.post("/train", json={**config(server, "odd"), "base_model": odd})
+        assert response.status_code == 400, response.text
+        assert "base_model" in response.json()["detail"]["errors"][0]
         body = config(server, "odd")
         body["dataset"]["source"]["file_path"] = odd
         assert http.post("/train", json=body).status_code in (400, 403)
         assert http.post("/dataset/preview", json=body["dataset"]).status_code in (400, 403, 404)
 
 
-def test_the_queue_outlives_a_kill_and_a_folder_that_no_job_was_accepted_for_is_swept(
-    server: Server, config: Config
-) -> None:
+def test_the_queue_survives_a_kill_and_an_orphaned_folder_is_removed(server: Server, config: Config) -> None:
     in_front = server.train(config(server, "in-front", max_steps=100_000, eval_steps=0, save_steps=0))
     low, high = (server.train(config(server, priority), priority) for priority in ("low", "high"))
     server.until_step(in_front, 1)
@@ -247,7 +245,7 @@ def test_the_queue_outlives_a_kill_and_a_folder_that_no_job_was_accepted_for_is_
     assert server.until_ended(in_front).status == "stopped"
 
 
-def test_an_ended_job_is_deleted_at_once_with_all_its_traces(server: Server, config: Config) -> None:
+def test_an_ended_job_is_deleted_completely(server: Server, config: Config) -> None:
     job_id = server.train(config(server, "gone", max_steps=1))
     model = Path(server.until_ended(job_id).output_dir or "")
     with server.client() as client:
@@ -257,7 +255,7 @@ def test_an_ended_job_is_deleted_at_once_with_all_its_traces(server: Server, con
     assert model.exists()
 
 
-def test_a_model_that_is_there_already_is_kept_beside_the_new_one(server: Server, config: Config) -> None:
+def test_an_existing_model_is_moved_beside_the_new_one(server: Server, config: Config) -> None:
     first = server.train(config(server, "again", max_steps=1))
     server.until_ended(first)
     before = (server.root / "models" / "again" / "adapter_model.safetensors").read_bytes()
@@ -275,7 +273,7 @@ def test_a_model_that_is_there_already_is_kept_beside_the_new_one(server: Server
         assert server.status(job_id).output_dir == listed[job_id] == str(folder)
 
 
-def test_a_folder_that_no_job_made_is_kept_and_a_model_taken_away_is_nobodys(server: Server, config: Config) -> None:
+def test_a_foreign_folder_is_kept_and_a_removed_model_is_forgotten(server: Server, config: Config) -> None:
     models = server.root / "models"
     (models / "by-hand").mkdir(parents=True)
     (models / "by-hand" / "notes").touch()
@@ -296,12 +294,12 @@ def test_a_folder_that_no_job_made_is_kept_and_a_model_taken_away_is_nobodys(ser
 
 def test_only_a_run_with_a_checkpoint_can_be_resumed(server: Server, done: str) -> None:
     with server.http() as http:
-        answer = http.post(f"/jobs/{done}/resume")
-    assert answer.status_code == 409
-    assert "is completed; only a failed, stopped, cancelled or paused job" in answer.json()["detail"]
+        response = http.post(f"/jobs/{done}/resume")
+    assert response.status_code == 409
+    assert "is completed; only a failed, stopped, cancelled or paused job" in response.json()["detail"]
 
 
-def test_what_contradicts_itself_is_said_without_blaming_the_body(server: Server, config: Config) -> None:
+def test_contradicting_fields_are_reported_by_field(server: Server, config: Config) -> None:
     body = config(server, "contradicts", max_length=64, max_prompt_length=64)
     source = {"source_type": "upload"}
     with server.http() as http:
@@ -313,7 +311,7 @@ def test_what_contradicts_itself_is_said_without_blaming_the_body(server: Server
     assert alone == "source.dataset_id: required by source_type 'upload'"
 
 
-def test_what_two_checks_find_alike_is_told_once(server: Server, config: Config, tiny_model: Path) -> None:
+def test_the_same_finding_of_two_checks_is_reported_once(server: Server, config: Config, tiny_model: Path) -> None:
     model = Path(shutil.copytree(tiny_model, server.root / "own-code"))
     own = {
         "config.json": {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.M"}},
@@ -330,7 +328,7 @@ def test_what_two_checks_find_alike_is_told_once(server: Server, config: Config,
     assert (checks["model_supported"], checks["tokenizer_ready"]) == (False, False)
 
 
-def test_a_run_that_fails_says_why(server: Server, config: Config, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_failed_run_states_its_cause(server: Server, config: Config, tiny_model: Path, tmp_path: Path) -> None:
     damaged = damaged_model(tiny_model, tmp_path / "damaged")
     failed = server.until_ended(server.train(config(server, "fails", base_model=str(damaged))))
     assert failed.status == "failed"
@@ -339,9 +337,7 @@ def test_a_run_that_fails_says_why(server: Server, config: Config, tiny_model: P
     assert not (server.root / "models" / "fails").exists()
 
 
-def test_a_job_whose_data_is_gone_is_neither_resumed_nor_tried_again(
-    server: Server, config: Config, tmp_path: Path
-) -> None:
+def test_a_job_without_its_data_is_neither_resumed_nor_retried(server: Server, config: Config, tmp_path: Path) -> None:
     dataset = pairs_file(server.root / "goes.jsonl")
     body = config(server, "data_goes", max_steps=400)
     body["dataset"]["source"]["file_path"] = str(dataset)
@@ -358,7 +354,7 @@ def test_a_job_whose_data_is_gone_is_neither_resumed_nor_tried_again(
     assert stopped.current_step == last
 
 
-def test_another_try_is_checked_as_the_first_was(server: Server, config: Config, tiny_model: Path) -> None:
+def test_a_retry_is_checked_like_the_first_submission(server: Server, config: Config, tiny_model: Path) -> None:
     model = Path(shutil.copytree(tiny_model, server.root / "goes"))
     job_id = server.train(config(server, "again", base_model=str(model), max_steps=1))
     server.until_ended(job_id)
@@ -369,8 +365,8 @@ def test_another_try_is_checked_as_the_first_was(server: Server, config: Config,
 
 def test_the_loading_code_is_that_of_the_model_card(server: Server, done: str) -> None:
     with server.http() as http:
-        answer = http.get(f"/jobs/{done}/loading-code")
-    assert answer.status_code == 200
-    code = answer.json()["code"]
-    assert f"```python\n{code}\n```" in (Path(answer.json()["output_dir"]) / "README.md").read_text()
+        response = http.get(f"/jobs/{done}/loading-code")
+    assert response.status_code == 200
+    code = response.json()["code"]
+    assert f"```python\n{code}\n```" in (Path(response.json()["output_dir"]) / "README.md").read_text()
     compile(code, "card", "exec")

@@ -1,4 +1,4 @@
-"""No file, template, model folder or number of requests fills the server's memory or keeps it from answering."""
+"""No file, template, model folder or number of requests exhausts the server's memory or makes it unresponsive."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UPLOADS = int(os.environ.get("UPLOADS", "15"))
 
 @dataclass
 class Watched:
-    """The server's largest memory in MB and its slowest answer to /health in seconds."""
+    """The server's largest memory in MB and its slowest response to /health in seconds."""
 
     memory_mb: float = 0.0
     health_seconds: float = 0.0
@@ -38,7 +38,7 @@ class Watched:
 
 @contextlib.contextmanager
 def watched(server: Server) -> Iterator[Watched]:
-    """Fails where the server takes 400 MB, or keeps /health waiting longer than a busy test machine explains."""
+    """Fail if the server takes 400 MB, or delays /health longer than a busy test machine explains."""
     assert server.process is not None
     process, seen, done = psutil.Process(server.process.pid), Watched(), threading.Event()
 
@@ -103,14 +103,14 @@ def test_a_file_that_would_fill_the_memory_is_refused(
     train = {"base_model": "/nowhere", "output_name": "x", "dataset": local(file)}
     with watched(server), server.http() as http:
         for path in ("/dataset/preview", "/dataset/preview-formatted", "/dataset/columns"):
-            answer = http.post(path, json=local(file))
-            assert (answer.status_code, len(answer.content) < 1000) == (400, True), answer.text[:500]
-            assert complaint in answer.json()["detail"]
+            response = http.post(path, json=local(file))
+            assert (response.status_code, len(response.content) < 1000) == (400, True), response.text[:500]
+            assert complaint in response.json()["detail"]
         assert any(complaint in error for error in http.post("/validate", json=train).json()["results"]["errors"])
         if file.stat().st_size < 200 * MB:
             with file.open("rb") as content:
-                answer = http.post("/dataset/upload-file", files={"file": (file.name, content)})
-            assert (answer.status_code, complaint in answer.text) == (400, True)
+                response = http.post("/dataset/upload-file", files={"file": (file.name, content)})
+            assert (response.status_code, complaint in response.text) == (400, True)
     file.unlink()
 
 
@@ -120,11 +120,11 @@ def test_previews_of_large_rows_are_cut_to_a_small_response(server: Server) -> N
     file.write_text((json.dumps(row, ensure_ascii=False) + "\n") * 10)
     with watched(server), server.http() as http:
         for path in ("/dataset/preview", "/dataset/preview-formatted", "/dataset/columns"):
-            answer = http.post(path, json=local(file))
-            assert answer.status_code == 200
-            assert len(answer.content) < MB
-            assert "more characters)" in answer.json()["samples"][0]["prompt"]
-            assert answer.json()["samples"][0]["rejected"].startswith("c")
+            response = http.post(path, json=local(file))
+            assert response.status_code == 200
+            assert len(response.content) < MB
+            assert "more characters)" in response.json()["samples"][0]["prompt"]
+            assert response.json()["samples"][0]["rejected"].startswith("c")
     file.unlink()
 
 
@@ -163,9 +163,9 @@ def test_a_chat_template_is_rendered_within_limits(
     model = model_with(tmp_path / "model", template)
     body = local(pairs_file(server.root / "few.jsonl", 3), model_name=str(model), format={"format_type": "tokenizer"})
     with watched(server), server.http() as http:
-        answer = http.post("/dataset/preview-formatted", json=body)
-        assert complaint in answer.text
-        assert len(answer.content) < 5000
+        response = http.post("/dataset/preview-formatted", json=body)
+        assert complaint in response.text
+        assert len(response.content) < 5000
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -189,9 +189,9 @@ import httpx
 url, count, file = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 content = open(file, "rb").read()
 def upload(number):
-    answer = httpx.post(url + "/dataset/upload-file", files={"file": (f"{number}.jsonl", content)}, timeout=300)
-    assert answer.status_code == 200, answer.text
-    return answer.json()["dataset_id"]
+    response = httpx.post(url + "/dataset/upload-file", files={"file": (f"{number}.jsonl", content)}, timeout=300)
+    assert response.status_code == 200, response.text
+    return response.json()["dataset_id"]
 with ThreadPoolExecutor(count) as pool:
     print(*pool.map(upload, range(count)), sep="\\n")
 """
@@ -216,7 +216,7 @@ def test_many_uploads_leave_the_server_responsive(server: Server) -> None:
         assert (uploading.returncode, len(uploaded)) == (0, UPLOADS)
         for dataset_id in uploaded:
             assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 200
-    print(f"{UPLOADS} uploads: the slowest answer to /jobs took {slowest:.3f} s")
+    print(f"{UPLOADS} uploads: the slowest response to /jobs took {slowest:.3f} s")
     assert slowest < 10
 
 
@@ -240,12 +240,12 @@ def test_an_aborted_upload_is_one_line_in_the_log_and_leaves_no_file(server: Ser
 
 @contextlib.contextmanager
 def silent_hub() -> Iterator[str]:
-    """An address that takes connections and never answers."""
+    """An address that accepts connections and never responds."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_a_hub_that_does_not_answer_delays_nothing_local(new_server: Callable[..., Server], tmp_path: Path) -> None:
+def test_an_unresponsive_hub_delays_nothing_local(new_server: Callable[..., Server], tmp_path: Path) -> None:
     with silent_hub() as address:
         server = new_server(HF_ENDPOINT=address, HF_HUB_OFFLINE="0", HF_HOME=str(tmp_path / "cache"))
         few = local(pairs_file(server.root / "few.jsonl", 20))
@@ -265,11 +265,11 @@ def test_a_hub_that_does_not_answer_delays_nothing_local(new_server: Callable[..
                 began = time.monotonic()
                 assert http.post(path, json=body).status_code == 200
                 taken.append(time.monotonic() - began)
-            answers = [answer.result() for answer in asked]
+            responses = [response.result() for response in asked]
         taken.sort()
         print(f"local previews beside ten hanging requests: median {taken[20]:.3f} s, p95 {taken[-3]:.3f} s")
         assert taken[-3] < 1
-        for answer in answers:
-            assert answer.status_code == 503
-            assert f"The Hub can't be reached at {address}" in answer.json()["detail"]
-            assert answer.elapsed.total_seconds() < 5
+        for response in responses:
+            assert response.status_code == 503
+            assert f"The Hub can't be reached at {address}" in response.json()["detail"]
+            assert response.elapsed.total_seconds() < 5

@@ -26,7 +26,7 @@ def open_socket(server: Server, job_id: str, query: str = "") -> ClientConnectio
 
 
 def messages(socket: ClientConnection) -> tuple[list[dict[str, Any]], int]:
-    """All messages until the server closes, and its close code."""
+    """Return all messages until the server closes, and its close code."""
     received = []
     while True:
         try:
@@ -46,7 +46,7 @@ def watched(server: Server, tiny_model: Any) -> tuple[str, list[dict[str, Any]],
         return job_id, *messages(socket)
 
 
-def test_a_reader_sees_every_state_every_step_and_one_end(watched: Any) -> None:
+def test_a_client_receives_every_state_every_step_and_one_last_message(watched: Any) -> None:
     job_id, received, code = watched
     assert code == 1000
     assert all(message["job_id"] == job_id for message in received)
@@ -63,7 +63,7 @@ def test_a_reader_sees_every_state_every_step_and_one_end(watched: Any) -> None:
     assert last["final_metrics"]["final_loss"] > 0
 
 
-def test_messages_have_the_documents_keys_and_numbers_that_never_fall(watched: Any) -> None:
+def test_messages_have_the_documented_keys_and_increasing_numbers(watched: Any) -> None:
     _, received, _ = watched
     keys = {
         "status_update": {
@@ -86,7 +86,7 @@ def test_messages_have_the_documents_keys_and_numbers_that_never_fall(watched: A
     assert received[0] == updates[0]
 
 
-def test_a_step_is_one_message_with_the_figures_of_training_and_evaluation(watched: Any) -> None:
+def test_a_step_is_one_message_with_the_metrics_of_training_and_evaluation(watched: Any) -> None:
     _, received, _ = watched
     figures = {message["step"]: message["metrics"] for message in received if message["type"] == "metrics"}
     steps = [message["step"] for message in received if message["type"] == "metrics"]
@@ -95,14 +95,14 @@ def test_a_step_is_one_message_with_the_figures_of_training_and_evaluation(watch
     assert all("loss" in figures[step] for step in steps if step)
 
 
-def test_an_ended_job_gives_its_snapshot_and_its_last_message(server: Server, watched: Any) -> None:
+def test_an_ended_job_sends_its_snapshot_and_its_last_message(server: Server, watched: Any) -> None:
     with open_socket(server, watched[0]) as socket:
         received, code = messages(socket)
     assert ([message["type"] for message in received], code) == (["status_update", "completed"], 1000)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 2.0])
-def test_a_reader_that_comes_back_misses_nothing_and_gets_nothing_twice(
+def test_a_reconnected_client_misses_nothing_and_receives_nothing_twice(
     server: Server, watched: Any, share: float
 ) -> None:
     job_id, before, _ = watched
@@ -123,7 +123,7 @@ def test_an_unknown_job_is_an_error_and_4404(server: Server) -> None:
 
 
 @pytest.mark.parametrize("after", ["-1", "x", "1e3", "", "1.0", "٣", "9" * 5000])
-def test_an_after_that_is_no_number_is_an_error_that_says_so(server: Server, after: str) -> None:
+def test_an_invalid_after_is_an_error(server: Server, after: str) -> None:
     with open_socket(server, "job_20000101_000000", f"?after={quote(after)}") as socket:
         (message,), code = messages(socket)
     assert (code, message["type"], message["seq"]) == (4400, "error", 0)
@@ -131,7 +131,7 @@ def test_an_after_that_is_no_number_is_an_error_that_says_so(server: Server, aft
     assert len(message["error"]) < 200
 
 
-def test_whatever_a_client_says_is_answered_by_a_heartbeat(server: Server, config: Config) -> None:
+def test_any_message_of_a_client_is_answered_by_a_heartbeat(server: Server, config: Config) -> None:
     job_id = server.train(config(server, "heartbeat", max_steps=300))
     with open_socket(server, job_id) as socket:
         for said in ("ping", "{}", b"\x00"):
@@ -154,7 +154,7 @@ def test_whatever_a_client_says_is_answered_by_a_heartbeat(server: Server, confi
     assert received[0]["seq"] < received[1]["seq"]
 
 
-def test_a_stop_that_is_not_reached_yet_is_seen_at_once(server: Server, config: Config) -> None:
+def test_a_requested_stop_is_visible_at_once(server: Server, config: Config) -> None:
     job_id = server.train(config(server, "stopping", max_steps=300))
     server.until_step(job_id, 5)
     server.kill_worker(job_id, signal.SIGSTOP)
@@ -189,7 +189,7 @@ def test_a_failure_is_the_last_message(server: Server, config: Config, tiny_mode
     assert "damaged" in received[-1]["error"]
 
 
-def test_a_reader_of_a_waiting_job_hears_of_its_cancellation(server: Server, config: Config) -> None:
+def test_a_client_of_a_waiting_job_receives_its_cancellation(server: Server, config: Config) -> None:
     first = server.train(config(server, "in_front", max_steps=400))
     waiting = server.train(config(server, "behind"))
     with server.client() as client, open_socket(server, waiting) as socket:
@@ -207,16 +207,14 @@ def test_connections_are_counted_while_they_last(server: Server, watched: Any) -
 
 
 def narrow_socket(server: Server, job_id: str) -> ClientConnection:
-    """A reader that the kernel keeps little for, so that the server soon feels it when nothing is read."""
+    """A connection with a small receive buffer, so that the server soon notices that nothing is read."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(("127.0.0.1", server.port))
     return connect(f"ws://127.0.0.1:{server.port}/ws/{job_id}", sock=connection)
 
 
-def test_readers_that_do_not_read_harm_nobody_and_who_reads_on_has_missed_no_figure(
-    new_server: Any, tmp_path: Any
-) -> None:
+def test_slow_clients_delay_nobody_and_miss_no_metrics(new_server: Any, tmp_path: Any) -> None:
     job_id, steps = "job_20250101_000000", 600
     folder = add_running_job(tmp_path, job_id)
     with folder.locked(), ExitStack() as open_sockets, ThreadPoolExecutor(10) as pool:

@@ -9,7 +9,7 @@ from tests.harness import Server
 Config = Callable[..., dict[str, Any]]
 
 
-def test_what_is_asked_again_and_again_is_never_older_than_what_was_done(server: Server, config: Config) -> None:
+def test_a_cached_response_is_never_outdated(server: Server, config: Config) -> None:
     # It has the one slot, and stands still, so that no other worker is started.
     in_front = server.train(config(server, "in_front", max_steps=100_000, eval_steps=0, save_steps=0))
     server.until_step(in_front, 1)

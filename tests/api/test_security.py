@@ -25,7 +25,7 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that asks for a key, known by a public name."""
+    """A server with an API key and a public name."""
     root = tmp_path_factory.mktemp("locked")
     origins = "https://Lab.example:443/, http://localhost:5173"
     server = Server(root, {"API_KEY": KEY, "DOMAIN": "https://merlina.example.com", "CORS_ORIGINS": origins}).start()
@@ -34,12 +34,12 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def websocket_status(server: Server, headers: dict[str, str]) -> int:
-    """101 where the WebSocket is let in, else the answer's status."""
+    """Return 101 if the WebSocket is accepted, otherwise the response's status."""
     return websocket_answer(server, headers)[0]
 
 
 def websocket_answer(server: Server, headers: dict[str, str]) -> tuple[int, str]:
-    """The answer's status and how long it says to wait."""
+    """Return the response's status and its Retry-After."""
     try:
         with connect(f"ws://127.0.0.1:{server.port}/ws/none", additional_headers=headers):
             return 101, ""
@@ -47,14 +47,14 @@ def websocket_answer(server: Server, headers: dict[str, str]) -> tuple[int, str]
         return refused.response.status_code, refused.response.headers.get("Retry-After", "")
 
 
-def test_where_a_key_is_set_every_request_must_carry_it(locked: Server) -> None:
+def test_with_a_key_every_request_must_have_it(locked: Server) -> None:
     with locked.http() as http:
         assert http.get("/health").status_code == 200
         wrong = [{}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}]
         for headers in [*wrong, {"Cookie": "merlina_session=9999999999.0"}, {"X-API-Key": "ключ".encode()}]:
-            answer = http.get("/jobs", headers=headers)
-            assert answer.status_code == 401, headers
-            assert "X-API-Key" in answer.json()["detail"]
+            response = http.get("/jobs", headers=headers)
+            assert response.status_code == 401, headers
+            assert "X-API-Key" in response.json()["detail"]
         for headers in ({"X-API-Key": KEY}, {"Authorization": f"Bearer {KEY}"}):
             assert http.get("/jobs", headers=headers).status_code == 200, headers
     assert websocket_status(locked, {}) == 403
@@ -121,7 +121,7 @@ def test_an_address_that_fails_to_log_in_too_often_has_to_wait(locked: Server) -
         assert websocket_status(locked, {**here, "X-API-Key": KEY}) == 101
 
 
-def test_a_wrong_key_counts_in_whichever_way_it_is_given(locked: Server) -> None:
+def test_a_wrong_key_counts_in_every_header_and_login(locked: Server) -> None:
     ways: list[tuple[str, str, dict[str, str]]] = [
         ("/jobs", "X-API-Key", {}), ("/jobs", "Authorization", {}), ("/session", "X-API-Key", {}),
         ("/session", "Authorization", {}), ("/ws/none", "X-API-Key", {}), ("/ws/none", "Authorization", {}),
@@ -146,26 +146,26 @@ def test_a_wrong_key_counts_in_whichever_way_it_is_given(locked: Server) -> None
             assert http.get("/jobs", headers={**address, "X-API-Key": KEY}).status_code == 429
 
 
-def test_without_a_key_nobody_need_log_in(server: Server) -> None:
+def test_without_a_key_no_login_is_required(server: Server) -> None:
     with server.http() as http:
         assert http.get("/session").json() == {"login_required": False, "logged_in": True}
         assert "set-cookie" not in http.post("/login", json={"api_key": "any"}).headers
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[evil"])
-def test_a_name_that_was_led_here_is_refused(server: Server, host: str) -> None:
+def test_a_rebound_host_name_is_refused(server: Server, host: str) -> None:
     with server.http() as http:
         for method, path in (("GET", "/jobs"), ("POST", "/jobs/x/stop"), ("GET", "/health")):
-            answer = http.request(method, path, headers={"Host": host})
-            assert answer.status_code == 403
-            assert "set DOMAIN" in answer.json()["detail"]
+            response = http.request(method, path, headers={"Host": host})
+            assert response.status_code == 403
+            assert "set DOMAIN" in response.json()["detail"]
     upgrade = {"Host": host, "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     refused = httpx.get(f"{server.url}/ws/none", headers={**upgrade, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
     assert refused.status_code == 403
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1:9", "[::1]:8000", "192.168.7.7", "merlina.localhost"])
-def test_names_that_only_this_machine_can_have_are_let_in(server: Server, host: str) -> None:
+def test_local_host_names_are_accepted(server: Server, host: str) -> None:
     with server.http() as http:
         assert http.get("/jobs", headers={"Host": host}).status_code == 200
 
@@ -177,15 +177,15 @@ def test_pages_elsewhere_cannot_change_anything(server: Server) -> None:
     with server.http() as http:
         for origin in foreign:
             for method, path in (("POST", "/train"), ("DELETE", "/jobs"), ("POST", "/dataset/upload-file")):
-                answer = http.request(method, path, headers={"Origin": origin})
-                assert answer.status_code == 403, (origin, path)
+                response = http.request(method, path, headers={"Origin": origin})
+                assert response.status_code == 403, (origin, path)
             assert websocket_status(server, {"Origin": origin}) == 403
             assert "access-control-allow-origin" not in http.get("/jobs", headers={"Origin": origin}).headers
         assert http.post("/jobs/none/stop", headers={"Origin": server.url}).status_code == 404
     assert websocket_status(server, {"Origin": server.url}) == 101
 
 
-def test_its_public_name_and_named_origins_are_let_in(locked: Server) -> None:
+def test_the_public_name_and_allowed_origins_are_accepted(locked: Server) -> None:
     key = {"X-API-Key": KEY}
     own = {**key, "Host": "merlina.example.com", "Origin": "https://merlina.example.com"}
     with locked.http() as http:
@@ -193,8 +193,8 @@ def test_its_public_name_and_named_origins_are_let_in(locked: Server) -> None:
         assert http.post("/jobs/none/stop", headers={**own, "Origin": "https://other.example.com"}).status_code == 403
     with locked.http(headers=key) as http:
         origin = {"Origin": "https://lab.example"}
-        answer = http.post("/jobs/none/stop", headers=origin)
-        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (404, "https://lab.example")
+        response = http.post("/jobs/none/stop", headers=origin)
+        assert (response.status_code, response.headers["access-control-allow-origin"]) == (404, "https://lab.example")
         asked = http.options("/train", headers={**origin, "Access-Control-Request-Method": "POST"})
         assert asked.status_code == 200
         assert http.post("/jobs/none/stop", headers={"Origin": "https://evil.example"}).status_code == 403
@@ -212,7 +212,7 @@ def test_its_public_name_and_named_origins_are_let_in(locked: Server) -> None:
         ("", "[::1]:80", ["http://[::1]"], ["https://[::1]", "http://[::1]:8000", "http://[::2]"]),
     ],
 )  # fmt: skip
-def test_an_origin_is_ours_with_scheme_host_and_port(
+def test_an_origin_is_compared_by_scheme_host_and_port(
     domain: str, host: str, let_in: list[str], refused: list[str]
 ) -> None:
     names = ServerNames.of(Settings(_env_file=None, domain=domain, cors_origins=["https://lab.example:443/"]))
@@ -224,8 +224,8 @@ def test_an_origin_is_ours_with_scheme_host_and_port(
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Server) -> None:
     began = time.monotonic()
     with server.http() as http:
-        answer = http.post("/train", content=b" " * 100_000_000, headers=JSON)
-        assert answer.status_code == 413
+        response = http.post("/train", content=b" " * 100_000_000, headers=JSON)
+        assert response.status_code == 413
         chunked = http.post("/train", content=(b" " * 65536 for _ in range(1600)), headers=JSON)
         assert chunked.status_code == 413
         assert http.get("/health").status_code == 200
@@ -245,15 +245,15 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(server: Server) -
 )
 def test_bodies_made_to_break_parsers_are_400(server: Server, body: bytes, complaint: str) -> None:
     with server.http() as http:
-        answer = http.post("/validate", content=body, headers=JSON)
-    assert answer.status_code == 400
-    assert complaint in answer.text
+        response = http.post("/validate", content=body, headers=JSON)
+    assert response.status_code == 400
+    assert complaint in response.text
 
 
 def test_brackets_in_texts_are_no_nesting(server: Server) -> None:
     with server.http() as http:
-        answer = http.post("/configs/save", json={"name": "deep", "config": {}, "description": '\\"[{' * 200})
-    assert answer.status_code == 200
+        response = http.post("/configs/save", json={"name": "deep", "config": {}, "description": '\\"[{' * 200})
+    assert response.status_code == 200
 
 
 TRAVERSALS = [
@@ -271,9 +271,9 @@ def test_no_path_parameter_leads_to_a_file(server: Server, name: str) -> None:
     paths = ["/configs/{}", "/status/{}", "/jobs/{}/logs", "/jobs/{}/config", "/jobs/{}/metrics", "/gpu/{}"]
     with server.http() as http:
         for path in paths:
-            answer = http.get(path.format(name))
-            assert answer.status_code in (400, 404, 405), path
-            assert "root:" not in answer.text
+            response = http.get(path.format(name))
+            assert response.status_code in (400, 404, 405), path
+            assert "root:" not in response.text
         for path in ("/dataset/uploads/{}", "/configs/{}", "/jobs/{}"):
             assert http.delete(path.format(name)).status_code in (400, 404, 405), path
 
@@ -281,9 +281,9 @@ def test_no_path_parameter_leads_to_a_file(server: Server, name: str) -> None:
 @pytest.mark.parametrize("output_name", ["../x", "/tmp/x", "a/../../x", "..", "x/", "a\0b", "~x", "a\\..\\b"])
 def test_an_output_name_that_leads_elsewhere_is_refused(server: Server, tiny_model: Path, output_name: str) -> None:
     with server.http() as http:
-        answer = http.post("/train", json=training_config(tiny_model, server.root / "p.jsonl", output_name))
-    assert answer.status_code == 400
-    assert answer.json()["detail"]["errors"][0].startswith("output_name: ")
+        response = http.post("/train", json=training_config(tiny_model, server.root / "p.jsonl", output_name))
+    assert response.status_code == 400
+    assert response.json()["detail"]["errors"][0].startswith("output_name: ")
 
 
 def test_a_data_set_is_reached_only_below_the_allowed_folders(server: Server, tmp_path: Path) -> None:
@@ -301,9 +301,9 @@ def test_a_data_set_is_reached_only_below_the_allowed_folders(server: Server, tm
     with server.http() as http:
         for body in bodies:
             for path in ("/dataset/preview", "/dataset/preview-formatted", "/dataset/columns"):
-                answer = http.post(path, json=body)
-                assert answer.status_code == 403, (path, body)
-                assert "machine secret" not in answer.text
+                response = http.post(path, json=body)
+                assert response.status_code == 403, (path, body)
+                assert "machine secret" not in response.text
 
 
 def test_templates_are_text_and_reach_nothing(server: Server) -> None:
@@ -329,10 +329,12 @@ def test_a_models_template_is_kept_in_its_sandbox(server: Server, tiny_model: Pa
         upload = http.post("/dataset/upload-file", files={"file": ("x.jsonl", content)}).json()
         source = {"source_type": "upload", "dataset_id": upload["dataset_id"]}
         body = {"source": source, "format": {"format_type": "tokenizer"}, "model_name": str(model)}
-        answer = http.post("/dataset/preview-formatted", json=body)
-    assert answer.json()["samples"] == []
-    assert "the model's chat template can't render it: access to attribute '__class__'" in answer.json()["warnings"][0]
-    assert "Popen" not in answer.text
+        response = http.post("/dataset/preview-formatted", json=body)
+    assert response.json()["samples"] == []
+    assert (
+        "the model's chat template can't render it: access to attribute '__class__'" in response.json()["warnings"][0]
+    )
+    assert "Popen" not in response.text
 
 
 def test_a_parquet_bomb_is_refused_and_leaves_nothing(server: Server, tmp_path: Path) -> None:
@@ -344,51 +346,51 @@ def test_a_parquet_bomb_is_refused_and_leaves_nothing(server: Server, tmp_path: 
     before = sorted((server.root / "data" / "uploads").iterdir())
     began = time.monotonic()
     with server.http() as http, bomb.open("rb") as file:
-        answer = http.post("/dataset/upload-file", files={"file": ("bomb.parquet", file)})
-    assert answer.status_code == 400
-    assert "decompresses to more than 200 times its size" in answer.json()["detail"]
+        response = http.post("/dataset/upload-file", files={"file": ("bomb.parquet", file)})
+    assert response.status_code == 400
+    assert "decompresses to more than 200 times its size" in response.json()["detail"]
     assert time.monotonic() - began < 20
     assert sorted((server.root / "data" / "uploads").iterdir()) == before
 
 
-def test_a_repeated_answer_is_the_same_for_who_may_have_it_and_denied_to_others(locked: Server) -> None:
+def test_a_cached_response_is_denied_to_unauthorized_requests(locked: Server) -> None:
     with locked.http(headers={"X-API-Key": KEY}) as http:
-        answers = [http.get("/jobs", headers={"Origin": "https://lab.example"}) for _ in range(3)]
-        assert all(answer.json() == {} for answer in answers)
-        for answer in answers:
-            assert answer.headers.get_list("access-control-allow-origin") == ["https://lab.example"]
+        responses = [http.get("/jobs", headers={"Origin": "https://lab.example"}) for _ in range(3)]
+        assert all(response.json() == {} for response in responses)
+        for response in responses:
+            assert response.headers.get_list("access-control-allow-origin") == ["https://lab.example"]
         assert "access-control-allow-origin" not in http.get("/jobs").headers
     with locked.http() as http:
         assert http.get("/jobs").status_code == 401
 
 
 @pytest.mark.long
-def test_no_token_is_found_anywhere_where_the_server_has_one_itself(
+def test_no_token_of_the_server_is_stored_anywhere(
     new_server: Callable[..., Server], config: Callable[..., dict[str, Any]], tiny_model: Path, tmp_path: Path
 ) -> None:
     server = new_server(HF_TOKEN="hf_of_the_server")
-    test_no_token_is_found_anywhere_after_runs_that_used_some(server, config, tiny_model, tmp_path)
+    test_no_token_of_a_run_is_stored_anywhere(server, config, tiny_model, tmp_path)
 
 
-def test_no_token_is_found_anywhere_after_runs_that_used_some(
+def test_no_token_of_a_run_is_stored_anywhere(
     server: Server, config: Callable[..., dict[str, Any]], tiny_model: Path, tmp_path: Path
 ) -> None:
     tokens = {"hf_token": "hf_of_the_job", "wandb_key": "wb_of_the_job"}
     body = config(server, "with_tokens", max_steps=2, **tokens)
     with server.http() as http:
-        answers = [http.post("/validate", json=body), http.post("/train", json={**body, "lora_r": "x"})]
-        answers.append(http.post("/configs/save", json={"name": "kept", "config": body}))
-        answers.append(http.post("/model/preload", json={"model_name": "/none", "hf_token": tokens["hf_token"]}))
+        responses = [http.post("/validate", json=body), http.post("/train", json={**body, "lora_r": "x"})]
+        responses.append(http.post("/configs/save", json={"name": "kept", "config": body}))
+        responses.append(http.post("/model/preload", json={"model_name": "/none", "hf_token": tokens["hf_token"]}))
         job_id = server.train(body)
         command_line = worker_command_line(server, job_id)
         assert server.until_ended(job_id).status == "completed"
         failed = server.train({**body, "base_model": str(damaged_model(tiny_model, tmp_path / "damaged"))})
         assert server.until_ended(failed).status == "failed"
-        answers += [http.get(f"/jobs/{job_id}/{part}") for part in ("config", "logs", "metrics")]
-        answers += [http.get(path) for path in ("/configs/kept", f"/status/{failed}", "/jobs/history", "/metrics")]
+        responses += [http.get(f"/jobs/{job_id}/{part}") for part in ("config", "logs", "metrics")]
+        responses += [http.get(path) for path in ("/configs/kept", f"/status/{failed}", "/jobs/history", "/metrics")]
     words = ["hf_of_the_server", *tokens.values()]
-    for answer in answers:
-        assert not any(word in answer.text for word in words), answer.request.url
+    for response in responses:
+        assert not any(word in response.text for word in words), response.request.url
     assert not any(word.encode() in command_line for word in words)
     for path in server.root.rglob("*"):
         if path.is_file() and path.name != "secrets.json":
@@ -402,7 +404,7 @@ def test_no_token_is_found_anywhere_after_runs_that_used_some(
 
 
 def worker_command_line(server: Server, job_id: str) -> bytes:
-    """What `ps` shows of a job's worker, once it has named itself."""
+    """Return the `ps` line of a job's worker, once it has set its title."""
     worker = until(server.folder(job_id).worker, what="the worker's name")
     return Path(f"/proc/{worker.pid}/cmdline").read_bytes()
 
@@ -411,9 +413,9 @@ def worker_command_line(server: Server, job_id: str) -> bytes:
 def test_the_servers_own_files_are_out_of_reach(server: Server, name: str) -> None:
     source = {"source_type": "local_file", "file_path": str(server.root / "data" / name), "file_format": "csv"}
     with server.http() as http:
-        answer = http.post("/dataset/preview", json={"source": source})
-    assert answer.status_code == 403
-    assert "the server's own" in answer.json()["detail"]
+        response = http.post("/dataset/preview", json={"source": source})
+    assert response.status_code == 403
+    assert "the server's own" in response.json()["detail"]
 
 
 def test_a_job_without_a_name_is_not_all_jobs(server: Server) -> None:

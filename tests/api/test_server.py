@@ -15,7 +15,7 @@ from merlina.settings import Settings
 from tests.harness import Server, until
 
 
-def test_a_hangup_ends_the_server_cleanly(new_server: Callable[..., Server]) -> None:
+def test_a_hangup_ends_the_server_properly(new_server: Callable[..., Server]) -> None:
     server = new_server()
     assert server.process
     server.process.send_signal(signal.SIGHUP)
@@ -43,7 +43,7 @@ def settings(**given: Any) -> Settings:
     return Settings(_env_file=None, **given)
 
 
-def test_a_server_that_lets_in_more_than_its_owner_may_mean_says_so(tmp_path: Path) -> None:
+def test_a_server_warns_of_risky_settings(tmp_path: Path) -> None:
     assert risks(settings(), tmp_path) == []
     assert risks(settings(allowed_paths=[tmp_path], api_key="x" * 32, host="0.0.0.0"), Path("/")) == []
     assert "started in / without ALLOWED_PATHS" in risks(settings(), Path("/"))[0]

@@ -1,4 +1,4 @@
-"""Jobs, files and orders of another version: one sentence at every door, and no job that fails later instead."""
+"""Jobs, files and orders of another version: one error at every endpoint, and no job that fails later instead."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def http(server: Server) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def add_job(server: Server) -> Iterator[Callable[..., None]]:
-    """Jobs in the server's database as another version would have left them there."""
+    """Store jobs in the server's database as another version would have."""
     database = Database(f"sqlite:///{server.root / 'data' / 'merlina.db'}")
     added: list[str] = []
 
@@ -48,26 +48,26 @@ def add_job(server: Server) -> Iterator[Callable[..., None]]:
     database.close()
 
 
-def test_a_job_of_another_version_is_refused_in_one_sentence_wherever_it_is_used(
+def test_a_job_of_another_version_is_refused_everywhere(
     server: Server, http: httpx.Client, config: Config, add_job: Callable[..., None], tmp_path: Path
 ) -> None:
     model = tmp_path / "model"
     model.mkdir()
     stored = {**config(server, "o"), "from_tomorrow": 1}
     add_job("job_of_tomorrow", config=stored, output_dir=str(model))
-    answers = [
+    responses = [
         http.get("/jobs/job_of_tomorrow/config"),
         http.post("/jobs/job_of_tomorrow/resume"),
         http.post("/jobs/job_of_tomorrow/retry"),
         http.post("/chat/load", json={"job_id": "job_of_tomorrow"}),
     ]
-    for answer in answers:
-        assert answer.status_code == 409, answer.text
-        assert SENTENCE in str(answer.json()["detail"]), answer.url
+    for response in responses:
+        assert response.status_code == 409, response.text
+        assert SENTENCE in str(response.json()["detail"]), response.url
     assert http.get("/status/job_of_tomorrow").json()["status"] == "failed"
 
 
-def test_a_job_of_an_older_form_is_read_as_it_was_meant(
+def test_a_job_of_an_older_form_keeps_its_meaning(
     server: Server, http: httpx.Client, config: Config, add_job: Callable[..., None]
 ) -> None:
     stored = config(server, "o")
@@ -79,9 +79,7 @@ def test_a_job_of_an_older_form_is_read_as_it_was_meant(
     assert "hf_namespace" not in found
 
 
-def test_saved_configurations_of_others_are_neither_shown_as_ours_nor_overwritten(
-    server: Server, http: httpx.Client
-) -> None:
+def test_foreign_files_are_neither_listed_nor_overwritten(server: Server, http: httpx.Client) -> None:
     folder = server.root / "data" / "configs"
     newer = {"name": "newer", "created_at": "x", "updated_at": "x", "config": {"from_tomorrow": 1}}
     older = {"name": "older", "created_at": "x", "updated_at": "x", "config": {"dataset": {"training_mode": "dpo"}}}

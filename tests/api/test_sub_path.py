@@ -1,4 +1,4 @@
-"""A server whose DOMAIN has a path, behind a proxy that leaves the path in place or removes it."""
+"""A server with a path in DOMAIN, behind a proxy that keeps or removes the path."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def below_a_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("prefix", ["", "/merlina"])
-def test_the_api_answers_with_and_without_the_path(below_a_path: Server, prefix: str) -> None:
+def test_the_api_responds_with_and_without_the_path(below_a_path: Server, prefix: str) -> None:
     with httpx.Client(base_url=f"{below_a_path.url}{prefix}") as http:
         assert http.get("/health").status_code == 200
         assert http.get("/jobs").status_code == 401
@@ -52,5 +52,5 @@ def test_the_page_finds_its_files_from_every_view(below_a_path: Server, view: st
 
 def test_the_session_cookie_belongs_to_the_path(below_a_path: Server) -> None:
     """Two servers below one host name must not log each other's visitors out."""
-    answer = httpx.post(f"{below_a_path.url}/merlina/login", json={"api_key": "open sesame"})
-    assert "path" not in answer.headers["set-cookie"].lower()
+    response = httpx.post(f"{below_a_path.url}/merlina/login", json={"api_key": "open sesame"})
+    assert "path" not in response.headers["set-cookie"].lower()

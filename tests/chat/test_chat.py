@@ -33,20 +33,20 @@ def text_of(client: Client, trained: Trained, **changes: Any) -> str:
 
 
 def chat_process(server: Server) -> psutil.Process | None:
-    """The one of this server, whoever forked it."""
+    """Return the chat process of this server."""
     assert server.process is not None
     below = psutil.Process(server.process.pid).children(recursive=True)
     return next((process for process in below if "merlina chat" in _command(process)), None)
 
 
 def _command(process: psutil.Process) -> str:
-    """Empty for one that has ended."""
+    """Return the command line, or an empty list if the process has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return " ".join(process.cmdline())
     return ""
 
 
-def test_both_sides_answer_as_their_models_do(client: Client, trained: Trained, tiny_model: Path) -> None:
+def test_both_sides_give_their_models_answers(client: Client, trained: Trained, tiny_model: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -76,7 +76,7 @@ def test_the_prompt_is_the_one_that_was_trained_on(client: Client, trained: Trai
     assert end.tokens <= 20
 
 
-def test_a_seed_gives_its_answer_again(client: Client, trained: Trained) -> None:
+def test_a_seed_reproduces_its_answer(client: Client, trained: Trained) -> None:
     drawn = [text_of(client, trained, temperature=1.5, top_p=1.0, seed=seed) for seed in (1, 2, 1)]
     assert drawn[0] == drawn[2] != drawn[1]
     likeliest = text_of(client, trained)
@@ -84,7 +84,7 @@ def test_a_seed_gives_its_answer_again(client: Client, trained: Trained) -> None
 
 
 def _long_answers(client: Client, trained: Trained) -> Iterator[tuple[dict[str, Any], float]]:
-    """What to ask for answers that don't end by themselves, each with the seconds it takes."""
+    """Requests for answers that don't end by themselves, with the seconds they take."""
     for seed in range(50):
         ask = trained.ask(max_new_tokens=400, temperature=2.0, top_p=1.0, seed=seed)
         *_, end = client.answer(AnswerRequest.model_validate(ask))
@@ -93,7 +93,7 @@ def _long_answers(client: Client, trained: Trained) -> Iterator[tuple[dict[str, 
             yield ask, end.seconds
 
 
-def test_lines_come_as_they_are_drawn_and_a_closed_connection_ends_them(client: Client, trained: Trained) -> None:
+def test_lines_are_streamed_and_a_closed_connection_cancels_them(client: Client, trained: Trained) -> None:
     ask, needed = next(_long_answers(client, trained))
     with httpx.stream("POST", f"{trained.server.url}/chat/answer", json=ask) as response:
         assert response.headers["content-type"] == "application/x-ndjson"
@@ -111,7 +111,7 @@ def test_lines_come_as_they_are_drawn_and_a_closed_connection_ends_them(client: 
     assert "Traceback" not in (trained.server.root / "server.log").read_text()
 
 
-def test_what_is_loaded_is_told_and_let_go(client: Client, trained: Trained) -> None:
+def test_the_loaded_model_is_reported_and_unloaded(client: Client, trained: Trained) -> None:
     assert client.chat_state().state == "empty"
     loaded = client.load_chat_model(trained.job_id)
     assert (loaded.state, loaded.job_id, loaded.with_base, loaded.gpu) == ("ready", trained.job_id, True, None)
@@ -139,7 +139,7 @@ def test_a_job_without_a_model_is_refused(client: Client, trained: Trained, tiny
 
 
 @pytest.mark.long
-def test_every_weight_trained_needs_its_base_loaded_beside_it(
+def test_a_fully_trained_model_needs_its_base_model_loaded_as_well(
     client: Client, trained: Trained, tiny_model: Path
 ) -> None:
     whole = Trained.on(trained.server, tiny_model, "whole", use_lora=False, learning_rate=1e-3)
@@ -160,9 +160,7 @@ def test_every_weight_trained_needs_its_base_loaded_beside_it(
 
 
 @pytest.mark.long
-def test_a_model_that_a_later_job_replaced_answers_from_where_it_is_kept(
-    client: Client, trained: Trained, tiny_model: Path
-) -> None:
+def test_a_replaced_model_answers_from_its_new_folder(client: Client, trained: Trained, tiny_model: Path) -> None:
     first = Trained.on(trained.server, tiny_model, "twice")
     before, base = text_of(client, first), text_of(client, first, side="base")
     client.unload_chat_model()
@@ -239,7 +237,7 @@ def test_the_asynchronous_client_reads_line_by_line(client: Client, trained: Tra
 
 
 @pytest.mark.long
-def test_a_run_that_needs_the_memory_gets_it_and_the_answer_says_so(
+def test_a_run_gets_the_memory_and_the_answer_ends_with_the_reason(
     new_server: Callable[..., Server], tiny_model: Path
 ) -> None:
     server = new_server()

@@ -26,7 +26,7 @@ def test_the_interval_is_wilsons(wins: int, losses: int, low: float, high: float
 
 
 @given(st.integers(0, 1000), st.integers(0, 1000))
-def test_its_ends_solve_the_score_equation_around_the_rate(wins: int, losses: int) -> None:
+def test_the_bounds_solve_the_score_equation(wins: int, losses: int) -> None:
     found = win_rate(wins, losses)
     assert (found is None) == (wins + losses == 0)
     if found is None:

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended, and what it printed."""
+    """A command's exit code and output."""
 
     returncode: int
     stdout: str
@@ -36,7 +36,7 @@ class Done:
 
 
 def command(*arguments: str, url: str = "http://127.0.0.1:9") -> Done:
-    """Runs the installed command's entry in this process, which spares a second of imports each time."""
+    """Run the command's entry point in this process, which saves a second of imports each time."""
     stdout, stderr, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
         patch.setenv("MERLINA_URL", url)
@@ -57,7 +57,7 @@ def command_in_own_process(*arguments: str, url: str = "http://127.0.0.1:9") -> 
 
 
 @given(number=st.floats(1e-12, 1e12))
-def test_numbers_in_yaml_are_numbers_however_they_are_written(number: float) -> None:
+def test_numbers_in_yaml_may_have_any_notation(number: float) -> None:
     for text in (repr(number), f"{number:e}", f"{number:.0e}"):
         assert yaml.load(f"rate: {text}", _Loader) == {"rate": float(text)}
 
@@ -75,7 +75,7 @@ def test_bench_takes_first_steps_without_a_server_and_keeps_nothing(tiny_model: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pairs.jsonl", "run.json"]
 
 
-def test_an_id_that_is_none_is_named() -> None:
+def test_an_invalid_id_is_named() -> None:
     done = command("datasets", "columns", "nope")
     assert done.returncode == 1
     assert "'nope' is not a valid data set id" in done.stderr
@@ -86,7 +86,7 @@ def test_the_examples_are_valid_configurations() -> None:
         assert read_config_file(file).training_mode == "orpo"
 
 
-def test_a_configuration_file_that_cannot_be_is_explained(tmp_path: Path) -> None:
+def test_an_invalid_configuration_file_is_explained(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("base_model: m\noutput_name: o\nlerning_rate: 5e-6\n")
     with pytest.raises(InvalidRequestError) as caught:
@@ -118,7 +118,7 @@ def test_errors_are_lines_and_exit_with_1(tmp_path: Path) -> None:
     assert "`merlina serve` starts one" in away.stderr
 
 
-def test_settings_that_cannot_be_are_named() -> None:
+def test_invalid_settings_are_named() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "merlina.cli.main", "serve"],
         env={**os.environ, "PORT": "99999", "LOG_LEVEL": "loud"}, capture_output=True, text=True, check=False,
@@ -139,7 +139,7 @@ def test_settings_that_cannot_be_are_named() -> None:
         ("API_KEY", "schlüssel", "API_KEY: must be printable ASCII"),
     ],
 )
-def test_a_setting_that_cannot_be_is_one_line(tmp_path: Path, setting: str, value: str, complaint: str) -> None:
+def test_an_invalid_setting_is_one_line(tmp_path: Path, setting: str, value: str, complaint: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "merlina", "serve", "--port", "0"],
         env={**os.environ, "DATA_DIR": str(tmp_path / "data"), "MODELS_DIR": str(tmp_path / "models"), setting: value},

@@ -1,4 +1,4 @@
-"""What commands print: whole ids, no terminal commands of others, JSON in every case, and a bar with time and speed."""
+"""Output of the commands: complete ids, escaped control characters, JSON in every case, and the progress bar."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def command(*arguments: str, url: str = "http://127.0.0.1:9", **environment: str
 
 
 @pytest.mark.parametrize("columns", [pytest.param("", marks=pytest.mark.long), "40"])
-def test_ids_and_names_are_whole_in_pipes_and_narrow_terminals(
+def test_ids_and_names_are_complete_in_pipes_and_narrow_terminals(
     server: Server, config: Callable[..., dict[str, Any]], tmp_path: Path, columns: str
 ) -> None:
     job_id = server.train(config(server, LONG_NAME, max_steps=1))
@@ -64,7 +64,7 @@ def test_terminal_commands_of_others_are_printed_as_text(server: Server, tmp_pat
     assert r"\u202eesrever" in shown
 
 
-def test_styles_of_our_own_reach_a_terminal_and_those_in_texts_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_styles_reach_a_terminal_and_those_in_texts_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = io.StringIO()
     monkeypatch.setattr(console, "output", SafeConsole(file=shown, force_terminal=True, color_system="standard"))
     table = Table("name", box=None)
@@ -104,7 +104,7 @@ def test_a_configuration_that_cannot_be_parsed_is_one_sentence_with_its_place(
 
 
 @pytest.mark.parametrize("content", ['{"base_model": 3}', "no: [yaml", None])
-def test_validate_prints_json_for_a_file_that_is_no_configuration(tmp_path: Path, content: str | None) -> None:
+def test_validate_prints_json_for_an_invalid_file(tmp_path: Path, content: str | None) -> None:
     file = tmp_path / "run.yaml"
     if content is not None:
         file.write_text(content)

@@ -96,7 +96,7 @@ def test_configurations_are_saved_and_come_back(server: Server, tmp_path: Path) 
         assert caught.value.errors[0].startswith("name: ")
 
 
-def test_it_can_be_awaited(server: Server, config: Config) -> None:
+def test_the_asynchronous_client_can_be_awaited(server: Server, config: Config) -> None:
     async def work() -> list[str]:
         async with AsyncClient(server.url) as client:
             body = TrainingConfig.model_validate(config(server, "awaited", max_steps=2))
@@ -113,11 +113,11 @@ def test_it_can_be_awaited(server: Server, config: Config) -> None:
     assert asyncio.run(work())[-1] == "completed"
 
 
-def test_questions_are_asked_again_and_orders_are_not() -> None:
+def test_get_requests_are_repeated_and_others_are_not() -> None:
     asked: list[str] = []
 
     class Unsteady(BaseHTTPRequestHandler):
-        """Hangs up on whoever asks, but for a third time."""
+        """Closes the connection on two of three requests."""
 
         def do_GET(self) -> None:
             asked.append(self.command)
@@ -142,7 +142,7 @@ def test_questions_are_asked_again_and_orders_are_not() -> None:
         unsteady.shutdown()
 
 
-def test_a_missing_key_is_an_error_of_its_own_and_a_wrong_one_is_told_at_once_to_who_watches(
+def test_missing_and_wrong_keys_are_errors_at_once(
     new_server: Callable[..., Server],
 ) -> None:
     server = new_server(API_KEY="k")
@@ -165,7 +165,7 @@ def test_a_missing_key_is_an_error_of_its_own_and_a_wrong_one_is_told_at_once_to
     assert time.monotonic() - began < 10
 
 
-def test_watching_goes_on_over_a_restart_without_a_gap(new_server: Callable[..., Server], tmp_path: Path) -> None:
+def test_watching_continues_over_a_restart_without_a_gap(new_server: Callable[..., Server], tmp_path: Path) -> None:
     job_id = "job_20250101_000000"
     folder = add_running_job(tmp_path, job_id)
 
@@ -204,7 +204,7 @@ def test_an_address_or_key_that_no_request_can_carry_is_refused(url: str, key: s
         Client(url, api_key=key)
 
 
-def test_what_is_no_merlina_server_is_named_so(tmp_path: Path) -> None:
+def test_a_foreign_server_is_reported(tmp_path: Path) -> None:
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200 if self.path != "/health" else 400)

@@ -1,4 +1,4 @@
-"""How a client finds its server, never through a proxy on this machine, and what it says where it can't."""
+"""How a client reaches its server, never through a proxy on this machine, and its errors if it can't."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEAD_PROXY = "http://user:secret@127.0.0.1:9"
 
 @contextmanager
 def listening(status: int, body: str, kind: str = "text/html") -> Iterator[HTTPServer]:
-    """A server that answers everything with one page, as a proxy with nothing behind it does."""
+    """A server that responds with the same page to every request, like a proxy without a backend."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -57,7 +57,7 @@ def behind_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("behind_a_proxy")
-def test_this_machine_is_never_asked_through_a_proxy(server: Server) -> None:
+def test_requests_to_this_machine_never_use_a_proxy(server: Server) -> None:
     for host in ("127.0.0.1", "localhost"):
         with Client(f"http://{host}:{server.port}") as client:
             assert client.health().status == "ok"
@@ -111,7 +111,7 @@ def test_the_cause_of_a_failed_connection_is_named(tmp_path: Path) -> None:
             client.health()
 
 
-def test_a_proxys_error_page_is_told_in_one_line() -> None:
+def test_a_proxys_error_page_is_one_line() -> None:
     assert _message_of(502, PAGE).endswith("such as a proxy: 502 Bad Gateway")
     assert "<" not in _message_of(503, "<h1>Sorry</h1>")
 

@@ -1,4 +1,4 @@
-"""What may happen on the way into a pause and out of it: other wishes, deaths of server and worker, readers."""
+"""Events during a pause and a resume: other requests, crashes of server and worker, connected clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planned steps and their learning rates, held against transformers' schedules and by hand."""
+"""The planned steps and their learning rates, compared with transformers' schedules and manual results."""
 
 from __future__ import annotations
 

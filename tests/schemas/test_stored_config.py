@@ -10,7 +10,7 @@ SOURCE = {"source_type": "local_file", "file_path": "/d.jsonl"}
 NEEDED = {"base_model": "m", "output_name": "o", "dataset": {"source": SOURCE}}
 
 
-def test_what_was_stored_comes_back() -> None:
+def test_a_stored_configuration_is_read_unchanged() -> None:
     config = TrainingConfig.model_validate({**NEEDED, "lora_r": 7})
     assert read_stored_config(config.model_dump(mode="json"), "job_1") == config
 
@@ -44,7 +44,7 @@ def test_a_run_of_an_earlier_version_is_repeated_as_it_was() -> None:
         ({"dataset": "gone"}, "dataset: "),
     ],
 )
-def test_anything_else_is_one_sentence(change: dict[str, object], problem: str) -> None:
+def test_an_unreadable_configuration_is_one_error(change: dict[str, object], problem: str) -> None:
     for read in (read_stored_config, read_stored_partial):
         with pytest.raises(StoredConfigError, match=problem) as caught:
             read({**NEEDED, **change}, "job_1")
@@ -53,5 +53,5 @@ def test_anything_else_is_one_sentence(change: dict[str, object], problem: str) 
         assert "pydantic" not in caught.value.message
 
 
-def test_a_part_needs_no_more_than_it_has() -> None:
+def test_a_partial_configuration_may_lack_fields() -> None:
     assert read_stored_partial({"lora_r": 7, "hf_namespace": None}, "mine") == {"lora_r": 7}

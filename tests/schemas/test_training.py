@@ -39,7 +39,7 @@ def problems(**changes: Any) -> list[str]:
     return []
 
 
-def test_defaults_are_the_contracts() -> None:
+def test_defaults_are_those_documented() -> None:
     config = TrainingConfig.model_validate(NEEDED).model_dump(mode="json")
     assert {name: config[name] for name in DEFAULTS} == DEFAULTS
     assert config["dataset"]["source"]["split"] == "train"
@@ -81,7 +81,7 @@ def test_the_needed_fields_are_named_when_missing() -> None:
         ({"dataset": {**DATASET, "test_size": 1}}, "dataset.test_size: should be less than 1, not 1"),
     ],
 )
-def test_a_value_that_cannot_be_is_named_with_what_can(changes: dict[str, Any], complaint: str) -> None:
+def test_an_invalid_value_is_named_with_the_allowed_ones(changes: dict[str, Any], complaint: str) -> None:
     lines = problems(**changes)
     assert len(lines) == 1, lines
     assert complaint in lines[0]
@@ -117,9 +117,7 @@ def test_a_value_that_cannot_be_is_named_with_what_can(changes: dict[str, Any], 
         ),
     ],
 )
-def test_of_fields_that_do_not_fit_together_the_one_to_blame_comes_first(
-    changes: dict[str, Any], complaint: str
-) -> None:
+def test_contradicting_fields_are_attributed_to_one_field(changes: dict[str, Any], complaint: str) -> None:
     (line,) = problems(**changes)
     assert line.startswith(complaint)
     with pytest.raises(ValidationError, match=re.escape(complaint.split(".")[-1])):
@@ -147,7 +145,7 @@ def test_the_documents_own_configuration_is_accepted() -> None:
     assert problems(**json.loads(json.dumps(document))) == []
 
 
-def test_every_field_says_what_it_is() -> None:
+def test_every_field_has_a_description() -> None:
     undescribed = [name for name, field in TrainingConfig.model_fields.items() if not field.description]
     assert undescribed == ["dataset"]
 
@@ -161,7 +159,7 @@ def test_a_token_loses_the_white_space_of_pasting_and_nothing_else_is_let_into_a
     assert TrainingConfig.model_validate({**NEEDED, "hf_token": " "}).secrets() == {}
 
 
-def test_whole_numbers_may_be_written_with_a_point() -> None:
+def test_integers_may_be_written_with_a_decimal_point() -> None:
     changes = {"batch_size": 8.0, "max_steps": 30.0, "gpu_ids": [0.0, 1.0], "seed": 7, "num_epochs": 2.0}
     config = TrainingConfig.model_validate({**NEEDED, **changes, "dataset": {**DATASET, "max_samples": 10.0}})
     assert (config.batch_size, config.max_steps, config.gpu_ids, config.dataset.max_samples) == (8, 30, [0, 1], 10)
@@ -205,7 +203,7 @@ def test_no_schema_has_a_pattern_that_would_be_shown_to_users() -> None:
 
 
 @pytest.mark.parametrize("value", [8.5, 1e300, "8", True, None])
-def test_other_values_are_no_whole_numbers(value: Any) -> None:
+def test_other_values_are_not_integers(value: Any) -> None:
     assert [line.partition(":")[0] for line in problems(batch_size=value)] == ["batch_size"]
 
 

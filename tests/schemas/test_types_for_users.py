@@ -1,4 +1,4 @@
-"""A user's own type checker, without pydantic's plugin, must accept what the schemas accept."""
+"""A user's type checker without pydantic's plugin must accept what the schemas accept."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ from merlina.version import current
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Return the server's application, whose lifespan starts the supervisor and closes all parts at the end.
+    """Return the server's application; its lifespan starts the supervisor and closes all parts at the end.
 
     Raises ServerError if its folders or its database can't be opened.
     """

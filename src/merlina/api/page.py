@@ -88,7 +88,7 @@ for _view in _VIEWS:
 
 
 class _Assets(StaticFiles):
-    """Serves files: browsers cache those whose name contains a hash of their content and revalidate the others."""
+    """Serves files. Browsers cache files that are named by a hash of their content and revalidate the others."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)

@@ -120,5 +120,5 @@ class ChatService:
 
 
 def _is_adapter(model_dir: Path) -> bool:
-    """Return whether the folder holds an adapter, whose base model is then loaded as well."""
+    """Return whether the folder holds an adapter, which is loaded together with its base model."""
     return (model_dir / "adapter_config.json").is_file()

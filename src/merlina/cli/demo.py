@@ -85,7 +85,7 @@ def demo(
 
 
 def find_model() -> Path:
-    """Return the path of SmolLM2-135M-Instruct in an installed package, whose code is never executed."""
+    """Return the path of SmolLM2-135M-Instruct in an installed package; its code is never executed."""
     spec = importlib.util.find_spec(_MODEL_PACKAGE)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     found = [file for folder in folders for file in sorted(Path(folder).glob("*.gguf"))]

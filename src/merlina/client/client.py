@@ -289,7 +289,7 @@ class Client:
             raise self._unreachable(error) from error
 
     def compare(self, request: ComparisonRequest) -> Comparison:
-        """Return two answers side by side without revealing which is whose, generated now unless given."""
+        """Return two answers side by side without revealing the tuned model's side, generated now unless given."""
         response = self._send("POST", "/chat/comparisons", json=sendable(request), timeout=LOAD_SECONDS)
         return parse(response, Comparison)
 

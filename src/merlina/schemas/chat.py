@@ -65,7 +65,7 @@ class Prompt(Sampling):
 class LoadRequest(RequestModel):
     """`POST /chat/load`."""
 
-    job_id: str = Field(max_length=64, description="Job whose model was saved.")
+    job_id: str = Field(max_length=64, description="Job with a saved model.")
     with_base: bool = Field(
         default=True,
         description="Also load the base model of a fully trained model, for twice the memory; an adapter always "

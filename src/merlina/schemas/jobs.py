@@ -60,7 +60,7 @@ class JobStatus(Requested):
     final_metrics: dict[str, float | None] | None = Field(
         default=None,
         description="After a model was saved: its metrics (final_…), the base model's (initial_…), and kept_step, "
-        "the optimizer step whose weights were saved.",
+        "the optimizer step of the saved weights.",
     )
     seq: int = Field(description="Number of the last event ingested.")
     skipped_lines: int = Field(

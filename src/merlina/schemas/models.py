@@ -25,7 +25,7 @@ class PreloadResponse(ResponseModel, TokenizerFacts):
 
 
 class CachedModels(ResponseModel):
-    """Models whose tokenizer is on this machine."""
+    """Models with a tokenizer on this machine."""
 
     cached_models: list[str]
     count: int

@@ -27,7 +27,7 @@ _PAGE_SCHEMES = {"ws": "http", "wss": "https"}
 
 @dataclass(frozen=True)
 class ServerNames:
-    """The host names of this server and the origins whose pages may use it; `allowed` may contain `*` for all."""
+    """The host names of this server and the origins of pages that may use it; `allowed` may contain `*` for all."""
 
     hosts: frozenset[str]
     allowed: frozenset[str]

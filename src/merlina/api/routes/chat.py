@@ -87,7 +87,7 @@ def list_comparisons(
 
 @router.post("/comparisons/{comparison_id}/vote", responses=_VOTED)
 def vote(comparison_id: str, request: Vote, services: ServicesDep) -> Comparison:
-    """Record the vote, which is final, and reveal which answer is whose."""
+    """Record the vote, which is final, and reveal which answer is the tuned model's."""
     return services.comparisons.vote(comparison_id, request.better)
 
 

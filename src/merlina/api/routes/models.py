@@ -24,7 +24,7 @@ async def preload(request: PreloadRequest, connection: Request, services: Servic
 
 @router.get("/cached")
 def cached(services: ServicesDep) -> CachedModels:
-    """List the models that were preloaded or whose tokenizer is in this machine's Hub cache."""
+    """List the models that were preloaded or have a tokenizer in this machine's Hub cache."""
     names = sorted(services.preloaded | cached_tokenizers())
     return CachedModels(cached_models=names, count=len(names))
 

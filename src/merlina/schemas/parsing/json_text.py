@@ -36,7 +36,7 @@ def problem_in_json(error: json.JSONDecodeError) -> str:
 
 
 def why_not_json(error: ValueError | RecursionError) -> str:
-    """Return why a text is not JSON, with line and column, as the predicate of a sentence whose subject is the text."""
+    """Return why a text is not JSON, with line and column, as the predicate of a sentence about the text."""
     if isinstance(error, json.JSONDecodeError):
         return f"is not valid JSON: {problem_in_json(error)} at line {error.lineno}, column {error.colno}"
     if isinstance(error, UnicodeDecodeError):

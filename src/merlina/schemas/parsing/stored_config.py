@@ -56,7 +56,7 @@ def _with_earlier_defaults(content: Mapping[str, Any]) -> PartialConfig:
     return {**_EARLIER_DEFAULTS, **config}
 
 
-# A new setting whose default changes what a run does needs an entry here that preserves the earlier behavior.
+# If the default of a new setting changes what a run does, an entry here preserves the earlier behavior.
 _EARLIER_DEFAULTS: PartialConfig = {"disable_dropout": False, "lr_scheduler_power": 1.0}
 
 

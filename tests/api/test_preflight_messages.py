@@ -1,4 +1,4 @@
-"""What `/validate` and `/model/preload` state of a run before it starts."""
+"""Messages of `/validate` and `/model/preload` about a run before it starts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.harness import Server, pairs_file, training_config
 
 def validate(server: Server, config: dict[str, Any]) -> dict[str, Any]:
     with server.http() as http:
-        answer = http.post("/validate", json=config)
-    assert answer.status_code == 200, answer.text
-    found: dict[str, Any] = answer.json()["results"]
+        response = http.post("/validate", json=config)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()["results"]
     return found
 
 
@@ -73,5 +73,5 @@ def test_the_longest_text_of_a_model_is_an_integer(
         config = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 400, "state_size": 4}
         (model / "config.json").write_text(json.dumps(config))
     with server.http() as http:
-        answer = http.post("/model/preload", json={"model_name": str(model)})
-    assert answer.json()["model_max_length"] == expected
+        response = http.post("/model/preload", json={"model_name": str(model)})
+    assert response.json()["model_max_length"] == expected
