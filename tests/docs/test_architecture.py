@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from itertools import combinations
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def test_the_diagram_of_states_is_the_table_of_transitions() -> None:
     (diagram,) = (block for block in _MERMAID if block.text.startswith("stateDiagram-v2"))
     drawn = _drawn_transitions(diagram)
     assert drawn == {(state, new) for state, following in TRANSITIONS.items() for new in following}
+
+
+def test_the_table_of_layers_is_the_contract_of_imports() -> None:
+    contracts = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    rows = re.findall(r"^\| \d+ \| ([^|]+) \|", ARCHITECTURE.read_text(), re.MULTILINE)
+    assert [set(re.findall(r"(\w+)(?:/|\.py)`", row)) for row in rows] == [
+        set(re.findall(r"\.(\w+)", one)) for one in layers
+    ]
 
 
 def test_diagrams_hold_no_semicolon_which_would_end_a_message() -> None:
