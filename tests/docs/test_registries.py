@@ -28,6 +28,11 @@ def test_every_training_method_is_in_the_table_of_methods() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", methods, re.MULTILINE)) - {"training_mode"} == set(get_args(TrainingMode))
 
 
+def test_the_page_has_a_name_for_every_training_method() -> None:
+    (names,) = re.findall(r"const METHODS: .*?= \{(.*?)\};", (UI / "lib/review.ts").read_text(), re.DOTALL)
+    assert set(re.findall(r"(\w+): '", names)) == set(get_args(TrainingMode))
+
+
 def test_every_method_of_the_client_is_in_its_table() -> None:
     methods = {name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")}
     assert methods - {"close"} <= set(inline_code(FOLDER / "api.md"))
