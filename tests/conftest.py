@@ -1,9 +1,12 @@
-"""What tests share: one tiny model, one small data set, one server for all that don't kill theirs."""
+"""Fixtures that tests share, and the selection and order of tests."""
 
 from __future__ import annotations
 
 import gc
 import os
+import re
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,61 +19,54 @@ from tests.chat.trained import Trained
 from tests.harness import Server, pairs_file, training_config
 from tests.tiny import build_tiny_model
 
-# Tiny models are quicker on one thread, and their figures the same each time.
+# Tiny models are faster on one thread, and their results deterministic.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-# As in the product's own processes: nothing here is compiled, and to be able to would take seconds of each import.
+# As in Merlina's processes: nothing is compiled, and torch imports faster without the compiler.
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-# The tests' own servers are on this machine, which no proxy reaches.
+# Requests to the tests' own servers must not go through a proxy.
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
 
 
-# How long an example takes says nothing here: other tests' runs share the two cores.
-settings.register_profile("shared machine", deadline=None)
-settings.load_profile("shared machine")
+# No deadlines: the duration of an example depends on the other tests that run on the same cores.
+settings.register_profile("default", deadline=None)
+settings.register_profile("fast", deadline=None, max_examples=25)
+settings.load_profile("default")
 
-
-# A file is tested by one process: those that take longest come first, so that none is left over at the end.
-_LONGEST = (
-    "browser/test_page", "data/test_hub", "system/test_fault_points", "system/test_recovery", "docs/test_examples",
-    "worker/test_multi_gpu", "worker/test_worker", "worker/test_merging", "training/test_sharding", "system/test_hub",
-    "api/test_jobs", "executors/test_fork_server", "cli/", "system/", "chat/", "api/test_security",
-    "api/test_contract", "worker/", "jobs/test_requests", "browser/", "executors/", "api/test_fuzz",
-    "training/test_loop", "api/test_limits", "api/", "client/", "schemas/test_types", "test_packages",
-)  # fmt: skip
-
-
-# What `--fast` leaves out: tests that start a server or another process, or train a model.
-_SLOW_FIXTURES = {
-    "server", "new_server", "trained", "tiny_model", "fork_server", "locked", "http", "described", "below_a_path",
-    "with_gpus",
-}  # fmt: skip
-_SLOW_FOLDERS = (
-    "browser", "cli", "docs/test_examples", "executors", "jobs/test_requests", "system", "training",
-    "worker", "api/test_server", "data/test_hub", "schemas/test_types", "test_packages", "preflight/test_gpu_memory",
-    "api/test_folders.py::test_a_database",
-)  # fmt: skip
+_MARKED_SLOW = re.compile(r"^pytestmark = .*pytest\.mark\.slow", re.MULTILINE)
+_DURATIONS = "merlina/seconds_by_file"
+_UNKNOWN_SECONDS = 3600.0
+_seconds: Counter[str] = Counter()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fast", action="store_true", help="only tests that need no server, no process and no model")
-    parser.addoption("--long", action="store_true", help="also the tests marked long, which take half an hour")
+    parser.addoption("--fast", action="store_true", help="skip tests marked slow or with a fixture that is slow")
+    parser.addoption("--long", action="store_true", help="include the exhaustive tests, marked long")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--fast"):
+        settings.load_profile("fast")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `--fast`, what is left out anyway is not even imported: torch alone takes seconds."""
-    return True if config.getoption("--fast") and _is_in_slow_folder(collection_path.as_posix()) else None
+    """With `--fast`, don't even import files that are marked slow: torch alone takes seconds."""
+    if not config.getoption("--fast") or collection_path.suffix != ".py":
+        return None
+    return True if _MARKED_SLOW.search(collection_path.read_text()) else None
 
 
 def pytest_collection(session: pytest.Session) -> None:
-    """The imports of the test files make no garbage, but looking for it would take a sixth of their time."""
+    """Importing the test files creates no garbage; collecting it would take a sixth of the time."""
     gc.disable()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     gc.enable()
+    if session.config.getoption("--fast") and "torch" in sys.modules:
+        raise pytest.UsageError("a test file without `pytestmark = pytest.mark.slow` imports torch")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,37 +74,51 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _deselect(config, items, lambda item: item.get_closest_marker("long") is not None)
     if config.getoption("--fast"):
         _deselect(config, items, _is_slow)
+    assert config.cache is not None
+    known = config.cache.get(_DURATIONS, {})
+    # One process runs all tests of a file. Those that took longest in the last run start first.
+    items.sort(key=lambda item: -known.get(_file(item.nodeid), _UNKNOWN_SECONDS))
 
-    def place(item: pytest.Item) -> int:
-        ranks = (rank for rank, part in enumerate(_LONGEST) if f"tests/{part}" in item.nodeid)
-        return next(ranks, len(_LONGEST))
 
-    items.sort(key=place)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _seconds[_file(report.nodeid)] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Record the duration of each file for the order of the next run."""
+    if hasattr(session.config, "workerinput") or session.config.cache is None:
+        return
+    known = session.config.cache.get(_DURATIONS, {})
+    session.config.cache.set(_DURATIONS, {**known, **_seconds})
 
 
 def _deselect(config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[pytest.Item], bool]) -> None:
-    left_out = {item for item in items if unwanted(item)}
-    config.hook.pytest_deselected(items=list(left_out))
-    items[:] = [item for item in items if item not in left_out]
+    deselected = {item for item in items if unwanted(item)}
+    config.hook.pytest_deselected(items=list(deselected))
+    items[:] = [item for item in items if item not in deselected]
 
 
 def _is_slow(item: pytest.Item) -> bool:
-    fixtures = getattr(item, "fixturenames", ())
-    return bool(_SLOW_FIXTURES.intersection(fixtures)) or _is_in_slow_folder(item.nodeid)
+    return "slow" in getattr(item, "fixturenames", ()) or item.get_closest_marker("slow") is not None
 
 
-def _is_in_slow_folder(path: str) -> bool:
-    return any(f"tests/{part}" in path for part in _SLOW_FOLDERS)
+def _file(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def slow() -> None:
+    """Dependency of every fixture that starts a process or imports torch: `--fast` deselects its tests."""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for the whole session; tests leave its other jobs alone."""
+def server(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for the whole session; tests must not touch jobs of other tests."""
     server = Server(tmp_path_factory.mktemp("server")).start()
     yield server
     server.stop()
@@ -117,12 +127,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def trained(server: Server, tiny_model: Path) -> Trained:
-    """A model to chat with; a test that loads it unloads it again."""
+    """A finished job to chat with; a test that loads its model must unload it."""
     return Trained.on(server, tiny_model, "to-chat-with")
 
 
 @pytest.fixture(scope="session")
-def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+def fork_server(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     """What runs, helpers and chat processes are forked from where a test starts them without a server."""
     server = ForkServer(600, tmp_path_factory.mktemp("forks") / "log")
     with open(os.devnull, "r+b") as nothing:
@@ -132,8 +142,8 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 
 
 @pytest.fixture
-def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Starts servers of the test's own, over one data folder."""
+def new_server(slow: None, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers for one test, all with the same data folder."""
     started: list[Server] = []
 
     def start(**settings: str) -> Server:
@@ -148,7 +158,7 @@ def new_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def config(tiny_model: Path) -> Callable[..., dict[str, Any]]:
-    """A quick TrainingConfig for a given server."""
+    """Return a function that builds a TrainingConfig for a short run on a server."""
 
     def build(server: Server, output_name: str, **changes: Any) -> dict[str, Any]:
         dataset = server.root / "pairs.jsonl"

@@ -15,6 +15,8 @@ import pytest
 import merlina
 from tests.lowest import lowest_versions
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 STATIC = Path(merlina.__file__).parent / "api/static"
 _SHOW = "from merlina.version import current; print(current().number, current().commit)"

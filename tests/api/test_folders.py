@@ -48,6 +48,7 @@ def newest_version() -> str:
     return newest
 
 
+@pytest.mark.slow
 def test_a_database_of_a_newer_version_is_one_sentence_and_nothing_is_touched(tmp_path: Path) -> None:
     file = tmp_path / "data" / "merlina.db"
     database_of_version(file, "9999")
@@ -72,6 +73,7 @@ def test_a_database_of_a_newer_version_is_one_sentence_and_nothing_is_touched(tm
     open_database(f"sqlite:///{file}", "data").close()
 
 
+@pytest.mark.slow
 def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "theirs.db"
     with sqlite3.connect(file) as connection:

@@ -24,7 +24,7 @@ FIRST = {
 
 
 @pytest.fixture(scope="module")
-def with_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def with_gpus(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     server = Server(tmp_path_factory.mktemp("gpus"), {"PYTHONPATH": str(NVML)}).start()
     with server.http() as http:
         yield http

@@ -24,7 +24,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def locked(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with an API key and a public name."""
     root = tmp_path_factory.mktemp("locked")
     origins = "https://Lab.example:443/, http://localhost:5173"

@@ -14,6 +14,8 @@ from merlina.api.server import risks
 from merlina.settings import Settings
 from tests.harness import Server, until
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_hangup_ends_the_server_properly(new_server: Callable[..., Server]) -> None:
     server = new_server()

@@ -16,7 +16,7 @@ DOMAIN = "http://tools.example.com/merlina/"
 
 
 @pytest.fixture(scope="module")
-def below_a_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def below_a_path(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("below"), {"DOMAIN": DOMAIN, "API_KEY": "open sesame"}).start()
     yield server
     server.stop()

@@ -11,6 +11,8 @@ from playwright.sync_api import Page, expect
 
 from tests.harness import Server, pairs_file
 
+pytestmark = pytest.mark.slow
+
 _MAX_STOPS = 120
 _NAME = """() => {
   const at = document.activeElement;

@@ -14,6 +14,8 @@ from playwright.sync_api import Page, expect
 from tests.browser.views import CheckView, assert_no_overflow
 from tests.harness import Server, pairs_file, training_config
 
+pytestmark = pytest.mark.slow
+
 Visit = Callable[..., Page]
 
 

@@ -14,6 +14,8 @@ from tests.browser.views import CheckView
 from tests.harness import Server, pairs_file, training_config
 from tests.sub_path_proxy import below
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_page_works_below_a_path(server: Server, visit: Callable[..., Page]) -> None:
     with below("/tools/merlina", server.port) as port:

@@ -22,6 +22,8 @@ from merlina.cli.main import app
 from merlina.errors import InvalidRequestError, NotFoundError
 from tests.harness import Server, damaged_model, pairs_file, training_config, until
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]
 

@@ -24,6 +24,8 @@ from merlina.schemas.messages import JobMessage, MetricsMessage, StatusUpdate
 from tests.cli import test_commands
 from tests.harness import Server, pairs_file
 
+pytestmark = pytest.mark.slow
+
 LONG_NAME = "a-name-of-a-model-that-is-longer-than-any-column-of-a-narrow-terminal-would-be"
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from tests.hub import FakeHub, fake_hub
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."} for n in range(30)]
 REPOS = {"datasets/org/pairs": {"train.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}}
 

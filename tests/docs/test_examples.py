@@ -30,6 +30,8 @@ from merlina.schemas.training import TrainingConfig
 from tests.docs.pages import PAGES, REPOSITORY, Block, blocks
 from tests.harness import Server, pairs_file
 
+pytestmark = pytest.mark.slow
+
 NVML = REPOSITORY / "tests" / "fakes" / "nvml"
 NOT_RUN = ("", "console", "ini", "nginx", "text")
 _SECONDS = 120

@@ -18,6 +18,8 @@ from merlina.executors.fork_server import ForkServer
 from tests.chat.trained import QUESTION, Trained, answer, load
 from tests.harness import has_ended, until
 
+pytestmark = pytest.mark.slow
+
 LONG = 400
 
 

@@ -14,6 +14,8 @@ from merlina.executors.helper_process import Helper
 from merlina.schemas.operations import MeasureProductRate
 from tests.harness import until
 
+pytestmark = pytest.mark.slow
+
 _PATIENCE = 60.0
 
 

@@ -16,6 +16,8 @@ from merlina.executors.helper_process import Helper
 from merlina.schemas.operations import MeasureProductRate, PreviewFormatted
 from tests.harness import pairs_file, until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def helper(fork_server: ForkServer, tmp_path: Path) -> Iterator[Helper]:

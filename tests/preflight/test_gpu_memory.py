@@ -13,6 +13,8 @@ from merlina.schemas.operations import InspectModel
 from merlina.schemas.training import PACK_POSITIONS, TrainingConfig
 from merlina.worker.helper.inspection import inspect_model
 
+pytestmark = pytest.mark.slow
+
 LLAMA = {"vocab_size": 128_256, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 16_384}
 SHAPES: dict[str, dict[str, Any]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "tie_word_embeddings": True},

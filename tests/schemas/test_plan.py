@@ -35,6 +35,7 @@ def test_no_step_of_any_schedule_has_a_rate_of_zero(schedule: str, pairs: int, w
     assert min(found) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "name", "given"),
     [

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from pydantic import BaseModel
 
 import merlina.schemas
+
+pytestmark = pytest.mark.slow
 
 _SCRIPT = """\
 from typing import Any

@@ -17,6 +17,8 @@ from merlina.runs import EventLog
 from merlina.schemas.events import Ended, Progress, Started
 from tests.harness import Server, add_running_job, until
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 

@@ -25,6 +25,8 @@ from tests.harness import ENDED, Server, pairs_file, training_config, until
 from tests.system.test_pauses import assert_same_weights
 from tests.system.test_recovery import Config, NewServer
 
+pytestmark = pytest.mark.slow
+
 SHORT: dict[str, Any] = {
     "max_steps": 8, "num_epochs": 100, "save_steps": 2, "eval_steps": 2, "training_mode": "dpo",
     "load_best_at_end": "eval_loss",

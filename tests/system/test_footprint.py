@@ -12,6 +12,8 @@ import pytest
 
 from tests.harness import Server
 
+pytestmark = pytest.mark.slow
+
 HEAVY = ("torch", "transformers", "datasets", "pandas", "peft", "accelerate", "bitsandbytes")
 SCRIPT = """
 import json, sys

@@ -13,6 +13,8 @@ import pytest
 
 from tests.harness import Server, add_running_job, pairs_file, until
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 

@@ -14,6 +14,8 @@ from tests.data.test_hub import REPOS
 from tests.harness import Server, training_config
 from tests.hub import FakeHub, fake_hub
 
+pytestmark = pytest.mark.slow
+
 # Large files go the plain way, which the loopback server speaks.
 ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 

@@ -21,6 +21,8 @@ from tests.system.test_fault_points import resume
 from tests.system.test_pauses import assert_same_weights
 from tests.system.test_recovery import Config, NewServer, parent_of_worker
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("KILLS", "3"))
 STEPS: dict[str, Any] = {
     "num_epochs": 1000, "save_steps": 7, "eval_steps": 10, "load_best_at_end": "eval_loss", "training_mode": "dpo",

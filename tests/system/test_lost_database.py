@@ -16,6 +16,8 @@ from merlina.runs import EventLog, RunFolder
 from merlina.schemas.events import Ended, Metrics, Started
 from tests.harness import Server, until
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 STEPS = 60

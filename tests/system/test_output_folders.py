@@ -16,6 +16,8 @@ from merlina.storage import jobs
 from merlina.storage.database import Database
 from tests.harness import ENDED, Server, add_running_job, until
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 

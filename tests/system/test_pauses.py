@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from tests.harness import Server, pairs_file, training_config, until
 from tests.system.test_recovery import Config, NewServer
 
+pytestmark = pytest.mark.slow
+
 LAST = 50
 LONG: dict[str, Any] = {"max_steps": LAST, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
 

@@ -21,6 +21,8 @@ import pytest
 from merlina.runs import RunFolder, read_events
 from tests.harness import ENDED, Server, until
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 

@@ -13,6 +13,8 @@ import pytest
 from tests.harness import Server, training_config
 from tests.hub import FakeHub, fake_hub
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[FakeHub]:

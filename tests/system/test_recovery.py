@@ -12,6 +12,8 @@ import pytest
 
 from tests.harness import Server, has_ended, until
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 

@@ -13,6 +13,8 @@ import pytest
 from merlina.runs import RunFolder
 from tests.harness import Server, has_ended, until
 
+pytestmark = pytest.mark.slow
+
 Config = Callable[..., dict[str, Any]]
 NewServer = Callable[..., Server]
 # Far more steps than a test waits for.

@@ -16,6 +16,8 @@ from tests.harness import Server, pairs_file
 from tests.system.test_pauses import assert_same_weights
 from tests.system.test_recovery import Config
 
+pytestmark = pytest.mark.slow
+
 SHORT: dict[str, Any] = {"max_steps": 12, "num_epochs": 100, "save_steps": 3, "eval_steps": 0}
 
 

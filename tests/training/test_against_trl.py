@@ -19,6 +19,8 @@ from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
 from tests.training.models import PAIRS, adapted, assert_same_gradients, gradients, random_model
 from tests.training.test_objectives import config
 
+pytestmark = pytest.mark.slow
+
 Found = tuple[float, dict[str, torch.Tensor]]
 # TRL's KTO takes the divergence from the batch itself: each prompt with the answer before it.
 UNRELATED = [PackedExample(pair.prompt, (PAIRS[index - 1].chosen,)) for index, pair in enumerate(PAIRS)]

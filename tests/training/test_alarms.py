@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from merlina.errors import TrainingError
 from merlina.training.loop.alarms import Alarms, check_losses
 
+pytestmark = pytest.mark.slow
+
 
 class Warnings(list[str]):
     def __call__(self, level: str, message: str) -> None:

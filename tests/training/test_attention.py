@@ -18,6 +18,8 @@ from merlina.training.engine.attention import NAME, PackedAttention
 from merlina.training.engine.packing import Pack, PackedExample, PackingError, build_pack
 from tests.training.models import random_model
 
+pytestmark = pytest.mark.slow
+
 # Segments that begin and end within blocks of 128 queries, with prefixes shorter and longer than the windows.
 PACK = build_pack(
     [PackedExample([1] * 140, ([1] * 150, [1] * 180)), PackedExample([1] * 20, ([1] * 3, [1] * 200))],

@@ -10,6 +10,8 @@ from transformers import TrainerControl, TrainerState
 from merlina.training.loop.early_stopping import EarlyStopping
 from tests.training.test_loop import configure
 
+pytestmark = pytest.mark.slow
+
 
 def resumed_state() -> TrainerState:
     """Return a state at step 3 whose best evaluation was at step 1, with a checkpoint that is not on disk."""

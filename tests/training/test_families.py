@@ -14,6 +14,8 @@ import torch
 from tests.training.families import CANNOT, families
 from tests.training.sweep import measure
 
+pytestmark = pytest.mark.slow
+
 # Each with the logged reason if its texts are not packed.
 REPRESENTATIVE: dict[str, str | None] = {
     "exaone4": None,  # keeps a window on layers that do not use it

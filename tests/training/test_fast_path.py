@@ -15,6 +15,8 @@ from merlina.training.engine.packing import Pack, PackedExample, build_pack
 from tests.training.families import tiny_model
 from tests.training.models import EXAMPLES, FAMILIES, TARGETS, adapted, assert_same_gradients, gradients, random_model
 
+pytestmark = pytest.mark.slow
+
 PACK = build_pack(EXAMPLES, with_prompt_targets=True)
 
 

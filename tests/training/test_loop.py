@@ -20,6 +20,8 @@ from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, compute_dtype, load_model, training_device
 from merlina.training.models.tokens import TokenPair
 
+pytestmark = pytest.mark.slow
+
 PAIRS = [TokenPair([5, 6, 7, n], [8, 9, 10, 2], [11, 12, 2], row=n - 19) for n in range(20, 26)]
 
 

@@ -14,6 +14,8 @@ from merlina.training.engine.passes import PackedBatching, PaddedBatching, PassP
 from merlina.training.loop.memory_probe import find_fitting_planner, hold_step_memory
 from tests.training.test_loop import Recorder, configure, train, weights_of
 
+pytestmark = pytest.mark.slow
+
 
 def example(positions: int) -> PackedExample:
     return PackedExample([1], ([2] * positions, [3]))

@@ -13,6 +13,8 @@ from merlina.training.models.adapters import ignore_known_warnings, make_trainab
 from merlina.training.models.merging import merge_adapter
 from tests.training.test_loop import configure
 
+pytestmark = pytest.mark.slow
+
 _SHAPE: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,

@@ -6,6 +6,8 @@ import pytest
 
 from merlina.training.loop.metrics import Throughput
 
+pytestmark = pytest.mark.slow
+
 
 def test_throughput_counts_from_the_first_step_and_leaves_evaluations_out() -> None:
     now = [100.0]

@@ -14,6 +14,8 @@ from merlina.training.models.adapters import make_trainable
 from tests.training.models import PAIRS
 from tests.training.test_loop import Recorder, configure
 
+pytestmark = pytest.mark.slow
+
 # Modules of dropout (GPT-2, GPT-NeoX), probabilities passed to a function (OPT, Mixtral's attention), and noise.
 _SMALL: dict[str, Any] = {"vocab_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "hidden_size": 32}
 _FAMILIES: dict[str, dict[str, Any]] = {

@@ -14,6 +14,8 @@ from merlina.schemas.training import TrainingConfig, TrainingMode
 from merlina.training.engine.logprobs import Logprobs
 from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
 
+pytestmark = pytest.mark.slow
+
 logprob = st.floats(-30, -1e-4)
 three_counts = st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
 count = st.integers(1, 50)

@@ -11,6 +11,8 @@ from transformers import Gemma2Config, GraniteConfig, LlamaConfig
 from merlina.training.engine import output_head
 from merlina.training.engine.output_head import OutputHead
 
+pytestmark = pytest.mark.slow
+
 _WORDS, _HIDDEN, _TARGETS = 4_000, 16, 500
 _CONFIGS = {
     "plain": LlamaConfig(),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from merlina.training.engine.packing import PackedExample, Segment, build_pack
+
+pytestmark = pytest.mark.slow
 
 ids = st.lists(st.integers(0, 99), min_size=1, max_size=12)
 examples = st.builds(lambda prompt, first, second: PackedExample(prompt, (first, second)), ids, ids, ids)

@@ -17,6 +17,8 @@ from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.engine.passes import PackedBatching, PaddedBatching, PassPlanner, rope_length_limits
 from tests.training.models import EXAMPLES, adapted, random_model
 
+pytestmark = pytest.mark.slow
+
 tokens = st.lists(st.integers(0, 99), min_size=1, max_size=12)
 examples = st.builds(lambda prompt, first, second: PackedExample(prompt, (first, second)), tokens, tokens, tokens)
 

@@ -19,6 +19,8 @@ from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import StoppedEarly
 from tests.training.test_loop import Recorder, configure
 
+pytestmark = pytest.mark.slow
+
 # Each takes the whole budget of a pass on a CPU, so that it is a pass alone.
 LONG = [TokenPair([5, 6, n], [8 + n] * 500 + [2], [9] * 480 + [2], row=n) for n in range(4)]
 

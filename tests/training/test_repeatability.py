@@ -16,6 +16,8 @@ from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model
 from tests.training.test_loop import PAIRS, SWAPPED, Recorder, configure
 
+pytestmark = pytest.mark.slow
+
 # Two and a half epochs of three steps each, so that a pause also falls on the border of an epoch.
 _SHAPE: dict[str, Any] = {"lora_dropout": 0.05, "max_steps": 8, "learning_rate": 1e-2}
 _MEASURES = ("loss", "reward_accuracy", "reward_margin", "nll_loss", "grad_norm", "learning_rate")

@@ -15,6 +15,8 @@ from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.engine.rotary import LengthGroupedModel, RotaryLengths
 from tests.training.models import adapted, random_model
 
+pytestmark = pytest.mark.slow
+
 # Prompts and answers by length around a limit of 24 tokens: on either side, just at it, on both sides of it.
 LENGTHS = [(8, 4, 2), (8, 16, 17), (10, 40, 3), (9, 15, 50), (20, 30, 41), (1, 23, 24)]
 ROPES: dict[str, dict[str, Any]] = {

@@ -22,6 +22,8 @@ from merlina.training.models.loading import ModelSpec, load_model
 from merlina.training.models.tokens import TokenPair
 from tests.harness import training_config
 
+pytestmark = pytest.mark.slow
+
 _MODES = ("orpo", "kto")
 
 

@@ -19,6 +19,8 @@ from merlina.training.models.adapters import make_trainable
 from merlina.training.models.targets import sites
 from tests.training.models import EXAMPLES
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,

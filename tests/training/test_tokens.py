@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from merlina.training.models.tokens import PairTokenizer, Truncation
 from tests.tiny import build_tiny_sentencepiece_tokenizer, build_tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -7,6 +7,7 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 import transformers
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -14,6 +15,8 @@ from transformers import Trainer
 
 from merlina.training.loop import loop
 from merlina.training.loop.loop import PreferenceTrainer
+
+pytestmark = pytest.mark.slow
 
 _ROOT = Path(__file__).parents[2]
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from merlina.worker.chat.detokenizer import Detokenizer
 from tests.tiny import build_tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def by_bytes(tmp_path_factory: pytest.TempPathFactory) -> Any:

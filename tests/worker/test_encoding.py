@@ -11,6 +11,8 @@ from merlina.schemas.datasets import DatasetFormat, FormatType
 from merlina.worker.encoding import PairEncoder
 from tests.tiny import build_tiny_sentencepiece_tokenizer, build_tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PAIR = Pair((Message("user", "What is the capital?"),), "Paris", " It is\nParis.")
 ZEPHYR = (
     "{% for turn in messages %}{{ '<|' + turn['role'] + '|>\n' + turn['content'] + eos_token + '\n' }}{% endfor %}"

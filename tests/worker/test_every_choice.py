@@ -22,6 +22,8 @@ from merlina.runs import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
 from tests.tiny import build_tiny_model
 
+pytestmark = pytest.mark.slow
+
 ROWS = [
     {
         "prompt": f"What is {number} plus {number}?",

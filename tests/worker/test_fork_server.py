@@ -17,6 +17,8 @@ import pytest
 from merlina.executors.fork_server import child_environment
 from tests.harness import until
 
+pytestmark = pytest.mark.slow
+
 COMMAND = [sys.executable, "-m", "merlina.worker.fork_server"]
 
 

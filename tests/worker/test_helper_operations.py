@@ -14,6 +14,8 @@ import merlina.worker.helper
 from merlina.schemas.operations import CompareRows, CountRows, Operation
 from merlina.worker.helper.process import OPERATIONS
 
+pytestmark = pytest.mark.slow
+
 
 def operations() -> list[type[Operation[Any]]]:
     return [kind for base in Operation.__subclasses__() for kind in base.__subclasses__()]

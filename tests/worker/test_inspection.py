@@ -19,6 +19,8 @@ from merlina.worker.helper.inspection import inspect_model
 from tests.harness import training_config
 from tests.training.models import EXAMPLES, adapted, random_model
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 64,

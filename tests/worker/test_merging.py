@@ -23,7 +23,7 @@ from merlina.worker.run.stages import Stages, TrainingData
 from merlina.worker.run.stop_requests import StopRequest
 from tests.harness import pairs_file, training_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")]
 
 _TITLES = {
     "Evaluation loss": "eval_loss",

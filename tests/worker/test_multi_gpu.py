@@ -20,6 +20,8 @@ from merlina.schemas.events import Event
 from merlina.schemas.training import TrainingConfig
 from tests.harness import pairs_file, training_config, until
 
+pytestmark = pytest.mark.slow
+
 _LONG = {"max_steps": 300, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
 
 

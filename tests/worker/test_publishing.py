@@ -9,9 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from merlina.runs import read_events
 from tests.harness import training_config
 from tests.hub import FakeHub, fake_hub
+
+pytestmark = pytest.mark.slow
 
 # The client reads its endpoint once, when it is imported: so the uploads are made in a process of their own.
 PUBLISH = """

@@ -20,6 +20,8 @@ from merlina.training.models.loading import readable_errors
 from merlina.worker.resource_errors import disk_is_full
 from merlina.worker.run.run import in_words
 
+pytestmark = pytest.mark.slow
+
 # As raised on a full tmpfs by safetensors 0.8.
 NO_SPACE = "Error while serializing: I/O error: No space left on device (os error 28)"
 

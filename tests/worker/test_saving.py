@@ -19,6 +19,8 @@ from merlina.worker.run.stop_requests import StopRequest
 from tests.harness import training_config
 from tests.tiny import build_tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,6 +14,8 @@ from merlina.worker.encoding import PairEncoder
 from merlina.worker.templates import chat_template, saved_template
 from tests.tiny import build_tiny_sentencepiece_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [
     (Message("user", "Hi {{ x }}"),),
     (Message("system", "Be {brief}."), Message("user", "1"), Message("assistant", "2"), Message("user", "3")),

@@ -8,6 +8,8 @@ from merlina.training.models.tokens import PairTokenizer
 from merlina.worker.helper.token_texts import _decoded, token_texts
 from tests.tiny import build_tiny_sentencepiece_tokenizer, build_tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TEXT = "<|im_start|>user\n0加法 😀 naïve café\n<|im_end|>"
 
 

@@ -17,6 +17,8 @@ from merlina.schemas.training import TrainingConfig
 from tests.harness import pairs_file, training_config, until
 from tests.tiny import build_tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 def run_worker(
     fork_server: ForkServer | None, folder: Path, base_model: Path, dataset_file: Path, **changes: Any
