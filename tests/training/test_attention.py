@@ -124,7 +124,7 @@ def test_a_mask_that_a_layer_changes_is_not_taken_for_the_one_it_was() -> None:
     config._attn_implementation = NAME
     embeddings = torch.zeros(1, PACK.input_ids.shape[1], 32)
     mask = create_causal_mask(config, embeddings, torch.ones_like(PACK.input_ids), cache=None)
-    with pytest.raises(PackingError, match="makes or changes the masks"):
+    with pytest.raises(PackingError, match="builds or modifies attention masks"):
         ALL_ATTENTION_FUNCTIONS[NAME](nn.Module(), *inputs(), mask + 0, packed=PackedAttention(PACK, "auto"))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from merlina.training.engine.attention import packing_obstacle
 from merlina.training.engine.fast_path import fast_path, shorten_for_trial
 from merlina.training.engine.layers import fuse_layers
 from merlina.training.engine.logprobs import LogprobModel, PaddedModel
@@ -183,6 +184,19 @@ def test_a_model_with_attention_dropout_uses_its_own_forward_pass() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
     loss_and_gradients(model, run, [PACK])
+
+
+def test_structural_obstacles_are_those_that_checks_report_before_a_run() -> None:
+    """The helper calls `packing_obstacle` on a model without weights; the run must decide by the same function."""
+    sinks, linear = random_model(), random_model()
+    sinks.model.layers[0].self_attn.sinks = torch.nn.Parameter(torch.zeros(4))
+    linear.config.layer_types = ["linear_attention", "full_attention"]
+    for model, reason in ((sinks, "has attention sinks"), (linear, "has layers of the kind linear_attention")):
+        obstacle = packing_obstacle(model)
+        assert obstacle is not None
+        assert obstacle.startswith(reason)
+        assert fast_path(model, PACK, 0, "auto", nullcontext())[1] == obstacle
+    assert packing_obstacle(random_model()) is None
 
 
 def test_a_state_space_model_uses_its_own_forward_pass() -> None:
