@@ -13,7 +13,7 @@ from torch import nn
 
 VOCABULARY, WINDOW = 64, 7
 LARGEST = 8_000_000
-# Of layers, at most.
+# The largest number of layers.
 _KINDS = 4
 
 _SIZES: dict[str, Any] = {
@@ -61,7 +61,7 @@ _SIZES: dict[str, Any] = {
     "index_topk": 64,
     "pad_index": 0,
     "is_decoder": True,
-    # Whatever drops out would differ from run to run.
+    # Dropout would make results differ from run to run.
     **dict.fromkeys(("attention_dropout", "hidden_dropout", "dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
     **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout", "emb_pdrop"), 0.0),
     **dict.fromkeys(("classifier_dropout", "layerdrop", "decoder_layerdrop", "summary_first_dropout"), 0.0),
@@ -121,7 +121,7 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-# Those without a causal language model that can be built here, or run on text by itself.
+# Families without a causal language model that can be built here and run on text alone.
 CANNOT: dict[str, str] = {
     **dict.fromkeys(("blt", "dots3_note", "dots3_note_text"), "not all of its sizes can be set small together"),
     "gemma3n": "needs the packages timm and Pillow; its text model is gemma3n_text",
@@ -136,7 +136,7 @@ CANNOT: dict[str, str] = {
 
 
 def families() -> dict[str, str]:
-    """Model types and the names of their classes."""
+    """Return model types with the names of their classes."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     return dict(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -167,7 +167,7 @@ def _settings(kind: Any, own: dict[str, Any]) -> dict[str, Any]:
     fields = set(getattr(kind, "__dataclass_fields__", {}))
     settings = {name: value for name, value in _SIZES.items() if name in fields}
     if "qk_rope_head_dim" in fields:
-        # Latent attention: as many heads of keys as of queries, and a head's size is that of its parts.
+        # Latent attention: keys have as many heads as queries, and the size of a head is the sum of its components.
         settings |= {name: 4 for name in ("num_key_value_heads",) if name in fields}
         settings.pop("head_dim", None)
     settings |= _layer_lists(kind)
@@ -178,7 +178,7 @@ def _settings(kind: Any, own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layer_lists(kind: Any) -> dict[str, Any]:
-    """Lists of the default configuration that have an entry for each layer, with each of their values once or more."""
+    """Return the default configuration's lists with one entry for each layer, shortened but with every value."""
     try:
         default = kind()
     except Exception:
@@ -199,7 +199,7 @@ def _layer_lists(kind: Any) -> dict[str, Any]:
 
 
 def _shake(model: nn.Module) -> None:
-    """Weights as large as in a trained model: the usual small ones hide what attention sees."""
+    """Scale weights to the size in trained models: small ones would hide errors of attention."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for module in model.modules():

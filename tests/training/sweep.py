@@ -1,8 +1,8 @@
-"""How close the engine comes to float64 with a tiny model of any family; `python -m tests.training.sweep` prints all.
+"""The engine's error against float64 for tiny models of any family; `python -m tests.training.sweep` prints all.
 
-The reference shares nothing with the engine: a copy of the model in float64, its own forward, one text at a time. What
-is compared are the mean log-probabilities of the parts of each pair, and the gradients of a loss in which every part
-has a weight of its own.
+The reference shares no code with the engine: a copy of the model in float64 runs its own forward pass on one text at a
+time. Compared are the mean log-probabilities of the sections of each pair, and the gradients of a loss in which every
+section has its own weight.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from merlina.training.engine.packing import Pack, PackedExample, build_pack
 from tests.training.families import CANNOT, VOCABULARY, families, tiny_model
 
 _DRAW = torch.Generator().manual_seed(3)
-# Prompts and answers: a prompt of one token first, answers of one token, and texts of some six windows.
+# Lengths of prompts and answers: a prompt of one token comes first; some texts are about six windows long.
 _LENGTHS = [(1, 5, 9), (12, 20, 28), (25, 1, 3), (9, 30, 12)]
 
 
@@ -32,15 +32,15 @@ def _ids(count: int) -> list[int]:
 EXAMPLES = [PackedExample(_ids(prompt), tuple(_ids(answer) for answer in answers)) for prompt, *answers in _LENGTHS]
 PACK = build_pack(EXAMPLES, with_prompt_targets=True)
 _WEIGHTS = torch.tensor([0.3, 1.0, -0.7]) * torch.arange(1, 1 + len(EXAMPLES))[:, None]
-# Routers are linear layers of classes of their own, and return more than one tensor.
+# Routers are linear layers too, but their classes return more than one tensor.
 _LINEAR = {"Linear", "Conv1D", "FalconLinear"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Errors against the reference: of a part's mean log-probability in nats, of a gradient by its weight's largest.
+    """Errors against the reference: of mean log-probabilities in nats, of gradients relative to each weight's largest.
 
-    `own` are those of the model's own forward in float32, one text at a time: what computing in float32 costs at least.
+    `own_…` are the errors of the model's own forward pass in float32 on single texts, the least that float32 allows.
     """
 
     family: str

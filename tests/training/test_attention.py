@@ -119,7 +119,7 @@ def test_unsupported_attention_is_refused_with_a_reason(given: dict[str, Any], r
         ALL_ATTENTION_FUNCTIONS[NAME](nn.Module(), *inputs(), None, **packed)
 
 
-def test_a_mask_that_a_layer_changes_is_not_taken_for_the_one_it_was() -> None:
+def test_a_mask_that_a_layer_modifies_is_detected() -> None:
     config = random_model().config
     config._attn_implementation = NAME
     embeddings = torch.zeros(1, PACK.input_ids.shape[1], 32)

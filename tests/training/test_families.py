@@ -1,7 +1,7 @@
-"""Every family of models against float64: log-probabilities and gradients, on texts longer than every window.
+"""Log-probabilities and gradients of model families, compared with float64 on texts longer than every window.
 
-By default some families that stand for their kinds. With `FAMILIES=all` all that the installed transformers knows, with
-`FAMILIES=gemma2,phi3` those two; `python -m tests.training.sweep` prints the numbers.
+By default one family of each kind is tested; `FAMILIES=all` tests all families of the installed transformers, and
+`FAMILIES=gemma2,phi3` these two. `python -m tests.training.sweep` prints the errors.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ REPRESENTATIVE: dict[str, str | None] = {
     "gpt2": None,  # learned positions
     "bloom": "has attention layers of its own",  # biases by distance
     "deepseek_v32": "has layers of the kind indexed_attention",
-    "doge": "has layers that fail on packed texts",  # makes its masks itself
-    "cpmant": "has attention layers of its own",  # padding changes what it gives
+    "doge": "has layers that fail on packed texts",  # builds its masks itself
+    "cpmant": "has attention layers of its own",  # padding changes its results
     "qwen3_next": "has layers of the kind linear_attention",
     "mamba": "has layers of the kind linear_attention",
 }
@@ -38,19 +38,19 @@ _CLOSE = 1e-5
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", families() if _WANTED == "all" else _WANTED.split(","))
-def test_a_family_gives_what_it_gives_in_float64(family: str) -> None:
+def test_a_family_gives_the_same_results_as_in_float64(family: str) -> None:
     if family in CANNOT:
         pytest.skip(CANNOT[family])
     torch.manual_seed(0)
     measured = measure(family)
     print(measured)
     assert measured.logprobs <= _CLOSE
-    # Some amplify rounding; then the engine may be as far off as the model's own forward in float32, not farther.
+    # Some families amplify rounding errors. Then the model's own forward pass in float32 is the measure.
     assert measured.gradients <= max(_CLOSE, 2 * measured.own_gradients)
     if family in REPRESENTATIVE:
         expected = REPRESENTATIVE[family]
         assert measured.reason is None if expected is None else (measured.reason or "").startswith(expected)
 
 
-def test_those_left_out_are_families() -> None:
+def test_excluded_families_exist() -> None:
     assert set(CANNOT) <= set(families())

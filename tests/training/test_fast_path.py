@@ -63,7 +63,7 @@ def test_kernels_and_recomputation_change_nothing(implementation: Any, checkpoin
 
 
 @pytest.mark.parametrize("cut", [[5], [2, 3], [1, 3, 1], [1, 1, 1, 1, 1]])
-def test_how_examples_are_cut_into_packs_changes_no_gradient(cut: list[int]) -> None:
+def test_the_division_into_packs_changes_no_gradient(cut: list[int]) -> None:
     model = adapted(random_model())
     run, _ = fast_path(model, PACK, 0, "auto", nullcontext())
     whole = loss_and_gradients(model, run, [PACK])
@@ -87,7 +87,7 @@ def test_all_weights_get_their_gradients_where_all_are_trained() -> None:
 
 
 @pytest.mark.parametrize("family", ["Llama", "Gemma3Text", "Phi"])
-def test_all_weights_are_trained_in_16_bits_as_the_model_itself_computes_in_them(family: str) -> None:
+def test_gradients_in_16_bits_are_as_accurate_as_the_models_own(family: str) -> None:
     """With float32 weights under autocast, queries and keys have another dtype than values."""
 
     class InBits:

@@ -115,7 +115,7 @@ def test_a_run_of_one_step_trains_at_the_full_rate(tiny_model: Path, tmp_path: P
     assert moved == pytest.approx([1e-3] * len(moved), rel=0.01)  # Adam's first step is as long as the rate
 
 
-def test_evaluations_come_before_the_first_step_at_their_share_and_after_the_last(
+def test_evaluations_run_before_the_first_step_at_their_fraction_and_after_the_last(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     recorder = Recorder()
@@ -131,7 +131,7 @@ def test_a_stop_ends_after_its_step_with_a_whole_checkpoint(tiny_model: Path, tm
     assert recorder.saved == [2]
 
 
-def test_only_the_newest_two_checkpoints_are_kept_and_torn_ones_never_used(tiny_model: Path, tmp_path: Path) -> None:
+def test_two_checkpoints_are_kept_and_incomplete_ones_are_never_used(tiny_model: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     train(configure(tiny_model, max_steps=6, save_steps=1), tmp_path, recorder)
     folder = tmp_path / "checkpoints"
@@ -353,7 +353,7 @@ def test_a_resume_makes_an_evaluation_that_a_stop_had_interrupted(tiny_model: Pa
     assert resumed.kept_step == calm.kept_step
 
 
-def test_the_best_evaluation_is_remembered_though_no_checkpoint_names_it(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_recalled_evaluation_can_be_the_best(tiny_model: Path, tmp_path: Path) -> None:
     """A resume evaluated and crashed before its first checkpoint: the next one gets the result from the event log."""
     config = configure(tiny_model, load_best_at_end="eval_loss", **_EVERY_STEP)
     train(config, tmp_path, Recorder(stop_after=3), held_out=SWAPPED)

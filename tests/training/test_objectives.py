@@ -1,4 +1,4 @@
-"""Each objective against its equations in float64, and what must hold for all of them."""
+"""Each objective compared with its equations in float64, and properties that hold for all of them."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _CONFIGS = {
 
 
 class _Largest(TorchDispatchMode):
-    """The most elements that any one tensor had."""
+    """Records the largest number of elements of any tensor."""
 
     elements = 0
 
@@ -53,7 +53,7 @@ def _by_hand(config: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Te
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that few words and targets take more than one."""
+    """Reduce the chunk size, so that small inputs take several chunks."""
     monkeypatch.setattr(output_head, "_CHUNK_BYTES", 2**21)
 
 

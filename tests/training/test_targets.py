@@ -1,4 +1,4 @@
-"""Which layers get adapters: of dense, mixture-of-experts and multimodal models; and that such adapters are kept."""
+"""Which layers get adapters in dense, mixture-of-experts and multimodal models; such adapters can be loaded."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def configure(**changes: Any) -> TrainingConfig:
 
 
 def adapted_paths(model: Any) -> set[str]:
-    """Paths of all layers and parameters with an adapter, as they are in the model without adapters."""
+    """Return the paths of all layers and parameters with an adapter, as in the model without adapters."""
     found = set()
     for name, module in model.named_modules():
         if hasattr(module, "lora_A"):
@@ -121,7 +121,7 @@ def test_routed_experts_are_left_out_with_a_warning_unless_they_are_named(family
         (["shared_expert.up_proj"], {f"model.layers.{layer}.mlp.shared_expert.up_proj" for layer in (0, 1)}),
     ],
 )  # fmt: skip
-def test_paths_name_what_they_say_in_the_run_and_in_the_checks(targets: list[str], expected: set[str]) -> None:
+def test_target_paths_have_the_same_meaning_in_run_and_checks(targets: list[str], expected: set[str]) -> None:
     model = build("Qwen2Moe", **MIXTURES["Qwen2Moe"])
     found = group(sites(model))
     chosen, missing = match(found, targets)
@@ -131,14 +131,14 @@ def test_paths_name_what_they_say_in_the_run_and_in_the_checks(targets: list[str
     assert (4 * sum(site.adapter_width for site in chosen), missing) == (trained, [])
 
 
-def test_what_is_not_there_is_named_with_what_is() -> None:
+def test_missing_targets_are_reported_with_existing_ones() -> None:
     with pytest.raises(ModelError, match=r"no layers named wq; it has embed_tokens, experts, k_proj, lm_head"):
         make_trainable(build("Mixtral", **EXPERTS), configure(target_modules=["wq"]))
 
 
 @pytest.mark.parametrize("family", ["DeepseekV3", "Glm4Moe"])
-def test_layers_that_peft_would_take_for_experts_are_told(family: str) -> None:
-    """peft reads gate_proj and its kin as the experts of transformers 4 there, and an adapter could not be loaded."""
+def test_layers_that_peft_would_take_for_experts_are_reported(family: str) -> None:
+    """peft interprets gate_proj and related names as experts of transformers 4; such adapters could not be loaded."""
     changes: dict[str, Any] = {
         **EXPERTS,
         "n_routed_experts": 4,
@@ -155,7 +155,7 @@ def test_layers_that_peft_would_take_for_experts_are_told(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["Gemma3", "Gemma4"])
-def test_of_a_multimodal_model_only_the_text_decoder_is_adapted(family: str) -> None:
+def test_only_the_text_decoder_of_a_multimodal_model_is_adapted(family: str) -> None:
     model = build_multimodal(family)
     linear = [
         name for name, module in model.named_modules() if type(module).__name__.endswith(("Linear", "ClippableLinear"))

@@ -88,7 +88,7 @@ def test_a_pair_that_is_too_long_keeps_its_prompts_end_and_its_answers_beginning
 
 
 @pytest.mark.parametrize("answer", ["Paris", "\nParis", "is"])
-def test_an_answer_that_melts_into_its_prompt_is_what_the_model_can_write_behind_it(answer: str) -> None:
+def test_an_answer_that_shares_a_token_with_its_prompt_has_ids_that_the_model_can_generate(answer: str) -> None:
     """The prompt's last token is the space that one text of both would give to the answer."""
     tokenizer = build_tiny_sentencepiece_tokenizer("prepend")
     pair, _ = encode(tokenizer, "Q: Why A: ", answer, answer)

@@ -1,4 +1,6 @@
-"""The training itself: tokens, batches, log-probabilities, objectives, adapters, the loop and its checkpoints.
+"""Training: from token ids to trained weights.
 
-Pure torch and transformers: nothing here knows of jobs, the web, a database or the environment.
+Pure torch and transformers: nothing here knows about jobs, HTTP, the database or environment variables. Subpackages:
+`models` (base model, tokenization, adapters), `engine` (packs and their log-probabilities), `objectives` (losses),
+`loop` (the Trainer and what surrounds a step), `distributed` (several processes).
 """

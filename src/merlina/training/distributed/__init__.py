@@ -1,1 +1,1 @@
-"""Training on several GPUs: sharing a step among ranks, and sharding a frozen model's layers."""
+"""Training in several processes: division of a step among ranks, and sharding of a frozen model's layers."""

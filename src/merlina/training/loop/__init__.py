@@ -1,1 +1,1 @@
-"""The training loop: Trainer subclass, callbacks, metrics, alarms, early stopping, reference, memory probe."""
+"""The training loop: Trainer subclass, passes, callbacks, metrics, alarms, early stopping, reference, memory probe."""

@@ -1,1 +1,1 @@
-"""Base model, tokenizer ids and adapters: loading, target matching, encoding, merging."""
+"""Models: loading, tokenization, adapter targets, adapters and merging."""
