@@ -1,12 +1,12 @@
-"""Which checkpoints of a run are complete, and how one becomes so, is replaced and is removed.
+"""Checkpoints on the disk: completing, verifying, rotating and removing them.
 
-A checkpoint is complete when its manifest verifies. The manifest names every file with its size and checksum; it is
-written last, once all of them are on the disk, and removed first. A crash at any moment therefore leaves a checkpoint
+A checkpoint is complete if its manifest verifies. The manifest lists every file with its size and checksum; it is
+written last, when all files are on the disk, and removed first. A crash at any moment therefore leaves a checkpoint
 either complete or without a valid manifest.
 
-Earlier versions wrote no manifest but an empty file, `whole`, once all files were on the disk; and they removed a
-checkpoint's files in any order. One that has this mark and every file that a resume needs counts as complete, and gets
-its manifest from the first attempt that resumes the run (`adopt`).
+Earlier versions wrote an empty file, `whole`, instead of a manifest when all files were on the disk, and removed the
+files of a checkpoint in any order. A checkpoint with that file and every file that a resume needs counts as complete,
+and gets its manifest from the first attempt that resumes the run (`adopt`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _File(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """`best_step` is the checkpoint that this one needs beside it: the best evaluated model so far."""
+    """The files of a checkpoint. `best_step` is the checkpoint of the best model so far, which is kept as well."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,10 +56,10 @@ class _Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Rejected:
-    """A checkpoint that cannot be used, and why.
+    """A checkpoint that cannot be used, with the reason.
 
-    One that is `unfinished` was being written or removed when its process died, which loses nothing; one that is
-    `damaged` had been complete; one that is `unreadable` may still be so.
+    `unfinished`: it was being written or removed when its process died. `damaged`: it was complete before.
+    `unreadable`: it may still be complete.
     """
 
     path: Path
@@ -76,27 +76,27 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Survey:
-    """The newest complete checkpoint, and the newer ones that are not complete, newest first."""
+    """The newest complete checkpoint, and all newer ones that cannot be used, newest first."""
 
     newest: Path | None
     rejected: tuple[Rejected, ...]
 
     @property
     def step(self) -> int | None:
-        """The optimizer step that a resume continues from; None where it can only start over."""
+        """The optimizer step from which a resume continues; None if it can only start over."""
         return step_of(self.newest) if self.newest else None
 
     @property
     def lost(self) -> tuple[Rejected, ...]:
-        """The rejected ones that had been complete."""
+        """The rejected checkpoints that were complete before."""
         return tuple(one for one in self.rejected if one.kind != "unfinished")
 
 
 def survey(folder: Path, *, checksums: bool = False, most_bytes: int | None = None) -> Survey:
-    """Look for the newest complete checkpoint below `folder`.
+    """Find the newest complete checkpoint in `folder`.
 
-    Without `checksums` only names and sizes are compared, which takes no time; with them each file is read, in
-    checkpoints of at most `most_bytes` if that is given.
+    Without `checksums` only names and sizes are compared, which is fast. With it each file is read, but if `most_bytes`
+    is given, only those of checkpoints up to that size.
     """
     rejected: list[Rejected] = []
     for path in _newest_first(folder):
@@ -108,7 +108,7 @@ def survey(folder: Path, *, checksums: bool = False, most_bytes: int | None = No
 
 
 def examine(checkpoint: Path, *, checksums: bool = False, most_bytes: int | None = None) -> Rejected | None:
-    """What keeps a checkpoint from being complete, or None. See `survey` for the arguments."""
+    """Return why a checkpoint cannot be used; None if it is complete. See `survey` for the arguments."""
     try:
         manifest = _Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
     except FileNotFoundError:
@@ -132,9 +132,9 @@ def examine(checkpoint: Path, *, checksums: bool = False, most_bytes: int | None
 
 
 def adopt(folder: Path) -> list[int]:
-    """Give the complete checkpoints of an earlier version their manifests. Returns their steps, newest first.
+    """Write manifests for the complete checkpoints of an earlier version; return their steps, newest first.
 
-    May be repeated after a crash. The earlier mark is removed, so that no checkpoint has two.
+    It may be repeated after a crash. The earlier mark is removed.
     """
     adopted = []
     for path in _newest_first(folder):
@@ -153,7 +153,7 @@ def adopt(folder: Path) -> list[int]:
 
 
 def seal(checkpoint: Path, best_step: int | None) -> None:
-    """Wait until every file of the checkpoint is on the disk, then mark it as complete."""
+    """Wait until every file of the checkpoint is on the disk, then write its manifest."""
     names = sorted(
         path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file() and path.name != _EARLIER_MARK
     )
@@ -177,7 +177,7 @@ def seal(checkpoint: Path, best_step: int | None) -> None:
 
 
 def rotate(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest complete checkpoints and the best ones that those need beside them."""
+    """Remove all but the `keep` newest complete checkpoints and those of the best models that they refer to."""
     complete = [path for path in _newest_first(folder) if examine(path) is None]
     kept = complete[:keep]
     needed = {step_of(path) for path in kept} | {_best_step(path) for path in kept}
@@ -187,14 +187,14 @@ def rotate(folder: Path, keep: int) -> None:
 
 
 def unmark(checkpoint: Path) -> None:
-    """Make sure that a checkpoint no longer counts as complete, whatever happens next."""
+    """Remove the manifest, so that the checkpoint no longer counts as complete."""
     (checkpoint / _EARLIER_MARK).unlink(missing_ok=True)
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     sync(checkpoint)
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint: its mark before its files, so that a crash in between leaves none that looks complete."""
+    """Remove a checkpoint, its manifest first: after a crash in between it does not look complete."""
     if not checkpoint.is_dir():
         return
     unmark(checkpoint)
@@ -207,7 +207,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Remove what crashes have left of checkpoints that were being written or removed."""
+    """Remove checkpoints that were being written or removed when a process crashed."""
     for path in _newest_first(folder):
         if not (path / MANIFEST).exists():
             remove(path)
@@ -220,7 +220,7 @@ def remove_all(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove what a run has kept to be resumed, and the folder unless files of others are in it. May be repeated."""
+    """Remove all files that a run kept for a resume, and the folder if it is empty. It may be repeated."""
     with contextlib.suppress(FileNotFoundError):
         for path in [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]:
             if path.is_dir() and not path.is_symlink():
@@ -233,7 +233,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer step after which it was taken."""
+    """Return the optimizer step after which the checkpoint was written."""
     return int(checkpoint.name.removeprefix(_PREFIX))
 
 
@@ -242,19 +242,19 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def is_final(checkpoint: Path) -> bool:
-    """Whether all optimizer steps of the run had been taken when it was made."""
+    """Return whether the checkpoint was written after the last optimizer step of the run."""
     state = _state(checkpoint)
     return int(state["global_step"]) >= int(state["max_steps"])
 
 
 def evaluation_is_due(checkpoint: Path) -> bool:
-    """Whether the step after which it was taken is one of those that are evaluated."""
+    """Return whether the checkpoint's step is one that is followed by an evaluation."""
     state = _state(checkpoint)
     return bool(state["eval_steps"]) and int(state["global_step"]) % int(state["eval_steps"]) == 0
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until a file's content or a folder's entries are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -296,7 +296,7 @@ def _state(checkpoint: Path) -> dict[str, Any]:
 
 
 def _best_step_by_state(checkpoint: Path) -> int | None:
-    """An earlier version named the best checkpoint in the Trainer's state where it had to be kept."""
+    """Return the best checkpoint's step, which earlier versions stored in the Trainer's state."""
     best = _state(checkpoint).get("best_model_checkpoint")
     return step_of(Path(best)) if best else None
 
@@ -311,7 +311,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _difference(path: Path, expected: _File, *, checksums: bool) -> str | None:
-    """Raises OSError where the file cannot be read."""
+    """Return how a file differs from its manifest entry, or None. Raises OSError if it cannot be read."""
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -319,7 +319,7 @@ def _difference(path: Path, expected: _File, *, checksums: bool) -> str | None:
     if size != expected.size:
         return f"has {size:,} bytes instead of {expected.size:,}"
     if checksums and _checksum(path) != expected.xxh3_128:
-        return "is not as it was written: its checksum differs"
+        return "has changed: its checksum differs"
     return None
 
 

@@ -1,12 +1,11 @@
-"""Fault points: named moments at which a test ends a process as a power failure or the kernel would, without warning.
+"""Fault points: named moments at which a test kills a process without warning, as a power failure would.
 
-`MERLINA_CRASH_FILE` names a file. The first process that reaches the point named in it removes the file and dies by
-SIGKILL, so that whatever runs next with the same environment is left alone. `name:3` means the third time that this
-process reaches the point. A worker dies with all of its processes. Without the variable, reaching a point costs one
-look-up in the environment.
+`MERLINA_CRASH_FILE` names a file that contains the name of a fault point. The first process that reaches this point
+removes the file, so that later processes are not affected, and dies by SIGKILL. `name:3` means the third time that the
+process reaches the point. A worker dies with all of its processes. Without the variable, `reach` costs one look-up in
+the environment.
 
-A new point needs its name here, a call of `reach` at its moment, and its row in ARCHITECTURE.md; the tests take it from
-there.
+A new point needs its name here, a call of `reach` at its moment, and a row in ARCHITECTURE.md.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _VARIABLE = "MERLINA_CRASH_FILE"
 
 
 class FaultPoint(StrEnum):
-    """What has just happened. Names begin with what the process is doing: start, save, rotate, pause, resume, end."""
+    """What has just happened. The first part of a name is the procedure: start, save, rotate, pause, resume or end."""
 
     START_CLAIMED = "start.claimed"
     START_ORDERED = "start.ordered"
@@ -81,13 +80,13 @@ SERVER_POINTS = frozenset(
         FaultPoint.RESUME_QUEUED,
     }
 )
-"""Points that the server reaches; all others are the worker's."""
+"""The points that the server reaches. All others are reached by workers."""
 
 _reached: Counter[FaultPoint] = Counter()
 
 
 def reach(point: FaultPoint) -> None:
-    """Die here if a test asks for it; see the module's description."""
+    """Kill this process if a test requests it; see the module's docstring."""
     path = os.environ.get(_VARIABLE)
     if path is None:
         return
@@ -104,5 +103,5 @@ def reach(point: FaultPoint) -> None:
 def _die(point: FaultPoint) -> None:
     if point in SERVER_POINTS:
         os.kill(os.getpid(), signal.SIGKILL)
-    # A worker leads a session of its own, and its ranks belong to it.
+    # A worker leads a session, to which its ranks belong.
     os.killpg(0, signal.SIGKILL)

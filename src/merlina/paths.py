@@ -1,4 +1,4 @@
-"""Which paths a client may name: those under the allowed folders, symbolic links resolved."""
+"""Access to paths that clients name: only below the allowed folders, with symbolic links resolved."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SHOWN = 200
 
 
 def read_small_file(path: Path, most: int) -> bytes:
-    """Return the content of a regular file of at most `most` bytes, never waiting for a pipe or a device.
+    """Return the content of a regular file of at most `most` bytes, without waiting for a pipe or a device.
 
-    Raises OSError for one that is larger or no regular file, too.
+    Raises OSError, also for a larger file or another kind of file.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
@@ -30,33 +30,33 @@ def read_small_file(path: Path, most: int) -> bytes:
 
 @dataclass(frozen=True)
 class AllowedPaths:
-    """Folders that requests may reach into (`roots`), and folders inside them that none may (`private`).
+    """Folders that requests may access (`roots`), and folders inside them that they may not (`private`).
 
-    Hidden files and folders below a root are private too: they are where keys and tokens are kept.
+    Hidden files and folders below a root are private as well, because they often hold keys and tokens.
     """
 
     roots: tuple[Path, ...]
     private: tuple[Path, ...] = ()
 
     def resolve(self, text: str, field: str) -> Path:
-        """The real path behind `text`, which the request gave as `field`; whether anything is there is not looked at.
+        """Return the resolved path of `text`, the value of the request's `field`. The path need not exist.
 
-        Raises ForbiddenError for a path that may not be reached, NotFoundError where no path can be called so.
+        Raises ForbiddenError for a path outside the allowed folders, and NotFoundError for an invalid path.
         """
         try:
             path = Path(os.path.expanduser(text)).resolve()
         except (OSError, ValueError, RuntimeError) as error:
-            raise NotFoundError(f"{field} {text[:_SHOWN]!r} is no path this machine can have: {error}") from error
-        if not self.holds(path):
+            raise NotFoundError(f"{field} {text[:_SHOWN]!r} is not a valid path: {error}") from error
+        if not self.is_allowed(path):
             roots = ", ".join(map(str, self.roots))
             raise ForbiddenError(
-                f"{field} {text[:_SHOWN]!r} lies outside the folders this server may use ({roots}), or is hidden or "
-                "the server's own there; ALLOWED_PATHS sets them"
+                f"{field} {text[:_SHOWN]!r} is outside the folders that this server may use ({roots}), hidden, or "
+                "reserved for the server; ALLOWED_PATHS sets the folders"
             )
         return path
 
-    def holds(self, resolved: Path) -> bool:
-        """Whether a resolved path may be reached."""
+    def is_allowed(self, resolved: Path) -> bool:
+        """Return whether requests may access a resolved path."""
         if any(resolved.is_relative_to(folder) for folder in self.private):
             return False
         below = [resolved.relative_to(root).parts for root in self.roots if resolved.is_relative_to(root)]

@@ -1,4 +1,4 @@
-"""Identities of processes that hold across clock changes: boot id, process id and start time in clock ticks."""
+"""Identities of processes, independent of the system clock: boot id, process id and start time in clock ticks."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import psutil
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DEAD_STATES = ("Z", "X", "x")
-# Start times in epoch seconds vary with the clock's corrections.
+# Start times in epoch seconds vary when the clock is adjusted.
 _START_TIME_TOLERANCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class ProcessId:
-    """Identify one process of one boot of a machine.
+    """The identity of one process of one boot of a machine.
 
-    A process id alone is reused after the process ended, and a start time in epoch seconds changes when the clock is
-    set. `start_ticks` counts from the boot that `boot_id` names.
+    A process id alone is reused after the process has ended, and a start time in epoch seconds changes when the clock
+    is set. `start_ticks` counts from the boot that `boot_id` identifies.
     """
 
     pid: int
@@ -33,10 +33,10 @@ class ProcessId:
 
     @staticmethod
     def parse(text: str) -> ProcessId | None:
-        """Read what `str` wrote; None for any other text.
+        """Parse the result of `str`; return None for any other text.
 
-        Earlier versions wrote a process id and a start time in epoch seconds: of a process that still runs, its
-        identity is returned for these too.
+        Earlier versions wrote a process id and a start time in epoch seconds, which is accepted for a process that
+        still runs.
         """
         with contextlib.suppress(ValueError):
             match text.split():
@@ -47,12 +47,12 @@ class ProcessId:
         return None
 
     def is_alive(self) -> bool:
-        """Return whether this process still runs; a zombie does not."""
+        """Return whether the process still runs. A zombie does not."""
         return identify(self.pid) == self
 
 
 def identify(pid: int) -> ProcessId | None:
-    """Return the identity of the process that runs under `pid` now; None if there is none, or only a zombie."""
+    """Return the identity of the process that runs as `pid` now; None if there is none or only a zombie."""
     ticks = _linux_start_ticks(pid) if sys.platform == "linux" else _other_start_ticks(pid)
     return None if ticks is None else ProcessId(pid, _boot_id(), ticks)
 
@@ -76,7 +76,7 @@ def _linux_start_ticks(pid: int) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
-    # The second field is the program's name in parentheses, which may hold anything; the state follows it.
+    # The second field is the program's name in parentheses, which may contain any text; the state follows it.
     state, *fields = stat.rpartition(")")[2].split()
     return None if state in _DEAD_STATES else int(fields[18])
 

@@ -1,20 +1,20 @@
-"""The run folder: every file of a run, by name, and who writes it.
+"""The run folder: every file of a run, by name, and the process that writes it.
 
 DATA_DIR/runs/<job_id>/            0700
-    job.json         server        the mark: that this is a run's folder, and what it takes to list its job again
-    pending          server        present until the job is in the database
-    deleted          server        present once the job is deleted, until its files are
-    order.json       server        what to run: configuration without tokens, resolved paths
-    secrets.json     server, 0600  the run's tokens, and nothing else holds them
-    lock             worker        held (flock) as long as a worker lives; inside: its ProcessId
+    job.json         server        the mark of a run folder, from which its job can be restored
+    pending          server        exists until the job is in the database
+    deleted          server        exists from the deletion of the job to the deletion of its files
+    order.json       server        the order: configuration without tokens, resolved paths
+    secrets.json     server, 0600  the run's tokens, which are stored nowhere else
+    lock             worker        held (flock) while a worker lives; contains its ProcessId
     events.jsonl     worker        the numbered event log (see merlina.schemas.events)
-    reserve          worker        room for the last event, given up when the disk is full
-    meeting          worker        where the processes of a run on several GPUs find each other
-    worker.log       worker        its standard output and error
-    stop             server        present once a stop was asked for
-    pause            server        present once a pause was asked for; inside: why
-    data.json        worker        a fingerprint of the rows and the split that it trains on
-    start_over       server        present once a resume is to ignore all checkpoints; removed by the worker
+    reserve          worker        disk space for the last event, released when the disk is full
+    meeting          worker        rendezvous of the ranks of a run on several GPUs
+    worker.log       worker        standard output and error
+    stop             server        exists once a stop was requested
+    pause            server        exists once a pause was requested; contains the reason
+    data.json        worker        the fingerprint of the rows and the split used for training
+    start_over       server        exists if the next attempt is to ignore all checkpoints; removed by the worker
     checkpoints/     worker        checkpoint-<step>/, each with a manifest once complete (see merlina.checkpoints)
 """
 
@@ -44,27 +44,27 @@ from merlina.schemas.training import TrainingConfig
 
 
 class RunOrder(BaseModel):
-    """Everything a worker is told, beside its tokens."""
+    """The specification of one attempt, without tokens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     job_id: str
     attempt: int
     resume: bool = False
-    # The step that a resume was announced to continue after; 0 is the start.
+    # The step after which the server announced that a resume continues; 0 is the start.
     resume_step: int = Field(0, ge=0)
     config: TrainingConfig
     dataset_file: str | None = None
     output_dir: str
     trust_remote_code: bool = False
-    # Number of the last event before this attempt: the server's own changes of a waiting job are counted too.
+    # The number of the last event before this attempt, including the server's own transitions.
     after_seq: int = Field(0, ge=0)
     max_row_mb: int = 16
-    # The GPUs that the server has given to the run; None where there is none.
+    # The GPUs assigned to the run; None on a machine without GPUs.
     gpus: list[int] | None = None
-    # One for each GPU; one where there is none.
+    # The number of ranks: one per GPU, or one without a GPU.
     processes: int = Field(default=1, ge=1)
-    # What was reported of each GPU's memory before the run, in MiB.
+    # The estimate of the peak memory per GPU that was reported before the run, in MiB.
     memory_limit_mb: int | None = None
 
 
@@ -73,13 +73,13 @@ _E = TypeVar("_E", bound=BaseEvent)
 _RESERVE_BYTES = 64 * 1024
 _SILENCE_SECONDS = 2.0
 _BLOCK = 1 << 20
-# No event is longer.
+# No event is longer than this.
 MAX_LINE_BYTES = 1 << 20
-# Of a worker that has ended itself because its run folder, lock or event log was gone.
+# The exit code of a worker that ended itself because its run folder, lock or event log was gone.
 DETACHED_EXIT_CODE = 76
-# Characters of a text in an event, so that its line stays below the limit however it is escaped.
+# Characters of a text in an event. However they are escaped, the line stays below the limit.
 _MAX_TEXT = 100_000
-# A greater step in the numbering is damage, not lost lines.
+# A larger gap in the numbering means damage rather than lost lines.
 _LARGEST_GAP = 1_000_000
 
 
@@ -151,39 +151,39 @@ class RunFolder:
 
     @property
     def converted_dir(self) -> Path:
-        """Weights of the base model that a worker had to convert."""
+        """Converted weights of the base model, if the worker had to convert them."""
         return self.path / "converted"
 
     @property
     def own_paths(self) -> frozenset[Path]:
-        """All that a run writes into its folder: whatever a property `…_file` or `…_dir` of this class names."""
+        """All paths that a run writes: those of the properties `…_file` and `…_dir` of this class."""
         names = [name for name in vars(RunFolder) if name.endswith(("_file", "_dir"))]
         return frozenset(getattr(self, name) for name in names)
 
     def is_unfinished(self, path: Path) -> bool:
-        """Whether `path` is what `write_private` had written of one of these files when its process was killed."""
+        """Return whether `path` is a temporary file that `write_private` left when its process was killed."""
         name, _, process = path.name.removeprefix(".").rpartition(".")
         return path.name.startswith(".") and process.isdigit() and path.with_name(name) in self.own_paths
 
     def reserve(self) -> None:
-        """Takes the room on the disk that the last event may need."""
+        """Reserve disk space for the last event."""
         self.reserve_file.write_bytes(bytes(_RESERVE_BYTES))
 
     def write_order(self, order: RunOrder) -> None:
         write_private(self.order_file, order.model_dump_json(indent=2).encode())
 
     def read_order(self) -> RunOrder:
-        """Raises OSError, or StoredConfigError where another version wrote an order that this one cannot read."""
+        """Read the order. Raises OSError, or StoredConfigError if this version cannot read it."""
         try:
             content = json.loads(self.order_file.read_bytes())
             return RunOrder.model_validate({**content, "config": read_stored_config(content["config"], self.path.name)})
         except (ValueError, TypeError, KeyError) as error:
             raise StoredConfigError(
-                f"{self.order_file} is no run order that this version of Merlina can read"
+                f"{self.order_file} is not a run order that this version of Merlina can read"
             ) from error
 
     def after_seq(self) -> int:
-        """Return the number of the last event before this attempt, though the rest of the order may be unreadable."""
+        """Return the number of the last event before this attempt, even if the rest of the order is unreadable."""
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
             return int(json.loads(self.order_file.read_bytes())["after_seq"])
         return 0
@@ -198,13 +198,13 @@ class RunFolder:
         return {}
 
     def clear_requests(self) -> None:
-        """Remove what asked an earlier attempt to stop or to pause."""
+        """Remove the stop and pause requests of an earlier attempt."""
         self.stop_file.unlink(missing_ok=True)
         self.pause_file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int | None]:
-        """The lock's file descriptor, or None where a living worker holds it."""
+        """Take the lock; yield its file descriptor, or None if a living worker holds it."""
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -219,7 +219,7 @@ class RunFolder:
             os.close(descriptor)
 
     def is_locked(self) -> bool:
-        """Whether a process holds the lock. Nothing is made where the folder or the file is gone."""
+        """Return whether a process holds the lock. A missing folder or file is not created."""
         try:
             descriptor = os.open(self.lock_file, os.O_RDWR)
         except (FileNotFoundError, NotADirectoryError):
@@ -233,26 +233,26 @@ class RunFolder:
         return False
 
     def worker(self) -> ProcessId | None:
-        """The process named in the lock file, alive or not."""
+        """Return the identity of the process named in the lock file, alive or not."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return ProcessId.parse(self.lock_file.read_text())
         return None
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replaces `path` as a whole, readable by its owner only."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    """Replace a file atomically; only its owner can read it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(beside, path)
+    os.replace(temporary, path)
 
 
 @dataclass(frozen=True)
 class LogBlock:
-    """Lines of an event log: the events among them, the offset after the last one, and how many were no events."""
+    """A part of an event log: its events, the offset after it, and the number of lines that were not events."""
 
     events: list[Event]
     offset: int
@@ -260,10 +260,10 @@ class LogBlock:
 
 
 def read_block(path: Path, offset: int = 0, limit_bytes: int = _BLOCK) -> LogBlock:
-    """Read whole lines from byte `offset` on, about `limit_bytes` of them.
+    """Read complete lines from byte `offset`, about `limit_bytes` of them.
 
-    A line that is still being written (no newline yet) is left for the next call. Lines longer than any event are
-    passed over in parts, so that no line can occupy more than MAX_LINE_BYTES of memory.
+    A line that is still being written (without a newline) is left for the next call. Lines longer than any event are
+    skipped in parts, so that no line can occupy more than MAX_LINE_BYTES of memory.
     """
     try:
         with path.open("rb") as file:
@@ -283,7 +283,7 @@ def read_block(path: Path, offset: int = 0, limit_bytes: int = _BLOCK) -> LogBlo
 
 
 def read_events(path: Path, offset: int = 0, limit_bytes: int = _BLOCK) -> tuple[list[Event], int]:
-    """Return the events of the next block that has any, and the offset after it; none at the end of the log."""
+    """Return the events of the next block that has any, and the offset after it; no events at the end of the log."""
     while True:
         block = read_block(path, offset, limit_bytes)
         if block.events or block.offset == offset:
@@ -292,9 +292,9 @@ def read_events(path: Path, offset: int = 0, limit_bytes: int = _BLOCK) -> tuple
 
 
 def in_order(events: Sequence[Event], after: int) -> list[Event]:
-    """Return the events whose numbers grow from `after` on.
+    """Return the events with increasing numbers above `after`.
 
-    Left out are repeated and smaller numbers, and a number that jumps ahead of events which come after it.
+    Repeated and smaller numbers are left out, and a number that is higher than those of later events.
     """
     kept: list[Event] = []
     last = after
@@ -312,14 +312,14 @@ def in_order(events: Sequence[Event], after: int) -> list[Event]:
 def find_events(path: Path, *kinds: type[_E]) -> Iterator[_E]:
     """Yield the log's events of some types, in order, without parsing the lines of other types, which are most."""
     names = "|".join(name for kind in kinds for name in get_args(kind.model_fields["type"].annotation))
-    # Quotes are escaped inside texts, so that the mark stands nowhere else.
-    mark = re.compile(f'"type":"(?:{names})"'.encode())
+    # Quotes are escaped inside texts, so the pattern matches nowhere else.
+    pattern = re.compile(f'"type":"(?:{names})"'.encode())
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         rest = b""
         while chunk := file.read(_BLOCK):
             block = rest + chunk
             whole = block.rfind(b"\n") + 1
-            for found in mark.finditer(block, 0, whole):
+            for found in pattern.finditer(block, 0, whole):
                 begin = block.rfind(b"\n", 0, found.start()) + 1
                 event = parse_event(block[begin : block.index(b"\n", found.end())])
                 if isinstance(event, kinds):
@@ -330,12 +330,12 @@ def find_events(path: Path, *kinds: type[_E]) -> Iterator[_E]:
 
 
 class EventLog:
-    """The writing end of a run's event log. Exactly one process may hold it: the one that holds the run's lock."""
+    """The writer of a run's event log. Only the process that holds the run's lock may use it."""
 
     def __init__(self, path: Path, after_seq: int = 0) -> None:
-        """Events are numbered on from `after_seq` if the server says how far it read, else from the last in the file.
+        """Open the log. Numbers continue after `after_seq` if it is given, otherwise after the last event in the file.
 
-        A damaged line may look like an event with a number from far ahead.
+        The number is given if the server knows it, because a damaged line may look like an event with a high number.
         """
         self._path = path
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -348,8 +348,8 @@ class EventLog:
         with self._writing:
             return self._append(event)
 
-    def silence(self) -> None:
-        """Keeps every other thread from writing, for good: its next `append` never returns."""
+    def block_appends(self) -> None:
+        """Prevent all other threads from writing, forever: their next `append` never returns."""
         self._writing.acquire(timeout=_SILENCE_SECONDS)
 
     def _append(self, event: KnownEvent) -> int:
@@ -369,19 +369,19 @@ class EventLog:
         os.close(self.descriptor)
 
     def _cut_torn_line(self) -> None:
-        """Remove the end of a line whose writer was killed."""
+        """Remove an incomplete last line, whose writer was killed."""
         end = os.lseek(self.descriptor, 0, os.SEEK_END)
         newlines = (start + block.rfind(b"\n") for start, block in self._blocks_from_end(end) if b"\n" in block)
         whole = next(newlines, -1) + 1
         if end - whole >= MAX_LINE_BYTES:
-            # No event, and readers may have passed over a part of it: it is ended, not removed below them.
+            # Not an event, and readers may have skipped a part of it, so it is terminated rather than removed.
             os.write(self.descriptor, b"\n")
         else:
             os.ftruncate(self.descriptor, whole)
         os.lseek(self.descriptor, 0, os.SEEK_END)
 
     def _last_seq(self) -> int:
-        """Return the number of the last line that is an event; 0 without one."""
+        """Return the number of the last event; 0 without one."""
         rest = b""
         for start, block in self._blocks_from_end(os.lseek(self.descriptor, 0, os.SEEK_CUR)):
             # The first line of a block may begin in the block before it.
@@ -394,7 +394,7 @@ class EventLog:
         return 0
 
     def _blocks_from_end(self, end: int) -> Iterator[tuple[int, bytes]]:
-        """Blocks of the file, each with its offset, from the last one to the first."""
+        """Yield the blocks of the file with their offsets, last one first."""
         while end > 0:
             start = max(0, end - _BLOCK)
             yield start, os.pread(self.descriptor, end - start, start)

@@ -135,7 +135,7 @@ def test_invalid_settings_are_named() -> None:
     [
         ("DATA_DIR", "/etc/passwd/x", "can't be used: Not a directory"),
         pytest.param(
-            "DATABASE_URL", "nonsense", "The database of DATABASE_URL can't be opened", marks=pytest.mark.long
+            "DATABASE_URL", "nonsense", "The database of DATABASE_URL cannot be opened", marks=pytest.mark.long
         ),
         pytest.param("DOMAIN", "https://[bad", "DOMAIN: is not a valid address", marks=pytest.mark.long),
         ("API_KEY", "schlüssel", "API_KEY: must be printable ASCII"),

@@ -182,7 +182,7 @@ def test_a_thinned_chart_keeps_evaluations_and_is_no_longer_than_asked_for(
     steps, within = [row.step for row in rows], set(range(first, min(count, last + 1)))
     assert steps == sorted(within & set(steps))
     assert len(steps) <= points
-    found = {row.step for row in rows if "eval_loss" in row.figures}
+    found = {row.step for row in rows if "eval_loss" in row.metrics}
     room = max(0, points - 2) // 2
     assert len(found) >= min(room, len(evaluated & within))
     if points > 1 and within:

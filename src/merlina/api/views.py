@@ -90,7 +90,7 @@ def history_entry(record: JobRecord) -> JobHistoryEntry:
 
 
 def metric_row(record: MetricRecord) -> MetricRow:
-    return MetricRow.model_validate({**record.figures, "step": record.step, "timestamp": iso(record.timestamp)})
+    return MetricRow.model_validate({**record.metrics, "step": record.step, "timestamp": iso(record.timestamp)})
 
 
 def log_line(event: Logged) -> LogLine:

@@ -1,6 +1,6 @@
-"""The parts of a model that can take an adapter, and which of them `target_modules` names.
+"""The parts of a model that can take an adapter, and how `target_modules` selects them.
 
-The run and the checks before it use the same rules: the run on each part, the checks on groups of like parts.
+The run and the checks before it use the same rules: the run on each part, the checks on groups of similar parts.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 class Site(BaseModel):
-    """A layer, or a parameter that holds the weights of several experts; `count` like ones where they are grouped."""
+    """A layer, a parameter that holds the weights of several experts, or a group of `count` similar ones."""
 
     model_config = ConfigDict(frozen=True)
 
-    path: str = Field(description="full name in the model; in a group with * for the numbers of layers")
+    path: str = Field(description="full name in the model; in a group, * stands for the number of a layer")
     kind: SiteKind
     is_parameter: bool = Field(default=False, description="whether it is a parameter rather than a layer")
     count: int = 1
-    parameters: int = Field(description="weights of all of them")
-    adapter_width: int = Field(description="weights of their adapters per rank: inputs plus outputs, times experts")
+    parameters: int = Field(description="number of weights of all `count` sites")
+    adapter_width: int = Field(description="number of adapter weights per rank: inputs plus outputs, times experts")
 
     def is_named(self, target: str) -> bool:
-        """Whether an entry of `target_modules` names it. A group is named by the number of any of its layers.
+        """Return whether an entry of `target_modules` selects the site. A group is selected by any of its layers.
 
-        Parameters of routed experts are only named by `experts`, by a path of two or more parts, or by `all-linear`:
-        a layer's name that happens to be theirs too does not add adapters to all experts.
+        Parameters of routed experts are selected only by `experts`, by a path of two or more parts, or by `all-linear`,
+        so that a name they share with a layer does not add adapters to all experts.
         """
         if target == ALL_LINEAR:
             return self.kind not in _NOT_LINEAR
@@ -47,20 +47,20 @@ class Site(BaseModel):
 
 
 class AdapterKind(BaseModel):
-    """Parts of one kind and their adapters."""
+    """All sites of one kind and their adapters."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: SiteKind
     adapted: int = Field(description="layers, or parameters of routed experts, that get an adapter")
-    total: int = Field(description="how many there are")
-    share: float = Field(description="of all parameters of the model, those of the adapted ones")
-    share_without: float = Field(description="of all parameters of the model, those of the others of this kind")
-    trained: int = Field(description="weights of the adapters")
+    total: int = Field(description="number of sites of this kind")
+    share: float = Field(description="share of the model's parameters in sites with an adapter")
+    share_without: float = Field(description="share of the model's parameters in sites of this kind without one")
+    trained: int = Field(description="number of adapter weights")
 
 
 def group(sites: Iterable[Site]) -> list[Site]:
-    """Put sites together whose paths differ only in the numbers of layers."""
+    """Group sites whose paths differ only in the numbers of layers."""
     groups: dict[str, list[Site]] = {}
     for site in sites:
         groups.setdefault(_NUMBER.sub("*", site.path), []).append(site)
@@ -78,7 +78,7 @@ def group(sites: Iterable[Site]) -> list[Site]:
 
 
 def match(sites: Iterable[Site], targets: Sequence[str]) -> tuple[list[Site], list[str]]:
-    """Return the sites that are named, and the targets that name none."""
+    """Return the selected sites, and the targets that select none."""
     found, used = [], set()
     for site in sites:
         names = [target for target in targets if site.is_named(target)]
@@ -89,7 +89,7 @@ def match(sites: Iterable[Site], targets: Sequence[str]) -> tuple[list[Site], li
 
 
 def _share_of(site: Site, names: Sequence[str]) -> Site:
-    """Return the part of a group that is named, one of it for each target with the number of a layer."""
+    """Return the selected part of a group: one site for each target that has the number of a layer."""
     if "*" not in site.path or any(not _NUMBER.search(f".{name}") for name in names):
         return site
     part = min(1.0, len(names) / site.count)
@@ -106,15 +106,15 @@ def by_kind(sites: Sequence[Site], adapted: Sequence[Site], rank: int, model_par
     """Return how much of each kind gets an adapter, the kind with the most trained weights first."""
     kinds = []
     for kind in dict.fromkeys(site.kind for site in sites):
-        there, chosen = [[site for site in some if site.kind == kind] for some in (sites, adapted)]
+        all_of_kind, chosen = [[site for site in some if site.kind == kind] for some in (sites, adapted)]
         with_adapter = sum(site.parameters for site in chosen)
         kinds.append(
             AdapterKind(
                 kind=kind,
                 adapted=sum(site.count for site in chosen),
-                total=sum(site.count for site in there),
+                total=sum(site.count for site in all_of_kind),
                 share=with_adapter / model_parameters,
-                share_without=(sum(site.parameters for site in there) - with_adapter) / model_parameters,
+                share_without=(sum(site.parameters for site in all_of_kind) - with_adapter) / model_parameters,
                 trained=rank * sum(site.adapter_width for site in chosen),
             )
         )
@@ -122,7 +122,7 @@ def by_kind(sites: Sequence[Site], adapted: Sequence[Site], rank: int, model_par
 
 
 def describe(kinds: Sequence[AdapterKind]) -> str:
-    """Return one sentence about what gets an adapter and what does not."""
+    """Describe in one sentence which parts get an adapter and which do not."""
     adapted = [
         f"{kind.kind} ({kind.adapted:,} of {kind.total:,}, {kind.trained:,} weights)" for kind in kinds if kind.trained
     ]
@@ -137,7 +137,7 @@ def describe(kinds: Sequence[AdapterKind]) -> str:
 
 
 def warn_about_experts(kinds: Sequence[AdapterKind]) -> str | None:
-    """Return a sentence where a mixture-of-experts model is trained without its routed experts."""
+    """Return a warning if a mixture-of-experts model is trained without its routed experts."""
     left_out = [kind for kind in kinds if kind.kind == "routed experts" and kind.adapted == 0]
     if not left_out:
         return None
@@ -148,7 +148,7 @@ def warn_about_experts(kinds: Sequence[AdapterKind]) -> str | None:
 
 
 def describe_missing(missing: Sequence[str], sites: Iterable[Site], *, all_missing: bool) -> str:
-    """Return a sentence about targets that name nothing in the model."""
+    """Describe the targets that select nothing in the model."""
     named = f"the model has no layers named {', '.join(missing)}"
     if not all_missing:
         return f"{named}; the others are trained"

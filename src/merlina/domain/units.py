@@ -1,4 +1,4 @@
-"""Memory is stated in binary units everywhere: MiB in fields whose names end in `_mb`, GiB in words and figures."""
+"""Binary units of memory, which are used everywhere: MiB in fields whose names end in `_mb`, GiB in texts."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ GIB = 1024**3
 
 
 def gib(size: float) -> str:
-    """Return a number of bytes in words, such as `1.5 GiB`."""
+    """Format a number of bytes, such as `1.5 GiB`."""
     return f"{size / GIB:,.1f} GiB"

@@ -1,4 +1,4 @@
-"""What each event of a run changes in the job's record: pure, and the same for the database and for live readers."""
+"""The pure function from a job record and an event to the changed record, for the database and for live connections."""
 
 from __future__ import annotations
 

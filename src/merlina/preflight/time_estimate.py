@@ -57,7 +57,7 @@ def find_earlier_run(database: Database, config: TrainingConfig, device: str) ->
             if bool(record.gpus) != (device == "cuda") or _precision(then, device) != _precision(config, device):
                 continue
             rows = metrics.rows(connection, record.number, max_points=_POINTS)
-            if speeds := [speed for row in rows if (speed := row.figures.get("tokens_per_second"))]:
+            if speeds := [speed for row in rows if (speed := row.metrics.get("tokens_per_second"))]:
                 return EarlierRun(record.job_id, then, statistics.median(speeds))
     return None
 

@@ -1,1 +1,1 @@
-"""All SQL lives here: tables, migrations, and one module of queries for each thing stored."""
+"""All SQL: tables, migrations, and one module of queries per table. Saved configurations are files (`configs`)."""

@@ -1,4 +1,4 @@
-"""Queries on comparisons of base and tuned answers, and the votes on them."""
+"""Queries on comparisons of base and tuned answers, and on their votes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def add(connection: Connection, record: ComparisonRecord) -> None:
 
 
 def get(connection: Connection, comparison_id: str) -> tuple[ComparisonRecord, str] | None:
-    """With the job's id; None also where that job is being deleted."""
+    """Return a comparison and its job's id; None if there is none or the job is being deleted."""
     query = (
         select(*_COLUMNS, jobs.c.job_id)
         .join(jobs, comparisons.c.job_number == jobs.c.number)
@@ -44,25 +44,25 @@ def get(connection: Connection, comparison_id: str) -> tuple[ComparisonRecord, s
 
 
 def vote(connection: Connection, comparison_id: str, winner: Winner) -> bool:
-    """Whether there was no vote before."""
+    """Store a vote; return False if the comparison has one already."""
     query = update(comparisons).where(comparisons.c.comparison_id == comparison_id, comparisons.c.winner.is_(None))
     return connection.execute(query.values(winner=winner)).rowcount > 0
 
 
 def page(connection: Connection, job_number: int, limit: int, offset: int) -> list[ComparisonRecord]:
-    """Newest first."""
+    """Return one page of a job's comparisons, newest first."""
     query = _of(job_number).order_by(comparisons.c.number.desc()).limit(limit).offset(offset)
     return [_record(row) for row in connection.execute(query)]
 
 
 def decided(connection: Connection, job_number: int) -> list[ComparisonRecord]:
-    """Those in which one side won, oldest first."""
+    """Return the comparisons in which one side won, oldest first."""
     query = _of(job_number).where(comparisons.c.winner.in_(("base", "tuned"))).order_by(comparisons.c.number)
     return [_record(row) for row in connection.execute(query)]
 
 
 def counts(connection: Connection, job_number: int) -> dict[Winner | None, int]:
-    """How many there are by winner; None stands for those without a vote."""
+    """Return the number of comparisons per winner; the key None counts those without a vote."""
     query = (
         select(comparisons.c.winner, func.count())
         .where(comparisons.c.job_number == job_number)

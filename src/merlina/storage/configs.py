@@ -1,4 +1,4 @@
-"""Saved configurations: one JSON file each in DATA_DIR/configs, so that people can read, copy and keep them."""
+"""Saved configurations: one JSON file each in DATA_DIR/configs, which users can read, copy and keep."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _LARGEST_FILE = 1024**2
 
 @dataclass(frozen=True)
 class ConfigStore:
-    """The configurations of one folder. Nothing it writes holds a token."""
+    """The configurations of one folder. Tokens are never written."""
 
     folder: Path
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def save(self, name: str, config: PartialConfig, description: str | None, tags: list[str] | None) -> Path:
-        """Creates or replaces one, keeping `created_at`. Raises InvalidRequestError naming each field that can't be."""
+        """Create or replace a configuration, keeping `created_at`. Raises InvalidRequestError for invalid fields."""
         problems = check_partial(config)
         if problems:
             findings = [replace(problem, field=f"config.{problem.field}") for problem in problems]
@@ -41,7 +41,7 @@ class ConfigStore:
         with self._lock:
             before = self._read(name)
             if before is None and os.path.lexists(self._path(name)):
-                raise ConflictError(f"{self._path(name)} exists and is no configuration; choose another name")
+                raise ConflictError(f"{self._path(name)} exists and is not a configuration; choose another name")
             saved = SavedConfig(
                 name=name,
                 description=description or "",
@@ -55,37 +55,40 @@ class ConfigStore:
         return self._path(name)
 
     def get(self, name: str) -> SavedConfig:
-        """Return one in the present form. Raises NotFoundError, or StoredConfigError where it has another."""
+        """Return a configuration in its current form. Raises NotFoundError or StoredConfigError."""
         saved = self._find(name)
         return saved.model_copy(update={"config": read_stored_partial(saved.config, f"{name!r}")})
 
     def entries(self, tag: str | None = None) -> list[ConfigEntry]:
-        """By name; files that hold no configuration are passed over with a line in the log."""
+        """Return all configurations by name. Files that hold none are skipped with a warning in the log."""
         found = [self._entry_or_warn(path) for path in sorted(self.folder.glob("*.json"))]
         return [entry for entry in found if entry is not None and (tag is None or tag in entry.tags)]
 
     def delete(self, name: str) -> None:
-        """Raises NotFoundError."""
+        """Delete a configuration. Raises NotFoundError."""
         self._find(name)
         self._path(name).unlink(missing_ok=True)
 
     def export(self, name: str, target: Path) -> None:
-        """Writes one to a path outside. Raises InvalidRequestError where that would destroy something else."""
+        """Write a configuration to a path. Raises InvalidRequestError if that would overwrite another kind of file."""
         saved = self.get(name)
         if target.suffix != ".json" or os.path.isdir(target):
             raise InvalidRequestError(f"output_path: {target} must name a file that ends in .json, such as {name}.json")
         if os.path.exists(target) and _parse(target) is None:
-            raise InvalidRequestError(f"output_path: {target} exists and is no configuration; choose another name")
+            raise InvalidRequestError(f"output_path: {target} exists and is not a configuration; choose another name")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_private(target, _as_bytes(saved))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise InvalidRequestError(f"output_path: {target} can't be written: {error.strerror}") from error
+            raise InvalidRequestError(f"output_path: {target} cannot be written: {error.strerror}") from error
 
     def read_file(self, source: Path, name: str | None) -> tuple[str, SavedConfig]:
-        """An exported or bare configuration and the name to save it by. Raises NotFoundError, InvalidRequestError."""
+        """Read an exported or bare configuration; return it with the name to save it under.
+
+        Raises NotFoundError and InvalidRequestError.
+        """
         if not os.path.isfile(source):
             raise NotFoundError(f"There is no file {str(source)!r} on the server's machine")
         content = _read_json_object(source)
@@ -100,7 +103,9 @@ class ConfigStore:
         if saved is not None:
             return saved
         if self._path(name).is_file():
-            raise NotFoundError(f"{self._path(name)} holds no configuration that this version of Merlina can read")
+            raise NotFoundError(
+                f"{self._path(name)} does not hold a configuration that this version of Merlina can read"
+            )
         raise _not_found(name)
 
     def _path(self, name: str) -> Path:
@@ -116,7 +121,7 @@ class ConfigStore:
     def _entry_or_warn(self, path: Path) -> ConfigEntry | None:
         saved = _parse(path)
         if saved is None:
-            _log.warning("%s holds no saved configuration; it is not listed", path)
+            _log.warning("%s does not hold a saved configuration and is not listed", path)
             return None
         modified = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         return ConfigEntry(**saved.model_dump(exclude={"config"}), filename=path.name, modified_at=modified)
@@ -127,7 +132,7 @@ def _as_bytes(saved: SavedConfig) -> bytes:
 
 
 def _parse(path: Path) -> SavedConfig | None:
-    """None where there is no such file, or it is something else."""
+    """Return the configuration in a file; None if there is no such file or it holds something else."""
     try:
         return _as_saved(json.loads(read_small_file(path, _LARGEST_FILE)))
     except (OSError, ValueError, RecursionError):
@@ -146,11 +151,11 @@ def _read_json_object(path: Path) -> PartialConfig:
     try:
         content = json.loads(read_small_file(path, _LARGEST_FILE))
     except OSError as error:
-        raise InvalidRequestError(f"filepath: {path} can't be read as a configuration: {error.strerror}") from error
+        raise InvalidRequestError(f"filepath: {path} cannot be read as a configuration: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"filepath: {path} {why_not_json(error)}") from error
     if not isinstance(content, dict):
-        raise InvalidRequestError(f"filepath: {path} holds no JSON object of fields")
+        raise InvalidRequestError(f"filepath: {path} does not hold a JSON object of fields")
     return content
 
 

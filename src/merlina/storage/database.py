@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _WRITES = "merlina_writes"
-# The second where the file that readers and writers share cannot grow.
+# The second one means that the file shared by readers and writers cannot grow.
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _POSTGRES_DISK_FULL = "53100"
 
 
 class Database:
-    """An engine with its two doors, `read` and `write`; both are short transactions.
+    """An engine with two kinds of short transactions, `read` and `write`.
 
-    SQLite has one writer: `write` holds a lock of this process and takes the database's write lock at its beginning,
-    so that what it reads inside stays true until it commits. `revision` changes with the end of each write: while it
-    stays the same, so does what was read after looking at it.
+    SQLite has one writer: `write` holds a lock of this process and takes the database's write lock when it begins, so
+    that data read inside it stay valid until the commit. `revision` changes at the end of each write: data read after
+    `revision` stay valid while it is unchanged.
     """
 
     def __init__(self, url: str) -> None:
@@ -46,21 +46,21 @@ class Database:
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
-        with _disk_full_in_words(), self.engine.connect() as connection, connection.begin():
+        with _raise_disk_full(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:
         with self._write_lock:
             try:
-                with _disk_full_in_words(), self._writer() as connection, connection.begin():
+                with _raise_disk_full(), self._writer() as connection, connection.begin():
                     yield connection
             finally:
                 self.revision += 1
 
     def migrate(self, version: str = "head") -> None:
-        """Brings the tables to a version, the newest if none is named."""
-        from alembic import command  # a tenth of a server's start, which is needed once per version
+        """Migrate the tables to a version, by default the newest."""
+        from alembic import command  # a tenth of the server's start time, needed once per version
 
         config = migrations()
         with self._write_lock, self._writer() as connection:
@@ -71,7 +71,7 @@ class Database:
         return self.engine.connect().execution_options(**{_WRITES: True})
 
     def size_bytes(self) -> int:
-        """Size of the database with its write-ahead log; 0 where it isn't a file."""
+        """Return the size of the database with its write-ahead log; 0 if it is not a file."""
         name = make_url(self.url).database if self.is_sqlite else None
         files = [Path(f"{name}{ending}") for ending in ("", "-wal")] if name else []
         return sum(file.stat().st_size for file in files if file.exists())
@@ -81,7 +81,7 @@ class Database:
 
 
 def migrations() -> Config:
-    """Alembic's configuration of our migrations, without a connection."""
+    """Return Alembic's configuration for the migrations, without a connection."""
     from alembic.config import Config
 
     config = Config()
@@ -90,13 +90,13 @@ def migrations() -> Config:
 
 
 def database_versions() -> list[str]:
-    """All versions that the tables have had, oldest first: the revisions of our migrations, which name their files."""
+    """Return all versions of the tables, oldest first: the revisions that the migrations' file names begin with."""
     return sorted(file.name.split("_")[0] for file in (_MIGRATIONS / "versions").glob("[0-9]*_*.py"))
 
 
 @contextlib.contextmanager
-def _disk_full_in_words() -> Iterator[None]:
-    """Raise DiskFullError where the database has no room to write."""
+def _raise_disk_full() -> Iterator[None]:
+    """Raise DiskFullError in place of the driver's error if the disk is full."""
     try:
         yield
     except OperationalError as error:
@@ -113,7 +113,7 @@ def _is_disk_full(error: OperationalError) -> bool:
 def _tune_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def _on_connect(dbapi_connection: Any, _record: Any) -> None:
-        # The driver's own BEGIN comes too late for a write lock at the start; "begin" below sends it instead.
+        # The driver would send BEGIN too late for a write lock at the start; `_on_begin` sends it instead.
         dbapi_connection.isolation_level = None
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
             dbapi_connection.execute(f"PRAGMA {pragma}")

@@ -1,4 +1,4 @@
-"""Queries on jobs. Each takes the connection of a `Database.read()` or `.write()`; none opens one of its own."""
+"""Queries on jobs. Each takes the connection of a `Database.read()` or `Database.write()`."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ class JobRecord:
 
     @property
     def has_begun(self) -> bool:
-        """Whether its present attempt has begun, so that the next one is another."""
+        """Whether the worker of the current attempt wrote its first event, so that a resume counts as a new attempt."""
         return self.attempt_seen >= self.attempt
 
 
 _FIELDS = [field.name for field in fields(JobRecord)]
 _COLUMNS = [jobs.c[name] for name in _FIELDS]
-# By name, so that the index is used: all others may be a hundred thousand.
+# A list of states, so that the index is used: there may be a hundred thousand other jobs.
 _RUNNING = jobs.c.state.in_(RUN_STATES)
 _QUEUE_ORDER = (jobs.c.priority.desc(), jobs.c.number)
 
 
 def add(connection: Connection, values: dict[str, Any]) -> JobRecord:
-    """Inserts a job. Raises sqlalchemy.exc.IntegrityError where its job_id is taken."""
+    """Insert a job. Raises sqlalchemy.exc.IntegrityError if its job_id is taken. For `jobs.moves` only."""
     connection.execute(insert(jobs).values(values))
     record = get(connection, values["job_id"])
     assert record is not None
@@ -87,7 +87,7 @@ def add(connection: Connection, values: dict[str, Any]) -> JobRecord:
 
 
 def get(connection: Connection, job_id: str, *, to_change: bool = False) -> JobRecord | None:
-    """Return the job, if there is one; `to_change` locks its row until the transaction ends."""
+    """Return the job, if it exists; `to_change` locks its row until the end of the transaction."""
     query = select(*_COLUMNS).where(jobs.c.job_id == job_id)
     # SQLite has no row locks and needs none: it has one writer.
     row = connection.execute(query.with_for_update() if to_change else query).one_or_none()
@@ -95,12 +95,12 @@ def get(connection: Connection, job_id: str, *, to_change: bool = False) -> JobR
 
 
 def running(connection: Connection) -> list[JobRecord]:
-    """All jobs that were started and have not ended, oldest first."""
+    """Return all running jobs, oldest first."""
     return _records(connection, _RUNNING)
 
 
 def log_offsets_at_rest(connection: Connection) -> dict[str, int]:
-    """Up to where the event log of each job that does not run was read, by id."""
+    """Return by id the offset up to which the event log of each job that does not run was ingested."""
     query = select(jobs.c.job_id, jobs.c.log_offset).where(
         ~jobs.c.deleting & jobs.c.state.in_((*WAITING_STATES, *END_STATES))
     )
@@ -108,13 +108,13 @@ def log_offsets_at_rest(connection: Connection) -> dict[str, int]:
 
 
 def queued(connection: Connection) -> list[JobRecord]:
-    """Waiting jobs in the order they will run."""
+    """Return the queued jobs in queue order."""
     rows = connection.execute(select(*_COLUMNS).where(jobs.c.state == "queued").order_by(*_QUEUE_ORDER))
     return [JobRecord(**row._mapping) for row in rows]
 
 
 def queue_position(connection: Connection, record: JobRecord) -> int:
-    """1 for the job that runs next."""
+    """Return the job's position in the queue; 1 is the next to start."""
     before = (jobs.c.priority > record.priority) | (
         (jobs.c.priority == record.priority) & (jobs.c.number < record.number)
     )
@@ -123,7 +123,7 @@ def queue_position(connection: Connection, record: JobRecord) -> int:
 
 
 def counts(connection: Connection) -> tuple[int, int, int, int]:
-    """How many jobs there are, wait, run, and are paused."""
+    """Return the number of all jobs, and of queued, running and paused ones."""
     query = select(
         func.count(),
         func.count().filter(jobs.c.state == "queued"),
@@ -135,13 +135,13 @@ def counts(connection: Connection) -> tuple[int, int, int, int]:
 
 
 def counts_by_state(connection: Connection) -> dict[JobState, int]:
-    """How many jobs are in each state that any is in."""
+    """Return the number of jobs per state, without states that no job is in."""
     query = select(jobs.c.state, func.count()).where(~jobs.c.deleting).group_by(jobs.c.state)
     return {state: number for state, number in connection.execute(query).tuples()}  # noqa: C416
 
 
 class Summary(NamedTuple):
-    """What a list of all jobs shows of each."""
+    """The part of a job that a list of all jobs shows."""
 
     state: JobState
     progress: float
@@ -150,24 +150,24 @@ class Summary(NamedTuple):
 
 
 def summaries(connection: Connection) -> dict[str, Summary]:
-    """Every job by id, newest first."""
+    """Return a summary of every job by id, newest first."""
     columns = (jobs.c[name] for name in Summary._fields)
     query = select(jobs.c.job_id, *columns).where(~jobs.c.deleting).order_by(jobs.c.number.desc())
     return {job_id: Summary(*shown) for job_id, *shown in connection.execute(query)}
 
 
 def all_ids(connection: Connection) -> set[str]:
-    """The ids of all jobs, those included that are being deleted."""
+    """Return the ids of all jobs, including those that are being deleted."""
     return set(connection.execute(select(jobs.c.job_id)).scalars())
 
 
 def ids_in(connection: Connection, state: JobState) -> set[str]:
-    """The ids of the jobs in a state, those included that are being deleted."""
+    """Return the ids of the jobs in a state, including those that are being deleted."""
     return set(connection.execute(select(jobs.c.job_id).where(jobs.c.state == state)).scalars())
 
 
 def page(connection: Connection, state: JobState | None, limit: int, offset: int) -> tuple[list[JobRecord], int]:
-    """One page, newest first, and how many match on all pages."""
+    """Return one page of jobs, newest first, and the number of matches on all pages."""
     matches = ~jobs.c.deleting if state is None else ~jobs.c.deleting & (jobs.c.state == state)
     total = connection.execute(select(func.count()).select_from(jobs).where(matches)).scalar_one()
     query = select(*_COLUMNS).where(matches).order_by(jobs.c.number.desc()).limit(limit).offset(offset)
@@ -176,20 +176,20 @@ def page(connection: Connection, state: JobState | None, limit: int, offset: int
 
 def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
     """Return the jobs that are to be deleted and do not run."""
-    # As the index says it, or SQLite reads all rows.
-    doomed = text("deleting = 1") if connection.dialect.name == "sqlite" else jobs.c.deleting
-    return [record for record in _records(connection, doomed) if not record.is_running]
+    # In the words of the partial index; otherwise SQLite reads all rows.
+    condition = text("deleting = 1") if connection.dialect.name == "sqlite" else jobs.c.deleting
+    return [record for record in _records(connection, condition) if not record.is_running]
 
 
 def paused_for_now(connection: Connection) -> list[JobRecord]:
-    """Paused jobs that don't stay so: they made way for another one, or a stop was asked for as well."""
-    moves_on = jobs.c.preempted_by.is_not(None) | jobs.c.stop_requested_at.is_not(None)
-    return _records(connection, (jobs.c.state == "paused") & moves_on)
+    """Return paused jobs that do not stay paused: they were preempted, or a stop was requested meanwhile."""
+    is_temporary = jobs.c.preempted_by.is_not(None) | jobs.c.stop_requested_at.is_not(None)
+    return _records(connection, (jobs.c.state == "paused") & is_temporary)
 
 
 def last_to_save(connection: Connection, output_dir: str) -> str | None:
-    """The id of the job whose model is the one in that folder: the last that saved one there."""
-    # One that still uploads what it has saved has not ended.
+    """Return the id of the job whose model is in that folder: the last one that saved there."""
+    # A job that still uploads its model has not ended.
     saved_at = func.coalesce(jobs.c.ended_at, jobs.c.updated_at)
     query = select(jobs.c.job_id).where(jobs.c.output_dir == output_dir).order_by(saved_at.desc()).limit(1)
     return connection.execute(query).scalar_one_or_none()
@@ -213,13 +213,13 @@ def set_output_dir(connection: Connection, job_id: str, output_dir: str | None) 
 
 
 def claim_output_dir(connection: Connection, output_dir: str, job_id: str) -> None:
-    """Leave the folder to the job that has just saved there: the models of others were removed, by any program."""
+    """Assign the folder to the job that has just saved there. Models of other jobs were removed from it."""
     others = (jobs.c.output_dir == output_dir) & (jobs.c.job_id != job_id)
     connection.execute(update(jobs).where(others).values(output_dir=None))
 
 
 def saving_around(connection: Connection, target_dir: str, *, without: str | None) -> list[JobRecord]:
-    """Jobs other than `without` that have or may still save a model in a folder inside `target_dir`, or around it."""
+    """Return jobs other than `without` that have a model inside or around `target_dir` or may still save one there."""
 
     def is_around(column: ColumnElement[str | None]) -> ColumnElement[bool]:
         return column.startswith(f"{target_dir}/", autoescape=True) | (column == str(Path(target_dir).parent))
@@ -230,21 +230,21 @@ def saving_around(connection: Connection, target_dir: str, *, without: str | Non
 
 
 def needing_data(connection: Connection) -> list[JobRecord]:
-    """Jobs that read a file and may still do so: those that have not ended, and those with a checkpoint to resume."""
+    """Return jobs that may still read a data file: those that have not ended or have a checkpoint to resume from."""
     resumable = jobs.c.last_checkpoint.is_not(None) & (jobs.c.state != "completed")
     still = jobs.c.state.not_in(END_STATES) | resumable
     return _records(connection, jobs.c.dataset_file.is_not(None) & ~jobs.c.deleting & still)
 
 
 def completed_with(connection: Connection, base_model: str, limit: int) -> list[JobRecord]:
-    """Completed runs with that model, the newest first."""
+    """Return completed jobs with that base model, newest first."""
     matches = (jobs.c.base_model == base_model) & (jobs.c.state == "completed") & ~jobs.c.deleting
     query = select(*_COLUMNS).where(matches).order_by(jobs.c.number.desc()).limit(limit)
     return [JobRecord(**row._mapping) for row in connection.execute(query)]
 
 
 def change(connection: Connection, record: JobRecord, values: Mapping[str, Any]) -> JobRecord | None:
-    """Update a job that is still as `record` says; return None if it has moved on. For `jobs.moves` only."""
+    """Update a job if it is unchanged since `record` was read; return None otherwise. For `jobs.moves` only."""
     unchanged = (
         (jobs.c.job_id == record.job_id)
         & (jobs.c.state == record.state)
@@ -257,7 +257,7 @@ def change(connection: Connection, record: JobRecord, values: Mapping[str, Any])
 
 
 def remove(connection: Connection, job_id: str) -> None:
-    """Deletes a job and, by the foreign key, its metrics."""
+    """Delete a job and, by the foreign key, its metrics. For `jobs.moves` only."""
     connection.execute(delete(jobs).where(jobs.c.job_id == job_id))
 
 

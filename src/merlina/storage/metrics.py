@@ -1,4 +1,4 @@
-"""Queries on metric rows: one row a job and optimizer step; training and evaluation figures share it."""
+"""Queries on metric rows: one row per job and optimizer step, with its training and evaluation metrics."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from merlina.storage.tables import jobs, metrics
 
-Figures = dict[str, float | None]
+MetricValues = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class MetricRecord:
-    """The figures of one optimizer step; `timestamp` in epoch seconds."""
+    """The metrics of one optimizer step; `timestamp` is in epoch seconds."""
 
     step: int
     timestamp: float
-    figures: Figures
+    metrics: MetricValues
 
 
 def record(connection: Connection, job_number: int, rows: Iterable[MetricRecord]) -> None:
-    """Adds rows; figures of a step that is there already are joined to it."""
+    """Add rows. Metrics of a step that has a row already are merged into it."""
     fresh = list(rows)
     if not fresh:
         return
-    there = _between(connection, job_number, min(row.step for row in fresh), max(row.step for row in fresh))
+    existing = _between(connection, job_number, min(row.step for row in fresh), max(row.step for row in fresh))
     merged: dict[int, MetricRecord] = {}
     for row in fresh:
-        before = merged.get(row.step) or there.get(row.step)
-        figures = {**before.figures, **row.figures} if before else row.figures
-        merged[row.step] = MetricRecord(row.step, row.timestamp, figures)
+        before = merged.get(row.step) or existing.get(row.step)
+        merged_values = {**before.metrics, **row.metrics} if before else row.metrics
+        merged[row.step] = MetricRecord(row.step, row.timestamp, merged_values)
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     query = dialect.insert(metrics)
     query = query.on_conflict_do_update(
         index_elements=[metrics.c.job_number, metrics.c.step],
-        set_={name: query.excluded[name] for name in ("timestamp", "figures", "evaluated")},
+        set_={name: query.excluded[name] for name in ("timestamp", "metrics", "evaluated")},
     )
     connection.execute(query, [_values(job_number, row) for row in merged.values()])
-    _count_in(connection, job_number, len(merged.keys() - there.keys()))
+    _count_in(connection, job_number, len(merged.keys() - existing.keys()))
 
 
 def forget_after(connection: Connection, job_number: int, step: int) -> None:
-    """Drops the rows of steps that a resumed run takes again."""
+    """Delete the rows of steps that a resumed run repeats."""
     dropped = connection.execute(delete(metrics).where(metrics.c.job_number == job_number, metrics.c.step > step))
     _count_in(connection, job_number, -dropped.rowcount)
 
@@ -59,16 +59,17 @@ def rows(
     limit: int | None = None,
     max_points: int | None = None,
 ) -> list[MetricRecord]:
-    """Rows in step order, from `since_step` to `until_step`; the first `limit` of them.
+    """Return the rows from `since_step` to `until_step` in step order, at most `limit`.
 
-    Of more than `max_points`, so many: evaluations, which may take half, and others spread evenly over all steps.
+    More than `max_points` rows are thinned to that number: evaluations get up to half of it, and the other rows are
+    spread evenly over all steps.
     """
     matches = metrics.c.job_number == job_number
     if since_step is not None:
         matches &= metrics.c.step >= since_step
     if until_step is not None:
         matches &= metrics.c.step <= until_step
-    query = select(metrics.c.step, metrics.c.timestamp, metrics.c.figures).where(matches).order_by(metrics.c.step)
+    query = select(metrics.c.step, metrics.c.timestamp, metrics.c.metrics).where(matches).order_by(metrics.c.step)
     if max_points is not None and _are_more(connection, matches, max_points):
         query = query.where(_thinned(connection, job_number, matches, max_points))
     if limit is not None:
@@ -77,19 +78,19 @@ def rows(
 
 
 def count(connection: Connection) -> int:
-    """How many rows all jobs have."""
+    """Return the number of rows of all jobs."""
     return int(connection.execute(select(func.coalesce(func.sum(jobs.c.metric_rows), 0))).scalar_one())
 
 
 def total(connection: Connection, job_number: int) -> int:
-    """How many rows a job has."""
+    """Return the number of rows of a job."""
     return int(connection.execute(select(jobs.c.metric_rows).where(jobs.c.number == job_number)).scalar_one())
 
 
 def _values(job_number: int, row: MetricRecord) -> dict[str, Any]:
-    evaluated = any(name.startswith("eval_") for name in row.figures)
-    # Not by `asdict`, which copies the figures one by one and took half the time of reading a long log.
-    values = {"step": row.step, "timestamp": row.timestamp, "figures": row.figures}
+    evaluated = any(name.startswith("eval_") for name in row.metrics)
+    # `asdict` would copy each value, which took half the time of ingesting a long log.
+    values = {"step": row.step, "timestamp": row.timestamp, "metrics": row.metrics}
     return {"job_number": job_number, "evaluated": evaluated, **values}
 
 
@@ -99,8 +100,8 @@ def _are_more(connection: Connection, matches: ColumnElement[bool], than: int) -
 
 
 def _thinned(connection: Connection, job_number: int, matches: ColumnElement[bool], points: int) -> ColumnElement[bool]:
-    """Which rows stay where there are more than `points`."""
-    # The two ends are among the others.
+    """Return a condition that selects `points` rows of those that match."""
+    # The other rows include the first and the last.
     most = max(0, points - 2) // 2
     evaluated = matches & metrics.c.evaluated
     if not most:
@@ -111,16 +112,17 @@ def _thinned(connection: Connection, job_number: int, matches: ColumnElement[boo
         evaluations = select(metrics.c.step).where(evaluated)
         count = len(list(connection.execute(evaluations)))
     others = _spread(connection, job_number, matches, points - count)
-    # As one set, so that rows are looked up by it; "in this or in that" would read them all.
+    # One set, so that rows are found by the index; with an OR all rows would be read.
     return metrics.c.step.in_(union(others, evaluations))
 
 
 def _spread(
     connection: Connection, job_number: int, matches: ColumnElement[bool], points: int, *, evaluated: bool = False
 ) -> Select[tuple[int]]:
-    """Steps at even distances from the first to the last, each the next one that has a row, or an evaluated one.
+    """Return evenly spaced steps from the first to the last, each moved to the next step that has a row.
 
-    Each is looked up by itself, so that the time goes with the points and not with the rows.
+    With `evaluated`, to the next step that has an evaluation. Each step is looked up by itself, so that the time grows
+    with the number of points rather than rows.
     """
     ends = (func.min(metrics.c.step), func.max(metrics.c.step))
     first, last = (connection.execute(select(end).where(matches)).scalar_one() for end in ends)
@@ -138,8 +140,8 @@ def _spread(
 
 
 def _between(connection: Connection, job_number: int, first: int, last: int) -> dict[int, MetricRecord]:
-    """Rows by step."""
-    query = select(metrics.c.step, metrics.c.timestamp, metrics.c.figures).where(
+    """Return the rows from step `first` to step `last` by step."""
+    query = select(metrics.c.step, metrics.c.timestamp, metrics.c.metrics).where(
         metrics.c.job_number == job_number, metrics.c.step.between(first, last)
     )
     return {row.step: MetricRecord(*row) for row in connection.execute(query)}

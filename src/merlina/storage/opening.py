@@ -1,4 +1,4 @@
-"""Opening the database: refuse what this version cannot use before anything is written to it."""
+"""Opening the database. One that this version cannot use is refused before anything is written to it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from merlina.storage.database import Database, database_versions
 from merlina.storage.tables import metadata
 
 _VERSION_TABLE = "alembic_version"
-# In every version of the database since the first.
-_ALWAYS_THERE = {"jobs", "metrics", "uploads"}
+# Tables of every version of the database.
+_FIRST_TABLES = {"jobs", "metrics", "uploads"}
 _MAGIC = b"SQLite format 3\0"
 
 
 def open_database(url: str, setting: str) -> Database:
     """Open the database at `url` and bring its tables to this version; `setting` names where `url` comes from.
 
-    Raises ServerError with one sentence where the database cannot be opened, was written by a newer version or belongs
-    to another program; it is then left as it was.
+    Raises ServerError if the database cannot be opened, was written by a newer version or belongs to another program.
+    The database is unchanged then.
     """
     try:
         version = _usable_version(url, setting)
@@ -37,13 +37,13 @@ def open_database(url: str, setting: str) -> Database:
             raise
         return database
     except (SQLAlchemyError, ModuleNotFoundError, OSError) as error:
-        raise ServerError(f"The database of {setting} can't be opened: {_reason(error)}") from error
+        raise ServerError(f"The database of {setting} cannot be opened: {_reason(error)}") from error
 
 
 def _usable_version(url: str, setting: str) -> str | None:
     """Return the version of an existing database, read through a connection that cannot write to it.
 
-    None where it has no tables yet. Raises ServerError where this version of Merlina cannot use it.
+    Return None if it has no tables yet. Raises ServerError if this version of Merlina cannot use it.
     """
     readable, file = url, None
     parsed = make_url(url)
@@ -66,14 +66,14 @@ def _usable_version(url: str, setting: str) -> str | None:
     name = str(file or setting)
     if versions:
         _refuse_unknown_versions(versions, name)
-        if tables >= _ALWAYS_THERE:
+        if tables >= _FIRST_TABLES:
             return max(versions)
-    # Programs may share a database server; a file belongs to one of them.
+    # Several programs may share a database server, but not a file.
     shared = not is_sqlite and not versions
-    in_the_way = tables & set(metadata.tables) if shared else tables - {_VERSION_TABLE}
-    if in_the_way:
+    foreign = tables & set(metadata.tables) if shared else tables - {_VERSION_TABLE}
+    if foreign:
         raise ServerError(
-            f"{name} is no database of Merlina: it holds the tables {', '.join(sorted(in_the_way)[:5])} of another "
+            f"{name} is not a database of Merlina: it holds the tables {', '.join(sorted(foreign)[:5])} of another "
             "program; choose another DATA_DIR or DATABASE_URL"
         )
     return None
@@ -81,12 +81,12 @@ def _usable_version(url: str, setting: str) -> str | None:
 
 def _refuse_unusable_file(file: Path, setting: str) -> None:
     if not file.is_file():
-        raise ServerError(f"The database of {setting} can't be opened: {file} is not a file")
+        raise ServerError(f"The database of {setting} cannot be opened: {file} is not a file")
     if not os.access(file, os.R_OK | os.W_OK):
-        raise ServerError(f"The database of {setting} can't be opened: no permission to read and write {file}")
+        raise ServerError(f"The database of {setting} cannot be opened: no permission to read and write {file}")
     with file.open("rb") as opened:
         if opened.read(len(_MAGIC)) != _MAGIC:
-            raise ServerError(f"The database of {setting} can't be opened: {file} is not a SQLite database")
+            raise ServerError(f"The database of {setting} cannot be opened: {file} is not a SQLite database")
 
 
 def _refuse_unknown_versions(versions: Sequence[str], name: str) -> None:
@@ -107,5 +107,5 @@ def _refuse_unknown_versions(versions: Sequence[str], name: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """Return the database's own words, without SQLAlchemy's around them."""
+    """Return the database driver's message without SQLAlchemy's additions."""
     return first_line(error.orig if isinstance(error, DBAPIError) and error.orig else error)

@@ -1,4 +1,4 @@
-"""The tables. A change here needs a migration beside it (`migrations/versions/`)."""
+"""The tables of the database. Each change needs a migration in `migrations/versions/`."""
 
 from __future__ import annotations
 
@@ -61,21 +61,21 @@ jobs = Table(
     Column("ended_at", Float),
     Column("stop_requested_at", Float),
     Column("pause_requested_at", Float),
-    # The job it makes way for: it goes back to the queue by itself.
+    # The job that preempts this one, which then returns to the queue by itself.
     Column("preempted_by", String(64)),
     Column("preemptible", Boolean, nullable=False, server_default=false()),
-    # The estimate its checks made of its peak, in MiB, on the device it runs on.
+    # The estimated peak memory on the training device, in MiB.
     Column("memory_needed_mb", Integer),
-    # The identity of the process that runs the present attempt, for where its run folder is gone.
+    # The identity of the current attempt's worker, in case its run folder is gone.
     Column("worker", String(100)),
     Column("deleting", Boolean, nullable=False, server_default=false()),
     Column("last_seq", Integer, nullable=False, server_default="0"),
     Column("log_offset", Integer, nullable=False, server_default="0"),
-    # How many rows of `metrics` are the job's, kept beside them: to count a million takes too long.
+    # The number of the job's rows in `metrics`: counting a million rows takes too long.
     Column("metric_rows", Integer, nullable=False, server_default="0"),
-    # How many requests changed the job: of two that were decided on the same row, the second is refused.
+    # The number of requests that changed the job: of two decided on the same row, the second is refused.
     Column("operations", Integer, nullable=False, server_default="0"),
-    # Lines of the run's event log that could not be read as events.
+    # The number of lines of the run's event log that could not be applied.
     Column("skipped_lines", Integer, nullable=False, server_default="0"),
     Index(None, "state", "priority", "number"),
     sqlite_autoincrement=True,
@@ -89,14 +89,15 @@ metrics = Table(
     Column("job_number", Integer, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True),
     Column("step", Integer, primary_key=True),
     Column("timestamp", Float, nullable=False),
-    Column("figures", JSON, nullable=False),
-    # Whether figures of an evaluation are among them: those are few, and a chart must not lose them.
+    # In the database the column has its first name.
+    Column("figures", JSON, key="metrics", nullable=False),
+    # Whether evaluation metrics are included: those rows are few, and thinning must keep them.
     Column("evaluated", Boolean, nullable=False, server_default=false()),
     sqlite_with_rowid=False,
 )
 Index(
     "ix_metrics_evaluated",
-    # `evaluated` among them, though it is always true here, has SQLite prefer this index to the primary key.
+    # With `evaluated`, although it is always true here, SQLite prefers this index to the primary key.
     metrics.c.job_number,
     metrics.c.evaluated,
     metrics.c.step,

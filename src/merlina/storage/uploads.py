@@ -1,4 +1,4 @@
-"""Queries on uploaded data sets. The files themselves lie at `DATA_DIR/uploads/<dataset_id>/rows.<format>`."""
+"""Queries on uploaded data sets. Their files are `DATA_DIR/uploads/<dataset_id>/rows.<format>`."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def get(connection: Connection, dataset_id: str) -> UploadRecord | None:
 
 
 def remove(connection: Connection, dataset_id: str) -> bool:
-    """Whether there was such an upload."""
+    """Delete an upload; return False if it did not exist."""
     return connection.execute(delete(uploads).where(uploads.c.dataset_id == dataset_id)).rowcount > 0

@@ -38,7 +38,7 @@ def _watch(folder: RunFolder, lock: int, log: EventLog, end_others: Callable[[],
         lost = _lost(folder, lock, log)
         # Seen twice: on network file systems, a file that is there may be missing for a moment.
         if lost is not None and lost == seen:
-            log.silence()
+            log.block_appends()
             end_others()
             _end(folder, log, f"The run ended because {lost} while it was running")
         seen = lost
