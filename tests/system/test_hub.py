@@ -189,7 +189,7 @@ def assert_uploaded(hub: FakeHub, saved: Path, machine: bytes) -> None:
     card = merged["README.md"].decode()
     assert "AutoModelForCausalLM.from_pretrained('org/whole', dtype=torch.float32)" in card
     assert "| | Before (float32) | Adapter (float32) | This model (float32) |" in card
-    assert "Merged in float32 and saved as float32. Loaded again, the mean log-probability per token of " in card
+    assert "Merged in float32 and saved as float32. After reloading, the mean log-probability per token of " in card
     assert "PeftModel.from_pretrained(base, 'org/adapter')" in uploaded["README.md"].decode()
     # What lies on this machine only is no model of the Hub's, whatever it is called.
     assert "AutoModelForCausalLM.from_pretrained('path/to/tiny', dtype=torch.float32)" in uploaded["README.md"].decode()

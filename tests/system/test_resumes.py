@@ -80,7 +80,9 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
         step, announced, reason = last_resumed(server, job)
         assert (step, announced) == (6, 9)
         assert "adapter_model.safetensors" in str(reason)
-        assert any("step 6, not at step 9 as announced: checkpoint-9" in line for line in server.log_lines(job))
+        assert any(
+            "step 6 instead of step 9, which was announced: checkpoint-9" in line for line in server.log_lines(job)
+        )
 
         # None is left: nothing starts over unless it is told to.
         for path in folder.glob("checkpoint-*/rng_state.pth"):

@@ -26,9 +26,9 @@ from merlina.schemas.training import TrainingConfig
 from merlina.worker.run.publishing import publish
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.stages import TrainingData
-from merlina.worker.run.stop_requests import StopRequest
+from merlina.worker.run.stop_requests import PendingRequests
 folder = Path(sys.argv[1])
-reporter = EventReporter(EventLog(folder / "events.jsonl"), StopRequest(folder / "stop", folder / "pause"))
+reporter = EventReporter(EventLog(folder / "events.jsonl"), PendingRequests(folder / "stop", folder / "pause"))
 for config, token, result in json.loads(sys.argv[2]):
     os.environ["HF_TOKEN"] = token
     config = TrainingConfig.model_validate(config)
@@ -68,10 +68,10 @@ def adapter_of_giant(folder: Path) -> dict[str, Any]:
 
 def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> None:
     expected = {
-        "refused": "may not write to org/refused; give one with write access (the Hub says: You don't have the rights",
-        "readonly": "may not write to org/readonly; give one with write access",
+        "refused": "may not write to org/refused; provide one with write access (the Hub: You don't have the rights",
+        "readonly": "may not write to org/readonly; provide one with write access",
         "broken": "The Hub failed to respond for the model 'org/broken' (status 500); try again later",
-        "public": "org/public is there already and public, which hf_hub_private forbids; make it private",
+        "public": "org/public already exists and is public, but hf_hub_private is true; make it private",
     }
     trouble = ["refuse creation org/refused", "refuse writing org/readonly", "fail commit org/broken"]
     with fake_hub({"models/org/readonly": {}, "models/org/public": {}}, "hf_right", trouble) as hub:
@@ -82,9 +82,9 @@ def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> 
     for words, (name, complaint) in zip(told, expected.items(), strict=True):
         assert words.startswith("The upload to the Hub failed: ")
         assert complaint in words
-        assert words.endswith(f"`hf upload org/{name} {tmp_path / 'm'} --private` uploads it as it is there")
+        assert words.endswith(f"`hf upload org/{name} {tmp_path / 'm'} --private` uploads it")
     assert "The Hub rejected the given hf_token" in unknown
-    assert "there is no hf_token; give one that may write" in none
+    assert "there is no hf_token; provide one with write access" in none
     assert made == f"Uploaded to {hub.endpoint}/user/alone"
     assert not_merged.startswith("merge_lora_before_upload: the base model in 16 bits needs about ")
     assert not_merged.endswith(" GiB are free, so the adapter alone is uploaded")

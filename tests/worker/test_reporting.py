@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from merlina.runs import EventLog
-from merlina.worker.run.reporting import EventReporter, Silence
+from merlina.worker.run.reporting import EventReporter, NullChannel
 
 
 def first_attempt(log: EventLog) -> None:
     """Evaluated before training and at step 4, trained up to step 6."""
-    reporter = EventReporter(log, Silence())
+    reporter = EventReporter(log, NullChannel())
     reporter.metrics(0, {"eval_loss": 9.0})
     for step in range(1, 7):
         reporter.metrics(step, {"loss": 10.0 + step}, evaluation_follows=step == 4)
@@ -30,13 +30,13 @@ def test_evaluations_of_steps_that_were_taken_again_are_not_recalled(
     """The third attempt continues at step 4, which the second one reached without evaluating it."""
     log = EventLog(tmp_path / "events.jsonl")
     first_attempt(log)
-    second = EventReporter(log, Silence())
+    second = EventReporter(log, NullChannel())
     second.resumed(resumed_at)
     if resumed_at == 0:
         second.metrics(0, {"eval_loss": 8.0})
     for step in range(resumed_at + 1, 5):
         second.metrics(step, {"loss": 0.5})
-    third = EventReporter(log, Silence())
+    third = EventReporter(log, NullChannel())
     third.resumed(4)
     third.recall(tmp_path / "events.jsonl", 4)
     log.close()

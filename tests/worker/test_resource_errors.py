@@ -18,7 +18,7 @@ from merlina.errors import ModelError
 from merlina.runs import RunFolder
 from merlina.training.models.loading import readable_errors
 from merlina.worker.resource_errors import disk_is_full
-from merlina.worker.run.run import in_words
+from merlina.worker.run.run import describe_error
 
 pytestmark = pytest.mark.slow
 
@@ -40,16 +40,19 @@ def test_a_checkpoint_that_breaks_off_is_a_full_disk(tmp_path: Path) -> None:
     weights = torch.zeros(10**5)
     with files_no_larger_than(4096), pytest.raises(RuntimeError) as raised:
         torch.save(weights, tmp_path / "optimizer.pt")
-    assert "no room to write run. Free some space" in in_words(raised.value, RunFolder(Path("run")))
+    assert "run could not be written. Free some space" in describe_error(raised.value, RunFolder(Path("run")))
 
 
 @pytest.mark.parametrize("error", [SafetensorError(NO_SPACE), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))])
 def test_weights_that_find_no_room_are_a_full_disk_also_while_a_model_is_converted(error: Exception) -> None:
     folder = RunFolder(Path("run"))
-    assert in_words(error, folder) == "The disk is full: no room to write run. Free some space, then resume or retry"
+    assert (
+        describe_error(error, folder)
+        == "The disk is full: run could not be written. Free some space, then resume or retry"
+    )
     with pytest.raises(ModelError) as raised, readable_errors("a.gguf"):
         raise error
-    assert "no room to write the model's files" in in_words(raised.value, folder)
+    assert "the model's files could not be written" in describe_error(raised.value, folder)
 
 
 @pytest.mark.parametrize("while_loading", [False, True])
@@ -57,8 +60,8 @@ def test_a_processors_memory_that_ran_out_is_told_with_what_needs_less(while_loa
     loading = readable_errors("a model") if while_loading else contextlib.nullcontext()
     with pytest.raises((RuntimeError, ModelError)) as raised, loading:
         torch.empty(10**15)
-    assert in_words(raised.value, RunFolder(Path("run"))).startswith(
-        "The run needs more memory than there is. In order"
+    assert describe_error(raised.value, RunFolder(Path("run"))).startswith(
+        "The run needs more memory than is available. In order"
     )
 
 

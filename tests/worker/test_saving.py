@@ -15,7 +15,7 @@ from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.saving import save_model
 from merlina.worker.run.stages import TrainingData
-from merlina.worker.run.stop_requests import StopRequest
+from merlina.worker.run.stop_requests import PendingRequests
 from tests.harness import training_config
 from tests.tiny import build_tiny_model
 
@@ -48,7 +48,9 @@ def test_a_saved_model_ends_where_its_answers_did_in_training(base: Path, tmp_pa
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])) if use_lora else model
     encoder = PairEncoder(tokenizer, "it", config.dataset.format, 512, 256)
     trained = encoder.encode(Pair((Message("user", "Hi"),), "Yes", "No")).tokens
-    reporter = EventReporter(EventLog(tmp_path / "events.jsonl"), StopRequest(tmp_path / "stop", tmp_path / "pause"))
+    reporter = EventReporter(
+        EventLog(tmp_path / "events.jsonl"), PendingRequests(tmp_path / "stop", tmp_path / "pause")
+    )
     save_model(model, tokenizer, order, TrainingData([], []), {}, reporter, 1, was_stopped=False)
     saved, how = AutoTokenizer.from_pretrained(tmp_path / "m"), GenerationConfig.from_pretrained(tmp_path / "m")
     assert saved.convert_ids_to_tokens(how.eos_token_id) == ["<|endoftext|>", "<|im_end|>"]

@@ -21,7 +21,7 @@ from merlina.processes import identify
 from merlina.runs import EventLog, RunFolder
 from merlina.schemas.events import Ended, Started
 from merlina.worker.imports import import_at_once
-from merlina.worker.run.stop_requests import StopRequest
+from merlina.worker.run.stop_requests import PendingRequests
 from merlina.worker.run.watchdog import watch
 
 _NAMED_VERSIONS = ("merlina", "torch", "transformers", "peft")
@@ -36,7 +36,7 @@ def main(given: Sequence[str] | None = None) -> int:
     # Segments that grow leave few holes between passes of different sizes, so that little more is held than is used.
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    stop = StopRequest(folder.stop_file, folder.pause_file)
+    stop = PendingRequests(folder.stop_file, folder.pause_file)
     _name_myself(arguments.lock_fd)
     reach(FaultPoint.START_IDENTIFIED)
     log = EventLog(folder.events_file, folder.after_seq())

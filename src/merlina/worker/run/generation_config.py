@@ -1,4 +1,4 @@
-"""What a finished model's answers end with, told to whoever generates with it."""
+"""The generation configuration of a finished model, with the tokens that end its answers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from transformers import GenerationConfig
 GENERATION_CONFIG_FILE = "generation_config.json"
 
 
-def write_generation_config(folder: Path, model: Any, *ends: int | None) -> None:
-    """The model's own generation settings, ending an answer at `ends` too: at what ended one in training.
+def write_generation_config(folder: Path, model: Any, *end_tokens: int | None) -> None:
+    """Write the model's generation settings, extended by the tokens that ended answers in training.
 
-    That need not be the EOS: a base model's is often another than its chat format's. An adapter has the file beside it.
+    These need not include the EOS: that of a base model often differs from the end token of the chat format. The file
+    is written for an adapter, too.
     """
     own = getattr(model, "generation_config", None) or GenerationConfig()
     listed = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-    each = list(dict.fromkeys(token for token in (*listed, *ends) if token is not None))
+    unique = list(dict.fromkeys(token for token in (*listed, *end_tokens) if token is not None))
     settings = copy.deepcopy(own)
-    settings.eos_token_id = each[0] if len(each) == 1 else each or None
-    # Its own way to save refuses what was changed and holds an idle setting, which many published models do.
+    settings.eos_token_id = unique[0] if len(unique) == 1 else unique or None
+    # save_pretrained refuses changed settings that are unused, which many published models have.
     settings.to_json_file(folder / GENERATION_CONFIG_FILE, keys_to_pop=["compile_config"])

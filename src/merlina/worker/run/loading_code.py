@@ -1,4 +1,4 @@
-"""The Python code by which a finished model's card loads it, held as in the run that measured its figures."""
+"""Python code that loads a finished model, in the data type of the run that measured its metrics."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from merlina.training.models.loading import compute_dtype, training_device
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model is loaded from, a folder or a Hub id, and whether it is an adapter beside its base model.
+    """The address of a model, a folder or a Hub id, and whether it is an adapter for a base model.
 
-    `base` is where its readers find the base model; a Hub id where `base_on_hub`. `dtype` is the name of torch's type
-    that whole weights have; `weight_bits` those of a base model that is quantized for its adapter.
+    `base` is the address of the base model, a Hub id if `base_on_hub`. `dtype` is the name of the torch dtype of whole
+    weights; `weight_bits` is that of a base model that is quantized for its adapter.
     """
 
     address: str
@@ -25,32 +25,32 @@ class Placement:
     weight_bits: WeightBits | None = None
 
     @property
-    def held_as(self) -> str:
-        """How the weights are held, in words."""
+    def precision(self) -> str:
+        """The precision of the weights, as text."""
         if self.is_adapter and self.weight_bits:
             return "4-bit NF4" if self.weight_bits == 4 else "8-bit integers"
         return self.dtype
 
 
 def is_on_hub(base_model: str) -> bool:
-    """Whether a base model that a run could load is a Hub id, not something on this machine."""
+    """Return whether the base model is a Hub id, not a path on this machine."""
     return not Path(base_model).expanduser().exists()
 
 
 def placement_of_run(config: TrainingConfig, address: str) -> Placement:
-    """The placement of what a run saves: an adapter for the base model as the run held it, or float32 weights."""
+    """Return the placement of a run's model: an adapter for the base model as in the run, or float32 weights."""
     base = config.base_model
-    dtype = computed_in(config) if config.use_lora else "float32"
+    dtype = compute_dtype_name(config) if config.use_lora else "float32"
     return Placement(address, config.use_lora, base, is_on_hub(base), dtype, config.weight_bits)
 
 
-def computed_in(config: TrainingConfig) -> str:
-    """The name of the type that a run on this machine computes in."""
+def compute_dtype_name(config: TrainingConfig) -> str:
+    """Return the name of the dtype in which a run on this machine computes."""
     return str(compute_dtype(config.dtype, training_device())).removeprefix("torch.")
 
 
 def loading_code(placement: Placement) -> str:
-    """Python that defines `model` and `tokenizer`."""
+    """Return Python code that defines `model` and `tokenizer`."""
     return _adapter(placement) if placement.is_adapter else _whole(placement)
 
 
@@ -68,9 +68,9 @@ def _adapter(placement: Placement) -> str:
     names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig"]
     names += ["BitsAndBytesConfig"] if placement.weight_bits else []
     names += ["GgufConfig"] if is_gguf else []
-    unpacks = is_gguf and placement.weight_bits
+    dequantizes = is_gguf and placement.weight_bits
     lines = [
-        *(["from tempfile import TemporaryDirectory\n"] if unpacks else []),
+        *(["from tempfile import TemporaryDirectory\n"] if dequantizes else []),
         "import torch",
         "from peft import PeftModel",
         f"from transformers import {', '.join(sorted(names))}\n",
@@ -94,7 +94,7 @@ def _base(placement: Placement, *, is_gguf: bool) -> list[str]:
     )
     if not quantized:
         return [f"base = {loaded}"]
-    # A GGUF is quantized in another way: its weights are unpacked before.
+    # A GGUF file has a quantization of its own: its weights are dequantized first.
     return [
         f"unpacked = {loaded}",
         "del unpacked.config.quantization_config",

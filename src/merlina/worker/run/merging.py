@@ -1,4 +1,4 @@
-"""Whole weights from a finished adapter: merged, saved, loaded again as a user would, and compared with the adapter."""
+"""Merging of a finished adapter into the base model's weights, with a comparison of the reloaded result."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from merlina.worker.run.generation_config import GENERATION_CONFIG_FILE
 from merlina.worker.run.stages import TrainingData
 
 _SAMPLE_PAIRS = 8
-# Largest difference of an answer's mean log-probability per token, in nats. A merge that went wrong is off by whole
-# nats; what rounding of weights and activations makes was measured far below these.
+# Largest tolerated difference of an answer's mean log-probability per token, in nats. A failed merge is off by whole
+# nats; the effect of rounding weights and activations was measured far below these values.
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.15}
 
 
 class MergeError(TrainingError):
-    """A merged model is not the model that its adapter makes."""
+    """A merged model differs from the base model with its adapter."""
 
 
 @dataclass(frozen=True)
 class Merged:
-    """A merged model as it was found when it was loaded again.
+    """Measurements of a merged model after it was loaded again.
 
-    `largest` and `mean` are differences of answers' mean log-probabilities per token from the adapter's; `rounding` is
-    what the cast to `dtype` took from the update, as a share of it (root mean square). `figures` are of the held-out
-    pairs, `eval_…`, empty where they were not computed.
+    `largest` and `mean` are differences from the adapter in the answers' mean log-probabilities per token. `rounding`
+    is the share of the update that the cast to `dtype` changed (root mean square). `metrics` are those of the held-out
+    pairs, `eval_…`, and empty if they were not computed.
     """
 
     dtype: torch.dtype
@@ -54,35 +54,35 @@ class Merged:
     largest: float
     mean: float
     rounding: float
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
     @property
     def dtype_name(self) -> str:
         return _name(self.dtype)
 
-    def in_words(self) -> str:
-        words = (
-            f"Merged in float32 and saved as {self.dtype_name}. Loaded again, the mean log-probability per token of "
+    def summary(self) -> str:
+        comparison = (
+            f"Merged in float32 and saved as {self.dtype_name}. After reloading, the mean log-probability per token of "
             f"{self.answers} answers differs from the adapter's by {self.mean:.2g} on average and {self.largest:.2g} "
             "at most"
         )
         if self.rounding < 1e-4:
-            return f"{words}."
+            return f"{comparison}."
         return (
-            f"{words}; rounding to {self.dtype_name} moved the weights by {self.rounding:.0%} of what the adapter "
-            "changed (root mean square). The adapter in `adapter/` is without that loss, and so are weights merged "
-            "with merge_dtype float32."
+            f"{comparison}; rounding to {self.dtype_name} changed the weights by {self.rounding:.0%} of the adapter's "
+            "update (root mean square). The adapter in `adapter/` and weights merged with merge_dtype float32 don't "
+            "have this loss."
         )
 
 
-def held_dtype(config: TrainingConfig) -> torch.dtype:
-    """What the base model's weights are loaded in for merging: as in the run, or bfloat16 where that quantized them."""
+def base_dtype(config: TrainingConfig) -> torch.dtype:
+    """Return the data type of the base model for merging: that of the run, or bfloat16 if the run quantized it."""
     return torch.bfloat16 if config.weight_bits else compute_dtype(config.dtype, training_device())
 
 
 def merged_dtype(config: TrainingConfig) -> torch.dtype:
-    """What the merged weights are saved as."""
-    chosen: torch.dtype = held_dtype(config) if config.merge_dtype == "auto" else getattr(torch, config.merge_dtype)
+    """Return the data type in which the merged weights are saved."""
+    chosen: torch.dtype = base_dtype(config) if config.merge_dtype == "auto" else getattr(torch, config.merge_dtype)
     return chosen
 
 
@@ -91,7 +91,7 @@ def save_merged(
 ) -> Merged:
     """Write the merged model of `order.output_dir` into `folder`.
 
-    Raises MergeError where it is not the adapter's model when it is loaded again.
+    Raises MergeError if the reloaded model differs from the adapter's by more than the tolerance.
     """
     pairs = (data.held_out or data.training)[:_SAMPLE_PAIRS]
     dtype = merged_dtype(order.config)
@@ -107,22 +107,21 @@ def save_merged(
     found = mean_answer_logprobs(reloaded, pairs)
     differences = (found - expected).abs()
     largest = float(differences.max())
-    coarsest = max(dtype, held_dtype(order.config), key=lambda each: torch.finfo(each).eps)
+    coarsest = max(dtype, base_dtype(order.config), key=lambda each: torch.finfo(each).eps)
     tolerance = _TOLERANCES[coarsest]
     if not largest <= tolerance:
         raise MergeError(
-            f"loaded again, the merged model gives {len(found)} answers log-probabilities that differ from the "
-            f"adapter's by up to {largest:.3g} per token ({float(differences.mean()):.3g} on average), where at most "
-            f"{tolerance:g} is allowed"
+            f"after reloading, the merged model's log-probabilities of {len(found)} answers differ from the adapter's "
+            f"by up to {largest:.3g} per token ({float(differences.mean()):.3g} on average), more than {tolerance:g}"
         )
-    figures = _figures(reloaded, data.held_out, order.config, reference_folder, device)
-    return Merged(dtype, len(found), largest, float(differences.mean()), rounding.share, figures)
+    metrics = _held_out_metrics(reloaded, data.held_out, order.config, reference_folder, device)
+    return Merged(dtype, len(found), largest, float(differences.mean()), rounding.share, metrics)
 
 
-def _figures(
+def _held_out_metrics(
     model: PlainModel, pairs: list[TokenPair], config: TrainingConfig, reference_folder: Path, device: torch.device
 ) -> dict[str, float]:
-    """None where a processor would have to compute what a GPU was needed for."""
+    """Return the metrics of the held-out pairs, or none if the CPU would have to compute what needed a GPU."""
     if not pairs or config.eval_steps == 0 or device != training_device():
         return {}
     return held_out_metrics(model, pairs, config, reference_folder)
@@ -132,7 +131,7 @@ def _load_adapter(order: RunOrder, device: torch.device) -> Any:
     name, gguf = split_gguf(order.config.base_model)
     base = AutoModelForCausalLM.from_pretrained(
         name,
-        dtype=held_dtype(order.config),
+        dtype=base_dtype(order.config),
         token=os.environ.get("HF_TOKEN"),
         trust_remote_code=order.trust_remote_code,
         **weight_source(gguf),
@@ -148,7 +147,7 @@ def _load_merged(folder: Path, dtype: torch.dtype, order: RunOrder, device: torc
 
 
 def free_memory_of_models() -> None:
-    """Give back what models that nothing refers to any more have held."""
+    """Free the memory of models that are no longer referenced."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The README.md of a finished model: what it is, what made it, how to load it."""
+"""The model card (README.md) of a finished model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHOWN_SETTINGS = (
     "lr_scheduler_type",
     "seed",
 )
-_SHOWN_FIGURES = (
+_SHOWN_METRICS = (
     ("Evaluation loss", "eval_loss"),
     ("Reward accuracy on held-out pairs", "eval_reward_accuracy"),
     ("Reward margin on held-out pairs", "eval_reward_margin"),
@@ -36,8 +36,8 @@ _SHOWN_FIGURES = (
 _LIBRARIES = ("torch", "transformers", "peft")
 
 
-def model_card(order: RunOrder, data: TrainingData, figures: str, placement: Placement) -> str:
-    """Markdown with the metadata the Hub reads. `figures` is what `figures_of_run` or `figures_of_merged` made."""
+def model_card(order: RunOrder, data: TrainingData, metrics: str, placement: Placement) -> str:
+    """Return the card in Markdown with the Hub's metadata; `metrics` is the text of one of the functions below."""
     config = order.config
     name = config.output_name.rsplit("/", 1)[-1]
     settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in _SHOWN_SETTINGS)
@@ -60,7 +60,7 @@ def model_card(order: RunOrder, data: TrainingData, figures: str, placement: Pla
 Chat format: `{config.dataset.format.format_type}`.
 
 ## What changed
-{figures}
+{metrics}
 ## How it was made
 
 | Setting | Value |
@@ -84,39 +84,37 @@ def _metadata(config: TrainingConfig, placement: Placement) -> dict[str, Any]:
     return metadata | {"library_name": "peft" if placement.is_adapter else "transformers"}
 
 
-def figures_of_run(final_metrics: dict[str, float], data: TrainingData, placement: Placement, dtype: str) -> str:
-    """Markdown: the held-out figures of the base model and of the model a run saved, as it held and computed both."""
+def run_metrics_table(final_metrics: dict[str, float], data: TrainingData, placement: Placement, dtype: str) -> str:
+    """Return a Markdown table of the held-out metrics before and after the run, in the run's precision."""
     if not any(name.startswith("initial_eval_") for name in final_metrics):
-        return "\nNo pairs were evaluated, so nothing was measured.\n"
+        return "\nNo pairs were evaluated.\n"
     step = round(final_metrics.get("kept_step", 0))
     if "final_eval_loss" not in final_metrics:
-        return (
-            f"\nThe run was stopped at step {step}, before the saved model was evaluated; nothing was measured of it.\n"
-        )
-    held = placement.held_as if placement.is_adapter else dtype
-    computed = "" if held == dtype else f" and computed in {dtype}"
+        return f"\nThe run was stopped at step {step}, before the saved model was evaluated.\n"
+    precision = placement.precision if placement.is_adapter else dtype
+    computed = "" if precision == dtype else f" and computed in {dtype}"
     return (
         _table({"Before": "initial_", "After": "final_"}, final_metrics)
-        + f"Measured on the {len(data.held_out)} held-out pairs, with weights held as {held}{computed}; "
+        + f"Measured on the {len(data.held_out)} held-out pairs, with weights in {precision}{computed}; "
         f"the saved model is that of step {step}.\n"
     )
 
 
-def figures_of_merged(final_metrics: dict[str, float], data: TrainingData, merged: Merged, held_as: str) -> str:
-    """Markdown: the same figures of a merged model as it was reloaded, beside those of its adapter."""
-    words = f"\n{merged.in_words()}\n"
-    if not merged.figures:
-        return words
-    base, adapter = f"Before ({held_as})", f"Adapter ({held_as})"
+def merged_metrics_table(final_metrics: dict[str, float], data: TrainingData, merged: Merged, precision: str) -> str:
+    """Return a Markdown table of the same metrics of the reloaded merged model and of its adapter."""
+    summary = f"\n{merged.summary()}\n"
+    if not merged.metrics:
+        return summary
+    base, adapter = f"Before ({precision})", f"Adapter ({precision})"
     columns = {base: "initial_", adapter: "final_", f"This model ({merged.dtype_name})": "merged_"}
-    figures = final_metrics | {f"merged_{name}": value for name, value in merged.figures.items()}
-    return _table(columns, figures) + f"Measured on the {len(data.held_out)} held-out pairs.\n" + words
+    metrics = final_metrics | {f"merged_{name}": value for name, value in merged.metrics.items()}
+    return _table(columns, metrics) + f"Measured on the {len(data.held_out)} held-out pairs.\n" + summary
 
 
-def _table(columns: dict[str, str], figures: dict[str, float]) -> str:
+def _table(columns: dict[str, str], metrics: dict[str, float]) -> str:
     rows = []
-    for title, name in _SHOWN_FIGURES:
-        cells = [figures.get(f"{prefix}{name}") for prefix in columns.values()]
+    for title, name in _SHOWN_METRICS:
+        cells = [metrics.get(f"{prefix}{name}") for prefix in columns.values()]
         if any(cell is not None for cell in cells):
             rows.append(f"| {title} | {' | '.join('–' if cell is None else f'{cell:.4g}' for cell in cells)} |")
     head = f"| | {' | '.join(columns)} |"

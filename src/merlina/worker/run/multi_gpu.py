@@ -1,13 +1,12 @@
-"""A run in several processes, one for each of its GPUs: started, watched and ended together.
+"""A run on several GPUs: the worker starts one rank per GPU, watches them and ends them together.
 
-The worker forks them before anything has touched a GPU and trains nothing itself, so that it can tell how each of them
-ended even where the others hang in a sum that will never be complete. The first rank writes the event log until it is
-done; whatever goes wrong, in whichever rank, becomes the run's last event here, once none of them is left. They are in
-the worker's session, hold its lock as it does, and are killed by the system when it dies: as long as one is left on a
-GPU, nobody takes the run for dead.
+The worker forks the ranks before any code has opened a GPU. It trains nothing itself, so that it can determine how each
+rank ended even if the others hang in an incomplete collective operation. The first rank writes the event log until it
+is done; an error of any rank becomes the last event of the run, written by the worker once all ranks have ended. The
+ranks belong to the worker's session, hold its lock and are killed by the system when it dies: the run does not appear
+dead while one of them still uses a GPU.
 
-torch's own launcher would start them by new interpreters, which import for seconds, and takes the signals by which a
-run is stopped for its own.
+torchrun is not used: it starts new interpreters, which import for seconds, and handles the signals that stop a run.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ from merlina import checkpoints
 from merlina.hardware.host import describe_signal, oom_kills
 from merlina.runs import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.events import Ended
-from merlina.worker.run.stop_requests import StopRequest
+from merlina.worker.run.stop_requests import PendingRequests
 from merlina.worker.run.watchdog import watch
 
-_LOOK_SECONDS = 0.5
-# For the rank that broke down to say so, where another has only noticed that it is gone.
+_POLL_SECONDS = 0.5
+# Time in which the failed rank may report the cause after another rank has lost the connection to it.
 _CAUSE_SECONDS = 10.0
-# For a rank that has done its work to end by itself.
-_END_SECONDS = 10.0
+# Time in which a rank that has completed its work may exit by itself.
+_EXIT_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
 _LAST_EVENTS = ("ended", "paused")
 
-_How = Literal["done", "failed", "lost"]
+_Outcome = Literal["done", "failed", "lost"]
 
 
 @dataclass
@@ -52,72 +51,75 @@ class _Rank:
     number: int
     process: BaseProcess
     connection: Connection
-    how: _How | None = None
-    words: str = ""
+    outcome: _Outcome | None = None
+    message: str = ""
 
-    def listen(self) -> None:
-        """Takes in how it ended; where it died without a word, `words` stays empty."""
+    def receive(self) -> None:
+        """Receive the outcome; `message` stays empty if the rank died without reporting one."""
         try:
-            self.how, self.words = self.connection.recv()
+            self.outcome, self.message = self.connection.recv()
         except EOFError:
-            self.how = "failed"
+            self.outcome = "failed"
 
 
-def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest, lock: int) -> int:
-    """Runs an order in `order.processes` processes to its end and returns the worker's exit code."""
+def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, requests: PendingRequests, lock: int) -> int:
+    """Carry out an order in `order.processes` ranks and return the exit code of the worker."""
     begin, kills_before = folder.events_file.stat().st_size, oom_kills()
     folder.rendezvous_file.unlink(missing_ok=True)
     folder.reserve()
-    ranks = [_start(number, folder, order, log, stop) for number in range(order.processes)]
-    # Not before the forks, which copy no thread.
+    ranks = [_start(number, folder, order, log, requests) for number in range(order.processes)]
+    # Started after the forks, which don't copy threads.
     watch(folder, lock, log, lambda: _kill(ranks))
-    failed = _watch(ranks, stop)
+    failed = _watch(ranks, requests)
     _end(ranks)
     folder.rendezvous_file.unlink(missing_ok=True)
     folder.reserve_file.unlink(missing_ok=True)
     if failed is None or _has_last_event(folder, begin):
         return 0
-    error = _in_words(failed, order, folder, out_of_memory=oom_kills() > kills_before)
+    error = _describe(failed, order, folder, out_of_memory=oom_kills() > kills_before)
     step = checkpoints.survey(folder.checkpoints_dir).step
     EventLog(folder.events_file).append(Ended(state="failed", error=error, checkpoint_step=step))
     return 1
 
 
-def _start(number: int, folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) -> _Rank:
+def _start(number: int, folder: RunFolder, order: RunOrder, log: EventLog, requests: PendingRequests) -> _Rank:
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(
-        target=_be_rank, args=(number, os.getpid(), theirs, folder, order, log, stop)
+        target=_run_rank, args=(number, os.getpid(), theirs, folder, order, log, requests)
     )
     process.start()
-    # The other end closes when the rank dies, if nobody else has it open.
+    # The other end closes when the rank dies, if no other process has it open.
     theirs.close()
     return _Rank(number, process, ours)
 
 
-def _watch(ranks: Sequence[_Rank], stop: StopRequest) -> _Rank | None:
-    """Until the first rank is done: None; or until one has failed: that one, or at least one that lost the others."""
-    give_up_at, told_to_stop = math.inf, False
-    while ranks[0].how != "done":
-        failed = [rank for rank in ranks if rank.how == "failed"]
-        lost = [rank for rank in ranks if rank.how == "lost"]
+def _watch(ranks: Sequence[_Rank], requests: PendingRequests) -> _Rank | None:
+    """Wait until the first rank is done, and return None; or until a rank fails, and return it.
+
+    If no failed rank reports within _CAUSE_SECONDS, the rank that lost the connection to the others is returned.
+    """
+    give_up_at, is_stopping = math.inf, False
+    while ranks[0].outcome != "done":
+        failed = [rank for rank in ranks if rank.outcome == "failed"]
+        lost = [rank for rank in ranks if rank.outcome == "lost"]
         if failed or (lost and time.monotonic() > give_up_at):
             return (failed or lost)[0]
         if lost and give_up_at == math.inf:
             give_up_at = time.monotonic() + _CAUSE_SECONDS
-        if stop.is_set() and not told_to_stop:
-            told_to_stop = True
+        if requests.is_set() and not is_stopping:
+            is_stopping = True
             os.kill(ranks[0].process.pid or 0, signal.SIGTERM)
-        unheard: dict[Any, _Rank] = {rank.connection: rank for rank in ranks if rank.how is None}
-        for connection in wait(list(unheard), _LOOK_SECONDS):
-            unheard[connection].listen()
+        pending: dict[Any, _Rank] = {rank.connection: rank for rank in ranks if rank.outcome is None}
+        for connection in wait(list(pending), _POLL_SECONDS):
+            pending[connection].receive()
     return None
 
 
 def _end(ranks: Sequence[_Rank]) -> None:
     for rank in ranks:
-        if rank.how == "done":
-            rank.process.join(_END_SECONDS)
-        if not (rank.how == "failed" and not rank.words):
+        if rank.outcome == "done":
+            rank.process.join(_EXIT_SECONDS)
+        if not (rank.outcome == "failed" and not rank.message):
             rank.process.kill()
         rank.process.join()
 
@@ -130,67 +132,69 @@ def _kill(ranks: Sequence[_Rank]) -> None:
 
 
 def _has_last_event(folder: RunFolder, offset: int) -> bool:
-    """Whether the first rank has said after `offset` how the run ended."""
+    """Return whether the first rank has written the last event of the run after `offset`."""
     while True:
         found, offset = read_events(folder.events_file, offset)
         if not found or any(event.type in _LAST_EVENTS for event in found):
             return bool(found)
 
 
-def _in_words(rank: _Rank, order: RunOrder, folder: RunFolder, *, out_of_memory: bool) -> str:
-    which = f"process {rank.number + 1} of {order.processes}"
-    if rank.words:
-        return f"{rank.words} (in {which})" if rank.number else rank.words
+def _describe(rank: _Rank, order: RunOrder, folder: RunFolder, *, out_of_memory: bool) -> str:
+    name = f"process {rank.number + 1} of {order.processes}"
+    if rank.message:
+        return f"{rank.message} (in {name})" if rank.number else rank.message
     code = rank.process.exitcode or 0
     if code < 0:
-        return f"{which.capitalize()} {describe_signal(-code, out_of_memory=out_of_memory)}"
-    return f"{which.capitalize()} ended with exit code {code} without a word; its output is in {folder.log_file}"
+        return f"{name.capitalize()} {describe_signal(-code, out_of_memory=out_of_memory)}"
+    return f"{name.capitalize()} ended with exit code {code} and reported no error; its output is in {folder.log_file}"
 
 
-def _be_rank(
+def _run_rank(
     number: int,
     worker: int,
     connection: Connection,
     folder: RunFolder,
     order: RunOrder,
     log: EventLog,
-    stop: StopRequest,
+    requests: PendingRequests,
 ) -> None:
-    _die_with(worker)
+    _die_with_parent(worker)
     setproctitle(f"merlina worker {order.job_id} {folder.path} rank {number}")
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     if len(gpus) == order.processes:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number]
     if number:
-        # What ends a whole group of processes stops the run by its first rank alone.
+        # A signal to the whole process group stops the run through its first rank alone.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    connection.send(_outcome(number, folder, order, log, stop))
+    connection.send(_carry_out(number, folder, order, log, requests))
 
 
-def _outcome(number: int, folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) -> tuple[_How, str]:
+def _carry_out(
+    number: int, folder: RunFolder, order: RunOrder, log: EventLog, requests: PendingRequests
+) -> tuple[_Outcome, str]:
     from merlina.training.distributed.ranks import LostRankError, join_ranks
     from merlina.training.models.loading import training_device
-    from merlina.worker.run.reporting import EventReporter, Silence, without_tokens
-    from merlina.worker.run.run import in_words, run_stages
+    from merlina.worker.run.reporting import EventReporter, NullChannel, redact_tokens
+    from merlina.worker.run.run import describe_error, run_stages
     from merlina.worker.run.stages import Stages
 
     if number:
         order = order.model_copy(update={"config": order.config.model_copy(update={"use_wandb": False})})
-    reporter = EventReporter(Silence(), Silence()) if number else EventReporter(log, stop)
+    reporter = EventReporter(NullChannel(), NullChannel()) if number else EventReporter(log, requests)
     try:
         ranks = join_ranks(number, order.processes, folder.rendezvous_file, training_device())
         run_stages(Stages(folder, order, reporter, ranks))
     except Exception as error:
         folder.reserve_file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"Process {number + 1} of {order.processes}:\n{without_tokens(traceback.format_exc())}")
+            sys.stderr.write(f"Process {number + 1} of {order.processes}:\n{redact_tokens(traceback.format_exc())}")
             sys.stderr.flush()
-        return ("lost" if isinstance(error, LostRankError) else "failed"), in_words(error, folder)
+        return ("lost" if isinstance(error, LostRankError) else "failed"), describe_error(error, folder)
     return "done", ""
 
 
-def _die_with(worker: int) -> None:
-    """The system kills this process when the worker dies; where it can't, the first sum without the others fails."""
+def _die_with_parent(worker: int) -> None:
+    """Have the system kill this process when the worker dies. Without prctl, the next collective operation fails."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != worker:

@@ -1,4 +1,4 @@
-"""The finished model to the Hugging Face Hub. A failure here costs nothing: the model is safe on the disk."""
+"""Upload of the finished model to the Hugging Face Hub. If it fails, the model is still complete on the disk."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from merlina.hub_errors import describe_hub_error
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
-from merlina.worker.run.loading_code import Placement, computed_in, is_on_hub, placement_of_run
-from merlina.worker.run.merging import Merged, free_memory_of_models, held_dtype, merged_dtype, save_merged
-from merlina.worker.run.model_card import figures_of_merged, figures_of_run, model_card
-from merlina.worker.run.reporting import EventReporter, without_tokens
+from merlina.worker.run.loading_code import Placement, compute_dtype_name, is_on_hub, placement_of_run
+from merlina.worker.run.merging import Merged, base_dtype, free_memory_of_models, merged_dtype, save_merged
+from merlina.worker.run.model_card import merged_metrics_table, model_card, run_metrics_table
+from merlina.worker.run.reporting import EventReporter, redact_tokens
 from merlina.worker.run.saving import CONFIG_FILE
 from merlina.worker.run.stages import TrainingData
 
-# Below merged weights, for readers who want the adapter itself.
+# The folder of the adapter beside merged weights.
 _ADAPTER_FOLDER = "adapter"
 
 
@@ -45,10 +45,10 @@ def publish(
     reporter: EventReporter,
     reference_folder: Path,
 ) -> None:
-    """Upload the adapter, or the merged weights; what goes wrong is a warning.
+    """Upload the adapter or the merged weights; errors are reported as warnings.
 
-    `model`, whose weights are in `order.output_dir`, is emptied to make room for the merge. `reference_folder` has what
-    the untrained model gave the held-out answers.
+    `model`, whose weights are saved in `order.output_dir`, is emptied to free memory for the merge. `reference_folder`
+    holds the reference log-probabilities of the held-out pairs.
     """
     output_dir = Path(order.output_dir)
     staged = output_dir.with_name(f".{output_dir.name}.{order.job_id}.upload")
@@ -65,26 +65,26 @@ def publish(
         reporter.note("info", f"Uploaded to {repo}")
     except Exception as error:
         sys.stderr.write(_traceback())
-        reporter.note("warning", _failure_in_words(error, order.config, output_dir))
+        reporter.note("warning", _describe_failure(error, order.config, output_dir))
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
 def _create_repo(config: TrainingConfig) -> RepoUrl:
-    """The repository, made where it isn't there. Raises InvalidRequestError where what is private would be public."""
+    """Return the repository, created if missing. Raises InvalidRequestError if a private model would become public."""
     if get_token() is None:
-        raise InvalidRequestError("there is no hf_token; give one that may write")
+        raise InvalidRequestError("there is no hf_token; provide one with write access")
     repo = HfApi().create_repo(config.output_name, private=config.hf_hub_private, exist_ok=True)
     if config.hf_hub_private and not HfApi().repo_info(repo.repo_id).private:
         raise InvalidRequestError(
-            f"{repo.repo_id} is there already and public, which hf_hub_private forbids; make it private on the Hub, "
-            "or set hf_hub_private to false"
+            f"{repo.repo_id} already exists and is public, but hf_hub_private is true; make it private on the Hub, or "
+            "set hf_hub_private to false"
         )
     return repo
 
 
 def _empty(model: Any) -> None:
-    """Free the memory of the model's weights, whoever still refers to it."""
+    """Free the memory of the model's weights, although other objects still refer to the model."""
     if model is not None:
         for weight in model.parameters():
             weight.grad = None
@@ -97,7 +97,7 @@ def _empty(model: Any) -> None:
 def _merge(
     folder: Path, tokenizer: Any, order: RunOrder, data: TrainingData, reference_folder: Path, reporter: EventReporter
 ) -> Merged | None:
-    """The merged model in `folder`; None where the adapter is uploaded, with a warning where that was not asked for."""
+    """Write the merged model into `folder`; None if the adapter is uploaded, with a warning if a merge failed."""
     if not order.config.merges:
         return None
     device = _device_for_merging(order, reporter)
@@ -107,24 +107,24 @@ def _merge(
         merged = save_merged(folder, order, tokenizer, data, reference_folder, device)
     except Exception as error:
         sys.stderr.write(_traceback())
-        why = error.message if isinstance(error, MerlinaError) else f"{type(error).__name__}: {first_line(error)}"
+        reason = error.message if isinstance(error, MerlinaError) else f"{type(error).__name__}: {first_line(error)}"
         reporter.note(
             "warning",
-            f"merge_lora_before_upload: {why}. The merged model is not uploaded; the adapter is, in its place",
+            f"merge_lora_before_upload: {reason}. The adapter is uploaded instead of the merged model",
         )
         return None
     finally:
         free_memory_of_models()
-    _copy_adapter(Path(order.output_dir), folder / _ADAPTER_FOLDER, _for_others(order.config).base_model)
-    reporter.note("info", merged.in_words())
+    _copy_adapter(Path(order.output_dir), folder / _ADAPTER_FOLDER, _public_config(order.config).base_model)
+    reporter.note("info", merged.summary())
     return merged
 
 
 def _device_for_merging(order: RunOrder, reporter: EventReporter) -> torch.device | None:
-    """The training's device where the base model fits into its free memory, else the processor, else None."""
+    """Return the training device if its free memory suffices for the base model, else the CPU, else None."""
     config = order.config
-    width = max(held_dtype(config).itemsize, merged_dtype(config).itemsize)
-    needed = config.merging_bytes(weight_bytes(_base(order)) / held_dtype(config).itemsize * width)
+    width = max(base_dtype(config).itemsize, merged_dtype(config).itemsize)
+    needed = config.merging_bytes(weight_bytes(_base(order)) / base_dtype(config).itemsize * width)
     if training_device().type == "cuda" and needed <= free_memory():
         return training_device()
     free = available_memory()
@@ -139,7 +139,7 @@ def _device_for_merging(order: RunOrder, reporter: EventReporter) -> torch.devic
 
 
 def _base(order: RunOrder) -> ModelSpec:
-    """The base model as it is loaded for merging."""
+    """Return the specification of the base model for merging, without quantization."""
     return ModelSpec(
         base_model=order.config.base_model,
         dtype="bfloat16" if order.config.weight_bits else order.config.dtype,
@@ -159,67 +159,67 @@ def _describe(
     final_metrics: dict[str, float],
     merged: Merged | None,
 ) -> None:
-    """Write the card and the configuration for readers on the Hub."""
-    public = order.model_copy(update={"config": _for_others(order.config)})
+    """Write the model card and the configuration without local paths and tokens."""
+    public = order.model_copy(update={"config": _public_config(order.config)})
     saved = placement_of_run(order.config, repo_id)
     base = public.config.base_model if saved.base_on_hub else f"path/to/{public.config.base_model}"
     if merged is None:
         placement = replace(saved, base=base)
-        figures = figures_of_run(final_metrics, data, placement, computed_in(order.config))
+        metrics = run_metrics_table(final_metrics, data, placement, compute_dtype_name(order.config))
     else:
         placement = Placement(repo_id, False, base, saved.base_on_hub, merged.dtype_name)
-        figures = figures_of_merged(final_metrics, data, merged, saved.held_as)
-    (folder / "README.md").write_text(model_card(public, data, figures, placement))
+        metrics = merged_metrics_table(final_metrics, data, merged, saved.precision)
+    (folder / "README.md").write_text(model_card(public, data, metrics, placement))
     (folder / CONFIG_FILE).write_text(public.config.model_dump_json(indent=2) + "\n")
     if placement.is_adapter:
-        _name_base(folder / "adapter_config.json", public.config.base_model)
+        _set_base_model(folder / "adapter_config.json", public.config.base_model)
 
 
 def _copy_adapter(source: Path, target: Path, base_model: str) -> None:
-    """The adapter beside merged weights, for readers who want it without their rounding."""
+    """Copy the adapter beside the merged weights, for users who want it without their rounding."""
     target.mkdir()
     for file in source.glob("adapter_*"):
         shutil.copy(file, target)
-    _name_base(target / "adapter_config.json", base_model)
+    _set_base_model(target / "adapter_config.json", base_model)
 
 
-def _failure_in_words(error: Exception, config: TrainingConfig, output_dir: Path) -> str:
+def _describe_failure(error: Exception, config: TrainingConfig, output_dir: Path) -> str:
     command = shlex.join(
         ["hf", "upload", config.output_name, str(output_dir), *(["--private"] if config.hf_hub_private else [])]
     )
     return (
-        f"The upload to the Hub failed: {_why(error, config)}. But the model is safe in {output_dir}; once that is "
-        f"mended, `{command}` uploads it as it is there"
+        f"The upload to the Hub failed: {_reason(error, config)}. The model is complete in {output_dir}; once the "
+        f"cause is resolved, `{command}` uploads it"
     )
 
 
-def _why(error: Exception, config: TrainingConfig) -> str:
+def _reason(error: Exception, config: TrainingConfig) -> str:
     if isinstance(error, MerlinaError):
         return error.message
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 403:
-        said = f" (the Hub says: {error.server_message})" if error.server_message else ""
-        return f"the hf_token given may not write to {config.output_name}; give one with write access{said}"
+        details = f" (the Hub: {error.server_message})" if error.server_message else ""
+        return f"the hf_token may not write to {config.output_name}; provide one with write access{details}"
     words = describe_hub_error(error, config.output_name, "model", token_given=True)
-    # An address for an upload carries, behind its question mark, the right to use it.
+    # The query string of an upload's address authorizes it.
     return words or _without_queries(first_line(error))
 
 
 def _traceback() -> str:
-    """The traceback of the error being handled, without tokens and addresses' query strings."""
-    return without_tokens(_without_queries(traceback.format_exc()))
+    """Return the traceback of the error being handled without tokens and query strings."""
+    return redact_tokens(_without_queries(traceback.format_exc()))
 
 
 def _without_queries(text: str) -> str:
     return re.sub(r"\?\S+", "", text)
 
 
-def _name_base(adapter_config: Path, base_model: str) -> None:
+def _set_base_model(adapter_config: Path, base_model: str) -> None:
     content = json.loads(adapter_config.read_bytes())
     adapter_config.write_text(json.dumps({**content, "base_model_name_or_path": base_model}, indent=2) + "\n")
 
 
-def _for_others(config: TrainingConfig) -> TrainingConfig:
-    """The configuration without tokens, and without the folders of this machine."""
+def _public_config(config: TrainingConfig) -> TrainingConfig:
+    """Return the configuration without tokens and without paths of this machine."""
     source = config.dataset.source
     if source.file_path is not None:
         source = source.model_copy(update={"file_path": Path(source.file_path).name})

@@ -1,4 +1,4 @@
-"""Where an attempt begins: after the newest checkpoint that verifies, or at the first step."""
+"""The choice of the checkpoint after which an attempt continues."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from merlina.worker.run.reporting import EventReporter
 
 
 def choose_checkpoint(folder: RunFolder, order: RunOrder, reporter: EventReporter) -> Path | None:
-    """The checkpoint that this attempt continues from, which is then on record; None where it starts at step 1.
+    """Choose and report the newest checkpoint whose files match its manifest; None if the attempt starts at step 1.
 
-    Every file of it has been read and compared with its manifest. Raises TrainingError where checkpoints had been
-    completed and none of them can be used: to start over is for the user to decide.
+    Raises TrainingError if checkpoints had been completed but none can be used: the user decides about starting over.
     """
     if folder.start_over_file.exists():
         _start_over(folder, reporter)
@@ -24,12 +23,14 @@ def choose_checkpoint(folder: RunFolder, order: RunOrder, reporter: EventReporte
     if not order.resume:
         return None
     for step in checkpoints.adopt(folder.checkpoints_dir):
-        reporter.note("info", f"The checkpoint at step {step} is of an earlier version of Merlina; it got a manifest")
+        reporter.note(
+            "info", f"The checkpoint at step {step} is of an earlier version of Merlina; a manifest was added"
+        )
     found = checkpoints.survey(folder.checkpoints_dir, checksums=True)
     reach(FaultPoint.RESUME_CHOSEN)
-    for one in found.rejected:
-        if one.kind == "damaged":
-            checkpoints.unmark(one.path)
+    for rejected in found.rejected:
+        if rejected.kind == "damaged":
+            checkpoints.unmark(rejected.path)
     if found.newest is None and (found.lost or order.resume_step):
         raise TrainingError(_nothing_left(found, order))
     _report(found, order, reporter)
@@ -55,14 +56,16 @@ def _report(found: Survey, order: RunOrder, reporter: EventReporter) -> None:
         reporter.resumed(step)
     else:
         reporter.resumed(step, announced, reason)
-    where = (
-        f"Continuing from the checkpoint at step {step}" if step else "There is no checkpoint yet: starting at step 1"
+    start = (
+        f"Continuing from the checkpoint at step {step}" if step else "There is no checkpoint yet; starting at step 1"
     )
     if step == announced and not found.lost:
         unfinished = f" ({reason}; it is removed)" if reason else ""
-        reporter.note("info", f"{where}{unfinished}")
+        reporter.note("info", f"{start}{unfinished}")
     else:
-        reporter.note("warning", f"{where}, not at step {announced} as announced: {reason or 'it was found since'}")
+        reporter.note(
+            "warning", f"{start} instead of step {announced}, which was announced: {reason or 'it was found since'}"
+        )
 
 
 def _nothing_left(found: Survey, order: RunOrder) -> str:

@@ -1,4 +1,4 @@
-"""The stages of a run in order, and the one place where whatever goes wrong becomes the run's last event."""
+"""The stages of a run in order; every error ends here and becomes the last event of the run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from merlina.schemas.events import Ended
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.resource_errors import disk_is_full, exhausted_memory
 from merlina.worker.run.publishing import publish
-from merlina.worker.run.reporting import EventReporter, without_tokens
+from merlina.worker.run.reporting import EventReporter, redact_tokens
 from merlina.worker.run.saving import save_model
 from merlina.worker.run.stages import LoadedModel, Stages, TrainingData
-from merlina.worker.run.stop_requests import StopRequest
+from merlina.worker.run.stop_requests import PendingRequests
 
 _FAILED = 1
 
 
-def run(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) -> int:
-    """Runs an order to its end and returns the process's exit code. The log's last line says how it went."""
-    reporter = EventReporter(log, stop)
+def run(folder: RunFolder, order: RunOrder, log: EventLog, requests: PendingRequests) -> int:
+    """Carry out an order and return the exit code of the process. The last event states the outcome."""
+    reporter = EventReporter(log, requests)
     folder.reserve()
     try:
         run_stages(Stages(folder, order, reporter))
@@ -35,15 +35,17 @@ def run(folder: RunFolder, order: RunOrder, log: EventLog, stop: StopRequest) ->
         folder.reserve_file.unlink(missing_ok=True)
         placed = str(reporter.model_folder) if reporter.model_folder else None
         step = checkpoints.survey(folder.checkpoints_dir).step
-        reporter.end(Ended(state="failed", error=in_words(error, folder), output_dir=placed, checkpoint_step=step))
-        sys.stderr.write(without_tokens(traceback.format_exc()))
+        reporter.end(
+            Ended(state="failed", error=describe_error(error, folder), output_dir=placed, checkpoint_step=step)
+        )
+        sys.stderr.write(redact_tokens(traceback.format_exc()))
         return _FAILED
     folder.reserve_file.unlink(missing_ok=True)
     return 0
 
 
 def run_stages(stages: Stages) -> None:
-    """To the run's last event, unless something goes wrong; of several ranks, all but the first end without one."""
+    """Run all stages and write the last event, which only the first rank does. Errors are raised."""
     try:
         _run_stages(stages)
     except StoppedEarly:
@@ -53,8 +55,8 @@ def run_stages(stages: Stages) -> None:
         if reason is not None:
             reporter.paused(reason, step)
         else:
-            kept = f"; the checkpoint at step {step} is kept" if step else "; there is nothing to save"
-            reporter.note("info", f"Stopped before training began{kept}")
+            kept = f"the checkpoint at step {step} is kept" if step else "there is nothing to save"
+            reporter.note("info", f"Stopped before training began; {kept}")
             reporter.end(Ended(state="stopped", checkpoint_step=step))
 
 
@@ -114,9 +116,9 @@ def _finish(stages: Stages, loaded: LoadedModel, data: TrainingData, trained: nn
 
 
 def _complete_if_placed(stages: Stages) -> bool:
-    """Whether an earlier attempt died over its last event, with the model in its place; this one then writes it.
+    """Complete a run whose earlier attempt placed the model but died before its last event; return whether it was so.
 
-    An upload needs the model in memory: such a run loads its last checkpoint.
+    A run that uploads its model loads the last checkpoint instead, since the upload needs the model in memory.
     """
     order, reporter = stages.order, stages.reporter
     if not stages.ranks.is_first or not order.resume or order.config.push_to_hub:
@@ -125,39 +127,39 @@ def _complete_if_placed(stages: Stages) -> bool:
     if placing is None:
         return False
     reporter.resumed(placing.step)
-    reporter.note("info", f"All {placing.step} steps were taken and the model is complete in {placing.folder}")
+    reporter.note("info", f"All {placing.step} steps are complete and the model is in {placing.folder}")
     reporter.state("saving")
     _complete(stages, placing.final_metrics or {})
     return True
 
 
 def _complete(stages: Stages, final_metrics: Mapping[str, float | None]) -> None:
-    """The last event first: until it is on the disk, a resume may need the checkpoints."""
+    """Write the last event, then remove the checkpoints: until the event is on the disk, a resume may need them."""
     order, folder = stages.order, stages.folder
     stages.reporter.end(Ended(state="completed", output_dir=order.output_dir, final_metrics=dict(final_metrics)))
     reach(FaultPoint.END_REPORTED)
     checkpoints.remove_folder(folder.checkpoints_dir)
 
 
-def in_words(error: Exception, folder: RunFolder) -> str:
-    """What happened and what to do about it."""
-    cause = _behind_words_about_the_model(error)
-    place = exhausted_memory(cause)
-    if place is not None:
+def describe_error(error: Exception, folder: RunFolder) -> str:
+    """Return the error text of the run: what happened and what to do about it."""
+    cause = _cause_of(error)
+    memory = exhausted_memory(cause)
+    if memory is not None:
         return (
-            f"The run needs more {place} than there is. In order of effect: use_4bit, gradient_checkpointing, "
-            "a smaller max_length, an 8bit optimizer_type, a smaller lora_r"
+            f"The run needs more {memory} than is available. In order of effect: use_4bit, gradient_checkpointing, "
+            "a smaller max_length, an 8-bit optimizer_type, a smaller lora_r"
         )
     if disk_is_full(cause):
         written = "the model's files" if cause is not error else getattr(error, "filename", None) or folder.path
-        return f"The disk is full: no room to write {written}. Free some space, then resume or retry"
+        return f"The disk is full: {written} could not be written. Free some space, then resume or retry"
     if isinstance(error, MerlinaError):
         return error.message
     if isinstance(error, PermissionError):
-        return f"{error.filename} can't be written to: {error.strerror}"
+        return f"{error.filename} can't be written: {error.strerror}"
     return f"Unexpected {type(error).__name__}: {first_line(error)}. The traceback is in {folder.log_file}"
 
 
-def _behind_words_about_the_model(error: Exception) -> BaseException:
-    """What was raised while a model was loaded: its files are not at fault where it was disk or memory."""
+def _cause_of(error: Exception) -> BaseException:
+    """Return the cause of a ModelError: the model's files are not at fault if disk or memory was exhausted."""
     return error.__cause__ or error if isinstance(error, ModelError) else error

@@ -1,4 +1,4 @@
-"""The finished model into its folder: written beside, then renamed, so that there is never half of one."""
+"""Saving of the finished model: written to a temporary folder, then moved into the output folder atomically."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from merlina.schemas.events import Placing
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.resource_errors import disk_is_full
 from merlina.worker.run.generation_config import write_generation_config
-from merlina.worker.run.loading_code import computed_in, placement_of_run
-from merlina.worker.run.model_card import figures_of_run, model_card
+from merlina.worker.run.loading_code import compute_dtype_name, placement_of_run
+from merlina.worker.run.model_card import model_card, run_metrics_table
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.stages import TrainingData
 from merlina.worker.templates import saved_template
@@ -38,27 +38,27 @@ def save_model(
     *,
     was_stopped: bool,
 ) -> None:
-    """Weights, tokenizer, configuration and model card into `order.output_dir`; training ended after `step`.
+    """Save weights, tokenizer, configuration and model card in `order.output_dir`; training ended after `step`.
 
-    What was there before is kept beside it as `<name>.before-<job id>`, and an event tells of it.
+    An older model there is moved to `<name>.before-<job id>`, which an event records.
     """
     target = Path(order.output_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{order.job_id}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
+    staged = target.with_name(f".{target.name}.{order.job_id}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
     try:
         placement = placement_of_run(order.config, order.output_dir)
-        figures = figures_of_run(final_metrics, data, placement, computed_in(order.config))
-        _write(beside, model, tokenizer, order, model_card(order, data, figures, placement))
-        _sync_all(beside)
+        metrics = run_metrics_table(final_metrics, data, placement, compute_dtype_name(order.config))
+        _write(staged, model, tokenizer, order, model_card(order, data, metrics, placement))
+        _sync_all(staged)
         reach(FaultPoint.END_MODEL_WRITTEN)
         kept_as = (
             _free_name(target.with_name(f"{target.name}.before-{order.job_id}")) if os.path.lexists(target) else None
         )
         placing = Placing(
             folder=str(target),
-            staged=str(beside),
-            identity=str(identity(beside)),
+            staged=str(staged),
+            identity=str(identity(staged)),
             kept_as=str(kept_as) if kept_as else None,
             step=step,
             final_metrics=None if was_stopped else dict(final_metrics),
@@ -72,13 +72,13 @@ def save_model(
     except Exception as error:
         if disk_is_full(error):
             raise DiskFullError(
-                f"The disk is full: no room to save the model in {target}. Free some space, then resume"
+                f"The disk is full: the model could not be saved in {target}. Free some space, then resume"
             ) from error
         raise
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
     if kept_as is not None:
-        reporter.note("warning", f"{target} was there already; it is kept as {kept_as}")
+        reporter.note("warning", f"{target} already existed; it was moved to {kept_as}")
     reporter.note("info", f"The model is in {target}")
 
 
@@ -92,7 +92,7 @@ def _write(folder: Path, model: Any, tokenizer: Any, order: RunOrder, card: str)
     tokenizer.save_pretrained(folder)
     (folder / CONFIG_FILE).write_text(config.without_secrets().model_dump_json(indent=2) + "\n")
     (folder / "README.md").write_text(card)
-    # A run works with files for its owner only; a finished model is for whoever may read the models folder.
+    # Files of a run are private to its owner; a finished model is readable to all users of the models folder.
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 

@@ -1,4 +1,4 @@
-"""What a run does until its model is trained: load the model, load the data, train."""
+"""The stages of a run up to the trained model: load the model, load the data, train."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ from merlina.training.reporter import StoppedEarly
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.resuming import choose_checkpoint
-from merlina.worker.run.wandb_logging import follow_with_wandb
+from merlina.worker.run.wandb_logging import with_wandb
 
-_ITEMS_BETWEEN_LOOKS = 1000
+_ITEMS_BETWEEN_CHECKS = 1000
 _HELD_AS = {4: "4-bit NF4", 8: "8-bit integers", None: ""}
 _T = TypeVar("_T")
 
@@ -66,26 +66,26 @@ class LoadedModel:
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids the model has."""
+        """The number of token ids that the model has."""
         return vocabulary_size(unwrap(self.model))
 
     @property
     def pad_id(self) -> int:
-        """What fills padded rows. No mask lets anything see it, but it must have a row in the embedding."""
+        """The token id that fills padded rows. It is always masked, but the embedding must have a row for it."""
         pad: int = self.tokenizer.pad_token_id
         return pad if pad < self.vocabulary else 0
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Token ids of all pairs that are trained on, and of those held out."""
+    """Token ids of the pairs that are trained on and of the held-out pairs."""
 
     training: list[TokenPair]
     held_out: list[TokenPair]
 
 
 class Stages:
-    """One attempt at one run."""
+    """The stages of one attempt of a run."""
 
     def __init__(
         self, folder: RunFolder, order: RunOrder, reporter: EventReporter, ranks: Ranks = SINGLE_PROCESS
@@ -100,7 +100,7 @@ class Stages:
         self._token = os.environ.get("HF_TOKEN")
 
     def choose_start(self) -> None:
-        """Decide which checkpoint this attempt continues from; the first rank does so for all."""
+        """Choose the checkpoint after which this attempt continues; the first rank chooses for all."""
         chosen = choose_checkpoint(self.folder, self.order, self.reporter) if self.ranks.is_first else None
         self.checkpoint = self.ranks.from_first(chosen)
         if self.order.resume:
@@ -120,7 +120,7 @@ class Stages:
             trust_remote_code=self.order.trust_remote_code,
             is_converted=not self.ranks.is_first,
         )
-        mesh = self._mesh_to_spread_over(spec)
+        mesh = self._sharding_mesh(spec)
         with self.ranks.one_at_a_time():
             tokenizer = load_tokenizer(config.base_model, self._token, self.order.trust_remote_code)
             model = load_model(replace(spec, stays_in_ram=mesh is not None))
@@ -130,18 +130,18 @@ class Stages:
         if config.attn_implementation not in ("auto", model.config._attn_implementation):
             self.reporter.note(
                 "warning",
-                f"attn_implementation: no {config.attn_implementation} here; "
+                f"attn_implementation: {config.attn_implementation} is not available here; "
                 f"the run uses {model.config._attn_implementation}",
             )
         for note in trainable.notes:
             self.reporter.note("warning", note)
         if trainable.kinds:
             self.reporter.note("info", describe(trainable.kinds))
-        if without_experts := warn_about_experts(trainable.kinds):
-            self.reporter.note("warning", f"target_modules: {without_experts}")
+        if warning := warn_about_experts(trainable.kinds):
+            self.reporter.note("warning", f"target_modules: {warning}")
         dtype = compute_dtype(config.dtype, training_device())
-        self._say_what_is_trained(trainable.model, dtype)
-        self._leave_if_stopped()
+        self._report_trained_weights(trainable.model, dtype)
+        self._raise_if_stopped()
         reach(FaultPoint.START_MODEL_LOADED)
         return LoadedModel(trainable.model, tokenizer, dtype)
 
@@ -150,7 +150,7 @@ class Stages:
         dataset = config.dataset
         file = Path(self.order.dataset_file) if self.order.dataset_file else None
         if file is not None and not file.is_file():
-            raise DataError(f"The data set's file {file} is gone; upload it again and start a new run")
+            raise DataError(f"The data set's file {file} does not exist any more; upload it again and start a new run")
         encoder = PairEncoder.for_run(tokenizer, config)
         doctor = Doctor(MARKERS[dataset.format.format_type])
         keep = dataset.max_samples is None
@@ -160,13 +160,13 @@ class Stages:
         for row in found.skipped:
             doctor.skip(row)
         training, held_out = split_pairs(found.pairs, dataset.test_size, config.seed)
-        self._check_is_same_data(fingerprint(found.pairs, dataset.test_size, file))
+        self._check_data_is_unchanged(fingerprint(found.pairs, dataset.test_size, file))
         encode = partial(self._encode, encoder=encoder, doctor=doctor, vocabulary=loaded.vocabulary)
         data = TrainingData(training=encode(training), held_out=encode(held_out))
-        self._say_what_was_found(doctor, held_out)
+        self._report_findings(doctor, held_out)
         if not data.training:
             raise DataError(
-                f"No row can be used in this chat format ({doctor.reason_to_skip() or 'there are none to train on'}); "
+                f"No row can be used in this chat format ({doctor.reason_to_skip() or 'no pair is left to train on'}); "
                 "correct the rows, or choose another format, such as chatml"
             )
         self.reporter.note(
@@ -174,15 +174,15 @@ class Stages:
         )
         for finding in StepPlan(config, len(data.training)).findings():
             self.reporter.note("warning", str(finding))
-        self._leave_if_stopped()
+        self._raise_if_stopped()
         reach(FaultPoint.START_DATA_LOADED)
         return data
 
     def train(self, loaded: LoadedModel, data: TrainingData) -> nn.Module:
-        """Trains to the end or to a stop, and returns the model."""
+        """Train until the end or a stop, and return the model."""
         checkpoint = self.checkpoint
         set_seed(self.order.config.seed)
-        with follow_with_wandb(self.order.config, self.order.job_id, self.reporter) as reporter:
+        with with_wandb(self.order.config, self.order.job_id, self.reporter) as reporter:
             trainer = PreferenceTrainer(
                 loaded.model,
                 self.order.config,
@@ -202,8 +202,8 @@ class Stages:
         self.ranks.leave()
         return loaded.model
 
-    def _check_is_same_data(self, now: Fingerprint) -> None:
-        """Raises DataError where a checkpoint was trained on other rows, or with another split."""
+    def _check_data_is_unchanged(self, now: Fingerprint) -> None:
+        """Raise DataError if the checkpoint was trained on other rows or with another split."""
         file = self.folder.fingerprint_file
         if self.checkpoint is None:
             if self.ranks.is_first:
@@ -217,19 +217,19 @@ class Stages:
                 f"POST /jobs/{self.order.job_id}/resume?force=true to start over at step 1"
             )
 
-    def _mesh_to_spread_over(self, spec: ModelSpec) -> DeviceMesh | None:
-        """Where the model doesn't fit into each rank's memory as a whole."""
+    def _sharding_mesh(self, spec: ModelSpec) -> DeviceMesh | None:
+        """Return the mesh to shard the weights over; None if every rank has memory for the whole model."""
         if self.ranks.count == 1:
             return None
         free = free_memory() / (1 if training_device().type == "cuda" else self.ranks.count)
         weights = weight_bytes(spec)
-        spreads = self.order.config.shards_weights(self.ranks.count, weights, free)
-        if not self.ranks.max(spreads):
+        shards = self.order.config.shards_weights(self.ranks.count, weights, free)
+        if not self.ranks.max(shards):
             return None
         self.reporter.note(
             "info",
-            f"The model's {gib(weights)} of weights are spread over the {self.ranks.count} processes, since "
-            f"each has {gib(free)} free: slower than a whole model in each",
+            f"The model's {gib(weights)} of weights are sharded over the {self.ranks.count} processes, since each has "
+            f"{gib(free)} free; this is slower than a whole model in each",
         )
         return self.ranks.mesh()
 
@@ -250,17 +250,17 @@ class Stages:
         return [outcome[1] for outcome in outcomes if not isinstance(outcome, SkippedRow)]
 
     def _until_stopped(self, items: Iterable[_T]) -> Iterator[_T]:
-        """The items; a stop is heard among them too, since there may be millions."""
+        """Yield the items and check for a stop between them, since there may be millions."""
         for number, item in enumerate(items):
-            if number % _ITEMS_BETWEEN_LOOKS == 0:
-                self._leave_if_stopped()
+            if number % _ITEMS_BETWEEN_CHECKS == 0:
+                self._raise_if_stopped()
             yield item
 
-    def _leave_if_stopped(self) -> None:
+    def _raise_if_stopped(self) -> None:
         if self.reporter.should_stop():
             raise StoppedEarly
 
-    def _say_what_is_trained(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def _report_trained_weights(self, model: nn.Module, dtype: torch.dtype) -> None:
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         if trained == 0:
             raise TrainingError("No weight of the model would be trained; check target_modules and use_lora")
@@ -269,7 +269,7 @@ class Stages:
         place = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
         self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
 
-    def _say_what_was_found(self, doctor: Doctor, held_out: list[Pair]) -> None:
+    def _report_findings(self, doctor: Doctor, held_out: list[Pair]) -> None:
         if doctor.usable == doctor.rows:
             self.reporter.note("info", f"{doctor.rows} rows read, all of them usable")
         for finding in doctor.findings(pair.number for pair in held_out):

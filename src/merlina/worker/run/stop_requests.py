@@ -1,4 +1,4 @@
-"""The wish to stop or to pause: a file in the run folder, and a signal so that it is noticed soon."""
+"""Requests to stop or to pause: a file in the run folder, and a signal so that the worker notices it early."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 
-class StopRequest:
-    """Whether a stop or a pause was asked for. Taking it on sets the process's signal handlers."""
+class PendingRequests:
+    """Reads the requests to this worker. Creating the object sets the process's signal handlers."""
 
     def __init__(self, stop_file: Path, pause_file: Path) -> None:
         self._stop_file = stop_file
@@ -20,7 +20,7 @@ class StopRequest:
         return self._signalled or self._stop_file.exists() or self._pause_file.exists()
 
     def reason_to_pause(self) -> str | None:
-        """Why it is only to pause; None where it is to stop. A stop outweighs a pause."""
+        """Return the reason of a pause; None if a stop was requested, which outranks a pause."""
         if self._stop_file.exists() or not self._pause_file.exists():
             return None
         return self._pause_file.read_text()

@@ -1,4 +1,4 @@
-"""Metrics to Weights & Biases as well, where the user wants that and it can be had."""
+"""Logging of metrics to Weights & Biases in addition to the event log."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _DEFAULT_PROJECT = "merlina-training"
 
 
 @contextmanager
-def follow_with_wandb(config: TrainingConfig, job_id: str, reporter: EventReporter) -> Iterator[Reporter]:
-    """The reporter, or one that also logs to W&B; whatever fails there is a warning, never the run's end."""
+def with_wandb(config: TrainingConfig, job_id: str, reporter: EventReporter) -> Iterator[Reporter]:
+    """Yield a reporter that also logs to W&B if configured. Failures of W&B are warnings and never end the run."""
     if not config.use_wandb:
         yield reporter
         return
     if not os.environ.get("WANDB_API_KEY") or importlib.util.find_spec("wandb") is None:
-        reporter.note("warning", "use_wandb: needs a wandb_key and the package wandb; the run goes on without it")
+        reporter.note("warning", "use_wandb: it needs a wandb_key and the package wandb; the run continues without it")
         yield reporter
         return
     run = _start(config, job_id, reporter)
     try:
-        yield reporter if run is None else _Both(reporter, run)
+        yield reporter if run is None else _WandbReporter(reporter, run)
     finally:
         if run is not None:
-            _attempt(run.finish, reporter)
+            _try(run.finish, reporter)
 
 
-def _attempt(call: Callable[[], object], reporter: EventReporter) -> bool:
-    """Whether it went well; where not, a warning says so and the run goes on."""
+def _try(call: Callable[[], object], reporter: EventReporter) -> bool:
+    """Call and return whether it succeeded; a failure is reported as a warning."""
     try:
         call()
     except Exception as error:
-        reporter.note("warning", f"use_wandb: {type(error).__name__} while sending; the run goes on without it")
+        reporter.note("warning", f"use_wandb: {type(error).__name__} while sending; the run continues without it")
         return False
     return True
 
@@ -57,24 +57,24 @@ def _start(config: TrainingConfig, job_id: str, reporter: EventReporter) -> Any:
             config=config.without_secrets().model_dump(mode="json"),
         )
     except Exception as error:
-        reporter.note("warning", f"use_wandb: {type(error).__name__} while connecting; the run goes on without it")
+        reporter.note("warning", f"use_wandb: {type(error).__name__} while connecting; the run continues without it")
         return None
     if run.url:
         reporter.link(run.url)
     return run
 
 
-class _Both:
-    """Events first, then W&B."""
+class _WandbReporter:
+    """Writes events first, then logs to W&B."""
 
     def __init__(self, reporter: EventReporter, run: Any) -> None:
         self._reporter = reporter
         self._run = run
-        self._reachable = True
+        self._is_reachable = True
 
-    def metrics(self, step: int, figures: dict[str, float], *, evaluation_follows: bool = False) -> None:
-        self._reporter.metrics(step, figures, evaluation_follows=evaluation_follows)
-        self._reachable = self._reachable and _attempt(lambda: self._run.log(figures, step=step), self._reporter)
+    def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+        self._reporter.metrics(step, metrics, evaluation_follows=evaluation_follows)
+        self._is_reachable = self._is_reachable and _try(lambda: self._run.log(metrics, step=step), self._reporter)
 
     def progress(self, step: int, total_steps: int) -> None:
         self._reporter.progress(step, total_steps)

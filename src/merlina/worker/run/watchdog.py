@@ -1,6 +1,6 @@
-"""A worker ends itself once its run folder, lock or event log is no longer its own: nobody could follow or stop it.
+"""The watchdog of a worker, which ends it if its run folder, lock or event log is removed or replaced.
 
-Whoever removes them by hand must not leave a process that trains on, unseen, beside the next job's.
+Without them the server can neither observe nor stop the worker, and would start the next job beside it.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from merlina.processes import identify
 from merlina.runs import DETACHED_EXIT_CODE, EventLog, RunFolder
 from merlina.schemas.events import Ended
 
-_LOOK_SECONDS = 0.5
+_CHECK_SECONDS = 0.5
 _LOCK_ATTEMPTS = 20
 
 
 def watch(folder: RunFolder, lock: int, log: EventLog, end_others: Callable[[], None] = lambda: None) -> None:
-    """Start to watch in a thread of its own, which ends this process without waiting for the other threads.
+    """Start the watchdog in a thread, which ends this process without waiting for the other threads.
 
     `end_others` ends further processes that write to the log.
     """
     arguments = (folder, lock, log, end_others)
-    threading.Thread(target=_watch, args=arguments, name="watch of the run folder", daemon=True).start()
+    threading.Thread(target=_watch, args=arguments, name="watchdog", daemon=True).start()
 
 
 def _watch(folder: RunFolder, lock: int, log: EventLog, end_others: Callable[[], None]) -> None:
-    seen = None
+    previous = None
     while True:
-        time.sleep(_LOOK_SECONDS)
-        lost = _lost(folder, lock, log)
-        # Seen twice: on network file systems, a file that is there may be missing for a moment.
-        if lost is not None and lost == seen:
+        time.sleep(_CHECK_SECONDS)
+        lost = _find_loss(folder, lock, log)
+        # Confirmed by a second check: on network file systems, an existing file may be missing for a moment.
+        if lost is not None and lost == previous:
             log.block_appends()
             end_others()
             _end(folder, log, f"The run ended because {lost} while it was running")
-        seen = lost
+        previous = lost
 
 
-def _lost(folder: RunFolder, lock: int, log: EventLog) -> str | None:
+def _find_loss(folder: RunFolder, lock: int, log: EventLog) -> str | None:
     if not folder.path.is_dir():
         return f"its folder {folder.path} was removed"
-    for path, descriptor, what in ((folder.events_file, log.descriptor, "event log"), (folder.lock_file, lock, "lock")):
+    for path, descriptor, name in ((folder.events_file, log.descriptor, "event log"), (folder.lock_file, lock, "lock")):
         if not _is_at(path, descriptor):
-            return f"its {what} {path} was removed or replaced"
+            return f"its {name} {path} was removed or replaced"
     return None
 
 
@@ -59,7 +59,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True  # It cannot be looked at now, which says nothing about whether it is there.
+        return True  # The file can't be examined now; it may still exist.
 
 
 def _end(folder: RunFolder, log: EventLog, reason: str) -> None:
@@ -73,13 +73,13 @@ def _end(folder: RunFolder, log: EventLog, reason: str) -> None:
 
 
 def _take_lock(folder: RunFolder) -> bool:
-    """Lock the file that is there now, so that nobody else writes to the log. The lock ends with this process."""
+    """Lock the present lock file, so that no other process writes to the log. The lock ends with this process."""
     lock = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
     for _ in range(_LOCK_ATTEMPTS):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.05)  # The server may be looking whether it is held.
+            time.sleep(0.05)  # The server may be testing whether it is held.
             continue
         os.pwrite(lock, str(identify(os.getpid())).encode(), 0)
         return True
