@@ -18,7 +18,7 @@ UI = REPOSITORY / "ui" / "src"
 
 
 def test_the_page_offers_every_chat_format() -> None:
-    text = (UI / "components/new-run/DataPart.svelte").read_text()
+    text = (UI / "components/new-run/DatasetSection.svelte").read_text()
     (formats,) = re.findall(r"const formats: .*?= \[(.*?)\];", text, re.DOTALL)
     assert set(re.findall(r"\['(\w+)',", formats)) == set(get_args(FormatType))
 
@@ -29,7 +29,7 @@ def test_every_training_method_is_in_the_table_of_methods() -> None:
 
 
 def test_the_page_has_a_name_for_every_training_method() -> None:
-    (names,) = re.findall(r"const METHODS: .*?= \{(.*?)\};", (UI / "lib/review.ts").read_text(), re.DOTALL)
+    (names,) = re.findall(r"const METHODS: .*?= \{(.*?)\};", (UI / "lib/run-summary.ts").read_text(), re.DOTALL)
     assert set(re.findall(r"(\w+): '", names)) == set(get_args(TrainingMode))
 
 
