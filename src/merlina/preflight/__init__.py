@@ -1,1 +1,1 @@
-"""The checks of `POST /validate` and `POST /train`: one function for each, which returns a Finding."""
+"""The checks of `POST /validate` and `POST /train`: one function for each, which returns a CheckResult."""
