@@ -98,7 +98,7 @@ def test_a_models_own_template_is_previewed_through_the_helper(
     with server.http() as http:
         without = http.post("/dataset/preview-formatted", json=spec)
         assert without.status_code == 400
-        assert "model_name is needed" in without.json()["detail"]
+        assert "model_name is required" in without.json()["detail"]
         shown = http.post("/dataset/preview-formatted", json={**spec, "model_name": str(tiny_model)}).json()
     assert shown["samples"][0]["prompt"] == CHATML
     assert shown["samples"][0]["chosen"] == "It is 0. The runes agree.<|im_end|>"

@@ -102,7 +102,7 @@ def test_an_invalid_configuration_file_is_explained(tmp_path: Path) -> None:
         read_config_file(file)
     assert caught.value.errors == ("output_name: 'o/p' has a '/', which requires push_to_hub",)
     file.write_text("just text")
-    with pytest.raises(InvalidRequestError, match="one mapping of fields"):
+    with pytest.raises(InvalidRequestError, match="one mapping with the fields"):
         read_config_file(file)
     with pytest.raises(NotFoundError, match="No such file"):
         read_config_file(tmp_path / "none.yaml")
