@@ -6,7 +6,7 @@ import contextlib
 import errno
 import json
 import logging
-from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -39,7 +39,6 @@ from merlina.errors import (
 )
 from merlina.schemas.parsing.json_text import why_not_json
 from merlina.schemas.parsing.validation_errors import OWN_TYPES, describe_one
-from merlina.schemas.system import ErrorDetails
 
 _log = logging.getLogger(__name__)
 _NOT_VALID = "The request is not valid"
@@ -84,30 +83,19 @@ def error_response(error: MerlinaError) -> JSONResponse:
     """
     detail: Any = error.message
     if isinstance(error, InvalidRequestError) and error.findings:
-        findings = list(error.findings)
-        details = ErrorDetails(
-            message=error.message, errors=list(error.errors), warnings=list(error.warnings), findings=findings
-        )
-        detail = details.model_dump(exclude_unset=True)
+        findings = list(map(asdict, error.findings))
+        detail = {"message": detail, "errors": error.errors, "warnings": error.warnings, "findings": findings}
     elif isinstance(error, OverridableError):
-        detail = ErrorDetails(message=error.message, errors=[], warnings=[], can_force=True).model_dump(
-            exclude_unset=True
-        )
+        detail = {"message": detail, "errors": [], "warnings": [], "can_force": True}
     headers = {"Retry-After": str(error.seconds)} if isinstance(error, TooManyAttemptsError) else None
-    return JSONResponse({"detail": _encodable(detail)}, status_of(error), headers)
+    return _DetailResponse(detail, status_of(error), headers)
 
 
-def _encodable(content: Any) -> Any:
-    """Return the content with characters replaced that UTF-8 can't encode."""
-    if isinstance(content, str):
-        return content.encode("utf-8", "replace").decode()
-    if isinstance(content, list):
-        return [_encodable(item) for item in content]
-    return {name: _encodable(value) for name, value in content.items()} if isinstance(content, dict) else content
+class _DetailResponse(JSONResponse):
+    """The object `{"detail": …}`, in which characters that UTF-8 can't encode are replaced."""
 
-
-def _plain(status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"detail": _encodable(message)}, status, headers)
+    def render(self, content: Any) -> bytes:
+        return json.dumps({"detail": content}, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
@@ -167,8 +155,8 @@ def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         allowed = ", ".join(_methods_at(request))
         message = f"{request.method} is not allowed at {request.url.path}; use {allowed}"
-        return _plain(405, message, {"Allow": allowed})
-    return _plain(error.status_code, message, error.headers)
+        return _DetailResponse(message, 405, {"Allow": allowed})
+    return _DetailResponse(message, error.status_code, error.headers)
 
 
 def _methods_at(request: Request) -> list[str]:
@@ -184,13 +172,15 @@ def _methods_at(request: Request) -> list[str]:
 def _on_os_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OSError)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _plain(507, f"The disk is full ({error.filename or 'data folder'}): free some space and try again")
+        return _DetailResponse(
+            f"The disk is full ({error.filename or 'data folder'}): free some space and try again", 507
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         _log.error("%s %s: %s", request.method, request.url.path, error)
-        return _plain(500, f"The server has no access to {error.filename or 'its files'}: {error.strerror}")
+        return _DetailResponse(f"The server has no access to {error.filename or 'its files'}: {error.strerror}", 500)
     return _on_bug(request, error)
 
 
 def _on_bug(request: Request, error: Exception) -> JSONResponse:
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _plain(500, f"Internal error ({type(error).__name__}); see the server's log for the cause")
+    return _DetailResponse(f"Internal error ({type(error).__name__}); see the server's log for the cause", 500)
