@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from merlina.runs import EventLog, RunFolder, find_events, in_order, read_events
-from merlina.schemas.events import Ended, Logged, Metrics, Progress, Started, parse_event
+from merlina.schemas.events import Ended, Logged, Metrics, Moved, Progress, Started, parse_event
 
 
 def test_events_are_numbered_on_over_attempts(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_a_line_torn_by_a_kill_is_neither_read_nor_left(tmp_path: Path, cut: int
     assert [event.seq for event in read_events(path)[0]] == list(range(1, len(left) + 2))
 
 
-def test_reading_goes_on_where_it_stopped_and_takes_long_lines_whole(tmp_path: Path) -> None:
+def test_reading_continues_where_it_stopped_and_reads_long_lines_completely(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     for length in (10, 5000, 10, 100_000, 10):
@@ -169,3 +169,12 @@ def test_no_text_makes_a_line_that_is_too_long_to_be_read(tmp_path: Path) -> Non
     log.append(Progress(step=1, total_steps=1))
     log.close()
     assert [event.seq for event in read_events(tmp_path / "events.jsonl")[0]] == [1, 2]
+
+
+def test_the_move_of_a_model_is_found_in_logs_of_earlier_versions(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    file.write_text('{"seq":1,"time":1.0,"type":"set_aside","folder":"/m/o","kept_as":"/m/o.before-x"}\n')
+    log = EventLog(file)
+    log.append(Moved(folder="/m/o", kept_as="/m/o.before-y"))
+    log.close()
+    assert [event.kept_as for event in find_events(file, Moved)] == ["/m/o.before-x", "/m/o.before-y"]

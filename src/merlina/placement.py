@@ -82,7 +82,7 @@ def last_placement(events_file: Path) -> Placing | None:
 
 
 def placement_awaiting_end(events_file: Path) -> Placing | None:
-    """Return the placement of a fully trained model whose run lacks only its last event, if there is one."""
+    """Return the placement of a fully trained model if its run lacks only the last event; otherwise None."""
     placing = last_placement(events_file)
     return placing if placing is not None and placing.final_metrics is not None else None
 

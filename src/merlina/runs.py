@@ -369,7 +369,7 @@ class EventLog:
         os.close(self.descriptor)
 
     def _cut_torn_line(self) -> None:
-        """Remove an incomplete last line, whose writer was killed."""
+        """Remove an incomplete last line, left by a writer that was killed."""
         end = os.lseek(self.descriptor, 0, os.SEEK_END)
         newlines = (start + block.rfind(b"\n") for start, block in self._blocks_from_end(end) if b"\n" in block)
         whole = next(newlines, -1) + 1

@@ -23,7 +23,7 @@ GRACE_SECONDS = 30.0
 
 
 class Clock:
-    """Epoch and monotonic time, which move only when a test says so."""
+    """Epoch and monotonic time, which change only when a test sets them."""
 
     def __init__(self) -> None:
         self.seconds = 1_000_000.0

@@ -1,4 +1,4 @@
-"""Commands on jobs whose workers a fake executor plays."""
+"""Commands on jobs, with a fake executor in place of workers."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_a_job_cancelled_before_it_ran_is_not_resumed(backend: Backend) -> None:
         backend.commands.resume(job)
 
 
-def test_a_job_whose_checkpoint_is_gone_starts_over_only_by_force(backend: Backend) -> None:
+def test_a_job_without_its_checkpoint_starts_over_only_by_force(backend: Backend) -> None:
     job, worker = backend.start()
     worker.append(*TRAINING, Checkpointed(step=4, path="x"))
     backend.supervisor.run_pass()

@@ -30,7 +30,7 @@ events = st.one_of(
 
 
 @given(happened=st.lists(events, max_size=20))
-def test_whatever_a_log_says_progress_never_falls_and_a_job_ends_once(happened: list[tuple[str, Any]]) -> None:
+def test_for_any_log_progress_never_falls_and_a_job_ends_once_per_attempt(happened: list[tuple[str, Any]]) -> None:
     record, ends, restarts = job(state="initializing"), 0, 0
     for seq, (kind, fields) in enumerate(happened, start=1):
         before, record = record, fold(record, event(seq, kind, **fields))

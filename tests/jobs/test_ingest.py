@@ -74,7 +74,7 @@ def test_a_model_is_moved_once_however_often_its_log_is_read(runs: Runs) -> None
     runs.ingest(first)
     runs.append("second", moved("/m/o.before-second"), SAVED)
     runs.ingest(second)
-    # As a pass would that had looked before the other took the events in.
+    # A second pass that read the row before the first one ingested the events.
     runs.ingest(second)
     assert (runs.folder_of(first), runs.folder_of(second)) == ("/m/o.before-second", "/m/o")
 
@@ -90,7 +90,7 @@ def test_a_model_that_is_moved_while_it_is_uploaded_stays_there(runs: Runs) -> N
     assert (runs.folder_of(first), runs.folder_of(second)) == ("/m/o.before-second", "/m/o")
 
 
-def test_a_run_that_sets_its_own_earlier_result_aside_and_then_fails_has_it_there(runs: Runs) -> None:
+def test_a_run_that_moves_its_own_earlier_result_and_then_fails_has_it_there(runs: Runs) -> None:
     record = runs.add("only")
     runs.append("only", ("state", {"state": "saving", "output_dir": "/m/o"}))
     record = runs.ingest(record)
@@ -98,7 +98,7 @@ def test_a_run_that_sets_its_own_earlier_result_aside_and_then_fails_has_it_ther
     assert runs.ingest(record).output_dir == "/m/o.before-only"
 
 
-def test_a_run_that_sets_its_own_earlier_result_aside_and_saves_again_has_the_newer_one(runs: Runs) -> None:
+def test_a_run_that_moves_its_own_earlier_result_and_saves_again_has_the_newer_one(runs: Runs) -> None:
     record = runs.add("only")
     runs.append("only", ("state", {"state": "saving", "output_dir": "/m/o"}))
     record = runs.ingest(record)
@@ -112,7 +112,7 @@ def test_of_two_that_saved_in_one_folder_the_last_to_report_has_it_also_where_th
 ) -> None:
     """One job at a time owns a folder, so the order of reports is that of saving; the models' own times may lie."""
     second, first = runs.add("second"), runs.add("first")
-    # The first model was removed by hand: nobody reports that it was moved.
+    # The first model was removed by hand, so no event reports a move.
     runs.append("second", SAVED)
     runs.append("first", SAVED)
     runs.ingest(first)
@@ -138,25 +138,25 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
-@pytest.mark.parametrize("goes_on", [True, False], ids=["amid the log", "as its last line"])
+@pytest.mark.parametrize("continues", [True, False], ids=["in the middle", "as its last line"])
 def test_a_damaged_line_is_skipped_and_counted_and_the_job_ends_as_it_did(
-    runs: Runs, damage: bytes, goes_on: bool
+    runs: Runs, damage: bytes, continues: bool
 ) -> None:
     record = runs.add("a")
     folder = RunFolder(runs.root / "a")
     runs.append("a", ("started", {"attempt": 1, "pid": 1}), STEP)
-    if not goes_on:
+    if not continues:
         record = runs.ingest(record)
     with folder.events_file.open("ab") as file:
         file.write(damage)
-    if goes_on:
+    if continues:
         last = ("ended", {"state": "failed", "error": "why"})
         runs.append("a", ("progress", {"step": 5, "total_steps": 9}), last, after_seq=2)
     else:
         record = runs.ingest(record)
         assert record_end(record, folder, "failed", "why")
     record = runs.ingest(record)
-    assert (record.state, record.error, record.step) == ("failed", "why", 5 if goes_on else 3)
+    assert (record.state, record.error, record.step) == ("failed", "why", 5 if continues else 3)
     assert record.skipped_lines >= 1
     assert record.log_offset == folder.events_file.stat().st_size
 

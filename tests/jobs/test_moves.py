@@ -41,7 +41,7 @@ class Jobs:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[Jobs]:
+def store(tmp_path: Path) -> Iterator[Jobs]:
     database = Database(f"sqlite:///{tmp_path / 'merlina.db'}")
     database.migrate()
     yield Jobs(database, Moves(database, Broadcast()))
@@ -99,90 +99,90 @@ def test_no_other_module_writes_a_state() -> None:
         assert "state" not in written
 
 
-def test_of_two_requests_decided_on_one_record_the_second_is_refused_with_the_state(house: Jobs) -> None:
-    record = house.add("a")
-    _, paused = house.moves.operate(record, lambda _: {"state": "paused"})
+def test_of_two_requests_decided_on_one_record_the_second_is_refused_with_the_state(store: Jobs) -> None:
+    record = store.add("a")
+    _, paused = store.moves.operate(record, lambda _: {"state": "paused"})
     assert paused.state == "paused"
     with pytest.raises(ConflictError, match="changed by another request at the same time; it is paused now"):
-        house.moves.operate(record, lambda _: {"state": "cancelled"})
-    house.moves.operate(paused, lambda _: {"deleting": True})
+        store.moves.operate(record, lambda _: {"state": "cancelled"})
+    store.moves.operate(paused, lambda _: {"deleting": True})
     with pytest.raises(ConflictError, match="deleted by another request"):
-        house.moves.operate(paused, lambda _: {"state": "queued"})
+        store.moves.operate(paused, lambda _: {"state": "queued"})
 
 
-def test_a_request_is_decided_again_where_only_the_scheduler_moved_the_job(house: Jobs) -> None:
-    record = house.add("a")
-    assert house.moves.change(record, {"state": "initializing"}) is not None
+def test_a_request_is_decided_again_where_only_the_scheduler_moved_the_job(store: Jobs) -> None:
+    record = store.add("a")
+    assert store.moves.change(record, {"state": "initializing"}) is not None
     decided_on: list[str] = []
 
     def decide(current: JobRecord) -> dict[str, object]:
         decided_on.append(current.state)
         return {"state": "cancelled"} if current.state == "queued" else {"stop_requested_at": 1.0}
 
-    before, after = house.moves.operate(record, decide)
+    before, after = store.moves.operate(record, decide)
     assert decided_on == ["queued", "initializing"]
     assert (before.state, after.state, after.stop_requested_at) == ("initializing", "initializing", 1.0)
 
 
-def test_an_illegal_move_is_never_written(house: Jobs) -> None:
-    record = house.add("a")
+def test_an_illegal_move_is_never_written(store: Jobs) -> None:
+    record = store.add("a")
     with pytest.raises(IllegalTransitionError, match="Job a is queued and cannot become completed"):
-        house.moves.change(record, {"state": "completed"})
-    with house.database.read() as connection:
+        store.moves.change(record, {"state": "completed"})
+    with store.database.read() as connection:
         assert jobs.get(connection, "a") == record
 
 
-def test_each_state_that_the_server_sets_has_a_number_of_its_own(house: Jobs) -> None:
-    record = house.add("a")
+def test_each_state_that_the_server_sets_has_a_number_of_its_own(store: Jobs) -> None:
+    record = store.add("a")
     seen = [record.last_seq]
     for state in ("paused", "queued", "initializing"):
-        moved = house.moves.change(record, {"state": state})
+        moved = store.moves.change(record, {"state": state})
         assert moved is not None
         record = moved
         seen.append(record.last_seq)
     assert seen == [0, 1, 2, 3]
-    assert house.moves.broadcast.latest("a") == record
+    assert store.moves.broadcast.latest("a") == record
 
 
-def test_what_must_be_done_before_the_commit_undoes_the_change_where_it_fails(house: Jobs) -> None:
-    record = house.add("a")
+def test_what_must_be_done_before_the_commit_undoes_the_change_where_it_fails(store: Jobs) -> None:
+    record = store.add("a")
 
     def fail(_: Connection) -> None:
         raise OSError("no")
 
     with pytest.raises(OSError, match="no"):
-        house.moves.change(record, {"state": "paused"}, fail)
-    with house.database.read() as connection:
+        store.moves.change(record, {"state": "paused"}, fail)
+    with store.database.read() as connection:
         assert jobs.get(connection, "a") == record
 
 
-def ingest(house: Jobs, record: JobRecord, *events: Event) -> JobRecord | None:
+def ingest(store: Jobs, record: JobRecord, *events: Event) -> JobRecord | None:
     numbered = [event.model_copy(update={"seq": seq, "time": 1.0}) for seq, event in enumerate(events, start=1)]
     offset = record.log_offset + len(events)
-    return house.moves.ingest(record, numbered, offset, skipped=0, write_related=lambda *records: None)
+    return store.moves.ingest(record, numbered, offset, skipped=0, write_related=lambda *records: None)
 
 
-def test_an_event_with_an_illegal_transition_is_skipped_and_counted_and_the_others_are_applied(house: Jobs) -> None:
-    record = house.moves.change(house.add("a"), {"state": "initializing"})
+def test_an_event_with_an_illegal_transition_is_skipped_and_counted_and_the_others_are_applied(store: Jobs) -> None:
+    record = store.moves.change(store.add("a"), {"state": "initializing"})
     assert record is not None
     progress = Progress(step=3, total_steps=9)
-    changed = ingest(house, record, StateChanged(state="training"), StateChanged(state="loading_model"), progress)
+    changed = ingest(store, record, StateChanged(state="training"), StateChanged(state="loading_model"), progress)
     assert changed is not None
     assert (changed.state, changed.step, changed.skipped_lines) == ("training", 3, 1)
-    assert house.moves.broadcast.latest("a") == changed
+    assert store.moves.broadcast.latest("a") == changed
 
 
-def test_events_are_applied_once(house: Jobs) -> None:
-    record = house.moves.change(house.add("a"), {"state": "initializing"})
+def test_events_are_applied_once(store: Jobs) -> None:
+    record = store.moves.change(store.add("a"), {"state": "initializing"})
     assert record is not None
-    assert ingest(house, record, StateChanged(state="training")) is not None
-    assert ingest(house, record, StateChanged(state="training")) is None
+    assert ingest(store, record, StateChanged(state="training")) is not None
+    assert ingest(store, record, StateChanged(state="training")) is None
 
 
-def test_a_restored_job_is_published(house: Jobs) -> None:
+def test_a_restored_job_is_published(store: Jobs) -> None:
     values = {
         "job_id": "a", "state": "paused", "priority": 3, "config": {}, "base_model": "m", "output_name": "o",
         "target_dir": "/m/o", "created_at": 1.0, "updated_at": 1.0,
     }  # fmt: skip
-    record = house.moves.restore(values)
-    assert house.moves.broadcast.latest("a") == record
+    record = store.moves.restore(values)
+    assert store.moves.broadcast.latest("a") == record

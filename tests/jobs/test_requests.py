@@ -24,7 +24,7 @@ def until_state(server: Server, job: str, state: str, seconds: float = 30) -> No
 
 
 def halted(server: Server, config: dict[str, Any], **params: Any) -> str:
-    """A job whose worker stands still in the middle of its training and hears nothing until it is told to go on."""
+    """A job with a worker that is stopped (SIGSTOP) in the middle of its training."""
     with server.http() as http:
         job = str(http.post("/train", json=config, params=params).json()["job_id"])
     server.until_step(job, 15)
@@ -32,7 +32,7 @@ def halted(server: Server, config: dict[str, Any], **params: Any) -> str:
     return job
 
 
-def test_a_reader_stays_over_a_pause_and_everyone_counts_it(server: Server, config: Config) -> None:
+def test_a_subscriber_stays_connected_over_a_pause_and_all_counts_include_it(server: Server, config: Config) -> None:
     job = server.train(config(server, "watched", **LONG))
     states: list[str] = []
     steps: list[int] = []
@@ -75,7 +75,7 @@ def test_a_job_that_still_loads_starts_at_step_1(server: Server, config: Config)
 
 
 @pytest.mark.long
-def test_a_worker_that_does_not_obey_is_killed_by_a_server_that_was_killed_before_it_could_tell_it(
+def test_a_restarted_server_delivers_a_pause_and_kills_a_worker_that_does_not_complete_it(
     new_server: NewServer, config: Config
 ) -> None:
     server = new_server(STOP_GRACE_SECONDS="3")
@@ -86,7 +86,7 @@ def test_a_worker_that_does_not_obey_is_killed_by_a_server_that_was_killed_befor
         # As if the server had died between the row and the run folder.
         server.folder(job).pause_file.unlink()
         server.start()
-        until(server.folder(job).pause_file.exists, 5, "the wish in the run folder")
+        until(server.folder(job).pause_file.exists, 5, "the request in the run folder")
         until_state(server, job, "paused")
         assert any("did not pause within 3 s and was killed" in line for line in server.log_lines(job))
         client.resume(job)
@@ -106,7 +106,7 @@ def test_a_stop_outweighs_a_pause(server: Server, config: Config) -> None:
         assert (server.root / "models" / "both" / "adapter_model.safetensors").is_file()
 
 
-def test_whom_a_person_pauses_does_not_come_back_by_itself(server: Server, config: Config) -> None:
+def test_a_job_paused_by_a_client_does_not_return_by_itself(server: Server, config: Config) -> None:
     low = halted(server, config(server, "held", **LONG), priority="low", preemptible=True)
     high = server.train(config(server, "urgent", max_steps=2, eval_steps=0), "high")
     with server.client() as client:
@@ -115,7 +115,7 @@ def test_whom_a_person_pauses_does_not_come_back_by_itself(server: Server, confi
             return next((job.waiting_for for job in client.queue_jobs().queued if job.job_id == high), None)
 
         until(lambda: waiting_for() == f"{low} to pause", 5, "what the high job waits for")
-        until(server.folder(low).pause_file.exists, 5, "the wish in the run folder")
+        until(server.folder(low).pause_file.exists, 5, "the request in the run folder")
         assert f"preempted by {high}" in server.folder(low).pause_file.read_text()
         client.pause(low)
         server.kill_worker(low, signal.SIGCONT)
@@ -140,7 +140,7 @@ def test_a_job_that_never_ran_is_cancelled_or_deleted_out_of_its_pause(server: S
     server.until_ended(first)
 
 
-def test_preemptible_without_low_priority_is_said_to_do_nothing(server: Server, config: Config) -> None:
+def test_preemptible_without_low_priority_is_a_warning(server: Server, config: Config) -> None:
     with server.http() as http:
         created = http.post("/train", json=config(server, "vain", max_steps=1), params={"preemptible": True}).json()
     assert any("is never preempted" in warning for warning in created["warnings"])

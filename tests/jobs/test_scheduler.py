@@ -89,7 +89,7 @@ def high(job_id: str = "h", **config: Any) -> Any:
     ("running", "queued", "cards", "slots", "expected"),
     [
         pytest.param([low("a", 1), low("b", 2)], [high()], (), 2, [("b", "h")], id="the youngest"),
-        pytest.param([low("a", 1)], [high()], (), 2, [], id="none where there is room"),
+        pytest.param([low("a", 1)], [high()], (), 2, [], id="none if a slot is free"),
         pytest.param([low("a", 1)], [job(job_id="n")], (), 1, [], id="not for normal priority"),
         pytest.param([low("a", 1, preemptible=False)], [high()], (), 1, [], id="not one that may not be"),
         pytest.param([low("a", 1, priority=3)], [high()], (), 1, [], id="not one of normal priority"),
@@ -97,7 +97,8 @@ def high(job_id: str = "h", **config: Any) -> Any:
         pytest.param([low("a", 1, stop_requested_at=1.0)], [high()], (), 1, [], id="not one that stops"),
         pytest.param([low("a", 1, pause_requested_at=1.0)], [high()], (), 1, [], id="not twice"),
         pytest.param(
-            [low("a", 1, gpus=[0]), low("b", 2, gpus=[1])], [high(gpu_ids=[0])], (9, 9), 4, [("a", "h")], id="whose GPU"
+            [low("a", 1, gpus=[0]), low("b", 2, gpus=[1])],
+            [high(gpu_ids=[0])], (9, 9), 4, [("a", "h")], id="the one with the GPU",
         ),
         pytest.param(
             [low("a", 1, gpus=[0]), low("b", 2, gpus=[1], preemptible=False)],
@@ -114,36 +115,36 @@ def high(job_id: str = "h", **config: Any) -> Any:
         pytest.param([low("a", 1), low("b", 2)], [high("h")], (), 1, [("b", "h"), ("a", "h")], id="too many run"),
         pytest.param(
             [low("a", 1, gpus=[0]), low("b", 2, gpus=[1])],
-            [high(gpu_ids=[0])], (9, 9), 2, [("a", "h")], id="not the youngest as well where its GPU is no use",
+            [high(gpu_ids=[0])], (9, 9), 2, [("a", "h")], id="not the youngest as well if its GPU does not help",
         ),
         pytest.param(
             [low("a", 1), job(job_id="n", state="training", stop_requested_at=1.0)],
-            [high()], (), 2, [], id="none where another one leaves anyway",
+            [high()], (), 2, [], id="none if another one ends anyway",
         ),
         pytest.param(
             [low("a", 1), low("b", 2, pause_requested_at=1.0, preempted_by="h")],
-            [high("h"), high("i")], (), 2, [("a", "i")], id="one that leaves makes room for one only",
+            [high("h"), high("i")], (), 2, [("a", "i")], id="one that ends frees one slot only",
         ),
         pytest.param(
             [low("a", 1, gpus=[0]), job(job_id="n", state="training", gpus=[0, 1])],
-            [high(gpu_ids=[0])], (9, 9), 4, [], id="not where another one has the GPU too",
+            [high(gpu_ids=[0])], (9, 9), 4, [], id="not if another one has the GPU too",
         ),
     ],
 )  # fmt: skip
-def test_who_makes_way(
+def test_which_jobs_are_preempted(
     running: list[Any], queued: list[Any], cards: tuple[int, ...], slots: int, expected: list[tuple[str, str]]
 ) -> None:
     assert preempted(planned(queued, running, gpus(*cards), slots=slots)) == expected
 
 
-def test_one_that_is_making_way_already_is_waited_for() -> None:
+def test_a_job_that_is_being_preempted_is_waited_for() -> None:
     running = [low("a", 1), low("b", 2, pause_requested_at=1.0, preempted_by="h")]
     result = planned([high()], running, [], slots=2)
     assert preempted(result) == []
     assert result.waiting == {"h": "b to pause"}
 
 
-def test_a_high_job_says_at_once_whom_it_waits_for() -> None:
+def test_a_high_job_waits_for_the_jobs_it_preempts() -> None:
     result = planned([high(), job(job_id="n")], [low("a", 1)], [], slots=1)
     assert result.waiting == {"h": "a to pause", "n": "a free slot"}
 
@@ -153,7 +154,7 @@ def test_a_high_job_says_at_once_whom_it_waits_for() -> None:
     wanted=st.lists(st.none() | st.sets(st.integers(0, 3), min_size=1).map(sorted), min_size=1, max_size=3),
     slots=st.integers(1, 5),
 )
-def test_whoever_makes_way_lets_a_job_start_and_none_of_them_could_stay(
+def test_preempted_jobs_let_one_start_and_none_of_them_could_stay(
     held: list[Any], wanted: list[Any], slots: int
 ) -> None:
     running = [low(str(n), n, gpus=ids, preemptible=may) for n, (may, ids) in enumerate(held)]
@@ -167,6 +168,6 @@ def test_whoever_makes_way_lets_a_job_start_and_none_of_them_could_stay(
         assert starts(planned([first], stay, cards, slots=slots))
         for record in leaving:
             assert not starts(planned([first], [*stay, record], cards, slots=slots))
-    everyone = planned([high(str(n), gpu_ids=ids) for n, ids in enumerate(wanted)], running, cards, slots=slots)
-    named = [record.job_id for record, _ in everyone.preempted]
+    all_planned = planned([high(str(n), gpu_ids=ids) for n, ids in enumerate(wanted)], running, cards, slots=slots)
+    named = [record.job_id for record, _ in all_planned.preempted]
     assert len(named) == len(set(named))

@@ -1,4 +1,4 @@
-"""The supervisor's passes over jobs whose workers a fake executor plays, with a clock that the tests set."""
+"""The supervisor's passes, with a fake executor and a clock that the tests set."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_dead_worker_fails_its_job_with_stage_cause_and_next_steps(
     )
 
 
-def test_a_run_whose_folder_was_removed_ends_in_the_database(backend: Backend) -> None:
+def test_a_run_without_its_log_ends_in_the_database(backend: Backend) -> None:
     job, worker = backend.start()
     worker.append(*TRAINING)
     backend.supervisor.run_pass()
@@ -215,7 +215,7 @@ def test_a_stop_that_arrives_while_a_job_pauses_ends_it(backend: Backend) -> Non
     assert backend.record(job).state == "stopped"
 
 
-def test_a_job_whose_worker_cannot_be_started_fails_with_the_reason(backend: Backend) -> None:
+def test_a_failed_launch_fails_the_job_with_the_reason(backend: Backend) -> None:
     job = backend.submit()
     backend.executor.launch_error = OSError(errno.EMFILE, "Too many open files")
     backend.supervisor.run_pass()

@@ -183,8 +183,8 @@ def test_a_thinned_chart_keeps_evaluations_and_is_no_longer_than_asked_for(
     assert steps == sorted(within & set(steps))
     assert len(steps) <= points
     found = {row.step for row in rows if "eval_loss" in row.metrics}
-    room = max(0, points - 2) // 2
-    assert len(found) >= min(room, len(evaluated & within))
+    evaluation_points = max(0, points - 2) // 2
+    assert len(found) >= min(evaluation_points, len(evaluated & within))
     if points > 1 and within:
         assert {min(within), max(within)} <= set(steps)
 
@@ -199,8 +199,8 @@ def test_rows_from_before_evaluations_were_marked_are_marked_by_the_migration(tm
             f"created_at, updated_at) VALUES ({number}, 'a', 'failed', 3, '{{}}', 'm', 'o', 't', 1, 1)"
         )
         for step in range(100):
-            figures = '{"loss": 1, "eval_loss": 2}' if step == 7 else '{"loss": 1}'
-            connection.exec_driver_sql(f"INSERT INTO metrics VALUES ({number}, {step}, 1.0, '{figures}')")
+            metrics = '{"loss": 1, "eval_loss": 2}' if step == 7 else '{"loss": 1}'
+            connection.exec_driver_sql(f"INSERT INTO metrics VALUES ({number}, {step}, 1.0, '{metrics}')")
     database.migrate()
     with database.read() as connection:
         assert 7 in [row.step for row in metrics.rows(connection, number, max_points=5)]

@@ -60,7 +60,7 @@ class AdapterKind(BaseModel):
 
 
 def group(sites: Iterable[Site]) -> list[Site]:
-    """Group sites whose paths differ only in the numbers of layers."""
+    """Group sites by path, ignoring the numbers of layers."""
     groups: dict[str, list[Site]] = {}
     for site in sites:
         groups.setdefault(_NUMBER.sub("*", site.path), []).append(site)

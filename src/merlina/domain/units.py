@@ -1,4 +1,4 @@
-"""Binary units of memory, which are used everywhere: MiB in fields whose names end in `_mb`, GiB in texts."""
+"""Binary units of memory, which are used everywhere: MiB in fields named `…_mb`, GiB in texts."""
 
 from __future__ import annotations
 

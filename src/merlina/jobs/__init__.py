@@ -1,1 +1,1 @@
-"""The life of jobs: which moves are legal, what starts next, what each event changes, who hears of it."""
+"""The life of jobs: commands, state changes, scheduling, ingestion of events, and their distribution to subscribers."""

@@ -14,7 +14,7 @@ _SHOWN_METRICS = ("loss", "eval_loss", "learning_rate", "gpu_memory")
 
 
 def fold(record: JobRecord, event: events.BaseEvent) -> JobRecord:
-    """Return the record after the event. An event whose transition is illegal only counts as a skipped line."""
+    """Return the record after the event. An event with an illegal transition only counts as a skipped line."""
     skipped = {"skipped_lines": record.skipped_lines + 1}
     changes = _changes(event, record) if _is_legal(event, record) else skipped
     return replace(record, **changes, last_seq=event.seq, updated_at=event.time)

@@ -115,7 +115,7 @@ class Moves:
     ) -> JobRecord | None:
         """Apply events read from `record.log_offset` to `offset`, exactly once; return None if that was done already.
 
-        `skipped` lines of that part were not events. An event whose transition is illegal is skipped as well.
+        `skipped` lines of that part were not events. An event with an illegal transition is skipped as well.
         `write_related` gets the records before and after the events and writes what they change in other rows.
         """
 

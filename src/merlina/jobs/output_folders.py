@@ -50,7 +50,7 @@ def refuse_taken(models_dir: Path, target_dir: Path) -> None:
 
 
 def settle_kept_model(connection: Connection, folder: RunFolder) -> None:
-    """Correct the folder of an older model whose move a dead worker had announced in its log but not completed."""
+    """Correct the folder of an older model if a dead worker had logged its move but not completed it."""
     interrupted = interrupted_placement(folder.events_file)
     if interrupted is None:
         return

@@ -18,7 +18,7 @@ from merlina.storage import jobs
 from merlina.storage.database import Database
 
 _log = logging.getLogger(__name__)
-# A file in the folder of all runs with the ids of jobs whose logs are being read, one per line.
+# A file in the folder of all runs that lists the jobs being recovered, one id per line.
 _UNFINISHED = ".rebuilding"
 _ABOUT_MODELS = (events.Moved, events.StateChanged, events.Placed, events.Ended)
 
@@ -73,7 +73,7 @@ def _unknown(database: Database, names: Collection[str], runs_dir: Path) -> list
 
 
 def _unread(database: Database, names: Collection[str], runs_dir: Path) -> list[str]:
-    """Return jobs that do not run and have unread events, and those whose logs were being read at a crash."""
+    """Return jobs that do not run and have unread events, and those that were being recovered at a crash."""
     with database.read() as connection:
         read_up_to = jobs.log_offsets_at_rest(connection)
         known = jobs.all_ids(connection)

@@ -99,7 +99,7 @@ class _Capacity:
 
 
 def _choose_preempted(record: JobRecord, candidates: Sequence[JobRecord], capacity: _Capacity) -> list[JobRecord]:
-    """Return the fewest of `candidates` whose end lets `record` start, preferring the first ones.
+    """Return the fewest of `candidates` that must end so that `record` can start, preferring the first ones.
 
     Return none of them if it could not start even then.
     """

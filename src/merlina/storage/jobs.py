@@ -188,7 +188,7 @@ def paused_for_now(connection: Connection) -> list[JobRecord]:
 
 
 def last_to_save(connection: Connection, output_dir: str) -> str | None:
-    """Return the id of the job whose model is in that folder: the last one that saved there."""
+    """Return the id of the job that owns the model in a folder: the last one that saved there."""
     # A job that still uploads its model has not ended.
     saved_at = func.coalesce(jobs.c.ended_at, jobs.c.updated_at)
     query = select(jobs.c.job_id).where(jobs.c.output_dir == output_dir).order_by(saved_at.desc()).limit(1)
@@ -198,7 +198,7 @@ def last_to_save(connection: Connection, output_dir: str) -> str | None:
 def move_model(connection: Connection, folder: str, kept_as: str, *, by: str | None = None) -> None:
     """Record that `folder` was moved to `kept_as`: with its job's model, if it is a job's, and with those inside it.
 
-    `by` is the job that moved it, whose own row the caller writes.
+    `by` is the job that moved it; the caller writes its row.
     """
     owner = last_to_save(connection, folder)
     owner = None if owner == by else owner

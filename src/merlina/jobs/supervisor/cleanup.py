@@ -31,7 +31,7 @@ class Cleanup:
         self._completed.add(job_id)
 
     def find_completed(self, folder_names: Iterable[str]) -> None:
-        """Find completed jobs whose worker and last server died before they had removed everything."""
+        """Find completed jobs with files that their worker and the last server did not remove before they died."""
         with self._moves.database.read() as connection:
             completed = jobs.ids_in(connection, "completed")
         names = RunFolder(self._runs_dir)

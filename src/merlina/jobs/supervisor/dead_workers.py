@@ -27,7 +27,7 @@ class DeadWorkers:
     grace_seconds: float
 
     def finalize(self, record: JobRecord, folder: RunFolder, observed: Observation) -> None:
-        """End an attempt whose worker is dead, unless the worker wrote its last event before it died."""
+        """End the attempt of a dead worker, unless the worker wrote its last event before it died."""
         record = ingest_all(self.moves, record, folder)
         if not record.is_running:
             return
@@ -50,7 +50,7 @@ class DeadWorkers:
                 ingest_all(self.moves, record, folder)
 
     def finalize_in_database(self, record: JobRecord, error: str) -> None:
-        """End an attempt that could not be started and whose event log cannot be written either."""
+        """End an attempt that could not be started if its event log cannot be written either."""
         state = END_STATE_FOR[EndReason.NOT_STARTED]
         ended = {"state": state, "error": error, "gpus": None, "ended_at": self.moves.clock()}
         self.moves.change(record, ended)

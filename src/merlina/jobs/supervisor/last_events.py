@@ -23,7 +23,7 @@ def record_pause(record: JobRecord, folder: RunFolder, reason: str, message: str
 
 
 def end_without_log(moves: Moves, record: JobRecord, folder: RunFolder, state: EndState, error: str) -> None:
-    """End a job whose event log was removed or cut in the database alone. Its next attempt continues that log."""
+    """End a job in the database alone, after its event log was removed or cut. Its next attempt continues that log."""
     ended = {"state": state, "error": error, "gpus": None, "ended_at": moves.clock(), "log_offset": end_of_log(folder)}
     moves.change(record, ended)
 

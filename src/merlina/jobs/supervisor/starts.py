@@ -66,7 +66,7 @@ class Starter:
             self._launch(claimed, folder)
 
     def start_claimed(self, record: JobRecord, folder: RunFolder) -> bool:
-        """Launch a worker whose job was claimed by a server that was killed before it could launch it."""
+        """Launch the worker of a job that a server claimed and then died before the launch."""
         if record.job_id not in self.claimed:
             return False
         self.claimed.discard(record.job_id)
@@ -89,7 +89,7 @@ class Starter:
         _log.info("starting %s (attempt %d)", record.job_id, record.attempt)
         try:
             self.free_memory_for(record)
-        except Exception:  # the run may start all the same
+        except Exception:  # the run may start nevertheless
             _log.exception("memory could not be freed for %s", record.job_id)
         try:
             self.executor.launch(folder, self._order(record), record.gpus)
