@@ -150,7 +150,7 @@ TEMPLATES = {
     "raises a book": ("{{ raise_exception('a' * 5000000) }}", "can't render it: aaaa"),
     "fills the memory": ("{{ 'a' * 3000000000 }}", "exceeded its memory limit"),
     "has no end": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 2 s"),
-    "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without an end"),
+    "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recurses infinitely"),
     "writes a book": ("{% for i in range(9999) %}{{ 'a' * 2000 }}{% endfor %}", "makes 19,998,000 characters"),
     "loops too far": ("{% for i in range(10**9) %}{% endfor %}", "OverflowError: Range too big"),
 }

@@ -25,7 +25,7 @@ _TIMEOUT_SECONDS = 180.0
 # Each call, also a waiting one, occupies a thread of the server.
 _MAX_CALLS = 16
 _POLL_SECONDS = 0.1
-# A call whose client has disconnected may still complete in this time: starting another process would take longer.
+# After its client has disconnected, a call may complete in this time: starting another process would take longer.
 _GRACE_SECONDS = 2.0
 _MB = 1024**2
 
@@ -40,7 +40,7 @@ class HelperLimits:
 
 
 class Helper:
-    """Processes of `merlina.worker.helper.process`, forked where there is a fork server.
+    """Processes of `merlina.worker.helper.process`, forked if there is a fork server.
 
     Calls may come from any thread; each uses one process alone and waits for one if all are busy. The output of the
     processes' libraries is appended to `log_file`. `environment` extends the server's environment.
@@ -145,7 +145,7 @@ class Helper:
                 self._changed.notify_all()
 
     def _take_process(self) -> PipeProcess:
-        """Return the idle process that was used last, whose caches are then reused, or else a new one."""
+        """Return the idle process that was used last, to reuse its caches, or else a new one."""
         while True:
             with self._changed:
                 if not self._idle:
@@ -244,7 +244,7 @@ class _Call:
         return f" ({self._phase['name']})" if self._phase else ""
 
     def _error(self, problem: str) -> MerlinaError:
-        """Return the error of the current phase, whose name states the cause."""
+        """Return the error of the current phase; the phase's name states the cause."""
         if self._phase is None:
             return HelperError(f"The helper process {problem} during {self.operation}; try again")
         return as_error({**self._phase, "message": f"{self._phase['name']} {problem} and was ended"})

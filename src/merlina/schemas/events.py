@@ -48,7 +48,7 @@ class DurableEvent(BaseEvent):
 
 
 class Started(DurableEvent):
-    """First event of an attempt, with the process that runs it, whose signal handlers are set by then."""
+    """First event of an attempt: the process that runs it. Its signal handlers are set by then."""
 
     type: Literal["started"] = "started"
     attempt: _Count

@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 class Operation(BaseModel, Generic[R]):
-    """Arguments of one operation, whose result has the type R. Both cross the process boundary as JSON."""
+    """Arguments of one operation with a result of type R. Both cross the process boundary as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -126,7 +126,7 @@ class CompareRows(Operation[str | None]):
 
 
 class InspectRows(Operation[DataFacts]):
-    """Examine the first rows of a file as text, for a run whose tokenizer is not available. Raises DataError."""
+    """Examine the first rows of a file as text, for a run without an available tokenizer. Raises DataError."""
 
     config: TrainingConfig
     file: Path

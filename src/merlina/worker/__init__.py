@@ -1,1 +1,4 @@
-"""One process a run: load, train, save, publish. Its run folder is its only link to the outside."""
+"""The programs that the server starts: `run` carries out an attempt, `helper` reads data and models, `chat` answers.
+
+The modules beside these packages are shared: chat templates, encoding, and limits of time and memory.
+"""

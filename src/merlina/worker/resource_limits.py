@@ -1,4 +1,4 @@
-"""Limits on what one piece of untrusted work may take: memory, and time on the processor."""
+"""Limits of memory and CPU time for untrusted work."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from types import FrameType
 
 _MB = 1024**2
-# A signal that arrives where Python ignores exceptions, as in a destructor, is lost; the next one is not.
+# The signal repeats: one that arrives where Python ignores exceptions, as in a destructor, is lost.
 _REPEAT_SECONDS = 0.5
 
 
 class CpuTimeExceededError(Exception):
-    """The work took more time on the processor than it may."""
+    """The work exceeded its limit of CPU time."""
 
 
 @contextlib.contextmanager
 def memory_headroom(megabytes: float) -> Iterator[None]:
-    """Let this process take at most this much more memory than now: what exceeds it raises MemoryError.
+    """Let this process allocate at most this many MiB in addition; a larger allocation raises MemoryError.
 
     Linux only; elsewhere the work is not limited. Libraries that can't report a failed allocation end the process.
     """
@@ -41,9 +41,9 @@ def memory_headroom(megabytes: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cpu_seconds(seconds: float) -> Iterator[None]:
-    """Raise CpuTimeExceededError once this process has computed for so long; waiting for a busy machine counts nothing.
+    """Raise CpuTimeExceededError once this process has used this much CPU time; waiting for a CPU does not count.
 
-    Signals reach the main thread alone: in another thread the work is not limited. A single operation of C code is not
+    Signals reach the main thread only: in another thread the work is not limited. A single operation of C code is not
     interrupted.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -66,6 +66,6 @@ def cpu_seconds(seconds: float) -> Iterator[None]:
 
 
 def _data_bytes() -> int:
-    """What the kernel counts against RLIMIT_DATA, with the stack."""
+    """Return the bytes that the kernel counts against RLIMIT_DATA, including the stack."""
     pages = int(Path("/proc/self/statm").read_text().split()[5])
     return pages * resource.getpagesize()

@@ -1,4 +1,7 @@
-"""Chat templates: the tokenizer's own for formatting, and ours for a tokenizer that comes without one."""
+"""Chat templates: that of the tokenizer for the format `tokenizer`, and the one that each other format saves.
+
+To add a chat format, add its Jinja template to `_TEMPLATES`: the saved model's tokenizer gets it in place of its own.
+"""
 
 from __future__ import annotations
 
@@ -29,24 +32,24 @@ _MISTRAL = (
     "{% else %} {{ message['content'] }}</s>{% endif %}{% endfor %}"
 )
 _QWEN3_WITHOUT_THOUGHTS = _CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
-# By whose turn is first, the shortest conversation that most templates take.
+# The shortest conversation that most templates accept, by the role of its first turn.
 _SHORTEST = {"user": ("user",), "system": ("system", "user")}
 _TEMPLATES: dict[FormatType, str] = {"chatml": _CHATML, "qwen3": _CHATML, "llama3": _LLAMA3, "mistral": _MISTRAL}
 
 
 def saved_template(tokenizer: Any, spec: DatasetFormat) -> Any:
-    """The template that a finished model's tokenizer has: what it renders begins with a BOS where training put one.
+    """Return the template of a finished model's tokenizer, which renders a BOS at the start if training had one there.
 
-    A rendered text is encoded as it stands, without what the tokenizer adds to others.
+    The tokenizer adds no BOS of its own when it encodes a rendered text.
     """
     template = chat_template(spec) or tokenizer.chat_template
     if automatic_bos(tokenizer) is None or not isinstance(template, str):
         return template  # some tokenizers have several, by name
-    without = [role for role in _SHORTEST if _begins_without_bos(tokenizer, template, role)]
-    if len(without) == len(_SHORTEST):
+    roles_without_bos = [role for role in _SHORTEST if _begins_without_bos(tokenizer, template, role)]
+    if len(roles_without_bos) == len(_SHORTEST):
         return "{{ bos_token }}" + template
-    conditions = " or ".join(f"messages[0]['role'] == '{role}'" for role in without)
-    return f"{{% if {conditions} %}}{{{{ bos_token }}}}{{% endif %}}{template}" if without else template
+    conditions = " or ".join(f"messages[0]['role'] == '{role}'" for role in roles_without_bos)
+    return f"{{% if {conditions} %}}{{{{ bos_token }}}}{{% endif %}}{template}" if roles_without_bos else template
 
 
 def _begins_without_bos(tokenizer: Any, template: str, first: str) -> bool:
@@ -54,12 +57,12 @@ def _begins_without_bos(tokenizer: Any, template: str, first: str) -> bool:
     try:
         text = render_template(tokenizer, str(tokenizer.name_or_path), turns, chat_template=template)
     except (UnusableRowError, ModelError):
-        return False  # it takes no conversation that begins so
+        return False  # the template refuses such a conversation
     return not text.startswith(tokenizer.bos_token)
 
 
 def chat_template(spec: DatasetFormat) -> str | None:
-    """What a model trained in this format is to be spoken to with; None where that is its own template."""
+    """Return the template of a model trained in this format; None if the tokenizer's own template stays."""
     if spec.format_type == "custom":
         assert spec.custom_templates is not None
         return _custom(spec.custom_templates)
@@ -70,7 +73,7 @@ def chat_template(spec: DatasetFormat) -> str | None:
 
 def _custom(parts: CustomTemplates) -> str:
     def turn(prefix: str, suffix: str) -> str:
-        # As Jinja strings, so that braces in the user's text stay text.
+        # Jinja string literals, in which braces are text.
         return f"{{{{ {json.dumps(prefix)} + message['content'] + {json.dumps(suffix)} }}}}"
 
     return (
@@ -87,7 +90,7 @@ def _custom(parts: CustomTemplates) -> str:
 
 @dataclass(frozen=True)
 class TokenizerTemplate:
-    """A tokenizer's own chat template. Raises ModelError where it has none."""
+    """The chat template of a tokenizer. Raises ModelError if it has none."""
 
     tokenizer: Any
     name: str

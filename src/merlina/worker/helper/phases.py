@@ -27,7 +27,7 @@ class Phases:
 
     @contextlib.contextmanager
     def during(self, name: str, seconds: float, error: type[MerlinaError]) -> Iterator[None]:
-        """Report a phase and, at its end, the enclosing one, whose time limit then starts again.
+        """Report a phase and, at its end, the enclosing one; its time limit then starts again.
 
         Raises `error` instead of MemoryError.
         """

@@ -1,23 +1,23 @@
-"""The text of each token, so that all of them together are the text they were made from.
+"""The text of each token; joined, the texts are the text that was encoded.
 
-A token may hold a part of a character only: decoded by itself it is no text at all. So the tokenizer's own offsets into
-the text are used, where it has them and they belong to these ids; otherwise tokens are decoded together.
+A token may hold only a part of a character, and has no text by itself. The tokenizer's offsets into the text are
+therefore used, if it has them and they belong to these ids; otherwise tokens are decoded together.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-# Decoded in front of a token: what a token's text is may depend on the one before it.
+_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
+# Number of tokens that are decoded in front of a token, since its text may depend on them.
 _CONTEXT = 4
 
 
 def token_texts(tokenizer: Any, ids: list[int], text: str, before: str = "") -> list[str]:
-    """Return the text of each of `ids`, which are tokens of `text`, maybe fewer and with special ones at both ends.
+    """Return the text of each of `ids`, the tokens of `text`, maybe truncated and with special tokens at both ends.
 
-    `before` is what stands before the text where the ids were made. Of a character that spans several tokens, the first
-    has all of it and the others are empty.
+    `before` preceded the text when it was encoded. If a character spans several tokens, the first token has all of it
+    and the others are empty. Example: ["é"] encoded as two byte tokens gives ["é", ""].
     """
     if getattr(tokenizer, "is_fast", False):
         for prefix in dict.fromkeys(("", before)):
@@ -28,7 +28,7 @@ def token_texts(tokenizer: Any, ids: list[int], text: str, before: str = "") -> 
 
 
 def _by_offsets(tokenizer: Any, ids: list[int], before: str, text: str) -> list[str] | None:
-    """None where the text makes other ids than these."""
+    """Return the texts by the tokenizer's offsets, or None if the text is encoded as other ids."""
     whole = before + text
     made = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     spans = [
@@ -36,19 +36,19 @@ def _by_offsets(tokenizer: Any, ids: list[int], before: str, text: str) -> list[
         for token, (start, end) in zip(made["input_ids"], made["offset_mapping"], strict=True)
         if end > len(before)
     ]
-    # A BOS and an end token may have been added at either end, and the rest have been cut there.
+    # A BOS and an end token may have been added, and the remaining tokens truncated at either end.
     for first, last in ((0, 0), (1, 0), (0, 1), (1, 1)):
         inner = ids[first : len(ids) - last]
-        place = _place_of(inner, [token for token, _, _ in spans])
-        if inner and place is not None:
-            texts = _texts_between(whole, len(before), spans[place : place + len(inner)], whole_end=place == 0)
+        index = _index_of(inner, [token for token, _, _ in spans])
+        if inner and index is not None:
+            texts = _texts_between(whole, len(before), spans[index : index + len(inner)], whole_end=index == 0)
             around = [tokenizer.decode([token]) for token in (*ids[:first], *ids[len(ids) - last :])]
             return [*around[:first], *texts, *around[first:]]
     return None
 
 
-def _place_of(inner: list[int], made: list[int]) -> int | None:
-    """Where the ids stand among those made: at the beginning or the end, since texts are cut at one end only."""
+def _index_of(inner: list[int], made: list[int]) -> int | None:
+    """Return the index of the ids among those of the whole text: at its start or end, since one end is truncated."""
     count = len(inner)
     if made[:count] == inner:
         return 0
@@ -56,7 +56,7 @@ def _place_of(inner: list[int], made: list[int]) -> int | None:
 
 
 def _texts_between(whole: str, begin: int, spans: list[tuple[int, int, int]], *, whole_end: bool) -> list[str]:
-    """Each token's text goes from the end of the one before it to its own, so that nothing is lost in between."""
+    """Return each token's text from the end of the preceding token to its own end, so that nothing is lost."""
     texts: list[str] = []
     reached = begin if whole_end else max(begin, spans[0][1])
     for _, _, end in spans:
@@ -66,19 +66,19 @@ def _texts_between(whole: str, begin: int, spans: list[tuple[int, int, int]], *,
 
 
 def _decoded(tokenizer: Any, ids: list[int]) -> list[str]:
-    """Each token decoded behind the ones before it; those of an unfinished character are shown with its last one."""
+    """Decode each token after those before it; the last token of a character has all of it, the others are empty."""
     texts: list[str] = []
     begin = 0
-    for place in range(len(ids)):
+    for index in range(len(ids)):
         context = ids[max(0, begin - _CONTEXT) : begin]
         known = _decode(tokenizer, context)
-        text = _decode(tokenizer, [*context, *ids[begin : place + 1]])[len(known) :]
-        is_last = place == len(ids) - 1
-        if text.endswith(_UNFINISHED) and not is_last and place - begin < _CONTEXT:
+        text = _decode(tokenizer, [*context, *ids[begin : index + 1]])[len(known) :]
+        is_last = index == len(ids) - 1
+        if text.endswith(_INCOMPLETE) and not is_last and index - begin < _CONTEXT:
             texts.append("")
         else:
             texts.append(text)
-            begin = place + 1
+            begin = index + 1
     return texts
 
 

@@ -47,8 +47,8 @@ def publish(
 ) -> None:
     """Upload the adapter or the merged weights; errors are reported as warnings.
 
-    `model`, whose weights are saved in `order.output_dir`, is emptied to free memory for the merge. `reference_folder`
-    holds the reference log-probabilities of the held-out pairs.
+    The weights of `model` are saved in `order.output_dir`; it is emptied to free memory for the merge.
+    `reference_folder` holds the reference log-probabilities of the held-out pairs.
     """
     output_dir = Path(order.output_dir)
     staged = output_dir.with_name(f".{output_dir.name}.{order.job_id}.upload")

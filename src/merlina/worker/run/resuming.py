@@ -13,7 +13,7 @@ from merlina.worker.run.reporting import EventReporter
 
 
 def choose_checkpoint(folder: RunFolder, order: RunOrder, reporter: EventReporter) -> Path | None:
-    """Choose and report the newest checkpoint whose files match its manifest; None if the attempt starts at step 1.
+    """Choose and report the newest checkpoint that matches its manifest; None if the attempt starts at step 1.
 
     Raises TrainingError if checkpoints had been completed but none can be used: the user decides about starting over.
     """

@@ -116,7 +116,7 @@ def _finish(stages: Stages, loaded: LoadedModel, data: TrainingData, trained: nn
 
 
 def _complete_if_placed(stages: Stages) -> bool:
-    """Complete a run whose earlier attempt placed the model but died before its last event; return whether it was so.
+    """Complete the run if an earlier attempt placed the model but died before its last event; return whether it did.
 
     A run that uploads its model loads the last checkpoint instead, since the upload needs the model in memory.
     """
