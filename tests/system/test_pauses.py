@@ -1,4 +1,4 @@
-"""Runs that pause or make way end with the very weights of one that wasn't disturbed."""
+"""Runs that pause or are preempted end with exactly the weights of one that was not disturbed."""
 
 from __future__ import annotations
 

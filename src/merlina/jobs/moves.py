@@ -161,9 +161,9 @@ class Moves:
 def describe_state(record: JobRecord) -> str:
     """Return the state in words, with a stop or pause that was requested and is not completed."""
     if record.is_running and record.stop_requested_at is not None:
-        return f"{record.state} and asked to stop"
+        return f"{record.state} with a stop requested"
     if record.is_running and record.pause_requested_at is not None:
-        return f"{record.state} and asked to pause"
+        return f"{record.state} with a pause requested"
     return record.state
 
 

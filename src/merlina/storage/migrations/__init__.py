@@ -1,1 +1,1 @@
-"""Alembic migrations: one file a change of the tables, run when the server starts."""
+"""Alembic migrations: one file per change of the tables, run when the server starts."""

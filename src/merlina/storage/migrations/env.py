@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that `Database.migrate` brings."""
+"""Alembic's entry point: runs the migrations on the connection that `Database.migrate` passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""jobs, metrics and uploads"""
+"""Jobs, metrics and uploads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""count of metric rows"""
+"""The number of metric rows per job."""
 
 from __future__ import annotations
 

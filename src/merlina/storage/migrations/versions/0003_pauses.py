@@ -1,4 +1,4 @@
-"""jobs that pause and make way"""
+"""Jobs that pause and are preempted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""comparisons of base and tuned answers; what a job was estimated to need"""
+"""Comparisons of base and tuned answers; the estimated memory of a job."""
 
 from __future__ import annotations
 

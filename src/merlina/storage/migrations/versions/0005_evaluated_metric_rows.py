@@ -1,4 +1,4 @@
-"""which metric rows hold an evaluation"""
+"""Whether a metric row holds an evaluation."""
 
 from __future__ import annotations
 

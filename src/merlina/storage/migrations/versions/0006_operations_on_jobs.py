@@ -1,4 +1,4 @@
-"""count of operations on a job and of unreadable lines in its log; index of the jobs to delete"""
+"""The number of requests that changed a job and of skipped lines in its log; an index of jobs to delete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""who runs a job's present attempt"""
+"""The identity of the worker of a job's current attempt."""
 
 from __future__ import annotations
 
