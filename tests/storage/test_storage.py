@@ -199,8 +199,8 @@ def test_rows_from_before_evaluations_were_marked_are_marked_by_the_migration(tm
             f"created_at, updated_at) VALUES ({number}, 'a', 'failed', 3, '{{}}', 'm', 'o', 't', 1, 1)"
         )
         for step in range(100):
-            metrics = '{"loss": 1, "eval_loss": 2}' if step == 7 else '{"loss": 1}'
-            connection.exec_driver_sql(f"INSERT INTO metrics VALUES ({number}, {step}, 1.0, '{metrics}')")
+            values = '{"loss": 1, "eval_loss": 2}' if step == 7 else '{"loss": 1}'
+            connection.exec_driver_sql(f"INSERT INTO metrics VALUES ({number}, {step}, 1.0, '{values}')")
     database.migrate()
     with database.read() as connection:
         assert 7 in [row.step for row in metrics.rows(connection, number, max_points=5)]
