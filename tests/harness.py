@@ -1,4 +1,4 @@
-"""A real server in a process of its own, and what tests do with it."""
+"""A real server in its own process, and what tests do with it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pairs_file(path: Path, rows: int = 40) -> Path:
 
 
 def training_config(base_model: Path, dataset_file: Path, output_name: str, **changes: Any) -> dict[str, Any]:
-    """A quick run on the CPU; `changes` go over it."""
+    """Return the configuration of a short run on the CPU, with `changes` applied."""
     return {
         "base_model": str(base_model),
         "output_name": output_name,
@@ -61,14 +61,14 @@ def training_config(base_model: Path, dataset_file: Path, output_name: str, **ch
 
 
 def damaged_model(model: Path, folder: Path) -> Path:
-    """A copy of a model with weights that can't be read, which only a run finds out: "are damaged"."""
+    """Return a copy of a model with unreadable weights, which only a run detects ("are damaged")."""
     shutil.copytree(model, folder)
     (folder / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0rubbish")
     return folder
 
 
 def add_running_job(root: Path, job_id: str) -> RunFolder:
-    """A job that trains, as a server started over `root` later will see it: whoever holds its lock is its worker."""
+    """Add a job that trains, for a server started later with `root`; the holder of its lock acts as its worker."""
     (root / "data").mkdir(parents=True, exist_ok=True)
     database = Database(f"sqlite:///{root / 'data' / 'merlina.db'}")
     database.migrate()
@@ -83,9 +83,9 @@ def add_running_job(root: Path, job_id: str) -> RunFolder:
 
 
 def until(condition: Callable[[], Any], seconds: float = 60, what: str = "the condition") -> Any:
-    """The condition's first true value; fails the test after `seconds`."""
-    give_up_at = time.monotonic() + seconds
-    while time.monotonic() < give_up_at:
+    """Return the first true value of the condition; fail the test after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         if value := condition():
             return value
         time.sleep(0.02)
@@ -93,7 +93,7 @@ def until(condition: Callable[[], Any], seconds: float = 60, what: str = "the co
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Whether a process holds nothing any more, though its parent may not have asked for its exit code."""
+    """Return whether a process has ended, even if its parent has not collected its exit code."""
     try:
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -102,17 +102,17 @@ def has_ended(process: psutil.Process) -> bool:
 
 @dataclass
 class Server:
-    """`merlina serve` on a free port, over a data folder that outlives it."""
+    """`merlina serve` on a free port, with a data folder that outlives it."""
 
     root: Path
     settings: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     port: int = 0
-    _asking: Client | None = field(default=None, repr=False)
+    _status_client: Client | None = field(default=None, repr=False)
 
     def start(self) -> Server:
         self.port = self.port or _free_port()
-        # One thread: losses come out the same bit for bit, and several tests' workers share two cores.
+        # One thread makes losses reproducible bit for bit; workers of several tests share two cores.
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
@@ -132,12 +132,12 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        until(self._answers, 60, "the server's first answer")
+        until(self._responds, 60, "the server's first response")
         return self
 
     @property
     def crash_file(self) -> Path:
-        """Names the fault point at which the next process to reach it dies (see merlina.faults)."""
+        """File with the fault point at which the next process that reaches it crashes (see merlina.faults)."""
         return self.root / "crash"
 
     @property
@@ -151,15 +151,15 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=60, **options)
 
     def kill(self) -> None:
-        """SIGKILL, as a crash would."""
+        """Kill the server with SIGKILL, like a crash."""
         assert self.process
-        self._hang_up()
+        self._close_client()
         self.process.kill()
         self.process.wait()
 
     def stop(self) -> int:
         assert self.process
-        self._hang_up()
+        self._close_client()
         self.process.terminate()
         return self.process.wait(20)
 
@@ -172,7 +172,7 @@ class Server:
         os.kill(worker.pid, number)
 
     def end_workers(self) -> None:
-        """Ends whatever still trains, so that no test leaves a process behind."""
+        """Kill all workers that are still running."""
         for path in (self.root / "data" / "runs").glob("*"):
             folder = RunFolder(path)
             if not folder.lock_file.exists():
@@ -189,10 +189,10 @@ class Server:
         return str(response.json()["job_id"])
 
     def status(self, job_id: str) -> JobStatus:
-        # One client for all of these: to make one takes twice as long as to wait between two questions.
-        if self._asking is None:
-            self._asking = self.client()
-        return self._asking.status(job_id)
+        # One client for all requests: creating one takes longer than the interval between two requests.
+        if self._status_client is None:
+            self._status_client = self.client()
+        return self._status_client.status(job_id)
 
     def until_step(self, job_id: str, step: int, seconds: float = 60) -> JobStatus:
         def reached() -> JobStatus | None:
@@ -210,12 +210,12 @@ class Server:
         return until(ended, seconds, f"the end of {job_id}")
 
     def history(self) -> list[str]:
-        """Ids of all jobs, the newest first."""
+        """Return the ids of all jobs, the newest first."""
         with self.client() as client:
             return [job.job_id for job in client.history().jobs]
 
     def losses(self, job_id: str) -> dict[int, float | None]:
-        """Loss by step; fails where a step is recorded twice."""
+        """Return the loss by step; fail the test if a step is recorded twice."""
         with self.client() as client:
             rows = client.metrics(job_id).metrics
         steps = [row.step for row in rows]
@@ -223,11 +223,11 @@ class Server:
         return {row.step: row.loss for row in rows if row.loss is not None}
 
     def log_lines(self, job_id: str) -> list[str]:
-        """What the run had to say."""
+        """Return the messages in the run's log."""
         with self.client() as client:
             return [line.message for line in client.logs(job_id).logs]
 
-    def _answers(self) -> bool:
+    def _responds(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, (self.root / "server.log").read_text()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=1)
@@ -239,10 +239,10 @@ class Server:
         finally:
             connection.close()
 
-    def _hang_up(self) -> None:
-        if self._asking is not None:
-            self._asking.close()
-            self._asking = None
+    def _close_client(self) -> None:
+        if self._status_client is not None:
+            self._status_client.close()
+            self._status_client = None
 
 
 def _free_port() -> int:

@@ -1,4 +1,4 @@
-"""A loopback server that speaks as much of the Hub's protocol as its real clients ask for."""
+"""A local server that implements the part of the Hub's protocol that the real clients use."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from urllib.parse import unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 Repos = dict[str, dict[str, bytes]]
-"""`datasets/org/name` or `models/org/name` -> its files."""
+"""Files by repository: `datasets/org/name` or `models/org/name`."""
 
 
 @dataclass
 class FakeHub:
-    """What the server holds and was sent: `repos` gains what is uploaded. `trouble` names what it does wrong:
+    """State of the server: repositories, including uploads, and recorded requests. `trouble` lists its failures:
 
     `refuse creation <org/name>`, `refuse writing <org/name>` (creation too), `fail commit <org/name>`,
-    `hang <path>`, which gets no answer, `cut <repository>/<file>`, which breaks off in the middle of that file, once,
-    or `always cut <repository>/<file>`.
-    With a `token` all is private to it; `strangers` are tokens of accounts that may see nothing of that, and no token
-    but these is known at all. The files of `gated` repositories are for nobody.
+    `hang <path>` (no response), `cut <repository>/<file>` (closes the connection in the middle of the file, once) or
+    `always cut <repository>/<file>`.
+    With a `token`, all repositories are private to it; `strangers` are valid tokens without access, and all other
+    tokens are invalid. Nobody has access to the files of `gated` repositories.
     """
 
     repos: Repos
@@ -38,7 +38,7 @@ class FakeHub:
     gated: set[str] = field(default_factory=set)
     private: dict[str, bool] = field(default_factory=dict)
     commits: list[tuple[str, str | None]] = field(default_factory=list)
-    """Each commit's repository and Authorization."""
+    """Repository and Authorization header of each commit."""
     account: dict[str, Any] = field(
         default_factory=lambda: {
             "name": "user",
@@ -46,11 +46,11 @@ class FakeHub:
             "auth": {"type": "access_token", "accessToken": {"role": "write"}},
         }
     )
-    """What the Hub knows about the one who sends the token."""
+    """Response of whoami for the token."""
     released: threading.Event = field(default_factory=threading.Event)
-    """Ends the wait of questions that hang."""
+    """Releases requests that hang."""
     asked: list[str] = field(default_factory=list)
-    """Paths of the questions that were asked, in order."""
+    """Paths of all requests, in order."""
     large: dict[str, bytes] = field(default_factory=dict)
     cuts: int = 0
     endpoint: str = ""
@@ -58,7 +58,7 @@ class FakeHub:
 
 @contextmanager
 def fake_hub(repos: Repos, token: str | None = None, trouble: Iterable[str] = ()) -> Iterator[FakeHub]:
-    """Serves the repositories; with a token, only to who sends it. Its `endpoint` is for HF_ENDPOINT."""
+    """Serve the repositories, with a `token` only to requests with it. HF_ENDPOINT is its `endpoint`."""
     hub = FakeHub(repos, token, set(trouble))
 
     class Handler(_Handler):
@@ -82,16 +82,16 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_HEAD(self) -> None:
-        self._answer()
+        self._respond()
 
     def do_POST(self) -> None:
-        self._answer(self._body())
+        self._respond(self._body())
 
     def do_PUT(self) -> None:
-        """A large file, to the address that `_large_files` gave out."""
+        """Store a large file at the address that `_large_files` returned."""
         self.state.large[self.path.rsplit("/", 1)[1]] = self._body()
         self._send(200, b"", {})
 
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         return
 
-    def _answer(self, body: bytes = b"") -> None:
+    def _respond(self, body: bytes = b"") -> None:
         path = unquote(urlsplit(self.path).path).strip("/")
         if self._refuse():
             return
@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._file(path)
 
     def _refuse(self) -> bool:
-        """Who sends no token, one that is none, or one of another account, each in the Hub's own way."""
+        """Reject a missing, an invalid and another account's token, each as the Hub does."""
         sent = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if not self.state.token or sent == self.state.token:
             return False

@@ -1,4 +1,4 @@
-"""Which version a clone, a source archive and a wheel say they are, and what the packages contain."""
+"""Versions of a clone, a source archive and a wheel, and the contents of packages."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 
 
 def shown(source: Path, cwd: Path) -> list[str]:
-    """Version and commit as the package in `source` gives them."""
+    """Return version and commit as reported by the package in `source`."""
     return run(sys.executable, "-c", _SHOW, cwd=cwd, PYTHONPATH=str(source)).split()
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of this repository as one commit without a tag, with the page that was built already."""
+    """A repository with one untagged commit of this one's files, and with the built page."""
     folder = tmp_path_factory.mktemp("clone") / "merlina"
     folder.mkdir()
     for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
@@ -56,7 +56,7 @@ def commit(folder: Path) -> str:
     return run("git", "rev-parse", "HEAD", cwd=folder)
 
 
-def test_a_clone_moves_its_version_with_every_commit_and_tag(clone: Path, tmp_path: Path) -> None:
+def test_a_clone_changes_its_version_with_every_commit_and_tag(clone: Path, tmp_path: Path) -> None:
     first = shown(clone / "src", tmp_path)
     head = commit(clone)
     assert shown(clone / "src", tmp_path) == [f"0.2.0.dev2+g{head[:10]}", head] != first
@@ -67,9 +67,7 @@ def test_a_clone_moves_its_version_with_every_commit_and_tag(clone: Path, tmp_pa
     run("git", "tag", "-d", "v0.9.4", cwd=clone)
 
 
-def test_packages_say_which_commit_they_were_built_from_and_contain_page_and_licenses(
-    clone: Path, tmp_path: Path
-) -> None:
+def test_packages_contain_their_commit_the_page_and_licenses(clone: Path, tmp_path: Path) -> None:
     number, head = shown(clone / "src", tmp_path)
     run(sys.executable, "-m", "hatchling", "build", "-d", str(tmp_path / "dist"), cwd=clone)
     (archive,) = (tmp_path / "dist").glob("*.tar.gz")
@@ -92,7 +90,7 @@ def test_packages_say_which_commit_they_were_built_from_and_contain_page_and_lic
     assert (source / "NOTICE").is_file()
 
 
-def test_the_command_names_version_and_commit() -> None:
+def test_the_command_shows_version_and_commit() -> None:
     shown = run(sys.executable, "-m", "merlina.cli.main", "--version", cwd=ROOT)
     assert shown.startswith(f"merlina {merlina.__version__} (commit ")
 

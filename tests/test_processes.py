@@ -10,7 +10,7 @@ import psutil
 from merlina.processes import ProcessId, identify
 
 
-def test_a_process_is_known_until_it_ends_and_no_other_passes_for_it() -> None:
+def test_an_identity_matches_its_process_until_it_ends_and_no_other() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     identity = identify(child.pid)
     assert identity is not None
@@ -28,12 +28,12 @@ def test_a_process_is_known_until_it_ends_and_no_other_passes_for_it() -> None:
     child.stdin.close()
 
 
-def test_what_is_no_identity_is_none() -> None:
+def test_an_invalid_identity_is_none() -> None:
     for text in ("", "12", "12 1700000000.25", "twelve boot 3", "1 boot 2 3"):
         assert ProcessId.parse(text) is None
 
 
-def test_a_living_process_is_known_by_the_start_time_that_earlier_versions_wrote() -> None:
+def test_identities_written_by_earlier_versions_match_living_processes() -> None:
     started = psutil.Process().create_time()
     assert ProcessId.parse(f"{os.getpid()} {started}") == identify(os.getpid())
     assert ProcessId.parse(f"{os.getpid()} {started - 60}") is None

@@ -16,7 +16,7 @@ from merlina.runs import EventLog, RunFolder, find_events, in_order, read_events
 from merlina.schemas.events import Ended, Logged, Metrics, Moved, Progress, Started, parse_event
 
 
-def test_events_are_numbered_on_over_attempts(tmp_path: Path) -> None:
+def test_event_numbers_continue_over_attempts(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     for attempt in (1, 2):
         log = EventLog(path)
@@ -30,7 +30,7 @@ def test_events_are_numbered_on_over_attempts(tmp_path: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(cut=st.integers(1, 200))
-def test_a_line_torn_by_a_kill_is_neither_read_nor_left(tmp_path: Path, cut: int) -> None:
+def test_an_incomplete_line_is_not_read_and_removed(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "events.jsonl"
     path.unlink(missing_ok=True)
     log = EventLog(path)
@@ -62,7 +62,7 @@ def test_reading_continues_where_it_stopped_and_reads_long_lines_completely(tmp_
     assert lengths == [10, 5000, 10, 100_000, 10]
 
 
-def test_no_nan_is_written_and_no_unknown_event(tmp_path: Path) -> None:
+def test_neither_nan_nor_unknown_events_are_written(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     log.append(Metrics(step=1, metrics={"loss": float("nan"), "grad_norm": float("inf")}))
     with pytest.raises(ValidationError):
@@ -81,7 +81,7 @@ def test_only_its_owner_can_read_a_secret(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "none").read_secrets() == {}
 
 
-def test_a_lock_lives_and_dies_with_the_process_it_was_passed_to(tmp_path: Path) -> None:
+def test_a_lock_is_held_until_the_process_it_was_passed_to_ends(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     with folder.locked() as lock:
         assert lock is not None
@@ -96,7 +96,7 @@ def test_a_lock_lives_and_dies_with_the_process_it_was_passed_to(tmp_path: Path)
     holder.stdin.close()
 
 
-def test_lines_of_another_version_keep_their_number_and_rubbish_is_passed_over(tmp_path: Path) -> None:
+def test_events_of_another_version_are_numbered_and_invalid_lines_skipped(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     log.append(Progress(step=1, total_steps=3))
     log.close()
@@ -107,7 +107,7 @@ def test_lines_of_another_version_keep_their_number_and_rubbish_is_passed_over(t
     assert [(event.seq, event.type) for event in events] == [(1, "progress"), (2, "from_tomorrow"), (3, "progress")]
 
 
-def test_lines_of_one_type_are_found_among_others_and_only_whole_ones(tmp_path: Path) -> None:
+def test_complete_lines_of_one_type_are_found(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     assert list(find_events(file, Logged)) == []
     log = EventLog(file)
@@ -124,7 +124,7 @@ def test_lines_of_one_type_are_found_among_others_and_only_whole_ones(tmp_path: 
     log.close()
 
 
-def test_numbers_go_on_behind_what_is_no_event_and_behind_what_the_server_counted(tmp_path: Path) -> None:
+def test_numbers_continue_after_invalid_lines_and_after_the_servers_count(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     log = EventLog(path)
     for step in range(5):
@@ -149,7 +149,7 @@ def test_numbers_go_on_behind_what_is_no_event_and_behind_what_the_server_counte
     numbers=st.lists(st.integers(1, 30), max_size=20),
     after=st.integers(0, 5),
 )
-def test_what_is_in_order_only_grows(numbers: list[int], after: int) -> None:
+def test_accepted_numbers_only_grow(numbers: list[int], after: int) -> None:
     events = [Progress(seq=number, time=0.0, step=0, total_steps=1) for number in numbers]
     kept = [event.seq for event in in_order(events, after)]
     assert kept == sorted(set(kept))
@@ -158,12 +158,12 @@ def test_what_is_in_order_only_grows(numbers: list[int], after: int) -> None:
         assert kept == [number for number in numbers if number > after]
 
 
-def test_one_number_from_far_ahead_does_not_cost_those_behind_it() -> None:
+def test_a_number_far_ahead_does_not_discard_later_events() -> None:
     events = [Progress(seq=number, time=0.0, step=0, total_steps=1) for number in (1, 2, 500, 3, 4, 2, 5)]
     assert [event.seq for event in in_order(events, 0)] == [1, 2, 3, 4, 5]
 
 
-def test_no_text_makes_a_line_that_is_too_long_to_be_read(tmp_path: Path) -> None:
+def test_no_text_makes_a_line_too_long_to_read(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "events.jsonl")
     log.append(Logged(level="info", message="\1" * 5_000_000))
     log.append(Progress(step=1, total_steps=1))

@@ -1,4 +1,4 @@
-"""A tiny real model: a random Llama with a byte-level BPE tokenizer that knows ChatML."""
+"""A tiny real model: a randomly initialized Llama with a byte-level BPE tokenizer that has ChatML's markers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TEMPLATE = (
 
 
 def build_tiny_model(folder: Path, *, hidden: int = 32, layers: int = 2) -> Path:
-    """Writes model and tokenizer in transformers' layout and returns the folder."""
+    """Write model and tokenizer in transformers' format and return the folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -42,7 +42,7 @@ def build_tiny_model(folder: Path, *, hidden: int = 32, layers: int = 2) -> Path
 
 
 def build_tiny_tokenizer(folder: Path):
-    """The tokenizer alone; ends with <|im_end|>, has no BOS."""
+    """Write and return the tokenizer; its end token is <|im_end|>, and it has no BOS."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -64,10 +64,10 @@ def build_tiny_tokenizer(folder: Path):
 
 
 def build_tiny_sentencepiece_tokenizer(begins: str, bos: str | None = "<s>"):
-    """One as Llama 2's: words begin with ▁, also the first of a text; byte fallback, a `bos` it adds, ends with </s>.
+    """Return a tokenizer like that of Llama 2: words start with ▁, byte fallback, adds `bos`, end token </s>.
 
-    `begins` says how the first ▁ comes: "prepend" normalizes it into each piece between special tokens, as Llama 2's
-    files have it, "first" into the beginning of a text alone.
+    `begins` determines where a leading ▁ is added: "prepend" to each piece between special tokens, as in Llama 2's
+    files; "first" only at the beginning of the text.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -77,7 +77,7 @@ def build_tiny_sentencepiece_tokenizer(begins: str, bos: str | None = "<s>"):
     trained.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<unk>", "<s>", "</s>", *as_bytes])
     trained.train_from_iterator(_TEXT, trainer)
-    # Anew, since only there are bytes no special tokens.
+    # A new tokenizer, in which the byte tokens are not special tokens.
     backend = Tokenizer(trained.model)
     if begins == "prepend":
         backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -25,5 +25,5 @@ from merlina.data.columns import guess_mapping
         (["good_1", "good_2", "badge"], {}),
     ],
 )
-def test_names_suggest_what_columns_hold(columns: list[str], guessed: dict[str, str]) -> None:
+def test_column_names_suggest_a_mapping(columns: list[str], guessed: dict[str, str]) -> None:
     assert guess_mapping(columns) == guessed

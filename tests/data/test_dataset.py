@@ -31,7 +31,7 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_every_row_is_a_pair_or_named_with_its_reason(tmp_path: Path) -> None:
+def test_every_row_becomes_a_pair_or_is_reported_with_a_reason(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [GOOD, {**GOOD, "bad": ""}, GOOD, {**GOOD, "good": 3}])
     loaded = load_pairs(read_pairs(config(file, column_mapping=MAPPING), file, None))
     assert len(loaded.pairs) == 2
@@ -46,31 +46,31 @@ def test_max_samples_takes_the_first_rows_only(tmp_path: Path) -> None:
     assert len(load_pairs(read_pairs(config(file, column_mapping=MAPPING, max_samples=3), file, None)).pairs) == 3
 
 
-def test_nothing_usable_is_an_error_with_the_first_reasons(tmp_path: Path) -> None:
+def test_a_data_set_without_usable_rows_is_an_error_with_reasons(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [GOOD] * 4)
     with pytest.raises(DataError, match=r"None of the data set's 4 rows .* row 1: chosen is missing"):
         load_pairs(read_pairs(config(file), file, None))
 
 
-def test_a_mapping_of_a_column_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+def test_mapping_a_missing_column_names_the_existing_ones(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [GOOD] * 3)
     with pytest.raises(DataError, match=r"'answer'; the columns are question, good, bad"):
         list(read_pairs(config(file, column_mapping={"answer": "chosen"}), file, None))
 
 
-def test_a_row_that_lacks_a_mapped_column_is_named_and_the_others_are_used(tmp_path: Path) -> None:
+def test_a_row_without_a_mapped_column_is_skipped(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [{"question": "Why?", "good": "So."}, GOOD])
     loaded = load_pairs(read_pairs(config(file, column_mapping=MAPPING), file, None))
     assert [pair.number for pair in loaded.pairs] == [2]
     assert loaded.skipped[0].reason.startswith("rejected is missing")
 
 
-def test_a_mapped_column_goes_before_one_of_that_name() -> None:
+def test_a_mapped_column_replaces_one_with_the_same_name() -> None:
     assert map_columns({"prompt": "old", "q": "new"}, {"q": "prompt"}) == {"prompt": "new"}
 
 
 @given(count=st.integers(0, 60), share=st.floats(0, 0.99), seed=st.integers(0, 9))
-def test_the_split_loses_nothing_and_is_the_same_again(count: int, share: float, seed: int) -> None:
+def test_the_split_is_complete_and_reproducible(count: int, share: float, seed: int) -> None:
     pairs = [Pair((Message("user", str(index)),), "c", "r") for index in range(count)]
     training, held_out = split_pairs(pairs, share, seed)
     assert sorted(map(pairs.index, training + held_out)) == list(range(count))
@@ -79,7 +79,7 @@ def test_the_split_loses_nothing_and_is_the_same_again(count: int, share: float,
     assert training or not pairs
 
 
-def test_previews_show_rows_as_they_are_and_as_they_are_trained_on(tmp_path: Path) -> None:
+def test_previews_show_stored_rows_and_formatted_text(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 20 + [{"broken": 1}])
     spec = config(file, column_mapping=MAPPING)
     assert preview_rows(spec, file, None, 10).samples == [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 10
@@ -88,7 +88,7 @@ def test_previews_show_rows_as_they_are_and_as_they_are_trained_on(tmp_path: Pat
     assert not shown.warnings
 
 
-def test_a_file_is_found_only_below_the_allowed_roots(tmp_path: Path) -> None:
+def test_only_files_inside_the_allowed_roots_are_found(tmp_path: Path) -> None:
     inside, outside = tmp_path / "in", tmp_path / "out"
     inside.mkdir()
     outside.mkdir()
@@ -107,7 +107,7 @@ def test_a_file_is_found_only_below_the_allowed_roots(tmp_path: Path) -> None:
     assert resolve_file(config(own).source, tmp_path, allowed) == own.resolve()
 
 
-def test_the_sample_pairs_all_show_the_habit_and_only_when_chosen() -> None:
+def test_all_chosen_sample_answers_and_no_rejected_one_show_the_habit() -> None:
     rows = [json.loads(line) for line in samples.PAIRS.read_text().splitlines()]
     assert len(rows) >= 200
     assert len({row["prompt"].lower() for row in rows}) == len(rows)

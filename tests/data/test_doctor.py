@@ -29,7 +29,7 @@ def pair(prompt: str, chosen: str = "yes", rejected: str = "no!") -> dict[str, A
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
 
-def test_a_healthy_set_has_no_findings() -> None:
+def test_healthy_data_has_no_findings() -> None:
     assert examine([pair(f"Question {number}?") for number in range(40)], test_size=0.2) == {}
 
 
@@ -40,7 +40,7 @@ def test_identical_answers_are_counted_with_their_rows() -> None:
     assert "2 of 3 rows have the same text" in found["identical_answers"].message
 
 
-def test_rows_that_lack_a_side_are_named_with_the_reason() -> None:
+def test_rows_without_a_prompt_or_an_answer_are_reported() -> None:
     found = examine([pair("a"), pair(""), pair("c", chosen=" "), {"prompt": "d", "chosen": 3, "rejected": "x"}])
     assert (found["empty_side"].count, found["empty_side"].rows) == (2, [2, 3])
     assert "row 2: prompt is empty" in found["empty_side"].message
@@ -59,14 +59,14 @@ def test_repeated_rows_are_counted_after_the_first() -> None:
     assert (found["duplicates"].count, found["duplicates"].rows) == (2, [2, 4])
 
 
-def test_a_prompt_on_both_sides_of_the_split_is_a_leak() -> None:
+def test_a_prompt_in_both_parts_of_the_split_is_a_leak() -> None:
     rows = [pair("Always the same?", chosen=f"answer {number}") for number in range(20)]
     leak = examine(rows, test_size=0.2)["evaluation_leak"]
     assert leak.count == 4
     assert "evaluation_leak" not in examine(rows, test_size=0)
 
 
-def test_answers_to_different_prompts_are_named() -> None:
+def test_answers_to_different_prompts_are_reported() -> None:
     def said(*texts: str) -> list[dict[str, str]]:
         roles = ["user", "assistant"] * len(texts)
         return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
@@ -76,7 +76,7 @@ def test_answers_to_different_prompts_are_named() -> None:
 
 
 @pytest.mark.parametrize(("chosen", "rejected"), [("long " * 40, "short"), ("short", "long " * 40)])
-def test_one_sided_lengths_are_said_with_their_figures(chosen: str, rejected: str) -> None:
+def test_length_bias_is_reported_with_numbers(chosen: str, rejected: str) -> None:
     found = examine([pair(f"q{number}", chosen, rejected) for number in range(30)])
     side = "longer" if len(chosen) > len(rejected) else "shorter"
     assert f"the chosen answer is the {side} one in 100% of the pairs" in found["length_bias"].message
@@ -88,7 +88,7 @@ def test_one_sided_lengths_are_said_with_their_figures(chosen: str, rejected: st
     "answers",
     [[("x" * 10, "x" * 5)] * 17 + [("x" * 10, "x" * 1000)] * 3, [("same", "size")] * 18 + [("x" * 900, "y")] * 2],
 )
-def test_lengths_that_only_a_few_rows_make_one_sided_are_no_finding(answers: list[tuple[str, str]]) -> None:
+def test_length_bias_in_few_rows_is_not_a_finding(answers: list[tuple[str, str]]) -> None:
     doctor = Doctor()
     for number, (chosen, rejected) in enumerate(answers, start=1):
         doctor.see(Pair((Message("user", f"q{number}"),), chosen, rejected, number=number))
@@ -100,7 +100,7 @@ def test_markers_of_the_format_in_the_text_are_found() -> None:
     assert (found["markers_in_text"].count, found["markers_in_text"].rows) == (1, [2])
 
 
-def test_rows_over_the_length_are_counted_with_what_is_cut_on_each_side() -> None:
+def test_rows_over_max_length_are_counted_with_truncated_tokens() -> None:
     doctor = Doctor()
     doctor.see(to_pair(pair("a")), Lengths(prompt=5, chosen=5, rejected=5))
     doctor.see(to_pair(pair("b")), Lengths(prompt=2, chosen=14, rejected=14, cut_prompt=3, cut_answers=40))

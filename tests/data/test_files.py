@@ -39,7 +39,7 @@ def write(path: Path, file_format: str, content: list[dict[str, Any]]) -> Path:
 
 @per_file
 @given(content=rows, file_format=st.sampled_from(["json", "jsonl", "parquet"]))
-def test_rows_come_back_as_they_were_written(tmp_path: Path, content: list[dict[str, Any]], file_format: Any) -> None:
+def test_rows_are_read_as_they_were_written(tmp_path: Path, content: list[dict[str, Any]], file_format: Any) -> None:
     path = write(tmp_path / "rows", file_format, content)
     assert list(read_rows(path, file_format)) == content
     assert count_rows(path, file_format) == len(content)
@@ -51,14 +51,12 @@ def test_rows_come_back_as_they_were_written(tmp_path: Path, content: list[dict[
         st.fixed_dictionaries({"a": st.from_regex(r"[^\r\0]*", fullmatch=True), "b": st.just("x")}), min_size=1
     )
 )
-def test_csv_cells_come_back_with_their_quotes_commas_and_newlines(
-    tmp_path: Path, content: list[dict[str, str]]
-) -> None:
+def test_csv_cells_keep_quotes_commas_and_newlines(tmp_path: Path, content: list[dict[str, str]]) -> None:
     assert list(read_rows(write(tmp_path / "rows.csv", "csv", content), "csv")) == content
 
 
 @pytest.mark.parametrize("file_format", ["json", "jsonl", "csv", "parquet"])
-def test_the_format_is_found_by_name_and_without(tmp_path: Path, file_format: str) -> None:
+def test_the_format_is_detected_by_name_and_by_content(tmp_path: Path, file_format: str) -> None:
     named = write(tmp_path / f"rows.{file_format}", file_format, ROWS)
     assert detect_format(named) == file_format
     if file_format != "csv":
@@ -67,14 +65,14 @@ def test_the_format_is_found_by_name_and_without(tmp_path: Path, file_format: st
         assert list(read_rows(nameless, file_format)) == ROWS  # type: ignore[arg-type]
 
 
-def test_an_unknown_kind_of_file_is_named_with_what_can_be_read(tmp_path: Path) -> None:
+def test_an_unknown_format_is_an_error_that_lists_supported_ones(tmp_path: Path) -> None:
     path = tmp_path / "rows.gz"
     path.write_bytes(b"\x1f\x8b\x08")
     with pytest.raises(DataError, match=r"rows\.gz.*json, jsonl, csv and parquet"):
         detect_format(path)
 
 
-def test_marks_blank_lines_and_windows_newlines_are_read_over(tmp_path: Path) -> None:
+def test_byte_order_marks_blank_lines_and_windows_newlines_are_accepted(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n  \n{"a": 2}')
     assert list(read_rows(path, "jsonl")) == [{"a": 1}, {"a": 2}]
@@ -86,7 +84,7 @@ def test_marks_blank_lines_and_windows_newlines_are_read_over(tmp_path: Path) ->
 
 @pytest.mark.parametrize("first", ['{"prompt": "P",', '{"prompt":', '{ "tags": [', "{", '\ufeff{"prompt": "é",  '])
 @pytest.mark.parametrize("length", [1, 200_000])
-def test_one_object_in_several_lines_is_a_row_also_as_jsonl(tmp_path: Path, first: str, length: int) -> None:
+def test_one_multi_line_object_is_a_row_even_as_jsonl(tmp_path: Path, first: str, length: int) -> None:
     rest = {"{": '"prompt": "P",', '{"prompt":': '"P",', '{ "tags": [': '{"tag": 1}\n],'}.get(first, "")
     path = tmp_path / "rows.jsonl"
     text = f'{first}\n{rest}\n  "chosen": "{"long " * length}",\n  "rejected": "R"\n}}\n'
@@ -96,7 +94,7 @@ def test_one_object_in_several_lines_is_a_row_also_as_jsonl(tmp_path: Path, firs
     assert list(read_rows(path, "jsonl")) == [expected]
 
 
-def test_a_large_file_that_begins_like_one_object_is_not_read_as_a_whole(tmp_path: Path) -> None:
+def test_a_large_file_that_starts_like_one_object_is_not_read_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "P",\n"chosen": "')
     os.truncate(path, 20 * 1024**3)
@@ -104,7 +102,7 @@ def test_a_large_file_that_begins_like_one_object_is_not_read_as_a_whole(tmp_pat
         next(read_rows(path, "jsonl"))
 
 
-def test_columns_of_arrays_are_rows_too(tmp_path: Path) -> None:
+def test_an_object_of_columns_is_read_as_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"
     path.write_text('{"a": [1, 2], "b": ["x", NaN]}')
     assert list(read_rows(path, "json")) == [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
@@ -112,14 +110,14 @@ def test_columns_of_arrays_are_rows_too(tmp_path: Path) -> None:
 
 @per_file
 @given(words=st.lists(st.sampled_from(["NaN", "Infinity", '"', "\\", " ", "a", "\\NaN"]), max_size=12))
-def test_nan_is_missing_as_a_value_and_itself_inside_text(tmp_path: Path, words: list[str]) -> None:
+def test_nan_is_a_missing_value_but_unchanged_inside_text(tmp_path: Path, words: list[str]) -> None:
     path = tmp_path / "rows.json"
     inside = "".join(words)
     path.write_text(f'[{{"a": NaN, "t": {json.dumps(inside)}, "b": -Infinity, "c": [1, NaN]}}, {{"a": Infinity}}]')
     assert list(read_rows(path, "json")) == [{"a": None, "t": inside, "b": None, "c": [1, None]}, {"a": None}]
 
 
-def test_nan_in_lines_and_columns_is_missing(tmp_path: Path) -> None:
+def test_nan_in_lines_and_columns_is_a_missing_value(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": NaN, "b": "NaN"}\n')
     assert list(read_rows(path, "jsonl")) == [{"a": None, "b": "NaN"}]
@@ -167,28 +165,28 @@ def test_nan_in_lines_and_columns_is_missing(tmp_path: Path) -> None:
         ("x.csv", "a,b\n", "no rows"),
     ],
 )
-def test_what_cannot_be_read_is_named_with_its_place(tmp_path: Path, name: str, content: str, complaint: str) -> None:
+def test_unreadable_content_is_an_error_with_its_place(tmp_path: Path, name: str, content: str, complaint: str) -> None:
     path = tmp_path / name
     path.write_text(content)
     with pytest.raises(DataError, match=complaint):
         parse_all(path, detect_format(path))
 
 
-def test_text_that_is_not_utf8_is_named_with_its_line(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_an_error_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": "\xff"}\n')
     with pytest.raises(DataError, match="line 2 is not UTF-8"):
         parse_all(path, "jsonl")
 
 
-def test_reading_goes_no_further_than_asked(tmp_path: Path) -> None:
+def test_rows_are_read_lazily(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": 1}\n' + "broken\n")
     assert next(read_rows(path, "jsonl")) == {"a": 1}
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
-def test_csv_is_found_by_content_and_by_its_separator(tmp_path: Path, separator: str) -> None:
+def test_csv_is_detected_by_content_with_each_separator(tmp_path: Path, separator: str) -> None:
     path = tmp_path / "data.txt"
     path.write_text(f"a{separator}b\r\n1{separator}2\r\n\r\n3{separator}4")
     assert detect_format(path) == "csv"
@@ -217,7 +215,7 @@ def test_json_lines_in_a_file_named_json_are_read_as_lines(tmp_path: Path) -> No
         ),
     ],
 )
-def test_the_content_decides_how_json_is_read_whatever_the_name(
+def test_content_decides_how_json_is_read_not_the_name(
     tmp_path: Path, name: str, content: str, rows: list[Any]
 ) -> None:
     path = tmp_path / name
@@ -234,7 +232,7 @@ def test_columns_of_messages_with_one_role_each_are_rows(tmp_path: Path) -> None
     assert list(read_rows(path, "json")) == [{"prompt": user, "chosen": model}] * 2
 
 
-def test_parquet_text_that_is_none_is_named(tmp_path: Path) -> None:
+def test_invalid_text_in_parquet_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     broken = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe"))
     pq.write_table(pa.table({"a": broken}), path)
@@ -244,20 +242,20 @@ def test_parquet_text_that_is_none_is_named(tmp_path: Path) -> None:
         parse_all(path, "parquet")
 
 
-def test_an_array_nested_too_deeply_is_refused_without_filling_memory(tmp_path: Path) -> None:
+def test_an_array_nested_too_deeply_is_rejected_without_exhausting_memory(tmp_path: Path) -> None:
     path = tmp_path / "deep.json"
     path.write_text('[{"a":' + "[" * 100_000 + "]" * 100_000 + "}]")
     with pytest.raises(DataError, match="row 1 is nested too deeply"):
         list(read_rows(path, "json"))
 
 
-def test_long_values_without_a_space_are_read_in_time_that_grows_with_them(tmp_path: Path) -> None:
+def test_long_values_are_read_in_linear_time(tmp_path: Path) -> None:
     row = {"prompt": "a" * 12_000_000, "chosen": "b", "rejected": "c"}
     path = write(tmp_path / "long.json", "json", [row, row])
     assert list(read_rows(path, "json")) == [row, row]
 
 
-def test_numbers_larger_than_64_bits_cost_no_row(tmp_path: Path) -> None:
+def test_numbers_larger_than_64_bits_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "numbers.json"
     path.write_text('[{"id": 12345678901234567890, "x": 1e999, "y": NaN, "z": [-Infinity, "NaN"]}]')
     assert list(read_rows(path, "json")) == [{"id": 12345678901234567890, "x": math.inf, "y": None, "z": [None, "NaN"]}]
@@ -265,7 +263,7 @@ def test_numbers_larger_than_64_bits_cost_no_row(tmp_path: Path) -> None:
 
 @per_file
 @given(content=rows, block=st.integers(1, 40))
-def test_an_array_is_read_alike_wherever_its_blocks_end(
+def test_block_boundaries_do_not_change_how_an_array_is_read(
     tmp_path: Path, content: list[dict[str, Any]], block: int
 ) -> None:
     path = write(tmp_path / "rows.json", "json", content)
@@ -281,7 +279,7 @@ def test_an_array_is_read_alike_wherever_its_blocks_end(
         ("a,b\nx,y\n".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
     ],
 )
-def test_csv_in_another_encoding_is_refused_with_its_line(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_csv_in_another_encoding_is_an_error_with_its_line(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "latin.csv").write_bytes(content)
     with pytest.raises(DataError, match=reason):
         list(read_rows(tmp_path / "latin.csv", "csv"))

@@ -20,7 +20,7 @@ def render(spec: DatasetFormat, prompt: tuple[Message, ...], reasoning: str | No
     return rendered.prompt, rendered.chosen, rendered.rejected
 
 
-def test_every_format_of_the_schema_is_there() -> None:
+def test_every_format_in_the_schema_is_implemented() -> None:
     assert set(FORMATS) == set(MARKERS) == set(get_args(FormatType))
 
 
@@ -53,12 +53,14 @@ def test_every_format_of_the_schema_is_there() -> None:
         ("mistral", SEVERAL, "<s>[INST] S\n\nP [/INST] A</s>[INST] Q [/INST]", " {}</s>"),
     ],
 )
-def test_the_contracts_table(name: FormatType, prompt: tuple[Message, ...], expected: str, answer: str) -> None:
+def test_formats_match_the_documented_table(
+    name: FormatType, prompt: tuple[Message, ...], expected: str, answer: str
+) -> None:
     text = render(DatasetFormat(format_type=name), prompt)
     assert text == (expected, answer.format("C"), answer.format("R"))
 
 
-def test_qwen3_thinks_only_where_it_may() -> None:
+def test_qwen3_includes_reasoning_only_if_enabled() -> None:
     on, off = (DatasetFormat(format_type="qwen3", enable_thinking=thinks) for thinks in (True, False))
     beginning = "<|im_start|>user\nP<|im_end|>\n<|im_start|>assistant\n"
     assert render(on, TURN) == (beginning, "C<|im_end|>", "R<|im_end|>")
@@ -67,7 +69,7 @@ def test_qwen3_thinks_only_where_it_may() -> None:
     assert render(off, TURN, "T") == (f"{beginning}<think>\n\n</think>\n\n", "C<|im_end|>", "R<|im_end|>")
 
 
-def test_custom_puts_the_six_texts_around_as_they_are() -> None:
+def test_custom_adds_its_six_texts_unchanged() -> None:
     templates = CustomTemplates(
         system_prefix="[S {p}] ",
         system_suffix="\n",
@@ -88,7 +90,7 @@ class ThinkingTemplate:
         return text + ("<assistant><think>" if add_generation_prompt else "")
 
 
-def test_a_models_own_template_gives_prompt_and_answer_up_to_its_end_marker() -> None:
+def test_a_chat_template_renders_prompt_and_answer_up_to_the_end_marker() -> None:
     spec = DatasetFormat(format_type="tokenizer")
     rendered = formatter(spec, ThinkingTemplate())(Pair(TURN, "C", "R"))
     assert (rendered.prompt, rendered.chosen, rendered.rejected) == ("<user>P</>\n<assistant><think>", "C</>", "R</>")
@@ -100,7 +102,7 @@ def test_the_format_tokenizer_needs_a_template() -> None:
 
 
 @pytest.mark.parametrize("answer", ["Blue.", "Blue.\n", "Blue.\n\n", "a\nb"])
-def test_an_answers_own_newlines_stay_and_the_templates_last_one_goes(answer: str) -> None:
+def test_newlines_of_an_answer_are_kept_and_the_templates_last_one_removed(answer: str) -> None:
     rendered = formatter(DatasetFormat(format_type="tokenizer"), ChatMl())(Pair(TURN, answer, "R"))
     assert rendered.chosen == f"{answer}<|im_end|>"
     assert rendered.rejected == "R<|im_end|>"

@@ -121,7 +121,7 @@ def test_a_private_data_set_needs_its_token(looking: Looking) -> None:
     assert "hf_wrong" not in found[3]
 
 
-def test_what_one_run_kept_of_a_private_data_set_is_not_for_those_without_its_token(
+def test_a_cached_private_data_set_is_not_readable_without_its_token(
     private_hub: FakeHub, looking: Looking, cache: Path
 ) -> None:
     private = {"repo": "org/kept", "keep": True}
@@ -134,14 +134,14 @@ def test_what_one_run_kept_of_a_private_data_set_is_not_for_those_without_its_to
     assert "has no access to it" in stranger
 
 
-def test_a_gated_data_set_says_so(looking: Looking) -> None:
+def test_a_gated_data_set_is_reported_as_gated(looking: Looking) -> None:
     assert "is gated: accept its terms" in looking.look(repo="org/gated", token="hf_right")
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_broken_row_is_told_whether_streamed_or_kept(looking: Looking, keep: bool) -> None:
+def test_a_damaged_row_is_reported_whether_streamed_or_downloaded(looking: Looking, keep: bool) -> None:
     assert "'org/broken' can't be read" in looking.look(repo="org/broken", keep=keep)
 
 
-def test_a_hub_that_cannot_be_reached_is_said_so(without_a_hub: Looking) -> None:
+def test_an_unreachable_hub_is_reported(without_a_hub: Looking) -> None:
     assert "can't be reached" in without_a_hub.found()

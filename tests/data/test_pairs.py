@@ -40,7 +40,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form_in_the_wild_gives_the_same_pair(form: str) -> None:
+def test_every_supported_form_gives_the_same_pair(form: str) -> None:
     assert to_pair(FORMS[form]) == Pair((USER,), "So.", "No.")
 
 
@@ -55,14 +55,14 @@ def test_several_turns_and_the_system_message_are_kept() -> None:
     assert to_pair(row).prompt == expected
 
 
-def test_a_system_column_comes_first_and_never_twice() -> None:
+def test_a_system_column_comes_first_and_only_once() -> None:
     row = {**FORMS["plain"], "system": "Be brief."}
     assert to_pair(row).prompt == (Message("system", "Be brief."), USER)
     whole = [{"role": "system", "content": "Own."}, {"role": "user", "content": "Why?"}]
     assert to_pair({**row, "prompt": whole}).prompt == (Message("system", "Own."), USER)
 
 
-def test_conversations_that_part_early_share_only_their_beginning() -> None:
+def test_conversations_share_only_their_common_beginning() -> None:
     def chat(*contents: str) -> list[dict[str, str]]:
         return [
             {"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, contents, strict=False)
@@ -72,7 +72,7 @@ def test_conversations_that_part_early_share_only_their_beginning() -> None:
         to_pair({"chosen": chat("a", "b", "c", "d"), "rejected": chat("a", "x", "c", "d")})
 
 
-def test_a_conversation_that_repeats_the_chosen_answer_is_cut_before_it() -> None:
+def test_a_repeated_chosen_answer_is_removed_from_the_conversation() -> None:
     row = {
         "conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}],
         "chosen": {"from": "gpt", "value": "So."},
@@ -99,12 +99,12 @@ def test_a_conversation_that_repeats_the_chosen_answer_is_cut_before_it() -> Non
         ({"system": 7}, "system is a int"),
     ],
 )
-def test_what_gives_no_pair_says_why(changes: dict[str, Any], reason: str) -> None:
+def test_unusable_rows_have_a_reason(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnusableRowError, match=reason):
         to_pair({**FORMS["plain"], **changes})
 
 
-def test_a_missing_column_is_named_with_those_there_are() -> None:
+def test_a_missing_column_is_reported_with_the_existing_ones() -> None:
     with pytest.raises(UnusableRowError, match=r"chosen is missing \(columns here: prompt, answer\)"):
         to_pair({"prompt": "Why?", "answer": "So."})
     with pytest.raises(UnusableRowError, match="prompt is missing"):
@@ -117,7 +117,7 @@ content = st.text(min_size=1).filter(str.strip)
 @given(
     turns=st.lists(content, min_size=1, max_size=7).filter(lambda t: len(t) % 2 == 1), chosen=content, rejected=content
 )
-def test_no_content_is_lost_or_changed(turns: list[str], chosen: str, rejected: str) -> None:
+def test_content_is_neither_lost_nor_changed(turns: list[str], chosen: str, rejected: str) -> None:
     roles = ["human", "gpt"] * len(turns)
     row = {
         "conversations": [{"from": role, "value": text} for role, text in zip(roles, turns, strict=False)],
@@ -130,7 +130,7 @@ def test_no_content_is_lost_or_changed(turns: list[str], chosen: str, rejected: 
 
 
 @pytest.mark.parametrize("role", [None, 3, ["user"], {"a": 1}, "narrator"])
-def test_a_role_that_is_none_is_the_rows_fault_alone(role: object) -> None:
+def test_an_invalid_role_makes_only_its_row_unusable(role: object) -> None:
     row = {"prompt": "p", "chosen": [{"role": role, "content": "c"}], "rejected": "r"}
     with pytest.raises(UnusableRowError, match="has a message with the role"):
         to_pair(row)
@@ -154,7 +154,7 @@ SYSTEM = {"role": "system", "content": "S"}
         ([Q1, A1], [Q2], ["Q1", "A1", "Q2"]),
     ],
 )
-def test_a_prompt_that_the_answers_repeat_stands_once(prompt: Any, shared: list[Any], whole: list[str]) -> None:
+def test_a_prompt_repeated_in_the_answers_occurs_once(prompt: Any, shared: list[Any], whole: list[str]) -> None:
     answers = {name: [*shared, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
     pair = to_pair({"prompt": prompt, **answers})
     assert [turn.content for turn in pair.prompt] == whole
@@ -175,13 +175,13 @@ def test_a_demonstration_needs_no_rejected_answer(row: dict[str, Any]) -> None:
     assert to_demonstration(row) == Pair((USER,), "So.", None)
 
 
-def test_a_demonstration_without_an_answer_is_refused_in_words() -> None:
+def test_a_demonstration_without_an_answer_is_unusable_with_a_reason() -> None:
     with pytest.raises(UnusableRowError, match="chosen ends with a user turn"):
         to_demonstration({"messages": [{"role": "user", "content": "Why?"}]})
     with pytest.raises(UnusableRowError, match="chosen is missing"):
         to_demonstration({"prompt": "Why?"})
 
 
-def test_a_missing_column_is_named_with_the_one_that_it_likely_is() -> None:
+def test_a_missing_column_is_reported_with_a_likely_candidate() -> None:
     with pytest.raises(UnusableRowError, match=r'column_mapping {"bad": "rejected"} would map it\. training_mode sft'):
         to_pair({"prompt": "Why?", "chosen": "So.", "bad": "No."})

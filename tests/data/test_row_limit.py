@@ -58,7 +58,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize(("write", "complaint"), TOO_LARGE.values(), ids=TOO_LARGE)
-def test_a_row_over_the_limit_is_named_by_every_reader(
+def test_every_reader_rejects_a_row_over_the_limit(
     tmp_path: Path, write: Callable[[Path], Path], complaint: str
 ) -> None:
     path = write(tmp_path)
@@ -84,7 +84,7 @@ def test_a_row_just_below_the_limit_is_read(tmp_path: Path, name: str) -> None:
     assert count_rows(path, detect_format(path), LIMIT) == (2 if name == "x.json" else 1)
 
 
-def test_a_short_row_of_too_many_values_or_columns_is_refused(tmp_path: Path) -> None:
+def test_a_short_row_with_too_many_values_or_columns_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": [' + "{}," * 1_000_001 + "{}]}\n")
     with pytest.raises(DataError, match="line 1 holds more than 1,000,000 values"):
@@ -94,14 +94,14 @@ def test_a_short_row_of_too_many_values_or_columns_is_refused(tmp_path: Path) ->
         list(read_rows(path, "jsonl"))
 
 
-def test_brackets_and_commas_inside_texts_are_no_values() -> None:
+def test_brackets_and_commas_inside_text_do_not_count_as_values() -> None:
     text = json.dumps({"a": '[{,"\\' * 100, "b": [1, 2]}).encode()
     assert not has_more_values(text, 6)
     assert has_more_values(text, 3)
     assert nesting_depth(text, 10) == 2
 
 
-def test_what_of_a_row_is_cut_says_so() -> None:
+def test_truncated_parts_of_a_row_are_noted() -> None:
     row = {
         "text": "é\n" * 100_000,
         "list": list(range(50_000)),

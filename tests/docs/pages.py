@@ -1,4 +1,4 @@
-"""The pages of the documentation, cut into what can be tested: fenced blocks, links, headings, inline code."""
+"""Parts of the documentation that tests check: fenced blocks, links, headings, inline code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block; `line` is that of its fence, from 1. The first word after the fence is the language."""
+    """A fenced block: line number of its fence (from 1), language, further words after the fence, and text."""
 
     line: int
     language: str
@@ -36,17 +36,17 @@ def blocks(page: Path) -> list[Block]:
 
 
 def prose(page: Path) -> str:
-    """The page without its fenced blocks."""
+    """Return the page without its fenced blocks."""
     return _FENCE.sub("", page.read_text())
 
 
 def links(page: Path) -> list[str]:
-    """Targets inside the repository; addresses elsewhere are left out."""
+    """Return the link targets inside the repository."""
     return [target for target in _LINK.findall(prose(page)) if "://" not in target]
 
 
 def anchors(page: Path) -> set[str]:
-    """What the headings can be linked by."""
+    """Return the anchors of all headings."""
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in _HEADING.findall(prose(page))}
 
 

@@ -1,6 +1,6 @@
-"""The documentation's tables of fields and settings, made from the code.
+"""The documentation's tables of fields and settings, generated from the code.
 
-`python -m tests.docs.tables` writes them into the pages; a test fails where a page has another.
+`python -m tests.docs.tables` writes them into the pages; a test compares them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MARKED = "<!-- {name}: written by tests/docs/tables.py -->\n{table}\n<!-- end o
 
 
 def fields_table() -> str:
-    """Every field of a TrainingConfig, those of its data set by their dotted path."""
+    """Return the table of all fields of TrainingConfig, nested ones by their dotted path."""
     schema = TrainingConfig.model_json_schema()
     lines = ["| Field | Default | Allowed | Meaning |", "| --- | --- | --- | --- |"]
     for path, field, required in _fields(schema, schema["$defs"]):
@@ -29,7 +29,7 @@ def fields_table() -> str:
 
 
 def settings_table() -> str:
-    """Every setting of the server by its environment variable."""
+    """Return the table of all settings of the server by environment variable."""
     properties = Settings.model_json_schema()["properties"]
     lines = ["| Variable | Default | Allowed | Meaning |", "| --- | --- | --- | --- |"]
     for name, field in properties.items():
@@ -46,7 +46,7 @@ TABLES = {
 
 
 def with_table(page: Path) -> str:
-    """The page's text as it should be."""
+    """Return the page's text with the current table."""
     name, make = TABLES[page]
     block = _MARKED.format(name=name, table=make())
     pattern = re.escape(f"<!-- {name}:") + r".*?" + re.escape(f"<!-- end of {name} -->")
@@ -68,14 +68,14 @@ def _fields(schema: dict[str, Any], known: dict[str, Any], above: str = "") -> I
 
 
 def _inner(field: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
-    """The model that a field holds, where it holds one."""
+    """Return the schema of the model that a field contains; None if it contains none."""
     options = [field, *field.get("anyOf", ()), *field.get("allOf", ())]
     found = next((option["$ref"] for option in options if "$ref" in option), None)
     return known[found.rsplit("/", 1)[-1]] if found else None
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """A default that is made by a function, which the schema doesn't show."""
+    """Return the default that a function creates, which the schema omits."""
     field = TrainingConfig.model_fields.get(name)
     return {"default": field.default_factory()} if field and field.default_factory else {}  # type: ignore[call-arg]
 

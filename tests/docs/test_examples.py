@@ -1,10 +1,10 @@
-"""Every example of the documentation, run against one server: what a page shows is what happens.
+"""Run every example of the documentation against one server.
 
-A page's names stand for what the test has: the address for its server's, SmolLM2 for the tiny model, `/srv/merlina` for
-the folder the server was started in, the example ids for the newest job, upload and comparison. Marks behind a fence:
+Names on a page are replaced: the address by that of the test server, SmolLM2 by the tiny model, `/srv/merlina` by the
+folder in which the server was started, example ids by the newest job, upload and comparison. Words after a fence:
 
-- `bash error`: the command is meant to fail
-- `json response`: what the `bash` block before it prints has these keys and kinds of values
+- `bash error`: the command must fail
+- `json response`: the `bash` block before it prints these keys, with values of the same types
 - `json config`, `yaml config`: a whole TrainingConfig; `json part`, `yaml part`: some of its fields
 - `json dataset`: a DatasetConfig
 """
@@ -39,7 +39,7 @@ _SECONDS = 120
 
 @dataclass
 class Reader:
-    """Someone who follows a page from top to bottom."""
+    """Reader who runs the blocks of a page from top to bottom."""
 
     server: Server
     model: Path
@@ -63,7 +63,7 @@ class Reader:
             pytest.fail(f"{where}: {block.language!r} is no language that is run; {', '.join(NOT_RUN)} are not")
 
     def _read(self, text: str, language: str) -> Any:
-        """As the commands read a file of a user's."""
+        """Parse a file as the commands do."""
         file = self.server.root / f"shown.{language}"
         file.write_text(text)
         return json.loads(text) if language == "json" else read_mapping(file)
@@ -102,7 +102,7 @@ class Reader:
     def _execute(self, source: str, where: str, line: int) -> None:
         code = compile("\n" * line + source, where, "exec")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the libraries a reader uses with the result
+            warnings.simplefilter("ignore")  # of libraries that the examples use
             exec(code, self.namespace)
 
     def _check(self, content: Any, marks: tuple[str, ...], where: str) -> None:
@@ -119,7 +119,7 @@ class Reader:
 
 
 def _compare(shown: Any, real: Any, where: str) -> None:
-    """Keys that are shown are there, with values of the same kind; `detail`, what an error says, word for word."""
+    """Check that the real response has the shown keys with values of the same types; `detail` must be equal."""
     if isinstance(shown, dict):
         assert isinstance(real, dict), (where, shown, real)
         assert shown.keys() <= real.keys(), (where, shown.keys() - real.keys(), real)
@@ -143,13 +143,13 @@ def _kind(value: Any) -> str:
 
 @pytest.fixture(scope="module")
 def docs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """With two GPUs as far as its driver says; torch finds none of them, so that runs train on the CPU."""
+    """A server whose driver reports two GPUs. torch finds none of them, so runs train on the CPU."""
     root = tmp_path_factory.mktemp("docs")
     python_path = os.pathsep.join(filter(None, [str(NVML), os.environ.get("PYTHONPATH")]))
     server = Server(root, {"PYTHONPATH": python_path}).start()
     pairs_file(root / "pairs.jsonl")
     _write_command(root / "bin" / "merlina", f'exec {sys.executable} -m merlina.cli.main "$@"')
-    # An example whose request is refused fails, unless the page means it to.
+    # A rejected request fails the example, unless it is marked `error`.
     _write_command(root / "bin" / "curl", f'PATH={os.environ["PATH"]} exec curl -sS --fail-with-body "$@"')
     yield server
     server.stop()
@@ -164,7 +164,7 @@ def reader(docs_server: Server, tiny_model: Path, monkeypatch: pytest.MonkeyPatc
         client.clear()
 
 
-# The two pages that train take longest: the first that a user reads stands for both.
+# Of the two pages that train, one runs always and the other only with --long.
 _LONG = ("api",)
 
 

@@ -1,4 +1,4 @@
-"""The documentation against the code: nothing is missing from it, and nothing it names is gone."""
+"""Compare the documentation with the code: everything is described, and everything it names exists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _IN_REPOSITORY = re.compile(rf"({'|'.join(_FOLDERS)})/[\w./-]+|[A-Z]+\.md|\.env\
 
 
 @pytest.mark.parametrize("page", [*sorted(REPOSITORY.glob("*.md")), *PAGES], ids=lambda page: page.stem)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_targets(page: Path) -> None:
     for target in links(page):
         path, _, anchor = target.partition("#")
         there = (page.parent / path).resolve() if path else page
@@ -30,14 +30,14 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_files_named_are_there(page: Path) -> None:
+def test_named_files_exist(page: Path) -> None:
     for text in inline_code(page):
         if _IN_REPOSITORY.fullmatch(text):
             assert (REPOSITORY / text).exists(), text
 
 
 @pytest.mark.parametrize("page", TABLES, ids=lambda page: page.stem)
-def test_tables_say_what_the_code_says(page: Path) -> None:
+def test_tables_match_the_code(page: Path) -> None:
     assert page.read_text() == with_table(page), "run: python -m tests.docs.tables"
 
 
@@ -57,15 +57,15 @@ def test_every_name_is_explained(page: str, names: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
-def test_a_chat_format_is_shown_as_it_is(name: FormatType) -> None:
+def test_chat_formats_are_shown_as_implemented(name: FormatType) -> None:
     pair = Pair((Message("system", "{s}"), Message("user", "{p}")), "{c}", "")
     made = formatter(DatasetFormat(format_type=name), None)(pair)
     prompt, answer = (text.replace("\n", "⏎").replace("|", r"\|") for text in (made.prompt, made.chosen))
     assert f"| `{name}` | `{prompt}` | `{answer}` |" in (FOLDER / "datasets.md").read_text()
 
 
-def test_errors_are_quoted_as_they_are() -> None:
-    # A text over several lines of code is one text; what is filled in, numbers and names, is left out on both sides.
+def test_quoted_errors_exist_in_the_code() -> None:
+    # Join string literals that span lines; ignore values that are filled in.
     code = re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text() for path in (REPOSITORY / "src").rglob("*.py")))
     quotes = re.findall(r'^\| "([^|]+)" ?[^|]*\|', (FOLDER / "troubleshooting.md").read_text(), re.MULTILINE)
     parts = [part for quote in quotes for part in re.split(r"…|\d[\d.:]*", quote) if len(part.strip()) > 3]

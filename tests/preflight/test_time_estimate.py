@@ -67,7 +67,7 @@ def seconds(wanted: TrainingConfig, *, rows: int = 2000, earlier: TrainingConfig
     return found.steps, found.seconds
 
 
-def test_usable_rows_are_shared_out_to_steps() -> None:
+def test_usable_rows_are_divided_into_steps() -> None:
     assert seconds(config())[0] == 100  # half of 2,000 rows, ten a step
     assert seconds(config(num_epochs=2.5))[0] == 250
     assert seconds(config(test_size=0.1))[0] == 90
@@ -75,7 +75,7 @@ def test_usable_rows_are_shared_out_to_steps() -> None:
     assert seconds(config(num_epochs=10), rows=34)[0] == 20  # 17 pairs: each epoch has a step of ten and one of seven
 
 
-def test_an_earlier_run_says_how_long_a_pair_takes() -> None:
+def test_an_earlier_run_determines_the_seconds_per_pair() -> None:
     # A pair counts as 2 x 100 + 50 + 50 tokens: one second.
     assert seconds(config(), earlier=config(learning_rate=1e-3)) == (100, pytest.approx(1000 + TRIED))
     checkpointed = seconds(config(gradient_checkpointing=True), earlier=config())[1]
@@ -115,7 +115,7 @@ def completed(database: Database, number: int, given: dict[str, Any], *, gpus: l
     return job_id
 
 
-def test_the_newest_run_in_the_same_precision_on_such_a_device_is_gone_by(database: Database) -> None:
+def test_the_newest_run_with_the_same_precision_and_device_is_used(database: Database) -> None:
     assert find_earlier_run(database, config(), "cpu") is None
     completed(database, 1, config().model_dump(mode="json"))
     newest = completed(database, 2, config(lora_r=4).model_dump(mode="json"))
@@ -131,7 +131,7 @@ def test_the_newest_run_in_the_same_precision_on_such_a_device_is_gone_by(databa
     assert found.job_id == on_gpu
 
 
-def test_without_one_the_processor_says_it() -> None:
+def test_without_an_earlier_run_the_processor_speed_is_used() -> None:
     at_full_rate = 1000 * TRAINED / 1e9
     # A hundred steps, each a hundredth of a second whatever it computes.
     computed = seconds(config())[1] - 1
@@ -141,11 +141,11 @@ def test_without_one_the_processor_says_it() -> None:
 
 
 @pytest.mark.parametrize(("rows", "device"), [(None, "cpu"), (0, "cpu"), (2000, "cuda")])
-def test_what_is_not_known_is_not_guessed(rows: int | None, device: str) -> None:
+def test_unknown_quantities_give_no_estimate(rows: int | None, device: str) -> None:
     assert estimate_time(config(), MODEL, DATA, rows, device, None, lambda _dtype, _width: 1e9) is None
 
 
-def test_a_helper_that_fails_costs_the_estimate_alone() -> None:
+def test_a_failing_helper_only_prevents_the_estimate() -> None:
     def fails(_dtype: str, _width: int) -> float:
         raise HelperError("died")
 

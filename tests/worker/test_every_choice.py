@@ -153,8 +153,8 @@ CHOICES_ELSEWHERE = {
     ("optimizer_type", "adamw_torch_fused"): "the same steps by another kernel; tests/training/test_loop.py",
     ("attn_implementation", "eager"): "the same attention by another kernel; tests/training/test_attention.py",
     ("attn_implementation", "sdpa"): "the same attention by another kernel; tests/training/test_attention.py",
-    ("attn_implementation", "flash_attention_2"): "needs a GPU, said so; tests/preflight/test_checks.py",
-    ("dtype", "float16"): "refused without a GPU; tests/preflight/test_checks.py",
+    ("attn_implementation", "flash_attention_2"): "needs a GPU, said so; tests/preflight/test_machine.py",
+    ("dtype", "float16"): "refused without a GPU; tests/preflight/test_machine.py",
 }
 
 

@@ -86,9 +86,7 @@ class TrainingConfig(RequestModel):
     """Configuration of one run. `base_model`, `output_name` and `dataset` are required; the rest has defaults."""
 
     base_model: str = Field(
-        min_length=1,
-        max_length=4096,
-        description="Model to train: a Hub id, a local folder with a transformers model, or a `.gguf` file.",
+        min_length=1, max_length=4096, description="Model to train: Hub id, folder or `.gguf` file on the server."
     )
     output_name: str = Field(
         description="Name of the finished model and of its folder below MODELS_DIR. `org/name` needs push_to_hub "
@@ -110,16 +108,11 @@ class TrainingConfig(RequestModel):
         "rewards; lower values let the model move further from its reference. Not used by sft.",
     )
     simpo_gamma: float = Field(
-        default=0.5,
-        ge=0,
-        le=10,
-        description="simpo: target margin between the rewards of the chosen and the rejected answer.",
+        default=0.5, ge=0, le=10, description="simpo: target reward margin of the chosen over the rejected answer."
     )
 
     use_lora: bool = Field(
-        default=True,
-        description="Train low-rank adapters on the frozen base model. false trains all weights, which needs "
-        "several times the memory.",
+        default=True, description="Train adapters on the frozen model. false trains all weights, with far more memory."
     )
     lora_r: int = Field(
         default=64,
@@ -129,20 +122,13 @@ class TrainingConfig(RequestModel):
         "for a style.",
     )
     lora_alpha: int = Field(
-        default=32,
-        ge=1,
-        le=4096,
-        description="Scale of the adapters: their output is multiplied by lora_alpha / lora_r.",
+        default=32, ge=1, le=4096, description="Scale of the adapters: outputs are multiplied by lora_alpha / lora_r."
     )
     lora_dropout: float = Field(
-        default=0.05,
-        ge=0,
-        lt=1,
-        description="Dropout probability for the input of each adapter; 0 disables it. Raise it if the run overfits.",
+        default=0.05, ge=0, lt=1, description="Dropout probability of adapter inputs. Raise it if the run overfits."
     )
     disable_dropout: bool = Field(
-        default=True,
-        description="Disable the base model's own dropout during training, as TRL does. Does not affect lora_dropout.",
+        default=True, description="Disable the base model's own dropout, as TRL does. Does not affect lora_dropout."
     )
     target_modules: list[str] = Field(
         default_factory=lambda: list(_DEFAULT_TARGETS),
@@ -159,10 +145,7 @@ class TrainingConfig(RequestModel):
         "tolerate 5e-5 to 5e-4; lower it if the loss diverges.",
     )
     num_epochs: float = Field(
-        default=2,
-        gt=0,
-        le=1000,
-        description="Number of epochs; fractions are allowed. More than 3 often lead to overfitting.",
+        default=2, gt=0, le=1000, description="Number of epochs; may be a fraction. More than 3 often overfit."
     )
     max_steps: int | None = Field(
         default=None, ge=1, description="Number of optimizer steps; overrides num_epochs. Useful for a short trial run."
@@ -197,10 +180,7 @@ class TrainingConfig(RequestModel):
     )
 
     seed: int = Field(
-        default=42,
-        ge=0,
-        le=2**32 - 1,
-        description="Random seed of the held-out split, the order of rows, the initial adapters and dropout.",
+        default=42, ge=0, le=2**32 - 1, description="Seed of the split, the row order, the adapters and dropout."
     )
     max_grad_norm: float = Field(
         default=0.3, ge=0, le=1e6, description="Clip the global gradient norm to this value; 0 disables clipping."
@@ -234,8 +214,8 @@ class TrainingConfig(RequestModel):
         default=0.1,
         ge=0,
         le=1e9,
-        description="Save a checkpoint every N steps (≥ 1) or every fraction of the run (< 1); 0: only when the "
-        "run is stopped or paused.",
+        description="Save a checkpoint every N steps (≥ 1) or every fraction of the run (< 1); 0: only when "
+        "stopped or paused.",
     )
     shuffle_dataset: bool = Field(
         default=True, description="Shuffle the training rows in each epoch; false keeps the order of the data set."
@@ -248,8 +228,7 @@ class TrainingConfig(RequestModel):
         "this value; 0 disables it.",
     )
     lr_scheduler_type: SchedulerType = Field(
-        default="cosine",
-        description="Learning-rate schedule after the warm-up. constant and constant_with_warmup are equivalent.",
+        default="cosine", description="Learning-rate schedule; constant and constant_with_warmup are equivalent."
     )
     lr_scheduler_cycles: int = Field(
         default=2,
@@ -259,15 +238,10 @@ class TrainingConfig(RequestModel):
         "towards 0.",
     )
     lr_scheduler_power: float = Field(
-        default=2.0,
-        gt=0,
-        le=10,
-        description="polynomial: exponent of the decay. 1 is linear; higher values decay faster at first.",
+        default=2.0, gt=0, le=10, description="polynomial: exponent of the decay; 1 is linear, 2 faster at first."
     )
     gradient_checkpointing: bool = Field(
-        default=False,
-        description="Recompute activations in the backward pass instead of storing them: less memory, about a "
-        "third slower.",
+        default=False, description="Recompute activations in the backward pass: less memory, about a third slower."
     )
     logging_steps: int = Field(
         default=1, ge=1, le=1_000_000, description="Record training metrics every N optimizer steps."
@@ -275,29 +249,21 @@ class TrainingConfig(RequestModel):
 
     optimizer_type: OptimizerType = Field(
         default="paged_adamw_8bit",
-        description="Optimizer. `8bit` variants keep their state in 8 bits; `paged` variants move it to RAM when "
-        "GPU memory runs out. On a CPU, use adamw_torch.",
+        description="Optimizer. `8bit`: 8-bit state; `paged`: state moves to RAM when GPU memory runs out. On a "
+        "CPU, use adamw_torch.",
     )
     adam_beta1: float = Field(
-        default=0.9,
-        ge=0,
-        lt=1,
-        description="Decay rate of the running mean of gradients: the first beta of Adam and Lion.",
+        default=0.9, ge=0, lt=1, description="Decay rate of the mean gradient: the first beta of Adam and Lion."
     )
     adam_beta2: float = Field(
-        default=0.999,
-        ge=0,
-        lt=1,
-        description="Decay rate of the running mean of squared gradients: the second beta of Adam and Lion.",
+        default=0.999, ge=0, lt=1, description="Decay rate of the mean squared gradient: second beta of Adam and Lion."
     )
     adam_epsilon: float = Field(
         default=1e-8, gt=0, le=1, description="Constant in the denominator of Adam's update, for numerical stability."
     )
 
     use_4bit: bool = Field(
-        default=True,
-        description="Hold the frozen weights in 4 bits (NF4), a quarter of the memory of 16 bits. Requires "
-        "use_lora; slow on a CPU.",
+        default=True, description="Hold frozen weights in 4 bits (NF4): a quarter of 16 bits. Requires use_lora."
     )
     use_8bit: bool = Field(
         default=False,
@@ -311,15 +277,12 @@ class TrainingConfig(RequestModel):
         default="auto", description="Attention kernel. auto: the fastest one that the machine and the model support."
     )
     gpu_ids: list[int] | None = Field(
-        default=None,
-        description="Indices of the GPUs to train on; several share the pairs of each optimizer step. null: the "
-        "server chooses one.",
+        default=None, description="GPU indices; several share the pairs of each step. null: the server chooses one."
     )
 
     push_to_hub: bool = Field(default=False, description="Upload the finished model to the Hugging Face Hub.")
     merge_lora_before_upload: bool = Field(
-        default=True,
-        description="Upload the base model with the adapter merged into it; false uploads only the adapter.",
+        default=True, description="Upload the base model merged with the adapter; false uploads the adapter alone."
     )
     merge_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto",

@@ -74,7 +74,7 @@ def test_the_expected_peak_is_within_15_percent_of_the_measured_one(
     assert 0.85 < with_context < 1.15
 
 
-def test_longer_pairs_fill_the_same_passes(facts: dict[str, ModelFacts]) -> None:
+def test_longer_pairs_fill_passes_of_the_same_size(facts: dict[str, ModelFacts]) -> None:
     """Measured: 12.2 GB for lengths of 512 to 1,024 and for 2,048 to 4,096 alike."""
     longer = DATA.model_copy(update={"longest": 4096, "most_tokens": 6144})
     short, long = (estimate(configure(**_BENCH), facts["1b"], data, "cuda", budget=8192) for data in (DATA, longer))
@@ -85,7 +85,7 @@ def card(free_mb: int) -> list[Gpu]:
     return [Gpu(0, "a", 81_000, free_mb, 81_000 - free_mb)]
 
 
-def test_the_expected_peak_fills_what_is_free_and_the_minimum_decides(facts: dict[str, ModelFacts]) -> None:
+def test_the_expected_peak_uses_free_memory_and_the_minimum_decides(facts: dict[str, ModelFacts]) -> None:
     config = configure(**_BENCH)
     _, whole = check_memory(config, facts["1b"], DATA, card(80_000), lambda _: 0)
     assert whole is not None
@@ -101,7 +101,7 @@ def test_the_expected_peak_fills_what_is_free_and_the_minimum_decides(facts: dic
     assert "the run needs at least " in refused.errors[0]
 
 
-def test_a_step_of_few_pairs_expects_no_more_than_they_take(facts: dict[str, ModelFacts]) -> None:
+def test_a_step_with_few_pairs_expects_only_their_memory(facts: dict[str, ModelFacts]) -> None:
     one = configure(**{**_BENCH, "batch_size": 1})
     _, memory = check_memory(one, facts["1b"], DATA, card(80_000), lambda _: 0)
     assert memory is not None

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merlina.hub_reachability import HubReach
+from merlina.preflight.findings import CheckResult
+from merlina.preflight.models import check_lengths, check_model, check_targets
+from tests.preflight.facts import DATA, FACTS, config
+
+
+def test_missing_layers_are_named_with_existing_ones() -> None:
+    assert check_targets(config(target_modules=["q_proj", "model.layers.0.self_attn.q_proj"]), FACTS).passed
+    some = check_targets(config(target_modules=["q_proj", "wq"]), FACTS)
+    assert some.warnings == ("target_modules: the model has no layers named wq; the others are trained",)
+    none = check_targets(config(target_modules=["wq", "wk"]), FACTS)
+    assert none.errors == ("target_modules: the model has no layers named wq, wk; it has q_proj",)
+    assert check_targets(config(target_modules=["wq"], use_lora=False, use_4bit=False), FACTS).passed
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda folder: shutil.rmtree(folder), "there is no folder"),
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (
+            lambda folder: (folder / "config.json").write_text("{"),
+            "is not valid JSON: a name in double quotes was expected at line 1, column 2",
+        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights"),
+    ],
+)
+def test_missing_files_of_a_model_folder_are_errors(
+    tiny_model: Path, tmp_path: Path, change: Any, complaint: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    assert check_model(str(folder), None, HubReach()).passed
+    change(folder)
+    assert complaint in check_model(str(folder), None, HubReach()).errors[0]
+
+
+def test_a_gguf_file_must_exist_and_be_valid(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    assert "there is no file" in check_model(str(file), None, HubReach()).errors[0]
+    file.write_bytes(b"rubbish")
+    assert "is not a GGUF file" in check_model(str(file), None, HubReach()).errors[0]
+    file.write_bytes(b"GGUF\x03\0\0\0")
+    assert check_model(str(file), None, HubReach()).passed
+
+
+def test_rows_with_too_many_tokens_or_unknown_ids_are_findings() -> None:
+    long = config(max_length=16_384)
+    assert "never trained on longer texts" in check_lengths(long, FACTS, DATA).warnings[0]
+    learned = FACTS.model_copy(update={"learned_positions": True})
+    assert "has 8,192 positions; set max_length" in check_lengths(long, learned, DATA).errors[0]
+    assert check_lengths(config(max_length=4096), learned, DATA) == CheckResult()
+    strange = DATA.model_copy(update={"highest_id": 128_256})
+    assert (
+        "the token id 128,256, but the model has only the ids 0 to 128,255"
+        in check_lengths(config(), FACTS, strange).errors[0]
+    )

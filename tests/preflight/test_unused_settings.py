@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from merlina.preflight.unused_settings import check_unused_settings
+from tests.preflight.facts import config
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        ({"training_mode": "sft", "beta": 0.3}, ["beta"]),
+        ({"training_mode": "sft"}, []),
+        ({"training_mode": "dpo", "beta": 0.3, "simpo_gamma": 1.0}, ["simpo_gamma"]),
+        ({"training_mode": "simpo", "beta": 2.0, "simpo_gamma": 1.0}, []),
+    ],
+)
+def test_a_setting_of_another_method_is_a_warning(changes: dict[str, Any], warned: list[str]) -> None:
+    finding = check_unused_settings(config(**changes))
+    assert finding.errors == ()
+    assert [warning.split(":")[0] for warning in finding.warnings] == warned
