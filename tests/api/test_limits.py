@@ -151,7 +151,7 @@ TEMPLATES = {
     "fills the memory": ("{{ 'a' * 3000000000 }}", "exceeded its memory limit"),
     "has no end": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 2 s"),
     "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recurses infinitely"),
-    "writes a book": ("{% for i in range(9999) %}{{ 'a' * 2000 }}{% endfor %}", "makes 19,998,000 characters"),
+    "writes a book": ("{% for i in range(9999) %}{{ 'a' * 2000 }}{% endfor %}", "renders 19,998,000 characters"),
     "loops too far": ("{% for i in range(10**9) %}{% endfor %}", "OverflowError: Range too big"),
 }
 
