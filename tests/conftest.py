@@ -74,8 +74,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         _deselect(config, items, lambda item: item.get_closest_marker("long") is not None)
     if config.getoption("--fast"):
         _deselect(config, items, _is_slow)
-    assert config.cache is not None
-    known = config.cache.get(_DURATIONS, {})
+    known = _recorded_seconds(config)
     # One process runs all tests of a file. Those that took longest in the last run start first.
     items.sort(key=lambda item: -known.get(_file(item.nodeid), _UNKNOWN_SECONDS))
 
@@ -85,11 +84,17 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Record the duration of each file for the order of the next run."""
-    if hasattr(session.config, "workerinput") or session.config.cache is None:
-        return
-    known = session.config.cache.get(_DURATIONS, {})
-    session.config.cache.set(_DURATIONS, {**known, **_seconds})
+    """Record the duration of each file, which determines the order of the next run."""
+    if not hasattr(session.config, "workerinput") and hasattr(session.config, "cache"):
+        known = _recorded_seconds(session.config)
+        # A run of some of a file's tests does not replace the duration of all.
+        session.config.cache.set(
+            _DURATIONS, {**known, **{name: max(s, known.get(name, 0)) for name, s in _seconds.items()}}
+        )
+
+
+def _recorded_seconds(config: pytest.Config) -> dict[str, float]:
+    return config.cache.get(_DURATIONS, {}) if hasattr(config, "cache") else {}
 
 
 def _deselect(config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[pytest.Item], bool]) -> None:
