@@ -127,10 +127,10 @@ def _preview(client: Client, dataset: DatasetConfig) -> None:
 
 
 def _validate(client: Client, config: TrainingConfig) -> None:
-    answer = client.validate(config)
-    if not answer.valid:
-        raise InvalidRequestError("The demo can't run on this machine", answer.results.findings)
-    _head("Checks passed", "; ".join(answer.results.warnings))
+    response = client.validate(config)
+    if not response.valid:
+        raise InvalidRequestError("The demo can't run on this machine", response.results.findings)
+    _head("Checks passed", "; ".join(response.results.warnings))
 
 
 def _train(client: Client, config: TrainingConfig) -> str:
