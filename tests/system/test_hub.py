@@ -203,7 +203,7 @@ def assert_safe(hub: FakeHub, folder: Path, lines: list[str]) -> None:
     """The Hub broke down after the weights were sent, before they were committed."""
     (warning,) = [line for line in lines if line.startswith("The upload to the Hub failed")]
     assert "The Hub failed to respond for the model 'org/broken' (status 500); try again later" in warning
-    assert f"the model is safe in {folder}" in warning
+    assert f"The model is complete in {folder}" in warning
     assert f"`hf upload org/broken {folder} --private`" in warning
     assert (folder / "adapter_model.safetensors").is_file()
     assert hub.repos["models/org/broken"] == {}
