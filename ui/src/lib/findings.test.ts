@@ -8,5 +8,5 @@ test('a finding belongs to the setting at the root of its path', () => {
 });
 
 test('the text of a finding names its field', () => {
-  expect([describe(finding('dataset.source')), describe(finding(null))]).toEqual(['dataset.source: must be smaller', 'must be smaller']);
+  expect([describe(finding('dataset.source')), describe(finding(null))]).toEqual(['dataset.source: must be smaller', 'Must be smaller']);
 });

@@ -1,6 +1,7 @@
 /** Findings of a validation, assigned to the settings that they concern. */
 
 import type { Finding } from '../api/client';
+import { capitalized } from './format';
 import { FIELDS } from './fields';
 
 /** Return the setting that a finding concerns, or `dataset`; null if the form has no field for it. */
@@ -14,5 +15,5 @@ export const warningsIn = (findings: Finding[]): Finding[] => findings.filter((e
 
 /** Return the text of a finding that is shown apart from its field. */
 export function describe(finding: Finding): string {
-  return finding.field ? `${finding.field}: ${finding.message}` : finding.message;
+  return finding.field ? `${finding.field}: ${finding.message}` : capitalized(finding.message);
 }

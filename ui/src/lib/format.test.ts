@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { bytes, duration, number, percent, shortDuration, speed, tick, timeAgo } from './format';
+import { bytes, capitalized, duration, number, percent, shortDuration, speed, tick, timeAgo } from './format';
 
 test('neighboring ticks have different labels', () => {
   expect([2.763, 2.7635, 2.764].map((value) => tick(value, 0.0005))).toEqual(['2.763', '2.7635', '2.764']);
@@ -15,6 +15,10 @@ test('durations below ten seconds have one decimal', () => {
 
 test('durations are formatted in their two largest units', () => {
   expect([0, 59, 60, 61, 3600, 3661, 90_000].map(duration)).toEqual(['0 s', '59 s', '1 min', '1 min 1 s', '1 h', '1 h 1 min', '1 d 1 h']);
+});
+
+test('messages are capitalized, identifiers and paths are not', () => {
+  expect(['the file is empty', 'lora_r is unused', 'org/name is gated'].map(capitalized)).toEqual(['The file is empty', 'lora_r is unused', 'org/name is gated']);
 });
 
 test('unknown values are a dash', () => {

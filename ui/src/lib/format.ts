@@ -2,6 +2,11 @@
 
 const UNKNOWN = '–';
 
+/** Capitalize a message unless it starts with an identifier or a path. */
+export function capitalized(text: string): string {
+  return /^[a-z]+[ ,:’']/.test(text) ? text.charAt(0).toUpperCase() + text.slice(1) : text;
+}
+
 export function number(value: number | null | undefined, digits = 4): string {
   if (value === null || value === undefined || !Number.isFinite(value)) return UNKNOWN;
   if (value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e7)) return value.toExponential(Math.max(0, digits - 3));

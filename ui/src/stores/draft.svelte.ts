@@ -5,6 +5,7 @@ import type { components } from '../api/types';
 import { configOf, DEFAULT_DATA, draftFromConfig, suggestName, type DataDraft, type Values } from '../lib/draft';
 import { storedDrafts, storageKey } from '../lib/draft-storage';
 import { defaultOf, withoutSecrets, type InvalidInput } from '../lib/fields';
+import { capitalized } from '../lib/format';
 import { describe, errorsIn, settingOf, warningsIn } from '../lib/findings';
 
 const VALIDATE_AFTER = 800;
@@ -63,7 +64,7 @@ export class Draft {
   config = $derived(configOf(this.model.trim(), this.outputName, this.data, withoutSecrets(this.values)));
   /** Errors and warnings that no field of the form shows. */
   generalErrors = $derived(this.#errors.filter((each) => settingOf(each) === null).map(describe));
-  generalWarnings = $derived(this.#warnings.filter((each) => settingOf(each) === null || settingOf(each) === 'dataset').map((each) => each.message));
+  generalWarnings = $derived(this.#warnings.filter((each) => settingOf(each) === null || settingOf(each) === 'dataset').map((each) => capitalized(each.message)));
 
   get #warnings(): Finding[] {
     return warningsIn(this.results?.findings ?? []);
@@ -89,11 +90,11 @@ export class Draft {
   }
 
   errorsOf(field: string): string[] {
-    return this.#errors.filter((each) => settingOf(each) === field).map((each) => each.message);
+    return this.#errors.filter((each) => settingOf(each) === field).map((each) => capitalized(each.message));
   }
 
   warningsOf(field: string): string[] {
-    return this.#warnings.filter((each) => settingOf(each) === field).map((each) => each.message);
+    return this.#warnings.filter((each) => settingOf(each) === field).map((each) => capitalized(each.message));
   }
 
   set(name: string, value: unknown): void {
