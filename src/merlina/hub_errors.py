@@ -87,7 +87,7 @@ def _status(error: HfHubHTTPError) -> int:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and its causes, except EntryNotFoundError, whose cause is more informative."""
+    """Yield the error and its causes, except EntryNotFoundError, which is less informative than its cause."""
     link: BaseException | None = error
     while link is not None:
         if not isinstance(link, EntryNotFoundError):

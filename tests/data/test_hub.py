@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 ROWS = [{"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."} for n in range(30)]
 REPOS = {"datasets/org/pairs": {"train.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}}
 
-# The client reads its endpoint once, when it is imported: so the looks at the Hub are taken by another process.
+# The client reads its endpoint only when it is imported, so another process accesses the Hub.
 LOOK = """
 import json, sys
 from itertools import islice
@@ -36,7 +36,7 @@ for line in sys.stdin:
 
 
 class Looking:
-    """A process that takes looks at one Hub, with one cache."""
+    """A process that reads from one Hub, with one cache."""
 
     def __init__(self, endpoint: str, cache: Path) -> None:
         environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
@@ -50,7 +50,7 @@ class Looking:
         self.process.stdin.flush()
 
     def found(self) -> Any:
-        """By the look that was begun, whatever else the libraries print."""
+        """Return the result of the read that was started, ignoring other output of the libraries."""
         assert self.process.stdout is not None
         return next(json.loads(line.removeprefix("found ")) for line in self.process.stdout if line[:6] == "found ")
 
@@ -65,7 +65,7 @@ class Looking:
 
 @pytest.fixture(scope="module", autouse=True)
 def without_a_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looking]:
-    """Begun before all else, since the client tries for half a minute."""
+    """Start before the other tests, because the client retries for half a minute."""
     looking = Looking("http://127.0.0.1:9", tmp_path_factory.mktemp("away"))
     looking.begin(repo="org/pairs")
     yield looking
@@ -74,7 +74,7 @@ def without_a_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looking]
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[FakeHub]:
-    """With a copy of the data set for each test, so that nothing one of them has kept is there for another."""
+    """Serve a separate copy of the data set for each test, so that tests do not share cached rows."""
     (files,) = REPOS.values()
     broken = {"train.jsonl": b'{"prompt": "Why?"}\n{"prompt": \n'}
     names = ("pairs", "private", "kept", "gated")

@@ -60,7 +60,7 @@ class Reader:
         elif block.language in ("json", "yaml"):
             self._check(self._read(text, block.language), block.marks, where)
         else:
-            pytest.fail(f"{where}: {block.language!r} is no language that is run; {', '.join(NOT_RUN)} are not")
+            pytest.fail(f"{where}: {block.language!r} is not a language that is run or one of {', '.join(NOT_RUN)}")
 
     def _read(self, text: str, language: str) -> Any:
         """Parse a file as the commands do."""
@@ -143,7 +143,7 @@ def _kind(value: Any) -> str:
 
 @pytest.fixture(scope="module")
 def docs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server whose driver reports two GPUs. torch finds none of them, so runs train on the CPU."""
+    """A server with a driver that reports two GPUs. torch finds none of them, so runs train on the CPU."""
     root = tmp_path_factory.mktemp("docs")
     python_path = os.pathsep.join(filter(None, [str(NVML), os.environ.get("PYTHONPATH")]))
     server = Server(root, {"PYTHONPATH": python_path}).start()

@@ -36,16 +36,16 @@ MODEL = ModelFacts(
     learned_positions=False,
     sites=[],
 )
-# One pair forwards, by hand: 200 tokens through a million weights; who looks at whom, two layers of a hundred wide
-# (the prompt at half of itself, each answer at the prompt and half of itself); a hundred answer tokens at a head of
-# 100 by 1,000, and with ORPO, the default, a hundred of the prompt too.
+# Forward FLOPs of one pair by hand: 200 tokens through a million weights; causal attention in two layers of width 100
+# (the prompt attends to half of itself, each answer to the prompt and half of itself); an output head of 100 × 1,000 for
+# a hundred answer tokens and, with ORPO, the default, a hundred prompt tokens.
 LAYERS = 2 * 200 * 1_000_000 + 4 * 2 * 100 * (100 * 100 / 2 + 2 * (50 * 100 + 50 * 50 / 2))
 HEAD_OF_ANSWERS = 2 * 100 * 100 * 1000
 HEAD = 2 * HEAD_OF_ANSWERS
 TRAINED = 2 * LAYERS + 2 * HEAD
-# What KTO computes beside: the prompt with the 50 tokens of another pair's answer.
+# KTO also computes the prompt with the 50 tokens of another pair's answer.
 UNRELATED = 2 * 150 * 1_000_000 + 4 * 2 * 100 * (100 * 100 / 2 + 50 * 100 + 50 * 50 / 2) + 2 * 50 * 100 * 1000
-# The largest pack holds five pairs (1,024 tokens); it is tried, and the first step is as slow again.
+# The largest pack holds five pairs (1,024 tokens): the memory probe runs it, and the first step costs as much again.
 TRIED = 2 * 5
 
 
@@ -59,7 +59,7 @@ def config(*, test_size: float = 0, **changes: Any) -> TrainingConfig:
 
 
 def seconds(wanted: TrainingConfig, *, rows: int = 2000, earlier: TrainingConfig | None = None) -> tuple[int, float]:
-    """Steps and seconds: of a processor whose products run at 1 GFLOP/s, or after a run at 300 tokens a second."""
+    """Return steps and seconds on a processor with 1 GFLOP/s, or after a run with 300 tokens per second."""
     run = EarlierRun("job_1", earlier, 300.0) if earlier else None
     found = estimate_time(wanted, MODEL, DATA, rows, "cpu", run, lambda _dtype, _width: 1e9)
     assert found is not None
@@ -133,7 +133,7 @@ def test_the_newest_run_with_the_same_precision_and_device_is_used(database: Dat
 
 def test_without_an_earlier_run_the_processor_speed_is_used() -> None:
     at_full_rate = 1000 * TRAINED / 1e9
-    # A hundred steps, each a hundredth of a second whatever it computes.
+    # A hundred steps with a constant overhead of 0.01 s each.
     computed = seconds(config())[1] - 1
     assert at_full_rate < computed < 4 * at_full_rate
     every_weight = seconds(config(use_lora=False))[1] - 1

@@ -68,7 +68,7 @@ def guess_mapping(columns: Sequence[str]) -> dict[str, PairColumn]:
 
 
 def _only_one_with(words: frozenset[str], columns: Sequence[str]) -> str | None:
-    """Return the column whose name contains one of the words; None if several do."""
+    """Return the column with one of the words in its name; None if there are several."""
     found = [
         name
         for name in columns

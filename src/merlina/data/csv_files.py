@@ -17,7 +17,7 @@ _SEPARATORS = ",;\t|"
 
 
 def read_csv(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
-    """Yield rows whose cells are text; a row with too few cells lacks its last columns.
+    """Yield rows with text in all cells; a row with too few cells lacks its last columns.
 
     Raises DataError, which names the line, if the file is not valid CSV.
     """

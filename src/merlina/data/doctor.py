@@ -156,7 +156,7 @@ class Doctor:
             self._cut_tokens = (prompts + lengths.cut_prompt, answers + lengths.cut_answers)
 
     def _leaked(self, held_out: set[int]) -> _Count:
-        """Count held-out pairs whose prompt also occurs in a training pair."""
+        """Count held-out pairs that share their prompt with a training pair."""
         trained = {prompt for number, prompt in self._prompts if number not in held_out}
         leaked = _Count()
         for number, prompt in self._prompts:

@@ -39,7 +39,7 @@ def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
     """Return the function that renders pairs. Raises DataError if the format needs a template and there is none."""
     if spec.format_type == "tokenizer" and template is None:
         raise DataError(
-            "model_name is required by the format 'tokenizer': it names the model whose chat template to use"
+            "model_name is required by the format 'tokenizer': it names the model with the chat template to use"
         )
     render = FORMATS[spec.format_type]
     return lambda pair: render(pair, spec, template)

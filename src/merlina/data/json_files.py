@@ -289,7 +289,7 @@ def _are_columns(value: dict[str, Any]) -> bool:
 
 
 def _is_dialogue(column: list[Any]) -> bool:
-    """Return whether the column is a conversation: messages whose roles differ."""
+    """Return whether the column is a conversation: messages with different roles."""
     roles = {str(item.get("role", item.get("from"))) if isinstance(item, dict) else "None" for item in column}
     return len(roles) > 1 and "None" not in roles
 

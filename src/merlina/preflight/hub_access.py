@@ -37,7 +37,7 @@ def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, reac
 
 
 def cached_tokenizers() -> set[str]:
-    """Return the models whose tokenizer is in this machine's cache of the Hub."""
+    """Return the models with a tokenizer in this machine's cache of the Hub."""
     try:
         repos = scan_cache_dir().repos
     except CacheNotFound:

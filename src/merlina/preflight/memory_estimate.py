@@ -286,8 +286,8 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
 
 
 def _adapted_copies(config: TrainingConfig, model: ModelFacts) -> float:
-    """Return the number of weights of adapted expert parameters, whose sum with the adapter is kept for the backward
-    pass; with gradient checkpointing, of one layer at a time."""
+    """Return the number of weights in the sums of adapted expert parameters and their adapters, which are kept for the
+    backward pass; with gradient checkpointing, of one layer at a time."""
     if not config.use_lora:
         return 0.0
     adapted, _ = match(model.sites, config.target_modules)

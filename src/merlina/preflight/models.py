@@ -22,7 +22,7 @@ from merlina.schemas.parsing.json_text import why_not_json
 from merlina.schemas.training import TrainingConfig
 
 _LARGEST_CONFIG = 16 * 1024**2
-# Larger files are parsed by the helper process, whose memory is limited.
+# Larger files are parsed by the helper process, which has a memory limit.
 _LARGEST_PARSED_CONFIG = 1024**2
 
 

@@ -36,7 +36,7 @@ _REFERENCED = ("dpo", "ipo", "kto")
 
 @dataclass(frozen=True)
 class EarlierRun:
-    """A completed run whose speed predicts that of a new one."""
+    """A completed run, with the speed that predicts that of a new one."""
 
     job_id: str
     config: TrainingConfig

@@ -132,7 +132,7 @@ class DatasetConfig(RequestModel):
     model_name: str | None = Field(
         default=None,
         min_length=1,
-        description="Model whose chat template a preview in the format tokenizer uses. Training uses base_model.",
+        description="Model with the chat template for a preview in the format tokenizer. Training uses base_model.",
     )
     column_mapping: dict[str, PairColumn] | None = Field(
         default=None,

@@ -49,7 +49,7 @@ class StepPlan:
     def _few_steps(self) -> Finding | None:
         stride = math.ceil(self.steps / _STEPS_SUMMED)
         movement = stride * sum(self.rate(step) for step in range(1, self.steps + 1, stride))
-        # An SGD step is proportional to the gradient, whose size is unknown before the run.
+        # An SGD step is proportional to the gradient, which is unknown before the run.
         is_small = movement < _SMALL_MOVEMENT and self.config.optimizer_type != "sgd"
         if self.steps >= _FEW_STEPS and not is_small:
             return None

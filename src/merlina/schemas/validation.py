@@ -43,7 +43,7 @@ class TimeEstimate(ResponseModel):
     )
     steps: int = Field(description="Number of optimizer steps.")
     earlier_run: str | None = Field(
-        description="Job whose measured speed the estimate uses: the newest completed one with this model on the "
+        description="Job that provides the measured speed: the newest completed one with this model on the "
         "same kind of device. null: the estimate uses the processor's matrix-multiplication speed."
     )
 
