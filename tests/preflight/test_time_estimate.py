@@ -37,7 +37,7 @@ MODEL = ModelFacts(
     sites=[],
 )
 # Forward FLOPs of one pair by hand: 200 tokens through a million weights; causal attention in two layers of width 100
-# (the prompt attends to half of itself, each answer to the prompt and half of itself); an output head of 100 × 1,000 for
+# (the prompt attends to half of itself, each answer to the prompt and half of itself); output head 100 × 1,000 for
 # a hundred answer tokens and, with ORPO, the default, a hundred prompt tokens.
 LAYERS = 2 * 200 * 1_000_000 + 4 * 2 * 100 * (100 * 100 / 2 + 2 * (50 * 100 + 50 * 50 / 2))
 HEAD_OF_ANSWERS = 2 * 100 * 100 * 1000
