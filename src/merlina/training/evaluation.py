@@ -14,6 +14,7 @@ from merlina.training.distributed.ranks import SINGLE_PROCESS
 from merlina.training.engine.logprobs import Logprobs, PaddedModel
 from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.loop.metrics import RunningMeans
+from merlina.training.loop.pass_runner import packed_example
 from merlina.training.loop.reference import load_reference_logprobs, unrelated_examples
 from merlina.training.models.tokens import TokenPair
 from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
@@ -46,10 +47,7 @@ def held_out_metrics(
 ) -> dict[str, float]:
     """Return the metrics of an evaluation: empty if the method needs a reference that `reference_folder` lacks."""
     objective = OBJECTIVES[config.training_mode]
-    examples = [
-        PackedExample(pair.prompt, (pair.chosen, pair.rejected) if config.needs_rejected else (pair.chosen,))
-        for pair in pairs
-    ]
+    examples = [packed_example(pair, config) for pair in pairs]
     reference = load_reference_logprobs("held-out", examples, reference_folder) if objective.needs_reference else None
     unrelated = unrelated_examples(examples, config.max_length) if objective.needs_divergence else []
     of_unrelated = load_reference_logprobs("held-out-unrelated", unrelated, reference_folder) if unrelated else None

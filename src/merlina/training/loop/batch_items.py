@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from merlina.training.engine.packing import PackedExample
-from merlina.training.loop.pass_runner import PassRunner
+from merlina.training.loop.pass_runner import PassRunner, packed_example
 from merlina.training.loop.reference import BatchItem, reference_logprobs, unrelated_examples
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter, StoppedEarly
@@ -41,7 +41,7 @@ class BatchItems:
         return self._build("held-out", pairs, for_evaluation=True)
 
     def _build(self, name: str, pairs: Sequence[TokenPair], *, for_evaluation: bool) -> list[BatchItem]:
-        examples = [self._runner.packer.example(pair) for pair in pairs]
+        examples = [packed_example(pair, self._runner.packer.config) for pair in pairs]
         rows = [pair.row for pair in pairs]
         objective = self._runner.packer.objective
         # Without a reference there is nothing to compute.

@@ -62,7 +62,7 @@ from merlina.training.loop.early_stopping import EarlyStopping
 from merlina.training.loop.host_memory import keep_freed_memory
 from merlina.training.loop.memory_probe import MemoryProbe
 from merlina.training.loop.metrics import MetricsWindow, RunningMeans, Throughput, memory_metrics
-from merlina.training.loop.pass_runner import Packer, PassRunner
+from merlina.training.loop.pass_runner import Packer, PassRunner, packed_example
 from merlina.training.loop.reference import BatchItem
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter
@@ -133,7 +133,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         """Choose between packs and the model's own way, with the reason for the latter; probe the largest pass."""
         packer, causal_lm = Packer(self._config, self.args.device, self._dtype), unwrap(self.model)
         # Held-out pairs are part of trial and probe: an evaluation must not fail later.
-        examples = [packer.example(pair) for pair in pairs]
+        examples = [packed_example(pair, self._config) for pair in pairs]
         short, long = trial_examples(causal_lm.config, examples)
         model, reason = fast_path(
             self.model,

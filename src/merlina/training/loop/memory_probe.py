@@ -1,4 +1,4 @@
-"""The memory probe: a trial of the largest pass before the first step, so that a run fails in its first minute or not.
+"""The memory probe: a trial of the largest pass before the first step, which detects a lack of memory at once.
 
 On a GPU it also reduces the size of passes until they fit.
 """
@@ -44,11 +44,11 @@ class MemoryProbe:
             planner = self._fit(examples)
         positions = planner.batching.num_positions(planner.largest(examples))
         held = memory_metrics()
-        on_gpu = f" and {held['gpu_memory']:.2f} GiB of the GPU's" if "gpu_memory" in held else ""
+        on_gpu = f" and {held['gpu_memory']:.2f} GiB of GPU memory" if "gpu_memory" in held else ""
         self.notify(
             "info",
-            f"{positions:,} tokens in its largest forward pass, which was tried first and left "
-            f"{held['memory_gib']:.2f} GiB of memory{on_gpu} in use",
+            f"The largest forward pass has {positions:,} tokens. After a trial of it, the run holds "
+            f"{held['memory_gib']:.2f} GiB of RAM{on_gpu}",
         )
         return planner
 

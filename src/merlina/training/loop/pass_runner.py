@@ -34,11 +34,6 @@ class Packer:
     def objective(self) -> Objective:
         return OBJECTIVES[self.config.training_mode]
 
-    def example(self, pair: TokenPair) -> PackedExample:
-        """Return the pair with the answers that the objective uses."""
-        answers = (pair.chosen, pair.rejected) if self.config.needs_rejected else (pair.chosen,)
-        return PackedExample(pair.prompt, answers)
-
     def pack(self, examples: Sequence[PackedExample]) -> Pack:
         return build_pack(examples, with_prompt_targets=self.objective.needs_prompt_targets).to(self.device)
 
@@ -93,6 +88,11 @@ class PassRunner:
             return None
         references = [item.unrelated_reference for item in items if item.unrelated_reference is not None]
         return (self.answer_logprobs(examples)[:, 0] - torch.stack(references).to(self.packer.device)).mean()
+
+
+def packed_example(pair: TokenPair, config: TrainingConfig) -> PackedExample:
+    """Return a pair with the answers that the objective uses."""
+    return PackedExample(pair.prompt, (pair.chosen, pair.rejected) if config.needs_rejected else (pair.chosen,))
 
 
 def _reference(items: Sequence[BatchItem], policy: Logprobs) -> Logprobs | None:
