@@ -13,7 +13,7 @@ from merlina.data.columns import map_columns
 from merlina.data.dataset import load_pairs, read_pairs, split_pairs
 from merlina.data.pairs import Message, Pair
 from merlina.data.preview import preview_formatted, preview_rows, text_sample_builder
-from merlina.data.sources import resolve_file
+from merlina.data.readers.sources import resolve_file
 from merlina.errors import DataError, ForbiddenError, NotFoundError
 from merlina.paths import AllowedPaths
 from merlina.schemas.datasets import DatasetConfig

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from merlina.data.files import count_rows, detect_format, parse_all, read_rows
+from merlina.data.readers.files import count_rows, detect_format, parse_all, read_rows
 from merlina.errors import DataError
 
 ROWS = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "ä\n1", "chosen": 'say "hi"', "rejected": "x, y"}]
@@ -268,7 +268,7 @@ def test_block_boundaries_do_not_change_how_an_array_is_read(
 ) -> None:
     path = write(tmp_path / "rows.json", "json", content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("merlina.data.json_files._Window._BLOCK", block)
+        patch.setattr("merlina.data.readers.json_files._Window._BLOCK", block)
         assert list(read_rows(path, "json")) == content
 
 

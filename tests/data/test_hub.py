@@ -23,7 +23,7 @@ REPOS = {"datasets/org/pairs": {"train.jsonl": "".join(json.dumps(row) + "\n" fo
 LOOK = """
 import json, sys
 from itertools import islice
-from merlina.data.hub import read_hub_rows
+from merlina.data.readers.hub import read_hub_rows
 from merlina.errors import DataError
 def look(repo, split="train", token=None, count=99, keep=False):
     try:

@@ -19,7 +19,7 @@ from merlina.cli.check import ConfigFile
 from merlina.cli.config_file import read_config_file
 from merlina.cli.console import AsJson, print_table
 from merlina.cli.serve import read_settings
-from merlina.data.sources import resolve_file
+from merlina.data.readers.sources import resolve_file
 from merlina.errors import TrainingError
 from merlina.executors.local import LocalExecutor
 from merlina.paths import AllowedPaths

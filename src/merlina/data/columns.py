@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
-from merlina.data.files import Row
+from merlina.data.readers.files import Row
 from merlina.errors import DataError
 from merlina.schemas.datasets import PairColumn
 

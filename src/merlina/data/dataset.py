@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from merlina.data.columns import check_mapping, map_columns
-from merlina.data.files import Row
 from merlina.data.pairs import Pair, UnusableKind, UnusableRowError, to_demonstration, to_pair
-from merlina.data.row_limit import RowLimit, approximate_size
-from merlina.data.sources import open_rows
+from merlina.data.readers.files import Row
+from merlina.data.readers.row_limit import RowLimit, approximate_size
+from merlina.data.readers.sources import open_rows
 from merlina.errors import DataError
 from merlina.schemas.datasets import DatasetConfig
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from merlina.data.columns import guess_mapping
-from merlina.data.files import Row
+from merlina.data.readers.files import Row
 from merlina.errors import DataError, shorten
 
 _ROLES = {

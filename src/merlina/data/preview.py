@@ -14,8 +14,8 @@ from merlina.data.doctor import Doctor, Lengths
 from merlina.data.examination import examine
 from merlina.data.formats import MARKERS, formatter
 from merlina.data.pairs import Pair
-from merlina.data.row_limit import RowLimit
-from merlina.data.sources import open_rows
+from merlina.data.readers.row_limit import RowLimit
+from merlina.data.readers.sources import open_rows
 from merlina.data.truncation import truncate_name, truncate_row
 from merlina.errors import DataError
 from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat

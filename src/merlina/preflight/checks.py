@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from merlina.data.sources import resolve_file
+from merlina.data.readers.sources import resolve_file
 from merlina.errors import BusyError, ForbiddenError, MerlinaError
 from merlina.executors.chat_process import ChatProcess
 from merlina.executors.helper_pools import Helpers, Repo

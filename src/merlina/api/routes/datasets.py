@@ -15,7 +15,7 @@ from merlina.api.services import Services, ServicesDep
 from merlina.api.uploads.receiving import accept_upload, delete_upload
 from merlina.api.views import upload_entry, upload_response
 from merlina.data.columns import guess_mapping
-from merlina.data.sources import resolve_file
+from merlina.data.readers.sources import resolve_file
 from merlina.errors import Finding, InvalidRequestError
 from merlina.executors.helper_pools import Repo
 from merlina.preflight.models import model_repos

@@ -11,7 +11,7 @@ from merlina.data.doctor import Doctor, Lengths
 from merlina.data.examination import examine
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair
-from merlina.data.row_limit import RowLimit
+from merlina.data.readers.row_limit import RowLimit
 from merlina.schemas.inspection import DataFacts, PairTokens
 from merlina.schemas.training import TrainingConfig
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from merlina.data import preview
 from merlina.data.dataset import read_pairs
-from merlina.data.files import count_rows as count_rows_of
-from merlina.data.files import detect_format, parse_all
 from merlina.data.fingerprint import fingerprint
 from merlina.data.pairs import Pair
-from merlina.data.row_limit import RowLimit
+from merlina.data.readers.files import count_rows as count_rows_of
+from merlina.data.readers.files import detect_format, parse_all
+from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import DataError, HelperError
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.inspection import DataFacts

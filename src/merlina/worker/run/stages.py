@@ -21,7 +21,7 @@ from merlina.data.examination import examine
 from merlina.data.fingerprint import fingerprint
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair
-from merlina.data.row_limit import RowLimit
+from merlina.data.readers.row_limit import RowLimit
 from merlina.domain.targets import describe, warn_about_experts
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from merlina.data import csv_files, json_files, parquet_files
-from merlina.data.row_limit import RowLimit
+from merlina.data.readers import csv_files, json_files, parquet_files
+from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import DataError
 from merlina.schemas.datasets import FileFormat
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from merlina.data.files import Row, detect_format, read_rows
-from merlina.data.hub import check_not_a_folder, read_hub_rows
-from merlina.data.row_limit import RowLimit
+from merlina.data.readers.files import Row, detect_format, read_rows
+from merlina.data.readers.hub import check_not_a_folder, read_hub_rows
+from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import NotFoundError
 from merlina.paths import AllowedPaths
 from merlina.schemas.datasets import DatasetSource

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
-from merlina.data.row_limit import RowLimit
+from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import DataError, first_line
 from merlina.hub_errors import check_access, describe_hub_error, is_access_denied
 

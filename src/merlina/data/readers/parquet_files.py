@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from merlina.data.row_limit import RowLimit
+from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import DataError, first_line
 
 _BATCH_ROWS = 64

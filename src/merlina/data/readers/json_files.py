@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from merlina.data.row_limit import RowLimit
+from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import DataError
 from merlina.schemas.parsing.json_text import TOO_DEEP, TOO_MANY_DIGITS, has_more_values, problem_in_json, why_not_json
 
