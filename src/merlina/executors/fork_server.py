@@ -1,4 +1,4 @@
-"""The caller of the fork server: processes that have their imports behind them when they begin."""
+"""Start processes by forking a server process that has already imported their libraries."""
 
 from __future__ import annotations
 
@@ -20,38 +20,38 @@ from merlina.executors.idle_timeout import IdleTimer
 from merlina.processes import identify
 
 _log = logging.getLogger(__name__)
-_ANSWER_SECONDS = 5.0
+_REPLY_SECONDS = 5.0
 _SERVER_ONLY = {"API_KEY", "MERLINA_API_KEY", "DATABASE_URL", "HF_TOKEN", "WANDB_API_KEY"}
 _ALWAYS = {
     "PYTHONUNBUFFERED": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # Neither library is to start a thread, nor torch to open the GPU, by being imported: see worker/fork_server.
+    # Importing must neither start threads nor open the GPU: see worker/fork_server.
     "OPENBLAS_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 Role = Literal["worker", "helper", "chat"]
-# No process can end with this exit code: that of one whose fork server died before it did.
+# The exit code of a child whose fork server died first; no real process can have it.
 UNSEEN = 256
 
 
 class NoForkServerError(OSError):
-    """There is none to fork from now; a process of one's own does the same, later."""
+    """No fork server is available; start the process directly instead."""
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment without what only the server may know, for any process that it starts."""
+    """Return the environment for child processes, without the variables reserved for the server."""
     environment = {name: value for name, value in os.environ.items() if name.upper() not in _SERVER_ONLY} | _ALWAYS
-    # Threads that spin while they wait bring a run to a halt as soon as anything else wants a core.
+    # Spinning threads slow a run severely when other processes compete for the cores.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Nothing here is compiled by torch; to be able to would take each process that imports bitsandbytes a second.
+    # torch.compile is not used; enabling it adds a second to every process that imports bitsandbytes.
     environment.setdefault("TORCHDYNAMO_DISABLE", "1")
     return environment
 
 
 def shown_gpus(gpus: Sequence[int] | None) -> dict[str, str]:
-    """Variables by which a process sees these GPUs alone; none where it may see all."""
+    """Return the variables that restrict a process to these GPUs; empty if `gpus` is None."""
     if gpus is None:
         return {}
     # NVML counts by bus; CUDA must count the same way for the indices to mean the same cards.
@@ -64,8 +64,8 @@ class _Process:
     connection: socket.socket
     ready: threading.Event = field(default_factory=threading.Event)
 
-    def ask(self, request: Mapping[str, Any], files: Sequence[int] = ()) -> dict[str, Any]:
-        """Raises OSError where no answer comes."""
+    def request(self, request: Mapping[str, Any], files: Sequence[int] = ()) -> dict[str, Any]:
+        """Send a request and return the reply. Raises OSError if none arrives."""
         line = json.dumps(request).encode() + b"\n"
         sent = socket.send_fds(self.connection, [line], files)
         self.connection.sendall(line[sent:])
@@ -78,35 +78,35 @@ class _Process:
             if not chunk:
                 raise OSError("the fork server is gone")
             line += chunk
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
     def end(self) -> int:
-        """Its exit code, which is its own where it has ended already."""
+        """Kill the process if it still runs, and return its exit code."""
         self.connection.close()
         self.process.kill()
         return self.process.wait()
 
 
 class ForkServer:
-    """Started on first need, let go when nothing was forked from it for `idle_seconds` and none of its children lives.
+    """Starts its process on first use, and ends it after `idle_seconds` without forks or living children.
 
-    Calls come from any thread. What its imports print goes to `log_file`. Only Linux has one: on macOS, the system's
-    own libraries can't be used after a fork.
+    Calls come from any thread. The output of its imports goes to `log_file`. Linux only: on macOS, system libraries do
+    not work after a fork.
     """
 
     def __init__(self, idle_seconds: float, log_file: Path) -> None:
-        self._idle = IdleTimer(idle_seconds, self._let_go)
+        self._idle = IdleTimer(idle_seconds, self._end_if_unused)
         self._log_file = log_file
         self._lock = threading.Lock()
         self._current: _Process | None = None
         self._children: list[Forked] = []
         self._closed = False
-        self._hopeless = sys.platform != "linux"
+        self._is_unavailable = sys.platform != "linux"
 
     @property
     def pid(self) -> int | None:
-        """The process to fork from, while there is one."""
+        """Return the process id of the fork server; None if it does not run."""
         current = self._current
         return current.process.pid if current and current.process.poll() is None else None
 
@@ -119,7 +119,7 @@ class ForkServer:
         *,
         patience: float = 0.0,
     ) -> Forked:
-        """A new process in a session of its own; `files` are its standard ones and then what its role takes.
+        """Fork a process in a session of its own; `files` are its standard streams, followed by those of its role.
 
         Waits up to `patience` seconds for a fork server that is still importing. Raises NoForkServerError.
         """
@@ -127,48 +127,48 @@ class ForkServer:
             current = self._running()
         if current is None or not current.ready.wait(patience):
             raise NoForkServerError("no fork server is ready")
-        told, telling = os.pipe()
+        environment_read, environment_write = os.pipe()
         request = {"run": role, "arguments": list(arguments)}
-        # One that was killed before it could read is found dead by the caller.
-        with contextlib.suppress(BrokenPipeError), os.fdopen(telling, "wb") as pipe:
+        # If the child was killed before it could read, the caller finds it dead.
+        with contextlib.suppress(BrokenPipeError), os.fdopen(environment_write, "wb") as pipe:
             try:
                 with self._lock:
-                    child = self._ask_for_child(current, request, [told, *files])
+                    child = self._request_child(current, request, [environment_read, *files])
             finally:
-                os.close(told)
-            # Only this lets it begin: a child that we don't know of must not run beside the one started instead.
+                os.close(environment_read)
+            # The child starts only after this write, so that a child whose pid was lost never runs.
             pipe.write(json.dumps(dict(environment)).encode() + b"\n")
         return child
 
     def exit_code(self, child: Forked) -> int | None:
-        """As subprocess has it; None where it lives, or died unseen."""
+        """Return the exit code as subprocess does; None if the child lives or its fork server is lost."""
         with self._lock:
-            self._ask_how_it_ended(child)
+            self._request_exit_code(child)
         return child.seen_exit_code
 
-    def _ask_for_child(self, current: _Process, request: Mapping[str, Any], files: Sequence[int]) -> Forked:
+    def _request_child(self, current: _Process, request: Mapping[str, Any], files: Sequence[int]) -> Forked:
         try:
-            answer = current.ask(request, files)
+            reply = current.request(request, files)
         except (OSError, ValueError) as error:
             self._drop(current)
-            raise NoForkServerError(f"the fork server doesn't answer: {error}") from error
-        if "error" in answer:
-            raise NoForkServerError(f"the fork server can't fork: {answer['error']}")
-        child = Forked(answer["pid"], self, current)
+            raise NoForkServerError(f"the fork server does not reply: {error}") from error
+        if "error" in reply:
+            raise NoForkServerError(f"the fork server cannot fork: {reply['error']}")
+        child = Forked(reply["pid"], self, current)
         self._children.append(child)
         self._idle.start()
         return child
 
-    def _ask_how_it_ended(self, child: Forked) -> None:
+    def _request_exit_code(self, child: Forked) -> None:
         if child.seen_exit_code is not None or child.parent is not self._current:
             return
         try:
-            child.seen_exit_code = child.parent.ask({"exit_code": child.pid})["exit_code"]
+            child.seen_exit_code = child.parent.request({"exit_code": child.pid})["exit_code"]
         except (OSError, ValueError):
             self._drop(child.parent)
 
     def close(self) -> None:
-        """Ends it; what was forked from it goes on."""
+        """End the fork server. Its children continue."""
         with self._lock:
             self._closed = True
             if self._current is not None:
@@ -177,7 +177,7 @@ class ForkServer:
     def _running(self) -> _Process | None:
         if self._current is not None and self._current.process.poll() is not None:
             self._drop(self._current)
-        if self._current is None and not self._closed and not self._hopeless:
+        if self._current is None and not self._closed and not self._is_unavailable:
             try:
                 self._current = self._start()
             except OSError as error:
@@ -200,19 +200,19 @@ class ForkServer:
         return started
 
     def _await_ready(self, started: _Process) -> None:
-        # One that ends before it is ready is found out by whoever asks it next.
+        # If it ends before it is ready, the next request fails.
         with contextlib.suppress(OSError, ValueError):
             started.read()
-            started.connection.settimeout(_ANSWER_SECONDS)
+            started.connection.settimeout(_REPLY_SECONDS)
         started.ready.set()
         with self._lock:
             if started is self._current:
                 self._idle.start()
 
-    def _let_go(self) -> None:
+    def _end_if_unused(self) -> None:
         with self._lock:
             for child in self._children:
-                self._ask_how_it_ended(child)
+                self._request_exit_code(child)
             self._children = [child for child in self._children if child.is_alive()]
             if self._current is None:
                 return
@@ -226,14 +226,16 @@ class ForkServer:
             self._current = None
             self._idle.cancel()
         if process.end() > 0:
-            # It would end by itself the next time too; one that was killed may fare better.
-            self._hopeless = True
-            _log.warning("no process can be forked here, so each begins with its imports; see %s", self._log_file)
+            # A start that failed by itself would fail again; a fork server that was killed may be started again.
+            self._is_unavailable = True
+            _log.warning(
+                "the fork server cannot be used, so every process starts with its imports; see %s", self._log_file
+            )
 
 
 @dataclass(eq=False)
 class Forked:
-    """A process forked from a fork server: what of subprocess.Popen its callers need."""
+    """A forked process, with the parts of the interface of subprocess.Popen that its callers use."""
 
     pid: int
     server: ForkServer
@@ -244,7 +246,7 @@ class Forked:
         self._identity = identify(self.pid)
 
     def poll(self) -> int | None:
-        """Its exit code as subprocess has it, None where it lives, UNSEEN where nobody can tell any more."""
+        """Return the exit code; None if it runs, UNSEEN if its fork server died first."""
         code = self.server.exit_code(self)
         if code is not None or self.is_alive():
             return code
@@ -255,7 +257,7 @@ class Forked:
         return self._identity is not None and self._identity.is_alive()
 
     def wait(self, seconds: float = 5.0) -> int | None:
-        """Its exit code, once it has ended."""
+        """Wait up to `seconds` and return the exit code; None if it still runs."""
         until = time.monotonic() + seconds
         while self.is_alive() and time.monotonic() < until:
             time.sleep(0.01)

@@ -1,16 +1,15 @@
-"""`python -m merlina.worker.fork_server`: a process that has imported what runs need, and forks one for each.
+"""`python -m merlina.worker.fork_server`: imports the libraries of a run once, and forks a process for each role.
 
-Importing takes seconds and a fork milliseconds. multiprocessing's own fork server won't do: its children share one
-environment, end with it, and tell their exit codes to nobody else.
+Importing takes seconds, a fork milliseconds. multiprocessing's own fork server is unsuitable: its children share one
+environment, end with it, and do not report exit codes.
 
-Standard input is a socket to the server. One JSON object a line comes in, with the new process's open files beside it:
-{"run": "worker", "helper" or "chat", "arguments": [...]}, answered by {"pid": N} or {"error": "why not"}; and
-{"exit_code": pid}, answered by {"exit_code": code}, null while it lives. The first line out says that it is ready. It
-ends when its input does; its children go on.
+Standard input is a socket to the server. Each line is one JSON request, accompanied by file descriptors:
+{"run": "worker", "helper" or "chat", "arguments": [...]} with the reply {"pid": N} or {"error": "reason"}, and
+{"exit_code": pid} with the reply {"exit_code": code}, null while the child lives. The first line of output reports that
+the process is ready. It exits at the end of its input; its children continue.
 
-The first of the files is a pipe, from which the child itself reads its environment as a JSON object. So no token is
-ever in this process, nor in a later child's copy of it; and a child whose pid never reached the server, which then
-starts another, ends without having begun.
+The first descriptor is a pipe from which the child reads its environment, a JSON object. Tokens therefore never enter
+this process or other children, and a child whose pid did not reach the server exits without having started.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from setproctitle import setproctitle
 from merlina.hardware.gpus import list_gpus
 from merlina.worker.imports import import_at_once
 
-_MOST_FILES = 8
+_MAX_FILES = 8
 _REAP_SECONDS = 1.0
-# bitsandbytes, which peft imports, opens every GPU by being imported; after that no child could use them. These are
-# what else takes long: with them behind it, the rest is half a second.
+# Importing bitsandbytes, as peft does, opens every GPU, after which no child could use them. The other slow imports
+# are these; the remaining ones take half a second.
 _WITHOUT_BITSANDBYTES = (
     "datasets",
     "accelerate",
@@ -47,7 +46,7 @@ _EVERYTHING = (
 
 
 class UnsafeToForkError(RuntimeError):
-    """A child would lack something that this process has."""
+    """A fork now would leave the child without threads or a usable CUDA context."""
 
 
 def main() -> int:
@@ -62,8 +61,8 @@ def main() -> int:
     return child() if child else 0
 
 
-def _refuse_where_unsafe() -> None:
-    """Threads are not forked, and a CUDA context can't be. Raises UnsafeToForkError."""
+def _check_is_safe() -> None:
+    """Raise UnsafeToForkError if this process has threads or an open GPU, neither of which survives a fork."""
     import torch
 
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -74,34 +73,37 @@ def _refuse_where_unsafe() -> None:
 
 
 class _Forks:
-    """The children by pid, with the exit code of those that have ended."""
+    """Forks children on request, and keeps their exit codes by pid; None while they live."""
 
     def __init__(self, server: socket.socket) -> None:
         self._server = server
         self._exit_codes: dict[int, int | None] = {}
 
     def serve(self) -> Callable[[], int] | None:
-        """Until the server is gone: None; or, in each child: what it is to do. Raises UnsafeToForkError."""
-        _refuse_where_unsafe()
-        self._answer({"ready": os.getpid()})
+        """Serve requests until the server disconnects, and return None; in a child, return its entry point.
+
+        Raises UnsafeToForkError.
+        """
+        _check_is_safe()
+        self._reply({"ready": os.getpid()})
         while received := self._receive():
             request, files = received
             self._reap()
             if "exit_code" in request:
-                self._answer({"exit_code": self._exit_codes.get(request["exit_code"])})
+                self._reply({"exit_code": self._exit_codes.get(request["exit_code"])})
                 continue
-            _refuse_where_unsafe()
+            _check_is_safe()
             child = self._fork(request, files)
             if child is not None:
                 return child
         return None
 
     def _receive(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next request with its files, None once the server is gone. Reaps while there is none."""
+        """Return the next request with its files; None once the server has disconnected. Reaps children."""
         self._server.settimeout(_REAP_SECONDS)
         while True:
             try:
-                line, files, _, _ = socket.recv_fds(self._server, 1 << 16, _MOST_FILES)
+                line, files, _, _ = socket.recv_fds(self._server, 1 << 16, _MAX_FILES)
                 break
             except TimeoutError:
                 self._reap()
@@ -116,27 +118,27 @@ class _Forks:
         return json.loads(line), files
 
     def _fork(self, request: dict[str, Any], files: list[int]) -> Callable[[], int] | None:
-        """None in the parent, which has answered; in the child: what it is to do."""
-        begun, beginning = os.pipe()
+        """Fork a child. Returns None in the parent, and the child's entry point in the child."""
+        ready_read, ready_write = os.pipe()
         try:
             pid = os.fork()
         except OSError as error:
-            _close([begun, beginning, *files])
-            self._answer({"error": str(error)})
+            _close([ready_read, ready_write, *files])
+            self._reply({"error": str(error)})
             return None
         if pid == 0:
             self._server.close()
-            os.close(begun)
+            os.close(ready_read)
             os.setsid()
-            os.close(beginning)
-            return lambda: _become(request, files)
-        # A lock passed on is held for as long as any process has its file open: none is when the pid is known.
-        _close([beginning, *files])
-        # They may also end its whole session, which must be there by then.
-        os.read(begun, 1)
-        os.close(begun)
+            os.close(ready_write)
+            return lambda: _run_child(request, files)
+        # All copies of a passed lock must be closed before the pid is reported.
+        _close([ready_write, *files])
+        # By then the child must lead its session, because the caller may kill it by process group.
+        os.read(ready_read, 1)
+        os.close(ready_read)
         self._exit_codes[pid] = None
-        self._answer({"pid": pid})
+        self._reply({"pid": pid})
         return None
 
     def _reap(self) -> None:
@@ -144,7 +146,7 @@ class _Forks:
             while (found := os.waitpid(-1, os.WNOHANG))[0]:
                 self._exit_codes[found[0]] = os.waitstatus_to_exitcode(found[1])
 
-    def _answer(self, content: dict[str, Any]) -> None:
+    def _reply(self, content: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):
             self._server.sendall(json.dumps(content).encode() + b"\n")
 
@@ -154,13 +156,13 @@ def _close(files: Iterable[int]) -> None:
         os.close(file)
 
 
-def _become(request: dict[str, Any], files: list[int]) -> int:
-    """In the child: its standard files and environment, then what it is for; nothing where nobody waits for it."""
-    told, standard, further = files[0], files[1:4], files[4:]
+def _run_child(request: dict[str, Any], files: list[int]) -> int:
+    """Set up the child's streams and environment and run its role; return at once if no environment was sent."""
+    environment, standard, further = files[0], files[1:4], files[4:]
     for number, file in enumerate(standard):
         os.dup2(file, number)
         os.close(file)
-    with os.fdopen(told, "rb") as pipe:
+    with os.fdopen(environment, "rb") as pipe:
         content = pipe.read()
     if not content.endswith(b"\n"):
         return 0
