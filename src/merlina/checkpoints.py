@@ -26,7 +26,7 @@ from xxhash import xxh3_128
 from merlina.faults import FaultPoint, reach
 
 MANIFEST = "manifest.json"
-_EARLIER_MARK = "whole"
+_EARLIER_MARKER = "whole"
 _PARTIAL_MANIFEST = f".{MANIFEST}.partial"
 _STATE = "trainer_state.json"
 _NEEDED = (_STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -55,7 +55,7 @@ class _Manifest(BaseModel):
 
 
 @dataclass(frozen=True)
-class Rejected:
+class UnusableCheckpoint:
     """A checkpoint that cannot be used, with the reason.
 
     `unfinished`: it was being written or removed when its process died. `damaged`: it was complete before.
@@ -79,7 +79,7 @@ class Survey:
     """The newest complete checkpoint, and all newer ones that cannot be used, newest first."""
 
     newest: Path | None
-    rejected: tuple[Rejected, ...]
+    rejected: tuple[UnusableCheckpoint, ...]
 
     @property
     def step(self) -> int | None:
@@ -87,75 +87,79 @@ class Survey:
         return step_of(self.newest) if self.newest else None
 
     @property
-    def lost(self) -> tuple[Rejected, ...]:
-        """The rejected checkpoints that were complete before."""
+    def lost(self) -> tuple[UnusableCheckpoint, ...]:
+        """The damaged or unreadable checkpoints, which were complete before or may still be."""
         return tuple(one for one in self.rejected if one.kind != "unfinished")
 
 
-def survey(folder: Path, *, checksums: bool = False, most_bytes: int | None = None) -> Survey:
+def survey(folder: Path, *, checksums: bool = False, max_bytes: int | None = None) -> Survey:
     """Find the newest complete checkpoint in `folder`.
 
-    Without `checksums` only names and sizes are compared, which is fast. With it each file is read, but if `most_bytes`
+    Without `checksums` only names and sizes are compared, which is fast. With it each file is read, but if `max_bytes`
     is given, only those of checkpoints up to that size.
     """
-    rejected: list[Rejected] = []
+    rejected: list[UnusableCheckpoint] = []
     for path in _newest_first(folder):
-        found = examine(path, checksums=checksums, most_bytes=most_bytes)
+        found = check_checkpoint(path, checksums=checksums, max_bytes=max_bytes)
         if found is None:
             return Survey(path, tuple(rejected))
         rejected.append(found)
     return Survey(None, tuple(rejected))
 
 
-def examine(checkpoint: Path, *, checksums: bool = False, most_bytes: int | None = None) -> Rejected | None:
+def check_checkpoint(
+    checkpoint: Path, *, checksums: bool = False, max_bytes: int | None = None
+) -> UnusableCheckpoint | None:
     """Return why a checkpoint cannot be used; None if it is complete. See `survey` for the arguments."""
     try:
         manifest = _Manifest.model_validate_json((checkpoint / MANIFEST).read_bytes())
     except FileNotFoundError:
-        return _examine_without_manifest(checkpoint)
+        return _check_without_manifest(checkpoint)
     except ValidationError:
-        return Rejected(checkpoint, "damaged", f"its {MANIFEST} is not valid")
+        return UnusableCheckpoint(checkpoint, "damaged", f"its {MANIFEST} is not valid")
     except OSError as error:
-        return Rejected(checkpoint, "unreadable", f"its {MANIFEST} cannot be read: {error.strerror}")
+        return UnusableCheckpoint(checkpoint, "unreadable", f"its {MANIFEST} cannot be read: {error.strerror}")
     if manifest.step != step_of(checkpoint):
-        return Rejected(checkpoint, "damaged", f"its {MANIFEST} is that of step {manifest.step}")
-    if most_bytes is not None and sum(file.size for file in manifest.files.values()) > most_bytes:
+        return UnusableCheckpoint(checkpoint, "damaged", f"its {MANIFEST} is that of step {manifest.step}")
+    if max_bytes is not None and sum(file.size for file in manifest.files.values()) > max_bytes:
         checksums = False
     for name, file in manifest.files.items():
         try:
             reason = _difference(checkpoint / name, file, checksums=checksums)
         except OSError as error:
-            return Rejected(checkpoint, "unreadable", f"{name} cannot be read: {error.strerror}")
+            return UnusableCheckpoint(checkpoint, "unreadable", f"{name} cannot be read: {error.strerror}")
         if reason is not None:
-            return Rejected(checkpoint, "damaged", f"{name} {reason}")
+            return UnusableCheckpoint(checkpoint, "damaged", f"{name} {reason}")
     return None
 
 
 def adopt(folder: Path) -> list[int]:
     """Write manifests for the complete checkpoints of an earlier version; return their steps, newest first.
 
-    It may be repeated after a crash. The earlier mark is removed.
+    The empty file of the earlier version is removed. The call may be repeated after a crash.
     """
     adopted = []
     for path in _newest_first(folder):
-        mark = path / _EARLIER_MARK
-        if not mark.exists():
+        marker = path / _EARLIER_MARKER
+        if not marker.exists():
             continue
         if not (path / MANIFEST).exists():
-            if _examine_without_manifest(path) is not None:
+            if _check_without_manifest(path) is not None:
                 continue
             (path / _PARTIAL_MANIFEST).unlink(missing_ok=True)
-            seal(path, _best_step_by_state(path))
+            write_manifest(path, _best_step_by_state(path))
             adopted.append(step_of(path))
-        mark.unlink()
+        marker.unlink()
         sync(path)
     return adopted
 
 
-def seal(checkpoint: Path, best_step: int | None) -> None:
+def write_manifest(checkpoint: Path, best_step: int | None) -> None:
     """Wait until every file of the checkpoint is on the disk, then write its manifest."""
     names = sorted(
-        path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file() and path.name != _EARLIER_MARK
+        path.relative_to(checkpoint)
+        for path in checkpoint.rglob("*")
+        if path.is_file() and path.name != _EARLIER_MARKER
     )
     for path in checkpoint.rglob("*"):
         sync(path)
@@ -173,12 +177,12 @@ def seal(checkpoint: Path, best_step: int | None) -> None:
     reach(FaultPoint.SAVE_MANIFEST_WRITTEN)
     temporary.rename(checkpoint / MANIFEST)
     sync(checkpoint)
-    reach(FaultPoint.SAVE_MARKED)
+    reach(FaultPoint.SAVE_COMPLETE)
 
 
 def rotate(folder: Path, keep: int) -> None:
     """Remove all but the `keep` newest complete checkpoints and those of the best models that they refer to."""
-    complete = [path for path in _newest_first(folder) if examine(path) is None]
+    complete = [path for path in _newest_first(folder) if check_checkpoint(path) is None]
     kept = complete[:keep]
     needed = {step_of(path) for path in kept} | {_best_step(path) for path in kept}
     for path in _newest_first(folder):
@@ -186,9 +190,9 @@ def rotate(folder: Path, keep: int) -> None:
             remove(path)
 
 
-def unmark(checkpoint: Path) -> None:
+def remove_manifest(checkpoint: Path) -> None:
     """Remove the manifest, so that the checkpoint no longer counts as complete."""
-    (checkpoint / _EARLIER_MARK).unlink(missing_ok=True)
+    (checkpoint / _EARLIER_MARKER).unlink(missing_ok=True)
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     sync(checkpoint)
 
@@ -197,8 +201,8 @@ def remove(checkpoint: Path) -> None:
     """Remove a checkpoint, its manifest first: after a crash in between it does not look complete."""
     if not checkpoint.is_dir():
         return
-    unmark(checkpoint)
-    reach(FaultPoint.ROTATE_UNMARKED)
+    remove_manifest(checkpoint)
+    reach(FaultPoint.ROTATE_MANIFEST_REMOVED)
     for path in [path for path in checkpoint.rglob("*") if path.is_file()]:
         path.unlink()
         reach(FaultPoint.ROTATE_HALF_REMOVED)
@@ -220,7 +224,7 @@ def remove_all(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove all files that a run kept for a resume, and the folder if it is empty. It may be repeated."""
+    """Remove all files that a run kept for a resume, and the folder if it is empty. The call may be repeated."""
     with contextlib.suppress(FileNotFoundError):
         for path in [path for path in folder.iterdir() if _OWN.fullmatch(path.name)]:
             if path.is_dir() and not path.is_symlink():
@@ -262,22 +266,22 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _examine_without_manifest(checkpoint: Path) -> Rejected | None:
-    if not (checkpoint / _EARLIER_MARK).exists():
-        return Rejected(checkpoint, "unfinished", "it was not finished")
+def _check_without_manifest(checkpoint: Path) -> UnusableCheckpoint | None:
+    if not (checkpoint / _EARLIER_MARKER).exists():
+        return UnusableCheckpoint(checkpoint, "unfinished", "it was not finished")
     written = "it was written by an earlier version, without a manifest, and"
     missing = [name for name in _NEEDED if not (checkpoint / name).is_file()]
     if missing:
-        return Rejected(checkpoint, "damaged", f"{written} {', '.join(missing)} is missing")
+        return UnusableCheckpoint(checkpoint, "damaged", f"{written} {', '.join(missing)} is missing")
     try:
         if int(_state(checkpoint)["global_step"]) != step_of(checkpoint):
-            return Rejected(checkpoint, "damaged", f"{written} its {_STATE} is that of another step")
+            return UnusableCheckpoint(checkpoint, "damaged", f"{written} its {_STATE} is that of another step")
         lost = _missing_weights(checkpoint)
     except (ValueError, KeyError, TypeError) as error:
-        return Rejected(checkpoint, "damaged", f"{written} a file of it is not valid: {error}")
+        return UnusableCheckpoint(checkpoint, "damaged", f"{written} a file of it is not valid: {error}")
     except OSError as error:
-        return Rejected(checkpoint, "unreadable", f"{error.filename} cannot be read: {error.strerror}")
-    return Rejected(checkpoint, "damaged", f"{written} {lost} is missing") if lost is not None else None
+        return UnusableCheckpoint(checkpoint, "unreadable", f"{error.filename} cannot be read: {error.strerror}")
+    return UnusableCheckpoint(checkpoint, "damaged", f"{written} {lost} is missing") if lost is not None else None
 
 
 def _missing_weights(checkpoint: Path) -> str | None:

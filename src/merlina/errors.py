@@ -1,4 +1,4 @@
-"""The tree of errors that Merlina raises deliberately, and the findings that an error may list.
+"""The hierarchy of the exceptions that Merlina raises deliberately, and the findings that an error may list.
 
 A message states what is wrong, with which value, and what to do; it is shown to users unchanged.
 To add an error: subclass the nearest class, keep it picklable (all state in `args`), and add it to the table in
@@ -15,9 +15,9 @@ from typing import Literal
 _MAX_MESSAGE = 1000
 
 
-def shorten(text: str, most: int = _MAX_MESSAGE) -> str:
-    """Return the text truncated to `most` characters; files, libraries and clients may supply texts of any length."""
-    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
+def shorten(text: str, max_length: int = _MAX_MESSAGE) -> str:
+    """Return the text truncated to `max_length` characters; files, libraries and clients may send longer texts."""
+    return text if len(text) <= max_length else f"{text[:max_length]}… ({len(text) - max_length:,} more characters)"
 
 
 def first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ _VARIABLE = "MERLINA_CRASH_FILE"
 
 
 class FaultPoint(StrEnum):
-    """What has just happened. The first part of a name is the procedure: start, save, rotate, pause, resume or end."""
+    """A step that was just completed. A name begins with the procedure: start, save, rotate, pause, resume or end."""
 
     START_CLAIMED = "start.claimed"
     START_ORDERED = "start.ordered"
@@ -38,9 +38,9 @@ class FaultPoint(StrEnum):
     SAVE_WRITTEN = "save.written"
     SAVE_SYNCED = "save.synced"
     SAVE_MANIFEST_WRITTEN = "save.manifest_written"
-    SAVE_MARKED = "save.marked"
+    SAVE_COMPLETE = "save.complete"
     SAVE_REPORTED = "save.reported"
-    ROTATE_UNMARKED = "rotate.unmarked"
+    ROTATE_MANIFEST_REMOVED = "rotate.manifest_removed"
     ROTATE_HALF_REMOVED = "rotate.half_removed"
     ROTATE_REMOVED = "rotate.removed"
 

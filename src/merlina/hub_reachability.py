@@ -26,7 +26,7 @@ class _ProbeResult:
 
 
 @dataclass
-class HubReach:
+class HubReachability:
     """Probe of the Hub: any HTTP response counts as reachable. Thread-safe."""
 
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -42,7 +42,7 @@ class HubReach:
                 found = self._start_probe()
         return found.problem
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Discard the cached result, because a call to the Hub failed."""
         self._found = None
 

@@ -13,8 +13,8 @@ from merlina.errors import ForbiddenError, NotFoundError
 _SHOWN = 200
 
 
-def read_small_file(path: Path, most: int) -> bytes:
-    """Return the content of a regular file of at most `most` bytes, without waiting for a pipe or a device.
+def read_small_file(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file of at most `max_bytes` bytes, without waiting for a pipe or a device.
 
     Raises OSError, also for a larger file or another kind of file.
     """
@@ -22,9 +22,9 @@ def read_small_file(path: Path, most: int) -> bytes:
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {max_bytes:,} bytes", str(path))
     return content
 
 

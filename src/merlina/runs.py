@@ -1,4 +1,4 @@
-"""The run folder: every file of a run, by name, and the process that writes it.
+"""The run folder: the names of its files, and the process that writes each.
 
 DATA_DIR/runs/<job_id>/            0700
     job.json         server        the mark of a run folder, from which its job can be restored
@@ -16,6 +16,7 @@ DATA_DIR/runs/<job_id>/            0700
     data.json        worker        the fingerprint of the rows and the split used for training
     start_over       server        exists if the next attempt is to ignore all checkpoints; removed by the worker
     checkpoints/     worker        checkpoint-<step>/, each with a manifest once complete (see merlina.checkpoints)
+    converted/       worker        weights of the base model in another format, if the run had to convert them
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class RunOrder(BaseModel):
     # The GPUs assigned to the run; None on a machine without GPUs.
     gpus: list[int] | None = None
     # The number of ranks: one per GPU, or one without a GPU.
-    processes: int = Field(default=1, ge=1)
+    num_ranks: int = Field(default=1, ge=1)
     # The estimate of the peak memory per GPU that was reported before the run, in MiB.
     memory_limit_mb: int | None = None
 
@@ -80,7 +81,7 @@ DETACHED_EXIT_CODE = 76
 # Characters of a text in an event. However they are escaped, the line stays below the limit.
 _MAX_TEXT = 100_000
 # A larger gap in the numbering means damage rather than lost lines.
-_LARGEST_GAP = 1_000_000
+_MAX_GAP = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,9 @@ class RunFolder:
         """Read the order. Raises OSError, or StoredConfigError if this version cannot read it."""
         try:
             content = json.loads(self.order_file.read_bytes())
+            # The name in earlier versions.
+            if "processes" in content:
+                content["num_ranks"] = content.pop("processes")
             return RunOrder.model_validate({**content, "config": read_stored_config(content["config"], self.path.name)})
         except (ValueError, TypeError, KeyError) as error:
             raise StoredConfigError(
@@ -300,7 +304,7 @@ def in_order(events: Sequence[Event], after: int) -> list[Event]:
     last = after
     for index, event in enumerate(events):
         jumps = event.seq > last + 1
-        if event.seq <= last or event.seq > last + _LARGEST_GAP:
+        if event.seq <= last or event.seq > last + _MAX_GAP:
             continue
         if jumps and any(last < later.seq < event.seq for later in events[index + 1 :]):
             continue

@@ -70,7 +70,7 @@ def test_the_model_is_unloaded_only_if_a_run_needs_its_memory(machine: Machine, 
     starts = machine.add("starts", "initializing", gpus=[0], memory_needed_mb=3_001)
     machine.chat_memory.unload_for(starts)
     # The process itself runs on the CPU: only its claim matters.
-    load(machine.chat_process, trained.order(), Claim(1, 500))
+    load(machine.chat_process, trained.spec(), Claim(1, 500))
     for needs, gpus in ((10**6, [0]), (10**6, None), (40_000, [1])):
         machine.chat_memory.unload_for(machine.add(f"{needs}{gpus}", "initializing", gpus=gpus, memory_needed_mb=needs))
         assert machine.chat_process.status.state == "ready"
@@ -85,5 +85,5 @@ def test_a_model_that_is_still_loading_is_unloaded_for_a_run(machine: Machine, t
         machine.chat_memory.unload_for(starts)  # at the first admission there is no claim to see yet
 
     with pytest.raises(ConflictError, match="The model was unloaded: starts needs its memory"):
-        load(machine.chat_process, trained.order(), Claim(1, 500), start_a_run)
+        load(machine.chat_process, trained.spec(), Claim(1, 500), start_a_run)
     assert machine.chat_process.pid is None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from merlina.chat.loading import ModelLoader
-from merlina.executors.chat_process import ChatOrder, ChatProcess, Claim
+from merlina.executors.chat_process import ChatModelSpec, ChatProcess, Claim
 from tests.harness import Server, pairs_file, training_config
 
 QUESTION = "What is 3 plus 3?"
@@ -17,7 +17,7 @@ QUESTION = "What is 3 plus 3?"
 
 def load(
     process: ChatProcess,
-    order: ChatOrder,
+    spec: ChatModelSpec,
     claim: Claim = Claim(None, 1),  # noqa: B008
     admit: Callable[[Claim], None] = lambda _: None,
     closed: threading.Event | None = None,
@@ -26,13 +26,15 @@ def load(
 ) -> None:
     """Load a model as the service does, with a given claim and admission."""
     with process.turn(closed or threading.Event()):
-        ModelLoader(process, lambda _: claim, admit).ensure_loaded(order, force=force)
+        ModelLoader(process, lambda _: claim, admit).ensure_loaded(spec, force=force)
 
 
-def answer(process: ChatProcess, order: ChatOrder, question: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+def answer(
+    process: ChatProcess, spec: ChatModelSpec, question: dict[str, Any]
+) -> Generator[dict[str, Any], None, None]:
     """Answer as the service does, without admission."""
     with process.turn(threading.Event()):
-        ModelLoader(process, lambda _: Claim(None, 1), lambda _: None).ensure_loaded(order)
+        ModelLoader(process, lambda _: Claim(None, 1), lambda _: None).ensure_loaded(spec)
         events = process.answer(question)
         try:
             yield from events
@@ -58,8 +60,8 @@ class Trained:
         with server.client() as client:
             return Trained(server, job_id, client.config(job_id), server.root / "models" / output_name)
 
-    def order(self) -> ChatOrder:
-        return ChatOrder(self.job_id, 1, str(self.folder), self.config, True, False, None)
+    def spec(self) -> ChatModelSpec:
+        return ChatModelSpec(self.job_id, 1, str(self.folder), self.config, True, False, None)
 
     def ask(self, content: str = QUESTION, **changes: Any) -> dict[str, Any]:
         """Return a greedy request, updated with `changes`."""

@@ -33,7 +33,7 @@ def chat_process(fork_server: ForkServer, tmp_path: Path) -> Iterator[ChatProces
 def ask(chat_process: ChatProcess, trained: Trained, tokens: int = 3, **changes: Any) -> Any:
     sampling = {"max_new_tokens": tokens, "temperature": 1.5, "top_p": 1.0, "seed": 1, **changes}
     question = {"side": "tuned", "messages": [{"role": "user", "content": QUESTION}], "sampling": sampling}
-    return answer(chat_process, trained.order(), question)
+    return answer(chat_process, trained.spec(), question)
 
 
 def test_a_cancelled_answer_ends_at_once_and_the_next_one_is_complete(
@@ -59,7 +59,7 @@ def test_a_cancelled_answer_ends_at_once_and_the_next_one_is_complete(
 def test_a_refused_request_leaves_the_process_running(chat_process: ChatProcess, trained: Trained) -> None:
     long = {"side": "base", "messages": [{"role": "user", "content": "sky " * 600}], "sampling": {}}
     with pytest.raises(InvalidRequestError, match="512 positions"):
-        next(answer(chat_process, trained.order(), long))
+        next(answer(chat_process, trained.spec(), long))
     pid = chat_process.pid
     assert next(ask(chat_process, trained))["prompt_tokens"] > 5
     assert chat_process.pid == pid
@@ -120,23 +120,23 @@ def test_a_claim_is_admitted_again_once_published_and_withdrawn_if_refused(
             raise ConflictError("no memory")
 
     with pytest.raises(ConflictError, match="no memory"):
-        load(chat_process, trained.order(), Claim(1, 700), refuse)
+        load(chat_process, trained.spec(), Claim(1, 700), refuse)
     assert seen == [("empty", None), ("loading", Claim(1, 700))]
     assert chat_process.status.claim is None
     assert chat_process.pid is None
 
 
 def test_a_loaded_model_stays_if_another_is_refused(chat_process: ChatProcess, trained: Trained) -> None:
-    load(chat_process, trained.order())
+    load(chat_process, trained.spec())
     before = chat_process.status
 
     def refuse(_: Claim) -> None:
         raise ConflictError("no memory")
 
-    other = replace(trained.order(), job_id="other")
+    other = replace(trained.spec(), job_id="other")
     with pytest.raises(ConflictError, match="no memory"):
         load(chat_process, other, admit=refuse)
-    assert (chat_process.status.state, chat_process.status.order) == ("ready", before.order)
+    assert (chat_process.status.state, chat_process.status.spec) == ("ready", before.spec)
 
 
 def test_a_forced_job_is_admitted_until_its_model_is_unloaded(chat_process: ChatProcess, trained: Trained) -> None:
@@ -144,10 +144,10 @@ def test_a_forced_job_is_admitted_until_its_model_is_unloaded(chat_process: Chat
         raise InsufficientMemoryError("no memory")
 
     def load_refused(attempt: int, job_id: str = trained.job_id, *, force: bool = False) -> int | None:
-        load(chat_process, replace(trained.order(), attempt=attempt, job_id=job_id), admit=refuse, force=force)
+        load(chat_process, replace(trained.spec(), attempt=attempt, job_id=job_id), admit=refuse, force=force)
         return chat_process.pid
 
-    load(chat_process, trained.order())
+    load(chat_process, trained.spec())
     first = chat_process.pid
     # The model is loaded already, and forced from now on.
     assert load_refused(1, force=True) == first
@@ -162,11 +162,11 @@ def test_a_forced_job_is_admitted_until_its_model_is_unloaded(chat_process: Chat
 
 
 def test_the_model_of_a_later_attempt_replaces_the_loaded_one(chat_process: ChatProcess, trained: Trained) -> None:
-    load(chat_process, trained.order())
+    load(chat_process, trained.spec())
     first = chat_process.pid
-    load(chat_process, trained.order())
+    load(chat_process, trained.spec())
     assert chat_process.pid == first
-    load(chat_process, replace(trained.order(), attempt=2))
+    load(chat_process, replace(trained.spec(), attempt=2))
     assert chat_process.pid != first
 
 
@@ -176,7 +176,7 @@ def test_a_disconnected_client_stops_waiting(chat_process: ChatProcess, trained:
     gone = threading.Event()
     gone.set()
     with pytest.raises(BusyError):
-        load(chat_process, trained.order(), closed=gone)
+        load(chat_process, trained.spec(), closed=gone)
     answering.close()
 
 

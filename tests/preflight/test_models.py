@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from merlina.hub_reachability import HubReach
+from merlina.hub_reachability import HubReachability
 from merlina.preflight.findings import CheckResult
 from merlina.preflight.models import check_lengths, check_model, check_targets
 from tests.preflight.facts import DATA, FACTS, config
@@ -37,18 +37,18 @@ def test_missing_files_of_a_model_folder_are_errors(
     tiny_model: Path, tmp_path: Path, change: Any, complaint: str
 ) -> None:
     folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
-    assert check_model(str(folder), None, HubReach()).passed
+    assert check_model(str(folder), None, HubReachability()).passed
     change(folder)
-    assert complaint in check_model(str(folder), None, HubReach()).errors[0]
+    assert complaint in check_model(str(folder), None, HubReachability()).errors[0]
 
 
 def test_a_gguf_file_must_exist_and_be_valid(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
-    assert "there is no file" in check_model(str(file), None, HubReach()).errors[0]
+    assert "there is no file" in check_model(str(file), None, HubReachability()).errors[0]
     file.write_bytes(b"rubbish")
-    assert "is not a GGUF file" in check_model(str(file), None, HubReach()).errors[0]
+    assert "is not a GGUF file" in check_model(str(file), None, HubReachability()).errors[0]
     file.write_bytes(b"GGUF\x03\0\0\0")
-    assert check_model(str(file), None, HubReach()).passed
+    assert check_model(str(file), None, HubReachability()).passed
 
 
 def test_rows_with_too_many_tokens_or_unknown_ids_are_findings() -> None:

@@ -37,7 +37,7 @@ class Runs:
     def order(self, name: str, processes: int, **changes: Any) -> RunOrder:
         given = training_config(self.base_model, pairs_file(self.root / "pairs.jsonl"), name, **changes)
         return RunOrder(
-            job_id=name, attempt=1, config=TrainingConfig.model_validate(given), processes=processes,
+            job_id=name, attempt=1, config=TrainingConfig.model_validate(given), num_ranks=processes,
             dataset_file=str(self.root / "pairs.jsonl"), output_dir=str(self.root / "models" / name),
         )  # fmt: skip
 

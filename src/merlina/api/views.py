@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from merlina.domain.job_states import JobState
 from merlina.domain.timestamps import iso
-from merlina.executors.chat_process import Status
+from merlina.executors.chat_process import ChatStatus
 from merlina.jobs.requests import requested
 from merlina.schemas.chat import ChatState
 from merlina.schemas.datasets import UploadEntry, UploadResponse
@@ -146,12 +146,12 @@ def upload_response(record: UploadRecord) -> UploadResponse:
     )
 
 
-def chat_state(status: Status) -> ChatState:
-    order, claim = status.order, status.claim
+def chat_state(status: ChatStatus) -> ChatState:
+    spec, claim = status.spec, status.claim
     return ChatState(
         state=status.state,
-        job_id=order.job_id if order else None,
-        with_base=order.with_base if order else False,
+        job_id=spec.job_id if spec else None,
+        with_base=spec.with_base if spec else False,
         gpu=claim.gpu if claim else None,
         needed_mb=claim.needed_mb if claim else None,
         memory_mb=status.memory_mb,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from merlina.executors.chat_process import ChatOrder, ChatProcess, Claim
+from merlina.executors.chat_process import ChatModelSpec, ChatProcess, Claim
 
 
 @dataclass(frozen=True)
@@ -16,25 +16,25 @@ class ModelLoader:
     """
 
     chat_process: ChatProcess
-    plan: Callable[[ChatOrder], Claim]
+    plan: Callable[[ChatModelSpec], Claim]
     admit: Callable[[Claim], None]
 
-    def ensure_loaded(self, order: ChatOrder, *, force: bool = False) -> None:
+    def ensure_loaded(self, spec: ChatModelSpec, *, force: bool = False) -> None:
         """Load the model unless it is loaded; must be called within the process's turn.
 
         `force` skips admission, also for later orders of the same job until its model is unloaded.
         """
         process, status = self.chat_process, self.chat_process.status
-        if process.has_loaded(order):
+        if process.has_loaded(spec):
             if force:
                 process.force()
             return
-        forced = force or (status.forced and status.job_id == order.job_id)
-        claim = self.plan(order)
+        forced = force or (status.forced and status.job_id == spec.job_id)
+        claim = self.plan(spec)
         # A model that may not be loaded does not replace the present one.
         if not forced:
             self.admit(claim)
-        process.claim(order, claim, forced=forced)
+        process.claim(spec, claim, forced=forced)
         # The supervisor writes a starting run to the database before it reads the claim. The claim is published before
         # the database is read here: of a run and a model that want the same memory, at least one sees the other.
         if not forced:

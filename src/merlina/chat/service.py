@@ -10,7 +10,7 @@ from pathlib import Path
 from merlina.chat.loading import ModelLoader
 from merlina.chat.memory import ChatMemory
 from merlina.errors import BusyError, InvalidRequestError
-from merlina.executors.chat_process import ChatOrder, ChatProcess, Claim
+from merlina.executors.chat_process import ChatModelSpec, ChatProcess, Claim
 from merlina.executors.helper_pools import Helpers
 from merlina.jobs.commands import JobCommands
 from merlina.preflight.memory_estimate import chat_memory_mb
@@ -41,22 +41,22 @@ class ChatService:
         Raises NotFoundError, InvalidRequestError if the job has no model, InsufficientMemoryError without `force`,
         ConflictError if the model is unloaded meanwhile, and BusyError.
         """
-        order = self._order(self.commands.find(job_id), with_base=with_base)
+        spec = self._spec(self.commands.find(job_id), with_base=with_base)
         with self.chat_process.turn(closed):
-            self._loader.ensure_loaded(order, force=force)
+            self._loader.ensure_loaded(spec, force=force)
 
     def answer(
         self, job_id: str, side: Side, messages: Sequence[ChatMessage], sampling: Sampling, closed: threading.Event
     ) -> Generator[Event, None, None]:
         """Yield the answer of one side, piece by piece, loading the model first if necessary. Raises as `load`."""
-        order = self._order(self.commands.find(job_id), with_base=side == "base")
+        spec = self._spec(self.commands.find(job_id), with_base=side == "base")
         arguments = {
             "side": side,
             "messages": [message.model_dump() for message in messages],
             "sampling": sampling.model_dump(include=set(Sampling.model_fields)),
         }
         with self.chat_process.turn(closed):
-            self._loader.ensure_loaded(order)
+            self._loader.ensure_loaded(spec)
             events = self.chat_process.answer(arguments)
             try:
                 for event in events:
@@ -75,11 +75,11 @@ class ChatService:
     def _loader(self) -> ModelLoader:
         return ModelLoader(self.chat_process, self._plan, self.chat_memory.admit)
 
-    def _order(self, record: JobRecord, *, with_base: bool) -> ChatOrder:
+    def _spec(self, record: JobRecord, *, with_base: bool) -> ChatModelSpec:
         model_dir = self._model_dir(record)
         tokens = self.commands.folder(record.job_id).read_secrets()
         server_token = self.settings.hf_token
-        return ChatOrder(
+        return ChatModelSpec(
             job_id=record.job_id,
             attempt=record.attempt,
             model_dir=str(model_dir),
@@ -104,17 +104,17 @@ class ChatService:
             )
         return Path(record.output_dir)
 
-    def _plan(self, order: ChatOrder) -> Claim:
+    def _plan(self, spec: ChatModelSpec) -> Claim:
         """Return the memory that the model would claim. Raises ModelError if the base model can't be found."""
-        config = read_stored_config(order.config, order.job_id)
-        is_adapter = _is_adapter(Path(order.model_dir))
-        name = config.base_model if is_adapter else order.model_dir
+        config = read_stored_config(spec.config, spec.job_id)
+        is_adapter = _is_adapter(Path(spec.model_dir))
+        name = config.base_model if is_adapter else spec.model_dir
         facts = self.helpers.call(
-            InspectModel(model_name=name, token=order.token, trust_remote_code=order.trust_remote_code),
-            model_repos(name, order.trust_remote_code),
+            InspectModel(model_name=name, token=spec.token, trust_remote_code=spec.trust_remote_code),
+            model_repos(name, spec.trust_remote_code),
         )
         gpu = self.chat_memory.choose_gpu()
-        copies = 2 if order.with_base and not is_adapter else 1
+        copies = 2 if spec.with_base and not is_adapter else 1
         device = "cpu" if gpu is None else "cuda"
         return Claim(gpu, chat_memory_mb(config, facts, device, copies))
 

@@ -84,7 +84,7 @@ def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measurement:
         output_dir=str(folder / "model"),
         trust_remote_code=settings.trust_remote_code,
         max_row_mb=settings.max_row_size_mb,
-        processes=max(1, len(config.gpu_ids or [])),
+        num_ranks=max(1, len(config.gpu_ids or [])),
     )
     run = RunFolder(folder / "run")
     executor = LocalExecutor({**server_tokens, **config.secrets()}, fork_server=None)

@@ -1,1 +1,1 @@
-"""Where jobs run: one process per job, by a protocol another engine can take over."""
+"""The processes that the server starts and ends: workers, helper processes and the chat process."""

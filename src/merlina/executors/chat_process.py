@@ -19,10 +19,10 @@ from merlina.executors.pipe_process import PipeProcess, as_error
 # Each waiting call holds one of the server's 40 request threads.
 _MAX_WAITING = 8
 _POLL_SECONDS = 0.1
-# The fields of an order that identify the model; the process does not need them.
+# The fields of an spec that identify the model; the process does not need them.
 _IDENTITY_FIELDS = ("job_id", "attempt")
 
-State = Literal["empty", "loading", "ready", "answering"]
+_State = Literal["empty", "loading", "ready", "answering"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class ChatOrder:
+class ChatModelSpec:
     """The model to load: the one that this attempt of the job saved.
 
     `config` is a TrainingConfig as JSON. `token` gives access to the base model's files on the Hub.
@@ -50,11 +50,11 @@ class ChatOrder:
 
 
 @dataclass(frozen=True)
-class Status:
+class ChatStatus:
     """The loaded model, its claim, and whether it was loaded with `force`. `idle_until` is in time.monotonic()."""
 
-    state: State
-    order: ChatOrder | None = None
+    state: _State
+    spec: ChatModelSpec | None = None
     claim: Claim | None = None
     forced: bool = False
     memory_mb: int | None = None
@@ -62,7 +62,7 @@ class Status:
 
     @property
     def job_id(self) -> str | None:
-        return self.order.job_id if self.order else None
+        return self.spec.job_id if self.spec else None
 
 
 class ChatProcess:
@@ -80,18 +80,18 @@ class ChatProcess:
         self._waiting = threading.BoundedSemaphore(_MAX_WAITING)
         self._numbers = itertools.count(1)
         self._process: PipeProcess | None = None
-        self._status = Status("empty")
+        self._status = ChatStatus("empty")
         self._releases = 0
         self._releases_before_turn = 0  # value of `_releases` when the present turn was requested
         self._release_reason = ""
         self._closed = False
 
     @property
-    def status(self) -> Status:
+    def status(self) -> ChatStatus:
         """The present status; a process that has died holds no model."""
         process, status = self._process, self._status
         died = status.state in ("ready", "answering") and (process is None or not process.lives)
-        return Status("empty") if died else status
+        return ChatStatus("empty") if died else status
 
     def reclaimable_mb(self, gpu: int | None) -> int:
         """Return the MiB that unloading the model would free on this GPU, or in RAM (None)."""
@@ -103,12 +103,12 @@ class ChatProcess:
         process = self._process
         return process.handle.pid if process and process.lives else None
 
-    def has_loaded(self, order: ChatOrder) -> bool:
-        """Return whether the loaded model is the ordered one, with its base model if the order needs it."""
-        loaded = self.status.order if self._process is not None and self._process.lives else None
-        if loaded is None or (loaded.job_id, loaded.attempt) != (order.job_id, order.attempt):
+    def has_loaded(self, spec: ChatModelSpec) -> bool:
+        """Return whether the loaded model is the ordered one, with its base model if the spec needs it."""
+        loaded = self.status.spec if self._process is not None and self._process.lives else None
+        if loaded is None or (loaded.job_id, loaded.attempt) != (spec.job_id, spec.attempt):
             return False
-        return loaded.with_base or not order.with_base
+        return loaded.with_base or not spec.with_base
 
     @contextlib.contextmanager
     def turn(self, closed: threading.Event) -> Iterator[None]:
@@ -140,22 +140,22 @@ class ChatProcess:
         """Mark the loaded model as loaded with `force`."""
         self._status = replace(self._status, forced=True)
 
-    def claim(self, order: ChatOrder, claim: Claim, *, forced: bool) -> None:
+    def claim(self, spec: ChatModelSpec, claim: Claim, *, forced: bool) -> None:
         """Unload the present model and publish the claim of the next one, which `load` then loads."""
         self._end()
-        self._status = Status("loading", order, claim, forced)
+        self._status = ChatStatus("loading", spec, claim, forced)
 
     def load(self) -> None:
         """Load the claimed model. Raises the errors of the process, and ConflictError if it was released meanwhile."""
-        order, claim = self._status.order, self._status.claim
-        assert order is not None
+        spec, claim = self._status.spec, self._status.claim
+        assert spec is not None
         assert claim is not None
         try:
             environment = child_environment() | shown_gpus(None if claim.gpu is None else [claim.gpu])
             process = self._process = PipeProcess.start("chat", environment, self._log_file, self._fork_server)
             # A release before this line found no process to end.
             self._raise_if_released()
-            arguments = {name: value for name, value in vars(order).items() if name not in _IDENTITY_FIELDS}
+            arguments = {name: value for name, value in vars(spec).items() if name not in _IDENTITY_FIELDS}
             process.send({"id": next(self._numbers), "op": "load", "args": arguments})
             reply = self._receive(process)
         except BaseException:
@@ -240,7 +240,7 @@ class ChatProcess:
         process, self._process = self._process, None
         if process is not None:
             process.end()
-        self._status = Status("empty")
+        self._status = ChatStatus("empty")
 
 
 def _cancel(process: PipeProcess, number: int) -> None:

@@ -20,7 +20,7 @@ from merlina.errors import DataError, MerlinaError, ModelError, UnreachableError
 from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper_process import Helper, HelperLimits
 from merlina.hub_errors import RepoKind
-from merlina.hub_reachability import HubReach
+from merlina.hub_reachability import HubReachability
 from merlina.schemas.operations import Operation, R
 
 _TIMEOUT_SECONDS = 180.0
@@ -47,7 +47,7 @@ class Helpers:
     rows: Helper
     local: Helper
     hub: Helper
-    reach: HubReach = field(default_factory=HubReach)
+    hub_reachability: HubReachability = field(default_factory=HubReachability)
 
     @staticmethod
     def build(idle_seconds: float, log_file: Path, fork_server: ForkServer) -> Helpers:
@@ -72,7 +72,7 @@ class Helpers:
         If the Hub can't be reached, the operation uses this machine's cache. Raises UnreachableError if a required
         repository is not cached (with HF_HUB_OFFLINE: DataError or ModelError), and the errors of `Helper.call`.
         """
-        problem = self.reach.problem() if repos else None
+        problem = self.hub_reachability.problem() if repos else None
         if not repos or problem is not None:
             for repo in filter(lambda repo: repo.required, repos):
                 _check_is_cached(repo, problem)
@@ -81,7 +81,7 @@ class Helpers:
             return self.hub.call(operation, timeout=timeout, closed=closed)
         except MerlinaError:
             # The Hub may have become unreachable: the next call checks again.
-            self.reach.forget()
+            self.hub_reachability.invalidate()
             raise
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A process that nobody needs is let go after a while."""
+"""A timer that ends a process after a period without use."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 class IdleTimer:
     """Calls `act` in a thread of its own once `seconds` have passed since `start`, unless it is cancelled before.
 
-    Its owner's lock guards it. A call may come although the timer was cancelled a moment ago: `act` looks for itself
-    whether anyone came first.
+    The owner's lock must be held for all calls. `act` may run just after a cancel and must check whether it is still
+    needed.
     """
 
     def __init__(self, seconds: float, act: Callable[..., None]) -> None:
@@ -20,7 +20,7 @@ class IdleTimer:
         self._timer: threading.Timer | None = None
 
     def start(self, *arguments: Any) -> None:
-        """From now on; `arguments` are handed to `act`."""
+        """Start or restart the timer; `arguments` are passed to `act`."""
         self.cancel()
         self._timer = threading.Timer(self.seconds, self._act, arguments)
         self._timer.daemon = True

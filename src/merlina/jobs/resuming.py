@@ -71,7 +71,7 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
     # An upload needs the model in memory: such a run loads its newest checkpoint.
     if placing is not None and not read_stored_config(record.config, record.job_id).push_to_hub:
         return Resumption(placing.step, f"All {placing.step} steps are done; only the run's last event is missing.")
-    found = checkpoints.survey(folder.checkpoints_dir, checksums=True, most_bytes=_MAX_CHECKED_BYTES)
+    found = checkpoints.survey(folder.checkpoints_dir, checksums=True, max_bytes=_MAX_CHECKED_BYTES)
     if found.step is None:
         return _without_checkpoint(record, found)
     _refuse_other_data(record, folder, found.step, compare)

@@ -69,7 +69,9 @@ class Preflight:
         report = Report()
         report.results["settings_used"] = check_unused_settings(config)
         report.results["gpu_available"] = check_gpus(config, gpus)
-        report.results["model_accessible"] = check_model(config.base_model, self._hub_token(config), self.helpers.reach)
+        report.results["model_accessible"] = check_model(
+            config.base_model, self._hub_token(config), self.helpers.hub_reachability
+        )
         report.results["dataset_valid"] = self._resolve_dataset(config, report)
         facts = self._inspect(config, report, closed)
         if facts is not None:
@@ -96,7 +98,9 @@ class Preflight:
         report.time = self._estimate_time(config, report, model, rows, device, closed)
         report.results["disk_space_ok"] = check_disk(config, self.settings, model, device)
         report.results["output_free"] = check_output(self.settings.models_dir / config.output_name)
-        report.results["upload_ready"] = self.upload.check(config, self._hub_token(config), self.helpers.reach)
+        report.results["upload_ready"] = self.upload.check(
+            config, self._hub_token(config), self.helpers.hub_reachability
+        )
         report.results["wandb_ready"] = check_wandb(config.use_wandb, self._wandb_key(config))
         return report
 
@@ -109,8 +113,8 @@ class Preflight:
         except MerlinaError as error:
             return findings.error("dataset", error.message)
         if report.dataset_file is None:
-            token, reach = self._hub_token(config), self.helpers.reach
-            return check_repo(str(source.repo_id), "dataset", "dataset.source.repo_id", token, reach)
+            token, hub = self._hub_token(config), self.helpers.hub_reachability
+            return check_repo(str(source.repo_id), "dataset", "dataset.source.repo_id", token, hub)
         return CheckResult()
 
     def _inspect(self, config: TrainingConfig, report: Report, closed: threading.Event | None) -> RunFacts | None:

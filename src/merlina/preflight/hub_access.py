@@ -6,18 +6,18 @@ from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, HFValidationError
 
 from merlina.hub_errors import RepoKind, check_access, describe_hub_error, is_access_denied
-from merlina.hub_reachability import HubReach
+from merlina.hub_reachability import HubReachability
 from merlina.preflight.findings import CheckResult, error, warning
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 
-def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, reach: HubReach) -> CheckResult:
+def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, hub: HubReachability) -> CheckResult:
     """Check access to a repository; `field` is the configuration field that names it.
 
     Without a connection to the Hub, a cached repository passes with a warning.
     """
-    problem = reach.problem()
+    problem = hub.problem()
     if problem is not None and not constants.is_offline_mode():
         if _is_cached(repo_id, kind):
             return warning(None, f"{problem}; using {repo_id!r} from this machine's cache", passed=True)

@@ -12,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from merlina.domain.targets import AdapterKind, by_kind, describe_missing, match, warn_about_experts
 from merlina.errors import Finding
 from merlina.executors.helper_pools import Repo
-from merlina.hub_reachability import HubReach
+from merlina.hub_reachability import HubReachability
 from merlina.paths import read_small_file
 from merlina.preflight.findings import CheckResult, error, warning
 from merlina.preflight.hub_access import check_repo
@@ -26,7 +26,7 @@ _LARGEST_CONFIG = 16 * 1024**2
 _LARGEST_PARSED_CONFIG = 1024**2
 
 
-def check_model(base_model: str, token: str | None, reach: HubReach) -> CheckResult:
+def check_model(base_model: str, token: str | None, hub: HubReachability) -> CheckResult:
     """Check that the base model, a local folder, a `.gguf` file or a Hub id, is accessible."""
     path = local_path(base_model)
     if os.path.isdir(path):
@@ -37,7 +37,7 @@ def check_model(base_model: str, token: str | None, reach: HubReach) -> CheckRes
         return error(
             "base_model", f"there is no folder or .gguf file {base_model!r} here, and it is not a Hub id (org/name)"
         )
-    return check_repo(base_model, "model", "base_model", token, reach)
+    return check_repo(base_model, "model", "base_model", token, hub)
 
 
 def model_repos(base_model: str, trust_remote_code: bool) -> list[Repo]:

@@ -12,7 +12,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
-from merlina.hub_reachability import HubReach
+from merlina.hub_reachability import HubReachability
 from merlina.preflight.findings import CheckResult, warning
 from merlina.schemas.training import TrainingConfig
 
@@ -29,7 +29,7 @@ class UploadCheck:
         self._cached: dict[str, tuple[float, CheckResult]] = {}
         self._lock = threading.Lock()
 
-    def check(self, config: TrainingConfig, token: str | None, reach: HubReach) -> CheckResult:
+    def check(self, config: TrainingConfig, token: str | None, hub: HubReachability) -> CheckResult:
         """Check that the token (the run's, else the server's, else the machine's) may write to `output_name`."""
         if not config.push_to_hub:
             return CheckResult(passed=None)
@@ -42,7 +42,7 @@ class UploadCheck:
             self._cached = {name: entry for name, entry in self._cached.items() if now - entry[0] < _CACHE_SECONDS}
             if key in self._cached:
                 return self._cached[key][1]
-        problem = reach.problem()
+        problem = hub.problem()
         finding = _not_checked(problem) if problem else _query(config, token)
         if finding.passed is not None:
             with self._lock:

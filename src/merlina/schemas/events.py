@@ -1,7 +1,8 @@
 """The events of a run, one JSON object per line of its append-only event log.
 
-Every line has `seq` (1, 2, 3 … without a gap over all attempts of a run), `time` (epoch seconds) and `type`. Only one
-process writes at a time: the worker or, once it is dead, the server that records its death.
+Every line has `seq`, `time` (epoch seconds) and `type`. `seq` increases over all attempts of a run; the numbers of the
+server's own transitions are missing from the log. Only one process writes at a time: the worker or, once it is dead,
+the server that records its death.
 """
 
 from __future__ import annotations

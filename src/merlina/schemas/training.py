@@ -271,7 +271,9 @@ class TrainingConfig(RequestModel):
         "use_4bit; turns its default off.",
     )
     dtype: Dtype = Field(
-        default="auto", description="Precision of the model. auto: bfloat16 on a GPU, float32 on a CPU."
+        default="auto",
+        description="Precision of the model. auto: bfloat16 on a GPU, or float16 if the GPU does not support bfloat16; "
+        "float32 on a CPU.",
     )
     attn_implementation: AttentionImplementation = Field(
         default="auto", description="Attention kernel. auto: the fastest one that the machine and the model support."

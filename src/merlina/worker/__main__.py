@@ -1,7 +1,7 @@
-"""`python -m merlina.worker RUN_FOLDER --lock-fd N`: what the executor starts.
+"""`python -m merlina.worker RUN_FOLDER --lock-fd N`: the entry point of a worker.
 
-Before anything heavy is imported, the worker names itself in its lock file, sets its signal handlers and writes its
-first event, so that from then on it can be found, stopped and buried.
+Before anything heavy is imported, the worker sets its signal handlers, writes its identity to its lock file and writes
+its first event, so that from then on the server can identify and stop it, and record its death.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from merlina.faults import FaultPoint, reach
 from merlina.processes import identify
 from merlina.runs import EventLog, RunFolder
 from merlina.schemas.events import Ended, Started
-from merlina.worker.imports import import_at_once
+from merlina.worker.imports import import_without_gc
 from merlina.worker.run.stop_requests import PendingRequests
 from merlina.worker.run.watchdog import watch
 
@@ -36,8 +36,8 @@ def main(given: Sequence[str] | None = None) -> int:
     # Segments that grow leave few holes between passes of different sizes, so that little more is held than is used.
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    stop = PendingRequests(folder.stop_file, folder.pause_file)
-    _name_myself(arguments.lock_fd)
+    requests = PendingRequests(folder.stop_file, folder.pause_file)
+    _write_identity(arguments.lock_fd)
     reach(FaultPoint.START_IDENTIFIED)
     log = EventLog(folder.events_file, folder.after_seq())
     try:
@@ -50,12 +50,12 @@ def main(given: Sequence[str] | None = None) -> int:
     log.append(Started(attempt=order.attempt, pid=os.getpid(), process=process, versions=versions))
     reach(FaultPoint.START_REPORTED)
 
-    if order.processes > 1:
-        (launch,) = import_at_once(["merlina.worker.run.multi_gpu"])
-        return int(launch.run_in_ranks(folder, order, log, stop, arguments.lock_fd))
-    (run,) = import_at_once(["merlina.worker.run.run"])
+    if order.num_ranks > 1:
+        (multi_gpu,) = import_without_gc(["merlina.worker.run.multi_gpu"])
+        return int(multi_gpu.run_in_ranks(folder, order, log, requests, arguments.lock_fd))
+    (run,) = import_without_gc(["merlina.worker.run.run"])
     watch(folder, arguments.lock_fd, log)
-    return int(run.run(folder, order, log, stop))
+    return int(run.run(folder, order, log, requests))
 
 
 def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -65,7 +65,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def _name_myself(lock: int) -> None:
+def _write_identity(lock: int) -> None:
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(identify(os.getpid())).encode(), 0)
 

@@ -77,11 +77,11 @@ class PairEncoder:
         return self._end_token
 
     def encode(self, pair: Pair) -> EncodedPair:
-        """Raises UnusableRowError if the format can't represent the pair, or its prompt would be empty."""
+        """Format and encode a pair. Raises UnusableRowError if the format can't represent it or its prompt is empty."""
         text = self._render(pair)
         tokens, cut = self._tokens.encode(text.prompt, text.chosen, text.rejected)
         if not tokens.prompt:
-            raise UnusableRowError("its prompt has no tokens at all in this format")
+            raise UnusableRowError("its prompt has no tokens in this format")
         return EncodedPair(text, replace(tokens, row=pair.number), cut)
 
     def token(self, token_id: int) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 from setproctitle import setproctitle
 
 from merlina.hardware.gpus import list_gpus
-from merlina.worker.imports import import_at_once
+from merlina.worker.imports import import_without_gc
 
 _MAX_FILES = 8
 _REAP_SECONDS = 1.0
@@ -51,7 +51,7 @@ class UnsafeToForkError(RuntimeError):
 
 def main() -> int:
     setproctitle("merlina fork server")
-    import_at_once(_WITHOUT_BITSANDBYTES if list_gpus() else _EVERYTHING)
+    import_without_gc(_WITHOUT_BITSANDBYTES if list_gpus() else _EVERYTHING)
     try:
         with socket.socket(fileno=os.dup(0)) as server:
             child = _Forks(server).serve()

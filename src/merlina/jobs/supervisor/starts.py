@@ -121,6 +121,6 @@ class Starter:
             trust_remote_code=self.trust_remote_code,
             max_row_mb=self.max_row_mb,
             gpus=record.gpus,
-            processes=max(1, len(record.gpus or [])),
+            num_ranks=max(1, len(record.gpus or [])),
             memory_limit_mb=record.memory_needed_mb if record.gpus else None,
         )

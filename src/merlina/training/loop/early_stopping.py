@@ -88,7 +88,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
             return
         # The Trainer loads the state a second time; the model is examined and reported only once.
         if step != self._lost_step:
-            reason = checkpoints.examine(checkpoints.path_of(self._folder, step))
+            reason = checkpoints.check_checkpoint(checkpoints.path_of(self._folder, step))
             if reason is None:
                 return
             self._lost_step = step

@@ -200,7 +200,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         best = checkpoints.path_of(Path(self.args.output_dir), step)
         # The first rank may still be writing the checkpoint.
         self._ranks.barrier()
-        lost = self._ranks.from_first(checkpoints.examine(best))
+        lost = self._ranks.from_first(checkpoints.check_checkpoint(best))
         if lost is not None:
             self._reporter.note(
                 "warning",
@@ -335,7 +335,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         super()._save_checkpoint(model, trial)
         self._window.save(path)
         reach(FaultPoint.SAVE_WRITTEN)
-        checkpoints.seal(path, self.state.best_global_step if self._config.load_best_at_end else None)
+        checkpoints.write_manifest(path, self.state.best_global_step if self._config.load_best_at_end else None)
         self._saved_step = step
         self._reporter.checkpoint(step, path)
         reach(FaultPoint.SAVE_REPORTED)

@@ -117,7 +117,7 @@ def load_model(spec: ModelSpec) -> PreTrainedModel:
             **(_quantized(spec.weight_bits, dtype, device) if spec.weight_bits else {}),
         )
     if file:
-        forget_quantization(model)
+        clear_quantization_config(model)
     if spec.weight_bits == 4:
         _prevent_repacking(model)
     # Training never generates; a cache would only take memory.
@@ -212,12 +212,12 @@ def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
         return target
     with readable_errors(spec.base_model):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **weight_source(file))
-        forget_quantization(model)
+        clear_quantization_config(model)
         model.save_pretrained(target)
     return target
 
 
-def forget_quantization(model: PreTrainedModel) -> None:
+def clear_quantization_config(model: PreTrainedModel) -> None:
     """Remove the quantization settings of a dequantized GGUF, which would prevent the model from being saved."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

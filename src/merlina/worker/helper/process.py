@@ -56,7 +56,7 @@ def _apply_hub_settings() -> None:
 
 
 def as_reply(error: Exception) -> dict[str, Any]:
-    """Return the reply from which the server raises the same error of our tree."""
+    """Return the reply from which the server raises the same MerlinaError."""
     if isinstance(error, MerlinaError):
         return {"error": {"kind": type(error).__name__, "message": error.message}}
     message = shorten(f"{type(error).__name__}: {first_line(error)}", _MAX_FOREIGN_MESSAGE)

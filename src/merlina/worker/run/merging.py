@@ -19,8 +19,8 @@ from merlina.schemas.training import TrainingConfig
 from merlina.training.evaluation import PlainModel, held_out_metrics, mean_answer_logprobs
 from merlina.training.models.adapters import ignore_known_warnings
 from merlina.training.models.loading import (
+    clear_quantization_config,
     compute_dtype,
-    forget_quantization,
     split_gguf,
     training_device,
     weight_source,
@@ -136,7 +136,7 @@ def _load_adapter(order: RunOrder, device: torch.device) -> Any:
         trust_remote_code=order.trust_remote_code,
         **weight_source(gguf),
     )
-    forget_quantization(base)
+    clear_quantization_config(base)
     with ignore_known_warnings():
         return PeftModel.from_pretrained(base, order.output_dir).to(device)
 

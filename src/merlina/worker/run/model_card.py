@@ -10,7 +10,7 @@ import yaml
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.version import current
-from merlina.worker.run.loading_code import Placement, loading_code
+from merlina.worker.run.loading_code import ModelAddress, loading_code
 from merlina.worker.run.merging import Merged
 from merlina.worker.run.stages import TrainingData
 
@@ -36,14 +36,14 @@ _SHOWN_METRICS = (
 _LIBRARIES = ("torch", "transformers", "peft")
 
 
-def model_card(order: RunOrder, data: TrainingData, metrics: str, placement: Placement) -> str:
+def model_card(order: RunOrder, data: TrainingData, metrics: str, address: ModelAddress) -> str:
     """Return the card in Markdown with the Hub's metadata; `metrics` is the text of one of the functions below."""
     config = order.config
     name = config.output_name.rsplit("/", 1)[-1]
     settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in _SHOWN_SETTINGS)
     libraries = ", ".join(f"{library} {version(library)}" for library in _LIBRARIES)
     return f"""---
-{yaml.safe_dump(_metadata(config, placement), sort_keys=False).strip()}
+{yaml.safe_dump(_metadata(config, address), sort_keys=False).strip()}
 ---
 
 # {name}
@@ -54,7 +54,7 @@ def model_card(order: RunOrder, data: TrainingData, metrics: str, placement: Pla
 ## Load it
 
 ```python
-{loading_code(placement)}
+{loading_code(address)}
 ```
 
 Chat format: `{config.dataset.format.format_type}`.
@@ -75,23 +75,23 @@ def _quantized_in_training(config: TrainingConfig) -> str:
     return f", with the base model held in {config.weight_bits} bits" if config.weight_bits else ""
 
 
-def _metadata(config: TrainingConfig, placement: Placement) -> dict[str, Any]:
+def _metadata(config: TrainingConfig, address: ModelAddress) -> dict[str, Any]:
     metadata: dict[str, Any] = {"tags": ["merlina", config.training_mode]}
-    if placement.base_on_hub:
-        metadata["base_model"] = placement.base
+    if address.base_on_hub:
+        metadata["base_model"] = address.base
     if config.dataset.source.repo_id:
         metadata["datasets"] = [config.dataset.source.repo_id]
-    return metadata | {"library_name": "peft" if placement.is_adapter else "transformers"}
+    return metadata | {"library_name": "peft" if address.is_adapter else "transformers"}
 
 
-def run_metrics_table(final_metrics: dict[str, float], data: TrainingData, placement: Placement, dtype: str) -> str:
+def run_metrics_table(final_metrics: dict[str, float], data: TrainingData, address: ModelAddress, dtype: str) -> str:
     """Return a Markdown table of the held-out metrics before and after the run, in the run's precision."""
     if not any(name.startswith("initial_eval_") for name in final_metrics):
         return "\nNo pairs were evaluated.\n"
     step = round(final_metrics.get("kept_step", 0))
     if "final_eval_loss" not in final_metrics:
         return f"\nThe run was stopped at step {step}, before the saved model was evaluated.\n"
-    precision = placement.precision if placement.is_adapter else dtype
+    precision = address.precision if address.is_adapter else dtype
     computed = "" if precision == dtype else f" and computed in {dtype}"
     return (
         _table({"Before": "initial_", "After": "final_"}, final_metrics)

@@ -3,8 +3,8 @@
 The worker forks the ranks before any code has opened a GPU. It trains nothing itself, so that it can determine how each
 rank ended even if the others hang in an incomplete collective operation. The first rank writes the event log until it
 is done; an error of any rank becomes the last event of the run, written by the worker once all ranks have ended. The
-ranks belong to the worker's session, hold its lock and are killed by the system when it dies: the run does not appear
-dead while one of them still uses a GPU.
+ranks belong to the worker's session, hold its lock and are killed by the system when it dies. The run therefore does
+not count as dead while one of them still uses a GPU.
 
 torchrun is not used: it starts new interpreters, which import for seconds, and handles the signals that stop a run.
 """
@@ -63,11 +63,11 @@ class _Rank:
 
 
 def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, requests: PendingRequests, lock: int) -> int:
-    """Carry out an order in `order.processes` ranks and return the exit code of the worker."""
+    """Carry out an order in `order.num_ranks` ranks and return the exit code of the worker."""
     begin, kills_before = folder.events_file.stat().st_size, oom_kills()
     folder.rendezvous_file.unlink(missing_ok=True)
     folder.reserve()
-    ranks = [_start(number, folder, order, log, requests) for number in range(order.processes)]
+    ranks = [_start(number, folder, order, log, requests) for number in range(order.num_ranks)]
     # Started after the forks, which don't copy threads.
     watch(folder, lock, log, lambda: _kill(ranks))
     failed = _watch(ranks, requests)
@@ -140,7 +140,7 @@ def _has_last_event(folder: RunFolder, offset: int) -> bool:
 
 
 def _describe(rank: _Rank, order: RunOrder, folder: RunFolder, *, out_of_memory: bool) -> str:
-    name = f"process {rank.number + 1} of {order.processes}"
+    name = f"process {rank.number + 1} of {order.num_ranks}"
     if rank.message:
         return f"{rank.message} (in {name})" if rank.number else rank.message
     code = rank.process.exitcode or 0
@@ -161,7 +161,7 @@ def _run_rank(
     _die_with_parent(worker)
     setproctitle(f"merlina worker {order.job_id} {folder.path} rank {number}")
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if len(gpus) == order.processes:
+    if len(gpus) == order.num_ranks:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number]
     if number:
         # A signal to the whole process group stops the run through its first rank alone.
@@ -182,12 +182,12 @@ def _carry_out(
         order = order.model_copy(update={"config": order.config.model_copy(update={"use_wandb": False})})
     reporter = EventReporter(NullChannel(), NullChannel()) if number else EventReporter(log, requests)
     try:
-        ranks = join_ranks(number, order.processes, folder.rendezvous_file, training_device())
+        ranks = join_ranks(number, order.num_ranks, folder.rendezvous_file, training_device())
         run_stages(Stages(folder, order, reporter, ranks))
     except Exception as error:
         folder.reserve_file.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            sys.stderr.write(f"Process {number + 1} of {order.processes}:\n{redact_tokens(traceback.format_exc())}")
+            sys.stderr.write(f"Process {number + 1} of {order.num_ranks}:\n{redact_tokens(traceback.format_exc())}")
             sys.stderr.flush()
         return ("lost" if isinstance(error, LostRankError) else "failed"), describe_error(error, folder)
     return "done", ""

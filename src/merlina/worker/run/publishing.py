@@ -25,7 +25,7 @@ from merlina.hub_errors import describe_hub_error
 from merlina.runs import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
-from merlina.worker.run.loading_code import Placement, compute_dtype_name, is_on_hub, placement_of_run
+from merlina.worker.run.loading_code import ModelAddress, address_of_run, compute_dtype_name, is_on_hub
 from merlina.worker.run.merging import Merged, base_dtype, free_memory_of_models, merged_dtype, save_merged
 from merlina.worker.run.model_card import merged_metrics_table, model_card, run_metrics_table
 from merlina.worker.run.reporting import EventReporter, redact_tokens
@@ -161,17 +161,17 @@ def _describe(
 ) -> None:
     """Write the model card and the configuration without local paths and tokens."""
     public = order.model_copy(update={"config": _public_config(order.config)})
-    saved = placement_of_run(order.config, repo_id)
+    saved = address_of_run(order.config, repo_id)
     base = public.config.base_model if saved.base_on_hub else f"path/to/{public.config.base_model}"
     if merged is None:
-        placement = replace(saved, base=base)
-        metrics = run_metrics_table(final_metrics, data, placement, compute_dtype_name(order.config))
+        address = replace(saved, base=base)
+        metrics = run_metrics_table(final_metrics, data, address, compute_dtype_name(order.config))
     else:
-        placement = Placement(repo_id, False, base, saved.base_on_hub, merged.dtype_name)
+        address = ModelAddress(repo_id, False, base, saved.base_on_hub, merged.dtype_name)
         metrics = merged_metrics_table(final_metrics, data, merged, saved.precision)
-    (folder / "README.md").write_text(model_card(public, data, metrics, placement))
+    (folder / "README.md").write_text(model_card(public, data, metrics, address))
     (folder / CONFIG_FILE).write_text(public.config.model_dump_json(indent=2) + "\n")
-    if placement.is_adapter:
+    if address.is_adapter:
         _set_base_model(folder / "adapter_config.json", public.config.base_model)
 
 

@@ -30,7 +30,7 @@ def choose_checkpoint(folder: RunFolder, order: RunOrder, reporter: EventReporte
     reach(FaultPoint.RESUME_CHOSEN)
     for rejected in found.rejected:
         if rejected.kind == "damaged":
-            checkpoints.unmark(rejected.path)
+            checkpoints.remove_manifest(rejected.path)
     if found.newest is None and (found.lost or order.resume_step):
         raise TrainingError(_nothing_left(found, order))
     _report(found, order, reporter)

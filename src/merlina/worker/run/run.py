@@ -156,7 +156,7 @@ def describe_error(error: Exception, folder: RunFolder) -> str:
     if isinstance(error, MerlinaError):
         return error.message
     if isinstance(error, PermissionError):
-        return f"{error.filename} can't be written: {error.strerror}"
+        return f"{error.filename} cannot be written: {error.strerror}"
     return f"Unexpected {type(error).__name__}: {first_line(error)}. The traceback is in {folder.log_file}"
 
 

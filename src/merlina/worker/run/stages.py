@@ -150,7 +150,7 @@ class Stages:
         dataset = config.dataset
         file = Path(self.order.dataset_file) if self.order.dataset_file else None
         if file is not None and not file.is_file():
-            raise DataError(f"The data set's file {file} does not exist any more; upload it again and start a new run")
+            raise DataError(f"The data set's file {file} no longer exists; upload it again and start a new run")
         encoder = PairEncoder.for_run(tokenizer, config)
         doctor = Doctor(MARKERS[dataset.format.format_type])
         keep = dataset.max_samples is None
