@@ -41,7 +41,7 @@ def preview(helper: Helper, folder: Path, **changes: Any) -> Any:
 def test_its_errors_come_back_as_what_they_are_and_it_lives_on(
     helper: Helper, tmp_path: Path, tiny_model: Path
 ) -> None:
-    with pytest.raises(DataError, match="model_name is needed"):
+    with pytest.raises(DataError, match="model_name is required"):
         preview(helper, tmp_path)
     first = helper.pid
     with pytest.raises(ModelError, match="/nowhere"):
