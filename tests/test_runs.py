@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from merlina.runs import EventLog, RunFolder, find_events, in_order, read_events
+from merlina.runs import EventLog, RunFolder, RunOrder, find_events, in_order, read_events
 from merlina.schemas.events import Ended, Logged, Metrics, Moved, Progress, Started, parse_event
+from merlina.schemas.training import TrainingConfig
 
 
 def test_event_numbers_continue_over_attempts(tmp_path: Path) -> None:
@@ -178,3 +179,13 @@ def test_the_move_of_a_model_is_found_in_logs_of_earlier_versions(tmp_path: Path
     log.append(Moved(folder="/m/o", kept_as="/m/o.before-y"))
     log.close()
     assert [event.kept_as for event in find_events(file, Moved)] == ["/m/o.before-x", "/m/o.before-y"]
+
+
+def test_the_order_of_an_earlier_version_has_its_number_of_ranks(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    config = TrainingConfig.model_validate(
+        {"base_model": "m", "output_name": "o", "dataset": {"source": {"source_type": "huggingface", "repo_id": "a/b"}}}
+    )
+    folder.write_order(RunOrder(job_id="job", attempt=1, config=config, output_dir="models/o", num_ranks=2))
+    folder.order_file.write_text(folder.order_file.read_text().replace("num_ranks", "processes"))
+    assert folder.read_order().num_ranks == 2

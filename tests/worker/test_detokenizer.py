@@ -19,7 +19,7 @@ def by_bytes(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def by_words() -> Any:
-    """Marks the beginnings of words, as SentencePiece does: a token's space shows only where another stands before."""
+    """A tokenizer that marks the beginnings of words, as SentencePiece does: the first token loses its space."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -30,26 +30,26 @@ def by_words() -> Any:
 
 
 def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
-    told = Detokenizer(tokenizer)
-    return [*(told.add(token) for token in ids), told.flush()]
+    detokenizer = Detokenizer(tokenizer)
+    return [*(detokenizer.add(token) for token in ids), detokenizer.flush()]
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
-def test_no_character_is_ever_told_in_halves(by_bytes: Any, text: str) -> None:
-    told = pieces(by_bytes, by_bytes.encode(f"{text}<|im_end|>", add_special_tokens=False))
-    assert "".join(told) == text.lstrip()
-    assert not any("\ufffd" in piece for piece in told)
+def test_no_character_is_split(by_bytes: Any, text: str) -> None:
+    found = pieces(by_bytes, by_bytes.encode(f"{text}<|im_end|>", add_special_tokens=False))
+    assert "".join(found) == text.lstrip()
+    assert not any("\ufffd" in piece for piece in found)
 
 
-def test_a_text_is_told_while_it_is_drawn_without_special_tokens(by_bytes: Any) -> None:
+def test_text_is_returned_as_it_is_generated_without_special_tokens(by_bytes: Any) -> None:
     ids = by_bytes.encode("<|im_start|>The sky 🔮 is<|im_end|>", add_special_tokens=False)
-    told = [piece for piece in pieces(by_bytes, ids) if piece]
-    assert "".join(told) == "The sky 🔮 is"
-    assert len(told) > 4
-    assert any("🔮" in piece for piece in told)
+    found = [piece for piece in pieces(by_bytes, ids) if piece]
+    assert "".join(found) == "The sky 🔮 is"
+    assert len(found) > 4
+    assert any("🔮" in piece for piece in found)
 
 
-def test_an_answer_cut_off_in_mid_character_is_told_as_far_as_it_goes(by_bytes: Any) -> None:
+def test_an_answer_that_ends_within_a_character_has_a_replacement_character(by_bytes: Any) -> None:
     ids = by_bytes.encode("is 🔮", add_special_tokens=False)
     assert "".join(pieces(by_bytes, ids[:-1])) == "is \ufffd"
 

@@ -1,4 +1,4 @@
-"""What is trained on is, token for token, what the tokenizer makes of the whole text."""
+"""The tokens that a run trains on are those of the whole text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ZEPHYR = (
 
 @pytest.mark.parametrize("begins", ["prepend", "first", "always"])
 @pytest.mark.parametrize("name", ["mistral", "chatml", "tokenizer"])
-def test_an_answer_has_the_ids_it_has_behind_its_prompt(name: FormatType, begins: str) -> None:
+def test_an_answer_has_the_same_ids_as_after_its_prompt(name: FormatType, begins: str) -> None:
     tokenizer = build_tiny_sentencepiece_tokenizer(begins)
     tokenizer.chat_template = ZEPHYR
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
@@ -41,7 +41,7 @@ def ending_with(suffix: str) -> DatasetFormat:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Its EOS is <|im_end|>; <|eot|> is added to it as special, <|turn|> is not."""
+    """A tokenizer whose EOS is <|im_end|>; <|eot|> is added to it as special, <|turn|> is not."""
     from transformers import AddedToken
 
     made = build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
@@ -64,7 +64,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 )
 @pytest.mark.parametrize("written", ["", "<|im_end|>", "<|im_end|>\n"])
 def test_an_answer_ends_with_exactly_one_end_token(tokenizer: Any, suffix: str, end: str, written: str) -> None:
-    """Also where the data has an end token of its own at the end of an answer (`written`)."""
+    """The data may already have an end token at the end of an answer (`written`)."""
     encoder = PairEncoder(tokenizer, "it", ending_with(suffix), 512, 256)
     pair = Pair((Message("user", "Hi"),), f"Yes.{written}", f"No{written}")
     made = encoder.encode(pair).tokens
@@ -92,7 +92,7 @@ def test_a_templates_end_marker_ends_the_answer_special_or_not(tokenizer: Any, m
 
 
 def test_an_answer_that_ends_in_an_unknown_character_has_its_end_token() -> None:
-    """The unknown token is special, but ends nothing."""
+    """The unknown token is special, but does not end an answer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -45,7 +45,7 @@ DATASET: dict[str, Any] = {"test_size": 0, "format": {"format_type": "chatml"}}
 
 @dataclass
 class Case:
-    """`changes` of the configuration, compared with a run that has `beside` alone."""
+    """Changes of a configuration; the run is compared with one that has only those in `beside`."""
 
     changes: dict[str, Any]
     beside: dict[str, Any] = field(default_factory=dict)
@@ -140,7 +140,7 @@ ELSEWHERE = {
     "hf_token": "opens what is private; tests/system/test_hub.py",
     **dict.fromkeys(
         ("use_wandb", "wandb_key", "wandb_project", "wandb_run_name", "wandb_tags", "wandb_notes"),
-        "figures are sent elsewhere; tests/system/test_readiness.py",
+        "metrics are sent to another service; tests/system/test_readiness.py",
     ),
     "dataset.model_name": "only previews use it; tests/api/test_datasets.py",
     "dataset.training_mode": "accepted from older clients, the run's own counts; tests/schemas/test_training.py",
@@ -153,12 +153,15 @@ CHOICES_ELSEWHERE = {
     ("optimizer_type", "adamw_torch_fused"): "the same steps by another kernel; tests/training/test_loop.py",
     ("attn_implementation", "eager"): "the same attention by another kernel; tests/training/test_attention.py",
     ("attn_implementation", "sdpa"): "the same attention by another kernel; tests/training/test_attention.py",
-    ("attn_implementation", "flash_attention_2"): "needs a GPU, said so; tests/preflight/test_machine.py",
+    (
+        "attn_implementation",
+        "flash_attention_2",
+    ): "needs a GPU, which is checked before the run; tests/preflight/test_machine.py",
     ("dtype", "float16"): "refused without a GPU; tests/preflight/test_machine.py",
 }
 
 
-class Wish:
+class NoRequests:
     def is_set(self) -> bool:
         return False
 
@@ -167,7 +170,7 @@ class Wish:
 
 
 class Runs:
-    """Runs by their configuration; each is made once."""
+    """Runs by configuration; each is carried out once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -189,7 +192,7 @@ class Runs:
         return TrainingConfig.model_validate({**BASE, **outer, "base_model": model, "dataset": dataset})
 
     def outcome(self, changes: dict[str, Any]) -> str:
-        """A digest of the trained weights, the steps of checkpoints, and all figures but those of time and memory."""
+        """Return a digest of the weights, the steps of checkpoints, and the metrics except those of time and memory."""
         config = self.configuration(changes)
         key = config.model_dump_json()
         if key not in self._done:
@@ -206,7 +209,7 @@ class Runs:
             job_id="job", attempt=1, config=config, output_dir=str(self._folder / "model"),
             dataset_file=config.dataset.source.file_path,
         )  # fmt: skip
-        stages = Stages(folder, order, EventReporter(EventLog(folder.events_file), Wish()))
+        stages = Stages(folder, order, EventReporter(EventLog(folder.events_file), NoRequests()))
         loaded = stages.load_model()
         trained = stages.train(loaded, stages.load_data(loaded))
         digest = hashlib.sha256()
@@ -218,8 +221,8 @@ class Runs:
             if event.type == "checkpoint":
                 digest.update(f"checkpoint {event.step}".encode())
             if event.type == "metrics":
-                figures = {k: v for k, v in event.metrics.items() if k not in ("tokens_per_second", "memory_gib")}
-                digest.update(json.dumps([event.step, figures], sort_keys=True).encode())
+                metrics = {k: v for k, v in event.metrics.items() if k not in ("tokens_per_second", "memory_gib")}
+                digest.update(json.dumps([event.step, metrics], sort_keys=True).encode())
         shutil.rmtree(folder.path)
         return digest.hexdigest()
 
@@ -235,7 +238,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
 
 
 def _parameters() -> Iterator[Any]:
-    """All but the first case of the same fields are long."""
+    """Mark all cases but the first one of the same fields as long."""
     seen = set()
     for case in CASES:
         fields = tuple(case.changes)
@@ -260,7 +263,7 @@ def test_every_choice_of_every_field_is_tried_or_listed(runs: Runs) -> None:
                 tried.setdefault(path, set()).add(json.dumps(leaf))
     tried["dataset.source.file_path"] = {"half"}
     fields = dict(_fields(TrainingConfig))
-    # A field is one that is tried, or whose choices are all listed.
+    # Each field is tried, or all of its choices are listed.
     listed = set(ELSEWHERE) | {name for name, _ in CHOICES_ELSEWHERE}
     assert set(fields) - set(tried) - listed == set()
     assert (set(tried) | listed) - set(fields) == set()

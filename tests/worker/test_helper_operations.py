@@ -1,4 +1,4 @@
-"""Every operation has a function in a helper process, whose argument and result are the operation's."""
+"""Every operation has a function in a helper process, with the operation's argument and result types."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_every_operation_is_registered() -> None:
 
 
 @pytest.mark.parametrize("kind", OPERATIONS, ids=lambda kind: kind.name)
-def test_its_function_takes_the_operation_and_returns_its_result(kind: type[Operation[Any]]) -> None:
+def test_the_function_takes_the_operation_and_returns_its_result(kind: type[Operation[Any]]) -> None:
     module = importlib.import_module(f"merlina.worker.helper.{OPERATIONS[kind]}")
     function = getattr(module, kind.name)
     argument, result = get_type_hints(getattr(function, "__wrapped__", function)).values()
@@ -39,7 +39,7 @@ def test_every_module_of_the_registry_exists() -> None:
     assert set(OPERATIONS.values()) <= names
 
 
-def test_arguments_and_results_survive_the_way_to_the_process_and_back() -> None:
+def test_arguments_and_results_survive_a_round_trip() -> None:
     operation = CountRows(file=Path("/data/rows"), file_format="jsonl", max_row_mb=16)
     assert CountRows.model_validate(operation.model_dump(mode="json")) == operation
     assert (CountRows.name, CompareRows.name) == ("count_rows", "compare_rows")

@@ -1,4 +1,4 @@
-"""What is said of a model before a run is what the run finds and trains."""
+"""The inspection of a model before a run reports what the run then loads and trains."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_head_and_embeddings_may_be_trained_and_are_counted(tmp_path: Path, targ
         ("Lfm2", {"layer_types": ["conv", "full_attention"]}, (False, False, False)),
     ],
 )
-def test_what_a_configuration_says_of_its_attention(
+def test_the_attention_of_a_configuration(
     tmp_path: Path, family: str, changes: dict[str, Any], expected: tuple[bool, bool, bool]
 ) -> None:
     import transformers
@@ -67,10 +67,10 @@ def test_what_a_configuration_says_of_its_attention(
 
 @pytest.mark.parametrize(("family", "implementation"), [("Gemma2", "auto"), ("Llama", "eager"), ("Llama", "auto")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_scores_that_are_counted_are_those_autograd_keeps(
+def test_the_counted_attention_scores_are_those_that_autograd_keeps(
     tmp_path: Path, family: str, implementation: AttentionImplementation, dtype: str
 ) -> None:
-    """By what one more layer adds to the estimate, and what each of the model's two layers keeps of a pack."""
+    """Compare what one more layer adds to the estimate with what each of the model's two layers keeps of a pack."""
     model = random_model(family, layer_types=None)
     model.config.save_pretrained(tmp_path)
     facts = inspect_model(InspectModel(model_name=str(tmp_path), token=None, trust_remote_code=False))
@@ -84,7 +84,7 @@ def test_the_scores_that_are_counted_are_those_autograd_keeps(
 
 
 def kept_scores(model: Any, implementation: AttentionImplementation, dtype: str) -> tuple[int, int]:
-    """Bytes of the saved tensors with a number for each head, query and key; and how many queries by keys there are."""
+    """Return the bytes of saved tensors with a number per head, query and key, and the count of queries times keys."""
     pack = build_pack(EXAMPLES, with_prompt_targets=False)
     precision = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
     run, reason = fast_path(model, pack, 0, implementation, precision)

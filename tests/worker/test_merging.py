@@ -1,4 +1,4 @@
-"""What a run saves and uploads is the model that its card's figures were measured on, loaded by the card's own code."""
+"""The model that a run saves and uploads has the metrics on its card when it is loaded by the code on the card."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _QUICK: dict[str, Any] = {"max_steps": 4, "eval_steps": 2, "learning_rate": 1e-2
 
 @dataclass
 class Run:
-    """A run that ended in this process, as the worker would have ended it."""
+    """A run that was completed in this process, by the code of the worker."""
 
     order: RunOrder
     folder: RunFolder
@@ -54,12 +54,12 @@ class Run:
         cpu = torch.device("cpu")
         return save_merged(folder, self.order, self.tokenizer, self.data, self.folder.checkpoints_dir, cpu)
 
-    def figures(self, model: Any) -> dict[str, float]:
+    def metrics(self, model: Any) -> dict[str, float]:
         return held_out_metrics(PlainModel(model), self.data.held_out, self.order.config, self.folder.checkpoints_dir)
 
 
 class StopAt(EventReporter):
-    """Asks for a stop after a step."""
+    """Requests a stop after a step."""
 
     stop_at: int | None = None
     step = 0
@@ -98,7 +98,7 @@ def ended_run(base: Path, folder: Path, *, stop_at: int | None = None, trusts: b
 
 
 def loaded_by_its_code(card: str, address: str, place: Path) -> Any:
-    """The model that the card's code block makes, with `place` at the address that it names."""
+    """Return the model that the card's code loads, with `place` instead of the address on the card."""
     code = card.split("```python\n")[1].split("```")[0].replace(repr(address), repr(str(place)))
     names: dict[str, Any] = {}
     with ignore_known_warnings():
@@ -107,14 +107,14 @@ def loaded_by_its_code(card: str, address: str, place: Path) -> Any:
 
 
 def table(card: str, column: str) -> dict[str, float]:
-    """The figures in one column of the card."""
+    """Return the metrics in one column of the card."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in card.splitlines() if line.startswith("|")]
     head = next(row for row in rows if column in row)
     place = head.index(column)
     return {_TITLES[row[0]]: float(row[place]) for row in rows if row[0] in _TITLES}
 
 
-def assert_same_figures(shown: dict[str, float], measured: dict[str, float], tolerance: float = 2e-3) -> None:
+def assert_same_metrics(shown: dict[str, float], measured: dict[str, float], tolerance: float = 2e-3) -> None:
     assert shown
     for name, value in shown.items():
         assert value == pytest.approx(measured[name], abs=tolerance, rel=tolerance), (name, shown, measured)
@@ -131,22 +131,22 @@ def assert_same_figures(shown: dict[str, float], measured: dict[str, float], tol
         pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.long),
     ],
 )
-def test_the_cards_figures_are_those_of_the_model_that_its_code_loads(
+def test_the_metrics_on_the_card_are_those_of_the_model_that_its_code_loads(
     tiny_model: Path, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     run = ended_run(tiny_model, tmp_path / "run", **changes)
     card = run.card()
-    measured = run.figures(loaded_by_its_code(card, "unused", tmp_path))
+    measured = run.metrics(loaded_by_its_code(card, "unused", tmp_path))
     shown = table(card, "After")
     print(f"{changes}: card {shown}, loaded by its code { ({name: round(measured[name], 4) for name in shown}) }")
-    assert_same_figures(shown, measured, 2e-2 if changes.get("dtype") else 2e-3)
+    assert_same_metrics(shown, measured, 2e-2 if changes.get("dtype") else 2e-3)
     assert run.final["final_eval_loss"] == pytest.approx(shown["eval_loss"], rel=1e-3)
     held = "4-bit NF4" if changes.get("use_4bit") else "8-bit integers" if changes.get("use_8bit") else "float32"
     assert f"with weights in {changes.get('dtype', held)}" in card
 
 
-def test_after_means_the_best_model_where_that_is_saved(tiny_model: Path, tmp_path: Path) -> None:
-    """With so high a rate the last model is far worse than the best one."""
+def test_the_column_after_shows_the_best_model_if_that_is_saved(tiny_model: Path, tmp_path: Path) -> None:
+    """At this high learning rate, the last model is far worse than the best one."""
     shape = {"learning_rate": 0.3, "max_steps": 6, "eval_steps": 1, "max_grad_norm": 0.0}
     run = ended_run(tiny_model, tmp_path / "run", load_best_at_end="eval_loss", optimizer_type="sgd", **shape)
     events = [event for event in read_events(run.folder.events_file)[0] if event.type == "metrics"]
@@ -155,10 +155,10 @@ def test_after_means_the_best_model_where_that_is_saved(tiny_model: Path, tmp_pa
     assert run.final["kept_step"] == best
     assert run.final["final_eval_loss"] == losses[best]
     assert f"the saved model is that of step {best}." in run.card()
-    assert_same_figures(table(run.card(), "After"), run.figures(loaded_by_its_code(run.card(), "unused", tmp_path)))
+    assert_same_metrics(table(run.card(), "After"), run.metrics(loaded_by_its_code(run.card(), "unused", tmp_path)))
 
 
-def test_a_stop_between_evaluations_shows_no_figures_of_another_step(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_stop_between_evaluations_shows_no_metrics_of_another_step(tiny_model: Path, tmp_path: Path) -> None:
     run = ended_run(tiny_model, tmp_path / "run", stop_at=3, max_steps=8)
     assert run.final["kept_step"] == 3
     assert not any(name.startswith("final_eval") for name in run.final)
@@ -166,7 +166,7 @@ def test_a_stop_between_evaluations_shows_no_figures_of_another_step(tiny_model:
     at_one = ended_run(tiny_model, tmp_path / "other", stop_at=4, max_steps=8, load_best_at_end="eval_loss")
     kept = at_one.final["kept_step"]
     assert kept in (2, 4)
-    assert_same_figures(table(at_one.card(), "After"), at_one.figures(loaded_by_its_code(at_one.card(), "", tmp_path)))
+    assert_same_metrics(table(at_one.card(), "After"), at_one.metrics(loaded_by_its_code(at_one.card(), "", tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -179,13 +179,13 @@ def test_a_stop_between_evaluations_shows_no_figures_of_another_step(tiny_model:
         (["q_proj", "v_proj"], {}),
     ],
 )
-def test_merging_changes_only_what_was_adapted_though_embeddings_are_tied(
+def test_merging_changes_only_adapted_layers_although_embeddings_are_tied(
     tiny_model: Path, tmp_path: Path, targets: list[str], changes: dict[str, Any]
 ) -> None:
-    """The base model's embeddings are tied, so that the output head and they are one matrix."""
+    """The base model's embeddings are tied to the output head: both are one matrix."""
     run = ended_run(tiny_model, tmp_path / "run", target_modules=targets, **{"learning_rate": 5e-2, **changes})
     merged = run.merge(tmp_path / "merged")
-    adapter = run.figures(loaded_by_its_code(run.card(), "unused", tmp_path))
+    adapter = run.metrics(loaded_by_its_code(run.card(), "unused", tmp_path))
     print(
         f"{targets} {changes}: held-out loss {adapter['eval_loss']:.4f} with the adapter, "
         f"{merged.metrics['eval_loss']:.4f} merged; largest difference {merged.largest:.2g} nat per token"
@@ -202,10 +202,8 @@ def test_merging_changes_only_what_was_adapted_though_embeddings_are_tied(
     assert "model.embed_tokens.weight" in names
 
 
-def test_what_rounding_takes_from_a_small_update_is_measured_and_float32_keeps_it(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    """The default learning rate changes weights by less than bfloat16 can tell apart."""
+def test_the_rounding_of_a_small_update_is_measured_and_float32_keeps_it(tiny_model: Path, tmp_path: Path) -> None:
+    """The default learning rate changes weights by less than the resolution of bfloat16."""
     found = {}
     for name in ("bfloat16", "float32"):
         run = ended_run(
@@ -219,7 +217,7 @@ def test_what_rounding_takes_from_a_small_update_is_measured_and_float32_keeps_i
             f"{merged.metrics['eval_reward_margin']:.3g} merged, {merged.mean:.2g} nat per token on average"
         )
         section = merged_metrics_table(run.final, run.data, merged, "float32")
-        assert_same_figures(table(section, f"This model ({name})"), merged.metrics, 1e-3)
+        assert_same_metrics(table(section, f"This model ({name})"), merged.metrics, 1e-3)
         assert table(section, "Adapter (float32)")["eval_loss"] == pytest.approx(run.final["final_eval_loss"], rel=1e-3)
         assert ("rounding to bfloat16 changed the weights by" in section) == (name == "bfloat16")
     assert found["bfloat16"].rounding > 0.5
@@ -237,8 +235,8 @@ class AlwaysTied(LlamaForCausalLM):
 """
 
 
-def test_a_merged_model_that_is_another_one_when_it_is_loaded_is_refused(tiny_model: Path, tmp_path: Path) -> None:
-    """Its own code ties the embeddings whatever the configuration says."""
+def test_a_merged_model_that_changes_when_it_is_reloaded_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    """The model's code ties the embeddings in spite of the configuration."""
     base = tmp_path / "base"
     base.mkdir()
     for file in tiny_model.iterdir():

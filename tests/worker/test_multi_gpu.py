@@ -1,4 +1,4 @@
-"""A run in two processes, which sum over gloo: it ends as one in a single process does, whatever happens to it."""
+"""A run in two processes, which communicate over gloo: the result is that of one process, also after failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LONG = {"max_steps": 300, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0
 
 @dataclass
 class Runs:
-    """Starts runs as the server does."""
+    """Start runs as the server does."""
 
     root: Path
     base_model: Path
@@ -75,8 +75,8 @@ def events_of(run: RunFolder) -> list[Event]:
     return read_events(run.events_file)[0] if run.events_file.exists() else []
 
 
-def figures(events: list[Event]) -> dict[tuple[int, str], float]:
-    """All but what depends on the clock and on the process."""
+def metrics_of(events: list[Event]) -> dict[tuple[int, str], float]:
+    """Return the metrics that depend neither on time nor on the process."""
     return {
         (event.step, name): value
         for event in events
@@ -87,7 +87,7 @@ def figures(events: list[Event]) -> dict[tuple[int, str], float]:
 
 
 def distance(ours: dict[str, Any], theirs: dict[str, Any]) -> float:
-    """The largest relative one of any weight matrix."""
+    """Return the largest relative difference of any weight matrix."""
     assert ours.keys() == theirs.keys()
     return max(float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in ours)
 
@@ -99,8 +99,8 @@ def ranks_of(run: RunFolder) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("training_mode", [pytest.param("orpo", marks=pytest.mark.long), "kto"])
-def test_two_processes_share_each_step_and_end_where_one_does(runs: Runs, training_mode: str) -> None:
-    """Five pairs a step, one in the last; KTO sums reference and divergence as well."""
+def test_two_processes_share_each_step_and_train_the_same_model_as_one(runs: Runs, training_mode: str) -> None:
+    """A step has five pairs, the last one a single pair. KTO also sums the reference and the divergence."""
     same: dict[str, Any] = {
         "training_mode": training_mode, "batch_size": 5, "gradient_accumulation_steps": 1, "lora_dropout": 0.0,
         "eval_steps": 4, "save_steps": 3, "load_best_at_end": "eval_loss",
@@ -110,7 +110,7 @@ def test_two_processes_share_each_step_and_end_where_one_does(runs: Runs, traini
     assert (one[-1].type, one[-1].state, two[-1].state) == ("ended", "completed", "completed"), two[-1]
     assert any(event.type == "log" and "in 2 processes" in event.message for event in two)
     assert [event.seq for event in two] == list(range(1, len(two) + 1))
-    assert figures(two) == pytest.approx(figures(one), rel=1e-4, abs=1e-6)
+    assert metrics_of(two) == pytest.approx(metrics_of(one), rel=1e-4, abs=1e-6)
     assert distance(runs.adapter(f"{training_mode}-two"), runs.adapter(f"{training_mode}-one")) < 1e-5
 
 
@@ -127,7 +127,9 @@ def test_a_stop_ends_all_ranks_at_the_same_step_with_the_model_saved(runs: Runs)
     until(lambda: not any(rank.is_running() for rank in ranks), 10, "the end of all ranks")
 
 
-def test_a_killed_rank_fails_the_run_by_name_and_a_resume_ends_as_if_nothing_had_been(runs: Runs) -> None:
+def test_a_killed_rank_fails_the_run_by_name_and_a_resume_has_the_same_result_as_an_uninterrupted_run(
+    runs: Runs,
+) -> None:
     steps = {**_LONG, "max_steps": 30}
     assert runs.finish(runs.order("whole", 2, **steps))[-1].state == "completed"
     order = runs.order("broken", 2, **steps)
@@ -165,7 +167,7 @@ def test_no_rank_outlives_the_run(runs: Runs, kill: Callable[[RunFolder], None])
     until(lambda: not any(rank.is_running() for rank in ranks), 10, "the end of all ranks")
 
 
-def test_what_is_wrong_in_every_rank_is_said_once(runs: Runs) -> None:
+def test_an_error_of_every_rank_is_reported_once(runs: Runs) -> None:
     events = runs.finish(runs.order("wrong", 2, target_modules=["no_such_layer"]))
     assert [event.type for event in events].count("ended") == 1
     assert events[-1].state == "failed"

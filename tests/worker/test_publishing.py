@@ -1,4 +1,4 @@
-"""What becomes of an upload, against a loopback Hub that refuses or fails in its ways."""
+"""Uploads to a Hub on the loopback interface that refuses them or fails."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ for config, token, result in json.loads(sys.argv[2]):
 
 
 def upload_each(hub: FakeHub, folder: Path, uploads: list[tuple[str, str]]) -> list[str]:
-    """The last words about each upload, which is an output_name and a token, and about that of a giant's adapter."""
+    """Return the last message about each upload (an output_name and a token) and about a very large model's adapter."""
     (folder / "m").mkdir()
     (folder / "m" / "model.safetensors").write_bytes(b"weights")
     changes = {"use_lora": False, "push_to_hub": True}
@@ -55,7 +55,7 @@ def upload_each(hub: FakeHub, folder: Path, uploads: list[tuple[str, str]]) -> l
 
 
 def adapter_of_giant(folder: Path) -> dict[str, Any]:
-    """The configuration of a run in 4 bits whose base, in 16 bits, would take some 5 TB."""
+    """Return the configuration of a 4-bit run. In 16 bits, its base model would need about 5 TB."""
     from transformers import LlamaConfig
 
     sizes = {"hidden_size": 2**17, "intermediate_size": 2**18, "num_hidden_layers": 16, "vocab_size": 1000}
@@ -66,7 +66,7 @@ def adapter_of_giant(folder: Path) -> dict[str, Any]:
     return training_config(folder / "giant", folder / "pairs.jsonl", "org/giant", **changes)
 
 
-def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> None:
+def test_an_upload_succeeds_or_its_failure_is_reported_with_a_remedy(tmp_path: Path) -> None:
     expected = {
         "refused": "may not write to org/refused; provide one with write access (the Hub: You don't have the rights",
         "readonly": "may not write to org/readonly; provide one with write access",
@@ -78,8 +78,8 @@ def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> 
         hub.private["org/readonly"] = True
         uploads = [(f"org/{name}", "hf_right") for name in expected]
         uploads += [("org/x", "hf_wrong"), ("org/x", ""), ("alone", "hf_right")]
-        *told, unknown, none, made, not_merged, made_alone = upload_each(hub, tmp_path, uploads)
-    for words, (name, complaint) in zip(told, expected.items(), strict=True):
+        *messages, unknown, none, made, not_merged, made_alone = upload_each(hub, tmp_path, uploads)
+    for words, (name, complaint) in zip(messages, expected.items(), strict=True):
         assert words.startswith("The upload to the Hub failed: ")
         assert complaint in words
         assert words.endswith(f"`hf upload org/{name} {tmp_path / 'm'} --private` uploads it")
@@ -98,7 +98,7 @@ def test_an_upload_is_made_or_its_failure_told_with_the_cure(tmp_path: Path) -> 
 
 
 def look_at_whole_model(files: dict[str, bytes]) -> None:
-    """A name without a namespace went to the account's own, and the card loads it from there."""
+    """An upload without a namespace goes to the account's own, and the card loads it from there."""
     assert set(files) == {"model.safetensors", "README.md", "merlina.json"}
     assert files["model.safetensors"] == b"weights"
     assert "AutoModelForCausalLM.from_pretrained('user/alone', dtype=torch.float32)" in files["README.md"].decode()

@@ -1,4 +1,4 @@
-"""What an attempt takes over from the event log of earlier ones."""
+"""The metrics that an attempt reads from the event log of earlier attempts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from merlina.worker.run.reporting import EventReporter, NullChannel
 
 
 def first_attempt(log: EventLog) -> None:
-    """Evaluated before training and at step 4, trained up to step 6."""
+    """An attempt that evaluated before training and at step 4, and trained up to step 6."""
     reporter = EventReporter(log, NullChannel())
     reporter.metrics(0, {"eval_loss": 9.0})
     for step in range(1, 7):
@@ -24,7 +24,7 @@ def first_attempt(log: EventLog) -> None:
     ("resumed_at", "recalled", "initial", "loss"),
     [(5, {"loss": 14.0, "eval_loss": 4.0}, 9.0, 14.0), (2, {}, 9.0, 0.5), (0, {}, 8.0, 0.5)],
 )
-def test_evaluations_of_steps_that_were_taken_again_are_not_recalled(
+def test_evaluations_of_repeated_steps_are_ignored(
     tmp_path: Path, resumed_at: int, recalled: dict[str, float], initial: float, loss: float
 ) -> None:
     """The third attempt continues at step 4, which the second one reached without evaluating it."""

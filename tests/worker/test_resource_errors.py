@@ -1,4 +1,4 @@
-"""A full disk and too little memory are told in the same words, whichever library found out."""
+"""A full disk and a lack of memory have the same message from every library."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_checkpoint_that_breaks_off_is_a_full_disk(tmp_path: Path) -> None:
+def test_an_incomplete_checkpoint_is_reported_as_a_full_disk(tmp_path: Path) -> None:
     weights = torch.zeros(10**5)
     with files_no_larger_than(4096), pytest.raises(RuntimeError) as raised:
         torch.save(weights, tmp_path / "optimizer.pt")
@@ -44,7 +44,7 @@ def test_a_checkpoint_that_breaks_off_is_a_full_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [SafetensorError(NO_SPACE), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))])
-def test_weights_that_find_no_room_are_a_full_disk_also_while_a_model_is_converted(error: Exception) -> None:
+def test_weights_that_do_not_fit_are_reported_as_a_full_disk_also_during_a_conversion(error: Exception) -> None:
     folder = RunFolder(Path("run"))
     assert (
         describe_error(error, folder)
@@ -56,7 +56,7 @@ def test_weights_that_find_no_room_are_a_full_disk_also_while_a_model_is_convert
 
 
 @pytest.mark.parametrize("while_loading", [False, True])
-def test_a_processors_memory_that_ran_out_is_told_with_what_needs_less(while_loading: bool) -> None:
+def test_a_lack_of_ram_is_reported_with_settings_that_need_less(while_loading: bool) -> None:
     loading = readable_errors("a model") if while_loading else contextlib.nullcontext()
     with pytest.raises((RuntimeError, ModelError)) as raised, loading:
         torch.empty(10**15)
@@ -65,7 +65,7 @@ def test_a_processors_memory_that_ran_out_is_told_with_what_needs_less(while_loa
     )
 
 
-def test_a_damaged_file_is_no_full_disk(tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_reported_as_a_full_disk(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"PK\x03\x04" + bytes(1000))
     for read in (torch.load, load_file):

@@ -25,7 +25,7 @@ def test_waiting_does_not_count() -> None:
         threading.Event().wait(0.3)
 
 
-def test_memory_above_the_headroom_is_refused_and_given_back() -> None:
+def test_memory_above_the_headroom_is_refused_and_freed() -> None:
     with pytest.raises(MemoryError), memory_headroom(64):
         bytearray(256 * 1024**2)
     assert len(bytearray(256 * 1024**2)) == 256 * 1024**2

@@ -1,4 +1,4 @@
-"""The finished model's folder says how the model is spoken to, and where its answers end."""
+"""The finished model's folder contains the chat template and the tokens that end an answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model as many are: its EOS ends documents, the chat format's turns end with another token."""
+    """A base model whose EOS ends documents, while the turns of the chat format end with another token."""
     folder = build_tiny_model(tmp_path_factory.mktemp("base"))
     for name in ("tokenizer_config.json", "generation_config.json"):
         content = json.loads((folder / name).read_text())
@@ -35,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("use_lora", [True, False])
-def test_a_saved_model_ends_where_its_answers_did_in_training(base: Path, tmp_path: Path, use_lora: bool) -> None:
+def test_a_saved_model_ends_answers_as_in_training(base: Path, tmp_path: Path, use_lora: bool) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 

@@ -1,4 +1,4 @@
-"""A finished model's chat template gives what its format gave in training."""
+"""A finished model's chat template renders prompts as its format did in training."""
 
 from __future__ import annotations
 
@@ -50,17 +50,17 @@ def test_every_format_is_compared_with_the_template_that_is_saved() -> None:
     assert {spec["format_type"] for spec in SPECS} == {*get_args(FormatType)} - {"tokenizer"}
 
 
-def test_the_models_own_template_is_kept_where_it_was_trained_in() -> None:
+def test_the_models_own_template_is_kept_if_the_run_used_it() -> None:
     assert chat_template(DatasetFormat(format_type="tokenizer")) is None
 
 
 @pytest.mark.parametrize("bos", ["<s>", "<|begin_of_text|>", None])
 @pytest.mark.parametrize("begins", ["prepend", "first"])
 @pytest.mark.parametrize("spec", [*SPECS, {"format_type": "tokenizer"}])
-def test_the_finished_tokenizer_makes_of_a_prompt_the_ids_trained_on(
+def test_the_finished_tokenizer_encodes_a_prompt_as_in_training(
     spec: dict[str, Any], begins: str, bos: str | None
 ) -> None:
-    """Also where the format's text has the BOS in some prompts only, as that custom one before a system part."""
+    """The custom format has the BOS in some prompts only, before a system message."""
     tokenizer = build_tiny_sentencepiece_tokenizer(begins, bos)
     tokenizer.chat_template = chat_template(DatasetFormat(format_type="chatml"))
     trained = DatasetFormat.model_validate(spec)
@@ -73,7 +73,7 @@ def test_the_finished_tokenizer_makes_of_a_prompt_the_ids_trained_on(
         assert bos is None or expected.count(tokenizer.bos_token_id) == 1
 
 
-def test_a_template_that_takes_no_system_part_is_begun_all_the_same() -> None:
+def test_a_template_without_system_messages_has_the_same_beginning() -> None:
     tokenizer = build_tiny_sentencepiece_tokenizer("prepend", "<s>")
     tokenizer.chat_template = (
         "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ messages[0]['content'] }}"

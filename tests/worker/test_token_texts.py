@@ -25,7 +25,7 @@ def test_all_tokens_together_are_the_text_and_none_shows_half_a_character(tmp_pa
 
 
 @pytest.mark.parametrize("begins", ["prepend", "first"])
-def test_answers_are_shown_as_they_stand_behind_their_prompt(begins: str) -> None:
+def test_answers_are_shown_as_after_their_prompt(begins: str) -> None:
     tokenizer = build_tiny_sentencepiece_tokenizer(begins)
     prompt, answer = "Why 加 is it", "Because 加 so 😀"
     made, _ = PairTokenizer(tokenizer, 200, 100, tokenizer.eos_token_id).encode(prompt, answer, "no")

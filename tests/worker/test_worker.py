@@ -1,4 +1,4 @@
-"""The worker process on a run folder, with no server near: its log, its model, its failures."""
+"""The worker process on a run folder, without a server: its event log, its model, its errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def run_worker(
     fork_server: ForkServer | None, folder: Path, base_model: Path, dataset_file: Path, **changes: Any
 ) -> RunFolder:
-    """Runs an order to its end, as the server would have it."""
+    """Run an order to its end, as the server does."""
     run = RunFolder(folder / "run")
     config = training_config(base_model, dataset_file, "tuned", **changes)
     order = RunOrder(
@@ -56,7 +56,7 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunF
     return run_worker(None, folder, tiny_model, dataset, max_steps=4, use_4bit=True, optimizer_type="paged_adamw_8bit")
 
 
-def test_a_run_goes_through_its_states_and_completes_even_in_4_bit_on_a_cpu(finished: RunFolder) -> None:
+def test_a_run_passes_through_its_states_and_completes_even_in_4_bit_on_a_cpu(finished: RunFolder) -> None:
     events = log_of(finished)
     assert [event.state for event in events if event.type == "state"] == [
         "loading_model", "loading_dataset", "training", "saving",
@@ -75,7 +75,7 @@ def test_a_run_goes_through_its_states_and_completes_even_in_4_bit_on_a_cpu(fini
     )
 
 
-def test_the_model_can_be_loaded_as_its_card_says(finished: RunFolder) -> None:
+def test_the_code_on_the_card_loads_the_model(finished: RunFolder) -> None:
     model = Path(finished.read_order().output_dir)
     card = (model / "README.md").read_text()
     code = card.split("```python\n")[1].split("```")[0]
@@ -87,7 +87,7 @@ def test_the_model_can_be_loaded_as_its_card_says(finished: RunFolder) -> None:
     assert stat.S_IMODE((model / "README.md").stat().st_mode) == 0o644
 
 
-def test_the_configuration_beside_the_model_makes_it_again(finished: RunFolder) -> None:
+def test_the_configuration_beside_the_model_reproduces_it(finished: RunFolder) -> None:
     order = finished.read_order()
     kept = TrainingConfig.model_validate_json((Path(order.output_dir) / "merlina.json").read_bytes())
     assert kept == order.config
@@ -98,7 +98,7 @@ def test_no_token_is_written_anywhere(finished: RunFolder) -> None:
         assert not path.is_file() or b"hf_very_secret" not in path.read_bytes(), path
 
 
-def test_a_runs_files_are_its_owners_alone(finished: RunFolder) -> None:
+def test_only_the_owner_can_read_a_runs_files(finished: RunFolder) -> None:
     for path in (finished.events_file, finished.order_file):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
@@ -151,7 +151,7 @@ def test_a_token_that_the_model_does_not_have_is_named_with_its_row_before_train
 def test_padding_by_a_token_that_the_model_does_not_have_changes_nothing(
     fork_server: ForkServer, tmp_path: Path
 ) -> None:
-    """With attention dropout, which is trained the model's own way, in padded batches."""
+    """With attention dropout, the model computes its own attention, in padded batches."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     losses = []
@@ -171,7 +171,7 @@ def test_padding_by_a_token_that_the_model_does_not_have_changes_nothing(
     assert losses[0] == losses[1]
 
 
-def test_a_models_folder_that_cannot_be_written_is_named_and_nothing_half_made_is_left(
+def test_a_models_folder_that_cannot_be_written_is_named_and_no_partial_model_is_left(
     fork_server: ForkServer, tiny_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "models").write_text("a file where the folder should be")
@@ -200,7 +200,7 @@ def test_the_tokenizers_own_template_and_long_pairs_are_trained_on_and_counted(
     assert any("1 of 7 rows are longer than max_length: " in note for note in notes), notes
 
 
-def test_the_finished_model_is_spoken_to_as_it_was_trained(
+def test_the_finished_model_uses_the_format_of_its_training(
     fork_server: ForkServer, tiny_model: Path, tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
