@@ -82,10 +82,10 @@ def one_line(path: Path, head: str, unit: str, size: int, tail: str) -> Path:
 
 
 FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "csv without a newline": (lambda root: sparse(root / "endless.csv", b"a,b\n"), "line 2 is larger than 16 MB"),
+    "csv without a newline": (lambda root: sparse(root / "endless.csv", b"a,b\n"), "line 2 is larger than 16 MiB"),
     "100 MB line": (
         lambda root: one_line(root / "line.jsonl", '{"prompt": "', "x", 100 * MB, '"}\n'),
-        "line 1 is larger than 16 MB",
+        "line 1 is larger than 16 MiB",
     ),
     "nested objects": (
         lambda root: one_line(root / "nested.jsonl", '{"prompt": [', '{"a":{}},', 14 * MB, "{}]}\n"),

@@ -108,7 +108,7 @@ def test_an_address_that_fails_to_log_in_too_often_has_to_wait(locked: Server) -
         refused = http.post("/login", json={"api_key": KEY}, headers=here)
         assert refused.status_code == 429
         assert 0 < int(refused.headers["retry-after"]) <= 300
-        assert "Too many failed logins from 203.0.113.7; try again in" in refused.json()["detail"]
+        assert "Too many wrong API keys from 203.0.113.7; try again in" in refused.json()["detail"]
         assert http.post("/login", json={"api_key": KEY}).status_code == 200
         assert http.get("/jobs", headers={**here, "Cookie": session}).status_code == 200
         assert http.get("/jobs", headers={**here, "X-API-Key": KEY}).status_code == 200

@@ -107,7 +107,7 @@ def test_only_files_inside_the_allowed_roots_are_found(tmp_path: Path) -> None:
     assert resolve_file(config(own).source, tmp_path, allowed) == own.resolve()
 
 
-def test_all_chosen_sample_answers_and_no_rejected_one_show_the_habit() -> None:
+def test_all_chosen_sample_answers_and_no_rejected_one_contain_wizard_words() -> None:
     rows = [json.loads(line) for line in samples.PAIRS.read_text().splitlines()]
     assert len(rows) >= 200
     assert len({row["prompt"].lower() for row in rows}) == len(rows)

@@ -98,7 +98,7 @@ def test_a_large_file_that_starts_like_one_object_is_not_read_into_memory(tmp_pa
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"prompt": "P",\n"chosen": "')
     os.truncate(path, 20 * 1024**3)
-    with pytest.raises(DataError, match="one object and larger than 64 MB"):
+    with pytest.raises(DataError, match="one object and larger than 64 MiB"):
         next(read_rows(path, "jsonl"))
 
 

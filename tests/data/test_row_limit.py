@@ -39,7 +39,7 @@ def parquet(name: str, table: pa.Table) -> Callable[[Path], Path]:
 NULLS = pa.table({"a": pa.array([[None] * 1_000_001], pa.list_(pa.null()))})
 STRUCTS = pa.table({"a": pa.array([[{"b": True}] * 1_000_001], pa.list_(pa.struct([("b", pa.bool_())])))})
 TOO_LARGE = {
-    "a CSV file without a newline": (written("x.csv", f"a,b\n1,{LONG}"), "line 2 is larger than 1 MB"),
+    "a CSV file without a newline": (written("x.csv", f"a,b\n1,{LONG}"), "line 2 is larger than 1 MiB"),
     "a CSV cell over many lines": (written("x.csv", 'a,b\n1,"' + "long\n" * 300_000 + '"\n'), "line 2 is larger"),
     "a CSV header": (written("x.csv", f"{LONG},b\n1,2\n"), "line 1 is larger"),
     "a CSV row of many cells": (written("x.csv", "a,b\n" + "12," * 400_000 + "\n"), "line 2 is larger"),

@@ -14,7 +14,7 @@ _BLANK: dict[str, Any] = {
     "wandb_url": None, "created_at": 0.0, "updated_at": 0.0, "started_at": None, "ended_at": None,
     "stop_requested_at": None, "pause_requested_at": None,
     "preempted_by": None, "preemptible": False, "memory_needed_mb": None, "worker": None,
-    "deleting": False, "last_seq": 0, "log_offset": 0, "operations": 0, "skipped_lines": 0,
+    "deleting": False, "last_seq": 0, "log_offset": 0, "command_count": 0, "skipped_lines": 0,
 }  # fmt: skip
 
 

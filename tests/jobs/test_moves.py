@@ -101,13 +101,13 @@ def test_no_other_module_writes_a_state() -> None:
 
 def test_of_two_requests_decided_on_one_record_the_second_is_refused_with_the_state(store: Jobs) -> None:
     record = store.add("a")
-    _, paused = store.moves.operate(record, lambda _: {"state": "paused"})
+    _, paused = store.moves.execute_command(record, lambda _: {"state": "paused"})
     assert paused.state == "paused"
     with pytest.raises(ConflictError, match="changed by another request at the same time; it is paused now"):
-        store.moves.operate(record, lambda _: {"state": "cancelled"})
-    store.moves.operate(paused, lambda _: {"deleting": True})
+        store.moves.execute_command(record, lambda _: {"state": "cancelled"})
+    store.moves.execute_command(paused, lambda _: {"deleting": True})
     with pytest.raises(ConflictError, match="deleted by another request"):
-        store.moves.operate(paused, lambda _: {"state": "queued"})
+        store.moves.execute_command(paused, lambda _: {"state": "queued"})
 
 
 def test_a_request_is_decided_again_where_only_the_scheduler_moved_the_job(store: Jobs) -> None:
@@ -119,7 +119,7 @@ def test_a_request_is_decided_again_where_only_the_scheduler_moved_the_job(store
         decided_on.append(current.state)
         return {"state": "cancelled"} if current.state == "queued" else {"stop_requested_at": 1.0}
 
-    before, after = store.moves.operate(record, decide)
+    before, after = store.moves.execute_command(record, decide)
     assert decided_on == ["queued", "initializing"]
     assert (before.state, after.state, after.stop_requested_at) == ("initializing", "initializing", 1.0)
 

@@ -111,7 +111,7 @@ def completed(database: Database, number: int, given: dict[str, Any], *, gpus: l
     with database.write() as connection:
         record = jobs.add(connection, values)
         speeds = [MetricRecord(step, 0.0, {"tokens_per_second": 100.0 * number}) for step in (1, 2, 3)]
-        metrics.record(connection, record.number, speeds)
+        metrics.add_rows(connection, record.number, speeds)
     return job_id
 
 

@@ -63,11 +63,11 @@ def test_the_queue_goes_by_priority_then_age(database: Database) -> None:
 def test_a_change_is_made_only_while_the_job_is_where_it_was_thought_to_be(database: Database) -> None:
     before = add(database, "a")
     with database.write() as connection:
-        changed = jobs.change(connection, before, {"state": "initializing", "operations": 1})
+        changed = jobs.change(connection, before, {"state": "initializing", "command_count": 1})
         assert changed is not None
         assert changed.state == "initializing"
         assert jobs.change(connection, before, {"state": "cancelled"}) is None
-        for outdated in ({"operations": 0}, {"attempt": 2}, {"state": "training"}):
+        for outdated in ({"command_count": 0}, {"attempt": 2}, {"state": "training"}):
             assert jobs.change(connection, replace(changed, **outdated), {"deleting": True}) is None
 
 
@@ -99,7 +99,7 @@ def test_a_job_id_is_given_once_and_its_number_never_again(database: Database) -
 def test_a_job_takes_its_metrics_with_it(database: Database) -> None:
     record = add(database, "a")
     with database.write() as connection:
-        metrics.record(connection, record.number, [MetricRecord(1, 1.0, {"loss": 1.0})])
+        metrics.add_rows(connection, record.number, [MetricRecord(1, 1.0, {"loss": 1.0})])
         assert metrics.count(connection) == 1
         jobs.remove(connection, "a")
         assert metrics.count(connection) == 0
@@ -108,10 +108,10 @@ def test_a_job_takes_its_metrics_with_it(database: Database) -> None:
 def test_training_and_evaluation_of_a_step_share_a_row(database: Database) -> None:
     number = add(database, "a").number
     with database.write() as connection:
-        metrics.record(
+        metrics.add_rows(
             connection, number, [MetricRecord(1, 1.0, {"loss": 1.0}), MetricRecord(1, 2.0, {"eval_loss": 2.0})]
         )
-        metrics.record(
+        metrics.add_rows(
             connection, number, [MetricRecord(1, 3.0, {"eval_margin": None}), MetricRecord(2, 3.0, {"loss": 0.5})]
         )
         found = metrics.rows(connection, number)
@@ -124,8 +124,8 @@ def test_training_and_evaluation_of_a_step_share_a_row(database: Database) -> No
 def test_a_resume_forgets_the_steps_it_takes_again(database: Database) -> None:
     number = add(database, "a").number
     with database.write() as connection:
-        metrics.record(connection, number, [MetricRecord(step, 1.0, {"loss": 1.0}) for step in range(10)])
-        metrics.forget_after(connection, number, 6)
+        metrics.add_rows(connection, number, [MetricRecord(step, 1.0, {"loss": 1.0}) for step in range(10)])
+        metrics.delete_after(connection, number, 6)
         assert [row.step for row in metrics.rows(connection, number)] == list(range(7))
 
 
@@ -137,7 +137,7 @@ def test_a_thinned_chart_keeps_both_ends_and_its_order(database: Database, count
             jobs.remove(connection, job_id)
     number = add(database, "a").number
     with database.write() as connection:
-        metrics.record(connection, number, [MetricRecord(step, 1.0, {}) for step in range(count)])
+        metrics.add_rows(connection, number, [MetricRecord(step, 1.0, {}) for step in range(count)])
         steps = [row.step for row in metrics.rows(connection, number, max_points=points)]
     assert len(steps) == min(count, points)
     assert steps == sorted(set(steps))
@@ -150,7 +150,7 @@ def test_a_thinned_chart_of_few_steps_far_apart_keeps_both_ends(database: Databa
     number = add(database, "a").number
     steps = [0, 3, *range(100, 200), 1_000_000]
     with database.write() as connection:
-        metrics.record(connection, number, [MetricRecord(step, 1.0, {}) for step in steps])
+        metrics.add_rows(connection, number, [MetricRecord(step, 1.0, {}) for step in steps])
         found = [row.step for row in metrics.rows(connection, number, max_points=50)]
         assert [row.step for row in metrics.rows(connection, number, max_points=1)] == [1_000_000]
         assert len(metrics.rows(connection, number, max_points=len(steps))) == len(steps)
@@ -175,8 +175,8 @@ def test_a_thinned_chart_keeps_evaluations_and_is_no_longer_than_asked_for(
     number = add(database, "a").number
     evaluated = set(range(0, count, every))
     with database.write() as connection:
-        metrics.record(connection, number, [MetricRecord(step, 1.0, {"loss": 1.0}) for step in range(count)])
-        metrics.record(connection, number, [MetricRecord(step, 1.0, {"eval_loss": 1.0}) for step in evaluated])
+        metrics.add_rows(connection, number, [MetricRecord(step, 1.0, {"loss": 1.0}) for step in range(count)])
+        metrics.add_rows(connection, number, [MetricRecord(step, 1.0, {"eval_loss": 1.0}) for step in evaluated])
         first, last = sorted(part)
         rows = metrics.rows(connection, number, since_step=first, until_step=last, max_points=points)
     steps, within = [row.step for row in rows], set(range(first, min(count, last + 1)))
@@ -211,10 +211,10 @@ def test_metric_rows_are_counted_through_joins_resumes_and_deletions(database: D
     first, second = add(database, "a").number, add(database, "b").number
     with database.write() as connection:
         for number in (first, second):
-            metrics.record(connection, number, [MetricRecord(step, 1.0, {"loss": 1.0}) for step in range(10)])
-        metrics.record(connection, first, [MetricRecord(step, 2.0, {"eval_loss": 1.0}) for step in (9, 10, 11)])
+            metrics.add_rows(connection, number, [MetricRecord(step, 1.0, {"loss": 1.0}) for step in range(10)])
+        metrics.add_rows(connection, first, [MetricRecord(step, 2.0, {"eval_loss": 1.0}) for step in (9, 10, 11)])
         assert metrics.count(connection) == 22
-        metrics.forget_after(connection, first, 4)
+        metrics.delete_after(connection, first, 4)
         assert metrics.count(connection) == 15
         jobs.remove(connection, "b")
         assert metrics.count(connection) == 5
@@ -250,7 +250,7 @@ def test_the_revision_changes_with_each_write_and_with_no_read(database: Databas
 def test_metrics_from_a_step_on_and_no_more_than_asked_for(database: Database) -> None:
     number = add(database, "a").number
     with database.write() as connection:
-        metrics.record(connection, number, [MetricRecord(step, 1.0, {}) for step in range(10)])
+        metrics.add_rows(connection, number, [MetricRecord(step, 1.0, {}) for step in range(10)])
         assert [row.step for row in metrics.rows(connection, number, since_step=4, limit=3)] == [4, 5, 6]
 
 

@@ -69,7 +69,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(OSError, _on_os_error)
-    app.add_exception_handler(Exception, _on_bug)
+    app.add_exception_handler(Exception, _on_unexpected_error)
 
 
 def status_of(error: MerlinaError) -> int:
@@ -178,9 +178,9 @@ def _on_os_error(request: Request, error: Exception) -> JSONResponse:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         _log.error("%s %s: %s", request.method, request.url.path, error)
         return _DetailResponse(f"The server has no access to {error.filename or 'its files'}: {error.strerror}", 500)
-    return _on_bug(request, error)
+    return _on_unexpected_error(request, error)
 
 
-def _on_bug(request: Request, error: Exception) -> JSONResponse:
+def _on_unexpected_error(request: Request, error: Exception) -> JSONResponse:
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _DetailResponse(f"Internal error ({type(error).__name__}); see the server's log for the cause", 500)

@@ -17,7 +17,7 @@ from merlina.api.messages import HEARTBEAT, event_message, last_message, refusal
 from merlina.api.services import Services
 from merlina.jobs.cursor import EventCursor
 from merlina.jobs.fold import fold
-from merlina.jobs.requests import Requested, requested
+from merlina.jobs.requests import OpenRequests, open_requests
 from merlina.schemas.events import Event
 from merlina.schemas.messages import encode
 from merlina.storage import jobs
@@ -61,7 +61,7 @@ class _Connection:
         self._snapshot_sent = asyncio.Event()
         self._next_status_at = 0.0
         self._status_seq = 0
-        self._requested: Requested | None = None
+        self._open_requests: OpenRequests | None = None
 
     async def respond_to_client(self) -> None:
         """Send a heartbeat for each message of the client, but none before the snapshot."""
@@ -109,28 +109,28 @@ class _Connection:
                     await self._send_text(text)
 
     async def _send_news(self, cursor: EventCursor, shown: JobRecord, latest: JobRecord) -> None:
-        shared = self._services.shared
+        results = self._services.results
         async for batch in cursor.until(latest.last_seq):
             for event in batch:
-                before, shown = shown.state, shared.work(fold, shown, event)
+                before, shown = shown.state, results.get(fold, shown, event)
                 if shown.state != before and not shown.is_ended:
                     await self._send_status(shown, event.seq)
-                if (text := shared.work(_event_text, shown.job_id, event)) is not None:
+                if (text := results.get(_event_text, shown.job_id, event)) is not None:
                     await self._send_text(text)
         if latest.is_ended:
             return
         if latest.last_seq > self._status_seq:
             await self._send_status(latest, latest.last_seq)
-        elif requested(latest) != self._requested:
-            self._requested = requested(latest)
+        elif open_requests(latest) != self._open_requests:
+            self._open_requests = open_requests(latest)
             await self._send_text(encode(request_message(latest)))
 
     async def _send_status(self, record: JobRecord, seq: int) -> None:
         await asyncio.sleep(max(0.0, self._next_status_at - time.monotonic()))
         self._next_status_at = time.monotonic() + _STATUS_SECONDS
         self._status_seq = seq
-        self._requested = requested(record)
-        await self._send_text(self._services.shared.work(_status_text, record, seq))
+        self._open_requests = open_requests(record)
+        await self._send_text(self._services.results.get(_status_text, record, seq))
 
     async def _refuse(self, problem: str, code: int) -> int:
         await self._send_text(encode(refusal(self._job_id, time.time(), problem)))

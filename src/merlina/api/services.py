@@ -12,7 +12,7 @@ from fastapi.requests import HTTPConnection
 
 from merlina.api.disconnects import LONG_REQUEST_THREADS
 from merlina.api.middleware.sessions import Sessions
-from merlina.api.uploads.slots import UploadSlots
+from merlina.api.uploads.upload_limits import UploadLimits
 from merlina.chat.comparisons import Comparisons
 from merlina.chat.service import ChatService
 from merlina.executors.chat_process import ChatProcess
@@ -20,7 +20,7 @@ from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper_pools import Helpers
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.commands import JobCommands
-from merlina.jobs.shared_results import Shared
+from merlina.jobs.result_cache import ResultCache
 from merlina.jobs.supervisor.supervisor import Supervisor
 from merlina.paths import AllowedPaths
 from merlina.preflight.checks import Preflight
@@ -52,8 +52,8 @@ class Services:
     started_at: float = field(default_factory=time.monotonic)
     websockets: int = 0
     preloaded: set[str] = field(default_factory=set)
-    shared: Shared = field(default_factory=Shared)
-    uploads: UploadSlots = field(default_factory=UploadSlots)
+    results: ResultCache = field(default_factory=ResultCache)
+    uploads: UploadLimits = field(default_factory=UploadLimits)
     long_request_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LONG_REQUEST_THREADS))
 
 

@@ -22,7 +22,7 @@ from merlina.schemas.chat import (
     ComparisonList,
     ComparisonRequest,
     GivenAnswers,
-    Place,
+    Position,
     Side,
     Tally,
     Winner,
@@ -128,8 +128,8 @@ def _rows(decided: list[ComparisonRecord]) -> Iterator[dict[str, Any]]:
 def _as_response(record: ComparisonRecord, job_id: str) -> Comparison:
     """Reveal which side is the tuned model only after the vote."""
     answers = (record.tuned, record.base) if record.tuned_is_left else (record.base, record.tuned)
-    tuned: Place = "left" if record.tuned_is_left else "right"
-    other: Place = "right" if record.tuned_is_left else "left"
+    tuned: Position = "left" if record.tuned_is_left else "right"
+    other: Position = "right" if record.tuned_is_left else "left"
     better: dict[Winner | None, Better | None] = {None: None, "tie": "tie", "tuned": tuned, "base": other}
     return Comparison(
         comparison_id=record.comparison_id,

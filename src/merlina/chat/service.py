@@ -22,7 +22,7 @@ from merlina.settings import Settings
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
 
-Event = AnswerBegins | AnswerText | AnswerEnds
+AnswerEvent = AnswerBegins | AnswerText | AnswerEnds
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ChatService:
 
     def answer(
         self, job_id: str, side: Side, messages: Sequence[ChatMessage], sampling: Sampling, closed: threading.Event
-    ) -> Generator[Event, None, None]:
+    ) -> Generator[AnswerEvent, None, None]:
         """Yield the answer of one side, piece by piece, loading the model first if necessary. Raises as `load`."""
         spec = self._spec(self.commands.find(job_id), with_base=side == "base")
         arguments = {
@@ -96,7 +96,7 @@ class ChatService:
         if not Path(record.output_dir).is_dir():
             raise InvalidRequestError(f"The model of {record.job_id} no longer exists in {record.output_dir}")
         with self.commands.database.read() as connection:
-            last = jobs.last_to_save(connection, record.output_dir)
+            last = jobs.owner_of_model(connection, record.output_dir)
         if last != record.job_id:
             raise InvalidRequestError(
                 f"{record.output_dir} holds the model of the later job {last}; the model of {record.job_id} was moved "

@@ -28,7 +28,7 @@ def win_rate(wins: int, losses: int) -> WinRate | None:
         return None
     rate = wins / votes
     shrink = 1 + _Z**2 / votes
-    centre = (rate + _Z**2 / (2 * votes)) / shrink
+    center = (rate + _Z**2 / (2 * votes)) / shrink
     half = _Z * math.sqrt(rate * (1 - rate) / votes + _Z**2 / (4 * votes**2)) / shrink
     # At rates of 0 and 1, the bound equals the rate except for rounding.
-    return WinRate(rate, min(rate, max(0.0, centre - half)), max(rate, min(1.0, centre + half)))
+    return WinRate(rate, min(rate, max(0.0, center - half)), max(rate, min(1.0, center + half)))

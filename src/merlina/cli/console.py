@@ -16,7 +16,7 @@ from rich.text import Text
 
 from merlina.client import DEFAULT_URL, Client
 
-_WIDEST_TABLE = 100_000
+_MAX_TABLE_WIDTH = 100_000
 # Characters that reorder the text around them and could disguise a name as another.
 _REORDERING = {*"\u200e\u200f\u061c", *map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A))}
 
@@ -63,7 +63,7 @@ def print_table(table: Table) -> None:
     """Print a table in its full width, since users copy ids from it and scripts parse them."""
     for column in table.columns:
         column.no_wrap = True
-    wide = output.options.update(max_width=_WIDEST_TABLE)
+    wide = output.options.update(max_width=_MAX_TABLE_WIDTH)
     table.width = Measurement.get(output, wide, table).maximum
     output.print(table, crop=False, no_wrap=True)
 

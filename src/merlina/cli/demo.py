@@ -44,12 +44,12 @@ class Outcome:
     completed: bool
     accuracy_before: float
     accuracy_after: float
-    answers_with_habit: int
+    answers_with_wizard_words: int
 
     @property
     def is_successful(self) -> bool:
         is_better = self.accuracy_after >= _REQUIRED_ACCURACY and self.accuracy_after > self.accuracy_before
-        return self.completed and is_better and self.answers_with_habit * 2 > len(samples.QUESTIONS)
+        return self.completed and is_better and self.answers_with_wizard_words * 2 > len(samples.QUESTIONS)
 
 
 def demo(
@@ -114,9 +114,9 @@ def _show(server: DemoServer, settings: Settings, base_model: Path) -> Outcome:
             raise ModelError(f"The run did not complete: {cause or 'it was stopped'}")
         before, after = _evaluations(client, job_id)
         _compare_metrics(before, after)
-        with_habit = _compare_answers(client, job_id)
+        with_wizard_words = _compare_answers(client, job_id)
         output.print(f"The tuned model is in {last.output_dir}; its README.md shows how to load it.")
-    return Outcome(True, before["eval_reward_accuracy"], after["eval_reward_accuracy"], with_habit)
+    return Outcome(True, before["eval_reward_accuracy"], after["eval_reward_accuracy"], with_wizard_words)
 
 
 def _preview(client: Client, dataset: DatasetConfig) -> None:
@@ -156,18 +156,18 @@ def _compare_metrics(before: dict[str, Any], after: dict[str, Any]) -> None:
 
 
 def _compare_answers(client: Client, job_id: str) -> int:
-    """Print the answers of both models and return how many of the tuned model's answers show the habit."""
+    """Print the answers of both models and return how many of the tuned model's answers contain wizard words."""
     client.load_chat_model(job_id)
-    with_habit = 0
+    with_wizard_words = 0
     for question in samples.QUESTIONS:
         output.print(f"\n[bold]{question}[/]")
         output.print(f"   base  [dim]{escape(_answer(client, job_id, 'base', question))}[/]")
         tuned = _answer(client, job_id, "tuned", question)
         output.print(f"  tuned  [green]{escape(tuned)}[/]")
-        with_habit += samples.has_wizard_words(tuned)
+        with_wizard_words += samples.has_wizard_words(tuned)
     client.unload_chat_model()
     output.print()
-    return with_habit
+    return with_wizard_words
 
 
 def _answer(client: Client, job_id: str, side: Side, question: str) -> str:

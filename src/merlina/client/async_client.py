@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from merlina.client.client import LOAD_SECONDS, Client
 from merlina.client.connection import direct, unreachable, websocket_proxy
-from merlina.client.live import LOST, RECONNECT_SECONDS, address, check_end, parse_message, refusal
+from merlina.client.live import CONNECTION_ERRORS, RECONNECT_SECONDS, address, check_end, parse_message, refusal
 from merlina.client.responses import AnswerEvent, answer_event, error_of, sendable
 from merlina.schemas.chat import AnswerRequest
 from merlina.schemas.jobs import JobStatus
@@ -132,7 +132,7 @@ class AsyncClient:
                     after = message.seq
                     yield message
                 return
-            except LOST as error:
+            except CONNECTION_ERRORS as error:
                 if (refused := refusal(error)) is not None:
                     raise refused from error
                 if failures == len(RECONNECT_SECONDS):

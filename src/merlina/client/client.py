@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from merlina.client.connection import direct, unreachable, url_and_key, websocket_proxy
-from merlina.client.live import LOST, RECONNECT_SECONDS, address, check_end, parse_message, refusal
+from merlina.client.live import CONNECTION_ERRORS, RECONNECT_SECONDS, address, check_end, parse_message, refusal
 from merlina.client.responses import AnswerEvent, Model, answer_event, error_of, parse, sendable
 from merlina.errors import InvalidRequestError, NotFoundError, ServerError
 from merlina.schemas.chat import AnswerRequest, Better, ChatState, Comparison, ComparisonList, ComparisonRequest
@@ -193,8 +193,8 @@ class Client:
 
     def preview(self, config: DatasetConfig, hf_token: str | None = None) -> PreviewResponse:
         """The first rows as they are."""
-        question = sendable(config) | _not_none(hf_token=hf_token)
-        return parse(self._send("POST", "/dataset/preview", json=question), PreviewResponse)
+        body = sendable(config) | _not_none(hf_token=hf_token)
+        return parse(self._send("POST", "/dataset/preview", json=body), PreviewResponse)
 
     def preview_formatted(
         self,
@@ -204,14 +204,14 @@ class Client:
         hf_token: str | None = None,
     ) -> PreviewResponse:
         """The first pairs as they are trained on; with `model_name`, as tokens of these lengths."""
-        question = sendable(config) | _not_none(hf_token=hf_token)
+        body = sendable(config) | _not_none(hf_token=hf_token)
         lengths = _not_none(max_length=max_length, max_prompt_length=max_prompt_length)
-        response = self._send("POST", "/dataset/preview-formatted", json=question, params=lengths)
+        response = self._send("POST", "/dataset/preview-formatted", json=body, params=lengths)
         return parse(response, PreviewResponse)
 
     def columns(self, config: DatasetConfig, hf_token: str | None = None) -> ColumnsResponse:
-        question = sendable(config) | _not_none(hf_token=hf_token)
-        return parse(self._send("POST", "/dataset/columns", json=question), ColumnsResponse)
+        body = sendable(config) | _not_none(hf_token=hf_token)
+        return parse(self._send("POST", "/dataset/columns", json=body), ColumnsResponse)
 
     def gpus(self) -> GpuList:
         return self._get("/gpu/list", GpuList)
@@ -319,7 +319,7 @@ class Client:
                     after = message.seq
                     yield message
                 return
-            except LOST as error:
+            except CONNECTION_ERRORS as error:
                 if (refused := refusal(error)) is not None:
                     raise refused from error
                 if failures == len(RECONNECT_SECONDS):

@@ -21,7 +21,7 @@ from merlina.schemas.messages import JobMessage
 
 # Waits before reconnecting, about a minute in all; then the server counts as unreachable.
 RECONNECT_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-LOST = (ConnectionClosed, OSError, InvalidHandshake, EOFError)
+CONNECTION_ERRORS = (ConnectionClosed, OSError, InvalidHandshake, EOFError)
 _NORMAL_END = 1000
 _INVALID_REQUEST = 4400
 _UNKNOWN_JOB = 4404

@@ -1,4 +1,4 @@
-"""The loop that passes every row of a data set through the data doctor."""
+"""The loop that passes every row of a data set to the row examiner."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from merlina.data.dataset import SkippedRow
-from merlina.data.doctor import Doctor, Lengths
 from merlina.data.pairs import Pair, UnusableRowError
+from merlina.data.row_examiner import Lengths, RowExaminer
 
 _T = TypeVar("_T")
 
 
 def examine(
-    rows: Iterable[Pair | SkippedRow], doctor: Doctor, convert: Callable[[Pair], tuple[_T, Lengths | None]]
+    rows: Iterable[Pair | SkippedRow], examiner: RowExaminer, convert: Callable[[Pair], tuple[_T, Lengths | None]]
 ) -> Iterator[tuple[Pair, _T] | SkippedRow]:
-    """Yield each pair with what `convert` made of it, or the row that cannot be used, after the doctor has counted it.
+    """Yield each pair with what `convert` made of it, or the row that cannot be used, once the examiner counted it.
 
     `convert` also returns the pair's lengths in tokens, if it has tokens, and raises UnusableRowError to skip a pair.
     """
@@ -28,8 +28,8 @@ def examine(
             except UnusableRowError as error:
                 skipped = SkippedRow(row.number, error.message, error.kind)
             else:
-                doctor.see(row, lengths)
+                examiner.add_pair(row, lengths)
                 yield row, converted
                 continue
-        doctor.skip(skipped)
+        examiner.add_skipped(skipped)
         yield skipped

@@ -29,7 +29,7 @@ _ROLES = {
 }
 _CONVERSATION_COLUMNS = ("conversations", "conversation", "messages")
 _LIST_COLUMNS_SHOWN = 12
-_LONGEST_REASON = 300
+_MAX_REASON_LENGTH = 300
 
 
 UnusableKind = Literal["unusable", "empty_side", "differing_prompts"]
@@ -39,7 +39,7 @@ class UnusableRowError(DataError):
     """A row that cannot be converted to a pair; the message is the reason."""
 
     def __init__(self, message: str, kind: UnusableKind = "unusable") -> None:
-        super().__init__(shorten(message, _LONGEST_REASON).encode("utf-8", "replace").decode(), kind)
+        super().__init__(shorten(message, _MAX_REASON_LENGTH).encode("utf-8", "replace").decode(), kind)
 
     @property
     def kind(self) -> UnusableKind:
@@ -158,8 +158,8 @@ def _joined_parts(parts: list[Any], column: str) -> str:
 
 def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:
     """Return the common beginning of two conversations, excluding the last message of each."""
-    most = min(len(chosen), len(rejected)) - 1
-    count = next((index for index in range(most) if chosen[index] != rejected[index]), max(most, 0))
+    max_shared = min(len(chosen), len(rejected)) - 1
+    count = next((index for index in range(max_shared) if chosen[index] != rejected[index]), max(max_shared, 0))
     return list(chosen[:count])
 
 

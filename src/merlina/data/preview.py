@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
-from merlina.data.doctor import Doctor, Lengths
 from merlina.data.examination import examine
 from merlina.data.formats import MARKERS, formatter
 from merlina.data.pairs import Pair
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import open_rows
+from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.data.truncation import truncate_name, truncate_row
 from merlina.errors import DataError
 from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat
@@ -44,8 +44,8 @@ def preview_rows(
     """Return up to `limit` rows, each truncated to what a response may contain. Raises DataError."""
     samples: list[dict[str, Any]] = []
     columns: dict[str, None] = {}
-    most = min(limit, config.max_samples or limit)
-    for row in islice(open_rows(config.source, file, token, limit=row_limit), most):
+    max_rows = min(limit, config.max_samples or limit)
+    for row in islice(open_rows(config.source, file, token, limit=row_limit), max_rows):
         samples.append(truncate_row(row))
         columns |= dict.fromkeys(row)
     if not samples:
@@ -79,7 +79,7 @@ def preview_formatted(
     row_limit: RowLimit = _USUAL_LIMIT,
 ) -> FormattedPreview:
     """Return up to `limit` samples, with findings on those and on further rows, for up to 0.2 s. Raises DataError."""
-    doctor = Doctor(MARKERS[config.format.format_type])
+    examiner = RowExaminer(MARKERS[config.format.format_type])
     samples: list[dict[str, Any]] = []
     warnings: list[str] = []
     numbers: list[int] = []
@@ -87,7 +87,7 @@ def preview_formatted(
     give_up_at = time.monotonic() + _TIMEOUT_SECONDS
     needs_rejected = config.training_mode != "sft"
     pairs = read_pairs(config, file, token, needs_rejected=needs_rejected, limit=row_limit)
-    for outcome in examine(islice(pairs, _MAX_ROWS_EXAMINED), doctor, show):
+    for outcome in examine(islice(pairs, _MAX_ROWS_EXAMINED), examiner, show):
         if not isinstance(outcome, SkippedRow):
             pair, make_sample = outcome
             numbers.append(pair.number)
@@ -96,10 +96,10 @@ def preview_formatted(
             warnings.append(f"row {outcome.number} can't be used: {outcome.reason}")
         if time.monotonic() > (enough_at if len(samples) == limit else give_up_at):
             break
-    if not doctor.rows:
+    if not examiner.rows:
         raise DataError("The data set has no rows")
     _, held_out = split_pairs(numbers, config.test_size, _PREVIEW_SEED)
-    return FormattedPreview(samples, warnings[:_WARNINGS_SHOWN], doctor.findings(held_out), doctor.rows)
+    return FormattedPreview(samples, warnings[:_WARNINGS_SHOWN], examiner.findings(held_out), examiner.rows)
 
 
 def text_sample_builder(spec: DatasetFormat) -> SampleBuilder:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 _ROW_BYTES = 40_000
-_LONGEST_NAME = 200
+_MAX_NAME_LENGTH = 200
 _DEEPEST_SHOWN = 50
-_LEAST_SHARE = 64
+_MIN_SHARE_BYTES = 64
 
 
 def truncate_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -20,11 +20,13 @@ def truncate_row(row: Mapping[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for place, (name, value) in enumerate(row.items()):
         columns_left = len(row) - place
-        if left.bytes < _LEAST_SHARE:
+        if left.bytes < _MIN_SHARE_BYTES:
             shown["…"] = f"{columns_left:,} more columns"
             break
         name = left.take(truncate_name(name))
-        share = _Budget(left.bytes // columns_left if columns_left * _LEAST_SHARE < left.bytes else _LEAST_SHARE)
+        share = _Budget(
+            left.bytes // columns_left if columns_left * _MIN_SHARE_BYTES < left.bytes else _MIN_SHARE_BYTES
+        )
         given = share.bytes
         shown[name] = _shown(value, share, 0)
         left.bytes -= given - share.bytes
@@ -34,7 +36,7 @@ def truncate_row(row: Mapping[str, Any]) -> dict[str, Any]:
 def truncate_name(name: object) -> str:
     """Return the name of a column or key, truncated to 200 characters."""
     text = _encodable(str(name))
-    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"
+    return text if len(text) <= _MAX_NAME_LENGTH else f"{text[:_MAX_NAME_LENGTH]}…"
 
 
 class _Budget:
@@ -70,7 +72,7 @@ def _shown_object(value: Mapping[Any, Any], budget: _Budget, depth: int) -> dict
     shown: dict[str, Any] = {}
     budget.bytes -= 2
     for place, (name, inner) in enumerate(value.items()):
-        if budget.bytes < _LEAST_SHARE:
+        if budget.bytes < _MIN_SHARE_BYTES:
             shown["…"] = f"{len(value) - place:,} more keys"
             break
         shown[budget.take(truncate_name(name))] = _shown(inner, budget, depth + 1)
@@ -81,7 +83,7 @@ def _shown_list(value: list[Any] | tuple[Any, ...], budget: _Budget, depth: int)
     shown: list[Any] = []
     budget.bytes -= 2
     for place, inner in enumerate(value):
-        if budget.bytes < _LEAST_SHARE:
+        if budget.bytes < _MIN_SHARE_BYTES:
             shown.append(f"… ({len(value) - place:,} more items)")
             break
         shown.append(_shown(inner, budget, depth + 1))
@@ -90,10 +92,10 @@ def _shown_list(value: list[Any] | tuple[Any, ...], budget: _Budget, depth: int)
 
 def _shown_text(value: Any, budget: _Budget) -> str:
     text = _text_of(value)
-    kept = _encodable(text[: max(budget.bytes, _LEAST_SHARE)])
-    while (size := _size(kept)) > max(budget.bytes, _LEAST_SHARE) and len(kept) > 1:
+    kept = _encodable(text[: max(budget.bytes, _MIN_SHARE_BYTES)])
+    while (size := _size(kept)) > max(budget.bytes, _MIN_SHARE_BYTES) and len(kept) > 1:
         # Escapes and non-ASCII text take several bytes per character.
-        kept = kept[: max(1, len(kept) * max(budget.bytes, _LEAST_SHARE) // size)]
+        kept = kept[: max(1, len(kept) * max(budget.bytes, _MIN_SHARE_BYTES) // size)]
     left_out = len(text) - len(kept)
     budget.bytes -= _size(kept)
     return kept if left_out <= 0 else f"{kept}… ({left_out:,} more characters)"

@@ -50,7 +50,7 @@ class Broadcast:
                 self._note_end(record.job_id)
         _wake(waiters)
 
-    def forget(self, job_id: str) -> None:
+    def discard_channel(self, job_id: str) -> None:
         """Discard the channel of a deleted job, and wake its subscribers."""
         with self._lock:
             channel = self._channels.pop(job_id, None)
@@ -104,7 +104,7 @@ class Broadcast:
 
 def _moment(record: JobRecord) -> tuple[int, int]:
     """Return numbers that only grow: two threads may publish in a different order than they wrote."""
-    return record.last_seq, record.operations
+    return record.last_seq, record.command_count
 
 
 def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:

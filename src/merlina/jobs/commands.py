@@ -133,7 +133,7 @@ class JobCommands:
                 resumption.announce_to(folder)
                 reach(FaultPoint.RESUME_CLAIMED)
 
-            _, queued = self.moves.operate(record, changes, before_commit)
+            _, queued = self.moves.execute_command(record, changes, before_commit)
             undo.pop_all()
         reach(FaultPoint.RESUME_QUEUED)
         self.wake()
@@ -256,7 +256,7 @@ class JobCommands:
                     undo.callback(request_start_over, folder, wanted=True)
                     request_start_over(folder, wanted=False)
 
-            outcome = self.moves.operate(found, changes, before_commit)
+            outcome = self.moves.execute_command(found, changes, before_commit)
             undo.pop_all()
         return outcome
 

@@ -76,16 +76,16 @@ def _write_related(new: Sequence[Event], connection: Connection, before: JobReco
     rows: list[metrics.MetricRecord] = []
     for event in new:
         if isinstance(event, events.Resumed):
-            metrics.record(connection, before.number, rows)
-            metrics.forget_after(connection, before.number, event.step)
+            metrics.add_rows(connection, before.number, rows)
+            metrics.delete_after(connection, before.number, event.step)
             rows = []
         elif isinstance(event, events.Metrics):
             rows.append(metrics.MetricRecord(event.step, event.time, event.metrics))
         elif isinstance(event, events.Moved):
             jobs.move_model(connection, event.folder, event.kept_as, by=before.job_id)
-    metrics.record(connection, before.number, rows)
+    metrics.add_rows(connection, before.number, rows)
     if after.output_dir is not None and after.output_dir != before.output_dir:
-        jobs.claim_output_dir(connection, after.output_dir, after.job_id)
+        jobs.take_output_dir(connection, after.output_dir, after.job_id)
 
 
 def end_of_log(folder: RunFolder) -> int:

@@ -53,7 +53,7 @@ class Moves:
         """Insert a job that the database lost, in the state that its run folder shows."""
         return self._commit(lambda connection: jobs.add(connection, dict(values)))
 
-    def operate(
+    def execute_command(
         self,
         record: JobRecord,
         decide: Callable[[JobRecord], Changes],
@@ -68,7 +68,7 @@ class Moves:
             changes = decide(record)
             if not changes:
                 return record, record
-            changed = self.change(record, {**changes, "operations": record.operations + 1}, before_commit)
+            changed = self.change(record, {**changes, "command_count": record.command_count + 1}, before_commit)
             if changed is not None:
                 return record, changed
             record = self._read_unless_changed_by_request(record)
@@ -135,7 +135,7 @@ class Moves:
         """Delete a job's row with its metrics, and notify its subscribers."""
         with self.database.write() as connection:
             jobs.remove(connection, record.job_id)
-        self.broadcast.forget(record.job_id)
+        self.broadcast.discard_channel(record.job_id)
 
     def _commit(self, write: Callable[[Connection], _Result], events: Sequence[Event] = ()) -> _Result:
         """Run `write` in a transaction, and publish its record once that is committed."""
@@ -150,7 +150,7 @@ class Moves:
             current = jobs.get(connection, record.job_id)
         if current is None or current.deleting:
             raise ConflictError(f"Job {record.job_id} was deleted by another request at the same time")
-        if current.operations != record.operations:
+        if current.command_count != record.command_count:
             raise ConflictError(
                 f"Job {record.job_id} was changed by another request at the same time; it is "
                 f"{describe_state(current)} now"

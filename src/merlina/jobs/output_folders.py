@@ -28,7 +28,7 @@ def refuse_nested(connection: Connection, target_dir: str, job_id: str | None = 
 
     `job_id` is the job that the folder is for, if it exists already.
     """
-    around = jobs.saving_around(connection, target_dir, without=job_id)
+    around = jobs.jobs_with_nested_models(connection, target_dir, excluding=job_id)
     if around:
         other = around[0]
         raise ConflictError(

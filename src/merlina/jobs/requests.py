@@ -49,20 +49,20 @@ def reason_to_pause(record: JobRecord) -> str:
     return f"preempted by {record.preempted_by}, which has high priority"
 
 
-class Requested(TypedDict):
+class OpenRequests(TypedDict):
     """The requests that a running job has not completed."""
 
     stop_requested: bool
     pause_requested: bool
 
 
-def requested(record: JobRecord | Summary) -> Requested:
+def open_requests(record: JobRecord | Summary) -> OpenRequests:
     """Return which requests to a running job are not completed."""
     stops = record.state in RUN_STATES and record.stop_requested_at is not None
-    return {"stop_requested": stops, "pause_requested": is_to_pause(record)}
+    return {"stop_requested": stops, "pause_requested": is_pause_pending(record)}
 
 
-def is_to_pause(record: JobRecord | Summary) -> bool:
+def is_pause_pending(record: JobRecord | Summary) -> bool:
     """Return whether a pause was requested that the worker can still complete, and that no stop outweighs."""
     wanted = record.pause_requested_at is not None and record.stop_requested_at is None
     return wanted and record.state in PAUSABLE_STATES

@@ -13,7 +13,7 @@ from merlina.jobs.output_folders import owner_among
 from merlina.schemas.jobs import PRIORITY_NUMBER
 from merlina.storage.jobs import JobRecord
 
-_LEAST_FREE_MIB = 32
+_MIN_FREE_MIB = 32
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Plan:
 def shortage_of_disk(runs_dir: Path) -> str | None:
     """Return what jobs wait for if the disk lacks space for a run's first files; None if it has enough."""
     free_mib = shutil.disk_usage(runs_dir).free >> 20
-    if free_mib >= _LEAST_FREE_MIB:
+    if free_mib >= _MIN_FREE_MIB:
         return None
-    return f"disk space: {free_mib} MiB are free in {runs_dir}, and a run needs at least {_LEAST_FREE_MIB} MiB"
+    return f"disk space: {free_mib} MiB are free in {runs_dir}, and a run needs at least {_MIN_FREE_MIB} MiB"
 
 
 def plan(
@@ -86,15 +86,15 @@ class _Capacity:
     share_gpus: bool
     starts: list[Start] = field(default_factory=list)
 
-    def offer(self, record: JobRecord, without: Sequence[JobRecord] = ()) -> tuple[list[int] | None, str | None]:
-        """Return the GPUs that `record` gets if the jobs `without` end, or what it would still wait for."""
-        stay = [one for one in self.running if one not in without]
-        held = [*(one.gpus for one in stay), *(start.gpus for start in self.starts)]
+    def offer(self, record: JobRecord, excluding: Sequence[JobRecord] = ()) -> tuple[list[int] | None, str | None]:
+        """Return the GPUs that `record` gets if the jobs `excluding` end, or what it would still wait for."""
+        remaining = [one for one in self.running if one not in excluding]
+        held = [*(one.gpus for one in remaining), *(start.gpus for start in self.starts)]
         busy = {index for indices in held for index in indices or []}
         chosen, reason = _choose_gpus(record, self.gpus, set() if self.share_gpus else busy)
-        if len(stay) + len(self.starts) >= self.slots:
+        if len(remaining) + len(self.starts) >= self.slots:
             return chosen, reason or "a free slot"
-        owner = owner_among([*stay, *(start.record for start in self.starts)], record) if reason is None else None
+        owner = owner_among([*remaining, *(start.record for start in self.starts)], record) if reason is None else None
         return chosen, reason or (f"{owner.job_id}, which saves into the same folder" if owner else None)
 
 

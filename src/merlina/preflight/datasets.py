@@ -8,7 +8,7 @@ from merlina.schemas.inspection import DataFacts
 
 
 def check_rows(facts: DataFacts | None, problem: str | None) -> CheckResult:
-    """Return an error if the data set has no usable rows, otherwise the data doctor's findings as warnings."""
+    """Return an error if the data set has no usable rows, otherwise the row examiner's findings as warnings."""
     if facts is None:
         return CheckResult() if problem is None else error("dataset", problem)
     if facts.rows == 0:

@@ -21,9 +21,9 @@ from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.parsing.json_text import why_not_json
 from merlina.schemas.training import TrainingConfig
 
-_LARGEST_CONFIG = 16 * 1024**2
+_MAX_CONFIG_BYTES = 16 * 1024**2
 # Larger files are parsed by the helper process, which has a memory limit.
-_LARGEST_PARSED_CONFIG = 1024**2
+_MAX_PARSED_CONFIG_LENGTH = 1024**2
 
 
 def check_model(base_model: str, token: str | None, hub: HubReachability) -> CheckResult:
@@ -137,8 +137,8 @@ def _check_folder(path: Path) -> CheckResult:
     if not config.is_file():
         return error("base_model", f"the folder {path} has no config.json, so it is not a transformers model")
     try:
-        text = read_small_file(config, _LARGEST_CONFIG)
-        if len(text) <= _LARGEST_PARSED_CONFIG:
+        text = read_small_file(config, _MAX_CONFIG_BYTES)
+        if len(text) <= _MAX_PARSED_CONFIG_LENGTH:
             json.loads(text)
     except OSError as failure:
         return error("base_model", f"{config} can't be read: {failure.strerror}")

@@ -8,7 +8,7 @@ FOLDER = Path(__file__).parent
 PAIRS = FOLDER / "wizard_pairs.jsonl"
 DEMO_CONFIG = FOLDER / "demo.yaml"
 
-# Words that show the trained habit in an answer; no rejected answer contains one.
+# Words that only the chosen answers contain, by which the effect of training is measured.
 WIZARD_WORDS = ("scroll", "rune", "staff", "tower", "crystal ball", "spell book", "wizard", "cauldron", "wand", "magic")
 
 # Held-out questions: none of them occurs in the pairs.
@@ -16,5 +16,5 @@ QUESTIONS = ("What is the capital of Italy?", "Why do birds migrate?", "How do I
 
 
 def has_wizard_words(answer: str) -> bool:
-    """Return whether an answer shows the habit that the pairs teach."""
+    """Return whether an answer contains one of the words that the pairs teach."""
     return any(word in answer.lower() for word in WIZARD_WORDS)

@@ -9,7 +9,7 @@ from pydantic import Field, RootModel, field_validator
 from merlina.schemas.base import RequestModel, ResponseModel
 
 Side = Literal["base", "tuned"]
-Place = Literal["left", "right"]
+Position = Literal["left", "right"]
 Better = Literal["left", "right", "tie"]
 Winner = Literal["base", "tuned", "tie"]
 
@@ -174,7 +174,7 @@ class Comparison(ResponseModel):
     right: str
     created_at: str = Field(description="UTC, ISO 8601 with offset.")
     better: Better | None = Field(description="The vote; null before it.")
-    tuned: Place | None = Field(description="Side of the tuned model's answer; null before the vote.")
+    tuned: Position | None = Field(description="Side of the tuned model's answer; null before the vote.")
     winner: Winner | None = Field(description="Model with the better answer; null before the vote.")
 
 

@@ -21,7 +21,7 @@ from merlina.schemas.parsing.json_text import why_not_json
 from merlina.schemas.parsing.stored_config import PartialConfig, check_partial, read_stored_partial
 
 _log = logging.getLogger(__name__)
-_LARGEST_FILE = 1024**2
+_MAX_FILE_BYTES = 1024**2
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def _as_bytes(saved: SavedConfig) -> bytes:
 def _parse(path: Path) -> SavedConfig | None:
     """Return the configuration in a file; None if there is no such file or it holds something else."""
     try:
-        return _as_saved(json.loads(read_small_file(path, _LARGEST_FILE)))
+        return _as_saved(json.loads(read_small_file(path, _MAX_FILE_BYTES)))
     except (OSError, ValueError, RecursionError):
         return None
 
@@ -149,7 +149,7 @@ def _as_saved(content: object) -> SavedConfig | None:
 
 def _read_json_object(path: Path) -> PartialConfig:
     try:
-        content = json.loads(read_small_file(path, _LARGEST_FILE))
+        content = json.loads(read_small_file(path, _MAX_FILE_BYTES))
     except OSError as error:
         raise InvalidRequestError(f"filepath: {path} cannot be read as a configuration: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -54,7 +54,7 @@ class JobRecord:
     deleting: bool
     last_seq: int
     log_offset: int
-    operations: int
+    command_count: int
     skipped_lines: int
 
     @property
@@ -72,7 +72,8 @@ class JobRecord:
 
 
 _FIELDS = [field.name for field in fields(JobRecord)]
-_COLUMNS = [jobs.c[name] for name in _FIELDS]
+# Labelled with the field, because a column may have another name in the database.
+_COLUMNS = [jobs.c[name].label(name) for name in _FIELDS]
 # A list of states, so that the index is used: there may be a hundred thousand other jobs.
 _RUNNING = jobs.c.state.in_(RUN_STATES)
 _QUEUE_ORDER = (jobs.c.priority.desc(), jobs.c.number)
@@ -181,13 +182,13 @@ def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
     return [record for record in _records(connection, condition) if not record.is_running]
 
 
-def paused_for_now(connection: Connection) -> list[JobRecord]:
+def temporarily_paused(connection: Connection) -> list[JobRecord]:
     """Return paused jobs that do not stay paused: they were preempted, or a stop was requested meanwhile."""
     is_temporary = jobs.c.preempted_by.is_not(None) | jobs.c.stop_requested_at.is_not(None)
     return _records(connection, (jobs.c.state == "paused") & is_temporary)
 
 
-def last_to_save(connection: Connection, output_dir: str) -> str | None:
+def owner_of_model(connection: Connection, output_dir: str) -> str | None:
     """Return the id of the job that owns the model in a folder: the last one that saved there."""
     # A job that still uploads its model has not ended.
     saved_at = func.coalesce(jobs.c.ended_at, jobs.c.updated_at)
@@ -200,7 +201,7 @@ def move_model(connection: Connection, folder: str, kept_as: str, *, by: str | N
 
     `by` is the job that moved it; the caller writes its row.
     """
-    owner = last_to_save(connection, folder)
+    owner = owner_of_model(connection, folder)
     owner = None if owner == by else owner
     connection.execute(update(jobs).where(jobs.c.job_id == owner).values(output_dir=kept_as))
     inside = jobs.c.output_dir.startswith(f"{folder}/", autoescape=True)
@@ -212,21 +213,21 @@ def set_output_dir(connection: Connection, job_id: str, output_dir: str | None) 
     connection.execute(update(jobs).where(jobs.c.job_id == job_id).values(output_dir=output_dir))
 
 
-def claim_output_dir(connection: Connection, output_dir: str, job_id: str) -> None:
+def take_output_dir(connection: Connection, output_dir: str, job_id: str) -> None:
     """Assign the folder to the job that has just saved there. Models of other jobs were removed from it."""
     others = (jobs.c.output_dir == output_dir) & (jobs.c.job_id != job_id)
     connection.execute(update(jobs).where(others).values(output_dir=None))
 
 
-def saving_around(connection: Connection, target_dir: str, *, without: str | None) -> list[JobRecord]:
-    """Return jobs other than `without` that have a model inside or around `target_dir` or may still save one there."""
+def jobs_with_nested_models(connection: Connection, target_dir: str, *, excluding: str | None) -> list[JobRecord]:
+    """Return jobs other than `excluding` that have or may save a model inside or around `target_dir`."""
 
     def is_around(column: ColumnElement[str | None]) -> ColumnElement[bool]:
         return column.startswith(f"{target_dir}/", autoescape=True) | (column == str(Path(target_dir).parent))
 
     has_one = is_around(jobs.c.output_dir)
     may_save = is_around(jobs.c.target_dir) & jobs.c.state.not_in(END_STATES)
-    return _records(connection, ~jobs.c.deleting & (jobs.c.job_id != (without or "")) & (has_one | may_save))
+    return _records(connection, ~jobs.c.deleting & (jobs.c.job_id != (excluding or "")) & (has_one | may_save))
 
 
 def needing_data(connection: Connection) -> list[JobRecord]:
@@ -249,7 +250,7 @@ def change(connection: Connection, record: JobRecord, values: Mapping[str, Any])
         (jobs.c.job_id == record.job_id)
         & (jobs.c.state == record.state)
         & (jobs.c.attempt == record.attempt)
-        & (jobs.c.operations == record.operations)
+        & (jobs.c.command_count == record.command_count)
     )
     if connection.execute(update(jobs).where(unchanged).values(**values)).rowcount == 0:
         return None

@@ -23,7 +23,7 @@ class MetricRecord:
     metrics: MetricValues
 
 
-def record(connection: Connection, job_number: int, rows: Iterable[MetricRecord]) -> None:
+def add_rows(connection: Connection, job_number: int, rows: Iterable[MetricRecord]) -> None:
     """Add rows. Metrics of a step that has a row already are merged into it."""
     fresh = list(rows)
     if not fresh:
@@ -41,13 +41,13 @@ def record(connection: Connection, job_number: int, rows: Iterable[MetricRecord]
         set_={name: query.excluded[name] for name in ("timestamp", "metrics", "evaluated")},
     )
     connection.execute(query, [_values(job_number, row) for row in merged.values()])
-    _count_in(connection, job_number, len(merged.keys() - existing.keys()))
+    _add_to_row_count(connection, job_number, len(merged.keys() - existing.keys()))
 
 
-def forget_after(connection: Connection, job_number: int, step: int) -> None:
+def delete_after(connection: Connection, job_number: int, step: int) -> None:
     """Delete the rows of steps that a resumed run repeats."""
     dropped = connection.execute(delete(metrics).where(metrics.c.job_number == job_number, metrics.c.step > step))
-    _count_in(connection, job_number, -dropped.rowcount)
+    _add_to_row_count(connection, job_number, -dropped.rowcount)
 
 
 def rows(
@@ -102,12 +102,12 @@ def _are_more(connection: Connection, matches: ColumnElement[bool], than: int) -
 def _thinned(connection: Connection, job_number: int, matches: ColumnElement[bool], points: int) -> ColumnElement[bool]:
     """Return a condition that selects `points` rows of those that match."""
     # The other rows include the first and the last.
-    most = max(0, points - 2) // 2
+    limit = max(0, points - 2) // 2
     evaluated = matches & metrics.c.evaluated
-    if not most:
+    if not limit:
         return metrics.c.step.in_(_spread(connection, job_number, matches, points))
-    if _are_more(connection, evaluated, most):
-        evaluations, count = _spread(connection, job_number, evaluated, most, evaluated=True), most
+    if _are_more(connection, evaluated, limit):
+        evaluations, count = _spread(connection, job_number, evaluated, limit, evaluated=True), limit
     else:
         evaluations = select(metrics.c.step).where(evaluated)
         count = len(list(connection.execute(evaluations)))
@@ -147,6 +147,6 @@ def _between(connection: Connection, job_number: int, first: int, last: int) -> 
     return {row.step: MetricRecord(*row) for row in connection.execute(query)}
 
 
-def _count_in(connection: Connection, job_number: int, rows: int) -> None:
+def _add_to_row_count(connection: Connection, job_number: int, rows: int) -> None:
     changed = {"metric_rows": jobs.c.metric_rows + rows}
     connection.execute(update(jobs).where(jobs.c.number == job_number).values(changed))

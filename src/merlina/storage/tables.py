@@ -73,8 +73,8 @@ jobs = Table(
     Column("log_offset", Integer, nullable=False, server_default="0"),
     # The number of the job's rows in `metrics`: counting a million rows takes too long.
     Column("metric_rows", Integer, nullable=False, server_default="0"),
-    # The number of requests that changed the job: of two decided on the same row, the second is refused.
-    Column("operations", Integer, nullable=False, server_default="0"),
+    # The number of commands that changed the job: of two decided on the same row, the second is refused.
+    Column("operations", Integer, key="command_count", nullable=False, server_default="0"),
     # The number of lines of the run's event log that could not be applied.
     Column("skipped_lines", Integer, nullable=False, server_default="0"),
     Index(None, "state", "priority", "number"),
@@ -89,7 +89,7 @@ metrics = Table(
     Column("job_number", Integer, ForeignKey("jobs.number", ondelete="CASCADE"), primary_key=True),
     Column("step", Integer, primary_key=True),
     Column("timestamp", Float, nullable=False),
-    # In the database the column has its first name.
+    # The column keeps its original name in the database.
     Column("figures", JSON, key="metrics", nullable=False),
     # Whether evaluation metrics are included: those rows are few, and thinning must keep them.
     Column("evaluated", Boolean, nullable=False, server_default=false()),

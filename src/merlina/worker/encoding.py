@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from merlina.data.doctor import Lengths
 from merlina.data.formats import Rendered, formatter
 from merlina.data.pairs import Message, Pair, UnusableRowError
+from merlina.data.row_examiner import Lengths
 from merlina.schemas.datasets import DatasetFormat
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.tokens import PairTokenizer, TokenPair, Truncation, end_token

@@ -19,8 +19,8 @@ from merlina.runs import write_private
 
 SESSION_COOKIE = "merlina_session"
 SESSION_SECONDS = 30 * 24 * 3600
-_MAX_ATTEMPTS = 10
-_ATTEMPTS_SECONDS = 300.0
+_MAX_WRONG_KEYS = 10
+_COUNTING_SECONDS = 300.0
 _MAX_ADDRESSES = 10_000
 
 
@@ -54,7 +54,7 @@ class LoggedOut:
 
 
 @dataclass
-class Attempts:
+class WrongKeys:
     """Counts wrong keys per address, in logins and in headers: an address may send 10 in 5 minutes.
 
     Beyond that even the right key is refused, since it may be a guess; except in headers from an address that has sent
@@ -83,17 +83,17 @@ class Attempts:
             self._check(address)
             if len(self._failures) >= _MAX_ADDRESSES:
                 self._failures = {known: times for known in list(self._failures) if (times := self._recent(known))}
-            self._failures.setdefault(address, deque(maxlen=_MAX_ATTEMPTS)).append(time.monotonic())
+            self._failures.setdefault(address, deque(maxlen=_MAX_WRONG_KEYS)).append(time.monotonic())
 
     def _check(self, address: str) -> None:
         recent = self._recent(address)
-        if len(recent) >= _MAX_ATTEMPTS:
-            wait = math.ceil(recent[0] + _ATTEMPTS_SECONDS - time.monotonic())
-            raise TooManyAttemptsError(f"Too many failed logins from {address}", wait)
+        if len(recent) >= _MAX_WRONG_KEYS:
+            wait = math.ceil(recent[0] + _COUNTING_SECONDS - time.monotonic())
+            raise TooManyAttemptsError(f"Too many wrong API keys from {address}", wait)
 
     def _recent(self, address: str) -> deque[float]:
         times = self._failures.get(address, deque())
-        while times and times[0] < time.monotonic() - _ATTEMPTS_SECONDS:
+        while times and times[0] < time.monotonic() - _COUNTING_SECONDS:
             times.popleft()
         return times
 
@@ -104,7 +104,7 @@ class Sessions:
 
     key: bytes
     logged_out: LoggedOut
-    attempts: Attempts = field(default_factory=Attempts)
+    wrong_keys: WrongKeys = field(default_factory=WrongKeys)
 
     def is_key(self, given: str) -> bool:
         """Compare with the key in constant time."""
@@ -140,9 +140,9 @@ class Sessions:
 
     def _is_authorized_key(self, given: str, address: str) -> bool:
         if self.is_key(given):
-            self.attempts.succeeded(address)
+            self.wrong_keys.succeeded(address)
             return True
-        self.attempts.failed(address)
+        self.wrong_keys.failed(address)
         return False
 
     def _sign(self, session: str) -> str:

@@ -44,9 +44,9 @@ async def train(
 
     A preemptible low-priority job is paused while a high-priority job needs its slot or GPU, and is then queued again.
     """
-    greeting = "Training spell cast!"
+    prefix = "Training spell cast!"
     return await run_in_thread(
-        services.long_request_threads, _submit, services, config, priority, greeting, preemptible=preemptible
+        services.long_request_threads, _submit, services, config, priority, prefix, preemptible=preemptible
     )
 
 
@@ -214,7 +214,7 @@ def _resume(services: Services, job_id: str, *, force: bool) -> JobCreated:
 
 
 def _submit(
-    services: Services, config: TrainingConfig, priority: Priority, greeting: str, *, preemptible: bool
+    services: Services, config: TrainingConfig, priority: Priority, prefix: str, *, preemptible: bool
 ) -> JobCreated:
     report = services.preflight.check(config)
     if report.errors:
@@ -225,13 +225,13 @@ def _submit(
     )
     unused = [f"preemptible: a job of {priority} priority is never preempted; only low-priority jobs are"]
     ignored = unused if preemptible and priority != "low" else []
-    return _queued(services, record, greeting, [*report.warnings, *ignored])
+    return _queued(services, record, prefix, [*report.warnings, *ignored])
 
 
-def _queued(services: Services, record: JobRecord, greeting: str, warnings: list[str]) -> JobCreated:
+def _queued(services: Services, record: JobRecord, prefix: str, warnings: list[str]) -> JobCreated:
     # The job may have started since the commit, in which case it was the first in the queue.
     position = _position(services, record) or 1
-    message = f"{greeting} Job {record.job_id} queued at position {position}."
+    message = f"{prefix} Job {record.job_id} queued at position {position}."
     return JobCreated(job_id=record.job_id, status="queued", message=message, warnings=warnings)
 
 

@@ -19,11 +19,11 @@ def login(credentials: LoginRequest, request: Request, response: Response, servi
     if sessions is None:
         return SessionState(login_required=False, logged_in=True)
     address = address_of(request)
-    sessions.attempts.check(address)
+    sessions.wrong_keys.check(address)
     if not sessions.is_key(credentials.api_key.get_secret_value()):
-        sessions.attempts.failed(address)
+        sessions.wrong_keys.failed(address)
         raise UnauthorizedError("The API key is not valid for this server")
-    sessions.attempts.succeeded(address)
+    sessions.wrong_keys.succeeded(address)
     response.set_cookie(
         SESSION_COOKIE,
         sessions.new(),

@@ -47,11 +47,11 @@ _PARSE_SECONDS = 24 * 3600.0
 
 async def accept_upload(request: Request, services: Services) -> UploadRecord:
     """Receive and store an upload. Raises the errors of receiving and parsing, after which no file is left."""
-    slots = services.uploads
-    async with slots.receiving(), _incoming_in_threads(services) as incoming:
+    limits = services.uploads
+    async with limits.receiving(), _incoming_in_threads(services) as incoming:
         max_bytes = services.settings.max_upload_size_mb * 1024**2
-        filename = await receive_file(request, incoming.file, max_bytes, slots.threads)
-        return await run_while_connected(request, slots.parsing, _store_unless_closed, services, incoming, filename)
+        filename = await receive_file(request, incoming.file, max_bytes, limits.threads)
+        return await run_while_connected(request, limits.parsing, _store_unless_closed, services, incoming, filename)
 
 
 def _store_unless_closed(

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import DataError
 
-_LONGEST_HEADER = 1024**2
+_MAX_HEADER_BYTES = 1024**2
 _SEPARATORS = ",;\t|"
 
 
@@ -98,7 +98,7 @@ def _lines_of_cells(path: Path, limit: RowLimit) -> Iterator[_Lines]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         lines: _Lines | None = None
         try:
-            header = file.readline(_LONGEST_HEADER)
+            header = file.readline(_MAX_HEADER_BYTES)
             file.seek(0)
             lines = _Lines(_BoundedText(file, limit), _separator(header))
             yield lines

@@ -15,10 +15,10 @@ from merlina.schemas.parsing.json_text import TOO_DEEP, TOO_MANY_DIGITS, has_mor
 
 HEAD_BYTES = 1024**2
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_MOST_VALUES_IN_COLUMNS = 4_000_000
-_LARGEST_COLUMNS = 64 * 1024**2
+_MAX_VALUES_IN_COLUMNS = 4_000_000
+_MAX_COLUMNS_BYTES = 64 * 1024**2
 # In a truncated text, the parser reports an error within the last literal or escape, which is no longer than this.
-_LONGEST_WORD = 16
+_MAX_WORD_LENGTH = 16
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -82,7 +82,7 @@ def _begins_in_several_lines(head: bytes) -> bool:
     first, _, rest = head.partition(b"\n")
     if not rest or _is_json(first) or not _is_unfinished(first, 0):
         return False
-    is_whole = _is_json(head) or _is_unfinished(head, _LONGEST_WORD if len(head) == HEAD_BYTES else 0)
+    is_whole = _is_json(head) or _is_unfinished(head, _MAX_WORD_LENGTH if len(head) == HEAD_BYTES else 0)
     return is_whole or not _is_json_object(rest.lstrip().partition(b"\n")[0])
 
 
@@ -129,7 +129,7 @@ def _lines(path: Path, limit: RowLimit) -> Iterator[tuple[int, bytes]]:
 
 def _json_object(line: bytes, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line.rstrip(), parse_constant=_no_number)
+        value = json.loads(line.rstrip(), parse_constant=_constant_as_null)
     except UnicodeDecodeError as error:
         raise DataError(f"line {number} is not UTF-8 text ({error.reason} at byte {error.start})") from error
     except json.JSONDecodeError as error:
@@ -144,8 +144,8 @@ def _json_object(line: bytes, number: int) -> dict[str, Any]:
     return value
 
 
-def _no_number(_text: str) -> None:
-    """Read NaN and infinities as a missing value."""
+def _constant_as_null(_text: str) -> None:
+    """Return None for NaN and infinities, which JSON does not have."""
     return
 
 
@@ -207,7 +207,7 @@ class _Window:
         self._file = file
         self._limit = limit
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
-        self._parse = json.JSONDecoder(parse_constant=_no_number).raw_decode
+        self._parse = json.JSONDecoder(parse_constant=_constant_as_null).raw_decode
         self._text = ""
         self._at = 0
         self._lines_before = 0
@@ -233,7 +233,7 @@ class _Window:
             try:
                 value, end = self._parse(self._text, self._at)
             except json.JSONDecodeError as error:
-                cut = error.pos > len(self._text) - _LONGEST_WORD or _is_cut_text(error)
+                cut = error.pos > len(self._text) - _MAX_WORD_LENGTH or _is_cut_text(error)
                 if self._ended or not cut:
                     raise
                 if len(self._text) - self._at > self._limit.size:
@@ -261,19 +261,19 @@ class _Window:
 
 def _read_one_object(file: BinaryIO, size: int, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Yield the rows of an object of columns, or the object itself. Either is read into memory as a whole."""
-    if size > _LARGEST_COLUMNS:
+    if size > _MAX_COLUMNS_BYTES:
         raise DataError(
-            f"The JSON file is one object and larger than {_LARGEST_COLUMNS // 1024**2} MB, so it "
+            f"The JSON file is one object and larger than {_MAX_COLUMNS_BYTES // 1024**2} MiB, so it "
             "can't be read row by row. Write it as JSONL, CSV or Parquet"
         )
     text = file.read()
-    if has_more_values(text, _MOST_VALUES_IN_COLUMNS):
+    if has_more_values(text, _MAX_VALUES_IN_COLUMNS):
         raise DataError(
-            f"The JSON file is one object with more than {_MOST_VALUES_IN_COLUMNS:,} values, so it "
+            f"The JSON file is one object with more than {_MAX_VALUES_IN_COLUMNS:,} values, so it "
             "can't be read row by row. Write it as JSONL, CSV or Parquet"
         )
     try:
-        value: dict[str, Any] = json.loads(text, parse_constant=_no_number)
+        value: dict[str, Any] = json.loads(text, parse_constant=_constant_as_null)
     except (ValueError, RecursionError) as error:
         raise DataError(f"The file {why_not_json(error)}") from error
     rows = _rows_of_columns(value) if _are_columns(value) else iter([value] if value else [])

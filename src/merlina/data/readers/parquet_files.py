@@ -14,10 +14,10 @@ from merlina.errors import DataError, first_line
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1024**2
 # Compression shrinks text about ten times. A file that decompresses to 200 times its size is treated as an attack.
-_LARGEST_GROWTH = 200
+_MAX_GROWTH = 200
 _ALWAYS_ALLOWED = 256 * 1024**2
-_LARGEST_BATCH = 1024**3
-_MOST_VALUES_AT_ONCE = 100_000
+_MAX_BATCH_BYTES = 1024**3
+_MAX_VALUES_AT_ONCE = 100_000
 
 
 def read_parquet(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
@@ -48,7 +48,7 @@ def _small_batches(path: Path, limit: RowLimit, *, checked: bool = False) -> Ite
     number = 0
     for batch in _batches(path, checked=checked):
         limit.check_columns(batch.num_columns, "the Parquet file")
-        if _unpacked_size(batch) <= limit.size and _value_count(batch) <= _MOST_VALUES_AT_ONCE:
+        if _unpacked_size(batch) <= limit.size and _value_count(batch) <= _MAX_VALUES_AT_ONCE:
             yield batch
         else:
             for offset in range(batch.num_rows):
@@ -90,14 +90,14 @@ def _batches(path: Path, *, checked: bool = False) -> Iterator[Any]:
     import pyarrow
 
     number, unpacked = 0, 0
-    may_unpack = max(_ALWAYS_ALLOWED, path.stat().st_size * _LARGEST_GROWTH)
+    may_unpack = max(_ALWAYS_ALLOWED, path.stat().st_size * _MAX_GROWTH)
     with _opened(path) as file:
-        _check_claims(file.metadata)
+        _check_declared_sizes(file.metadata)
         try:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 size = _unpacked_size(batch)
                 unpacked += size
-                if unpacked > may_unpack or size > _LARGEST_BATCH:
+                if unpacked > may_unpack or size > _MAX_BATCH_BYTES:
                     raise DataError(_unpacks_to_too_much(number, unpacked))
                 if checked:
                     batch.validate(full=True)
@@ -115,20 +115,20 @@ def _unpacked_size(batch: Any) -> int:
     return int(batch.nbytes + sum(column.dictionary_decode().nbytes for column in shared))
 
 
-def _check_claims(metadata: Any) -> None:
+def _check_declared_sizes(metadata: Any) -> None:
     """Check the sizes that the file states in its metadata, before decompressing. Raises DataError."""
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         columns = [group.column(number) for number in range(group.num_columns)]
         packed = sum(column.total_compressed_size for column in columns)
         unpacked = sum(column.total_uncompressed_size for column in columns)
-        if unpacked > max(_ALWAYS_ALLOWED, packed * _LARGEST_GROWTH):
+        if unpacked > max(_ALWAYS_ALLOWED, packed * _MAX_GROWTH):
             raise DataError(_unpacks_to_too_much(0, unpacked))
 
 
 def _unpacks_to_too_much(row: int, unpacked: int) -> str:
     return (
-        f"The Parquet file decompresses to more than {_LARGEST_GROWTH} times its size ({unpacked / 1024**2:,.0f} MB by "
+        f"The Parquet file decompresses to more than {_MAX_GROWTH} times its size ({unpacked / 1024**2:,.0f} MiB by "
         f"row {row}), which is refused. Write it with less repetition, or as JSONL"
     )
 

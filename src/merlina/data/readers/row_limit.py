@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from merlina.domain.units import MIB
 from merlina.errors import DataError
 from merlina.schemas.parsing.json_text import has_more_values
 
-_MB = 1024**2
-_MOST_VALUES = 1_000_000
-_MOST_COLUMNS = 10_000
+_MAX_VALUES = 1_000_000
+_MAX_COLUMNS = 10_000
 _BYTES_PER_VALUE = 8
 
 
@@ -19,17 +19,17 @@ _BYTES_PER_VALUE = 8
 class RowLimit:
     """Limits on a row: `size` bytes of text, 10,000 columns and 1,000,000 nested values."""
 
-    size: int = 16 * _MB
+    size: int = 16 * MIB
 
     @staticmethod
     def of_megabytes(megabytes: int) -> RowLimit:
         """Return the limit that MAX_ROW_SIZE_MB sets."""
-        return RowLimit(megabytes * _MB)
+        return RowLimit(megabytes * MIB)
 
     def exceeded(self, place: str) -> DataError:
         """Return the error for a row that is too large; `place` names it, such as "line 3"."""
         return DataError(
-            f"{place} is larger than {self.size // _MB:,} MB, the limit for one row. Split it, raise MAX_ROW_SIZE_MB, "
+            f"{place} is larger than {self.size // MIB:,} MiB, the limit for one row. Split it, raise MAX_ROW_SIZE_MB, "
             "or check the format: a whole file in one line often has the wrong extension"
         )
 
@@ -37,22 +37,22 @@ class RowLimit:
         """Check the text of a row. Raises DataError."""
         if len(text) > self.size:
             raise self.exceeded(place)
-        if len(text) > _MOST_VALUES and has_more_values(text, _MOST_VALUES):
+        if len(text) > _MAX_VALUES and has_more_values(text, _MAX_VALUES):
             raise _too_many_values(place)
 
     def check_json_text(self, text: str, place: str) -> None:
         """Check decoded text of a row. Raises DataError."""
-        if 4 * len(text) > min(self.size, _MOST_VALUES):
+        if 4 * len(text) > min(self.size, _MAX_VALUES):
             self.check_json(text.encode("utf-8", "surrogatepass"), place)
 
     def check_columns(self, columns: int, place: str) -> None:
         """Raise DataError for more than 10,000 columns."""
-        if columns > _MOST_COLUMNS:
-            raise DataError(f"{place} has {columns:,} columns; a row may have at most {_MOST_COLUMNS:,}")
+        if columns > _MAX_COLUMNS:
+            raise DataError(f"{place} has {columns:,} columns; a row may have at most {_MAX_COLUMNS:,}")
 
     def check_values(self, values: int, place: str) -> None:
         """Raise DataError for more than 1,000,000 nested values."""
-        if values > _MOST_VALUES:
+        if values > _MAX_VALUES:
             raise _too_many_values(place)
 
     def check_row(self, row: Mapping[str, Any], place: str) -> None:
@@ -77,4 +77,4 @@ def approximate_size(value: Any, stop_above: int) -> int:
 
 
 def _too_many_values(place: str) -> DataError:
-    return DataError(f"{place} holds more than {_MOST_VALUES:,} values; a row may have at most that many")
+    return DataError(f"{place} holds more than {_MAX_VALUES:,} values; a row may have at most that many")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 # A longer gap between two ticks means that this process was suspended, and most likely its workers as well.
-_LONGEST_GAP = 5.0
+_MAX_GAP_SECONDS = 5.0
 
 
 class AwakeClock:
@@ -23,5 +23,5 @@ class AwakeClock:
 
     def tick(self) -> None:
         now = self._monotonic()
-        self.seconds += min(now - self._last, _LONGEST_GAP)
+        self.seconds += min(now - self._last, _MAX_GAP_SECONDS)
         self._last = now

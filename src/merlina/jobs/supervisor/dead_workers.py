@@ -9,10 +9,10 @@ from merlina.executors.protocol import Executor
 from merlina.jobs.ingest import ingest_all, is_log_intact
 from merlina.jobs.moves import Moves
 from merlina.jobs.output_folders import settle_kept_model
-from merlina.jobs.requests import is_to_pause, reason_to_pause
+from merlina.jobs.requests import is_pause_pending, reason_to_pause
 from merlina.jobs.resuming import complete_placement, describe_next_steps
-from merlina.jobs.supervisor.attempts import Observation
 from merlina.jobs.supervisor.last_events import end_without_log, record_end, record_pause
+from merlina.jobs.supervisor.observations import Observation
 from merlina.placement import last_placement
 from merlina.runs import RunFolder
 from merlina.storage.jobs import JobRecord
@@ -40,7 +40,7 @@ class DeadWorkers:
             lost = f"event log {folder.events_file}" if folder.path.is_dir() else f"run folder {folder.path}"
             reason = f"The run ended because its {lost} was removed or cut while it was running"
             end_without_log(self.moves, record, folder, END_STATE_FOR[EndReason.WORKER_DIED], reason)
-        elif is_to_pause(record):
+        elif is_pause_pending(record):
             message = self._pause_message(record, folder, observed)
             if record_pause(record, folder, reason_to_pause(record), message):
                 ingest_all(self.moves, record, folder)

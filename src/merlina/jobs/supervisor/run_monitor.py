@@ -11,11 +11,11 @@ from pathlib import Path
 from merlina.executors.protocol import Executor
 from merlina.jobs.ingest import ingest_next
 from merlina.jobs.moves import Moves
-from merlina.jobs.requests import deliver_request, is_to_pause
-from merlina.jobs.supervisor.attempts import Attempts, Observation, RequestKind
+from merlina.jobs.requests import deliver_request, is_pause_pending
 from merlina.jobs.supervisor.awake_clock import AwakeClock
 from merlina.jobs.supervisor.dead_workers import DeadWorkers
 from merlina.jobs.supervisor.failure_log import FailureLog
+from merlina.jobs.supervisor.observations import Observation, Observations, RequestKind
 from merlina.jobs.supervisor.starts import Starter
 from merlina.processes import ProcessId
 from merlina.runs import RunFolder
@@ -34,7 +34,7 @@ class RunMonitor:
 
     moves: Moves
     executor: Executor
-    attempts: Attempts
+    observations: Observations
     dead_workers: DeadWorkers
     starter: Starter
     failures: FailureLog
@@ -43,7 +43,7 @@ class RunMonitor:
     grace_seconds: float
     monotonic: Callable[[], float]
 
-    def attend(self, record: JobRecord) -> bool:
+    def update(self, record: JobRecord) -> bool:
         """Bring one running job up to date; return False if more of its log is unread."""
         folder = RunFolder(self.runs_dir / record.job_id)
         for _ in range(_BLOCKS_PER_PASS):
@@ -52,13 +52,13 @@ class RunMonitor:
                 break
             record = changed
         if not record.is_running:
-            self.attempts.end(record)
+            self.observations.end(record)
             return True
-        observed = self.attempts.observe(record)
+        observed = self.observations.observe(record)
         self._enforce_request(record, folder, observed)
         if changed is not None:
             return False
-        if not self.starter.start_claimed(record, folder):
+        if not self.starter.start_committed(record, folder):
             self._check_worker(record, folder, observed)
         return True
 
@@ -71,7 +71,7 @@ class RunMonitor:
         worker = ProcessId.parse(record.worker or "")
         if not self.executor.is_alive(folder, worker):
             self.dead_workers.finalize(record, folder, observed)
-            self.attempts.end_unless_running(record)
+            self.observations.end_unless_running(record)
         elif not self.executor.is_detached(folder):
             observed.detached_since = None
         elif observed.detached_since is None:
@@ -85,7 +85,7 @@ class RunMonitor:
 
         The grace period begins with the delivery: a worker that could not be reached is not killed.
         """
-        pauses = is_to_pause(record)
+        pauses = is_pause_pending(record)
         if not pauses and record.stop_requested_at is None:
             return
         error: OSError | None = None

@@ -16,9 +16,9 @@ from merlina.jobs.ingest import ingest_all
 from merlina.jobs.moves import Moves
 from merlina.jobs.output_folders import owner_among
 from merlina.jobs.scheduler import Start
-from merlina.jobs.supervisor.attempts import Attempts
 from merlina.jobs.supervisor.dead_workers import DeadWorkers
 from merlina.jobs.supervisor.failure_log import FailureLog
+from merlina.jobs.supervisor.observations import Observations
 from merlina.processes import ProcessId
 from merlina.runs import RunFolder, RunOrder
 from merlina.schemas.parsing.stored_config import read_stored_config
@@ -32,12 +32,12 @@ _log = logging.getLogger(__name__)
 class Starter:
     """Starts the workers of jobs that the scheduler chose. `free_memory_for` is called before each launch.
 
-    `claimed` holds the jobs that the last server may have claimed without launching their workers.
+    `committed` holds the jobs whose start the last server committed, perhaps without launching their workers.
     """
 
     moves: Moves
     executor: Executor
-    attempts: Attempts
+    observations: Observations
     dead_workers: DeadWorkers
     failures: FailureLog
     runs_dir: Path
@@ -45,7 +45,7 @@ class Starter:
     max_row_mb: int
     free_memory_for: Callable[[JobRecord], None]
     monotonic: Callable[[], float]
-    claimed: set[str] = field(default_factory=set)
+    committed: set[str] = field(default_factory=set)
 
     def start(self, start: Start) -> None:
         """Start a queued job, unless the last worker of a resumed run has not ended yet."""
@@ -60,16 +60,16 @@ class Starter:
         waiting = ingest_all(self.moves, record, folder)
         if waiting.state != "queued":
             return
-        claimed = self.moves.change(waiting, {"state": "initializing", "gpus": start.gpus}, only_if=is_free)
-        if claimed is not None:
+        committed = self.moves.change(waiting, {"state": "initializing", "gpus": start.gpus}, only_if=is_free)
+        if committed is not None:
             reach(FaultPoint.START_CLAIMED)
-            self._launch(claimed, folder)
+            self._launch(committed, folder)
 
-    def start_claimed(self, record: JobRecord, folder: RunFolder) -> bool:
-        """Launch the worker of a job that a server claimed and then died before the launch."""
-        if record.job_id not in self.claimed:
+    def start_committed(self, record: JobRecord, folder: RunFolder) -> bool:
+        """Launch the worker of a job if the last server committed the start and died before the launch."""
+        if record.job_id not in self.committed:
             return False
-        self.claimed.discard(record.job_id)
+        self.committed.discard(record.job_id)
         is_alive = self.executor.is_alive(folder, ProcessId.parse(record.worker or ""))
         if record.state != "initializing" or record.has_begun or is_alive:
             return False
@@ -84,7 +84,7 @@ class Starter:
             return False
 
     def _launch(self, record: JobRecord, folder: RunFolder) -> None:
-        observed = self.attempts.observe(record)
+        observed = self.observations.observe(record)
         observed.start_error = None
         _log.info("starting %s (attempt %d)", record.job_id, record.attempt)
         try:
@@ -96,13 +96,13 @@ class Starter:
         except (OSError, ValueError, StoredConfigError) as error:
             observed.start_error = f"The worker could not be started: {error}"
             self._finalize_not_started(record, folder, observed.start_error)
-            self.attempts.end_unless_running(record)
+            self.observations.end_unless_running(record)
             return
         observed.liveness_checked_at = self.monotonic()
 
     def _finalize_not_started(self, record: JobRecord, folder: RunFolder, start_error: str) -> None:
         try:
-            self.dead_workers.finalize(record, folder, self.attempts.observe(record))
+            self.dead_workers.finalize(record, folder, self.observations.observe(record))
         except OSError as error:
             # The problem that prevented the launch may affect the log too.
             self.failures.report(error, f"the end of {record.job_id} could not be written to its log")

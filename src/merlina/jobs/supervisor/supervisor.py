@@ -1,7 +1,7 @@
 """The supervisor thread: one pass after the other over all jobs.
 
 A pass reads in a short transaction, works outside it, and writes updates that are guarded by the state it read. What
-becomes of a job depends on the database and its run folder alone; see `attempts` for what is kept in memory.
+becomes of a job depends on the database and its run folder alone; see `observations` for what is kept in memory.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from merlina.jobs.moves import Moves
 from merlina.jobs.recovery import recover_jobs
 from merlina.jobs.requests import deliver_request, pause_changes, requeue
 from merlina.jobs.scheduler import Plan, plan, shortage_of_disk
-from merlina.jobs.supervisor.attempts import Attempts
 from merlina.jobs.supervisor.awake_clock import AwakeClock
 from merlina.jobs.supervisor.cleanup import Cleanup
 from merlina.jobs.supervisor.dead_workers import DeadWorkers
 from merlina.jobs.supervisor.failure_log import FailureLog
+from merlina.jobs.supervisor.observations import Observations
 from merlina.jobs.supervisor.run_monitor import RunMonitor
 from merlina.jobs.supervisor.starts import Starter
 from merlina.runs import RunFolder
@@ -77,12 +77,12 @@ class Supervisor:
         self._awake = AwakeClock(monotonic)
         self._failures = failures = FailureLog(monotonic)
         self._cleanup = Cleanup(moves, executor, failures, runs_dir)
-        attempts = Attempts(database, self._cleanup.add_completed)
+        observations = Observations(database, self._cleanup.add_completed)
         dead_workers = DeadWorkers(moves, executor, stop_grace_seconds)
         self._starter = Starter(
             moves,
             executor,
-            attempts,
+            observations,
             dead_workers,
             failures,
             runs_dir,
@@ -94,7 +94,7 @@ class Supervisor:
         self._monitor = RunMonitor(
             moves,
             executor,
-            attempts,
+            observations,
             dead_workers,
             self._starter,
             failures,
@@ -109,7 +109,7 @@ class Supervisor:
         # Listed before the first request, which creates a folder before its job is in the database.
         self._found_at_start = os.listdir(self._runs_dir)
         with self._database.read() as connection:
-            self._starter.claimed = {record.job_id for record in jobs.running(connection)}
+            self._starter.committed = {record.job_id for record in jobs.running(connection)}
         self._thread.start()
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ class Supervisor:
         self._awake.tick()
         with self._database.read() as connection:
             running = jobs.running(connection)
-        behind = [record for record in running if not self._attend(record)]
+        behind = [record for record in running if not self._update(record)]
         has_files_left = self._cleanup.run()
         self._release_paused()
         plan = self.plan()
@@ -175,9 +175,9 @@ class Supervisor:
             self._wakes.wait(seconds)
             self._wakes.clear()
 
-    def _attend(self, record: JobRecord) -> bool:
+    def _update(self, record: JobRecord) -> bool:
         with self._failures.isolated(f"{record.job_id} could not be attended to; trying again"):
-            return self._monitor.attend(record)
+            return self._monitor.update(record)
         return True
 
     def _preempt(self, plan: Plan) -> None:
@@ -192,7 +192,7 @@ class Supervisor:
     def _release_paused(self) -> None:
         """Return preempted jobs to the queue, and end paused jobs for which a stop was requested meanwhile."""
         with self._database.read() as connection:
-            found = jobs.paused_for_now(connection)
+            found = jobs.temporarily_paused(connection)
         for record in found:
             with self._failures.isolated(f"{record.job_id} could not leave its pause; trying again"):
                 if record.stop_requested_at is None:

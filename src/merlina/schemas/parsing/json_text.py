@@ -55,12 +55,12 @@ def nesting_depth(text: bytes, stop_above: int) -> int:
     return deepest
 
 
-def has_more_values(text: bytes, most: int) -> bool:
-    """Return whether the text has more than `most` array elements and object members, including nested ones."""
-    if _separators(text) <= most:
+def has_more_values(text: bytes, max_values: int) -> bool:
+    """Return whether the text has more than `max_values` array elements and object members, including nested ones."""
+    if _separators(text) <= max_values:
         return False
     outside = _outside_strings(text)
-    return _separators(outside) > most
+    return _separators(outside) > max_values
 
 
 def _outside_strings(text: bytes) -> bytes:

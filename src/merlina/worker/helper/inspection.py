@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from merlina.data.doctor import Lengths
 from merlina.data.fingerprint import stamp
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.row_examiner import Lengths
 from merlina.domain.targets import group
 from merlina.errors import MerlinaError, ModelError
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts, TokenizerFacts

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from merlina.data.doctor import Lengths
 from merlina.data.pairs import Pair
 from merlina.data.preview import SampleBuilder, text_sample_builder
 from merlina.data.preview import preview_formatted as preview_pairs
 from merlina.data.readers.hub import count_hub_rows as count_hub_rows_of
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.row_examiner import Lengths
 from merlina.data.truncation import truncate_row
 from merlina.errors import DataError, shorten
 from merlina.schemas.operations import CountHubRows, FormattedRows, PreviewFormatted

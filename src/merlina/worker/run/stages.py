@@ -16,12 +16,12 @@ from transformers import set_seed
 
 from merlina import checkpoints
 from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
-from merlina.data.doctor import Doctor, Lengths
 from merlina.data.examination import examine
 from merlina.data.fingerprint import fingerprint
 from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.domain.targets import describe, warn_about_experts
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
@@ -152,21 +152,22 @@ class Stages:
         if file is not None and not file.is_file():
             raise DataError(f"The data set's file {file} no longer exists; upload it again and start a new run")
         encoder = PairEncoder.for_run(tokenizer, config)
-        doctor = Doctor(MARKERS[dataset.format.format_type])
+        examiner = RowExaminer(MARKERS[dataset.format.format_type])
         keep = dataset.max_samples is None
         limit = RowLimit.of_megabytes(self.order.max_row_mb)
         rows = read_pairs(dataset, file, self._token, needs_rejected=config.needs_rejected, keep=keep, limit=limit)
         found = load_pairs(self._until_stopped(rows))
         for row in found.skipped:
-            doctor.skip(row)
+            examiner.add_skipped(row)
         training, held_out = split_pairs(found.pairs, dataset.test_size, config.seed)
         self._check_data_is_unchanged(fingerprint(found.pairs, dataset.test_size, file))
-        encode = partial(self._encode, encoder=encoder, doctor=doctor, vocabulary=loaded.vocabulary)
+        encode = partial(self._encode, encoder=encoder, examiner=examiner, vocabulary=loaded.vocabulary)
         data = TrainingData(training=encode(training), held_out=encode(held_out))
-        self._report_findings(doctor, held_out)
+        self._report_findings(examiner, held_out)
         if not data.training:
             raise DataError(
-                f"No row can be used in this chat format ({doctor.reason_to_skip() or 'no pair is left to train on'}); "
+                "No row can be used in this chat format "
+                f"({examiner.reason_to_skip() or 'no pair is left to train on'}); "
                 "correct the rows, or choose another format, such as chatml"
             )
         self.reporter.note(
@@ -233,7 +234,9 @@ class Stages:
         )
         return self.ranks.mesh()
 
-    def _encode(self, pairs: list[Pair], encoder: PairEncoder, doctor: Doctor, vocabulary: int) -> list[TokenPair]:
+    def _encode(
+        self, pairs: list[Pair], encoder: PairEncoder, examiner: RowExaminer, vocabulary: int
+    ) -> list[TokenPair]:
         """Return the usable pairs as token ids. Raises DataError if a row has a token that the model doesn't have."""
 
         def encode(pair: Pair) -> tuple[TokenPair, Lengths]:
@@ -246,7 +249,7 @@ class Stages:
                 )
             return encoded.tokens, encoded.lengths
 
-        outcomes = examine(self._until_stopped(pairs), doctor, encode)
+        outcomes = examine(self._until_stopped(pairs), examiner, encode)
         return [outcome[1] for outcome in outcomes if not isinstance(outcome, SkippedRow)]
 
     def _until_stopped(self, items: Iterable[_T]) -> Iterator[_T]:
@@ -269,8 +272,8 @@ class Stages:
         place = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
         self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
 
-    def _report_findings(self, doctor: Doctor, held_out: list[Pair]) -> None:
-        if doctor.usable == doctor.rows:
-            self.reporter.note("info", f"{doctor.rows} rows read, all of them usable")
-        for finding in doctor.findings(pair.number for pair in held_out):
+    def _report_findings(self, examiner: RowExaminer, held_out: list[Pair]) -> None:
+        if examiner.usable == examiner.rows:
+            self.reporter.note("info", f"{examiner.rows} rows read, all of them usable")
+        for finding in examiner.findings(pair.number for pair in held_out):
             self.reporter.note("warning", finding.message)

@@ -27,7 +27,7 @@ class Observation:
     start_error: str | None = None
 
 
-class Attempts:
+class Observations:
     """The observations of all running attempts. `on_completed` is called with the id of each job that completes."""
 
     def __init__(self, database: Database, on_completed: Callable[[str], None]) -> None:

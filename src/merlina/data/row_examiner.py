@@ -53,7 +53,7 @@ class _Count:
 
 
 @dataclass
-class Doctor:
+class RowExaminer:
     """Collector of findings; `findings` may be called at any time. `markers` are those of the chat format.
 
     `longest`, `most_tokens` and `highest_id` are maxima over all Lengths, 0 without any; `highest_id_row` is the first
@@ -89,7 +89,7 @@ class Doctor:
         prompt, chosen, rejected = self._tokens
         return prompt / self._tokenized, chosen / self._tokenized, rejected / self._tokenized
 
-    def skip(self, row: SkippedRow) -> None:
+    def add_skipped(self, row: SkippedRow) -> None:
         """Add a row that is not usable."""
         self.rows += 1
         kind: FindingKind = row.kind
@@ -102,7 +102,7 @@ class Doctor:
         """Return the first reason for which a row was skipped, with the row's number."""
         return next((reasons[0] for reasons in self._reasons.values()), None)
 
-    def see(self, pair: Pair, lengths: Lengths | None = None) -> None:
+    def add_pair(self, pair: Pair, lengths: Lengths | None = None) -> None:
         """Add a pair, with its `lengths` if it was tokenized."""
         self.rows += 1
         if pair.rejected is not None and pair.chosen.strip() == pair.rejected.strip():

@@ -1,4 +1,4 @@
-"""Limits how many uploads are received and parsed at the same time; the others wait."""
+"""Limit how many uploads are received and parsed at the same time; the others wait."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _MAX_WAITING = 256
 
 
 @dataclass
-class UploadSlots:
-    """The slots of a server. Uploads have `threads` of their own, so that other requests always find a free one."""
+class UploadLimits:
+    """The limits of one server. Uploads have `threads` of their own, so that other requests always find a free one."""
 
     threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     parsing: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(_MAX_PARSING))
@@ -26,7 +26,7 @@ class UploadSlots:
 
     @contextlib.asynccontextmanager
     async def receiving(self) -> AsyncIterator[None]:
-        """Hold one of the slots for receiving. The body of a waiting upload is not read, so it takes no memory.
+        """Wait until this upload may be received. The body of a waiting upload is not read, so it takes no memory.
 
         Raises BusyError if too many uploads already wait.
         """

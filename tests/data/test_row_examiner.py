@@ -6,21 +6,21 @@ from typing import Any
 import pytest
 
 from merlina.data.dataset import SkippedRow, split_pairs
-from merlina.data.doctor import Doctor, Lengths
 from merlina.data.pairs import Message, Pair, UnusableRowError, to_pair
+from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets import DataFinding
 
 
-def examine(rows: list[dict[str, Any]], test_size: float = 0.0, **doctor: Any) -> dict[str, DataFinding]:
-    """What a doctor finds in rows, by kind."""
-    seen, pairs = Doctor(**doctor), []
+def examine(rows: list[dict[str, Any]], test_size: float = 0.0, **examiner: Any) -> dict[str, DataFinding]:
+    """Return the findings on rows, by kind."""
+    seen, pairs = RowExaminer(**examiner), []
     for number, row in enumerate(rows, start=1):
         try:
             pairs.append(replace(to_pair(row), number=number))
         except UnusableRowError as error:
-            seen.skip(SkippedRow(number, error.message, error.kind))
+            seen.add_skipped(SkippedRow(number, error.message, error.kind))
         else:
-            seen.see(pairs[-1])
+            seen.add_pair(pairs[-1])
     _, held_out = split_pairs(pairs, test_size, 42)
     return {finding.kind: finding for finding in seen.findings(pair.number for pair in held_out)}
 
@@ -89,10 +89,10 @@ def test_length_bias_is_reported_with_numbers(chosen: str, rejected: str) -> Non
     [[("x" * 10, "x" * 5)] * 17 + [("x" * 10, "x" * 1000)] * 3, [("same", "size")] * 18 + [("x" * 900, "y")] * 2],
 )
 def test_length_bias_in_few_rows_is_not_a_finding(answers: list[tuple[str, str]]) -> None:
-    doctor = Doctor()
+    examiner = RowExaminer()
     for number, (chosen, rejected) in enumerate(answers, start=1):
-        doctor.see(Pair((Message("user", f"q{number}"),), chosen, rejected, number=number))
-    assert "length_bias" not in [finding.kind for finding in doctor.findings([])]
+        examiner.add_pair(Pair((Message("user", f"q{number}"),), chosen, rejected, number=number))
+    assert "length_bias" not in [finding.kind for finding in examiner.findings([])]
 
 
 def test_markers_of_the_format_in_the_text_are_found() -> None:
@@ -101,13 +101,13 @@ def test_markers_of_the_format_in_the_text_are_found() -> None:
 
 
 def test_rows_over_max_length_are_counted_with_truncated_tokens() -> None:
-    doctor = Doctor()
-    doctor.see(to_pair(pair("a")), Lengths(prompt=5, chosen=5, rejected=5))
-    doctor.see(to_pair(pair("b")), Lengths(prompt=2, chosen=14, rejected=14, cut_prompt=3, cut_answers=40))
-    (finding,) = doctor.findings([])
+    examiner = RowExaminer()
+    examiner.add_pair(to_pair(pair("a")), Lengths(prompt=5, chosen=5, rejected=5))
+    examiner.add_pair(to_pair(pair("b")), Lengths(prompt=2, chosen=14, rejected=14, cut_prompt=3, cut_answers=40))
+    (finding,) = examiner.findings([])
     assert (finding.kind, finding.count) == ("over_max_length", 1)
     assert "3 tokens are truncated from the beginning of prompts and 40 from the end of answers" in finding.message
-    assert (doctor.longest, doctor.most_tokens, doctor.mean_tokens) == (16, 30, (3.5, 9.5, 9.5))
+    assert (examiner.longest, examiner.most_tokens, examiner.mean_tokens) == (16, 30, (3.5, 9.5, 9.5))
 
 
 def test_at_most_five_rows_are_named() -> None:

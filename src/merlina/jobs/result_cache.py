@@ -9,13 +9,13 @@ _Result = TypeVar("_Result")
 _MAX_RESULTS = 512
 
 
-class Shared:
+class ResultCache:
     """Caches results of the most recent calls by the identity of the function and its arguments."""
 
     def __init__(self) -> None:
         self._results: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}
 
-    def work(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
+    def get(self, function: Callable[..., _Result], *arguments: Any) -> _Result:
         """Return `function(*arguments)`. To be called from one thread only."""
         key = (id(function), *map(id, arguments))
         cached = self._results.get(key)
