@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md and its neighbours against the code: the diagram of states, and every file that they name."""
+"""ARCHITECTURE.md and similar documents against the code: the diagram of states, and every file that they name."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merlina.training.engine.fast_path import fast_path, shorten_for_trial
+from merlina.training.engine.fast_path import choose_logprob_model, shorten_for_trial
 from merlina.training.engine.packing import Pack, PackedExample, build_pack
 from tests.training.families import CANNOT, VOCABULARY, families, tiny_model
 
@@ -51,10 +51,10 @@ class Measured:
     own_gradients: float
 
     def __str__(self) -> str:
-        path = "packed" if self.reason is None else "own way"
+        path = "packed" if self.reason is None else "own forward"
         own = f"own forward {self.own_logprobs:.1e} {self.own_gradients:.1e}"
         numbers = f"{self.logprobs:.1e} {self.gradients:.1e} ({own})"
-        return f"{self.family:24} {path:8} {numbers} {self.reason or ''}"
+        return f"{self.family:24} {path:11} {numbers} {self.reason or ''}"
 
 
 def measure(family: str) -> Measured:
@@ -64,7 +64,7 @@ def measure(family: str) -> Measured:
     own, own_gradients = _reference(model)
     model.zero_grad()
     long_trial = build_pack([*EXAMPLES[:1], shorten_for_trial(model.config, EXAMPLES[1])], with_prompt_targets=True)
-    run, reason = fast_path(model, _short(), 0, "auto", nullcontext(), long_trial)
+    run, reason = choose_logprob_model(model, _short(), 0, "auto", nullcontext(), long_trial)
     found = run(PACK)
     means = found.sums / found.tokens.clamp(min=1)
     (means * _WEIGHTS).sum().backward()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from merlina.schemas.training import TrainingMode
-from merlina.training.engine.fast_path import fast_path
+from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.loop.loop import PreferenceTrainer
 from merlina.training.models.tokens import TokenPair
@@ -60,7 +60,7 @@ def _ours(mode: TrainingMode, model: Any, pairs: list[TokenPair]) -> Found:
     answers = [(pair.chosen, pair.rejected) if settings.needs_rejected else (pair.chosen,) for pair in pairs]
     examples = [PackedExample(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
     pack = build_pack(examples, with_prompt_targets=objective.needs_prompt_targets)
-    run, reason = fast_path(model, pack, 0, "auto", nullcontext())
+    run, reason = choose_logprob_model(model, pack, 0, "auto", nullcontext())
     assert reason is None
     unrelated = build_pack(UNRELATED, with_prompt_targets=False)
     with torch.no_grad():

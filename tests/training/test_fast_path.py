@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from merlina.training.engine.attention import packing_obstacle
-from merlina.training.engine.fast_path import fast_path, shorten_for_trial
+from merlina.training.engine.fast_path import choose_logprob_model, shorten_for_trial
 from merlina.training.engine.layers import fuse_layers
 from merlina.training.engine.logprobs import LogprobModel, PaddedModel
 from merlina.training.engine.packing import Pack, PackedExample, build_pack
@@ -41,7 +41,7 @@ def test_every_family_gives_the_same_log_probabilities_and_gradients(family: str
     targets = [name for name in [*TARGETS, "qkv_proj", "gate_up_proj", "dense", "fc1", "fc2"] if name in names]
     model = adapted(model, targets=targets)
     expected = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
-    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    run, reason = choose_logprob_model(model, PACK, 0, "auto", nullcontext())
     assert reason is None
     found = loss_and_gradients(model, run, [PACK])
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
@@ -55,7 +55,7 @@ def test_kernels_and_recomputation_change_nothing(implementation: Any, checkpoin
     expected = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
     if checkpointing:
         model.get_base_model().activation_checkpointing_enable({"use_reentrant": False})
-    run, reason = fast_path(model, PACK, 0, implementation, nullcontext())
+    run, reason = choose_logprob_model(model, PACK, 0, implementation, nullcontext())
     assert reason is None
     found = loss_and_gradients(model, run, [PACK])
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
@@ -65,7 +65,7 @@ def test_kernels_and_recomputation_change_nothing(implementation: Any, checkpoin
 @pytest.mark.parametrize("cut", [[5], [2, 3], [1, 3, 1], [1, 1, 1, 1, 1]])
 def test_the_division_into_packs_changes_no_gradient(cut: list[int]) -> None:
     model = adapted(random_model())
-    run, _ = fast_path(model, PACK, 0, "auto", nullcontext())
+    run, _ = choose_logprob_model(model, PACK, 0, "auto", nullcontext())
     whole = loss_and_gradients(model, run, [PACK])
     begins = [sum(cut[:number]) for number in range(len(cut))]
     packs = [
@@ -76,10 +76,10 @@ def test_the_division_into_packs_changes_no_gradient(cut: list[int]) -> None:
     assert_same_gradients(parts[1], whole[1], 1e-5)
 
 
-def test_all_weights_get_their_gradients_where_all_are_trained() -> None:
+def test_all_weights_get_their_gradients_if_all_are_trained() -> None:
     model = random_model()
     expected = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
-    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    run, reason = choose_logprob_model(model, PACK, 0, "auto", nullcontext())
     assert reason is None
     found = loss_and_gradients(model, run, [PACK])
     assert found[0] == pytest.approx(expected[0], rel=1e-4)
@@ -103,7 +103,7 @@ def test_gradients_in_16_bits_are_as_accurate_as_the_models_own(family: str) -> 
     model = random_model(family)
     exact = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
     padded = loss_and_gradients(model, InBits(PaddedModel(model, 0)), [PACK])
-    run, reason = fast_path(model, PACK, 0, "auto", torch.autocast("cpu", dtype=torch.bfloat16))
+    run, reason = choose_logprob_model(model, PACK, 0, "auto", torch.autocast("cpu", dtype=torch.bfloat16))
     assert reason is None
     found = loss_and_gradients(model, InBits(run), [PACK])
     assert found[0] == pytest.approx(exact[0], rel=2e-3)
@@ -125,7 +125,7 @@ def test_a_model_whose_packed_backward_pass_fails_uses_its_own_forward_pass() ->
             output[0].register_hook(fail)
 
     model.get_base_model().model.layers[0].self_attn.register_forward_hook(refuse, with_kwargs=True)
-    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    run, reason = choose_logprob_model(model, PACK, 0, "auto", nullcontext())
     assert reason == "has layers that fail on packed texts"
     assert all(weight.grad is None for weight in model.parameters())
     loss_and_gradients(model, run, [PACK])
@@ -157,7 +157,7 @@ def test_dropout_drops_the_configured_share_and_keeps_the_mean() -> None:
     layer.eval()
     without = layer(x)
     base = layer.base_layer(x)
-    fast_path(model, PACK, 0, "auto", nullcontext())
+    choose_logprob_model(model, PACK, 0, "auto", nullcontext())
     layer.train()
     torch.manual_seed(0)
     runs = torch.stack([layer(x) for _ in range(50)])
@@ -167,7 +167,7 @@ def test_dropout_drops_the_configured_share_and_keeps_the_mean() -> None:
 
 def test_an_adapter_that_is_off_leaves_the_model_as_it_was() -> None:
     model = adapted(random_model())
-    run, _ = fast_path(model, PACK, 0, "auto", nullcontext())
+    run, _ = choose_logprob_model(model, PACK, 0, "auto", nullcontext())
     with torch.no_grad(), model.disable_adapter():
         found = run(PACK)
     plain = random_model()
@@ -179,7 +179,7 @@ def test_an_adapter_that_is_off_leaves_the_model_as_it_was() -> None:
 def test_a_model_with_attention_dropout_uses_its_own_forward_pass() -> None:
     model = adapted(random_model(attention_dropout=0.1))
     before = torch.get_rng_state()
-    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    run, reason = choose_logprob_model(model, PACK, 0, "auto", nullcontext())
     assert reason == "drops out attention weights in training, which packed attention does not do"
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training
@@ -195,7 +195,7 @@ def test_structural_obstacles_are_those_that_checks_report_before_a_run() -> Non
         obstacle = packing_obstacle(model)
         assert obstacle is not None
         assert obstacle.startswith(reason)
-        assert fast_path(model, PACK, 0, "auto", nullcontext())[1] == obstacle
+        assert choose_logprob_model(model, PACK, 0, "auto", nullcontext())[1] == obstacle
     assert packing_obstacle(random_model()) is None
 
 
@@ -204,7 +204,7 @@ def test_a_state_space_model_uses_its_own_forward_pass() -> None:
 
     torch.manual_seed(0)
     model = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
-    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    run, reason = choose_logprob_model(model, PACK, 0, "auto", nullcontext())
     assert reason is not None
     assert isinstance(run, PaddedModel)
     assert torch.isfinite(run(PACK).sums).all()
@@ -235,7 +235,7 @@ def test_the_trial_reaches_beyond_what_short_texts_show() -> None:
     for long_trial in (None, build_pack([EXAMPLES[0], longest], with_prompt_targets=True)):
         model = adapted(random_model())
         model.get_base_model().model.layers[0].register_forward_hook(shift, with_kwargs=True)
-        reasons.append(fast_path(model, PACK, 0, "auto", nullcontext(), long_trial)[1])
+        reasons.append(choose_logprob_model(model, PACK, 0, "auto", nullcontext(), long_trial)[1])
     assert reasons[0] is None
     assert (reasons[1] or "").startswith("gives other log-probabilities on packed texts")
 
@@ -265,7 +265,7 @@ def test_adapters_on_the_parameters_of_experts_keep_packs() -> None:
     )
     model = get_peft_model(model, settings).eval()
     expected = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
-    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    run, reason = choose_logprob_model(model, PACK, 0, "auto", nullcontext())
     assert reason is None
     found = loss_and_gradients(model, run, [PACK])
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
@@ -286,7 +286,7 @@ def test_a_model_that_fails_the_trial_gets_its_own_layers_back() -> None:
     plain = random_model()
     model = adapted(Sharper(plain.config))
     expected = loss_and_gradients(model, PaddedModel(model, 0), [PACK])
-    run, reason = fast_path(model, PACK, 0, "auto", nullcontext())
+    run, reason = choose_logprob_model(model, PACK, 0, "auto", nullcontext())
     assert reason is not None
     assert reason.startswith("gives other log-probabilities on packed texts than on each text by itself")
     assert model.get_base_model().config._attn_implementation == "sdpa"

@@ -39,7 +39,7 @@ def test_the_largest_pass_is_at_least_the_longest_pair_and_any_pass(
 ) -> None:
     examples = [example(size) for size in sizes]
     passes, alone = PassPlanner(batching, budget), max(batching.num_positions([one]) for one in examples)
-    largest = batching.num_positions(passes.largest(examples))
+    largest = batching.num_positions(passes.largest_pass(examples))
     assert alone <= largest <= max(budget, alone)
     assert all(
         batching.num_positions([examples[index] for index in indices]) <= largest for indices in passes.split(examples)
@@ -49,9 +49,9 @@ def test_the_largest_pass_is_at_least_the_longest_pair_and_any_pass(
 def test_the_largest_pass_of_any_step_holds_no_more_pairs_than_a_step() -> None:
     examples = [example(length) for length in (10, 40, 20, 30)]
     passes = PassPlanner(PackedBatching(), budget=100)
-    assert passes.heaviest(examples, 2) == [examples[1], examples[3]]
-    assert passes.heaviest(examples, 3) == [examples[1], examples[3], examples[2]]
-    assert PassPlanner(PackedBatching(), budget=60).heaviest(examples, 3) == examples
+    assert passes.candidates_for_largest(examples, 2) == [examples[1], examples[3]]
+    assert passes.candidates_for_largest(examples, 3) == [examples[1], examples[3], examples[2]]
+    assert PassPlanner(PackedBatching(), budget=60).candidates_for_largest(examples, 3) == examples
 
 
 def test_the_budget_shrinks_by_a_quarter_until_it_fits() -> None:
@@ -66,7 +66,7 @@ def test_the_budget_shrinks_by_a_quarter_until_it_fits() -> None:
     )
     assert found == PassPlanner(found.batching, 2592)
     assert tried == [8100, 6100, 4600, 3400, 2500]
-    assert notes[0] == "8,192 tokens in one forward pass do not fit on the GPU; trying 6,144"
+    assert notes[0] == "8,192 positions in one forward pass do not fit on the GPU; trying 6,144"
     assert len(notes) == 4
 
 
@@ -83,7 +83,7 @@ def test_the_longest_pair_must_fit_and_the_error_recommends_settings() -> None:
 def test_ranks_in_lockstep_try_once_since_the_others_wait_inside_a_pass() -> None:
     tried: list[int] = []
     passes = PassPlanner(PackedBatching(), 8192, ranks_in_lockstep=True)
-    with pytest.raises(TrainingError, match=r"30 pairs in one pass, 3,000 tokens, .* a smaller batch_size"):
+    with pytest.raises(TrainingError, match=r"30 pairs in one pass, 3,000 positions, .* a smaller batch_size"):
         find_fitting_planner(passes, [example(100) for _ in range(30)], device_with(2500, tried), lambda *_: None)
     assert tried == [3000]
 

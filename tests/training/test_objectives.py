@@ -90,7 +90,7 @@ def test_objectives_with_a_reference_are_their_equations(
         assert losses.metrics["reward_accuracy"].item() == (0.5 if margin == 0 else margin > 0)
 
 
-def test_orpo_stays_finite_where_the_model_is_certain() -> None:
+def test_orpo_stays_finite_if_the_model_is_certain() -> None:
     certain = logprobs([0.0, 0.0, -4.0], [3, 2, 2])
     losses = OBJECTIVES["orpo"].loss(ObjectiveInputs(certain), config())
     losses.loss.sum().backward()

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.training.engine.fast_path import fast_path
+from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.logprobs import PackedModel, PaddedModel
 from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.engine.passes import PackedBatching, PaddedBatching, PassPlanner, rope_length_limits
@@ -83,7 +83,9 @@ def test_a_long_text_changes_nothing_of_a_short_one(kind: str) -> None:
     content = [
         PackedExample([5] * 8, (torch.randint(5, 60, (length,), generator=draw).tolist(), [6, 7])) for length in answers
     ]
-    run, reason = fast_path(model, build_pack(content[:1], with_prompt_targets=False), 0, "auto", nullcontext())
+    run, reason = choose_logprob_model(
+        model, build_pack(content[:1], with_prompt_targets=False), 0, "auto", nullcontext()
+    )
     assert reason is None
     model.eval()
 

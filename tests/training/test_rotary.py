@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.training.engine.fast_path import fast_path
+from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.logprobs import PaddedModel
 from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.engine.rotary import LengthGroupedModel, RotaryLengths
@@ -53,7 +53,9 @@ def test_a_text_has_the_same_result_alone_and_in_any_pass(kind: str, way: str) -
         expected[number, 0] = by_answer[0][:begin].sum()
         expected[number, 1:] = torch.stack([logprobs[begin:].sum() for logprobs in by_answer])
     if way == "packed":
-        run, reason = fast_path(model, build_pack(examples, with_prompt_targets=True), 0, "auto", nullcontext())
+        run, reason = choose_logprob_model(
+            model, build_pack(examples, with_prompt_targets=True), 0, "auto", nullcontext()
+        )
         assert reason is None
     else:
         run = LengthGroupedModel(PaddedModel(model, 0), RotaryLengths(model.get_base_model()))

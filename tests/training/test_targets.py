@@ -13,7 +13,7 @@ from peft import PeftModel
 from merlina.domain.targets import describe, group, match, warn_about_experts
 from merlina.errors import ModelError
 from merlina.schemas.training import TrainingConfig
-from merlina.training.engine.fast_path import fast_path
+from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.packing import build_pack
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.targets import sites
@@ -165,7 +165,7 @@ def test_only_the_text_decoder_of_a_multimodal_model_is_adapted(family: str) -> 
     assert len(adapted_paths(trainable.model)) >= 2 * 6
     assert all("language_model" in path for path in adapted_paths(trainable.model))
     pack = build_pack(EXAMPLES, with_prompt_targets=False)
-    run, reason = fast_path(trainable.model, pack, 0, "auto", nullcontext())
+    run, reason = choose_logprob_model(trainable.model, pack, 0, "auto", nullcontext())
     assert reason is None
     run(pack).sums.sum().backward()
     halves = [weight for name, weight in trainable.model.named_parameters() if "lora_B" in name]
@@ -187,7 +187,7 @@ def test_adapters_on_experts_are_saved_loaded_and_merged(family: str, tmp_path: 
     pack = build_pack(EXAMPLES, with_prompt_targets=False)
     with torch.no_grad():
         expected = model(ids).logits
-    packed, reason = fast_path(model, pack, 0, "auto", nullcontext())
+    packed, reason = choose_logprob_model(model, pack, 0, "auto", nullcontext())
     assert reason is None
     with torch.no_grad():
         sums = packed(pack).sums
@@ -200,6 +200,6 @@ def test_adapters_on_experts_are_saved_loaded_and_merged(family: str, tmp_path: 
         assert (plain - expected).abs().max() > 1e-2
         merged: Any = again.merge_and_unload()
         torch.testing.assert_close(merged(ids).logits, expected, rtol=1e-4, atol=1e-5)
-    unpacked, reason = fast_path(merged.requires_grad_(), pack, 0, "auto", nullcontext())
+    unpacked, reason = choose_logprob_model(merged.requires_grad_(), pack, 0, "auto", nullcontext())
     with torch.no_grad():
         torch.testing.assert_close(unpacked(pack).sums, sums, rtol=1e-4, atol=1e-4)

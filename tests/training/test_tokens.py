@@ -47,7 +47,7 @@ def test_markers_are_special_tokens_and_answers_end_once(tokenizer: Any) -> None
     assert tokenizer.decode(pair.prompt) == PROMPT
 
 
-def test_there_is_exactly_one_bos_where_the_tokenizer_uses_one(tokenizer: Any, tokenizer_with_bos: Any) -> None:
+def test_there_is_exactly_one_bos_if_the_tokenizer_uses_one(tokenizer: Any, tokenizer_with_bos: Any) -> None:
     bos = tokenizer_with_bos.bos_token_id
     for text in (PROMPT, f"<s>{PROMPT}", f"<s><s>{PROMPT}"):
         pair, _ = encode(tokenizer_with_bos, text, "a", "b")

@@ -12,7 +12,7 @@ from merlina.preflight.memory_estimate import estimate, trained_weights
 from merlina.preflight.models import check_targets
 from merlina.schemas.operations import InspectModel
 from merlina.schemas.training import AttentionImplementation, TrainingConfig
-from merlina.training.engine.fast_path import fast_path
+from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.packing import build_pack
 from merlina.training.models.adapters import make_trainable
 from merlina.worker.helper.inspection import inspect_model
@@ -87,7 +87,7 @@ def kept_scores(model: Any, implementation: AttentionImplementation, dtype: str)
     """Return the bytes of saved tensors with a number per head, query and key, and the count of queries times keys."""
     pack = build_pack(EXAMPLES, with_prompt_targets=False)
     precision = torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16")
-    run, reason = fast_path(model, pack, 0, implementation, precision)
+    run, reason = choose_logprob_model(model, pack, 0, implementation, precision)
     assert reason is None
     queries_by_keys = pack.input_ids.shape[1] ** 2
     saved: dict[int, int] = {}

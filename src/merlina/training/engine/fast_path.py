@@ -52,7 +52,7 @@ _LIMITS = re.compile("window|chunk|block|local|length|position|context|topk|floo
 _log = logging.getLogger(__name__)
 
 
-def fast_path(
+def choose_logprob_model(
     model: nn.Module,
     trial: Pack,
     pad_id: int,

@@ -1,4 +1,4 @@
-"""How examples are divided into forward passes: which of them share one, and how many positions each computes.
+"""The division of examples into forward passes: which of them share one, and how many positions each computes.
 
 Legend: U examples in a pass, R their texts (a prompt with one answer each), T tokens of the longest text.
 
@@ -19,7 +19,7 @@ from merlina.training.engine.packing import PackedExample
 
 
 class BatchingStrategy(Protocol):
-    """How a pass holds its examples, packed or padded."""
+    """The layout of the examples in a pass, packed or padded."""
 
     def num_positions(self, examples: Sequence[PackedExample]) -> int:
         """Return the number of positions that a pass over `examples` computes."""
@@ -94,7 +94,7 @@ class PassPlanner:
             passes += [[group[index] for index in pack] for pack in packs]
         return passes
 
-    def heaviest(self, examples: Sequence[PackedExample], count: int) -> Sequence[PackedExample]:
+    def candidates_for_largest(self, examples: Sequence[PackedExample], count: int) -> Sequence[PackedExample]:
         """Return the `count` largest examples if one pass holds them: no step of `count` examples makes a larger one.
 
         Otherwise a step can fill passes up to the budget, and all examples are returned.
@@ -102,16 +102,16 @@ class PassPlanner:
         chosen = sorted(examples, key=lambda example: -self.batching.num_positions([example]))[:count]
         return chosen if self.batching.num_positions(chosen) <= self.budget else examples
 
-    def largest(self, examples: Sequence[PackedExample]) -> list[PackedExample]:
+    def largest_pass(self, examples: Sequence[PackedExample]) -> list[PackedExample]:
         """Return the pass over `examples` with the most positions."""
         passes = [[examples[index] for index in indices] for indices in self.split(examples)]
         return max(passes, key=self.batching.num_positions)
 
     def for_rank(self, examples: Sequence[PackedExample]) -> list[tuple[list[int], bool]]:
-        """Return this rank's passes as indices of `examples`, each with whether it counts.
+        """Return this rank's passes as indices of `examples`, each with whether it is a filler.
 
-        A pass that does not count is a filler over the smallest example. A rank without examples makes one, because
-        the gradient scaler of float16 must see every step; ranks in lockstep fill up to the largest number of passes.
+        A filler is a pass over the smallest example that adds nothing. A rank without examples makes one, because the
+        gradient scaler of float16 must see every step; ranks in lockstep fill up to the largest number of passes.
         """
         sizes = [self.batching.num_positions([example]) for example in examples]
         # Ranks first divide the pairs by size, then each makes passes of its own.
@@ -120,7 +120,7 @@ class PassPlanner:
         number = self.ranks.max(len(passes)) if self.ranks_in_lockstep else max(1, len(passes))
         # Cheapest to compute, and the same on all ranks.
         smallest = min(range(len(examples)), key=sizes.__getitem__)
-        return [(indices, True) for indices in passes] + [([smallest], False)] * (number - len(passes))
+        return [(indices, False) for indices in passes] + [([smallest], True)] * (number - len(passes))
 
 
 def rope_length_limits(config: Any) -> tuple[int, ...]:

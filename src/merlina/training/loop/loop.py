@@ -24,7 +24,7 @@ has an upper bound that `tests/training/test_trainer_hooks.py` compares with thi
     _get_grad_norm                   an error before gradients that are not finite are applied
     log                              metrics of the steps since the last report
     evaluate                         means over the held-out pairs
-    _save_checkpoint                 write, sync, mark, report; then remove older checkpoints
+    _save_checkpoint                 write, sync, write the manifest, report; then remove older ones
     _save_optimizer_and_scheduler    fault points
 
 Private members that are used without being overridden: `_load_from_checkpoint` (weights of a checkpoint) and
@@ -51,7 +51,7 @@ from merlina.schemas.plan import rate_factor
 from merlina.schemas.training import KEPT_CHECKPOINTS, PACK_POSITIONS, TrainingConfig
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from merlina.training.distributed.sharding import is_sharded
-from merlina.training.engine.fast_path import fast_path, trial_examples
+from merlina.training.engine.fast_path import choose_logprob_model, trial_examples
 from merlina.training.engine.logprobs import unwrap
 from merlina.training.engine.passes import PassPlanner, rope_length_limits
 from merlina.training.loop.alarms import Alarms, check_losses
@@ -130,12 +130,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def _prepare(
         self, pairs: Sequence[TokenPair], pad_id: int, memory_limit: int | None
     ) -> tuple[PassRunner, str | None]:
-        """Choose between packs and the model's own way, with the reason for the latter; probe the largest pass."""
+        """Choose packs or, with a reason, the model's own forward pass, and probe the largest pass."""
         packer, causal_lm = Packer(self._config, self.args.device, self._dtype), unwrap(self.model)
         # Held-out pairs are part of trial and probe: an evaluation must not fail later.
         examples = [packed_example(pair, self._config) for pair in pairs]
         short, long = trial_examples(causal_lm.config, examples)
-        model, reason = fast_path(
+        model, reason = choose_logprob_model(
             self.model,
             packer.pack(short),
             pad_id,
@@ -231,11 +231,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         means = RunningMeans()
         with self._ranks.seeded_for_step(self._config.seed, step):
             divergence = self._runner.divergence(inputs)
-            for indices, counts in self._runner.planner.for_rank([item.example for item in inputs]):
+            for indices, is_filler in self._runner.planner.for_rank([item.example for item in inputs]):
                 losses = self._runner.pair_losses([inputs[index] for index in indices], divergence)
                 # A filler pass is multiplied by 0: it runs the same collectives and adds no gradient.
-                self.accelerator.backward(losses.loss.sum() * (counts / len(inputs)))
-                if counts:
+                self.accelerator.backward(losses.loss.sum() * ((not is_filler) / len(inputs)))
+                if not is_filler:
                     pair_losses[indices] = losses.loss.detach().float()
                     means.add(losses.metrics)
         # Summed over ranks before the check, so that its error names the rows of all of them.
@@ -296,10 +296,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
                 self.model.train()
                 return {}
             divergence = self._runner.divergence(inputs)
-            for indices, counts in self._runner.planner.for_rank([item.example for item in inputs]):
+            for indices, is_filler in self._runner.planner.for_rank([item.example for item in inputs]):
                 with torch.no_grad():
                     losses = self._runner.pair_losses([inputs[index] for index in indices], divergence)
-                if counts:
+                if not is_filler:
                     means.add({"loss": losses.loss, **losses.metrics})
             pairs += len(inputs)
         self.model.train()
@@ -321,7 +321,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._reporter.metrics(self.state.global_step, metrics, evaluation_follows=self.control.should_evaluate)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write, sync and mark a checkpoint, report it, and only then remove older ones (see merlina.checkpoints).
+        """Write and sync a checkpoint and its manifest, report it, and only then remove older ones (see `checkpoints`).
 
         The Trainer would remove older ones before the new one is on disk; `save_total_limit` is unset to prevent that.
         """

@@ -39,15 +39,15 @@ class MemoryProbe:
         """
         device = self.runner.packer.device
         self.model.train()
-        examples = self.runner.planner.heaviest(examples, self.runner.packer.config.pairs_per_step)
+        examples = self.runner.planner.candidates_for_largest(examples, self.runner.packer.config.pairs_per_step)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             planner = self._fit(examples)
-        positions = planner.batching.num_positions(planner.largest(examples))
+        positions = planner.batching.num_positions(planner.largest_pass(examples))
         held = memory_metrics()
         on_gpu = f" and {held['gpu_memory']:.2f} GiB of GPU memory" if "gpu_memory" in held else ""
         self.notify(
             "info",
-            f"The largest forward pass has {positions:,} tokens. After a trial of it, the run holds "
+            f"The largest forward pass has {positions:,} positions. After a trial of it, the run holds "
             f"{held['memory_gib']:.2f} GiB of RAM{on_gpu}",
         )
         return planner
@@ -86,7 +86,7 @@ def find_fitting_planner(
     run: Callable[[Sequence[PackedExample]], None],
     notify: Notify,
 ) -> PassPlanner:
-    """Return a planner with the largest budget for which `run`, a forward and backward pass, has enough memory.
+    """Return a planner with the first of a decreasing series of budgets for which `run`, one pass, has enough memory.
 
     All ranks end with the same budget. Raises TrainingError if not even the largest example fits, or, for ranks in
     lockstep, as soon as one rank runs out of memory, because the others wait for it inside a pass. On a CPU nothing is
@@ -94,7 +94,7 @@ def find_fitting_planner(
     """
     least = max(planner.batching.num_positions([example]) for example in examples)  # positions of the largest example
     while True:
-        worst = planner.largest(examples)
+        worst = planner.largest_pass(examples)
         fits = True
         try:
             run(worst)
@@ -107,7 +107,7 @@ def find_fitting_planner(
             return planner
         torch.cuda.empty_cache()
         smaller = max(smaller_budget(planner.budget), least)
-        notify("info", f"{planner.budget:,} tokens in one forward pass do not fit on the GPU; trying {smaller:,}")
+        notify("info", f"{planner.budget:,} positions in one forward pass do not fit on the GPU; trying {smaller:,}")
         planner = replace(planner, budget=smaller)
 
 
@@ -137,8 +137,8 @@ def _does_not_fit(worst: Sequence[PackedExample], planner: PassPlanner, longest:
     if planner.budget > longest:
         positions = planner.batching.num_positions(worst)
         message = (
-            f"{len(worst)} pairs in one pass, {positions:,} tokens, don't fit on the GPU beside a shard of the model. "
-            "In order of effect: gradient_checkpointing, use_4bit, a smaller batch_size or "
+            f"{len(worst)} pairs in one pass, {positions:,} positions, don't fit on the GPU beside a shard of the "
+            "model. In order of effect: gradient_checkpointing, use_4bit, a smaller batch_size or "
             "gradient_accumulation_steps, a smaller lora_r"
         )
     else:

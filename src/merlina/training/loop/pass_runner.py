@@ -67,12 +67,12 @@ class PassRunner:
 
     @torch.no_grad()
     def answer_logprobs(self, examples: Sequence[PackedExample]) -> Tensor:
-        """Return the log-probability of each answer, shape [U, A], each rank having computed its share."""
+        """Return the log-probability of each answer, shape [U, A]; each rank computes its share."""
         # [U, A], zero for examples of other ranks
         found = torch.zeros(len(examples), len(examples[0].answers), device=self.packer.device)
-        for indices, counts in self.planner.for_rank(examples):
+        for indices, is_filler in self.planner.for_rank(examples):
             logprobs = self.forward([examples[index] for index in indices])
-            if counts:
+            if not is_filler:
                 found[indices] = logprobs.sums[:, 1:]
         # Rows that other ranks computed are zero here, so the sum is complete.
         self.planner.ranks.sum(found)

@@ -30,7 +30,7 @@ from merlina.schemas.training import AttentionImplementation, Dtype, WeightBits
 # The names under which model families declare their number of positions.
 _POSITION_COUNTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
 
-_LARGEST_TEXT_FILE = 256 * 1024**2
+_MAX_TEXT_FILE_BYTES = 256 * 1024**2
 # Files that transformers reads as a whole into memory.
 _TEXT_FILES = (
     "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json",
@@ -234,9 +234,9 @@ def check_text_files(base_model: str) -> None:
             continue
         if not path.is_file():
             raise ModelError(f"{path} is not a regular file")
-        if (size := path.stat().st_size) > _LARGEST_TEXT_FILE:
+        if (size := path.stat().st_size) > _MAX_TEXT_FILE_BYTES:
             raise ModelError(
-                f"{path} has {size:,} bytes, more than the {_LARGEST_TEXT_FILE:,} that any model's file of this name "
+                f"{path} has {size:,} bytes, more than the {_MAX_TEXT_FILE_BYTES:,} that any model's file of this name "
                 "needs; copy the model again"
             )
 

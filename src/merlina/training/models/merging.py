@@ -3,7 +3,7 @@
 1. Weights that an adapted layer shares with another module are copied, so that merging changes the adapted layer alone:
    with tied embeddings, an adapter on `lm_head` must not change `embed_tokens`, nor vice versa.
 2. Each layer is merged in float32, W' = W + s B A, and only then cast to the dtype that is saved.
-3. The loss of the cast is measured. Example in bfloat16, which has 8 significant bits: neighbours of the weight 1.0 are
+3. The loss of the cast is measured. Example in bfloat16, which has 8 significant bits: neighbors of the weight 1.0 are
    0.0039 below and 0.0078 above it, so an update of 0.001 is lost entirely, while one of 0.01 becomes 0.0078.
 """
 
