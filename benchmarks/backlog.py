@@ -1,11 +1,11 @@
-"""What a server has to catch up on: an event log that nobody read, and a long history of ended jobs.
+"""A server with a backlog: an event log that was not ingested, and a long history of ended jobs.
 
     python benchmarks/backlog.py [--megabytes 500] [--jobs 100000] [--seconds 30]
 
-Starts a server over a running job whose log has that many unread megabytes and prints when `/health` first answered,
-its median and largest time while the log is taken in, and how much of the log was taken in per second. Then it
-starts one over that many ended jobs with their run folders, and prints when it was ready and its share of a core while
-nothing happens.
+Starts a server with a running job of which `--megabytes` of the event log are not ingested. Prints the seconds until
+`/health` first responded, its median and largest time during ingestion, and the ingested megabytes per second. Then it
+starts a server with `--jobs` ended jobs and their run folders, and prints the seconds until it was ready and its share
+of a core while idle.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from merlina.schemas.events import Started, StateChanged
 from merlina.storage.database import Database
 from merlina.storage.tables import jobs
 
-_FIGURES = {f"figure_{number}": number / 7 for number in range(12)}
+_METRICS = {f"metric_{number}": number / 7 for number in range(12)}
 _JOB = "job_20260101_000000"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=500, help="size of the unread log")
+    parser.add_argument("--megabytes", type=int, default=500, help="size of the log that is not ingested")
     parser.add_argument("--jobs", type=int, default=100_000, help="ended jobs")
     parser.add_argument("--seconds", type=float, default=30, help="how long each server is observed")
     given = parser.parse_args()
@@ -53,13 +53,13 @@ def measure_backlog(megabytes: int, seconds: float) -> None:
             server = Server(root, {}).start()
             ready = time.monotonic() - began
             try:
-                times = ask_for_health(server, seconds)
+                times = measure_health(server, seconds)
             finally:
                 server.stop()
         with database.read() as connection:
             read = connection.execute(jobs.select()).one().log_offset
         database.close()
-    print(f"{megabytes} MB unread: ready after {ready:.2f} s; {read / 2**20 / seconds:.1f} MB/s taken in meanwhile")
+    print(f"{megabytes} MB unread: ready after {ready:.2f} s; {read / 2**20 / seconds:.1f} MB/s ingested meanwhile")
     print(f"/health: median {statistics.median(times) * 1e3:.1f} ms, largest {max(times) * 1e3:.0f} ms")
 
 
@@ -105,7 +105,7 @@ def add_jobs(root: Path, rows: list[dict[str, object]]) -> Database:
 
 
 def write_log(folder: RunFolder, size: int) -> None:
-    """Progress and figures of as many steps as it takes."""
+    """Write progress and metrics of steps until the log has `size` bytes."""
     log = EventLog(folder.events_file)
     log.append(Started(attempt=1, pid=1))
     log.append(StateChanged(state="training"))
@@ -115,13 +115,13 @@ def write_log(folder: RunFolder, size: int) -> None:
         while file.tell() < size:
             step += 1
             progress = {"type": "progress", "step": step, "total_steps": 10**7}
-            figures = {"type": "metrics", "step": step, "metrics": _FIGURES}
-            for seq, event in ((2 * step + 1, progress), (2 * step + 2, figures)):
+            metrics = {"type": "metrics", "step": step, "metrics": _METRICS}
+            for seq, event in ((2 * step + 1, progress), (2 * step + 2, metrics)):
                 file.write(json.dumps({"seq": seq, "time": now, **event}).encode() + b"\n")
 
 
-def ask_for_health(server: Server, seconds: float) -> list[float]:
-    """Seconds that each answer took."""
+def measure_health(server: Server, seconds: float) -> list[float]:
+    """Return the seconds that each response took."""
     times = []
     until = time.monotonic() + seconds
     with httpx.Client(base_url=server.url, timeout=60) as http:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the tests' real server and tiny model, percentiles, and what processes use."""
+"""Shared by the benchmarks: the tests' real server and tiny model, percentiles, and resources of processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = [
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` (0 to 1) of all values do not exceed."""
+    """Return the value that `share` (0 to 1) of all values do not exceed."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
@@ -30,11 +30,11 @@ def process_of(server: Server) -> psutil.Process:
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """Processor time used so far, by all threads, in seconds."""
+    """Return the processor time used so far by all threads, in seconds."""
     times = process.cpu_times()
     return float(times.user + times.system)
 
 
 def megabytes(process: psutil.Process) -> float:
-    """Resident memory."""
+    """Return the resident memory."""
     return float(process.memory_info().rss) / 1e6

@@ -1,10 +1,10 @@
-"""What it costs when a low job makes way for a high one: seconds, and whether anything else.
+"""The cost of preemption: the seconds it takes, and whether it changes the trained adapter.
 
     python benchmarks/handover.py
 
-A preemptible low job trains on a server with one slot; in its middle a high one is submitted. The first figure is from
-the low job's last step to the high job's first, the second from the high job's end to the low job's next step. Then the
-adapters of the low job and of one that nobody disturbed are compared bit for bit (float32, one thread).
+A preemptible low-priority job trains on a server with one slot until a high-priority job is submitted. The output has
+the seconds from the low job's last step to the high job's first, and from the high job's end to the low job's next
+step. Then the adapters of the low job and of an uninterrupted one are compared bit for bit (float32, one thread).
 """
 
 from __future__ import annotations
@@ -37,21 +37,23 @@ def _measure(server: Server, model: Path, pairs: Path) -> None:
     alone = server.train({**training_config(model, pairs, "alone"), **_LONG})
     server.until_ended(alone)
     with server.http() as http:
-        asked = {"priority": "low", "preemptible": True}
-        low = http.post("/train", json={**training_config(model, pairs, "low"), **_LONG}, params=asked).json()["job_id"]
+        params = {"priority": "low", "preemptible": True}
+        low = http.post("/train", json={**training_config(model, pairs, "low"), **_LONG}, params=params).json()[
+            "job_id"
+        ]
     server.until_step(low, 100)
     high = server.train({**training_config(model, pairs, "high"), "max_steps": 5, "eval_steps": 0}, "high")
     server.until_ended(high)
     server.until_ended(low)
     low_events, high_events = _events(server, low), _events(server, high)
-    asked_at = next(
+    paused_at = next(
         event.time for event in low_events if isinstance(event, Logged) and event.message.startswith("Paused")
     )
     first = next(event.time for event in high_events if isinstance(event, Progress) and event.step)
     ended = next(event.time for event in high_events if isinstance(event, Ended))
     back = next(event for event in low_events if isinstance(event, Resumed))
     again = next(event.time for event in low_events if isinstance(event, Progress) and event.time > back.time + 1e-6)
-    print(f"the low job's last step to the high job's first: {first - asked_at:.2f} s")
+    print(f"the low job's last step to the high job's first: {first - paused_at:.2f} s")
     print(f"the high job's end to the low job's next step: {again - ended:.2f} s")
     print(f"adapters are the same bit for bit: {_weights(server, 'low') == _weights(server, 'alone')}")
 

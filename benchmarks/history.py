@@ -1,10 +1,10 @@
-"""How long a long history takes to ask about: 1,000 jobs with 1,000,000 metric rows between them.
+"""Response times with a long history: 1,000 jobs with 1,000,000 metric rows in total.
 
     python benchmarks/history.py [--jobs 1000] [--rows 1000000] [--largest 100000] [--requests 200]
 
 Fills a database through merlina.storage, starts a server over it, and prints for each request its median, 95th
-percentile and maximum in ms. `first` is the very first request of its kind. Between two requests something is written
-to the database, as a run would, so that no answer is one that was kept.
+percentile and maximum in ms. `first` is the first request of its kind. Between two requests a row is written to the
+database, as by a run, so that no response comes from the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from merlina.storage import jobs, metrics
 from merlina.storage.database import Database
 from merlina.storage.metrics import MetricRecord
 
-FIGURES = {
+METRICS = {
     "loss": 1.2345678, "nll_loss": 1.1234567, "log_odds_loss": 0.1111111, "learning_rate": 1.9e-05, "epoch": 0.5,
     "rewards_accuracy": 0.75, "rewards_margin": 0.0123456, "grad_norm": 0.4321, "memory_gb": 1.5,
 }  # fmt: skip
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def fill(root: Path, count: int, rows: int, largest: int) -> None:
-    """One job, the newest but one, has `largest` rows; the others share the rest evenly."""
+    """Add jobs of which the newest but one has `largest` rows; the others share the rest evenly."""
     began = time.monotonic()
     (root / "data").mkdir()
     database = Database(f"sqlite:///{root / 'data' / 'merlina.db'}")
@@ -82,7 +82,7 @@ def fill_job(database: Database, number: int, rows: int) -> None:
     for begin in range(0, rows, _BATCH):
         steps = range(begin + 1, min(rows, begin + _BATCH) + 1)
         with database.write() as connection:
-            metrics.add_rows(connection, number, [MetricRecord(step, 1.7e9 + step, FIGURES) for step in steps])
+            metrics.add_rows(connection, number, [MetricRecord(step, 1.7e9 + step, METRICS) for step in steps])
 
 
 def measure_all(server: Server, requests: int) -> None:
@@ -116,8 +116,8 @@ def measure(http: httpx.Client, path: str, requests: int) -> None:
         answer = http.get(path)
         taken.append((time.monotonic() - began) * 1000)
         answer.raise_for_status()
-    figures = (taken[0], statistics.median(taken), percentile(taken, 0.95), max(taken), len(answer.content) / 1024)
-    print(f"{path:<52}" + "".join(f"{figure:>8.1f}" for figure in figures), flush=True)
+    values = (taken[0], statistics.median(taken), percentile(taken, 0.95), max(taken), len(answer.content) / 1024)
+    print(f"{path:<52}" + "".join(f"{value:>8.1f}" for value in values), flush=True)
 
 
 if __name__ == "__main__":

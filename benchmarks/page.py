@@ -1,8 +1,8 @@
-"""How heavy the page is, and how soon it is there, with an empty list and with a run of 100,000 metric rows.
+"""Size and load time of the page, with an empty list and with a run of 100,000 metric rows.
 
     python benchmarks/page.py [--rows 100000] [--rounds 5]
 
-Chromium on this machine, a new profile each time, so that nothing is kept from before. `there` is the time from the
+Chromium on this machine, with a new profile each time, so that its cache is empty. `there` is the time from the
 navigation to the first view that can be used: the list's heading, or all charts of the run drawn. `frames` are the
 longest gaps between two frames while a chart is zoomed into ten times and out again.
 """
@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from common import Server
-from history import FIGURES, fill
+from history import METRICS, fill
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from merlina.api.page import STATIC
@@ -77,13 +77,13 @@ def main() -> None:
 
 
 def _write_log(folder: Path, rows: int) -> None:
-    """The event log that a run with so many rows leaves, which the page's log and timeline are read from."""
+    """Write the event log of a run with as many rows, from which the page's log and timeline are read."""
     folder.mkdir(parents=True)
     log = EventLog(folder / "events.jsonl")
     log.append(Started(attempt=1, pid=1))
     for step in range(1, rows + 1):
         log.append(Progress(step=step, total_steps=rows))
-        log.append(Metrics(step=step, metrics=FIGURES))
+        log.append(Metrics(step=step, metrics=METRICS))
         if step % 1000 == 0:
             log.append(Logged(level="info", message=f"{step} steps are done"))
     log.append(Ended(state="completed"))

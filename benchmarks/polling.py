@@ -1,11 +1,12 @@
-"""What 200 requests a second of /status and /jobs take, and what they cost the training on the same cores.
+"""Latency of 200 requests per second to /status and /jobs, and their cost for training on the same cores.
 
     python benchmarks/polling.py [--rate 200] [--pairs 6] [--steps 30] [--hidden 256] [--jobs 20]
 
-Trains the same small model over and over, in pairs of runs: one alone, one while both endpoints are asked in turn at a
-constant rate (requests leave when they are due, whatever became of earlier ones; latency counts from then). Prints a
-row for each pair: latency in ms, seconds a step alone and under load, their ratio, and shares of one core: the server
-alone and under load, and this load generator. Both runs of a pair compute the same; which one goes first alternates.
+Trains the same small model repeatedly, in pairs of runs: one alone, one under requests to both endpoints in turn at a
+constant rate. Each request is sent when it is due, even if earlier ones have no response yet, and its latency counts
+from then. Prints a row for each pair: latency in ms, seconds per step alone and under load, their ratio, and shares of
+one core: the server alone and under load, and this load generator. Both runs of a pair compute the same; the order of
+the two alternates.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _WARM_UP_STEPS = 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rate", type=int, default=200, help="requests a second")
+    parser.add_argument("--rate", type=int, default=200, help="requests per second")
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--hidden", type=int, default=256, help="width of the model")
@@ -68,7 +69,7 @@ def measure_all(server: Server, options: argparse.Namespace) -> None:
 
 
 def fill(server: Server, config: dict[str, Any], count: int) -> None:
-    """Jobs that ended already, so that /jobs has something to list: cancelled behind a first one."""
+    """Add ended jobs for /jobs to list: queued behind a first one, then cancelled."""
     with server.client() as client:
         job_ids = [server.train(config) for _ in range(count)]
         for job_id in reversed(job_ids):
@@ -79,7 +80,7 @@ def fill(server: Server, config: dict[str, Any], count: int) -> None:
 
 @dataclass
 class Run:
-    """Seconds a step, latencies in ms, and shares of one core under load."""
+    """Seconds per step, latencies in ms, and shares of one core under load."""
 
     step_seconds: float
     latencies: list[float]
@@ -104,12 +105,12 @@ def run_once(server: Server, config: dict[str, Any], rate: int) -> Run:
 
 
 def metric_times(file: Path) -> list[float]:
-    """When each step's figures were written, in epoch seconds."""
+    """Return the time at which each step's metrics were written, in epoch seconds."""
     return [event.time for event in read_events(file)[0] if isinstance(event, Metrics) and "loss" in event.metrics]
 
 
 def at_most_each(seconds: float, condition: Callable[[], bool]) -> Callable[[], bool]:
-    """The condition, looked at no more often than that."""
+    """Return the condition, evaluated at most once per `seconds`."""
     last = 0.0
 
     def looked() -> bool:
@@ -136,7 +137,7 @@ class _Connection:
 
 
 class Load:
-    """Sends requests at a constant rate over connections that stay open; as light as it can be made."""
+    """Sends requests at a constant rate over persistent connections, with little processor time."""
 
     def __init__(self, port: int, rate: int, paths: list[str]) -> None:
         self._address = ("127.0.0.1", port)
@@ -148,7 +149,7 @@ class Load:
         self._latencies: list[float] = []
 
     def run(self, ended: Callable[[], bool]) -> list[float]:
-        """Latencies in ms, counted from the moment each request was due."""
+        """Return latencies in ms, counted from the moment each request was due."""
         due, number = time.monotonic(), 0
         while not ended():
             while (now := time.monotonic()) >= due:
@@ -181,22 +182,22 @@ class Load:
                 self._drop(connection)
                 continue
             connection.received += chunk
-            if is_whole(connection.received):
+            if is_complete(connection.received):
                 self._latencies.append((time.monotonic() - connection.due) * 1000)
                 connection.received.clear()
                 self._idle.append(connection)
 
     def _drop(self, connection: _Connection) -> None:
-        """Forgets a connection that the server closed since nothing came over it for a while."""
-        assert connection in self._idle, "the server closed a connection before it had answered"
+        """Remove a connection that the server closed because it was idle."""
+        assert connection in self._idle, "the server closed a connection before it responded"
         self._idle.remove(connection)
         del self._all[connection.socket.fileno()]
         connection.socket.close()
 
 
-def is_whole(answer: bytearray) -> bool:
-    """Whether head and body are there. Raises AssertionError where the answer isn't 200."""
-    head, separator, body = answer.partition(b"\r\n\r\n")
+def is_complete(response: bytearray) -> bool:
+    """Return whether head and body were received. Raises AssertionError if the status is not 200."""
+    head, separator, body = response.partition(b"\r\n\r\n")
     if not separator:
         return False
     assert head.startswith(b"HTTP/1.1 200"), head
@@ -214,8 +215,8 @@ def print_pair(name: str, alone: Run, loaded: Run) -> None:
 
 
 def latency_columns(taken: list[float]) -> str:
-    figures = (percentile(taken, 0.5), percentile(taken, 0.99), max(taken))
-    return "".join(f"{figure:>6.1f}" for figure in figures) + f"{len(taken):>10}"
+    values = (percentile(taken, 0.5), percentile(taken, 0.99), max(taken))
+    return "".join(f"{value:>6.1f}" for value in values) + f"{len(taken):>10}"
 
 
 def print_summary(pairs: list[tuple[Run, Run]]) -> None:

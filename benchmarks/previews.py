@@ -1,9 +1,9 @@
-"""How long a look into a large file takes, and how much memory: preview, formatted preview and columns of each format.
+"""Seconds and memory for previews of a large file: preview, formatted preview and columns of each format.
 
     python benchmarks/previews.py [--size-mb 2048]
 
-Prints a row for each: seconds of the first call and of a second one, and by how many MB the server grew at most while
-it answered. `columns` counts all rows on its first call, the others never do. The last row is an upload of it.
+Prints a row for each: seconds of the first call and of a second one, and by how many MB the server grew at most until
+it responded. `columns` counts all rows on its first call, the others never do. The last row is an upload of it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def rows(size: int) -> Iterator[dict[str, str]]:
-    """Rows of about 2 KB, no two of them alike, `size` bytes in all."""
+    """Generate rows of about 2 KB, no two of them alike, `size` bytes in total."""
     for number in range(size // 2048):
         yield {
             "prompt": f"{number}: " + f"Why {number * 7919 % 10007}? " * 40,
@@ -72,7 +72,7 @@ def write_csv(path: Path, size: int) -> None:
 
 
 def write_parquet(path: Path, size: int) -> None:
-    """Uncompressed, in row groups of 100,000 rows, so that the file is as large as the others."""
+    """Write an uncompressed file with row groups of 100,000 rows, so that it is as large as the others."""
     schema = pa.schema([(name, pa.string()) for name in ("prompt", "chosen", "rejected")])
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
         waiting: list[dict[str, str]] = []
@@ -93,7 +93,7 @@ WRITERS: dict[str, Callable[[Path, int], None]] = {
 
 
 def measure_file(root: Path, file: Path) -> None:
-    """Each kind of work by a fresh server, so that none profits from what another left."""
+    """Measure each kind of work on a new server, so that none profits from caches of another."""
     body = {"source": {"source_type": "local_file", "file_path": str(file)}}
     for path in PATHS:
         with fresh_server(root, file) as server:
@@ -116,7 +116,7 @@ def fresh_server(root: Path, file: Path) -> Iterator[Server]:
 
 
 def watched(server: Server, work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds the work took, and by how many MB the server's memory rose meanwhile, looked at every 5 ms."""
+    """Return the seconds that the work took, and the rise of the server's memory in MB, sampled every 5 ms."""
     process, done = process_of(server), threading.Event()
     before = peak = megabytes(process)
 

@@ -1,12 +1,12 @@
-"""Whether 500 WebSocket readers of one job get everything, some of them never reading, and what that takes.
+"""Delivery to 500 WebSocket readers of one job, some of which never read, and its cost.
 
     python benchmarks/readers.py [--readers 500] [--never 10] [--pausing 10] [--steps 1000] [--rate 20] [--plain]
 
 Writes the event log of a run itself, a metrics event for each step and a progress event for every other one, at a
 constant rate. `--never` readers shake hands and then read no byte; `--pausing` ones read none in the middle third of
 the steps. Prints how many of the others got each step's metrics once, in order, and the last message; when, after the
-last event, the last of them was through; the server's resident memory in MB; and its share of one core meanwhile. The
-readers accept compression, as browsers do, unless `--plain` is given.
+last event, the last of them had received everything; the server's resident memory in MB; and its share of one core
+meanwhile. The readers accept compression, as browsers do, unless `--plain` is given.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from merlina.runs import EventLog
 from merlina.schemas.events import Ended, Metrics, Progress
 
 _JOB = "job_20250101_000000"
-_FIGURES = {f"figure_{number}": 1.23456789 / (number + 1) for number in range(64)}
+_METRICS = {f"metric_{number}": 1.23456789 / (number + 1) for number in range(64)}
 _GIVE_UP_SECONDS = 120
 _TEXT, _CLOSE, _PING, _PONG = 1, 8, 9, 10
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 @dataclass
 class Reader:
-    """One connection; it keeps no message, only whether each came in its turn."""
+    """One connection. It stores no messages, only whether they arrived in order."""
 
     socket: socket.socket
     inflate: Callable[[bytes], bytes] | None
@@ -105,7 +105,7 @@ class Reader:
 
 
 def take_frame(unread: bytearray) -> tuple[int, bool, bytes] | None:
-    """(opcode, whether compressed, content) of the first whole frame, which is taken out; None where there is none."""
+    """Remove the first complete frame: (opcode, whether compressed, content); None if there is none."""
     if len(unread) < 2:
         return None
     length, begin = unread[1], 2
@@ -121,9 +121,9 @@ def take_frame(unread: bytearray) -> tuple[int, bool, bytes] | None:
 
 
 def connect(port: int, plain: bool) -> Reader:
-    """Shakes hands; what comes after that is still unread."""
+    """Open a connection and complete the handshake; all later bytes are unread."""
     connection = socket.socket()
-    # Little room in the kernel, so that who doesn't read is soon felt by the server.
+    # A small buffer in the kernel, so that the server soon notices a connection that does not read.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect(("127.0.0.1", port))
     key = base64.b64encode(os.urandom(16)).decode()
@@ -184,7 +184,7 @@ class Trial:
         self._poller.register(reader.socket, select.EPOLLIN)
 
     def _write_all(self, pausing: list[Reader]) -> float:
-        """Returns when the last event was written."""
+        """Return the time at which the last event was written."""
         steps, gap = self._options.steps, 1 / self._options.rate
         due = time.monotonic()
         for step in range(1, steps + 1):
@@ -194,7 +194,7 @@ class Trial:
             if step == 2 * steps // 3:
                 for reader in pausing:
                     self._poller.register(reader.socket, select.EPOLLIN)
-            self._log.append(Metrics(step=step, metrics={"loss": 1.0 / step, **_FIGURES}))
+            self._log.append(Metrics(step=step, metrics={"loss": 1.0 / step, **_METRICS}))
             if step % 2 == 0:
                 self._log.append(Progress(step=step, total_steps=steps))
             due += gap

@@ -1,4 +1,4 @@
-"""How long `/health` takes while the server is at work: an upload, previews of a large file, a job waiting and stopped.
+"""Response times of `/health` under load: an upload, previews of a large file, a job waiting and stopped.
 
     python benchmarks/responsiveness.py [--size-mb 1024]
 
@@ -95,8 +95,8 @@ def measure(name: str, server: subprocess.Popen[bytes], work: Callable[[], objec
     asking.join()
     taken.sort()
     p99 = taken[int(len(taken) * 0.99)]
-    figures = f"{len(taken):>9}{statistics.median(taken):>8.1f}{p99:>8.1f}{taken[-1]:>8.1f}{seconds:>9.2f}"
-    print(f"{name:<32}{figures}{memory(server):>7.0f}", flush=True)
+    columns = f"{len(taken):>9}{statistics.median(taken):>8.1f}{p99:>8.1f}{taken[-1]:>8.1f}{seconds:>9.2f}"
+    print(f"{name:<32}{columns}{memory(server):>7.0f}", flush=True)
 
 
 def ask(taken: list[float], done: threading.Event) -> None:
@@ -109,7 +109,7 @@ def ask(taken: list[float], done: threading.Event) -> None:
 
 
 def upload(path: Path) -> None:
-    """By curl, so that this process has its threads free to ask."""
+    """Upload by curl, so that the threads of this process are free for requests."""
     command = ["curl", "-sf", "-o", os.devnull, "-F", f"file=@{path}", f"{URL}/dataset/upload-file"]
     subprocess.run(command, check=True)
 

@@ -25,7 +25,7 @@ _HIDDEN, _LAYERS = 256, 4
 
 @dataclass(frozen=True)
 class Case:
-    """Pairs in which prompt and one answer have `length` tokens; the prompt has a `share` of them."""
+    """Return pairs in which prompt and one answer have `length` tokens; the prompt has a `share` of them."""
 
     length: int = 512
     share: float = 0.5

@@ -141,7 +141,7 @@ def _peak_bytes(pid: int) -> int:
 
 
 class _Clock:
-    """Seconds from the end of the first step to the end of the last."""
+    """Return the seconds from the end of the first step to the end of the last."""
 
     def __init__(self) -> None:
         self._first = self._last = 0.0

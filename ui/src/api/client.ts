@@ -19,7 +19,12 @@ export type Comparison = Schemas['Comparison'];
 export type Upload = Schemas['UploadEntry'];
 export type Finding = Schemas['Finding'];
 
-/** A failed request. `status` 0: the server is unreachable; 1: the request was cancelled or failed in the browser. */
+/** Values of `status` for requests without a response. */
+export const UNREACHABLE = 0;
+/** The request was cancelled or failed in the browser. */
+const FAILED_LOCALLY = 1;
+
+/** A failed request. `status` is the HTTP status, `UNREACHABLE` or `FAILED_LOCALLY`. */
 export class ApiError extends Error {
   constructor(
     readonly status: number,
@@ -33,7 +38,7 @@ export class ApiError extends Error {
 
   /** Whether a retry of the same request may succeed. */
   get isTransient(): boolean {
-    return this.status === 0 || this.status >= 500;
+    return this.status === UNREACHABLE || this.status >= 500;
   }
 
   /** The message followed by all errors. */
@@ -44,7 +49,7 @@ export class ApiError extends Error {
 }
 
 export function toApiError(error: unknown): ApiError {
-  return error instanceof ApiError ? error : new ApiError(1, error instanceof Error ? error.message : String(error));
+  return error instanceof ApiError ? error : new ApiError(FAILED_LOCALLY, error instanceof Error ? error.message : String(error));
 }
 
 interface Listener {
@@ -68,8 +73,8 @@ export async function request(method: string, path: string, body?: unknown, sign
   }
   const response = await fetch(urlFor(path), init).catch(() => null);
   if (response?.ok) listener.onReachable(true);
-  else if (!signal?.aborted) throw errorFromResponse(path, response?.status ?? 0, await response?.json().catch(() => null));
-  if (!response) throw new ApiError(1, 'The request was cancelled.');
+  else if (!signal?.aborted) throw errorFromResponse(path, response?.status ?? UNREACHABLE, await response?.json().catch(() => null));
+  if (!response) throw new ApiError(FAILED_LOCALLY, 'The request was cancelled.');
   return response;
 }
 
@@ -79,9 +84,9 @@ async function requestJson<T>(method: string, path: string, body?: unknown, sign
 
 /** `body` is null if the response is not JSON, for example from a proxy that did not reach the server. */
 function errorFromResponse(path: string, status: number, body: unknown): ApiError {
-  const isReachable = status !== 0 && (status < 502 || body !== null);
+  const isReachable = status !== UNREACHABLE && (status < 502 || body !== null);
   listener.onReachable(isReachable);
-  if (!isReachable) return new ApiError(0, 'The server is unreachable.');
+  if (!isReachable) return new ApiError(UNREACHABLE, 'The server is unreachable.');
   if (status === 401 && path !== '/login') listener.onLoginRequired();
   const detail = (body as { detail?: unknown } | null)?.detail;
   if (typeof detail === 'string') return new ApiError(status, detail);
@@ -101,7 +106,7 @@ function upload<T>(path: string, file: File, onprogress: (share: number) => void
   const request = new XMLHttpRequest();
   return new Promise((resolve, reject) => {
     request.upload.onprogress = (event) => onprogress(event.loaded / Math.max(1, event.total));
-    request.onerror = () => reject(new ApiError(0, 'The upload was interrupted: the server is unreachable or rejected the file.'));
+    request.onerror = () => reject(new ApiError(UNREACHABLE, 'The upload was interrupted: the server is unreachable or rejected the file.'));
     request.onload = () => (request.status < 300 ? resolve(request.response as T) : reject(errorFromResponse(path, request.status, request.response)));
     request.responseType = 'json';
     request.open('POST', urlFor(path));
@@ -128,7 +133,7 @@ export const api = {
   stop: (job: string) => requestJson<Schemas['StopResponse']>('POST', `/jobs/${id(job)}/stop`),
   pause: (job: string) => requestJson<Schemas['JobAction']>('POST', `/jobs/${id(job)}/pause`),
   resume: (job: string) => requestJson<JobCreated>('POST', `/jobs/${id(job)}/resume`),
-  remove: (job: string) => requestJson<Schemas['JobAction']>('DELETE', `/jobs/${id(job)}`),
+  delete: (job: string) => requestJson<Schemas['JobAction']>('DELETE', `/jobs/${id(job)}`),
   machine: () => requestJson<Schemas['Machine']>('GET', '/system'),
   validate: (config: unknown, signal: AbortSignal) => requestJson<Schemas['ValidationResponse']>('POST', '/validate', config, signal),
   train: (config: unknown, query: Record<string, string>) => requestJson<JobCreated>('POST', `/train?${new URLSearchParams(query)}`, config),

@@ -8,16 +8,16 @@ export type Connection = 'connecting' | 'live' | 'lost' | 'ended';
 export type Message = components['schemas']['LiveMessage'];
 
 /** Without a message for this long, the page sends a heartbeat; after twice as long, it reconnects. */
-const HEARTBEAT_AFTER = 15_000;
-const MIN_RETRY_DELAY = 500;
-const MAX_RETRY_DELAY = 5000;
+const HEARTBEAT_MS = 15_000;
+const MIN_RETRY_MS = 500;
+const MAX_RETRY_MS = 5000;
 const CLOSE_JOB_ENDED = 1000;
 const CLOSE_UNKNOWN_JOB = 4404;
 
 export class LiveConnection {
   #socket: WebSocket | null = null;
   #retryTimer = 0;
-  #retryDelay = MIN_RETRY_DELAY;
+  #retryMs = MIN_RETRY_MS;
   #isClosed = false;
   #receivedAt = 0;
   #heartbeatTimer = 0;
@@ -29,7 +29,7 @@ export class LiveConnection {
     private readonly onConnection: (connection: Connection) => void,
   ) {
     this.#open();
-    this.#heartbeatTimer = window.setInterval(this.#checkHeartbeat, HEARTBEAT_AFTER);
+    this.#heartbeatTimer = window.setInterval(this.#checkHeartbeat, HEARTBEAT_MS);
     addEventListener('online', this.#reconnectNow);
     document.addEventListener('visibilitychange', this.#reconnectNow);
   }
@@ -49,15 +49,15 @@ export class LiveConnection {
     this.#checkHeartbeat();
     if (this.#socket) return;
     clearTimeout(this.#retryTimer);
-    this.#retryDelay = MIN_RETRY_DELAY;
+    this.#retryMs = MIN_RETRY_MS;
     this.#open();
   };
 
   /** Detect connections that died without a close event, for example while the computer slept. */
   #checkHeartbeat = (): void => {
     const socket = this.#socket;
-    if (!socket || Date.now() - this.#receivedAt < HEARTBEAT_AFTER) return;
-    if (Date.now() - this.#receivedAt < 2 * HEARTBEAT_AFTER && socket.readyState === WebSocket.OPEN) {
+    if (!socket || Date.now() - this.#receivedAt < HEARTBEAT_MS) return;
+    if (Date.now() - this.#receivedAt < 2 * HEARTBEAT_MS && socket.readyState === WebSocket.OPEN) {
       socket.send('{"type":"heartbeat"}');
       return;
     }
@@ -76,7 +76,7 @@ export class LiveConnection {
     const socket = new WebSocket(`${scheme}://${location.host}${path}`);
     this.#socket = socket;
     socket.onopen = () => {
-      this.#retryDelay = MIN_RETRY_DELAY;
+      this.#retryMs = MIN_RETRY_MS;
       this.onConnection('live');
     };
     socket.onmessage = (event) => {
@@ -96,7 +96,7 @@ export class LiveConnection {
       return;
     }
     this.onConnection('lost');
-    this.#retryTimer = window.setTimeout(() => this.#open(), this.#retryDelay);
-    this.#retryDelay = Math.min(MAX_RETRY_DELAY, this.#retryDelay * 2);
+    this.#retryTimer = window.setTimeout(() => this.#open(), this.#retryMs);
+    this.#retryMs = Math.min(MAX_RETRY_MS, this.#retryMs * 2);
   }
 }

@@ -25,7 +25,7 @@ test('only actions that lose something need a confirmation', () => {
   expect(confirmationFor('pause', 'training')).toBeNull();
   expect(confirmationFor('stop', 'queued')).toBeNull();
   expect(confirmationFor('stop', 'training')).toContain('saved');
-  expect(confirmationFor('remove', 'completed')).toContain('Delete');
+  expect(confirmationFor('delete', 'completed')).toContain('Delete');
 });
 
 test('a requested stop or pause is shown, and cannot be requested again', () => {

@@ -39,7 +39,7 @@ export const isWaiting = (state: JobState): boolean => WAITING.includes(state);
 export const isEnded = (state: JobState): boolean => ENDED.includes(state);
 export const isRunning = (state: JobState): boolean => !isEnded(state) && !isWaiting(state);
 
-export type Action = 'pause' | 'resume' | 'stop' | 'duplicate' | 'remove';
+export type Action = 'pause' | 'resume' | 'stop' | 'duplicate' | 'delete';
 
 export function actionsFor(state: JobState, lastCheckpoint: number | null | undefined, requests: PendingRequests = {}): Action[] {
   if (state === 'queued') return ['pause', 'stop'];
@@ -49,7 +49,7 @@ export function actionsFor(state: JobState, lastCheckpoint: number | null | unde
     return requests.pause_requested || FINISHING.includes(state) ? ['stop'] : ['pause', 'stop'];
   }
   const canResume = state !== 'completed' && lastCheckpoint != null;
-  return canResume ? ['resume', 'duplicate', 'remove'] : ['duplicate', 'remove'];
+  return canResume ? ['resume', 'duplicate', 'delete'] : ['duplicate', 'delete'];
 }
 
 export const ACTION_LABELS: Record<Action, string> = {
@@ -58,7 +58,7 @@ export const ACTION_LABELS: Record<Action, string> = {
   stop: 'Stop',
   /** Opens the form of a new run with the settings of this one. */
   duplicate: 'Duplicate',
-  remove: 'Delete',
+  delete: 'Delete',
 };
 
 /** Announced to screen readers, followed by the name of the run. */
@@ -66,7 +66,7 @@ export const ACTION_ANNOUNCEMENTS: Record<Exclude<Action, 'duplicate'>, string> 
   pause: 'Pause requested:',
   resume: 'Queued to resume:',
   stop: 'Stop requested:',
-  remove: 'Deleted:',
+  delete: 'Deleted:',
 };
 
 /** Return the label of the button that closes the confirmation without the action. */
@@ -78,7 +78,7 @@ export function cancelLabel(action: Action, state: JobState): string {
 const STOP_CONFIRMATIONS: Partial<Record<JobState, string>> = {
   paused: 'End this run? Its last checkpoint is kept, but no model is saved.',
   training: 'Stop after the current step? The model is saved, and the run can be resumed.',
-  saving: 'Stop while the model is being saved? The worker gets a few minutes to finish before it is terminated.',
+  saving: 'Stop while the model is being saved? The run has a few minutes to finish before it is killed.',
   uploading: 'Stop the upload? The model is already saved on this machine.',
 };
 
@@ -86,6 +86,6 @@ const STOP_CONFIRMATIONS: Partial<Record<JobState, string>> = {
 export function confirmationFor(action: Action, state: JobState): string | null {
   if (action === 'stop' && state === 'queued') return null;
   if (action === 'stop') return STOP_CONFIRMATIONS[state] ?? 'Stop before training starts? No model is saved.';
-  if (action === 'remove') return 'Delete this run with its metrics, log and checkpoints? Model files are kept.';
+  if (action === 'delete') return 'Delete this run with its metrics, log and checkpoints? Model files are kept.';
   return null;
 }

@@ -1,6 +1,6 @@
 /** The configuration of a new run, validated by the server after each change. */
 
-import { api, toApiError, type Finding } from '../api/client';
+import { api, toApiError, UNREACHABLE, type Finding } from '../api/client';
 import type { components } from '../api/types';
 import { configOf, DEFAULT_DATA, draftFromConfig, suggestName, type DataDraft, type Values } from '../lib/draft';
 import { storedDrafts, storageKey } from '../lib/draft-storage';
@@ -8,7 +8,7 @@ import { defaultOf, withoutSecrets, type InvalidInput } from '../lib/fields';
 import { capitalized } from '../lib/format';
 import { describe, errorsIn, settingOf, warningsIn } from '../lib/findings';
 
-const VALIDATE_AFTER = 800;
+const VALIDATE_MS = 800;
 
 /** Drafts stored before a reload of the tab, by storage key. */
 const stored = storedDrafts(sessionStorage);
@@ -149,7 +149,7 @@ export class Draft {
       return () => {};
     }
     const controller = new AbortController();
-    const timer = setTimeout(() => void this.#validate(config, controller.signal), VALIDATE_AFTER);
+    const timer = setTimeout(() => void this.#validate(config, controller.signal), VALIDATE_MS);
     return () => {
       clearTimeout(timer);
       controller.abort();
@@ -169,7 +169,7 @@ export class Draft {
       const failure = toApiError(error);
       // The page already shows that the server is unreachable.
       const errors = errorsIn(failure.findings);
-      this.#errors = failure.status === 0 || errors.length > 0 ? errors : [{ field: null, message: failure.message, severity: 'error' }];
+      this.#errors = failure.status === UNREACHABLE || errors.length > 0 ? errors : [{ field: null, message: failure.message, severity: 'error' }];
     } finally {
       if (!signal.aborted) this.isChecking = false;
     }

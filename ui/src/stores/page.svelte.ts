@@ -4,7 +4,7 @@ import { api, listen } from '../api/client';
 import { pathOf, urlFor } from '../lib/url';
 import { routeOf, type Route } from '../lib/route';
 
-const RETRY_AFTER = 2000;
+const RETRY_MS = 2000;
 
 const currentRoute = (): Route => routeOf(pathOf(location.pathname) ?? location.pathname, location.search);
 
@@ -69,7 +69,7 @@ class Page {
       onLoginRequired: () => (this.needsLogin = true),
       onReachable: (isReachable) => {
         clearTimeout(this.#retryTimer);
-        if (!isReachable) this.#retryTimer = window.setTimeout(() => void this.checkSession(), RETRY_AFTER);
+        if (!isReachable) this.#retryTimer = window.setTimeout(() => void this.checkSession(), RETRY_MS);
         this.isReachable = isReachable;
       },
     });

@@ -8,7 +8,7 @@ export class Polled<T> {
 
   constructor(
     private readonly load: () => Promise<T>,
-    private readonly milliseconds: number,
+    private readonly intervalMs: number,
   ) {
     void this.refresh();
     document.addEventListener('visibilitychange', this.#onVisible);
@@ -24,7 +24,7 @@ export class Polled<T> {
       this.error = error as Error;
     }
     clearTimeout(this.#timer);
-    if (!this.#isStopped && !document.hidden) this.#timer = window.setTimeout(this.refresh, this.milliseconds);
+    if (!this.#isStopped && !document.hidden) this.#timer = window.setTimeout(this.refresh, this.intervalMs);
   };
 
   stop(): void {

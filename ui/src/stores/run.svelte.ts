@@ -12,8 +12,8 @@ import { page } from './page.svelte';
 /** More points than a chart has pixels: the server downsamples to this number, and the page when a run has grown beyond MAX_POINTS. */
 const POINTS = 1500;
 const MAX_POINTS = 3 * POINTS;
-const REDRAW_AFTER = 100;
-const RETRY_AFTER = 2000;
+const REDRAW_MS = 100;
+const RETRY_MS = 2000;
 
 export interface Range {
   from: number;
@@ -26,6 +26,7 @@ interface TimedRow {
   at: number;
 }
 
+/** One job, which the page calls a run: its record, log, configuration and metrics, updated by the WebSocket. */
 export class Run {
   status = $state.raw<JobStatus | null>(null);
   /** Output name. Kept apart from `status` because it never changes, so that its dependents are not recomputed with each status. */
@@ -100,7 +101,7 @@ export class Run {
     } catch (error) {
       if (load !== this.#loadNumber) return;
       this.error = toApiError(error);
-      if (this.error.isTransient) this.#retryTimer = window.setTimeout(() => void this.load(), RETRY_AFTER);
+      if (this.error.isTransient) this.#retryTimer = window.setTimeout(() => void this.load(), RETRY_MS);
     }
   }
 
@@ -191,6 +192,6 @@ export class Run {
     this.#redrawTimer = window.setTimeout(() => {
       this.#redrawTimer = 0;
       this.version += 1;
-    }, REDRAW_AFTER);
+    }, REDRAW_MS);
   }
 }
