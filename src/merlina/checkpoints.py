@@ -79,7 +79,7 @@ class Survey:
     """The newest complete checkpoint, and all newer ones that cannot be used, newest first."""
 
     newest: Path | None
-    rejected: tuple[UnusableCheckpoint, ...]
+    unusable: tuple[UnusableCheckpoint, ...]
 
     @property
     def step(self) -> int | None:
@@ -89,7 +89,7 @@ class Survey:
     @property
     def lost(self) -> tuple[UnusableCheckpoint, ...]:
         """The damaged or unreadable checkpoints, which were complete before or may still be."""
-        return tuple(one for one in self.rejected if one.kind != "unfinished")
+        return tuple(one for one in self.unusable if one.kind != "unfinished")
 
 
 def survey(folder: Path, *, checksums: bool = False, max_bytes: int | None = None) -> Survey:
@@ -98,13 +98,13 @@ def survey(folder: Path, *, checksums: bool = False, max_bytes: int | None = Non
     Without `checksums` only names and sizes are compared, which is fast. With it each file is read, but if `max_bytes`
     is given, only those of checkpoints up to that size.
     """
-    rejected: list[UnusableCheckpoint] = []
+    unusable: list[UnusableCheckpoint] = []
     for path in _newest_first(folder):
         found = check_checkpoint(path, checksums=checksums, max_bytes=max_bytes)
         if found is None:
-            return Survey(path, tuple(rejected))
-        rejected.append(found)
-    return Survey(None, tuple(rejected))
+            return Survey(path, tuple(unusable))
+        unusable.append(found)
+    return Survey(None, tuple(unusable))
 
 
 def check_checkpoint(

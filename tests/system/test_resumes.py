@@ -132,9 +132,9 @@ def test_a_checkpoint_of_an_earlier_version_that_lacks_a_file_gets_no_manifest(t
     (path / name).unlink()
     assert checkpoints.adopt(tmp_path) == []
     assert not (path / "manifest.json").exists()
-    (rejected,) = checkpoints.survey(tmp_path).rejected
-    assert "earlier version, without a manifest" in rejected.reason
-    assert name in rejected.reason
+    (unusable,) = checkpoints.survey(tmp_path).unusable
+    assert "earlier version, without a manifest" in unusable.reason
+    assert name in unusable.reason
 
 
 def test_an_earlier_version_s_best_checkpoint_is_kept_and_an_interrupted_adoption_is_repeated(tmp_path: Path) -> None:

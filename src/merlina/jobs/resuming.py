@@ -185,7 +185,7 @@ def _refuse_other_data(record: JobRecord, folder: RunFolder, step: int, compare:
 
 def _without_checkpoint(record: JobRecord, found: Survey) -> Resumption:
     if found.lost or record.last_checkpoint:
-        reasons = "; ".join(map(str, found.rejected)) or f"that of step {record.last_checkpoint} is gone"
+        reasons = "; ".join(map(str, found.unusable)) or f"that of step {record.last_checkpoint} is gone"
         raise StartOverError(
             f"Job {record.job_id} has no complete checkpoint left: {reasons}. Send force=true to start over at step 1"
         )

@@ -28,9 +28,9 @@ def choose_checkpoint(folder: RunFolder, order: RunOrder, reporter: EventReporte
         )
     found = checkpoints.survey(folder.checkpoints_dir, checksums=True)
     reach(FaultPoint.RESUME_CHOSEN)
-    for rejected in found.rejected:
-        if rejected.kind == "damaged":
-            checkpoints.remove_manifest(rejected.path)
+    for checkpoint in found.unusable:
+        if checkpoint.kind == "damaged":
+            checkpoints.remove_manifest(checkpoint.path)
     if found.newest is None and (found.lost or order.resume_step):
         raise TrainingError(_nothing_left(found, order))
     _report(found, order, reporter)
@@ -51,7 +51,7 @@ def _start_over(folder: RunFolder, reporter: EventReporter) -> None:
 
 def _report(found: Survey, order: RunOrder, reporter: EventReporter) -> None:
     step, announced = found.step or 0, order.resume_step
-    reason = "; ".join(map(str, found.rejected)) or None
+    reason = "; ".join(map(str, found.unusable)) or None
     if step == announced:
         reporter.resumed(step)
     else:
@@ -69,7 +69,7 @@ def _report(found: Survey, order: RunOrder, reporter: EventReporter) -> None:
 
 
 def _nothing_left(found: Survey, order: RunOrder) -> str:
-    reasons = "; ".join(map(str, found.rejected)) or "the folder holds none"
+    reasons = "; ".join(map(str, found.unusable)) or "the folder holds none"
     after = f", though step {order.resume_step} was announced" if order.resume_step else ""
     return (
         f"No complete checkpoint is left to continue from{after}: {reasons}. "
