@@ -74,7 +74,7 @@ def test_what_is_kept_of_ended_jobs_is_bounded() -> None:
 def test_an_older_record_that_comes_late_takes_nothing_back() -> None:
     broadcast = Broadcast()
     broadcast.publish(job(state="completed", attempt=1, last_seq=9))
-    broadcast.publish(job(state="training", attempt=1, last_seq=7, operations=1, stop_requested_at=1.0))
+    broadcast.publish(job(state="training", attempt=1, last_seq=7, command_count=1, stop_requested_at=1.0))
     latest = broadcast.latest("job_1")
     assert latest is not None
     assert latest.state == "completed"
