@@ -10,16 +10,16 @@ from merlina.runs import RunFolder, RunOrder
 
 
 class Executor(Protocol):
-    """Starts, finds and ends workers. A run is identified by its folder, so a restarted server needs no other memory.
+    """Starts, finds and ends workers. A run is identified by its folder, so that a restarted server finds its worker.
 
-    `worker` is the worker's identity as far as the database knows it, in case the run folder or its lock is gone.
+    `worker` is the worker's identity in the database, if known, for a run whose folder or lock was removed.
     """
 
     def launch(self, folder: RunFolder, order: RunOrder, gpus: Sequence[int] | None) -> None:
-        """Start the worker, unless it lives already. Raises OSError if it cannot be started."""
+        """Start the worker, unless it is already alive. Raises OSError if it cannot be started."""
 
     def is_alive(self, folder: RunFolder, worker: ProcessId | None = None) -> bool:
-        """Return whether the run's worker lives, no matter which server started it."""
+        """Return whether the run's worker is alive, even if an earlier server started it."""
 
     def request_stop(self, folder: RunFolder) -> None:
         """Ask the worker to end after its current optimizer step; leaves `stop_file`. Raises OSError."""
@@ -34,4 +34,4 @@ class Executor(Protocol):
         """End the worker and all its children immediately."""
 
     def cause_of_death(self, folder: RunFolder) -> str:
-        """Return why a dead worker died, as far as known, in words that follow "The worker process "."""
+        """Return why a dead worker died, if known, as a text that follows "The worker process "."""
