@@ -138,7 +138,7 @@ def trained(server: Server, tiny_model: Path) -> Trained:
 
 @pytest.fixture(scope="session")
 def fork_server(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """What runs, helpers and chat processes are forked from where a test starts them without a server."""
+    """Yield the process that forks runs, helpers and chat processes that a test starts without a server."""
     server = ForkServer(600, tmp_path_factory.mktemp("forks") / "log")
     with open(os.devnull, "r+b") as nothing:
         server.fork("helper", [], child_environment(), [nothing.fileno()] * 3, patience=60).wait()

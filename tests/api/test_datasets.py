@@ -156,7 +156,7 @@ def test_an_invalid_upload_body_is_explained(server: Server) -> None:
             assert "a part named 'file'" in response.json()["detail"]
 
 
-def test_a_path_in_a_file_name_leads_nowhere(server: Server) -> None:
+def test_a_path_in_a_file_name_is_ignored(server: Server) -> None:
     response = upload(server, "../../../etc/evil.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     assert response.json()["filename"] == "evil.jsonl"
 

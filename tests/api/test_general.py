@@ -45,7 +45,7 @@ def test_head_is_get_without_a_body(server: Server, path: str) -> None:
     assert received.partition(b"\r\n\r\n")[2] == b""
 
 
-def test_head_is_refused_where_get_is(http: httpx.Client) -> None:
+def test_head_is_refused_if_get_is(http: httpx.Client) -> None:
     response = http.head("/train")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     assert "HEAD" in http.put("/health").headers["allow"]

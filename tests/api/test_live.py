@@ -214,7 +214,7 @@ def narrow_socket(server: Server, job_id: str) -> ClientConnection:
     return connect(f"ws://127.0.0.1:{server.port}/ws/{job_id}", sock=connection)
 
 
-def test_slow_clients_delay_nobody_and_miss_no_metrics(new_server: Any, tmp_path: Any) -> None:
+def test_slow_clients_do_not_delay_others_and_miss_no_metrics(new_server: Any, tmp_path: Any) -> None:
     job_id, steps = "job_20250101_000000", 600
     folder = add_running_job(tmp_path, job_id)
     with folder.locked(), ExitStack() as open_sockets, ThreadPoolExecutor(10) as pool:

@@ -194,7 +194,7 @@ def test_ctrl_c_leaves_the_run_going_and_a_stop_ends_it(server: Server, config: 
 
 
 def _hear_ctrl_c() -> None:
-    # A test runner in the background may have been told to ignore it, and children inherit that.
+    # A test runner in the background may have been started to ignore it, and children inherit that.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -86,7 +86,7 @@ def test_an_older_record_that_comes_late_takes_nothing_back() -> None:
     assert latest.state == "initializing"
 
 
-def test_a_job_that_is_held_back_and_let_go_is_shown_waiting_again() -> None:
+def test_a_job_that_is_paused_and_resumed_is_shown_waiting_again() -> None:
     broadcast = Broadcast()
     for moment, state in enumerate(("queued", "paused", "queued")):
         # The clock may be set back meanwhile.

@@ -57,7 +57,7 @@ def test_no_event_leads_to_a_state_that_the_table_does_not_allow(
         assert after == replace(record, skipped_lines=1, last_seq=1, updated_at=1.0)
 
 
-def test_an_attempt_may_begin_where_the_log_lacks_the_end_of_the_last_one() -> None:
+def test_an_attempt_may_begin_if_the_log_lacks_the_end_of_the_last_one() -> None:
     record = fold(job(state="training", attempt_seen=1), event(1, "started", attempt=2, pid=9))
     assert (record.state, record.skipped_lines) == ("initializing", 0)
 

@@ -107,7 +107,7 @@ def test_a_run_that_moves_its_own_earlier_result_and_saves_again_has_the_newer_o
     assert runs.folder_of(record) == "/m/o"
 
 
-def test_of_two_that_saved_in_one_folder_the_last_to_report_has_it_also_where_the_clock_was_set_back(
+def test_of_two_that_saved_in_one_folder_the_last_to_report_has_it_even_if_the_clock_was_set_back(
     runs: Runs,
 ) -> None:
     """One job at a time owns a folder, so the order of reports is that of saving; the models' own times may lie."""

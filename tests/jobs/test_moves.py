@@ -49,7 +49,7 @@ def store(tmp_path: Path) -> Iterator[Jobs]:
 
 
 def calls_of(tree: ast.Module, owner: str, names: set[str]) -> set[str]:
-    """Which of `owner.name(…)` a module calls."""
+    """Return which of `owner.name(…)` a module calls."""
     return {
         node.func.attr
         for node in ast.walk(tree)
@@ -62,13 +62,13 @@ def calls_of(tree: ast.Module, owner: str, names: set[str]) -> set[str]:
 
 
 def imports_of(tree: ast.Module, module: str) -> set[str]:
-    """Which names a module imports from another one."""
+    """Return which names a module imports from another one."""
     found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module]
     return {alias.name for node in found for alias in node.names}
 
 
 def statements_on_jobs(tree: ast.Module) -> set[str]:
-    """Which of `insert(jobs)`, `update(jobs)` and `delete(jobs)` a module builds."""
+    """Return which of `insert(jobs)`, `update(jobs)` and `delete(jobs)` a module builds."""
     return {
         node.func.id
         for node in ast.walk(tree)
@@ -110,7 +110,7 @@ def test_of_two_requests_decided_on_one_record_the_second_is_refused_with_the_st
         store.moves.execute_command(paused, lambda _: {"state": "queued"})
 
 
-def test_a_request_is_decided_again_where_only_the_scheduler_moved_the_job(store: Jobs) -> None:
+def test_a_request_is_decided_again_if_only_the_scheduler_moved_the_job(store: Jobs) -> None:
     record = store.add("a")
     assert store.moves.change(record, {"state": "initializing"}) is not None
     decided_on: list[str] = []
@@ -144,7 +144,7 @@ def test_each_state_that_the_server_sets_has_a_number_of_its_own(store: Jobs) ->
     assert store.moves.broadcast.latest("a") == record
 
 
-def test_what_must_be_done_before_the_commit_undoes_the_change_where_it_fails(store: Jobs) -> None:
+def test_what_must_be_done_before_the_commit_undoes_the_change_if_it_fails(store: Jobs) -> None:
     record = store.add("a")
 
     def fail(_: Connection) -> None:

@@ -44,7 +44,7 @@ def output_of(database: Database, job_id: str) -> str | None:
     ("other", "overlaps"),
     [("a", True), ("a/inner", True), (".", True), ("ab", False), ("b", False), ("link/a", True)],
 )
-def test_folders_overlap_where_they_are_the_same_or_one_is_inside_the_other(
+def test_folders_overlap_if_they_are_the_same_or_one_is_inside_the_other(
     tmp_path: Path, other: str, overlaps: bool
 ) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
@@ -94,7 +94,7 @@ def test_models_on_the_disk_are_not_built_into_or_around(tmp_path: Path) -> None
         refuse_taken(tmp_path, tmp_path / name)
 
 
-def test_models_inside_a_folder_that_is_moved_are_found_where_it_is(database: Database, tmp_path: Path) -> None:
+def test_models_inside_a_folder_that_is_moved_are_found_in_its_new_place(database: Database, tmp_path: Path) -> None:
     for name in ("nest", "nest/inner", "nested", "nest_2"):
         add(database, name, tmp_path / name, state="completed", output_dir=str(tmp_path / name), ended_at=1.0)
     with database.write() as connection:
@@ -107,7 +107,7 @@ def test_models_inside_a_folder_that_is_moved_are_found_where_it_is(database: Da
 
 @pytest.mark.parametrize("interrupted", [True, False])
 @pytest.mark.parametrize("moved", [False, True])
-def test_only_a_worker_killed_before_an_announced_move_leaves_the_older_model_where_it_was(
+def test_only_a_worker_killed_before_an_announced_move_leaves_the_older_model_in_place(
     database: Database, tmp_path: Path, *, moved: bool, interrupted: bool
 ) -> None:
     target, kept = tmp_path / "o", tmp_path / "o.before-late"

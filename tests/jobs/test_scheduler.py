@@ -52,7 +52,7 @@ def test_a_job_waits_for_another_that_saves_into_its_folder_and_holds_up_none_be
     assert result.waiting == {"a": f"r, {saves}", "c": f"b, {saves}"}
 
 
-def test_gpus_are_shared_only_where_that_was_asked_for() -> None:
+def test_gpus_are_shared_only_if_the_settings_allow_it() -> None:
     running = [job(job_id="r", state="training", gpus=[0])]
     assert starts(planned([job(job_id="a")], running, gpus(10))) == []
     assert starts(planned([job(job_id="a")], running, gpus(10), share=True)) == [("a", [0])]

@@ -263,7 +263,7 @@ def test_one_job_that_cannot_be_attended_to_does_not_hold_up_the_others(
     for _ in range(3):
         backend.supervisor.run_pass()
     assert backend.record(second).state == "failed"
-    assert caplog.text.count(f"{first} could not be attended to") == 1
+    assert caplog.text.count(f"{first} could not be updated") == 1
 
 
 class BusyBroadcast(Broadcast):

@@ -215,7 +215,7 @@ def test_fields_that_older_clients_send_are_accepted() -> None:
     assert not problems(training_mode="dpo", dataset={**DATASET, "training_mode": "dpo"})
 
 
-def test_fields_of_older_clients_are_refused_where_they_would_mean_something_else() -> None:
+def test_fields_of_older_clients_are_refused_if_their_meaning_has_changed() -> None:
     differing = problems(training_mode="dpo", dataset={**DATASET, "training_mode": "sft"})
     assert differing == ["dataset.training_mode: 'sft' differs from training_mode 'dpo'; leave it out"]
     assert problems(dataset={**DATASET, "training_mode": "rlhf"})[0].startswith("dataset.training_mode: ")

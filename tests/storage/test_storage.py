@@ -60,7 +60,7 @@ def test_the_queue_goes_by_priority_then_age(database: Database) -> None:
         assert [record.job_id for record in jobs.running(connection)] == ["r"]
 
 
-def test_a_change_is_made_only_while_the_job_is_where_it_was_thought_to_be(database: Database) -> None:
+def test_a_change_is_made_only_if_the_job_is_unchanged_since_it_was_read(database: Database) -> None:
     before = add(database, "a")
     with database.write() as connection:
         changed = jobs.change(connection, before, {"state": "initializing", "command_count": 1})

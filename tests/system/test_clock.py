@@ -37,12 +37,14 @@ def test_time_asleep_hardly_counts() -> None:
 
 
 def shifted_by(shift: Path) -> dict[str, str]:
-    """Variables with which a process's clock is as far off as the file says."""
+    """Return variables that shift a process's clock by the seconds in the file."""
     return {"LD_PRELOAD": str(LIBRARY), "FAKETIME_TIMESTAMP_FILE": str(shift), "DONT_FAKE_MONOTONIC": "1"}
 
 
 @pytest.mark.skipif(LIBRARY is None, reason="needs libfaketime")
-def test_a_server_whose_clock_is_set_back_goes_on_and_times_alone_change(new_server: NewServer, tmp_path: Path) -> None:
+def test_a_server_whose_clock_is_set_back_continues_and_only_times_change(
+    new_server: NewServer, tmp_path: Path
+) -> None:
     shift, running = tmp_path / "shift", add_running_job(tmp_path, "job_20250101_000000")
     shift.write_text("+0")
     running.path.mkdir(parents=True)

@@ -113,7 +113,7 @@ def test_a_worker_crash_costs_nothing_but_time(
 def test_a_run_that_ended_early_ends_at_the_same_step_after_a_crash(
     server: Server, config: Config, point: FaultPoint, changes: dict[str, Any]
 ) -> None:
-    """Its learning rate is too small to change any evaluation, so that the second one is no better than the first."""
+    """The learning rate is too small to change any evaluation, so that the second one is no better than the first."""
     early = {**SHORT, "load_best_at_end": None, "early_stopping_patience": 1, "learning_rate": 1e-30, **changes}
     server.crash_file.write_text(point)
     job = server.train(config(server, f"early-{point}", **early))
@@ -169,7 +169,7 @@ def test_a_server_crash_costs_nothing_but_time(new_server: NewServer, config: Co
 
 
 def resume(server: Server, job: str, point: str) -> None:
-    """Resume, and hold everything that names a step against where the run really continues."""
+    """Resume, and compare everything that names a step with the step at which the run continues."""
     status = server.status(job)
     seq = status.seq
     with server.client() as client:

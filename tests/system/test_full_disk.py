@@ -32,7 +32,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Leave no room in the folder's file system; return the file that has it."""
+    """Fill the folder's file system; return the file that fills it."""
     file = folder / "filling"
     with file.open("wb", buffering=0) as filling:
         for size in (1 << 20, 4096, 1):

@@ -191,7 +191,7 @@ def assert_uploaded(hub: FakeHub, saved: Path, machine: bytes) -> None:
     assert "| | Before (float32) | Adapter (float32) | This model (float32) |" in card
     assert "Merged in float32 and saved as float32. After reloading, the mean log-probability per token of " in card
     assert "PeftModel.from_pretrained(base, 'org/adapter')" in uploaded["README.md"].decode()
-    # What lies on this machine only is no model of the Hub's, whatever it is called.
+    # A model that exists on this machine only is not a model of the Hub, even if its name looks like one.
     assert "AutoModelForCausalLM.from_pretrained('path/to/tiny', dtype=torch.float32)" in uploaded["README.md"].decode()
     assert not any("base_model:" in files["README.md"].decode() for files in (uploaded, merged))
     for name, content in [*uploaded.items(), *merged.items()]:

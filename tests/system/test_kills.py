@@ -32,7 +32,7 @@ _AT_REST = (*ENDED, "paused")
 
 @pytest.mark.long
 def test_kills_at_random_moments_change_no_weight(server: Server, config: Config, new_server: NewServer) -> None:
-    """KILLS of them: while loading, in a step, an evaluation, a save, a stop, a pause. SEED says which moments.
+    """KILLS of them: while loading, in a step, an evaluation, a save, a stop, a pause. SEED determines the moments.
 
     The few of a usual run kill only workers, of the server that all tests share.
     """

@@ -24,7 +24,7 @@ STEPS = 60
 
 
 def files_of_others(runs: Path) -> list[Path]:
-    """What other programs and people keep among the runs, some of it named like ours."""
+    """Return files that other programs and people keep among the runs, some with names like ours."""
     files = [
         runs / "tensorboard" / "events.out.tfevents.1",
         runs / "job_20200101_000000" / "notes.txt",

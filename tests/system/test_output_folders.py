@@ -1,4 +1,4 @@
-"""One job at a time owns an output folder, also where several run, and each job's `output_dir` is its own model's."""
+"""One job at a time owns an output folder, even if several run, and each job's `output_dir` is its own model's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NewServer = Callable[..., Server]
 
 
 def rank_of(model: str | None) -> int:
-    """What tells the runs' models apart."""
+    """Return the LoRA rank of a model, which differs between the runs."""
     return int(json.loads((Path(model or "") / "adapter_config.json").read_text())["r"])
 
 

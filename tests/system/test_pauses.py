@@ -40,7 +40,9 @@ def undisturbed(server: Server, tiny_model: Path) -> str:
     return job
 
 
-def test_a_paused_run_goes_on_and_ends_as_if_nothing_had_been(server: Server, config: Config, undisturbed: str) -> None:
+def test_a_paused_run_continues_and_ends_like_an_undisturbed_one(
+    server: Server, config: Config, undisturbed: str
+) -> None:
     job = server.train(config(server, "paused", **LONG))
     server.until_step(job, 15)
     with server.client() as client:
@@ -58,7 +60,7 @@ def test_a_paused_run_goes_on_and_ends_as_if_nothing_had_been(server: Server, co
     assert_same_weights(server, "paused", "undisturbed")
 
 
-def test_a_waiting_job_is_held_back_and_let_go(server: Server, config: Config) -> None:
+def test_a_waiting_job_is_paused_and_resumed(server: Server, config: Config) -> None:
     first = server.train(config(server, "in-front", **LONG))
     second = server.train(config(server, "held-back", max_steps=2, eval_steps=0))
     with server.client() as client:
@@ -74,7 +76,7 @@ def test_a_waiting_job_is_held_back_and_let_go(server: Server, config: Config) -
 
 
 @pytest.mark.usefixtures("undisturbed")
-def test_a_low_job_makes_way_for_a_high_one_and_comes_back_by_itself(server: Server, config: Config) -> None:
+def test_a_low_job_is_preempted_by_a_high_one_and_returns_by_itself(server: Server, config: Config) -> None:
     with server.http() as http:
         low = http.post(
             "/train", json=config(server, "low", **LONG), params={"priority": "low", "preemptible": True}

@@ -151,7 +151,7 @@ def test_of_two_operations_on_one_job_one_order_happens_and_nothing_breaks(
 
 
 def settle(race: Race, job: str, told: str) -> None:
-    """Whatever happened, the job comes to one end, stays there, and nothing trains that is not listed."""
+    """Check that the job ends once and stays ended, and that no unlisted job trains."""
     server = race.server
     until(
         lambda: not training_unlisted(server, set(race.http.get("/jobs").json())),

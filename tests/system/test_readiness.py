@@ -1,4 +1,4 @@
-"""What `/validate` says of the Hub and of Weights & Biases: checked, refused, or not checked."""
+"""The findings of `/validate` on the Hub and Weights & Biases: checked, refused, or not checked."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def http(hub: FakeHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[htt
 
 
 def results(http: httpx.Client, **changes: Any) -> dict[str, Any]:
-    """Of a run whose model is not here, so that nothing else takes long."""
+    """Return the check results of a run whose model does not exist, so that the other checks are fast."""
     config = training_config(Path("/no/model"), Path("pairs.jsonl"), "org/new")
     found: dict[str, Any] = http.post("/validate", json={**config, "push_to_hub": True, **changes}).json()["results"]
     return found
 
 
 def upload(http: httpx.Client, **changes: Any) -> tuple[bool | None, str]:
-    """The check's answer, and what is said about it."""
+    """Return the result of the upload check and its messages."""
     found = results(http, **changes)
     said = [*found["warnings"], *found["not_checked"]]
     about = [
@@ -69,7 +69,7 @@ def test_a_token_is_shown_to_the_hub_once_and_must_be_allowed_to_write(hub: Fake
     assert upload(http, hf_token="hf_right", output_name="mine") == (True, "")
 
 
-def test_the_repository_must_be_open_to_the_token_and_private_where_wanted(hub: FakeHub, http: httpx.Client) -> None:
+def test_the_repository_must_be_open_to_the_token_and_private_if_requested(hub: FakeHub, http: httpx.Client) -> None:
     ready, said = upload(http, hf_token="hf_right", output_name="org/closed")
     assert (ready, said) == (False, "hf_token: it has no write access to org/closed")
     ready, said = upload(http, hf_token="hf_right", output_name="org/there")
@@ -128,7 +128,7 @@ def test_what_is_not_asked_for_is_not_called_ready(http: httpx.Client) -> None:
     assert "vram_sufficient: the model's size is unknown" in found["not_checked"]
 
 
-def test_figures_can_be_sent_only_with_the_package_and_a_plausible_key(
+def test_metrics_can_be_sent_only_with_the_package_and_a_plausible_key(
     http: httpx.Client, new_server: Callable[..., Server], tmp_path: Path
 ) -> None:
     def ready(client: httpx.Client, key: str | None) -> tuple[bool, str]:

@@ -1,4 +1,4 @@
-"""Nothing is lost, whatever is killed: server, worker, both; and a stop stops."""
+"""Nothing is lost if the server, the worker or both are killed; and a stop stops."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_run_outlives_what_it_was_forked_from_and_the_next_begins_without_it(
     assert server.until_ended(waiting).status == "completed"
 
 
-def test_a_killed_worker_is_noticed_and_its_run_goes_on_exactly_where_its_checkpoint_was(
+def test_a_killed_worker_is_noticed_and_its_run_continues_exactly_at_its_checkpoint(
     server: Server, config: Config
 ) -> None:
     uninterrupted = server.train(config(server, "whole", **LONG))
@@ -110,7 +110,7 @@ def test_a_stop_saves_what_there_is_and_a_resume_finishes_it(server: Server, con
 
 
 @pytest.mark.long
-def test_each_job_of_a_name_knows_where_its_model_is_however_often_one_saves(server: Server, config: Config) -> None:
+def test_each_job_of_a_name_keeps_the_path_of_its_model_when_others_save(server: Server, config: Config) -> None:
     models, body = server.root / "models", config(server, "shared", **{**LONG, "save_steps": 0})
     first = server.train({**body, "max_steps": 1})
     server.until_ended(first)

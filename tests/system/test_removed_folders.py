@@ -1,4 +1,4 @@
-"""Someone removes a run's lock, log or folder by hand: its worker ends, the reason is told, and the next job waits."""
+"""A run's lock, log or folder is removed by hand: its worker ends, the reason is reported, and the next job waits."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_unusable_run_folders_hold_up_no_other_job(server: Server, config: Confi
     with server.client() as client:
         for job in (undeletable, unmarkable, unstartable):
             client.pause(job)
-        # Neither can be opened, whoever the server runs as.
+        # Neither can be opened, under any user.
         server.folder(undeletable).lock_file.mkdir()
         server.folder(unstartable).lock_file.mkdir()
         server.folder(unmarkable).deleted_file.symlink_to("deleted")

@@ -1,4 +1,4 @@
-"""A resume says what it continues from, and does, whatever has become of checkpoints and data in the meantime."""
+"""A resume reports the step it continues from and keeps to it, whether checkpoints or data changed or not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHORT: dict[str, Any] = {"max_steps": 12, "num_epochs": 100, "save_steps": 3, "e
 
 
 def until_crash_after_saving(server: Server, job: str) -> int:
-    """The step of the last checkpoint that a job, which was told to crash, has left."""
+    """Return the step of the last checkpoint that a job left when it crashed on request."""
     status = server.until_ended(job)
     assert status.status == "failed", status
     assert not server.crash_file.exists()
@@ -42,7 +42,7 @@ def last_resumed(server: Server, job: str) -> tuple[int, int | None, str | None]
     return event.step, event.announced_step, event.reason
 
 
-def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: Server, config: Config) -> None:
+def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_reported(server: Server, config: Config) -> None:
     calm = server.train(config(server, "damage-calm", **SHORT))
     assert server.until_ended(calm).status == "completed"
     server.crash_file.write_text("save.reported:3")
@@ -84,7 +84,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_told(server: 
             "step 6 instead of step 9, which was announced: checkpoint-9" in line for line in server.log_lines(job)
         )
 
-        # None is left: nothing starts over unless it is told to.
+        # None is left: nothing starts over without `force`.
         for path in folder.glob("checkpoint-*/rng_state.pth"):
             path.unlink()
         with pytest.raises(ConflictError, match=r"checkpoint-9: rng_state\.pth is missing.*force=true to start over"):
@@ -228,7 +228,7 @@ def test_a_run_whose_folder_was_removed_starts_over_by_force(server: Server, con
 
 
 def test_a_start_over_of_a_job_that_never_began_counts_once(server: Server, config: Config) -> None:
-    """Its first attempt takes no checkpoint, but must take back the request, or the next resume would obey it."""
+    """The first attempt takes no checkpoint but must withdraw the request, or the next resume would follow it."""
     with server.client() as client:
         blocking = server.train(config(server, "before-it", max_steps=100_000, eval_steps=0, save_steps=0), "high")
         server.until_step(blocking, 1)

@@ -145,7 +145,7 @@ def _as_response(record: ComparisonRecord, job_id: str) -> Comparison:
 
 
 def _tally(counts: Mapping[Winner | None, int]) -> Tally:
-    """`counts` holds the number of comparisons by winner; None counts those without a vote."""
+    """Return the tally of `counts`, the numbers of comparisons by winner; None counts those without a vote."""
     wins, losses = counts.get("tuned", 0), counts.get("base", 0)
     found = win_rate(wins, losses)
     return Tally(

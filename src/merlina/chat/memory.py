@@ -1,4 +1,4 @@
-"""Memory of the chat model: only what no run holds or waits for; a run that needs it evicts the model."""
+"""Memory of the chat model: it gets only what no run holds or waits for, and is evicted if a run needs its memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HOW_TO_FORCE = "send force: true to load it anyway"
 
 @dataclass(frozen=True)
 class ChatMemory:
-    """Decides where the chat model may be loaded, and unloads it for runs."""
+    """Decides on which device the chat model may be loaded, and unloads it for runs."""
 
     database: Database
     chat_process: ChatProcess

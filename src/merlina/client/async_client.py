@@ -36,7 +36,7 @@ def _in_thread(
 
 
 class AsyncClient:
-    """Like `Client`, but every method is awaited. `blocking` is the client that sends the requests."""
+    """Like `Client`, but methods are awaited; `answer` and `watch` are async iterators. `blocking` sends requests."""
 
     def __init__(
         self, url: str | None = None, api_key: str | None = None, *, timeout: float | None = 200.0, retries: int = 2

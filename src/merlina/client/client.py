@@ -192,7 +192,7 @@ class Client:
         return parse(self._send("DELETE", f"/dataset/uploads/{_segment(dataset_id)}", params=params), UploadDeleted)
 
     def preview(self, config: DatasetConfig, hf_token: str | None = None) -> PreviewResponse:
-        """The first rows as they are."""
+        """Return the first rows of a data set without changes."""
         body = sendable(config) | _not_none(hf_token=hf_token)
         return parse(self._send("POST", "/dataset/preview", json=body), PreviewResponse)
 
@@ -203,7 +203,7 @@ class Client:
         max_prompt_length: int | None = None,
         hf_token: str | None = None,
     ) -> PreviewResponse:
-        """The first pairs as they are trained on; with `model_name`, as tokens of these lengths."""
+        """Return the first pairs in the form that training uses; with `model_name`, as tokens of these lengths."""
         body = sendable(config) | _not_none(hf_token=hf_token)
         lengths = _not_none(max_length=max_length, max_prompt_length=max_prompt_length)
         response = self._send("POST", "/dataset/preview-formatted", json=body, params=lengths)
@@ -289,7 +289,7 @@ class Client:
             raise self._unreachable(error) from error
 
     def compare(self, request: ComparisonRequest) -> Comparison:
-        """Return two answers side by side without revealing the tuned model's side, generated now unless given."""
+        """Return the answers of both sides in hidden order; the server generates them unless the request has them."""
         response = self._send("POST", "/chat/comparisons", json=sendable(request), timeout=LOAD_SECONDS)
         return parse(response, Comparison)
 

@@ -1,4 +1,4 @@
-"""What both clients share to read a job's messages: address, parsing, the end of a connection, reconnecting."""
+"""Helpers of both clients for reading a job's messages: address, parsing, the end of a connection, reconnecting."""
 
 from __future__ import annotations
 

@@ -83,13 +83,13 @@ def error_of(response: httpx.Response) -> MerlinaError:
 
 
 def _foreign(response: httpx.Response) -> str:
-    """Return one line, without markup, for an error page of something else than Merlina, such as a proxy."""
+    """Return one line, without markup, for an error page that another program, such as a proxy, returned."""
     status = f"{response.status_code} {response.reason_phrase}".strip()
     title = _TITLE.search(response.text)
     text = unescape(title[1]) if title else "" if "<" in response.text else response.text
     text = " ".join(text.split())[:_MAX_SHOWN]
     where = f"{response.url.scheme}://{response.url.netloc.decode()}"
-    line = f"The response from {where} comes from something else than a Merlina server, such as a proxy: {status}"
+    line = f"The response from {where} does not come from a Merlina server but, for example, from a proxy: {status}"
     return line if text in ("", status, response.reason_phrase) else f"{line} ({text!r})"
 
 

@@ -1,7 +1,7 @@
 """Chat formats: render a pair as the text that the model reads (see docs/datasets.md).
 
 The prompt includes everything up to the first character of the answer; an answer includes its end marker. A
-conversation of several turns repeats the same parts.
+conversation of several turns repeats the same parts. To add a format: ARCHITECTURE.md, "Checklists".
 """
 
 from __future__ import annotations

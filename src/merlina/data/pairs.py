@@ -48,7 +48,7 @@ class UnusableRowError(DataError):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn; `role` is system, user or assistant."""
+    """One message of a conversation; `role` is system, user or assistant."""
 
     role: str
     content: str
@@ -82,9 +82,9 @@ def to_pair(row: Row) -> Pair:
 
 
 def to_demonstration(row: Row) -> Pair:
-    """Convert a row to a prompt with a chosen answer; without a chosen column, the last turn of a conversation is it.
+    """Convert a row to a pair without a rejected answer.
 
-    Raises UnusableRowError with the reason.
+    Without a chosen column, the last turn of a conversation is the chosen answer. Raises UnusableRowError.
     """
     conversation = next((name for name in _CONVERSATION_COLUMNS if not _is_missing(row.get(name))), None)
     if "chosen" not in row and conversation is not None:

@@ -1,8 +1,8 @@
 """States of a job and the legal transitions between them: the one definition for server, database, CLI and page.
 
-A job passes through the states of its run in order and ends once. A resume is the only way back: a failed, stopped or
-paused job, or a cancelled one that has a checkpoint, returns to the queue as its next attempt. `paused` is not an end:
-the job waits until it is resumed, or returns to the queue by itself if it was preempted.
+An attempt passes through the states of a run in order, may skip some, and ends once. A resume is the only way back: a
+failed, stopped or paused job, or a cancelled one that has a checkpoint, returns to the queue as its next attempt.
+`paused` is not an end: the job waits until it is resumed, or returns to the queue by itself if it was preempted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ RUN_STATES: tuple[RunState, ...] = get_args(RunState)
 END_STATES: tuple[EndState, ...] = get_args(EndState)
 WAITING_STATES: tuple[JobState, ...] = ("queued", "paused")
 RESUMABLE_STATES: tuple[JobState, ...] = ("failed", "stopped", "cancelled", "paused")
-# After training only little work is left, and the model is saved in part.
+# After training, little work is left and the model may be partly saved.
 PAUSABLE_STATES: tuple[JobState, ...] = RUN_STATES[:4]
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
@@ -38,7 +38,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 
 
 class EndReason(Enum):
-    """Why the server, rather than the worker, ended a job."""
+    """The reason for which the server, rather than the worker, ended a job."""
 
     CANCELLED_IN_QUEUE = "cancelled in the queue"
     NOT_STARTED = "could not be started"

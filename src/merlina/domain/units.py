@@ -1,4 +1,4 @@
-"""Binary units of memory, which are used everywhere: MiB in fields named `…_mb`, GiB in texts."""
+"""Binary units of memory, which are used everywhere: fields named `…_mb` count MiB, and texts state MiB or GiB."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Facts about the machine, asked of its own interfaces: never through torch, so that asking costs no GPU memory."""
+"""Facts about the machine, read from the system and the driver: torch would occupy GPU memory."""

@@ -1,4 +1,4 @@
-"""The commands that clients give on jobs, from submitting to deleting. Each returns after its commit.
+"""The commands by which clients submit, stop, pause, resume, retry and delete jobs. Each returns after its commit.
 
 A command is decided on the job as it was read and carried out by one guarded update (`jobs.moves`): of two concurrent
 commands, one wins and the other raises ConflictError with the job's current state.
@@ -86,7 +86,7 @@ class JobCommands:
         Return the job and whether it was changed. Raises NotFoundError and ConflictError.
         """
         found = self.find(job_id)
-        before, requested = self._operate_without_start_over(found, lambda record: pause_changes(record, self.clock()))
+        before, requested = self._execute_without_start_over(found, lambda record: pause_changes(record, self.clock()))
         reach(FaultPoint.PAUSE_REQUESTED)
         self._deliver(requested)
         reach(FaultPoint.PAUSE_DELIVERED)
@@ -107,7 +107,7 @@ class JobCommands:
         return sum(self._delete_despite_conflicts(job_id) for job_id in job_ids)
 
     def resume(self, job_id: str, *, force: bool = False) -> tuple[JobRecord, Resumption]:
-        """Queue a failed, stopped or paused job to continue from its newest complete checkpoint.
+        """Queue a failed, stopped, cancelled or paused job to continue from its newest complete checkpoint.
 
         With `force` it starts over. Raises NotFoundError, ConflictError, InvalidRequestError, and StartOverError if it
         cannot continue without `force`.
@@ -213,7 +213,7 @@ class JobCommands:
     def _end(self, job_id: str, *, delete: bool) -> tuple[JobRecord, JobState]:
         found = self.find(job_id)
         deletion = {"deleting": True} if delete else {}
-        before, record = self._operate_without_start_over(
+        before, record = self._execute_without_start_over(
             found, lambda record: {**_stop_changes(record, self.clock()), **deletion}
         )
         folder = self.folder(job_id)
@@ -226,7 +226,7 @@ class JobCommands:
     def _deliver(self, requested: JobRecord) -> None:
         """Deliver a request to a running job's worker; the supervisor repeats it if this fails.
 
-        The write lock prevents that a resume clears the run folder, or that the next attempt starts, meanwhile.
+        Meanwhile the write lock keeps a resume from clearing the run folder and the next attempt from starting.
         """
         if not requested.is_running:
             return
@@ -235,7 +235,7 @@ class JobCommands:
             if record is not None:
                 deliver_request(self.executor, self.folder(record.job_id), record)
 
-    def _operate_without_start_over(
+    def _execute_without_start_over(
         self, found: JobRecord, decide: Callable[[JobRecord], Changes]
     ) -> tuple[JobRecord, JobRecord]:
         """Carry out a command that also withdraws a queued or paused job's request to start over."""

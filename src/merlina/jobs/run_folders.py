@@ -40,7 +40,7 @@ class RunMark(BaseModel):
 
 
 def write_mark(folder: RunFolder, values: Mapping[str, Any]) -> None:
-    """Mark a new folder as that of the job with these column values. The job is pending until it is in the database."""
+    """Mark a new folder with the column values of its job, which is pending until it is in the database."""
     folder.pending_file.touch(mode=0o600)
     mark = RunMark.model_validate({name: values[name] for name in RunMark.model_fields if name in values})
     write_private(folder.mark_file, mark.model_dump_json(indent=2).encode())

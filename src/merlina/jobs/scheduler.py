@@ -52,7 +52,7 @@ def plan(
     max_concurrent: int,
     share_gpus: bool,
 ) -> Plan:
-    """Plan the jobs in `queued`, which are in queue order. One that waits for a busy GPU does not delay the next."""
+    """Plan which of the `queued` jobs start, in queue order. One that waits for a busy GPU does not delay the next."""
     capacity = _Capacity(running, gpus, max_concurrent, share_gpus)
     waiting: dict[str, str] = {}
     preempted: list[tuple[JobRecord, str]] = []

@@ -1,4 +1,4 @@
-"""The finding of one check, and the report on all checks."""
+"""The result of a check, and the report on all checks."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig, smaller_budget
 from merlina.schemas.validation import MemoryEstimate
 
-# Bytes per quantized weight, by its bits: the scales come on top, in NF4 quantized themselves.
+# Bytes per quantized weight by its bits, including the scales, which NF4 quantizes as well.
 _QUANTIZED_BYTES = {4: 0.53, 8: 1.01}
 _HALF = 2
 # One chunk of logits (training/engine/output_head) and its intermediate results, by bytes of the dtype.

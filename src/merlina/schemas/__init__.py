@@ -1,1 +1,1 @@
-"""Pure values that cross an edge: requests, responses, config files and events."""
+"""Validated data that crosses a boundary: requests, responses, configuration files and events."""

@@ -34,7 +34,7 @@ _NEEDED: dict[SourceType, str] = {"huggingface": "repo_id", "local_file": "file_
 
 
 class DatasetSource(RequestModel):
-    """Where the rows are. `source_type` determines which of the other fields is required."""
+    """The location of the rows. `source_type` determines which of the other fields is required."""
 
     source_type: SourceType = Field(
         description="Where the rows are: huggingface (the Hub), local_file (a file on the server) or upload. Each "

@@ -53,7 +53,7 @@ class RawRows(BaseModel):
 
 
 class FormattedRows(BaseModel):
-    """The first rows as they are trained on; `total_rows` if the file states the number (Parquet)."""
+    """The first rows in the form that training uses; `total_rows` if the file states the number (Parquet)."""
 
     samples: list[dict[str, Any]]
     warnings: list[str]

@@ -154,8 +154,7 @@ class TrainingConfig(RequestModel):
         default=1,
         ge=1,
         le=1024,
-        description="Factor of the pairs per optimizer step, batch_size * gradient_accumulation_steps; only the "
-        "product matters.",
+        description="Pairs per optimizer step = batch_size × gradient_accumulation_steps; only the product matters.",
     )
     gradient_accumulation_steps: int = Field(
         default=16,
@@ -263,7 +262,7 @@ class TrainingConfig(RequestModel):
     )
 
     use_4bit: bool = Field(
-        default=True, description="Hold frozen weights in 4 bits (NF4): a quarter of 16 bits. Requires use_lora."
+        default=True, description="Hold frozen weights in 4 bits (NF4), a quarter of 16-bit weights. Requires use_lora."
     )
     use_8bit: bool = Field(
         default=False,
@@ -410,17 +409,17 @@ class TrainingConfig(RequestModel):
 
     @property
     def merges(self) -> bool:
-        """Whether the run uploads merged weights rather than the adapter alone."""
+        """Return whether the run uploads merged weights rather than the adapter alone."""
         return self.use_lora and self.push_to_hub and self.merge_lora_before_upload
 
     def merging_bytes(self, weight_bytes: float) -> float:
-        """Return the memory for merging, in bytes, where the merged model's weights take `weight_bytes`."""
+        """Return the memory for merging, in bytes, if the merged model's weights take `weight_bytes`."""
         # GGUF weights exist twice while they are unpacked; others are loaded one by one.
         return weight_bytes * (1.5 if self.base_model.lower().endswith(".gguf") else 1.1)
 
     @property
     def needs_rejected(self) -> bool:
-        """Whether the method compares a chosen with a rejected answer."""
+        """Return whether the method compares a chosen with a rejected answer."""
         return self.training_mode != "sft"
 
     @property

@@ -177,7 +177,7 @@ def page(connection: Connection, state: JobState | None, limit: int, offset: int
 
 def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
     """Return the jobs that are to be deleted and do not run."""
-    # In the words of the partial index; otherwise SQLite reads all rows.
+    # Must match the condition of the partial index literally; otherwise SQLite reads all rows.
     condition = text("deleting = 1") if connection.dialect.name == "sqlite" else jobs.c.deleting
     return [record for record in _records(connection, condition) if not record.is_running]
 

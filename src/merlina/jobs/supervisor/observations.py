@@ -1,4 +1,4 @@
-"""What this server has observed of each running attempt. It is kept in memory and lost when the server restarts."""
+"""The observations of this server on each running attempt, kept in memory and lost when the server restarts."""
 
 from __future__ import annotations
 

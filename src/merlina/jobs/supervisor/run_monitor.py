@@ -1,4 +1,4 @@
-"""Attention to running jobs: ingest their events, enforce stop and pause requests, and detect dead workers."""
+"""Monitor running jobs: ingest their events, enforce stop and pause requests, and detect dead workers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BLOCKS_PER_PASS = 4
 
 @dataclass(frozen=True)
 class RunMonitor:
-    """Attends to one running job at a time. `grace_seconds` is the time a worker has to complete a request."""
+    """Monitors running jobs, one at a time. `grace_seconds` is the time a worker has to complete a request."""
 
     moves: Moves
     executor: Executor

@@ -1,7 +1,7 @@
-"""The supervisor thread: one pass after the other over all jobs.
+"""The supervisor thread, which repeats a pass over all jobs.
 
-A pass reads in a short transaction, works outside it, and writes updates that are guarded by the state it read. What
-becomes of a job depends on the database and its run folder alone; see `observations` for what is kept in memory.
+A pass reads in a short transaction, works outside it, and writes updates that are guarded by the state it read. The
+database and the run folder alone determine a job's states; `observations` are kept in memory.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Supervisor:
         )
 
     def start(self) -> None:
-        """Start the thread. Returns soon, however much the runs have written while no server ran."""
+        """Start the thread. Events that runs wrote while no server ran are ingested in the thread."""
         # Listed before the first request, which creates a folder before its job is in the database.
         self._found_at_start = os.listdir(self._runs_dir)
         with self._database.read() as connection:
@@ -132,7 +132,7 @@ class Supervisor:
         return plan(queued, running, gpus, max_concurrent=self._max_concurrent, share_gpus=self._share_gpus)
 
     def run_pass(self) -> float | None:
-        """Attend to all jobs once: ingest events, enforce requests, finalize dead workers, clean up, start jobs.
+        """Update all jobs once: ingest events, enforce requests, finalize dead workers, clean up, start jobs.
 
         Return the seconds until the next pass; None if there is nothing to do until the next request.
         """
@@ -176,7 +176,7 @@ class Supervisor:
             self._wakes.clear()
 
     def _update(self, record: JobRecord) -> bool:
-        with self._failures.isolated(f"{record.job_id} could not be attended to; trying again"):
+        with self._failures.isolated(f"{record.job_id} could not be updated; trying again"):
             return self._monitor.update(record)
         return True
 
@@ -194,7 +194,9 @@ class Supervisor:
         with self._database.read() as connection:
             found = jobs.temporarily_paused(connection)
         for record in found:
-            with self._failures.isolated(f"{record.job_id} could not leave its pause; trying again"):
+            with self._failures.isolated(
+                f"{record.job_id} could not be returned to the queue or stopped; trying again"
+            ):
                 if record.stop_requested_at is None:
                     requeue(self._moves, RunFolder(self._runs_dir / record.job_id), record)
                 else:

@@ -1,1 +1,1 @@
-"""From text to values: JSON text, stored configurations of earlier versions, and validation errors as sentences."""
+"""Parse JSON text and stored configurations of earlier versions, and format validation errors as sentences."""

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Not as a batch, which makes the table anew on SQLite, where its numbers would begin again.
+    # Not as a batch, which rebuilds the table on SQLite and restarts its numbers.
     op.add_column("jobs", sa.Column("pause_requested_at", sa.Float(), nullable=True))
     op.add_column("jobs", sa.Column("preempted_by", sa.String(length=64), nullable=True))
     op.add_column("jobs", sa.Column("preemptible", sa.Boolean(), server_default=sa.false(), nullable=False))

@@ -12,7 +12,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Not as a batch, which makes the table anew on SQLite, where its numbers would begin again.
+    # Not as a batch, which rebuilds the table on SQLite and restarts its numbers.
     op.add_column("jobs", sa.Column("memory_needed_mb", sa.Integer(), nullable=True))
     op.create_table(
         "comparisons",

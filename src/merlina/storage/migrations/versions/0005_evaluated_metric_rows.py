@@ -1,4 +1,4 @@
-"""Whether a metric row holds an evaluation."""
+"""A column that states whether a metric row holds an evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("metrics", sa.Column("evaluated", sa.Boolean(), server_default=sa.false(), nullable=False))
-    # As text, which SQLite and PostgreSQL search alike; the object's only keys are names of figures.
+    # The cast to text works in SQLite and PostgreSQL; the keys of the object are names of metrics.
     op.execute("""UPDATE metrics SET evaluated = true WHERE CAST(figures AS TEXT) LIKE '%"eval_%'""")
     op.create_index(
         "ix_metrics_evaluated",
