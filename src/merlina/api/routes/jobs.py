@@ -174,9 +174,9 @@ def pause(job_id: str, services: ServicesDep) -> JobAction:
 async def resume(job_id: str, services: ServicesDep, force: bool = False) -> JobCreated:
     """Queue a failed, stopped, cancelled or paused job to continue from its newest complete checkpoint.
 
-    A failed job that never had a checkpoint starts at step 1. The response is 409 if none of its checkpoints is
-    complete, or if the data set has changed since. With `force`, the run ignores all checkpoints and starts over at
-    step 1.
+    A failed, stopped or paused job that never had a checkpoint starts at step 1. The response is 409 if none of its
+    checkpoints is complete, or if the data set has changed since. With `force`, the run ignores all checkpoints and
+    starts over at step 1.
     """
     return await run_in_thread(services.long_request_threads, _resume, services, job_id, force=force)
 
