@@ -87,7 +87,7 @@ def _adapted(model: Any) -> Any:
 
     torch.manual_seed(1)
     head = model.get_output_embeddings()
-    # peft refuses these two where a model_type is one of its list of state space models.
+    # peft refuses these two if the model_type is in its list of state space models.
     targets = [
         name
         for name, module in model.named_modules()
@@ -100,7 +100,7 @@ def _adapted(model: Any) -> Any:
 
 
 def _in_float64(model: Any) -> Any:
-    """Float32 where the library's own code is not written for float64."""
+    """Return a copy in float64, with float32 in parts whose own code does not support float64."""
     exact = copy.deepcopy(model).double()
     if exact.get_base_model()._can_set_experts_implementation():
         exact.get_base_model().set_experts_implementation("eager")

@@ -17,6 +17,6 @@ export function describeWinRate(tally: Tally): string {
   const share = (value: number): string => `${Math.round(value * 100)}%`;
   const isSignificant = tally.win_rate_low > 0.5 || tally.win_rate_high < 0.5;
   const better = tally.win_rate > 0.5 ? 'The fine-tuned model is better.' : 'The base model is better.';
-  const verdict = isSignificant ? better : 'More votes are needed to tell which model is better.';
+  const verdict = isSignificant ? better : 'More votes are needed to determine which model is better.';
   return `${counts}. Win rate ${share(tally.win_rate)} (95% confidence interval ${share(tally.win_rate_low)} to ${share(tally.win_rate_high)}). ${verdict}`;
 }
