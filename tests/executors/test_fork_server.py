@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment
-from merlina.executors.helper_process import Helper
+from merlina.executors.helper_process import HelperPool
 from merlina.schemas.operations import MeasureProductRate
 from tests.harness import until
 
@@ -148,7 +148,7 @@ def test_it_is_let_go_when_idle_but_not_while_a_child_lives(tmp_path: Path) -> N
 
 
 def test_a_helper_is_forked_where_there_is_one(fork_server: ForkServer, tmp_path: Path) -> None:
-    helper = Helper(60, tmp_path / "log", fork_server)
+    helper = HelperPool(60, tmp_path / "log", fork_server)
     try:
         helper.call(MeasureProductRate(dtype="float32", width=8))
         assert helper.pid is not None

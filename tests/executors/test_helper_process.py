@@ -12,7 +12,7 @@ import pytest
 
 from merlina.errors import BusyError, DataError, HelperError, MerlinaError, ModelError
 from merlina.executors.fork_server import ForkServer
-from merlina.executors.helper_process import Helper
+from merlina.executors.helper_process import HelperPool
 from merlina.schemas.operations import MeasureProductRate, PreviewFormatted
 from tests.harness import pairs_file, until
 
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def helper(fork_server: ForkServer, tmp_path: Path) -> Iterator[Helper]:
-    helper = Helper(60, tmp_path / "helper.log", fork_server)
+def helper(fork_server: ForkServer, tmp_path: Path) -> Iterator[HelperPool]:
+    helper = HelperPool(60, tmp_path / "helper.log", fork_server)
     yield helper
     helper.close()
 
 
-def preview(helper: Helper, folder: Path, **changes: Any) -> Any:
+def preview(helper: HelperPool, folder: Path, **changes: Any) -> Any:
     file = pairs_file(folder / "pairs.jsonl")
     config = {
         "source": {"source_type": "local_file", "file_path": str(file)},
@@ -38,8 +38,8 @@ def preview(helper: Helper, folder: Path, **changes: Any) -> Any:
     return helper.call(operation)
 
 
-def test_its_errors_come_back_as_what_they_are_and_it_lives_on(
-    helper: Helper, tmp_path: Path, tiny_model: Path
+def test_errors_keep_their_class_and_the_process_continues(
+    helper: HelperPool, tmp_path: Path, tiny_model: Path
 ) -> None:
     with pytest.raises(DataError, match="model_name is required"):
         preview(helper, tmp_path)
@@ -50,7 +50,7 @@ def test_its_errors_come_back_as_what_they_are_and_it_lives_on(
     assert helper.pid == first
 
 
-def test_a_death_in_mid_call_is_told_and_the_next_call_gets_another(helper: Helper, tmp_path: Path) -> None:
+def test_a_death_is_an_error_and_the_next_call_starts_another_process(helper: HelperPool, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         preview(helper, tmp_path)
     first = helper.pid
@@ -64,7 +64,7 @@ def test_a_death_in_mid_call_is_told_and_the_next_call_gets_another(helper: Help
     assert helper.pid != first
 
 
-def test_a_call_that_takes_too_long_ends_the_helper(helper: Helper, tmp_path: Path) -> None:
+def test_a_call_that_takes_too_long_ends_the_helper(helper: HelperPool, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         preview(helper, tmp_path)
     pid = helper.pid
@@ -75,38 +75,38 @@ def test_a_call_that_takes_too_long_ends_the_helper(helper: Helper, tmp_path: Pa
     assert helper.pid is None
 
 
-def test_those_who_would_wait_too_long_are_sent_away_at_once(helper: Helper, tmp_path: Path) -> None:
+def test_calls_beyond_the_limit_are_refused_at_once(helper: HelperPool, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         preview(helper, tmp_path)
     pid = helper.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    answers: list[type[BaseException]] = []
+    errors: list[type[BaseException]] = []
 
-    def ask() -> None:
+    def call() -> None:
         try:
             preview(helper, tmp_path)
         except MerlinaError as error:
-            answers.append(type(error))
+            errors.append(type(error))
 
-    asking = [threading.Thread(target=ask) for _ in range(20)]
-    for thread in asking:
+    threads = [threading.Thread(target=call) for _ in range(20)]
+    for thread in threads:
         thread.start()
-    until(lambda: answers.count(BusyError) == 4, 10, "four of twenty being sent away")
+    until(lambda: errors.count(BusyError) == 4, 10, "four of twenty calls to be refused")
     os.kill(pid, signal.SIGCONT)
-    for thread in asking:
+    for thread in threads:
         thread.join(60)
-    assert answers.count(DataError) == 16
+    assert errors.count(DataError) == 16
 
 
-def test_an_idle_helper_is_let_go(tmp_path: Path) -> None:
-    helper = Helper(0.1, tmp_path / "helper.log")
+def test_an_idle_process_is_ended(tmp_path: Path) -> None:
+    helper = HelperPool(0.1, tmp_path / "helper.log")
     with pytest.raises(DataError):
         preview(helper, tmp_path)
     until(lambda: helper.pid is None, 10, "the helper's end")
 
 
-def test_an_end_does_not_wait_for_a_call_under_way(helper: Helper, tmp_path: Path) -> None:
+def test_closing_does_not_wait_for_a_running_call(helper: HelperPool, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         preview(helper, tmp_path)
     assert helper.pid is not None
@@ -119,7 +119,7 @@ def test_an_end_does_not_wait_for_a_call_under_way(helper: Helper, tmp_path: Pat
     assert helper.pid is None
 
 
-def test_a_call_ends_with_its_client_whether_it_waits_or_runs(helper: Helper, tmp_path: Path) -> None:
+def test_a_waiting_or_running_call_ends_when_its_client_disconnects(helper: HelperPool, tmp_path: Path) -> None:
     with pytest.raises(DataError):
         preview(helper, tmp_path)
     pid = helper.pid
@@ -128,19 +128,19 @@ def test_a_call_ends_with_its_client_whether_it_waits_or_runs(helper: Helper, tm
     running, waiting = threading.Event(), threading.Event()
     outcomes: list[str] = []
 
-    def ask(closed: threading.Event) -> None:
+    def call(closed: threading.Event) -> None:
         with pytest.raises(BusyError, match="Client disconnected"):
             helper.call(MeasureProductRate(dtype="float32", width=8), closed=closed)
         outcomes.append("running" if closed is running else "waiting")
 
-    asking = [threading.Thread(target=ask, args=(closed,)) for closed in (running, waiting)]
-    asking[0].start()
+    threads = [threading.Thread(target=call, args=(closed,)) for closed in (running, waiting)]
+    threads[0].start()
     until(lambda: helper.pid == pid and helper._busy, 10, "the first call")
-    asking[1].start()
+    threads[1].start()
     waiting.set()
-    asking[1].join(10)
+    threads[1].join(10)
     assert outcomes == ["waiting"]
     running.set()
-    asking[0].join(10)
+    threads[0].join(10)
     assert outcomes == ["waiting", "running"]
     assert helper.pid is None

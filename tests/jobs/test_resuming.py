@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merlina.data.fingerprint import Fingerprint
-from merlina.executors.helper_process import Helper
+from merlina.executors.helper_process import HelperPool
 from merlina.jobs.resuming import compare_with
 from merlina.schemas.training import TrainingConfig
 from tests.harness import pairs_file, training_config
@@ -13,6 +13,6 @@ def test_rows_that_the_server_cannot_compare_in_time_are_left_to_the_worker(tmp_
     file = pairs_file(tmp_path / "pairs.jsonl")
     config = TrainingConfig.model_validate(training_config(tmp_path / "model", file, "o"))
     then = Fingerprint(rows=1, held_out=0, blocks=("another",))
-    helper = Helper(60, tmp_path / "log")
+    helper = HelperPool(60, tmp_path / "log")
     helper.close()
     assert compare_with(helper, 16)(config, file, then) is None

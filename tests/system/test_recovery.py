@@ -49,7 +49,7 @@ def test_a_run_outlives_its_server_without_a_step_lost_or_counted_twice_and_its_
     assert list(server.losses(running)) == list(range(1, LAST + 1))
     failed = server.until_ended(both, 10)
     assert failed.status == "failed"
-    assert "while the server was away" in failed.error
+    assert "while the server was not running" in failed.error
 
 
 @pytest.mark.long

@@ -25,7 +25,7 @@ from merlina.chat.memory import ChatMemory
 from merlina.chat.service import ChatService
 from merlina.executors.chat_process import ChatProcess
 from merlina.executors.fork_server import ForkServer
-from merlina.executors.helper_pools import Helpers
+from merlina.executors.helper_pools import HelperPools
 from merlina.executors.local import LocalExecutor
 from merlina.hardware.gpus import list_gpus
 from merlina.jobs.broadcast import Broadcast
@@ -108,7 +108,7 @@ def build_services(settings: Settings) -> Services:
         list_gpus=list_gpus,
         free_memory_for=chat_memory.unload_for,
     )
-    helpers = Helpers.build(settings.helper_idle_seconds, settings.helper_log, fork_server)
+    helpers = HelperPools.build(settings.helper_idle_seconds, settings.helper_log, fork_server)
     compare_data = compare_with(helpers.rows, settings.max_row_size_mb)
     commands = JobCommands(
         database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data

@@ -17,7 +17,7 @@ from merlina.chat.comparisons import Comparisons
 from merlina.chat.service import ChatService
 from merlina.executors.chat_process import ChatProcess
 from merlina.executors.fork_server import ForkServer
-from merlina.executors.helper_pools import Helpers
+from merlina.executors.helper_pools import HelperPools
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.commands import JobCommands
 from merlina.jobs.result_cache import ResultCache
@@ -41,7 +41,7 @@ class Services:
     supervisor: Supervisor
     commands: JobCommands
     preflight: Preflight
-    helpers: Helpers
+    helpers: HelperPools
     chat_process: ChatProcess
     chat: ChatService
     comparisons: Comparisons

@@ -11,7 +11,7 @@ from merlina.chat.loading import ModelLoader
 from merlina.chat.memory import ChatMemory
 from merlina.errors import BusyError, InvalidRequestError
 from merlina.executors.chat_process import ChatModelSpec, ChatProcess, Claim
-from merlina.executors.helper_pools import Helpers
+from merlina.executors.helper_pools import HelperPools
 from merlina.jobs.commands import JobCommands
 from merlina.preflight.memory_estimate import chat_memory_mb
 from merlina.preflight.models import model_repos
@@ -31,7 +31,7 @@ class ChatService:
 
     settings: Settings
     commands: JobCommands
-    helpers: Helpers
+    helpers: HelperPools
     chat_memory: ChatMemory
     chat_process: ChatProcess
 

@@ -1,4 +1,4 @@
-"""Helpers of both clients for reading a job's messages: address, parsing, the end of a connection, reconnecting."""
+"""HelperPools of both clients for reading a job's messages: address, parsing, the end of a connection, reconnecting."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class ChatProcess:
     def status(self) -> ChatStatus:
         """The present status; a process that has died holds no model."""
         process, status = self._process, self._status
-        died = status.state in ("ready", "answering") and (process is None or not process.lives)
+        died = status.state in ("ready", "answering") and (process is None or not process.is_alive)
         return ChatStatus("empty") if died else status
 
     def reclaimable_mb(self, gpu: int | None) -> int:
@@ -101,11 +101,11 @@ class ChatProcess:
     @property
     def pid(self) -> int | None:
         process = self._process
-        return process.handle.pid if process and process.lives else None
+        return process.handle.pid if process and process.is_alive else None
 
     def has_loaded(self, spec: ChatModelSpec) -> bool:
         """Return whether the loaded model is the ordered one, with its base model if the spec needs it."""
-        loaded = self.status.spec if self._process is not None and self._process.lives else None
+        loaded = self.status.spec if self._process is not None and self._process.is_alive else None
         if loaded is None or (loaded.job_id, loaded.attempt) != (spec.job_id, spec.attempt):
             return False
         return loaded.with_base or not spec.with_base
@@ -223,7 +223,7 @@ class ChatProcess:
         return reply
 
     def _end_turn(self) -> None:
-        if self._process is None or not self._process.lives:
+        if self._process is None or not self._process.is_alive:
             self._end()
             return
         until = time.monotonic() + self._idle.seconds

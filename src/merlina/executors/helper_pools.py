@@ -18,7 +18,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from merlina.errors import DataError, MerlinaError, ModelError, UnreachableError
 from merlina.executors.fork_server import ForkServer
-from merlina.executors.helper_process import Helper, HelperLimits
+from merlina.executors.helper_process import HelperLimits, HelperPool
 from merlina.hub_errors import RepoKind
 from merlina.hub_reachability import HubReachability
 from merlina.schemas.operations import Operation, R
@@ -41,22 +41,22 @@ class Repo:
 
 
 @dataclass(frozen=True)
-class Helpers:
+class HelperPools:
     """The three pools; calls may come from any thread."""
 
-    rows: Helper
-    local: Helper
-    hub: Helper
+    rows: HelperPool
+    local: HelperPool
+    hub: HelperPool
     hub_reachability: HubReachability = field(default_factory=HubReachability)
 
     @staticmethod
-    def build(idle_seconds: float, log_file: Path, fork_server: ForkServer) -> Helpers:
+    def build(idle_seconds: float, log_file: Path, fork_server: ForkServer) -> HelperPools:
         """Return the pools; processes are started on demand."""
         waits = {name: os.environ.get(name, value) for name, value in _SHORT_WAITS.items()}
-        return Helpers(
-            rows=Helper(idle_seconds, log_file, None, _ROWS, {"HF_HUB_OFFLINE": "1"}),
-            local=Helper(idle_seconds, log_file, fork_server, _LOCAL, {"HF_HUB_OFFLINE": "1"}),
-            hub=Helper(idle_seconds, log_file, fork_server, _HUB, waits),
+        return HelperPools(
+            rows=HelperPool(idle_seconds, log_file, None, _ROWS, {"HF_HUB_OFFLINE": "1"}),
+            local=HelperPool(idle_seconds, log_file, fork_server, _LOCAL, {"HF_HUB_OFFLINE": "1"}),
+            hub=HelperPool(idle_seconds, log_file, fork_server, _HUB, waits),
         )
 
     def call(
@@ -70,7 +70,7 @@ class Helpers:
         """Carry out an operation that needs these repositories of the Hub; without any, it runs offline.
 
         If the Hub can't be reached, the operation uses this machine's cache. Raises UnreachableError if a required
-        repository is not cached (with HF_HUB_OFFLINE: DataError or ModelError), and the errors of `Helper.call`.
+        repository is not cached (with HF_HUB_OFFLINE: DataError or ModelError), and the errors of `HelperPool.call`.
         """
         problem = self.hub_reachability.problem() if repos else None
         if not repos or problem is not None:

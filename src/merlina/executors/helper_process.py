@@ -39,7 +39,7 @@ class HelperLimits:
     process_mb: int | None = None
 
 
-class Helper:
+class HelperPool:
     """Processes of `merlina.worker.helper.process`, forked if there is a fork server.
 
     Calls may come from any thread; each uses one process alone and waits for one if all are busy. The output of the
@@ -119,10 +119,10 @@ class Helper:
 
     @property
     def pid(self) -> int | None:
-        """The process that was used last, or None if none is alive."""
+        """The id of the process that was used last; None if no process is alive."""
         with self._changed:
             known = [*(process for process, _ in self._idle), *(call.process for call in self._busy)]
-        return next((process.handle.pid for process in reversed(known) if process and process.lives), None)
+        return next((process.handle.pid for process in reversed(known) if process and process.is_alive), None)
 
     def _enter(self, call: _Call) -> None:
         """Wait in order of arrival until a process is free or may be started."""
@@ -151,7 +151,7 @@ class Helper:
                 if not self._idle:
                     break
                 process, _ = self._idle.pop()
-            if process.lives:
+            if process.is_alive:
                 return process
             process.end()
         environment = child_environment() | self._environment
@@ -187,7 +187,7 @@ class Helper:
 
 @dataclass(eq=False)
 class _Call:
-    """One call; its phase has name, time limit and kind of error of what the process is doing."""
+    """A call. Its phase is the operation in progress, with a name, a time limit and the error to raise at the limit."""
 
     operation: str
     closed: threading.Event
@@ -207,7 +207,7 @@ class _Call:
             raise BusyError("The helper processes are busy; try again in a moment")
 
     def wait_for_reply(self, process: PipeProcess) -> dict[str, Any]:
-        """Return the reply, or raise as `Helper.call` does. Unless `is_complete` is set, the process must be ended."""
+        """Return the reply, or raise as `HelperPool.call` does. Unless `is_complete` is set, end the process."""
         clock = ProgressClock(process.handle.pid)
         while True:
             try:

@@ -1,4 +1,4 @@
-"""Jobs as processes of this machine, each in its own session, found again by the lock they hold."""
+"""Jobs as processes of this machine, each in its own session, identified by their lock after a restart."""
 
 from __future__ import annotations
 
@@ -63,21 +63,21 @@ class LocalExecutor:
             with contextlib.suppress(FileNotFoundError):
                 folder.stop_file.touch(mode=0o600)
         except OSError:
-            # The signal alone means a stop, where the disk has no room for the file.
+            # A signal without a file means a stop. It is sent alone if the disk is too full for the file.
             if not self._signal(folder):
                 raise
             return
         self._signal(folder)
 
     def request_pause(self, folder: RunFolder, reason: str) -> None:
-        # No signal without the file: it would mean a stop.
+        # A signal without the file would mean a stop.
         with contextlib.suppress(FileNotFoundError):
             write_private(folder.pause_file, reason.encode())
         self._signal(folder)
 
     def _signal(self, folder: RunFolder) -> bool:
-        """Wake the worker to look at its folder; return False where it cannot be signalled."""
-        # The worker names itself in the lock file once its signal handler is set; before that the file above is enough.
+        """Signal the worker to check its folder for requests; return False if that is not possible."""
+        # The lock file contains a worker's identity once its signal handler is set; until then, the file is enough.
         worker = folder.worker()
         if worker is not None and worker.is_alive():
             with contextlib.suppress(ProcessLookupError):
@@ -92,7 +92,7 @@ class LocalExecutor:
                 os.killpg(pid, signal.SIGKILL)
 
     def _pid(self, folder: RunFolder, known: ProcessId | None) -> int | None:
-        """The worker's process id while it lives: by its lock file, by what else is known of it, or as our child."""
+        """Return the living worker's process id, by its lock file, the given identity or this process's children."""
         for worker in (folder.worker(), known):
             if worker is not None and worker.is_alive():
                 return worker.pid
@@ -103,14 +103,14 @@ class LocalExecutor:
         child = self._children.get(folder.path)
         code = child.process.poll() if child else None
         if child is None or code is None:
-            return f"died while the server was away; its output is in {folder.log_file}"
+            return f"died while the server was not running; its output is in {folder.log_file}"
         if code == UNSEEN:
-            return f"died while nobody watched; its output is in {folder.log_file}"
+            return f"died without a recorded exit code; its output is in {folder.log_file}"
         if code == DETACHED_EXIT_CODE:
             return f"ended itself because its lock {folder.lock_file} was removed while it was running"
         if code < 0:
             return describe_signal(-code, out_of_memory=oom_kills() > child.oom_kills_before)
-        return f"ended with exit code {code} without a word; its output is in {folder.log_file}"
+        return f"ended with exit code {code} and reported no error; its output is in {folder.log_file}"
 
     def _spawn(self, folder: RunFolder, lock: int, gpus: Sequence[int] | None) -> subprocess.Popen[bytes] | Forked:
         environment = self._environment(folder, gpus)

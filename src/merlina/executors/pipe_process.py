@@ -1,4 +1,4 @@
-"""A process that is asked through one pipe and answers through another, a JSON object a line."""
+"""A child process that exchanges JSON lines with the server over two pipes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Role = Literal["helper", "chat"]
 
 @dataclass
 class PipeProcess:
-    """One of `merlina.worker`'s modules that answer questions, in a session of its own."""
+    """A process of `merlina.worker.helper` or `merlina.worker.chat`, in a session of its own."""
 
     handle: subprocess.Popen[bytes] | Forked
-    _questions: BinaryIO
-    _answers: BinaryIO
+    _requests: BinaryIO
+    _replies: BinaryIO
     _read: bytearray = field(default_factory=bytearray)
 
     @staticmethod
@@ -37,9 +37,9 @@ class PipeProcess:
         role: Role, environment: Mapping[str, str], log_file: Path, fork_server: ForkServer | None
     ) -> PipeProcess:
         """Forked where there is a fork server. What its libraries print goes to `log_file`. Raises OSError."""
-        questions, answers = os.pipe(), os.pipe()
+        requests, replies = os.pipe(), os.pipe()
         with log_file.open("ab") as log:
-            files = [questions[0], answers[1], log.fileno()]
+            files = [requests[0], replies[1], log.fileno()]
             handle: subprocess.Popen[bytes] | Forked
             try:
                 if fork_server is None:
@@ -51,53 +51,53 @@ class PipeProcess:
                     command, stdin=files[0], stdout=files[1], stderr=log, env=environment, start_new_session=True
                 )
             finally:
-                os.close(questions[0])
-                os.close(answers[1])
-        return PipeProcess(handle, os.fdopen(questions[1], "wb"), os.fdopen(answers[0], "rb"))
+                os.close(requests[0])
+                os.close(replies[1])
+        return PipeProcess(handle, os.fdopen(requests[1], "wb"), os.fdopen(replies[0], "rb"))
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         return self.handle.poll() is None
 
-    def send(self, question: Mapping[str, Any]) -> None:
-        """Whether a dead process was asked shows when its answer is read."""
+    def send(self, request: Mapping[str, Any]) -> None:
+        """Send a request. If the process is dead, the next `receive` raises EOFError."""
         with contextlib.suppress(BrokenPipeError):
-            self._questions.write(json.dumps(question).encode() + b"\n")
-            self._questions.flush()
+            self._requests.write(json.dumps(request).encode() + b"\n")
+            self._requests.flush()
 
     def receive(self, deadline: float | None = None) -> dict[str, Any]:
-        """The next answer. Raises EOFError where it died, TimeoutError past `deadline` (of time.monotonic)."""
+        """Return the next reply. Raises EOFError if the process died, TimeoutError after `deadline` (monotonic)."""
         with selectors.DefaultSelector() as selector:
-            selector.register(self._answers, selectors.EVENT_READ)
+            selector.register(self._replies, selectors.EVENT_READ)
             while b"\n" not in self._read:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
                 if not selector.select(left):
                     raise TimeoutError
-                chunk = os.read(self._answers.fileno(), 1 << 16)
+                chunk = os.read(self._replies.fileno(), 1 << 16)
                 if not chunk:
                     raise EOFError
                 self._read += chunk
         line, _, rest = self._read.partition(b"\n")
         self._read = rest
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        reply: dict[str, Any] = json.loads(line)
+        return reply
 
     def kill(self) -> None:
-        """Ends it at once, with what it has started; whoever reads its answers is told."""
+        """Kill the process and its children; a pending `receive` raises EOFError."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.handle.pid, signal.SIGKILL)
 
     def end(self) -> None:
-        """Kills it, and waits until it is gone with all its memory."""
+        """Kill the process and wait until it has ended and its memory is free."""
         self.kill()
         self.handle.wait()
-        for pipe in (self._questions, self._answers):
+        for pipe in (self._requests, self._replies):
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
 
 def as_error(error: Mapping[str, str]) -> MerlinaError:
-    """What went wrong in the process, as the same error of our tree."""
+    """Return the reported error as the MerlinaError subclass of that name."""
     kind = getattr(errors, error["kind"], HelperError)
     known = isinstance(kind, type) and issubclass(kind, MerlinaError)
     return kind(error["message"]) if known else HelperError(error["message"])

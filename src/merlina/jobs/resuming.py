@@ -14,7 +14,7 @@ from merlina import checkpoints
 from merlina.checkpoints import Survey
 from merlina.data.fingerprint import stamp
 from merlina.errors import BusyError, DataError, HelperError, InvalidRequestError, StartOverError
-from merlina.executors.helper_process import Helper
+from merlina.executors.helper_process import HelperPool
 from merlina.placement import interrupted_placement, place, placement_awaiting_end
 from merlina.runs import EventLog, RunFolder
 from merlina.schemas.events import Moved, Placed
@@ -91,7 +91,7 @@ def _cancelled_in_queue(record: JobRecord) -> InvalidRequestError:
     )
 
 
-def compare_with(helper: Helper, max_row_mb: int) -> CompareData:
+def compare_with(helper: HelperPool, max_row_mb: int) -> CompareData:
     """Return a function that compares rows in a helper process. An unreadable file counts as different.
 
     If the helper fails or takes too long, the comparison is left to the worker.

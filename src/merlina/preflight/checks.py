@@ -11,7 +11,7 @@ from pathlib import Path
 from merlina.data.readers.sources import resolve_file
 from merlina.errors import BusyError, ForbiddenError, MerlinaError
 from merlina.executors.chat_process import ChatProcess
-from merlina.executors.helper_pools import Helpers, Repo
+from merlina.executors.helper_pools import HelperPools, Repo
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
 from merlina.preflight import findings
@@ -53,7 +53,7 @@ class Preflight:
 
     settings: Settings
     allowed: AllowedPaths
-    helpers: Helpers
+    helpers: HelperPools
     rows: RowCounts
     chat_process: ChatProcess
     list_gpus: Callable[[], Sequence[Gpu]]

@@ -6,7 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merlina.executors.helper_process import Helper
+from merlina.executors.helper_process import HelperPool
 from merlina.schemas.datasets import DatasetSource
 from merlina.schemas.operations import CountRows
 from merlina.storage import uploads
@@ -23,7 +23,7 @@ class RowCounts:
     """Row counts of files, computed by helpers and cached until the file changes."""
 
     database: Database
-    helper: Helper
+    helper: HelperPool
     max_row_mb: int
     _counted: dict[_Version, int] = field(default_factory=dict)
 
@@ -38,7 +38,7 @@ class RowCounts:
         return self._counted.get(_version(source, file))
 
     def count(self, source: DatasetSource, file: Path, closed: threading.Event | None = None) -> int:
-        """Count the rows of a file, which may take long. Raises what `Helper.call` does, for unreadable rows too."""
+        """Count the rows of a file, which may be slow. Raises what `HelperPool.call` does, also for unreadable rows."""
         known = self.known(source, file)
         if known is not None:
             return known
