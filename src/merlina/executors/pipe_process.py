@@ -36,7 +36,7 @@ class PipeProcess:
     def start(
         role: Role, environment: Mapping[str, str], log_file: Path, fork_server: ForkServer | None
     ) -> PipeProcess:
-        """Forked where there is a fork server. What its libraries print goes to `log_file`. Raises OSError."""
+        """Start the process, forked if possible, with its output appended to `log_file`. Raises OSError."""
         requests, replies = os.pipe(), os.pipe()
         with log_file.open("ab") as log:
             files = [requests[0], replies[1], log.fileno()]
