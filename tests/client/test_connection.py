@@ -112,7 +112,7 @@ def test_the_cause_of_a_failed_connection_is_named(tmp_path: Path) -> None:
 
 
 def test_a_proxys_error_page_is_one_line() -> None:
-    assert _message_of(502, PAGE).endswith("such as a proxy: 502 Bad Gateway")
+    assert _message_of(502, PAGE).endswith("for example, from a proxy: 502 Bad Gateway")
     assert "<" not in _message_of(503, "<h1>Sorry</h1>")
 
 
