@@ -183,7 +183,7 @@ def test_an_upload_can_be_trained_on_and_is_kept_while_it_is_needed(server: Serv
         validation = http.post("/validate", json=body).json()
         assert validation["valid"]
         warnings = " ".join(validation["results"]["warnings"])
-        assert "1 of 9 rows lack a prompt or an response and can't be used: row 9: prompt is empty" in warnings
+        assert "1 of 9 rows lack a prompt or an answer and can't be used: row 9: prompt is empty" in warnings
         assert "7 of 9 rows repeat an earlier one" in warnings
         job_id = http.post("/train", json=body).json()["job_id"]
         needed = http.delete(f"/dataset/uploads/{dataset_id}")
@@ -191,7 +191,7 @@ def test_an_upload_can_be_trained_on_and_is_kept_while_it_is_needed(server: Serv
         assert job_id in needed.json()["detail"]["message"]
         assert server.until_ended(job_id).status == "completed"
         log = [line["message"] for line in http.get(f"/jobs/{job_id}/logs").json()["logs"]]
-        assert "1 of 9 rows lack a prompt or an response and can't be used: row 9: prompt is empty" in log
+        assert "1 of 9 rows lack a prompt or an answer and can't be used: row 9: prompt is empty" in log
         assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 200
         assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 404
         assert http.post("/dataset/preview", json=source(dataset_id)).status_code == 404

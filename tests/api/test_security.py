@@ -415,7 +415,7 @@ def test_the_servers_own_files_are_out_of_reach(server: Server, name: str) -> No
     with server.http() as http:
         response = http.post("/dataset/preview", json={"source": source})
     assert response.status_code == 403
-    assert "the server's own" in response.json()["detail"]
+    assert "reserved for the server" in response.json()["detail"]
 
 
 def test_a_job_without_a_name_is_not_all_jobs(server: Server) -> None:

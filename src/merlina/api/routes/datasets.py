@@ -59,7 +59,7 @@ async def upload_file(request: Request, services: ServicesDep) -> UploadResponse
     try:
         record = await accept_upload(request, services)
     except ClientDisconnect as error:
-        _log.info("a client aborted its upload, which is discarded")
+        _log.info("an upload was aborted by its client and is discarded")
         raise HTTPException(_CLIENT_CLOSED_REQUEST) from error
     return upload_response(record)
 
