@@ -370,3 +370,16 @@ def test_the_loading_code_is_that_of_the_model_card(server: Server, done: str) -
     code = response.json()["code"]
     assert f"```python\n{code}\n```" in (Path(response.json()["output_dir"]) / "README.md").read_text()
     compile(code, "card", "exec")
+
+
+def test_the_loading_code_of_a_model_that_a_later_run_moved_loads_that_model(server: Server, config: Config) -> None:
+    job_ids = [server.train(config(server, "moved", max_steps=1, eval_steps=0)) for _ in range(2)]
+    for job_id in job_ids:
+        assert server.until_ended(job_id).status == "completed"
+    first, second = (server.status(job_id).output_dir for job_id in job_ids)
+    assert first != second
+    with server.http() as http:
+        codes = [http.get(f"/jobs/{job_id}/loading-code").json()["code"] for job_id in job_ids]
+    assert repr(first) in codes[0]
+    assert repr(second) not in codes[0]
+    assert repr(second) in codes[1]

@@ -12,8 +12,12 @@ _MAX_CARD_CHARACTERS = 256 * 1024
 _PYTHON = re.compile(r"^```python\n(.+?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def read_loading_code(output_dir: str | None) -> str:
-    """Return the Python code that defines `model` and `tokenizer`. Raises NotFoundError if the model card has none."""
+def read_loading_code(target_dir: str, output_dir: str | None) -> str:
+    """Return the Python code that defines `model` and `tokenizer`. Raises NotFoundError if the model card has none.
+
+    The card names `target_dir`, in which the run saved the model. A later run may have moved the model to `output_dir`
+    and saved its own in that place.
+    """
     if output_dir is None:
         raise NotFoundError("The job has not saved a model")
     card = Path(output_dir) / _CARD
@@ -24,4 +28,4 @@ def read_loading_code(output_dir: str | None) -> str:
         raise NotFoundError(f"{card} can't be read: {error.strerror}") from error
     if found is None:
         raise NotFoundError(f"{card} no longer contains Python code")
-    return found[1].rstrip()
+    return found[1].rstrip().replace(repr(target_dir), repr(output_dir))

@@ -122,10 +122,10 @@ def job_logs(job_id: str, services: ServicesDep, limit: Annotated[int, Query(ge=
 
 @router.get("/jobs/{job_id}/loading-code")
 def loading_code(job_id: str, services: ServicesDep) -> LoadingCode:
-    """Return the Python code that loads the job's model, as its model card shows it."""
-    output_dir = services.commands.find(job_id).output_dir
-    code = read_loading_code(output_dir)
-    return LoadingCode(job_id=job_id, output_dir=str(output_dir), code=code)
+    """Return the Python code that loads the job's model from where it is now, as its model card shows it."""
+    record = services.commands.find(job_id)
+    code = read_loading_code(record.target_dir, record.output_dir)
+    return LoadingCode(job_id=job_id, output_dir=str(record.output_dir), code=code)
 
 
 @router.get("/jobs/{job_id}/timeline")
