@@ -44,11 +44,14 @@ def watched(server: Server) -> Iterator[Watched]:
 
     def watch() -> None:
         with server.http() as http:
-            while not done.wait(0.01):
+            # At least once, since a request may be refused before the first look.
+            while True:
                 began = time.monotonic()
                 assert http.get("/health").status_code == 200
                 seen.health_seconds = max(seen.health_seconds, time.monotonic() - began)
                 seen.memory_mb = max(seen.memory_mb, process.memory_info().rss / MB)
+                if done.wait(0.01):
+                    return
 
     watching = threading.Thread(target=watch)
     watching.start()
