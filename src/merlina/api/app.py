@@ -71,9 +71,10 @@ def create_app(settings: Settings) -> FastAPI:
         # DELETE /jobs/ must not be redirected to DELETE /jobs, which deletes all jobs.
         redirect_slashes=False,
     )
-    for router in ROUTERS:
-        app.include_router(router)
-    app.include_router(docs.router)
+    # Not include_router, which builds every route a second time, in the first request that gets past the first router:
+    # 0.2 s in which no other request is answered.
+    for router in (*ROUTERS, docs.router):
+        app.router.routes.extend(router.routes)
     page.install(app)
     errors.install(app)
     _add_middleware(app, settings, services.sessions)
