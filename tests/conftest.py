@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from merlina.executors.fork_server import ForkServer, child_environment
+from merlina.executors.spare_processes import SpareProcesses
 from tests.chat.trained import Trained
 from tests.harness import Server, pairs_file, training_config
 from tests.tiny import build_tiny_model
@@ -137,13 +137,11 @@ def trained(server: Server, tiny_model: Path) -> Trained:
 
 
 @pytest.fixture(scope="session")
-def fork_server(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    """Yield the process that forks runs, helpers and chat processes that a test starts without a server."""
-    server = ForkServer(600, tmp_path_factory.mktemp("forks") / "log")
-    with open(os.devnull, "r+b") as nothing:
-        server.fork("helper", [], child_environment(), [nothing.fileno()] * 3, patience=60).wait()
-    yield server
-    server.close()
+def spares(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpareProcesses]:
+    """Start runs, helpers and chat processes in tests that have no server, from spare processes as it does."""
+    spares = SpareProcesses(600, tmp_path_factory.mktemp("spares") / "log")
+    yield spares
+    spares.close()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from merlina.errors import BusyError, ConflictError, HelperError, InsufficientMemoryError, InvalidRequestError
 from merlina.executors.chat_process import ChatProcess, Claim
-from merlina.executors.fork_server import ForkServer
+from merlina.executors.spare_processes import SpareProcesses
 from tests.chat.trained import QUESTION, Trained, answer, load
 from tests.harness import has_ended, until
 
@@ -24,8 +24,8 @@ LONG = 400
 
 
 @pytest.fixture
-def chat_process(fork_server: ForkServer, tmp_path: Path) -> Iterator[ChatProcess]:
-    chat_process = ChatProcess(60, tmp_path / "chat.log", fork_server)
+def chat_process(spares: SpareProcesses, tmp_path: Path) -> Iterator[ChatProcess]:
+    chat_process = ChatProcess(60, tmp_path / "chat.log", spares)
     yield chat_process
     chat_process.close()
 
@@ -181,9 +181,9 @@ def test_a_disconnected_client_stops_waiting(chat_process: ChatProcess, trained:
 
 
 def test_it_ends_when_idle_and_refuses_calls_after_close(
-    fork_server: ForkServer, trained: Trained, tmp_path: Path
+    spares: SpareProcesses, trained: Trained, tmp_path: Path
 ) -> None:
-    chat_process = ChatProcess(0.3, tmp_path / "chat.log", fork_server)
+    chat_process = ChatProcess(0.3, tmp_path / "chat.log", spares)
     list(ask(chat_process, trained))
     assert chat_process.status.idle_until is not None
     until(lambda: chat_process.pid is None, 10, "the end of the idle process")

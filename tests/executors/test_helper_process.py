@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from merlina.errors import BusyError, DataError, HelperError, MerlinaError, ModelError
-from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper_process import HelperPool
+from merlina.executors.spare_processes import SpareProcesses
 from merlina.schemas.operations import MeasureProductRate, PreviewFormatted
 from tests.harness import pairs_file, until
 
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def helper(fork_server: ForkServer, tmp_path: Path) -> Iterator[HelperPool]:
-    helper = HelperPool(60, tmp_path / "helper.log", fork_server)
+def helper(spares: SpareProcesses, tmp_path: Path) -> Iterator[HelperPool]:
+    helper = HelperPool(60, tmp_path / "helper.log", spares)
     yield helper
     helper.close()
 

@@ -19,7 +19,7 @@ import pytest
 from tests.harness import ENDED, Server, until
 from tests.system.test_fault_points import resume
 from tests.system.test_pauses import assert_same_weights
-from tests.system.test_recovery import Config, NewServer, parent_of_worker
+from tests.system.test_recovery import Config, NewServer, spare_process
 
 pytestmark = pytest.mark.slow
 
@@ -66,14 +66,14 @@ class Chaos:
             "pause": self._pause,
         }
         if KILLS > 3:
-            self._ways |= {"server": self._server_alone, "both": self._both, "fork server": self._fork_server}
+            self._ways |= {"server": self._server_alone, "both": self._both, "spare": self._spare}
 
     def disturb(self, job: str) -> None:
         self._wait(job)
         way = self._draw.choice(list(self._ways))
         with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
             self._ways[way](job)
-        if way in ("server", "fork server"):
+        if way in ("server", "spare"):
             self.done[way] += 1
             return
         status = until(lambda: (s := self._server.status(job)).status in _AT_REST and s, 180, f"the end after {way}")
@@ -117,7 +117,7 @@ class Chaos:
         self._server.kill_worker(job)
         self._server.start()
 
-    def _fork_server(self, job: str) -> None:
-        parent = parent_of_worker(self._server, job)
-        if self._server.process is not None and parent.ppid() == self._server.process.pid:
-            parent.kill()
+    def _spare(self, _job: str) -> None:
+        spare = spare_process(self._server)
+        if spare is not None:
+            spare.kill()

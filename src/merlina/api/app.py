@@ -24,9 +24,9 @@ from merlina.chat.comparisons import Comparisons
 from merlina.chat.memory import ChatMemory
 from merlina.chat.service import ChatService
 from merlina.executors.chat_process import ChatProcess
-from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper_pools import HelperPools
 from merlina.executors.local import LocalExecutor
+from merlina.executors.spare_processes import SpareProcesses
 from merlina.hardware.gpus import list_gpus
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.commands import JobCommands
@@ -57,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
         services.supervisor.close()
         services.chat_process.close()
         services.helpers.close()
-        services.fork_server.close()
+        services.spares.close()
         services.database.close()
 
     app = FastAPI(
@@ -92,9 +92,9 @@ def build_services(settings: Settings) -> Services:
     allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
     broadcast = Broadcast()
     moves = Moves(database, broadcast)
-    fork_server = ForkServer(settings.helper_idle_seconds, settings.helper_log)
-    executor = LocalExecutor(_server_tokens(settings), fork_server)
-    chat_process = ChatProcess(settings.chat_idle_seconds, settings.chat_log, fork_server)
+    spares = SpareProcesses(settings.helper_idle_seconds, settings.helper_log)
+    executor = LocalExecutor(_server_tokens(settings), spares)
+    chat_process = ChatProcess(settings.chat_idle_seconds, settings.chat_log, spares)
     chat_memory = ChatMemory(database, chat_process, settings.runs_dir, list_gpus)
     supervisor = Supervisor(
         database,
@@ -109,7 +109,7 @@ def build_services(settings: Settings) -> Services:
         list_gpus=list_gpus,
         free_memory_for=chat_memory.unload_for,
     )
-    helpers = HelperPools.build(settings.helper_idle_seconds, settings.helper_log, fork_server)
+    helpers = HelperPools.build(settings.helper_idle_seconds, settings.helper_log, spares)
     compare_data = compare_with(helpers.rows, settings.max_row_size_mb)
     commands = JobCommands(
         database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data
@@ -129,7 +129,7 @@ def build_services(settings: Settings) -> Services:
         chat_process=chat_process,
         chat=chat,
         comparisons=Comparisons(database, commands, chat),
-        fork_server=fork_server,
+        spares=spares,
         configs=ConfigStore(settings.configs_dir),
         sessions=_sessions(settings),
     )

@@ -16,8 +16,8 @@ from merlina.api.uploads.upload_limits import UploadLimits
 from merlina.chat.comparisons import Comparisons
 from merlina.chat.service import ChatService
 from merlina.executors.chat_process import ChatProcess
-from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper_pools import HelperPools
+from merlina.executors.spare_processes import SpareProcesses
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.commands import JobCommands
 from merlina.jobs.result_cache import ResultCache
@@ -45,7 +45,7 @@ class Services:
     chat_process: ChatProcess
     chat: ChatService
     comparisons: Comparisons
-    fork_server: ForkServer
+    spares: SpareProcesses
     configs: ConfigStore
     sessions: Sessions | None
     rows: RowCounts

@@ -87,7 +87,7 @@ def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measurement:
         num_ranks=max(1, len(config.gpu_ids or [])),
     )
     run = RunFolder(folder / "run")
-    executor = LocalExecutor({**server_tokens, **config.secrets()}, fork_server=None)
+    executor = LocalExecutor({**server_tokens, **config.secrets()}, spares=None)
     executor.launch(run, order, config.gpu_ids)
     try:
         return _watch(_events(run, executor), steps)

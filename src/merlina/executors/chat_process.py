@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from merlina.errors import BusyError, ConflictError, HelperError
-from merlina.executors.fork_server import ForkServer, child_environment, shown_gpus
+from merlina.executors.environment import child_environment, shown_gpus
 from merlina.executors.idle_timeout import IdleTimer
 from merlina.executors.pipe_process import PipeProcess, as_error
+from merlina.executors.spare_processes import SpareProcesses
 
 # Each waiting call holds one of the server's 40 request threads.
 _MAX_WAITING = 8
@@ -72,10 +73,10 @@ class ChatProcess:
     time. The output of the process's libraries is appended to `log_file`.
     """
 
-    def __init__(self, idle_seconds: float, log_file: Path, fork_server: ForkServer | None = None) -> None:
+    def __init__(self, idle_seconds: float, log_file: Path, spares: SpareProcesses | None = None) -> None:
         self._idle = IdleTimer(idle_seconds, self._unload_if_idle)
         self._log_file = log_file
-        self._fork_server = fork_server
+        self._spares = spares
         self._turn = threading.Lock()
         self._waiting = threading.BoundedSemaphore(_MAX_WAITING)
         self._numbers = itertools.count(1)
@@ -152,7 +153,7 @@ class ChatProcess:
         assert claim is not None
         try:
             environment = child_environment() | shown_gpus(None if claim.gpu is None else [claim.gpu])
-            process = self._process = PipeProcess.start("chat", environment, self._log_file, self._fork_server)
+            process = self._process = PipeProcess.start("chat", environment, self._log_file, self._spares)
             # A release before this line found no process to end.
             self._raise_if_released()
             arguments = {name: value for name, value in vars(spec).items() if name not in _IDENTITY_FIELDS}

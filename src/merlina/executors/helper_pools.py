@@ -17,8 +17,8 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from merlina.errors import DataError, MerlinaError, ModelError, UnreachableError
-from merlina.executors.fork_server import ForkServer
 from merlina.executors.helper_process import HelperLimits, HelperPool
+from merlina.executors.spare_processes import SpareProcesses
 from merlina.hub_errors import RepoKind
 from merlina.hub_reachability import HubReachability
 from merlina.schemas.operations import Operation, R
@@ -50,13 +50,13 @@ class HelperPools:
     hub_reachability: HubReachability = field(default_factory=HubReachability)
 
     @staticmethod
-    def build(idle_seconds: float, log_file: Path, fork_server: ForkServer) -> HelperPools:
+    def build(idle_seconds: float, log_file: Path, spares: SpareProcesses) -> HelperPools:
         """Return the pools; processes are started on demand."""
         waits = {name: os.environ.get(name, value) for name, value in _SHORT_WAITS.items()}
         return HelperPools(
             rows=HelperPool(idle_seconds, log_file, None, _ROWS, {"HF_HUB_OFFLINE": "1"}),
-            local=HelperPool(idle_seconds, log_file, fork_server, _LOCAL, {"HF_HUB_OFFLINE": "1"}),
-            hub=HelperPool(idle_seconds, log_file, fork_server, _HUB, waits),
+            local=HelperPool(idle_seconds, log_file, spares, _LOCAL, {"HF_HUB_OFFLINE": "1"}),
+            hub=HelperPool(idle_seconds, log_file, spares, _HUB, waits),
         )
 
     def call(

@@ -15,10 +15,11 @@ from typing import Any
 import psutil
 
 from merlina.errors import BusyError, HelperError, MerlinaError
-from merlina.executors.fork_server import ForkServer, child_environment
+from merlina.executors.environment import child_environment
 from merlina.executors.idle_timeout import IdleTimer
 from merlina.executors.pipe_process import PipeProcess, as_error
 from merlina.executors.progress_clock import ProgressClock
+from merlina.executors.spare_processes import SpareProcesses
 from merlina.schemas.operations import Operation, R
 
 _TIMEOUT_SECONDS = 180.0
@@ -40,7 +41,7 @@ class HelperLimits:
 
 
 class HelperPool:
-    """Processes of `merlina.worker.helper.process`, forked if there is a fork server.
+    """Processes of `merlina.worker.helper.process`, started from a spare process if `spares` are given.
 
     Calls may come from any thread; each uses one process alone and waits for one if all are busy. The output of the
     processes' libraries is appended to `log_file`. `environment` extends the server's environment.
@@ -50,12 +51,12 @@ class HelperPool:
         self,
         idle_seconds: float,
         log_file: Path,
-        fork_server: ForkServer | None = None,
+        spares: SpareProcesses | None = None,
         limits: HelperLimits | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._log_file = log_file
-        self._fork_server = fork_server
+        self._spares = spares
         self._limits = limits or HelperLimits()
         self._environment = dict(environment or {})
         self._timer = IdleTimer(idle_seconds, self._unload_idle)
@@ -157,7 +158,7 @@ class HelperPool:
         environment = child_environment() | self._environment
         if "HF_TOKEN" in os.environ:
             environment["HF_TOKEN"] = os.environ["HF_TOKEN"]
-        return PipeProcess.start("helper", environment, self._log_file, self._fork_server)
+        return PipeProcess.start("helper", environment, self._log_file, self._spares)
 
     def _leave(self, call: _Call) -> None:
         process = call.process

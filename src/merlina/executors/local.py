@@ -3,41 +3,39 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merlina.executors.fork_server import UNSEEN, Forked, ForkServer, NoForkServerError, child_environment, shown_gpus
+from merlina.executors.environment import child_environment, shown_gpus
+from merlina.executors.spare_processes import SpareProcesses, start_process
 from merlina.faults import FaultPoint, reach
 from merlina.hardware.host import describe_signal, oom_kills
 from merlina.processes import ProcessId
 from merlina.runs import DETACHED_EXIT_CODE, RunFolder, RunOrder, write_private
 
 _TOKEN_VARIABLES = {"hf_token": "HF_TOKEN", "wandb_key": "WANDB_API_KEY"}
-_log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Child:
-    process: subprocess.Popen[bytes] | Forked
+    process: subprocess.Popen[bytes]
     oom_kills_before: int
 
 
 @dataclass
 class LocalExecutor:
-    """Runs `python -m merlina.worker` for each job, forked where a fork server is given and ready.
+    """Runs `python -m merlina.worker` for each job, from a spare process if `spares` are given and one is ready.
 
     `tokens` are used by runs that bring none of their own, by the same names as in the run's secret file.
     """
 
     tokens: Mapping[str, str]
-    fork_server: ForkServer | None
+    spares: SpareProcesses | None
     _children: dict[Path, _Child] = field(default_factory=dict)
 
     def launch(self, folder: RunFolder, order: RunOrder, gpus: Sequence[int] | None) -> None:
@@ -77,7 +75,7 @@ class LocalExecutor:
 
     def _signal(self, folder: RunFolder) -> bool:
         """Signal the worker to check its folder for requests; return False if that is not possible."""
-        # The lock file contains a worker's identity once its signal handler is set; until then, the file is enough.
+        # The lock file contains a worker's identity after setting its signal handler; until then, the file is enough.
         worker = folder.worker()
         if worker is not None and worker.is_alive():
             with contextlib.suppress(ProcessLookupError):
@@ -104,36 +102,22 @@ class LocalExecutor:
         code = child.process.poll() if child else None
         if child is None or code is None:
             return f"died while the server was not running; its output is in {folder.log_file}"
-        if code == UNSEEN:
-            return f"died without a recorded exit code; its output is in {folder.log_file}"
         if code == DETACHED_EXIT_CODE:
             return f"ended itself because its lock {folder.lock_file} was removed while it was running"
         if code < 0:
             return describe_signal(-code, out_of_memory=oom_kills() > child.oom_kills_before)
         return f"ended with exit code {code} and reported no error; its output is in {folder.log_file}"
 
-    def _spawn(self, folder: RunFolder, lock: int, gpus: Sequence[int] | None) -> subprocess.Popen[bytes] | Forked:
+    def _spawn(self, folder: RunFolder, lock: int, gpus: Sequence[int] | None) -> subprocess.Popen[bytes]:
         environment = self._environment(folder, gpus)
+        start = start_process if self.spares is None else self.spares.start
         with folder.log_file.open("ab") as log, Path(os.devnull).open("rb") as nothing:
             folder.log_file.chmod(0o600)
             files = [nothing.fileno(), log.fileno(), log.fileno(), lock]
-            if self.fork_server is not None:
-                try:
-                    return self.fork_server.fork("worker", [str(folder.path)], environment, files)
-                except NoForkServerError as error:
-                    _log.info("%s: the worker of %s begins with its imports", error, folder.path.name)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "merlina.worker", str(folder.path), "--lock-fd", str(lock)],
-                stdin=nothing,
-                stdout=log,
-                stderr=log,
-                env=environment,
-                pass_fds=(lock,),
-                start_new_session=True,
-            )
-            # Someone must wait for the process, or it stays in the process table after its end.
-            threading.Thread(target=process.wait, name=f"reaper of {process.pid}", daemon=True).start()
-            return process
+            process = start("worker", [str(folder.path)], environment, files)
+        # Without a thread that waits for it, the process would stay in the process table after its end.
+        threading.Thread(target=process.wait, name=f"reaper of {process.pid}", daemon=True).start()
+        return process
 
     def _environment(self, folder: RunFolder, gpus: Sequence[int] | None) -> dict[str, str]:
         environment = child_environment()

@@ -8,51 +8,37 @@ import os
 import selectors
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 from merlina import errors
 from merlina.errors import HelperError, MerlinaError
-from merlina.executors.fork_server import Forked, ForkServer, NoForkServerError
-
-_IMPORT_SECONDS = 60.0
-Role = Literal["helper", "chat"]
+from merlina.executors.spare_processes import Role, SpareProcesses, start_process
 
 
 @dataclass
 class PipeProcess:
     """A process of `merlina.worker.helper` or `merlina.worker.chat`, in a session of its own."""
 
-    handle: subprocess.Popen[bytes] | Forked
+    handle: subprocess.Popen[bytes]
     _requests: BinaryIO
     _replies: BinaryIO
     _read: bytearray = field(default_factory=bytearray)
 
     @staticmethod
-    def start(
-        role: Role, environment: Mapping[str, str], log_file: Path, fork_server: ForkServer | None
-    ) -> PipeProcess:
-        """Start the process, forked if possible, with its output appended to `log_file`. Raises OSError."""
+    def start(role: Role, environment: Mapping[str, str], log_file: Path, spares: SpareProcesses | None) -> PipeProcess:
+        """Start the process, its libraries' output appended to `log_file`. Raises OSError."""
         requests, replies = os.pipe(), os.pipe()
-        with log_file.open("ab") as log:
-            files = [requests[0], replies[1], log.fileno()]
-            handle: subprocess.Popen[bytes] | Forked
-            try:
-                if fork_server is None:
-                    raise NoForkServerError
-                handle = fork_server.fork(role, [], environment, files, patience=_IMPORT_SECONDS)
-            except NoForkServerError:
-                command = [sys.executable, "-m", f"merlina.worker.{role}"]
-                handle = subprocess.Popen(
-                    command, stdin=files[0], stdout=files[1], stderr=log, env=environment, start_new_session=True
-                )
-            finally:
-                os.close(requests[0])
-                os.close(replies[1])
+        start = start_process if spares is None else spares.start
+        try:
+            with log_file.open("ab") as log:
+                handle = start(role, [], environment, [requests[0], replies[1], log.fileno()])
+        finally:
+            os.close(requests[0])
+            os.close(replies[1])
         return PipeProcess(handle, os.fdopen(requests[1], "wb"), os.fdopen(replies[0], "rb"))
 
     @property

@@ -1,0 +1,36 @@
+"""Environment variables of the processes that the server starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+_SERVER_ONLY = {"API_KEY", "MERLINA_API_KEY", "DATABASE_URL", "HF_TOKEN", "WANDB_API_KEY"}
+_ALWAYS = {
+    "PYTHONUNBUFFERED": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # A run on several GPUs forks its ranks after these imports, and a fork copies no thread.
+    "OPENBLAS_NUM_THREADS": "1",
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    # Asking torch whether there is a GPU must not open it: a spare process gets CUDA_VISIBLE_DEVICES with its order.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+}
+
+
+def child_environment() -> dict[str, str]:
+    """Return this process's environment without the variables that only the server may know."""
+    environment = {name: value for name, value in os.environ.items() if name.upper() not in _SERVER_ONLY} | _ALWAYS
+    # Threads that spin while they wait bring a run to a halt as soon as another process needs a core.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # No process compiles with torch; support for it would cost a second in each one that imports bitsandbytes.
+    environment.setdefault("TORCHDYNAMO_DISABLE", "1")
+    return environment
+
+
+def shown_gpus(gpus: Sequence[int] | None) -> dict[str, str]:
+    """Return the variables that restrict a process to these GPUs; none if it may use all."""
+    if gpus is None:
+        return {}
+    # NVML counts by bus; CUDA must count the same way for the indices to mean the same cards.
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
