@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from merlina.chat.loading import ModelLoader
-from merlina.executors.chat_process import ChatModelSpec, ChatProcess, Claim
+from merlina.executors.chat_process import AnswerEvent, ChatModelSpec, ChatProcess, Claim
+from merlina.schemas.chat import ChatMessage, Sampling, Side
+from merlina.schemas.operations import AnswerMessages, LoadChatModel
+from merlina.schemas.training import TrainingConfig
 from tests.harness import Server, pairs_file, training_config
 
 QUESTION = "What is 3 plus 3?"
@@ -29,9 +32,7 @@ def load(
         ModelLoader(process, lambda _: claim, admit).ensure_loaded(spec, force=force)
 
 
-def answer(
-    process: ChatProcess, spec: ChatModelSpec, question: dict[str, Any]
-) -> Generator[dict[str, Any], None, None]:
+def answer(process: ChatProcess, spec: ChatModelSpec, question: AnswerMessages) -> Generator[AnswerEvent, None, None]:
     """Answer as the service does, without admission."""
     with process.turn(threading.Event()):
         ModelLoader(process, lambda _: Claim(None, 1), lambda _: None).ensure_loaded(spec)
@@ -61,7 +62,15 @@ class Trained:
             return Trained(server, job_id, client.config(job_id), server.root / "models" / output_name)
 
     def spec(self) -> ChatModelSpec:
-        return ChatModelSpec(self.job_id, 1, str(self.folder), self.config, True, False, None)
+        config = TrainingConfig.model_validate(self.config)
+        loading = LoadChatModel(
+            model_dir=self.folder, config=config, with_base=True, trust_remote_code=False, token=None
+        )
+        return ChatModelSpec(self.job_id, 1, loading)
+
+    def question(self, side: Side, content: str = QUESTION, **sampling: Any) -> AnswerMessages:
+        messages = [ChatMessage(role="user", content=content)]
+        return AnswerMessages(job_id=self.job_id, side=side, messages=messages, sampling=Sampling(**sampling))
 
     def ask(self, content: str = QUESTION, **changes: Any) -> dict[str, Any]:
         """Return a greedy request, updated with `changes`."""

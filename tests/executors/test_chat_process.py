@@ -15,7 +15,7 @@ import pytest
 from merlina.errors import BusyError, ConflictError, HelperError, InsufficientMemoryError, InvalidRequestError
 from merlina.executors.chat_process import ChatProcess, Claim
 from merlina.executors.spare_processes import SpareProcesses
-from tests.chat.trained import QUESTION, Trained, answer, load
+from tests.chat.trained import Trained, answer, load
 from tests.harness import has_ended, until
 
 pytestmark = pytest.mark.slow
@@ -32,8 +32,7 @@ def chat_process(spares: SpareProcesses, tmp_path: Path) -> Iterator[ChatProcess
 
 def ask(chat_process: ChatProcess, trained: Trained, tokens: int = 3, **changes: Any) -> Any:
     sampling = {"max_new_tokens": tokens, "temperature": 1.5, "top_p": 1.0, "seed": 1, **changes}
-    question = {"side": "tuned", "messages": [{"role": "user", "content": QUESTION}], "sampling": sampling}
-    return answer(chat_process, trained.spec(), question)
+    return answer(chat_process, trained.spec(), trained.question("tuned", **sampling))
 
 
 def test_a_cancelled_answer_ends_at_once_and_the_next_one_is_complete(
@@ -43,10 +42,10 @@ def test_a_cancelled_answer_ends_at_once_and_the_next_one_is_complete(
     began = time.monotonic()
     again = list(ask(chat_process, trained, LONG, seed=7))
     needed, pid = time.monotonic() - began, chat_process.pid
-    assert [event.get("text") for event in again] == [event.get("text") for event in whole]
-    assert again[-1]["tokens"] > LONG / 2
+    assert again[:-1] == whole[:-1]
+    assert again[-1].tokens > LONG / 2
     cancelled = ask(chat_process, trained, LONG, seed=7)
-    assert [next(cancelled)["type"] for _ in range(3)] == ["begin", "text", "text"]
+    assert [next(cancelled).type for _ in range(3)] == ["begin", "text", "text"]
     assert chat_process.status.state == "answering"
     began = time.monotonic()
     cancelled.close()
@@ -57,11 +56,11 @@ def test_a_cancelled_answer_ends_at_once_and_the_next_one_is_complete(
 
 
 def test_a_refused_request_leaves_the_process_running(chat_process: ChatProcess, trained: Trained) -> None:
-    long = {"side": "base", "messages": [{"role": "user", "content": "sky " * 600}], "sampling": {}}
+    long = trained.question("base", "sky " * 600)
     with pytest.raises(InvalidRequestError, match="512 positions"):
         next(answer(chat_process, trained.spec(), long))
     pid = chat_process.pid
-    assert next(ask(chat_process, trained))["prompt_tokens"] > 5
+    assert next(ask(chat_process, trained)).prompt_tokens > 5
     assert chat_process.pid == pid
 
 
@@ -91,7 +90,7 @@ def test_a_release_is_immediate_and_ends_waiting_calls(chat_process: ChatProcess
     assert refused == ["The model was unloaded: job_x needs its memory"]
     assert chat_process.pid is None
     assert not chat_process.release("once more")
-    assert next(ask(chat_process, trained))["type"] == "begin"
+    assert next(ask(chat_process, trained)).type == "begin"
 
 
 def test_a_death_is_an_error_and_the_next_request_loads_the_model_again(
@@ -105,7 +104,7 @@ def test_a_death_is_an_error_and_the_next_request_loads_the_model_again(
     with pytest.raises(HelperError, match="died"):
         list(answering)
     assert chat_process.status.state == "empty"
-    assert next(ask(chat_process, trained))["type"] == "begin"
+    assert next(ask(chat_process, trained)).type == "begin"
     assert chat_process.pid != pid
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 import merlina.worker.helper
 from merlina.schemas.operations import CompareRows, CountRows, Operation
+from merlina.worker.chat import process as chat
 from merlina.worker.helper.process import OPERATIONS
 
 pytestmark = pytest.mark.slow
@@ -22,7 +23,7 @@ def operations() -> list[type[Operation[Any]]]:
 
 
 def test_every_operation_is_registered() -> None:
-    assert set(OPERATIONS) == set(operations())
+    assert {*OPERATIONS, *chat.OPERATIONS} == set(operations())
 
 
 @pytest.mark.parametrize("kind", OPERATIONS, ids=lambda kind: kind.name)

@@ -151,7 +151,7 @@ def chat_state(status: ChatStatus) -> ChatState:
     return ChatState(
         state=status.state,
         job_id=spec.job_id if spec else None,
-        with_base=spec.with_base if spec else False,
+        with_base=spec.loading.with_base if spec else False,
         gpu=claim.gpu if claim else None,
         needed_mb=claim.needed_mb if claim else None,
         memory_mb=status.memory_mb,

@@ -10,19 +10,17 @@ from pathlib import Path
 from merlina.chat.loading import ModelLoader
 from merlina.chat.memory import ChatMemory
 from merlina.errors import BusyError, InvalidRequestError
-from merlina.executors.chat_process import ChatModelSpec, ChatProcess, Claim
+from merlina.executors.chat_process import AnswerEvent, ChatModelSpec, ChatProcess, Claim
 from merlina.executors.helper_pools import HelperPools
 from merlina.jobs.commands import JobCommands
 from merlina.preflight.memory_estimate import chat_memory_mb
 from merlina.preflight.models import model_repos
-from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText, ChatMessage, Sampling, Side
-from merlina.schemas.operations import InspectModel
+from merlina.schemas.chat import AnswerText, ChatMessage, Sampling, Side
+from merlina.schemas.operations import AnswerMessages, InspectModel, LoadChatModel
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.settings import Settings
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
-
-AnswerEvent = AnswerBegins | AnswerText | AnswerEnds
 
 
 @dataclass(frozen=True)
@@ -50,24 +48,18 @@ class ChatService:
     ) -> Generator[AnswerEvent, None, None]:
         """Yield the answer of one side, piece by piece, loading the model first if necessary. Raises as `load`."""
         spec = self._spec(self.commands.find(job_id), with_base=side == "base")
-        arguments = {
-            "side": side,
-            "messages": [message.model_dump() for message in messages],
-            "sampling": sampling.model_dump(include=set(Sampling.model_fields)),
-        }
+        # A Prompt is a Sampling with more fields.
+        parameters = Sampling.model_validate(sampling.model_dump(include=set(Sampling.model_fields)))
+        operation = AnswerMessages(job_id=job_id, side=side, messages=list(messages), sampling=parameters)
         with self.chat_process.turn(closed):
             self._loader.ensure_loaded(spec)
-            events = self.chat_process.answer(arguments)
+            events = self.chat_process.answer(operation)
             try:
                 for event in events:
                     if closed.is_set():
                         raise BusyError("Client disconnected")
-                    if event["type"] == "begin":
-                        yield AnswerBegins(job_id=job_id, side=side, **event)
-                    elif event["type"] == "end":
-                        yield AnswerEnds(**event)
-                    elif event["text"]:
-                        yield AnswerText(**event)
+                    if not isinstance(event, AnswerText) or event.text:
+                        yield event
             finally:
                 events.close()
 
@@ -82,11 +74,13 @@ class ChatService:
         return ChatModelSpec(
             job_id=record.job_id,
             attempt=record.attempt,
-            model_dir=str(model_dir),
-            config=read_stored_config(record.config, record.job_id).model_dump(mode="json"),
-            with_base=with_base or _is_adapter(model_dir),
-            trust_remote_code=self.settings.trust_remote_code,
-            token=tokens.get("hf_token") or (server_token.get_secret_value() if server_token else None),
+            loading=LoadChatModel(
+                model_dir=model_dir,
+                config=read_stored_config(record.config, record.job_id),
+                with_base=with_base or _is_adapter(model_dir),
+                trust_remote_code=self.settings.trust_remote_code,
+                token=tokens.get("hf_token") or (server_token.get_secret_value() if server_token else None),
+            ),
         )
 
     def _model_dir(self, record: JobRecord) -> Path:
@@ -106,17 +100,17 @@ class ChatService:
 
     def _plan(self, spec: ChatModelSpec) -> Claim:
         """Return the memory that the model would claim. Raises ModelError if the base model can't be found."""
-        config = read_stored_config(spec.config, spec.job_id)
-        is_adapter = _is_adapter(Path(spec.model_dir))
-        name = config.base_model if is_adapter else spec.model_dir
+        loading = spec.loading
+        is_adapter = _is_adapter(loading.model_dir)
+        name = loading.config.base_model if is_adapter else str(loading.model_dir)
         facts = self.helpers.call(
-            InspectModel(model_name=name, token=spec.token, trust_remote_code=spec.trust_remote_code),
-            model_repos(name, spec.trust_remote_code),
+            InspectModel(model_name=name, token=loading.token, trust_remote_code=loading.trust_remote_code),
+            model_repos(name, loading.trust_remote_code),
         )
         gpu = self.chat_memory.choose_gpu()
-        copies = 2 if spec.with_base and not is_adapter else 1
+        copies = 2 if loading.with_base and not is_adapter else 1
         device = "cpu" if gpu is None else "cuda"
-        return Claim(gpu, chat_memory_mb(config, facts, device, copies))
+        return Claim(gpu, chat_memory_mb(loading.config, facts, device, copies))
 
 
 def _is_adapter(model_dir: Path) -> bool:

@@ -7,22 +7,28 @@ import itertools
 import threading
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
 
 from merlina.errors import BusyError, ConflictError, HelperError
 from merlina.executors.environment import child_environment, shown_gpus
 from merlina.executors.idle_timeout import IdleTimer
 from merlina.executors.pipe_process import PipeProcess, as_error
 from merlina.executors.spare_processes import SpareProcesses
+from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText
+from merlina.schemas.operations import AnswerMessages, LoadChatModel, Operation
 
 # Each waiting call holds one of the server's 40 request threads.
 _MAX_WAITING = 8
 _POLL_SECONDS = 0.1
-# The fields of an spec that identify the model; the process does not need them.
-_IDENTITY_FIELDS = ("job_id", "attempt")
 
+AnswerEvent = AnswerBegins | AnswerText | AnswerEnds
+_EVENT: TypeAdapter[AnswerBegins | AnswerText] = TypeAdapter(
+    Annotated[AnswerBegins | AnswerText, Field(discriminator="type")]
+)
 _State = Literal["empty", "loading", "ready", "answering"]
 
 
@@ -36,18 +42,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class ChatModelSpec:
-    """The model to load: the one that this attempt of the job saved.
-
-    `config` is a TrainingConfig as JSON. `token` gives access to the base model's files on the Hub.
-    """
+    """The model to load: the one that this attempt of the job saved."""
 
     job_id: str
     attempt: int
-    model_dir: str
-    config: dict[str, Any] = field(repr=False)
-    with_base: bool
-    trust_remote_code: bool
-    token: str | None = field(repr=False)
+    loading: LoadChatModel
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class ChatProcess:
         loaded = self.status.spec if self._process is not None and self._process.is_alive else None
         if loaded is None or (loaded.job_id, loaded.attempt) != (spec.job_id, spec.attempt):
             return False
-        return loaded.with_base or not spec.with_base
+        return loaded.loading.with_base or not spec.loading.with_base
 
     @contextlib.contextmanager
     def turn(self, closed: threading.Event) -> Iterator[None]:
@@ -156,32 +155,31 @@ class ChatProcess:
             process = self._process = PipeProcess.start("chat", environment, self._log_file, self._spares)
             # A release before this line found no process to end.
             self._raise_if_released()
-            arguments = {name: value for name, value in vars(spec).items() if name not in _IDENTITY_FIELDS}
-            process.send({"id": next(self._numbers), "op": "load", "args": arguments})
-            reply = self._receive(process)
+            self._send(process, spec.loading)
+            memory_mb = spec.loading.result_type().validate_python(self._receive(process)["result"])
         except BaseException:
             self._end()
             raise
-        self._status = replace(self._status, state="ready", memory_mb=reply["result"]["memory_mb"])
+        self._status = replace(self._status, state="ready", memory_mb=memory_mb)
 
-    def answer(self, arguments: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
-        """Yield the events of `ChatModel.answer`, then its result as an event of type `end`.
+    def answer(self, operation: AnswerMessages) -> Generator[AnswerEvent, None, None]:
+        """Yield the events of the answer as they are generated.
 
         Closing the iterator cancels the answer. Raises the errors of the process, and ConflictError if it was released.
         """
         process = self._process
         assert process is not None
         self._status = replace(self._status, state="answering")
-        number = next(self._numbers)
-        process.send({"id": number, "op": "answer", "args": arguments})
+        number = self._send(process, operation)
         try:
             while "event" in (reply := self._receive(process)):
-                yield reply["event"]
+                yield _EVENT.validate_python(reply["event"])
         except GeneratorExit:
             _cancel(process, number)
             raise
-        self._status = replace(self._status, memory_mb=reply["result"].pop("memory_mb"))
-        yield {"type": "end", **reply["result"]}
+        finished = operation.result_type().validate_python(reply["result"])
+        self._status = replace(self._status, memory_mb=finished.memory_mb)
+        yield finished.end
 
     def release(self, reason: str) -> bool:
         """End the process at once and return when its memory is free; return False if there was no process.
@@ -211,6 +209,12 @@ class ChatProcess:
     def _raise_if_released(self) -> None:
         if self._closed or self._releases_before_turn != self._releases:
             raise ConflictError(f"The model was unloaded: {self._release_reason}")
+
+    def _send(self, process: PipeProcess, operation: Operation[Any]) -> int:
+        """Send an operation and return its number."""
+        number = next(self._numbers)
+        process.send({"id": number, "op": operation.name, "args": operation.model_dump(mode="json")})
+        return number
 
     def _receive(self, process: PipeProcess) -> dict[str, Any]:
         try:

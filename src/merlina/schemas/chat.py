@@ -12,6 +12,7 @@ Side = Literal["base", "tuned"]
 Position = Literal["left", "right"]
 Better = Literal["left", "right", "tie"]
 Winner = Literal["base", "tuned", "tie"]
+EndReason = Literal["end_token", "max_new_tokens", "max_positions"]
 
 
 class ChatMessage(RequestModel):
@@ -125,7 +126,7 @@ class AnswerEnds(ResponseModel):
     """The last line of an answer."""
 
     type: Literal["end"]
-    reason: Literal["end_token", "max_new_tokens", "max_positions"] = Field(
+    reason: EndReason = Field(
         description="end_token: the answer is complete; otherwise it was cut at max_new_tokens or max_positions."
     )
     tokens: int = Field(description="Number of generated tokens, including the end token.")

@@ -1,7 +1,7 @@
-"""The operations of helper processes: each class holds the arguments of one operation and names its result type.
+"""The operations of helper processes and the chat process: each class holds the arguments and names the result type.
 
 The server calls `helper.call(CountRows(file=…))` and gets an `int`; `merlina.worker.helper.process` maps each class to
-the function that carries it out.
+the function that carries it out. `merlina.worker.chat.process` carries out the two of the chat process.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from merlina.schemas.chat import AnswerEnds, ChatMessage, Sampling, Side
 from merlina.schemas.datasets import DataFinding, DatasetConfig, FileFormat
 from merlina.schemas.inspection import DataFacts, Fingerprint, ModelFacts, RunFacts, TokenizerFacts
 from merlina.schemas.training import TrainingConfig
@@ -164,3 +165,36 @@ class MeasureProductRate(Operation[float]):
 
     dtype: str
     width: int
+
+
+class LoadChatModel(Operation[int]):
+    """Load the model that a run saved in `model_dir`. Returns the memory that the process then holds, in MiB.
+
+    `token` gives access to the base model's files on the Hub. Raises ModelError; ConflictError if memory does not
+    suffice.
+    """
+
+    model_dir: Path
+    config: TrainingConfig = Field(repr=False)
+    with_base: bool
+    trust_remote_code: bool
+    token: str | None = Field(repr=False)
+
+
+class FinishedAnswer(BaseModel):
+    """The end of an answer, and the memory that the process then holds, in MiB."""
+
+    end: AnswerEnds
+    memory_mb: int
+
+
+class AnswerMessages(Operation[FinishedAnswer]):
+    """Answer a conversation with one side of the loaded model; sends AnswerBegins and AnswerText events meanwhile.
+
+    Raises UnusableRowError or InvalidRequestError if the conversation does not fit the format or the model.
+    """
+
+    job_id: str
+    side: Side
+    messages: list[ChatMessage]
+    sampling: Sampling

@@ -17,8 +17,8 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, St
 
 from merlina.data.pairs import Message, Pair
 from merlina.errors import ConflictError, InvalidRequestError
-from merlina.schemas.chat import Sampling, Side
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText, EndReason, Sampling, Side
+from merlina.schemas.operations import AnswerMessages, FinishedAnswer, LoadChatModel
 from merlina.training.models.loading import ModelSpec, load_model, load_tokenizer, readable_errors, training_device
 from merlina.worker.chat.detokenizer import Detokenizer
 from merlina.worker.encoding import UNLIMITED, PairEncoder
@@ -38,14 +38,10 @@ class ChatModel:
     end_tokens: frozenset[int]
 
     @staticmethod
-    def load(
-        model_dir: str, config: dict[str, Any], token: str | None, with_base: bool, trust_remote_code: bool
-    ) -> ChatModel:
-        """Load the model that a run saved in `model_dir`, with the data types and quantization of the run.
-
-        Raises ModelError, or ConflictError if memory does not suffice.
-        """
-        training = TrainingConfig.model_validate(config)
+    def load(operation: LoadChatModel) -> ChatModel:
+        """Load the model with the data types and quantization of its run. Raises as the operation states."""
+        training, model_dir = operation.config, str(operation.model_dir)
+        token, trust_remote_code = operation.token, operation.trust_remote_code
         tokenizer = load_tokenizer(model_dir, None, trust_remote_code)
         encoder = PairEncoder(tokenizer, model_dir, training.dataset.format)
         with _readable_memory_errors(), tempfile.TemporaryDirectory() as scratch:
@@ -55,7 +51,7 @@ class ChatModel:
                 spec = ModelSpec(name, training.dtype, weight_bits, attention, Path(scratch), token, trust_remote_code)
                 return load_model(spec).eval()
 
-            if (Path(model_dir) / "adapter_config.json").is_file():
+            if (operation.model_dir / "adapter_config.json").is_file():
                 model = load_as_trained(training.base_model)
                 end_tokens = _take_end_tokens(model, tokenizer)
                 with readable_errors(model_dir):
@@ -64,49 +60,49 @@ class ChatModel:
                     )
             tuned = load_as_trained(model_dir)
             end_tokens = _take_end_tokens(tuned, tokenizer)
-            base = load_as_trained(training.base_model) if with_base else None
+            base = load_as_trained(training.base_model) if operation.with_base else None
             if base is not None:
                 end_tokens |= _take_end_tokens(base, tokenizer)
             return ChatModel(tuned, base, tokenizer, encoder, end_tokens)
 
-    def facts(self) -> dict[str, Any]:
+    def memory_mb(self) -> int:
         """Return the memory that the process holds in MiB, on the GPU or, without one, in RAM."""
         on_gpu = training_device().type == "cuda"
         held = torch.cuda.memory_reserved() if on_gpu else psutil.Process().memory_info().rss
-        return {"memory_mb": round(held / _MB)}
+        return round(held / _MB)
 
     def answer(
         self,
-        send: Callable[[dict[str, Any]], None],
+        operation: AnswerMessages,
+        send: Callable[[AnswerBegins | AnswerText], None],
         is_cancelled: Callable[[], bool],
-        side: Side,
-        messages: list[dict[str, str]],
-        sampling: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Send the prompt, then the answer in pieces of text, and return why it ended.
-
-        Raises UnusableRowError or InvalidRequestError if the conversation does not fit the format or the model.
-        """
+    ) -> FinishedAnswer:
+        """Send the prompt, then the answer in pieces of text, and return its end. Raises as the operation states."""
         began = time.monotonic()
-        settings = Sampling.model_validate(sampling)
-        turns = tuple(Message(message["role"], message["content"]) for message in messages)
+        settings, side = operation.sampling, operation.side
+        turns = tuple(Message(message.role, message.content) for message in operation.messages)
         # Encoded as part of a pair, as in training; only the prompt is used.
         pair = self.encoder.encode(Pair(turns, "a", "b"))
         prompt = pair.tokens.prompt
         max_new_tokens = min(settings.max_new_tokens, self._free_positions(len(prompt)))
-        send({"type": "begin", "prompt": pair.text.prompt, "prompt_tokens": len(prompt)})
+        send(
+            AnswerBegins(
+                type="begin", job_id=operation.job_id, side=side, prompt=pair.text.prompt, prompt_tokens=len(prompt)
+            )
+        )
         end_token = self.encoder.end_token
         end_tokens = self.end_tokens | ({end_token} if end_token is not None else set())
         stream = _TextStream(send, is_cancelled, Detokenizer(self.tokenizer))
         with self._model_of(side) as model, _readable_memory_errors():
             self._generate(model, prompt, settings, max_new_tokens, end_tokens, stream)
         stream.flush()
-        return {
-            "reason": _reason(stream, settings, end_tokens),
-            "tokens": len(stream.ids),
-            "seconds": round(time.monotonic() - began, 3),
-            **self.facts(),
-        }
+        end = AnswerEnds(
+            type="end",
+            reason=_reason(stream, settings, end_tokens),
+            tokens=len(stream.ids),
+            seconds=round(time.monotonic() - began, 3),
+        )
+        return FinishedAnswer(end=end, memory_mb=self.memory_mb())
 
     def _free_positions(self, prompt_tokens: int) -> int:
         """Return the number of positions after the prompt. Raises InvalidRequestError if there are none."""
@@ -159,7 +155,7 @@ class ChatModel:
 class _TextStream(StoppingCriteria):  # type: ignore[misc]
     """Sends the text of each token when it has been generated, and stops the generation when it is cancelled."""
 
-    send: Callable[[dict[str, Any]], None]
+    send: Callable[[AnswerText], None]
     is_cancelled: Callable[[], bool]
     detokenizer: Detokenizer
     ids: list[int] = field(default_factory=list)
@@ -167,14 +163,14 @@ class _TextStream(StoppingCriteria):  # type: ignore[misc]
     def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
         """Return whether to stop, shape [1], after the last of `input_ids`, shape [1, tokens so far]."""
         self.ids.append(int(input_ids[0, -1]))
-        self.send({"type": "text", "text": self.detokenizer.add(self.ids[-1])})
+        self.send(AnswerText(type="text", text=self.detokenizer.add(self.ids[-1])))
         return torch.tensor([self.is_cancelled()], device=input_ids.device)
 
     def flush(self) -> None:
-        self.send({"type": "text", "text": self.detokenizer.flush()})
+        self.send(AnswerText(type="text", text=self.detokenizer.flush()))
 
 
-def _reason(stream: _TextStream, settings: Sampling, end_tokens: frozenset[int]) -> str:
+def _reason(stream: _TextStream, settings: Sampling, end_tokens: frozenset[int]) -> EndReason:
     if stream.ids and stream.ids[-1] in end_tokens:
         return "end_token"
     return "max_new_tokens" if len(stream.ids) >= settings.max_new_tokens else "max_positions"

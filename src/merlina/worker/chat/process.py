@@ -1,8 +1,9 @@
 """`python -m merlina.worker.chat`: holds the model that answers chat requests.
 
-Each line of standard input is a JSON object: {"id", "op": "load" or "answer", "args"}, carried out one after the other,
-or {"cancel": id} at any time. For each request the process writes any number of {"event"}, then {"result"} or
-{"error": {"kind", "message"}}. It exits as soon as its input ends. The output of libraries goes to standard error.
+Each line of standard input is a JSON object: {"id", "op", "args"} is an operation of `merlina.schemas.operations`,
+carried out one after the other; {"cancel": id} may arrive at any time. For each operation the process writes any number
+of {"event"}, then {"result"} or {"error": {"kind", "message"}}. It exits as soon as its input ends. The output of
+libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import BaseModel
 from setproctitle import setproctitle
 
+from merlina.schemas.operations import AnswerMessages, LoadChatModel
 from merlina.worker.helper.process import as_reply
 
-Send = Callable[[dict[str, Any]], None]
+OPERATIONS = (LoadChatModel, AnswerMessages)
+_BY_NAME = {kind.name: kind for kind in OPERATIONS}
 
 
 class _Requests:
@@ -49,14 +53,16 @@ class _Session:
     def __init__(self) -> None:
         self._model: Any = None
 
-    def carry_out(self, request: dict[str, Any], send: Send, is_cancelled: Callable[[], bool]) -> Any:
+    def carry_out(
+        self, operation: LoadChatModel | AnswerMessages, send: Callable[[Any], None], is_cancelled: Callable[[], bool]
+    ) -> Any:
         """Carry out either operation and return its result."""
-        if request["op"] == "load":
-            from merlina.worker.chat.model import ChatModel
+        if isinstance(operation, AnswerMessages):
+            return self._model.answer(operation, send, is_cancelled)
+        from merlina.worker.chat.model import ChatModel
 
-            self._model = ChatModel.load(**request["args"])
-            return self._model.facts()
-        return self._model.answer(send, is_cancelled, **request["args"])
+        self._model = ChatModel.load(operation)
+        return self._model.memory_mb()
 
 
 def main() -> None:
@@ -73,10 +79,17 @@ def main() -> None:
         _handle(requests.next(), requests, session, send)
 
 
-def _handle(request: dict[str, Any], requests: _Requests, session: _Session, send: Send) -> None:
-    number = request["id"]
+def _handle(
+    request: dict[str, Any], requests: _Requests, session: _Session, send: Callable[[dict[str, Any]], None]
+) -> None:
+    number, kind = request["id"], _BY_NAME[request["op"]]
+
+    def send_event(event: BaseModel) -> None:
+        send({"event": event.model_dump(mode="json")})
+
     try:
-        result = session.carry_out(request, lambda event: send({"event": event}), lambda: requests.cancelled == number)
-        send({"result": result})
+        operation = kind.model_validate(request["args"])
+        result = session.carry_out(operation, send_event, lambda: requests.cancelled == number)
+        send({"result": kind.result_type().dump_python(result, mode="json")})
     except Exception as error:
         send(as_reply(error))
