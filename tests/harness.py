@@ -175,12 +175,9 @@ class Server:
         """Kill all workers that are still running."""
         for path in (self.root / "data" / "runs").glob("*"):
             folder = RunFolder(path)
-            if not folder.lock_file.exists():
-                continue
             worker = folder.worker()
-            with folder.locked() as lock:
-                if lock is None and worker is not None:
-                    os.kill(worker.pid, signal.SIGKILL)
+            if worker is not None and folder.is_locked():
+                os.kill(worker.pid, signal.SIGKILL)
 
     def train(self, config: dict[str, Any], priority: str = "normal") -> str:
         with self.http() as http:

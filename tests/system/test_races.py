@@ -44,7 +44,7 @@ class Race:
         """Return the status code; 0 for a kill, which has none."""
         if operation == "kill":
             worker = self.server.folder(job).worker()
-            if worker is not None and worker_lives(self.server.folder(job)):
+            if worker is not None and self.server.folder(job).is_locked():
                 kill_if_there(worker.pid)
             return 0
         if operation == "delete":
@@ -71,14 +71,10 @@ class Race:
 
     def clear(self) -> None:
         assert self.http.delete("/jobs").status_code == 200
-        until(lambda: not any((self.server.root / "data" / "runs").iterdir()), 60, "the end of all runs")
-
-
-def worker_lives(folder: RunFolder) -> bool:
-    if not folder.lock_file.exists():
-        return False
-    with folder.locked() as lock:
-        return lock is None
+        runs = self.server.root / "data" / "runs"
+        with contextlib.suppress(AssertionError):
+            until(lambda: not any(runs.iterdir()), 60)
+        assert not sorted(str(path.relative_to(runs)) for path in runs.rglob("*"))
 
 
 def kill_if_there(pid: int) -> None:
@@ -88,7 +84,7 @@ def kill_if_there(pid: int) -> None:
 
 def training_unlisted(server: Server, listed: set[str]) -> set[str]:
     """Jobs whose worker lives though no list has them."""
-    running = {path.name for path in (server.root / "data" / "runs").iterdir() if worker_lives(RunFolder(path))}
+    running = {path.name for path in (server.root / "data" / "runs").iterdir() if RunFolder(path).is_locked()}
     return running - listed
 
 
@@ -165,5 +161,5 @@ def settle(race: Race, job: str, told: str) -> None:
     if end is None:
         return
     assert all(count == 1 for count in ends_by_attempt(server.folder(job)).values()), told
-    assert not worker_lives(server.folder(job)) or until(lambda: not worker_lives(server.folder(job)), 20), told
+    assert not server.folder(job).is_locked() or until(lambda: not server.folder(job).is_locked(), 20), told
     assert race.status(job) == end, told
