@@ -12,7 +12,7 @@ import pytest
 
 from merlina.executors import spare_processes
 from merlina.executors.environment import child_environment
-from merlina.executors.helper_process import Helper
+from merlina.executors.helper_process import HelperPool
 from merlina.executors.spare_processes import SpareProcesses
 from merlina.schemas.operations import MeasureProductRate
 from tests.harness import until
@@ -184,7 +184,7 @@ def test_no_spare_process_is_started_or_kept_when_memory_is_short(
 
 def test_a_helper_pool_uses_the_spare_process(spares: Starting, tmp_path: Path) -> None:
     spares.start()
-    spare, helper = spares.pid, Helper(60, tmp_path / "log", spares.spares)
+    spare, helper = spares.pid, HelperPool(60, tmp_path / "log", spares.spares)
     try:
         helper.call(MeasureProductRate(dtype="float32", width=8))
         assert helper.pid == spare

@@ -64,7 +64,9 @@ class _Spare:
         try:
             self.connection.settimeout(_SEND_SECONDS)
             sent = socket.send_fds(self.connection, [order], files)
-            self.connection.sendall(order[sent:])
+            # Even an empty rest must not be sent: by then the process may have read the order and closed the socket.
+            if sent < len(order):
+                self.connection.sendall(order[sent:])
         except OSError as error:
             _log.warning("the spare process %d could not take its order: %s", self.process.pid, error)
             self.end()
