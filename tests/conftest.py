@@ -51,7 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `--fast`, don't even import files that are marked slow: torch alone takes seconds."""
+    """With `--fast`, do not even import files that are marked slow: torch alone takes seconds."""
     if not config.getoption("--fast") or collection_path.suffix != ".py":
         return None
     return True if _MARKED_SLOW.search(collection_path.read_text()) else None

@@ -23,7 +23,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names on first access: a worker doesn't need the clients."""
+    """Import public names on first access: a worker does not need the clients."""
     if name == "__version__":
         from merlina.version import current
 

@@ -73,11 +73,11 @@ class InvalidRequestError(MerlinaError):
 
 
 class DataError(MerlinaError):
-    """A data set or one of its rows can't be read or used."""
+    """A data set or one of its rows cannot be read or used."""
 
 
 class ModelError(MerlinaError):
-    """A base model or its tokenizer can't be found, read or trained."""
+    """A base model or its tokenizer cannot be found, read or trained."""
 
 
 class TrainingError(MerlinaError):
@@ -126,7 +126,7 @@ class IllegalTransitionError(ConflictError):
 
 
 class StoredConfigError(ConflictError):
-    """A stored configuration has a format that this version can't read."""
+    """A stored configuration has a format that this version cannot read."""
 
 
 class OverridableError(ConflictError):
@@ -134,7 +134,7 @@ class OverridableError(ConflictError):
 
 
 class StartOverError(OverridableError):
-    """A run can't resume from a checkpoint; with `force` it starts over."""
+    """A run cannot resume from a checkpoint; with `force` it starts over."""
 
 
 class InsufficientMemoryError(OverridableError):
@@ -165,4 +165,4 @@ class UnreachableError(MerlinaError):
 
 
 class ServerError(MerlinaError):
-    """A Merlina server can't be started or reached, or sent an unexpected response."""
+    """A Merlina server cannot be started or reached, or sent an unexpected response."""

@@ -27,7 +27,7 @@ _TIMEOUT_SECONDS = 10
 
 
 def check_access(repo_id: str, kind: RepoKind, token: str | bool | None) -> None:
-    """Raise the client's error if the repository can't be read or the Hub can't be reached."""
+    """Raise the client's error if the repository cannot be read or the Hub cannot be reached."""
     api = HfApi(token=token)
     # The metadata of a gated repository is public; only the second request checks access to its files.
     if api.repo_info(repo_id, repo_type=kind, timeout=_TIMEOUT_SECONDS).gated:
@@ -63,7 +63,7 @@ def _describe(error: BaseException, what: str, token_given: bool) -> str | None:
     if isinstance(error, OfflineModeIsEnabled):
         return f"The {what} is not in this machine's cache, and HF_HUB_OFFLINE prevents access to the Hub"
     if isinstance(error, httpx.ConnectError):
-        return f"The Hub can't be reached for the {what}; check the network, then try again"
+        return f"The Hub cannot be reached for the {what}; check the network, then try again"
     if isinstance(error, httpx.TransportError):
         return f"The connection to the Hub failed repeatedly for the {what}; try again later"
     return None

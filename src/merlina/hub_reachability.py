@@ -68,5 +68,5 @@ class HubReachability:
 
 
 def _failure(reason: str) -> _ProbeResult:
-    message = f"The Hub can't be reached at {constants.ENDPOINT} ({reason}; retried in {_FAILURE_CACHED_SECONDS:g} s)"
+    message = f"The Hub cannot be reached at {constants.ENDPOINT} ({reason}; retried in {_FAILURE_CACHED_SECONDS:g} s)"
     return _ProbeResult(message, time.monotonic() + _FAILURE_CACHED_SECONDS)

@@ -88,7 +88,12 @@ def test_a_formatted_sample_has_its_row_number(server: Server, tiny_model: Path)
             shown = http.post("/dataset/preview-formatted", json={**body, "model_name": model_name}).json()
             assert [sample["row"] for sample in shown["samples"]] == [1, 3, 5, 7, 9]
             assert all(f"Why {sample['row'] - 1}?" in sample["prompt"] for sample in shown["samples"])
-            assert [warning.split(" can't")[0] for warning in shown["warnings"]] == ["row 2", "row 4", "row 6", "row 8"]
+            assert [warning.split(" cannot")[0] for warning in shown["warnings"]] == [
+                "row 2",
+                "row 4",
+                "row 6",
+                "row 8",
+            ]
 
 
 def test_a_models_own_template_is_previewed_through_the_helper(
@@ -183,7 +188,7 @@ def test_an_upload_can_be_trained_on_and_is_kept_while_it_is_needed(server: Serv
         validation = http.post("/validate", json=body).json()
         assert validation["valid"]
         warnings = " ".join(validation["results"]["warnings"])
-        assert "1 of 9 rows lack a prompt or an answer and can't be used: row 9: prompt is empty" in warnings
+        assert "1 of 9 rows lack a prompt or an answer and cannot be used: row 9: prompt is empty" in warnings
         assert "7 of 9 rows repeat an earlier one" in warnings
         job_id = http.post("/train", json=body).json()["job_id"]
         needed = http.delete(f"/dataset/uploads/{dataset_id}")
@@ -191,7 +196,7 @@ def test_an_upload_can_be_trained_on_and_is_kept_while_it_is_needed(server: Serv
         assert job_id in needed.json()["detail"]["message"]
         assert server.until_ended(job_id).status == "completed"
         log = [line["message"] for line in http.get(f"/jobs/{job_id}/logs").json()["logs"]]
-        assert "1 of 9 rows lack a prompt or an answer and can't be used: row 9: prompt is empty" in log
+        assert "1 of 9 rows lack a prompt or an answer and cannot be used: row 9: prompt is empty" in log
         assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 200
         assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 404
         assert http.post("/dataset/preview", json=source(dataset_id)).status_code == 404

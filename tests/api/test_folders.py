@@ -114,7 +114,7 @@ def test_a_path_of_the_wrong_kind_is_named(tmp_path: Path, blocked: str) -> None
     else:
         path.write_text("theirs")
     settings = settings_in(tmp_path)
-    with pytest.raises(ServerError, match=f"{path} can't be used"), sole_server(settings.lock_file):
+    with pytest.raises(ServerError, match=f"{path} cannot be used"), sole_server(settings.lock_file):
         make_folders(settings)
 
 
@@ -142,7 +142,7 @@ def test_a_folder_of_another_user_is_one_error(folder_open_to_all: Path, blocked
             with sole_server(settings.lock_file):
                 make_folders(settings)
         except ServerError as error:
-            expected = f"DATA_DIR: {path} can't be used: Permission denied; its owner is root"
+            expected = f"DATA_DIR: {path} cannot be used: Permission denied; its owner is root"
             os._exit(0 if error.message.replace("MODELS_DIR", "DATA_DIR").startswith(expected) else 3)
         os._exit(4)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -32,7 +32,7 @@ def test_generated_requests_are_answered_as_documented(
             Path(sys.executable).with_name("schemathesis"), "run", f"{server.url}/api/openapi.json",
             "--max-examples", CASES, "--phases", phases, "--continue-on-failure",
             "--request-timeout", "60",
-            # What fits the schema may still be refused: a file that isn't there, lengths that contradict each other.
+            # What fits the schema may still be refused: a file that is not there, lengths that contradict each other.
             "--exclude-checks", "positive_data_acceptance",
         ],
         cwd=tmp_path, capture_output=True, text=True, check=False,

@@ -150,7 +150,7 @@ def model_with(folder: Path, template: str) -> Path:
 
 
 TEMPLATES = {
-    "raises a book": ("{{ raise_exception('a' * 5000000) }}", "can't render it: aaaa"),
+    "raises a book": ("{{ raise_exception('a' * 5000000) }}", "cannot render it: aaaa"),
     "fills the memory": ("{{ 'a' * 3000000000 }}", "exceeded its memory limit"),
     "has no end": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "more than 2 s"),
     "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recurses infinitely"),
@@ -274,5 +274,5 @@ def test_an_unresponsive_hub_delays_nothing_local(new_server: Callable[..., Serv
         assert taken[-3] < 1
         for response in responses:
             assert response.status_code == 503
-            assert f"The Hub can't be reached at {address}" in response.json()["detail"]
+            assert f"The Hub cannot be reached at {address}" in response.json()["detail"]
             assert response.elapsed.total_seconds() < 5

@@ -34,4 +34,4 @@ def test_an_invalid_model_is_400(server: Server, tmp_path: Path) -> None:
         for name in ("no/such/model", "/none", str(tmp_path / "secrets"), "~"):
             response = http.post("/model/preload", json={"model_name": name})
             assert response.status_code == 400, name
-            assert "can't be loaded" in response.json()["detail"]
+            assert "cannot be loaded" in response.json()["detail"]

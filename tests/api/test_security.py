@@ -332,7 +332,7 @@ def test_a_models_template_is_kept_in_its_sandbox(server: Server, tiny_model: Pa
         response = http.post("/dataset/preview-formatted", json=body)
     assert response.json()["samples"] == []
     assert (
-        "the model's chat template can't render it: access to attribute '__class__'" in response.json()["warnings"][0]
+        "the model's chat template cannot render it: access to attribute '__class__'" in response.json()["warnings"][0]
     )
     assert "Popen" not in response.text
 

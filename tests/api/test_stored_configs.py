@@ -16,7 +16,7 @@ from merlina.storage.database import Database
 from tests.harness import Server
 
 Config = Callable[..., dict[str, Any]]
-SENTENCE = "was stored by another version of Merlina and can't be used by this one: from_tomorrow: unknown field"
+SENTENCE = "was stored by another version of Merlina and cannot be used by this one: from_tomorrow: unknown field"
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_a_seed_reproduces_its_answer(client: Client, trained: Trained) -> None:
 
 
 def _long_answers(client: Client, trained: Trained) -> Iterator[tuple[dict[str, Any], float]]:
-    """Requests for answers that don't end by themselves, with the seconds they take."""
+    """Requests for answers that do not end by themselves, with the seconds they take."""
     for seed in range(50):
         ask = trained.ask(max_new_tokens=400, temperature=2.0, top_p=1.0, seed=seed)
         *_, end = client.answer(AnswerRequest.model_validate(ask))

@@ -133,7 +133,7 @@ def test_invalid_settings_are_named() -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "complaint"),
     [
-        ("DATA_DIR", "/etc/passwd/x", "can't be used: Not a directory"),
+        ("DATA_DIR", "/etc/passwd/x", "cannot be used: Not a directory"),
         pytest.param(
             "DATABASE_URL", "nonsense", "The database of DATABASE_URL cannot be opened", marks=pytest.mark.long
         ),

@@ -1,4 +1,4 @@
-"""How a client reaches its server, never through a proxy on this machine, and its errors if it can't."""
+"""How a client reaches its server, never through a proxy on this machine, and its errors if it cannot."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_cause_of_a_failed_connection_is_named(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     causes = {
         f"http://127.0.0.1:{port}": "the connection was refused; `merlina serve` starts one",
-        "http://nowhere.invalid": "the host name 'nowhere.invalid' can't be resolved",
+        "http://nowhere.invalid": "the host name 'nowhere.invalid' cannot be resolved",
     }
     for url, cause in causes.items():
         with Client(url, retries=0) as client, pytest.raises(ServerError) as raised:

@@ -236,9 +236,9 @@ def test_invalid_text_in_parquet_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     broken = pa.StringArray.from_buffers(1, pa.array([0, 2], pa.int32()).buffers()[1], pa.py_buffer(b"\xff\xfe"))
     pq.write_table(pa.table({"a": broken}), path)
-    with pytest.raises(DataError, match="can't be read after row 0"):
+    with pytest.raises(DataError, match="cannot be read after row 0"):
         list(read_rows(path, "parquet"))
-    with pytest.raises(DataError, match="can't be read after row 0"):
+    with pytest.raises(DataError, match="cannot be read after row 0"):
         parse_all(path, "parquet")
 
 

@@ -140,8 +140,8 @@ def test_a_gated_data_set_is_reported_as_gated(looking: Looking) -> None:
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_damaged_row_is_reported_whether_streamed_or_downloaded(looking: Looking, keep: bool) -> None:
-    assert "'org/broken' can't be read" in looking.look(repo="org/broken", keep=keep)
+    assert "'org/broken' cannot be read" in looking.look(repo="org/broken", keep=keep)
 
 
 def test_an_unreachable_hub_is_reported(without_a_hub: Looking) -> None:
-    assert "can't be reached" in without_a_hub.found()
+    assert "cannot be reached" in without_a_hub.found()

@@ -95,7 +95,7 @@ def test_a_repeated_chosen_answer_is_removed_from_the_conversation() -> None:
         ({"chosen": ["x"]}, "chosen contains strs"),
         ({"chosen": [{"role": "assistant", "content": None}]}, "without text"),
         ({"chosen": [{"role": "user", "content": "x"}]}, "ends with a user turn"),
-        ({"prompt": [{"role": "assistant", "content": "x"}]}, "doesn't end with a user turn"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "does not end with a user turn"),
         ({"system": 7}, "system is a int"),
     ],
 )

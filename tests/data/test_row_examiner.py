@@ -49,7 +49,7 @@ def test_rows_without_a_prompt_or_an_answer_are_reported() -> None:
 
 def test_each_finding_quotes_the_reasons_of_its_own_kind_only() -> None:
     found = examine([{"prompt": "d", "chosen": 3, "rejected": "x"}] * 9 + [pair("a"), pair("")])
-    assert found["empty_side"].message.endswith("can't be used: row 11: prompt is empty")
+    assert found["empty_side"].message.endswith("cannot be used: row 11: prompt is empty")
     assert "prompt is empty" not in found["unusable"].message
     assert "row 5: chosen is a int" in found["unusable"].message
 

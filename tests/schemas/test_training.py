@@ -101,11 +101,11 @@ def test_an_invalid_value_is_named_with_the_allowed_ones(changes: dict[str, Any]
         ({"use_4bit": True, "use_8bit": True}, "use_4bit: is mutually exclusive with use_8bit"),
         (
             {"use_lora": False},
-            "use_lora: false trains all weights, which 4-bit weights don't support: set use_4bit to false",
+            "use_lora: false trains all weights, which 4-bit weights do not support: set use_4bit to false",
         ),
         (
             {"use_lora": False, "use_8bit": True},
-            "use_lora: false trains all weights, which 8-bit weights don't support",
+            "use_lora: false trains all weights, which 8-bit weights do not support",
         ),
         (
             {"dataset": {"source": {"source_type": "upload"}}},

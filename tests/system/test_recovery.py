@@ -131,7 +131,7 @@ def test_a_worker_that_does_not_obey_is_killed_after_the_grace(new_server: NewSe
     server = new_server(STOP_GRACE_SECONDS="1")
     job = server.train(config(server, "stubborn", **LONG))
     server.until_step(job, 5)
-    server.kill_worker(job, signal.SIGSTOP)  # it can't obey any more
+    server.kill_worker(job, signal.SIGSTOP)  # it cannot obey any more
     with server.client() as client:
         client.stop(job)
     stopped = server.until_ended(job, 10)

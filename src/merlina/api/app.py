@@ -45,7 +45,7 @@ from merlina.version import current
 def create_app(settings: Settings) -> FastAPI:
     """Return the server's application; its lifespan starts the supervisor and closes all parts at the end.
 
-    Raises ServerError if its folders or its database can't be opened.
+    Raises ServerError if its folders or its database cannot be opened.
     """
     services = build_services(settings)
 

@@ -92,7 +92,7 @@ def error_response(error: MerlinaError) -> JSONResponse:
 
 
 class _DetailResponse(JSONResponse):
-    """The object `{"detail": …}`, in which characters that UTF-8 can't encode are replaced."""
+    """The object `{"detail": …}`, in which characters that UTF-8 cannot encode are replaced."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps({"detail": content}, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

@@ -68,7 +68,7 @@ def _refusing(setting: str, path: Path) -> Iterator[None]:
 
 
 def _refusal(setting: str, path: Path, error: OSError) -> ServerError:
-    return ServerError(f"{setting}: {path} can't be used: {error.strerror or error}{_owner_note(path)}")
+    return ServerError(f"{setting}: {path} cannot be used: {error.strerror or error}{_owner_note(path)}")
 
 
 def _owner_note(path: Path) -> str:

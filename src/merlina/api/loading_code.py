@@ -25,7 +25,7 @@ def read_loading_code(target_dir: str, output_dir: str | None) -> str:
         with card.open(encoding="utf-8", errors="replace") as file:
             found = _PYTHON.search(file.read(_MAX_CARD_CHARACTERS))
     except OSError as error:
-        raise NotFoundError(f"{card} can't be read: {error.strerror}") from error
+        raise NotFoundError(f"{card} cannot be read: {error.strerror}") from error
     if found is None:
         raise NotFoundError(f"{card} no longer contains Python code")
     return found[1].rstrip().replace(repr(target_dir), repr(output_dir))

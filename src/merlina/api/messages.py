@@ -76,5 +76,5 @@ def last_message(record: JobRecord) -> JobMessage:
 
 
 def refusal(job_id: str, timestamp: float, problem: str) -> ErrorMessage:
-    """Return the only message of a connection that can't be served, for example because the job does not exist."""
+    """Return the only message of a connection that cannot be served, for example because the job does not exist."""
     return ErrorMessage(type="error", job_id=job_id, timestamp=timestamp, seq=0, error=problem)

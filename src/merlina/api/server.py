@@ -23,7 +23,7 @@ _MIN_KEY_LENGTH = 16
 def serve(settings: Settings) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP.
 
-    Raises ServerError if the address is in use, or if the data folder is in use or can't be used.
+    Raises ServerError if the address is in use, or if the data folder is in use or cannot be used.
     """
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -78,6 +78,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         raise ServerError(
-            f"can't listen on {host}:{port}: {error.strerror}; choose another with --port or PORT"
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port or PORT"
         ) from error
     return listener

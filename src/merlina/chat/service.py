@@ -99,7 +99,7 @@ class ChatService:
         return Path(record.output_dir)
 
     def _plan(self, spec: ChatModelSpec) -> Claim:
-        """Return the memory that the model would claim. Raises ModelError if the base model can't be found."""
+        """Return the memory that the model would claim. Raises ModelError if the base model cannot be found."""
         loading = spec.loading
         is_adapter = _is_adapter(loading.model_dir)
         name = loading.config.base_model if is_adapter else str(loading.model_dir)

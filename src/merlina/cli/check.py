@@ -36,7 +36,7 @@ def validate(file: ConfigFile, as_json: AsJson = False, url: Url = DEFAULT_URL, 
     else:
         _show_results(response.results)
         output.print(
-            "[green]valid[/]: the run can start" if response.valid else "[red]not valid[/]: the run can't start"
+            "[green]valid[/]: the run can start" if response.valid else "[red]not valid[/]: the run cannot start"
         )
     sys.exit(0 if response.valid else 1)
 

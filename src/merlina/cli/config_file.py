@@ -56,7 +56,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise NotFoundError(f"{path} can't be read: {error.strerror}") from error
+        raise NotFoundError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InvalidRequestError(f"{path} is not a text file in UTF-8") from error
     content = _parse_json(path, text) if path.suffix.lower() == ".json" else _parse_yaml(path, text)

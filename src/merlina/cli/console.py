@@ -22,7 +22,7 @@ _REORDERING = {*"\u200e\u200f\u061c", *map(chr, range(0x202A, 0x202F)), *map(chr
 
 
 class SafeConsole(Console):
-    """Prints control characters in names and rows as escapes, so that they can't control the terminal."""
+    """Prints control characters in names and rows as escapes, so that they cannot control the terminal."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Escape before measuring, so that the columns of a table fit the escaped text."""

@@ -129,7 +129,7 @@ def _preview(client: Client, dataset: DatasetConfig) -> None:
 def _validate(client: Client, config: TrainingConfig) -> None:
     response = client.validate(config)
     if not response.valid:
-        raise InvalidRequestError("The demo can't run on this machine", response.results.findings)
+        raise InvalidRequestError("The demo cannot run on this machine", response.results.findings)
     _head("Checks passed", "; ".join(response.results.warnings))
 
 

@@ -355,7 +355,7 @@ class Client:
                 response = self._http.request(method, path, **options)
                 break
             except ValueError as error:  # NaN is not valid JSON
-                raise InvalidRequestError(f"The request can't be encoded as JSON: {error}") from error
+                raise InvalidRequestError(f"The request cannot be encoded as JSON: {error}") from error
             except httpx.TransportError as error:
                 if wait is None:
                     raise self._unreachable(error) from error

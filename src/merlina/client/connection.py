@@ -32,7 +32,7 @@ def url_and_key(url: str | None, api_key: str | None) -> tuple[str, str | None]:
 
 
 def is_loopback(url: str) -> bool:
-    """Return whether `url` leads to this machine, which a proxy can't reach."""
+    """Return whether `url` leads to this machine, which a proxy cannot reach."""
     host = (urlsplit(url).hostname or "").rstrip(".")
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -73,7 +73,7 @@ def _reason(url: str, error: BaseException) -> str:
         if isinstance(cause, ssl.SSLError):
             return "it does not speak TLS, which https requires; try http://"
         if isinstance(cause, socket.gaierror):
-            return f"the host name {host!r} can't be resolved (DNS); check the address"
+            return f"the host name {host!r} cannot be resolved (DNS); check the address"
         if isinstance(cause, ConnectionRefusedError):
             advice = (
                 "`merlina serve` starts one"

@@ -131,7 +131,7 @@ def _missing(column: str, columns: Sequence[str]) -> str:
     likely = next((name for name, target in guess_mapping(columns).items() if target == column), None)
     example = "can map another column to it" if likely is None else f'{{"{likely}": "{column}"}} would map it'
     message = f"{column} is missing (columns here: {shown}); column_mapping {example}"
-    return f"{message}. training_mode sft doesn't need it" if column == "rejected" else message
+    return f"{message}. training_mode sft does not need it" if column == "rejected" else message
 
 
 def _message(item: Any, column: str) -> Message:
@@ -189,7 +189,7 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
     while given and given[-1].role == "assistant" and column in _CONVERSATION_COLUMNS:
         given = given[:-1]  # some data sets repeat the chosen answer at the end of the conversation
     if not given or given[-1].role != "user":
-        raise UnusableRowError(f"{column or 'the prompt'} doesn't end with a user turn")
+        raise UnusableRowError(f"{column or 'the prompt'} does not end with a user turn")
     if not given[-1].content.strip():
         raise UnusableRowError("prompt is empty", "empty_side")
     return given

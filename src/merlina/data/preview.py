@@ -58,7 +58,7 @@ def preview_rows(
 
 @dataclass(frozen=True)
 class FormattedPreview:
-    """Formatted samples, each with the number of its `row`; `warnings` name rows that can't be used."""
+    """Formatted samples, each with the number of its `row`; `warnings` name rows that cannot be used."""
 
     samples: list[dict[str, Any]]
     warnings: list[str]
@@ -93,7 +93,7 @@ def preview_formatted(
             numbers.append(pair.number)
             samples += [{**make_sample(), "row": pair.number}] if len(samples) < limit else []
         elif len(samples) < limit:
-            warnings.append(f"row {outcome.number} can't be used: {outcome.reason}")
+            warnings.append(f"row {outcome.number} cannot be used: {outcome.reason}")
         if time.monotonic() > (enough_at if len(samples) == limit else give_up_at):
             break
     if not examiner.rows:

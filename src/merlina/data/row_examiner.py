@@ -194,9 +194,11 @@ class RowExaminer:
 
 
 _MESSAGES: dict[FindingKind, str] = {
-    "unusable": "{count} of {of} rows can't be used: {reasons}",
-    "empty_side": "{count} of {of} rows lack a prompt or an answer and can't be used: {reasons}",
-    "differing_prompts": ("{count} of {of} rows have answers to different prompts, which can't be compared: {reasons}"),
+    "unusable": "{count} of {of} rows cannot be used: {reasons}",
+    "empty_side": "{count} of {of} rows lack a prompt or an answer and cannot be used: {reasons}",
+    "differing_prompts": (
+        "{count} of {of} rows have answers to different prompts, which cannot be compared: {reasons}"
+    ),
     "identical_answers": "{count} of {of} rows have the same text as chosen and rejected: they teach no preference",
     "duplicates": "{count} of {of} rows repeat an earlier one: they count twice in training",
     "evaluation_leak": (

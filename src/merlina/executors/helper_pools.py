@@ -69,7 +69,7 @@ class HelperPools:
     ) -> R:
         """Carry out an operation that needs these repositories of the Hub; without any, it runs offline.
 
-        If the Hub can't be reached, the operation uses this machine's cache. Raises UnreachableError if a required
+        If the Hub cannot be reached, the operation uses this machine's cache. Raises UnreachableError if a required
         repository is not cached (with HF_HUB_OFFLINE: DataError or ModelError), and the errors of `HelperPool.call`.
         """
         problem = self.hub_reachability.problem() if repos else None

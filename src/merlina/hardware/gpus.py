@@ -14,7 +14,7 @@ _MB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU; memory in MiB. None: the GPU doesn't report this value."""
+    """One GPU; memory in MiB. None: the GPU does not report this value."""
 
     index: int
     name: str
@@ -78,7 +78,7 @@ def _gpu(index: int) -> Gpu:
 
 
 def _optional(query: Callable[[], Any]) -> Any:
-    """Return the result of a query that not every GPU supports; None if this one doesn't."""
+    """Return the result of a query that not every GPU supports; None if this one does not."""
     try:
         return query()
     except pynvml.NVMLError:

@@ -37,7 +37,7 @@ def disk_space(path: Path) -> tuple[int, int]:
 
 
 def resident_memory(pid: int) -> int:
-    """Return the RAM in use by a process, in bytes; 0 if it doesn't exist."""
+    """Return the RAM in use by a process, in bytes; 0 if it does not exist."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:

@@ -162,7 +162,7 @@ class Preflight:
     def _examine_without_tokenizer(
         self, config: TrainingConfig, file: Path, closed: threading.Event | None
     ) -> tuple[DataFacts | None, str | None]:
-        """Return the facts on the first rows of a file without token counts, or why they can't be read."""
+        """Return the facts on the first rows of a file without token counts, or why they cannot be read."""
         try:
             operation = InspectRows(
                 config=config.without_secrets(), file=file, max_row_mb=self.settings.max_row_size_mb

@@ -141,7 +141,7 @@ def _check_folder(path: Path) -> CheckResult:
         if len(text) <= _MAX_PARSED_CONFIG_LENGTH:
             json.loads(text)
     except OSError as failure:
-        return error("base_model", f"{config} can't be read: {failure.strerror}")
+        return error("base_model", f"{config} cannot be read: {failure.strerror}")
     except (ValueError, RecursionError) as failure:
         return error("base_model", f"{config} {why_not_json(failure)}")
     if any(path.glob("*.safetensors")):

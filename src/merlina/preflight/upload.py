@@ -83,7 +83,7 @@ def _check_account(account: dict[str, Any], name: str) -> CheckResult | None:
         return warning(
             "output_name",
             f"the hf_token belongs to {account['name']!r}, which is not a member of {namespace!r} and "
-            "can't upload there",
+            "cannot upload there",
         )
     if organizations[namespace] not in (*_WRITING_ROLES, None):
         return warning("output_name", f"the account {account['name']!r} has only read access to {namespace!r}")

@@ -187,7 +187,7 @@ class Tally(ResponseModel):
     ties: int
     open: int = Field(description="Comparisons without a vote.")
     win_rate: float | None = Field(
-        description="wins / (wins + losses); ties don't count; null without wins and losses."
+        description="wins / (wins + losses); ties do not count; null without wins and losses."
     )
     win_rate_low: float | None = Field(description="Lower bound of the 95 % confidence interval (Wilson).")
     win_rate_high: float | None = Field(description="Upper bound of the interval.")

@@ -205,7 +205,7 @@ class QueuedJob(ResponseModel):
     priority: int = Field(description="1 low, 3 normal, 5 high.")
     preemptible: bool
     position: int = Field(description="1 starts next.")
-    waiting_for: str | None = Field(default=None, description="Reason why the job can't start yet.")
+    waiting_for: str | None = Field(default=None, description="Reason why the job cannot start yet.")
 
 
 class RunningJob(Requested):

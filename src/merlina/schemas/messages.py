@@ -65,7 +65,7 @@ class CompletedMessage(_AboutJob):
 
 
 class ErrorMessage(_AboutJob):
-    """The last message of a failed job, or the only one if the request can't be served (`seq` is then 0)."""
+    """The last message of a failed job, or the only one if the request cannot be served (`seq` is then 0)."""
 
     type: Literal["error"]
     error: str | None

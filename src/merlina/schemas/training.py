@@ -393,7 +393,7 @@ class TrainingConfig(RequestModel):
             bits = self.weight_bits
             raise at_field(
                 "use_lora",
-                f"false trains all weights, which {bits}-bit weights don't support: set use_{bits}bit to false",
+                f"false trains all weights, which {bits}-bit weights do not support: set use_{bits}bit to false",
             )
         return self
 

@@ -39,7 +39,7 @@ class EncodedPair:
         )
 
     def id_outside(self, vocabulary: int) -> int | None:
-        """Return the first token id that a model with `vocabulary` token ids doesn't have, or None."""
+        """Return the first token id that a model with `vocabulary` token ids does not have, or None."""
         ids = chain(self.tokens.prompt, self.tokens.chosen, self.tokens.rejected)
         return next((token for token in ids if token >= vocabulary), None)
 
@@ -48,7 +48,7 @@ class PairEncoder:
     """Formats pairs by a chat format and encodes them, truncated to the given lengths in tokens.
 
     `tokenizer_name` names the tokenizer in errors. Raises ModelError if the format needs a chat template that the
-    tokenizer doesn't have.
+    tokenizer does not have.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class PairEncoder:
         return self._end_token
 
     def encode(self, pair: Pair) -> EncodedPair:
-        """Format and encode a pair. Raises UnusableRowError if the format can't represent it or its prompt is empty."""
+        """Encode a pair. Raises UnusableRowError if the format cannot represent it or its prompt has no tokens."""
         text = self._render(pair)
         tokens, cut = self._tokens.encode(text.prompt, text.chosen, text.rejected)
         if not tokens.prompt:

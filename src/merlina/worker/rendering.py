@@ -38,10 +38,10 @@ def render_template(tokenizer: Any, name: str, turns: list[dict[str, str]], **op
     except RecursionError:
         raise ModelError(f"{subject} recurses infinitely; correct it") from None
     except TemplateError as error:
-        raise UnusableRowError(f"the model's chat template can't render it: {error}") from error
+        raise UnusableRowError(f"the model's chat template cannot render it: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         message = f"{type(error).__name__}: {error}"
-        raise UnusableRowError(f"the model's chat template can't render it: {message}") from error
+        raise UnusableRowError(f"the model's chat template cannot render it: {message}") from error
     if len(text) > _MAX_COPIES * input_length + _MAX_ADDED_CHARACTERS:
         raise ModelError(f"{subject} renders {len(text):,} characters from a row of {input_length:,}; correct it")
     return text

@@ -24,7 +24,7 @@ class CpuTimeExceededError(Exception):
 def memory_headroom(megabytes: float) -> Iterator[None]:
     """Let this process allocate at most this many MiB in addition; a larger allocation raises MemoryError.
 
-    Linux only; elsewhere the work is not limited. Libraries that can't report a failed allocation end the process.
+    Linux only; elsewhere the work is not limited. Libraries that cannot report a failed allocation end the process.
     """
     if sys.platform != "linux":
         yield

@@ -40,7 +40,7 @@ class LoggedOut:
         return session_id in self._expiry
 
     def add(self, session_id: str, expires: int) -> None:
-        """Record a logout durably. Raises OSError if it can't be written."""
+        """Record a logout durably. Raises OSError if it cannot be written."""
         with self._lock:
             valid = {known: until for known, until in self._expiry.items() if until > time.time()}
             self._expiry = {**valid, session_id: expires}

@@ -1,4 +1,4 @@
-"""Login and logout for browsers, which can't send the API key in the header of a WebSocket."""
+"""Login and logout for browsers, which cannot send the API key in the header of a WebSocket."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _lines_of_cells(path: Path, limit: RowLimit) -> Iterator[_Lines]:
 
 
 def _describe_undecodable(path: Path, limit: RowLimit) -> str:
-    """Return a message with the first line that is not UTF-8. The reader decodes ahead and can't name it."""
+    """Return a message with the first line that is not UTF-8. The reader decodes ahead and cannot name it."""
     with path.open("rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             return "the file is UTF-16 text; save it as UTF-8"

@@ -51,13 +51,13 @@ def detect_format(path: Path, name: str | None = None) -> FileFormat:
 def read_rows(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> Iterator[Row]:
     """Yield the rows in order.
 
-    Raises DataError, which names the line (csv, jsonl) or row, if one can't be read or exceeds the limit.
+    Raises DataError, which names the line (csv, jsonl) or row, if one cannot be read or exceeds the limit.
     """
     return _READERS[file_format](path, limit)
 
 
 def parse_all(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> int:
-    """Read and count all rows. Raises DataError if a row can't be read or the file has none."""
+    """Read and count all rows. Raises DataError if a row cannot be read or the file has none."""
     if file_format == "parquet":
         count = parquet_files.parse_parquet(path, limit)
     else:

@@ -21,7 +21,7 @@ def read_hub_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a split in order. With `keep`, download it first, so that it can later be read offline.
 
-    Raises DataError if the data set doesn't exist, can't be accessed or reached, or if a row exceeds the limit.
+    Raises DataError if the data set does not exist, cannot be accessed or reached, or if a row exceeds the limit.
     """
     from datasets import load_dataset
 
@@ -60,11 +60,11 @@ def _describe_error(error: Exception, repo_id: str, token: str | None) -> str | 
         return f"The data set {repo_id!r} has no files that can be read as rows"
     if isinstance(error, DatasetGenerationError):
         cause = error.__cause__ or error
-        return None if _is_local_error(cause) else f"The data set {repo_id!r} can't be read: {first_line(cause)}"
+        return None if _is_local_error(cause) else f"The data set {repo_id!r} cannot be read: {first_line(cause)}"
     if isinstance(error, ValueError):
-        return f"The data set {repo_id!r} can't be read: {first_line(error)}"
+        return f"The data set {repo_id!r} cannot be read: {first_line(error)}"
     if isinstance(error, OSError) and not _is_local_error(error):
-        return f"The Hub can't be reached to read {repo_id!r} ({type(error).__name__})"
+        return f"The Hub cannot be reached to read {repo_id!r} ({type(error).__name__})"
     return None
 
 

@@ -264,13 +264,13 @@ def _read_one_object(file: BinaryIO, size: int, limit: RowLimit) -> Iterator[dic
     if size > _MAX_COLUMNS_BYTES:
         raise DataError(
             f"The JSON file is one object and larger than {_MAX_COLUMNS_BYTES // 1024**2} MiB, so it "
-            "can't be read row by row. Write it as JSONL, CSV or Parquet"
+            "cannot be read row by row. Write it as JSONL, CSV or Parquet"
         )
     text = file.read()
     if has_more_values(text, _MAX_VALUES_IN_COLUMNS):
         raise DataError(
             f"The JSON file is one object with more than {_MAX_VALUES_IN_COLUMNS:,} values, so it "
-            "can't be read row by row. Write it as JSONL, CSV or Parquet"
+            "cannot be read row by row. Write it as JSONL, CSV or Parquet"
         )
     try:
         value: dict[str, Any] = json.loads(text, parse_constant=_constant_as_null)

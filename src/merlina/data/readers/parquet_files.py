@@ -27,7 +27,7 @@ def read_parquet(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
         try:
             rows = batch.to_pylist()
         except (ValueError, OverflowError) as error:  # text that is not UTF-8, times outside Python's range
-            raise DataError(f"the Parquet file can't be read after row {number}: {first_line(error)}") from error
+            raise DataError(f"the Parquet file cannot be read after row {number}: {first_line(error)}") from error
         number += len(rows)
         for row in rows:
             yield {name: _finite(value) for name, value in row.items()}
@@ -104,7 +104,7 @@ def _batches(path: Path, *, checked: bool = False) -> Iterator[Any]:
                 yield batch
                 number += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"the Parquet file can't be read after row {number}: {first_line(error)}") from error
+            raise DataError(f"the Parquet file cannot be read after row {number}: {first_line(error)}") from error
 
 
 def _unpacked_size(batch: Any) -> int:

@@ -32,7 +32,7 @@ _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(_BRACKETS))
 
 def problem_in_json(error: json.JSONDecodeError) -> str:
     """Return the syntax error without its position."""
-    return next((words for begin, words in _PROBLEMS.items() if error.msg.startswith(begin)), "it can't be parsed")
+    return next((words for begin, words in _PROBLEMS.items() if error.msg.startswith(begin)), "it cannot be parsed")
 
 
 def why_not_json(error: ValueError | RecursionError) -> str:

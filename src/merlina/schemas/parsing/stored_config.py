@@ -63,6 +63,6 @@ _EARLIER_DEFAULTS: PartialConfig = {"disable_dropout": False, "lr_scheduler_powe
 def _unreadable(name: str, problems: list[Finding]) -> StoredConfigError:
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return StoredConfigError(
-        f"The configuration of {name} was stored by another version of Merlina and can't be used by this one: "
+        f"The configuration of {name} was stored by another version of Merlina and cannot be used by this one: "
         f"{problems[0]}{more}; use that version, or start a new run without this field"
     )

@@ -137,13 +137,13 @@ def _does_not_fit(worst: Sequence[PackedExample], planner: PassPlanner, longest:
     if planner.budget > longest:
         positions = planner.batching.num_positions(worst)
         message = (
-            f"{len(worst)} pairs in one pass, {positions:,} positions, don't fit on the GPU beside a shard of the "
+            f"{len(worst)} pairs in one pass, {positions:,} positions, do not fit on the GPU beside a shard of the "
             "model. In order of effect: gradient_checkpointing, use_4bit, a smaller batch_size or "
             "gradient_accumulation_steps, a smaller lora_r"
         )
     else:
         message = (
-            f"The longest pair, {longest:,} tokens with both answers, doesn't fit on the GPU. In order of effect: "
+            f"The longest pair, {longest:,} tokens with both answers, does not fit on the GPU. In order of effect: "
             f"gradient_checkpointing, use_4bit, a max_length below {longest // 2:,}, a smaller lora_r"
         )
     if not torch.cuda.is_available():

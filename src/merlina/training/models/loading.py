@@ -263,5 +263,5 @@ def _message(error: Exception, base_model: str, *, token_given: bool) -> str | N
     if isinstance(error, (SafetensorError, json.JSONDecodeError)):
         return f"The files of {base_model!r} are damaged: {error}"
     if isinstance(error, (OSError, ValueError, KeyError, ImportError, RuntimeError)):
-        return f"{base_model!r} can't be loaded: {first_line(error)}"
+        return f"{base_model!r} cannot be loaded: {first_line(error)}"
     return None

@@ -71,7 +71,7 @@ def inspect_model(operation: InspectModel) -> ModelFacts:
 
 
 def inspect_run(operation: InspectRun) -> RunFacts:
-    """Inspect model, tokenizer and data of a run; the error of a part that can't be read is part of the result."""
+    """Inspect model, tokenizer and data of a run; the error of a part that cannot be read is part of the result."""
     config, access = operation.config, _Access(operation.token, operation.trust_remote_code)
     model, model_error = _or_error(lambda: _model_facts(config.base_model, access))
     tokenizer, tokenizer_error = _or_error(
@@ -159,7 +159,7 @@ def _config(base_model: str, access: _Access) -> Any:
 
 
 def _max_length(tokenizer: Any, base_model: str, access: _Access) -> int:
-    """Return the maximum length of a text in tokens. Raises ModelError if the model's configuration can't be read."""
+    """Return the maximum length of a text in tokens. Raises ModelError if the model's configuration cannot be read."""
     if tokenizer.model_max_length < _MAX_LENGTH_LIMIT:
         return int(tokenizer.model_max_length)
     with readable_errors(base_model, access.token):

@@ -70,7 +70,7 @@ class Merged:
             return f"{comparison}."
         return (
             f"{comparison}; rounding to {self.dtype_name} changed the weights by {self.rounding:.0%} of the adapter's "
-            "update (root mean square). The adapter in `adapter/` and weights merged with merge_dtype float32 don't "
+            "update (root mean square). The adapter in `adapter/` and weights merged with merge_dtype float32 do not "
             "have this loss."
         )
 

@@ -68,7 +68,7 @@ def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, requests: Pe
     folder.rendezvous_file.unlink(missing_ok=True)
     folder.reserve()
     ranks = [_start(number, folder, order, log, requests) for number in range(order.num_ranks)]
-    # Started after the forks, which don't copy threads.
+    # Started after the forks, which do not copy threads.
     watch(folder, lock, log, lambda: _kill(ranks))
     failed = _watch(ranks, requests)
     _end(ranks)

@@ -237,7 +237,7 @@ class Stages:
     def _encode(
         self, pairs: list[Pair], encoder: PairEncoder, examiner: RowExaminer, vocabulary: int
     ) -> list[TokenPair]:
-        """Return the usable pairs as token ids. Raises DataError if a row has a token that the model doesn't have."""
+        """Return the usable pairs as token ids. Raises DataError if a row has a token that the model does not have."""
 
         def encode(pair: Pair) -> tuple[TokenPair, Lengths]:
             encoded = encoder.encode(pair)

@@ -59,7 +59,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        return True  # The file can't be examined now; it may still exist.
+        return True  # The file cannot be examined now; it may still exist.
 
 
 def _end(folder: RunFolder, log: EventLog, reason: str) -> None:
