@@ -21,7 +21,7 @@ import httpx
 import psutil
 from common import Server
 
-from merlina.runs import EventLog, RunFolder
+from merlina.run_folder import EventLog, RunFolder
 from merlina.schemas.events import Started, StateChanged
 from merlina.storage.database import Database
 from merlina.storage.tables import jobs

@@ -20,7 +20,7 @@ from typing import Any
 from common import Server
 
 from merlina.client import Client
-from merlina.runs import RunFolder
+from merlina.run_folder import RunFolder
 from merlina.schemas.training import TrainingConfig
 
 ENDED = ("completed", "failed", "stopped", "cancelled")

@@ -20,7 +20,7 @@ import psutil
 from common import Server, build_tiny_model, pairs_file, process_of, training_config, until
 
 from merlina.client import Client
-from merlina.runs import read_events
+from merlina.run_folder import read_events
 from merlina.schemas.events import Progress
 from merlina.schemas.training import TrainingConfig
 

@@ -18,7 +18,7 @@ from common import Server
 from memory_estimate import demo_model
 
 from merlina.client import Client
-from merlina.runs import read_events
+from merlina.run_folder import read_events
 from merlina.samples import PAIRS
 from merlina.schemas.events import StateChanged
 from merlina.schemas.training import TrainingConfig

@@ -159,7 +159,7 @@ def _run_merlina(arguments: argparse.Namespace, pairs: list[Any], clock: _Clock,
     import torch
 
     from merlina.schemas.training import TrainingConfig
-    from merlina.training.loop.loop import PreferenceTrainer
+    from merlina.training.loop.trainer import PreferenceTrainer
     from merlina.training.models.adapters import make_trainable
     from merlina.training.models.loading import ModelSpec, load_model
     from merlina.training.models.tokens import TokenPair

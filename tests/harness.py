@@ -20,7 +20,7 @@ import httpx
 import psutil
 
 from merlina.client import Client
-from merlina.runs import RunFolder
+from merlina.run_folder import RunFolder
 from merlina.schemas.jobs import JobStatus
 from merlina.storage import jobs
 from merlina.storage.database import Database

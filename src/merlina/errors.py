@@ -2,7 +2,7 @@
 
 A message states what is wrong, with which value, and what to do; it is shown to users unchanged.
 To add an error: subclass the nearest class, keep it picklable (all state in `args`), and add it to the table in
-`merlina.api.errors` only if no ancestor's HTTP status fits. This module does not depend on HTTP.
+`merlina.api.error_responses` only if no ancestor's HTTP status fits. This module does not depend on HTTP.
 """
 
 from __future__ import annotations

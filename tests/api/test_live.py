@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from merlina.runs import EventLog
+from merlina.run_folder import EventLog
 from merlina.schemas.events import Ended, Metrics, Progress
 from tests.harness import Server, add_running_job, damaged_model, until
 

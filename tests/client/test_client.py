@@ -23,7 +23,7 @@ from merlina.errors import (
     TooManyAttemptsError,
     UnauthorizedError,
 )
-from merlina.runs import EventLog
+from merlina.run_folder import EventLog
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.events import Ended, Metrics
 from merlina.schemas.messages import JobMessage, MetricsMessage

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from merlina.data.formats import formatter
+from merlina.data.chat_formats import formatter
 from merlina.data.pairs import Message, Pair
 from merlina.domain.job_states import JobState
 from merlina.schemas.datasets import DatasetFormat, FindingKind, FormatType

@@ -12,7 +12,7 @@ from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.commands import JobCommands
 from merlina.jobs.moves import Moves
 from merlina.jobs.supervisor.supervisor import Supervisor
-from merlina.runs import RunFolder
+from merlina.run_folder import RunFolder
 from merlina.schemas.training import TrainingConfig
 from merlina.storage import jobs
 from merlina.storage.database import Database

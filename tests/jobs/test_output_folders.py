@@ -9,7 +9,7 @@ from sqlalchemy import update
 
 from merlina.errors import ConflictError
 from merlina.jobs.output_folders import owner_among, refuse_nested, refuse_taken, settle_kept_model
-from merlina.runs import EventLog, RunFolder
+from merlina.run_folder import EventLog, RunFolder
 from merlina.schemas.events import Moved, Placed, Placing
 from merlina.storage import jobs, tables
 from merlina.storage.database import Database

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from merlina.domain.targets import Site
+from merlina.domain.adapter_targets import Site
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import TrainingConfig
 

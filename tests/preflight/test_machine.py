@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from merlina.hardware.gpus import Gpu
-from merlina.preflight.findings import CheckResult
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_precision
+from merlina.preflight.report import CheckResult
 from merlina.settings import Settings
 from tests.preflight.facts import FACTS, config
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from merlina.hub_reachability import HubReachability
-from merlina.preflight.findings import CheckResult
 from merlina.preflight.models import check_lengths, check_model, check_targets
+from merlina.preflight.report import CheckResult
 from tests.preflight.facts import DATA, FACTS, config
 
 

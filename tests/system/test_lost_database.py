@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from merlina.jobs.run_folders import write_mark
-from merlina.runs import EventLog, RunFolder
+from merlina.run_folder import EventLog, RunFolder
 from merlina.schemas.events import Ended, Metrics, Started
 from tests.harness import Server, until
 

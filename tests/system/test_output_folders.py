@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from merlina.placement import identity
-from merlina.runs import EventLog
+from merlina.model_placement import identity
+from merlina.run_folder import EventLog
 from merlina.schemas.events import Placing, Started, StateChanged
 from merlina.storage import jobs
 from merlina.storage.database import Database

@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 
-from merlina.runs import RunFolder, read_events
+from merlina.run_folder import RunFolder, read_events
 from tests.harness import ENDED, Server, until
 
 pytestmark = pytest.mark.slow

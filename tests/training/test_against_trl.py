@@ -13,7 +13,7 @@ import torch
 from merlina.schemas.training import TrainingMode
 from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.packing import PackedExample, build_pack
-from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.tokens import TokenPair
 from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
 from tests.training.models import PAIRS, adapted, assert_same_gradients, gradients, random_model
@@ -207,7 +207,7 @@ _COURSE: dict[str, Any] = {
 
 
 def _our_course(folder: Path) -> list[float]:
-    from tests.training.test_loop import Recorder
+    from tests.training.test_trainer import Recorder
 
     recorder = Recorder()
     settings = config(

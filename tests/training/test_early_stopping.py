@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from merlina.training.loop.early_stopping import EarlyStopping
-from tests.training.test_loop import configure
+from tests.training.test_trainer import configure
 
 pytestmark = pytest.mark.slow
 

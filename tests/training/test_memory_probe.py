@@ -12,7 +12,7 @@ from merlina.errors import TrainingError
 from merlina.training.engine.packing import PackedExample
 from merlina.training.engine.passes import PackedBatching, PaddedBatching, PassPlanner
 from merlina.training.loop.memory_probe import find_fitting_planner, hold_step_memory
-from tests.training.test_loop import Recorder, configure, train, weights_of
+from tests.training.test_trainer import Recorder, configure, train, weights_of
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ from peft import PeftModel
 
 from merlina.training.models.adapters import ignore_known_warnings, make_trainable
 from merlina.training.models.merging import merge_adapter
-from tests.training.test_loop import configure
+from tests.training.test_trainer import configure
 
 pytestmark = pytest.mark.slow
 

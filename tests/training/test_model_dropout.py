@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from tests.training.models import PAIRS
-from tests.training.test_loop import Recorder, configure
+from tests.training.test_trainer import Recorder, configure
 
 pytestmark = pytest.mark.slow
 

@@ -11,13 +11,13 @@ import torch
 
 from merlina.schemas.training import WeightBits
 from merlina.training.engine.packing import PackedExample
-from merlina.training.loop.loop import PreferenceTrainer
 from merlina.training.loop.reference import unrelated_examples
+from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import StoppedEarly
-from tests.training.test_loop import Recorder, configure
+from tests.training.test_trainer import Recorder, configure
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ import torch
 
 from merlina import checkpoints
 from merlina.schemas.training import TrainingConfig
-from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model
-from tests.training.test_loop import PAIRS, SWAPPED, Recorder, configure
+from tests.training.test_trainer import PAIRS, SWAPPED, Recorder, configure
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks, join_ranks
 from merlina.training.distributed.sharding import is_sharded, shard_frozen_weights
 from merlina.training.engine.packing import PackedExample
 from merlina.training.engine.passes import PackedBatching, PassPlanner
-from merlina.training.loop.loop import PreferenceTrainer
 from merlina.training.loop.memory_probe import find_fitting_planner
+from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model
 from merlina.training.models.tokens import TokenPair

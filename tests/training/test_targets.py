@@ -10,13 +10,13 @@ import pytest
 import torch
 from peft import PeftModel
 
-from merlina.domain.targets import describe, group, match, warn_about_experts
+from merlina.domain.adapter_targets import describe, group, match, warn_about_experts
 from merlina.errors import ModelError
 from merlina.schemas.training import TrainingConfig
 from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.packing import build_pack
+from merlina.training.models.adapter_targets import sites
 from merlina.training.models.adapters import make_trainable
-from merlina.training.models.targets import sites
 from tests.training.models import EXAMPLES
 
 pytestmark = pytest.mark.slow

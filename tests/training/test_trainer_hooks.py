@@ -14,7 +14,7 @@ from packaging.version import Version
 from transformers import Trainer
 
 from merlina.training.loop import loop
-from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.loop.trainer import PreferenceTrainer
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from merlina.runs import EventLog, RunFolder, RunOrder, read_events
+from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
 from tests.tiny import build_tiny_model
 
@@ -131,7 +131,7 @@ CASES = [
 ELSEWHERE = {
     "max_prompt_length": "cuts prompts of pairs that are longer than max_length; tests/training/test_tokens.py",
     "output_name": "names the folder; tests/worker/test_saving.py",
-    "gradient_checkpointing": "must change no weight; tests/training/test_loop.py",
+    "gradient_checkpointing": "must change no weight; tests/training/test_trainer.py",
     "gpu_ids": "needs GPUs; tests/worker/test_multi_gpu.py, tests/jobs/test_scheduler.py",
     "push_to_hub": "after training; tests/system/test_hub.py",
     "merge_lora_before_upload": "after training; tests/system/test_hub.py",
@@ -150,7 +150,7 @@ ELSEWHERE = {
     },
 }
 CHOICES_ELSEWHERE = {
-    ("optimizer_type", "adamw_torch_fused"): "the same steps by another kernel; tests/training/test_loop.py",
+    ("optimizer_type", "adamw_torch_fused"): "the same steps by another kernel; tests/training/test_trainer.py",
     ("attn_implementation", "eager"): "the same attention by another kernel; tests/training/test_attention.py",
     ("attn_implementation", "sdpa"): "the same attention by another kernel; tests/training/test_attention.py",
     (

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from merlina.runs import EventLog, RunFolder, RunOrder, read_events
+from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
 from merlina.training.evaluation import PlainModel, held_out_metrics
 from merlina.training.models.adapters import ignore_known_warnings

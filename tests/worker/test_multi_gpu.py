@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from merlina.executors.local import LocalExecutor
 from merlina.executors.spare_processes import SpareProcesses
-from merlina.runs import RunFolder, RunOrder, read_events
+from merlina.run_folder import RunFolder, RunOrder, read_events
 from merlina.schemas.events import Event
 from merlina.schemas.training import TrainingConfig
 from tests.harness import pairs_file, training_config, until

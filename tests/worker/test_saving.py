@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from merlina.data.pairs import Message, Pair
-from merlina.runs import EventLog, RunOrder
+from merlina.run_folder import EventLog, RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.reporting import EventReporter

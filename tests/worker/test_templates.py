@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from merlina.data.formats import formatter
+from merlina.data.chat_formats import formatter
 from merlina.data.pairs import Message, Pair
 from merlina.schemas.datasets import DatasetFormat, FormatType
 from merlina.worker.encoding import PairEncoder

@@ -12,7 +12,7 @@ import pytest
 
 from merlina.executors.local import LocalExecutor
 from merlina.executors.spare_processes import SpareProcesses
-from merlina.runs import RunFolder, RunOrder, read_events
+from merlina.run_folder import RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
 from tests.harness import pairs_file, training_config, until
 from tests.tiny import build_tiny_model

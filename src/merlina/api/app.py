@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from merlina.api import docs, errors, openapi, page
+from merlina.api import docs, error_responses, openapi, page
 from merlina.api.folders import make_folders
 from merlina.api.middleware.api_key import ApiKeyMiddleware
 from merlina.api.middleware.body_limits import BodyLimitMiddleware
@@ -76,7 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     for router in (*ROUTERS, docs.router):
         app.router.routes.extend(router.routes)
     page.install(app)
-    errors.install(app)
+    error_responses.install(app)
     _add_middleware(app, settings, services.sessions)
     app.openapi = lambda: openapi.describe(app, sub_path_of(settings))  # type: ignore[method-assign]
     return app

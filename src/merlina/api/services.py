@@ -10,7 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
-from merlina.api.disconnects import LONG_REQUEST_THREADS
+from merlina.api.long_requests import LONG_REQUEST_THREADS
 from merlina.api.middleware.sessions import Sessions
 from merlina.api.uploads.upload_limits import UploadLimits
 from merlina.chat.comparisons import Comparisons

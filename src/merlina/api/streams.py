@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from merlina.api.disconnects import disconnect_event
+from merlina.api.long_requests import disconnect_event
 from merlina.errors import MerlinaError
 from merlina.schemas.chat import AnswerFails
 

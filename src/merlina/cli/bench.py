@@ -23,7 +23,7 @@ from merlina.data.readers.sources import resolve_file
 from merlina.errors import TrainingError
 from merlina.executors.local import LocalExecutor
 from merlina.paths import AllowedPaths
-from merlina.runs import RunFolder, RunOrder, read_events
+from merlina.run_folder import RunFolder, RunOrder, read_events
 from merlina.schemas.events import Ended, Event, Metrics, Progress, Started
 from merlina.schemas.training import TrainingConfig
 

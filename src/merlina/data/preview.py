@@ -9,9 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from merlina.data.chat_formats import MARKERS, formatter
 from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
 from merlina.data.examination import examine
-from merlina.data.formats import MARKERS, formatter
 from merlina.data.pairs import Pair
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import open_rows

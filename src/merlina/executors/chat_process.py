@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter
 
 from merlina.errors import BusyError, ConflictError, HelperError
 from merlina.executors.environment import child_environment, shown_gpus
-from merlina.executors.idle_timeout import IdleTimer
+from merlina.executors.idle_timer import IdleTimer
 from merlina.executors.pipe_process import PipeProcess, as_error
 from merlina.executors.spare_processes import SpareProcesses
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText

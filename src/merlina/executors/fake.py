@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from merlina.executors.protocol import Executor
 from merlina.processes import ProcessId
-from merlina.runs import EventLog, RunFolder, RunOrder
+from merlina.run_folder import EventLog, RunFolder, RunOrder
 from merlina.schemas.events import KnownEvent
 
 

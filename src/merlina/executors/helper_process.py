@@ -16,7 +16,7 @@ import psutil
 
 from merlina.errors import BusyError, HelperError, MerlinaError
 from merlina.executors.environment import child_environment
-from merlina.executors.idle_timeout import IdleTimer
+from merlina.executors.idle_timer import IdleTimer
 from merlina.executors.pipe_process import PipeProcess, as_error
 from merlina.executors.progress_clock import ProgressClock
 from merlina.executors.spare_processes import SpareProcesses

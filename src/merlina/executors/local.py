@@ -16,7 +16,7 @@ from merlina.executors.spare_processes import SpareProcesses, start_process
 from merlina.faults import FaultPoint, reach
 from merlina.hardware.host import describe_signal, oom_kills
 from merlina.processes import ProcessId
-from merlina.runs import DETACHED_EXIT_CODE, RunFolder, RunOrder, write_private
+from merlina.run_folder import DETACHED_EXIT_CODE, RunFolder, RunOrder, write_private
 
 _TOKEN_VARIABLES = {"hf_token": "HF_TOKEN", "wandb_key": "WANDB_API_KEY"}
 

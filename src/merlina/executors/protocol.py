@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from merlina.processes import ProcessId
-from merlina.runs import RunFolder, RunOrder
+from merlina.run_folder import RunFolder, RunOrder
 
 
 class Executor(Protocol):

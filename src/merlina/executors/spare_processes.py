@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from merlina.executors.environment import child_environment
-from merlina.executors.idle_timeout import IdleTimer
+from merlina.executors.idle_timer import IdleTimer
 from merlina.hardware.host import available_memory
 
 Role = Literal["worker", "helper", "chat"]

@@ -28,7 +28,7 @@ from merlina.jobs.output_folders import refuse_nested, refuse_taken
 from merlina.jobs.requests import deliver_request, pause_changes, requeue_changes
 from merlina.jobs.resuming import CompareData, Resumption, has_run, plan_resume, request_start_over
 from merlina.jobs.run_folders import remove_run_files, write_mark
-from merlina.runs import RunFolder
+from merlina.run_folder import RunFolder
 from merlina.schemas.jobs import PRIORITY_NUMBER, Priority
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.schemas.training import TrainingConfig

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from merlina.jobs.broadcast import Broadcast
-from merlina.runs import in_order, read_events
+from merlina.run_folder import in_order, read_events
 from merlina.schemas.events import Event
 
 # The most that a blocked subscriber holds in memory, however far it is behind.

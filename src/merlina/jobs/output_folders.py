@@ -9,8 +9,8 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from merlina.errors import ConflictError
-from merlina.placement import interrupted_placement
-from merlina.runs import RunFolder
+from merlina.model_placement import interrupted_placement
+from merlina.run_folder import RunFolder
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
 

@@ -12,7 +12,7 @@ from merlina.errors import StoredConfigError
 from merlina.jobs.ingest import ingest_all
 from merlina.jobs.moves import Moves
 from merlina.jobs.run_folders import RunMark, read_mark, remove_run_files
-from merlina.runs import RunFolder, RunOrder, find_events, read_events, write_private
+from merlina.run_folder import RunFolder, RunOrder, find_events, read_events, write_private
 from merlina.schemas import events
 from merlina.storage import jobs
 from merlina.storage.database import Database

@@ -15,8 +15,8 @@ from merlina.checkpoints import Survey
 from merlina.data.fingerprint import stamp
 from merlina.errors import BusyError, DataError, HelperError, InvalidRequestError, StartOverError
 from merlina.executors.helper_process import HelperPool
-from merlina.placement import interrupted_placement, place, placement_awaiting_end
-from merlina.runs import EventLog, RunFolder
+from merlina.model_placement import interrupted_placement, place, placement_awaiting_end
+from merlina.run_folder import EventLog, RunFolder
 from merlina.schemas.events import Moved, Placed
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.operations import CompareRows

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from merlina.checkpoints import remove_folder
 from merlina.errors import StoredConfigError
-from merlina.runs import RunFolder, write_private
+from merlina.run_folder import RunFolder, write_private
 
 _log = logging.getLogger(__name__)
 

@@ -14,9 +14,8 @@ from merlina.executors.chat_process import ChatProcess
 from merlina.executors.helper_pools import HelperPools, Repo
 from merlina.hardware.gpus import Gpu
 from merlina.paths import AllowedPaths
-from merlina.preflight import findings
+from merlina.preflight import report as reports
 from merlina.preflight.datasets import check_rows
-from merlina.preflight.findings import CheckResult, Report
 from merlina.preflight.hub_access import check_repo
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_output, check_precision
 from merlina.preflight.memory_estimate import check_memory
@@ -29,6 +28,7 @@ from merlina.preflight.models import (
     check_tokenizer,
     model_repos,
 )
+from merlina.preflight.report import CheckResult, Report
 from merlina.preflight.row_counts import RowCounts
 from merlina.preflight.step_count import check_step_count, plan_steps
 from merlina.preflight.time_estimate import estimate_time, find_earlier_run
@@ -111,7 +111,7 @@ class Preflight:
         except ForbiddenError:
             raise
         except MerlinaError as error:
-            return findings.error("dataset", error.message)
+            return reports.error("dataset", error.message)
         if report.dataset_file is None:
             token, hub = self._hub_token(config), self.helpers.hub_reachability
             return check_repo(str(source.repo_id), "dataset", "dataset.source.repo_id", token, hub)
@@ -134,7 +134,7 @@ class Preflight:
             raise
         except MerlinaError as error:
             message = f"Model and data could not be inspected before the run: {error.message}"
-            report.results["inspected"] = findings.warning(None, message)
+            report.results["inspected"] = reports.warning(None, message)
             return None
 
     def _repos(self, config: TrainingConfig) -> list[Repo]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merlina.errors import Finding, Severity
-from merlina.preflight.findings import CheckResult, error
+from merlina.preflight.report import CheckResult, error
 from merlina.schemas.inspection import DataFacts
 
 

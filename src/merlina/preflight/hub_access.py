@@ -7,7 +7,7 @@ from huggingface_hub.errors import CacheNotFound, HFValidationError
 
 from merlina.hub_errors import RepoKind, check_access, describe_hub_error, is_access_denied
 from merlina.hub_reachability import HubReachability
-from merlina.preflight.findings import CheckResult, error, warning
+from merlina.preflight.report import CheckResult, error, warning
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 

@@ -11,8 +11,8 @@ from merlina.domain.units import MIB, gib
 from merlina.errors import Finding
 from merlina.hardware.gpus import Gpu, count_in_words
 from merlina.hardware.host import available_memory, existing_parent, free_disk
-from merlina.preflight.findings import CheckResult, error, warning
 from merlina.preflight.memory_estimate import compute_bytes, trained_weights
+from merlina.preflight.report import CheckResult, error, warning
 from merlina.schemas.inspection import ModelFacts
 from merlina.schemas.training import KEPT_CHECKPOINTS, OPTIMIZER_BYTES, TrainingConfig
 from merlina.settings import Settings

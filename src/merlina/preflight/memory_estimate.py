@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from merlina.domain.targets import match
+from merlina.domain.adapter_targets import match
 from merlina.domain.units import GIB, MIB, gib
 from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory
-from merlina.preflight.findings import CheckResult, error
+from merlina.preflight.report import CheckResult, error
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig, smaller_budget
 from merlina.schemas.validation import MemoryEstimate

@@ -9,13 +9,13 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from merlina.domain.targets import AdapterKind, by_kind, describe_missing, match, warn_about_experts
+from merlina.domain.adapter_targets import AdapterKind, by_kind, describe_missing, match, warn_about_experts
 from merlina.errors import Finding
 from merlina.executors.helper_pools import Repo
 from merlina.hub_reachability import HubReachability
 from merlina.paths import read_small_file
-from merlina.preflight.findings import CheckResult, error, warning
 from merlina.preflight.hub_access import check_repo
+from merlina.preflight.report import CheckResult, error, warning
 from merlina.schemas.datasets import FormatType
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.parsing.json_text import why_not_json

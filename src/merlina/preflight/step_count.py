@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from merlina.data.dataset import held_out_count
-from merlina.preflight.findings import CheckResult
+from merlina.preflight.report import CheckResult
 from merlina.schemas.inspection import DataFacts
-from merlina.schemas.plan import StepPlan
+from merlina.schemas.step_plan import StepPlan
 from merlina.schemas.training import TrainingConfig
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from merlina.errors import Finding
-from merlina.preflight.findings import CheckResult
+from merlina.preflight.report import CheckResult
 from merlina.schemas.training import SchedulerType, TrainingConfig, TrainingMode
 
 _COMPARING: tuple[TrainingMode, ...] = ("orpo", "dpo", "ipo", "simpo", "cpo", "kto")

@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, Reposit
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from merlina.hub_reachability import HubReachability
-from merlina.preflight.findings import CheckResult, warning
+from merlina.preflight.report import CheckResult, warning
 from merlina.schemas.training import TrainingConfig
 
 _ALL_SECONDS = 5.0

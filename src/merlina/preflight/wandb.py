@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib.util import find_spec
 
-from merlina.preflight.findings import CheckResult, warning
+from merlina.preflight.report import CheckResult, warning
 
 # 40 hexadecimal digits, or a longer key of the newer kind; keys of self-hosted servers start with `local-`.
 _PLAUSIBLE_KEY = re.compile(r"(local-)?[A-Za-z0-9_-]{40,200}")

@@ -111,7 +111,7 @@ class Placing(DurableEvent):
 
     `identity` recognizes it under either name. The current content of `folder` will be moved to `kept_as`. `step` is
     the optimizer step after which training ended; `final_metrics` is None if it was stopped. After a crash,
-    `merlina.placement` completes the renames from this event.
+    `merlina.model_placement` completes the renames from this event.
     """
 
     type: Literal["placing"] = "placing"

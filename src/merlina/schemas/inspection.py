@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from merlina.domain.targets import Site
+from merlina.domain.adapter_targets import Site
 from merlina.schemas.datasets import DataFinding
 
 ROWS_PER_BLOCK = 1000

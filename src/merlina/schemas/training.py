@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from merlina.domain.targets import ALL_LINEAR
+from merlina.domain.adapter_targets import ALL_LINEAR
 from merlina.schemas.base import RequestModel, Token
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.datasets import TrainingMode as TrainingMode

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ConfigDict, Field
 
-from merlina.domain.targets import AdapterKind
+from merlina.domain.adapter_targets import AdapterKind
 from merlina.errors import Finding
 from merlina.schemas.base import ResponseModel
 from merlina.schemas.datasets import DataFinding

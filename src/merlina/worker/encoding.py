@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from merlina.data.formats import Rendered, formatter
+from merlina.data.chat_formats import Rendered, formatter
 from merlina.data.pairs import Message, Pair, UnusableRowError
 from merlina.data.row_examiner import Lengths
 from merlina.schemas.datasets import DatasetFormat

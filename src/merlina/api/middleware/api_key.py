@@ -6,7 +6,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from merlina.api import errors
+from merlina.api import error_responses
 from merlina.api.middleware.sessions import Sessions
 from merlina.api.page import is_page_path
 from merlina.errors import TooManyAttemptsError
@@ -28,7 +28,7 @@ class ApiKeyMiddleware:
             is_authorized = is_open or self._sessions.is_authorized(HTTPConnection(scope))
         except TooManyAttemptsError as error:
             # The same response also refuses a WebSocket.
-            await errors.error_response(error)(scope, receive, send)
+            await error_responses.error_response(error)(scope, receive, send)
             return
         if is_authorized:
             await self._app(scope, receive, send)

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.concurrency import run_in_threadpool
 
-from merlina.api.disconnects import disconnect_event
+from merlina.api.long_requests import disconnect_event
+from merlina.api.responses import chat_state, upload_response
 from merlina.api.services import ServicesDep
 from merlina.api.streams import LinesResponse
 from merlina.api.uploads.receiving import store_rows
-from merlina.api.views import chat_state, upload_response
 from merlina.schemas.chat import (
     AnswerLine,
     AnswerRequest,

@@ -10,10 +10,10 @@ from typing import Annotated
 from fastapi import APIRouter, HTTPException, Query, Request
 from starlette.requests import ClientDisconnect
 
-from merlina.api.disconnects import run_while_connected
+from merlina.api.long_requests import run_while_connected
+from merlina.api.responses import upload_entry, upload_response
 from merlina.api.services import Services, ServicesDep
 from merlina.api.uploads.receiving import accept_upload, delete_upload
-from merlina.api.views import upload_entry, upload_response
 from merlina.data.columns import guess_mapping
 from merlina.data.readers.sources import resolve_file
 from merlina.errors import Finding, InvalidRequestError

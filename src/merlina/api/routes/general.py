@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from merlina.api import docs, prometheus
-from merlina.api.disconnects import run_while_connected
+from merlina.api.long_requests import run_while_connected
 from merlina.api.services import ServicesDep
 from merlina.schemas.jobs import QueueStats
 from merlina.schemas.system import ApiInfo, DatabaseStats, Health, Stats, WebSocketStats

@@ -7,13 +7,21 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from merlina.api.disconnects import run_in_thread
 from merlina.api.loading_code import read_loading_code
+from merlina.api.long_requests import run_in_thread
+from merlina.api.responses import (
+    TIMELINE_EVENTS,
+    history_entry,
+    job_status,
+    job_summary,
+    log_line,
+    metric_row,
+    timeline,
+)
 from merlina.api.services import Services, ServicesDep
-from merlina.api.views import TIMELINE_EVENTS, history_entry, job_status, job_summary, log_line, metric_row, timeline
 from merlina.domain.job_states import JobState
 from merlina.errors import InvalidRequestError
-from merlina.runs import find_events
+from merlina.run_folder import find_events
 from merlina.schemas.events import Logged
 from merlina.schemas.jobs import (
     JobAction,

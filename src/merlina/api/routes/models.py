@@ -6,7 +6,7 @@ import threading
 
 from fastapi import APIRouter, Request
 
-from merlina.api.disconnects import run_while_connected
+from merlina.api.long_requests import run_while_connected
 from merlina.api.services import Services, ServicesDep
 from merlina.preflight.hub_access import cached_tokenizers
 from merlina.preflight.models import model_repos

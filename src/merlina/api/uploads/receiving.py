@@ -20,12 +20,12 @@ from anyio import CancelScope
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from merlina.api.disconnects import run_in_thread, run_while_connected
+from merlina.api.long_requests import run_in_thread, run_while_connected
 from merlina.api.services import Services
 from merlina.api.uploads.multipart import receive_file
 from merlina.checkpoints import sync
 from merlina.errors import BusyError, NotFoundError, OverridableError
-from merlina.runs import write_private
+from merlina.run_folder import write_private
 from merlina.schemas.datasets import FileFormat
 from merlina.schemas.operations import ParseUpload
 from merlina.storage import jobs, uploads

@@ -13,8 +13,8 @@ from merlina.jobs.requests import is_pause_pending, reason_to_pause
 from merlina.jobs.resuming import complete_placement, describe_next_steps
 from merlina.jobs.supervisor.last_events import end_without_log, record_end, record_pause
 from merlina.jobs.supervisor.observations import Observation
-from merlina.placement import last_placement
-from merlina.runs import RunFolder
+from merlina.model_placement import last_placement
+from merlina.run_folder import RunFolder
 from merlina.storage.jobs import JobRecord
 
 

@@ -6,7 +6,7 @@ from merlina.domain.job_states import EndState
 from merlina.jobs.ingest import end_of_log
 from merlina.jobs.moves import Moves
 from merlina.jobs.resuming import survey
-from merlina.runs import EventLog, RunFolder
+from merlina.run_folder import EventLog, RunFolder
 from merlina.schemas import events
 from merlina.storage.jobs import JobRecord
 

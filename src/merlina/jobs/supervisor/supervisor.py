@@ -27,7 +27,7 @@ from merlina.jobs.supervisor.failure_log import FailureLog
 from merlina.jobs.supervisor.observations import Observations
 from merlina.jobs.supervisor.run_monitor import RunMonitor
 from merlina.jobs.supervisor.starts import Starter
-from merlina.runs import RunFolder
+from merlina.run_folder import RunFolder
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord

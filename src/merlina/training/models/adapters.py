@@ -16,10 +16,16 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from merlina.domain.targets import AdapterKind, Site, by_kind, describe_missing, match
+from merlina.domain.adapter_targets import AdapterKind, Site, by_kind, describe_missing, match
 from merlina.errors import ModelError
 from merlina.schemas.training import TrainingConfig
-from merlina.training.models.targets import count_parameters, module_names, parameter_names, sites, unsupported_names
+from merlina.training.models.adapter_targets import (
+    count_parameters,
+    module_names,
+    parameter_names,
+    sites,
+    unsupported_names,
+)
 
 # Attributes that hold the amplitude of noise by which modules multiply their inputs in training.
 _NOISE = ("jitter_noise", "input_jitter_noise")

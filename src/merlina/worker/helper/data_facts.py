@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from merlina.data.chat_formats import MARKERS
 from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
 from merlina.data.examination import examine
-from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.row_examiner import Lengths, RowExaminer

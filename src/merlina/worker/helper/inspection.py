@@ -13,19 +13,19 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from merlina.data.chat_formats import MARKERS
 from merlina.data.fingerprint import stamp
-from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.row_examiner import Lengths
-from merlina.domain.targets import group
+from merlina.domain.adapter_targets import group
 from merlina.errors import MerlinaError, ModelError
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts, TokenizerFacts
 from merlina.schemas.operations import InspectModel, InspectRun, InspectTokenizer
 from merlina.schemas.training import MAX_TEXT_TOKENS
 from merlina.training.engine.attention import packing_obstacle
+from merlina.training.models.adapter_targets import sites
 from merlina.training.models.loading import load_tokenizer, max_positions, readable_errors, split_gguf, vocabulary_size
-from merlina.training.models.targets import sites
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.helper.data_facts import examine_data
 from merlina.worker.helper.phases import PHASES

@@ -14,7 +14,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from merlina.errors import TrainingError
-from merlina.runs import RunOrder
+from merlina.run_folder import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.training.evaluation import PlainModel, held_out_metrics, mean_answer_logprobs
 from merlina.training.models.adapters import ignore_known_warnings

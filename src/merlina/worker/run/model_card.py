@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from merlina.runs import RunOrder
+from merlina.run_folder import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.version import current
 from merlina.worker.run.loading_code import ModelAddress, loading_code

@@ -30,7 +30,7 @@ from setproctitle import setproctitle
 
 from merlina import checkpoints
 from merlina.hardware.host import describe_signal, oom_kills
-from merlina.runs import EventLog, RunFolder, RunOrder, read_events
+from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.events import Ended
 from merlina.worker.run.stop_requests import PendingRequests
 from merlina.worker.run.watchdog import watch

@@ -22,7 +22,7 @@ from merlina.domain.units import gib
 from merlina.errors import InvalidRequestError, MerlinaError, first_line
 from merlina.hardware.host import available_memory, release_freed_memory
 from merlina.hub_errors import describe_hub_error
-from merlina.runs import RunOrder
+from merlina.run_folder import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
 from merlina.worker.run.loading_code import ModelAddress, address_of_run, compute_dtype_name, is_on_hub

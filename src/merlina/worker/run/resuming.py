@@ -8,7 +8,7 @@ from merlina import checkpoints
 from merlina.checkpoints import Survey
 from merlina.errors import TrainingError
 from merlina.faults import FaultPoint, reach
-from merlina.runs import RunFolder, RunOrder
+from merlina.run_folder import RunFolder, RunOrder
 from merlina.worker.run.reporting import EventReporter
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from merlina import checkpoints
 from merlina.errors import MerlinaError, ModelError, first_line
 from merlina.faults import FaultPoint, reach
-from merlina.placement import last_placement, placement_awaiting_end
-from merlina.runs import EventLog, RunFolder, RunOrder
+from merlina.model_placement import last_placement, placement_awaiting_end
+from merlina.run_folder import EventLog, RunFolder, RunOrder
 from merlina.schemas.events import Ended
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.resource_errors import disk_is_full, exhausted_memory

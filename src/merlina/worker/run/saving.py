@@ -12,8 +12,8 @@ from torch import nn
 from merlina.checkpoints import sync
 from merlina.errors import DiskFullError, TrainingError
 from merlina.faults import FaultPoint, reach
-from merlina.placement import identity, place
-from merlina.runs import RunOrder
+from merlina.model_placement import identity, place
+from merlina.run_folder import RunOrder
 from merlina.schemas.events import Placing
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.resource_errors import disk_is_full

@@ -15,24 +15,24 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import set_seed
 
 from merlina import checkpoints
+from merlina.data.chat_formats import MARKERS
 from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
 from merlina.data.examination import examine
 from merlina.data.fingerprint import fingerprint
-from merlina.data.formats import MARKERS
 from merlina.data.pairs import Pair
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.row_examiner import Lengths, RowExaminer
-from merlina.domain.targets import describe, warn_about_experts
+from merlina.domain.adapter_targets import describe, warn_about_experts
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
 from merlina.faults import FaultPoint, reach
-from merlina.runs import RunFolder, RunOrder, write_private
+from merlina.run_folder import RunFolder, RunOrder, write_private
 from merlina.schemas.inspection import Fingerprint
-from merlina.schemas.plan import StepPlan
+from merlina.schemas.step_plan import StepPlan
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from merlina.training.distributed.sharding import shard_frozen_weights
 from merlina.training.engine.logprobs import unwrap
-from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import (
     ModelSpec,

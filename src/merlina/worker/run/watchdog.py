@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from merlina.processes import identify
-from merlina.runs import DETACHED_EXIT_CODE, EventLog, RunFolder
+from merlina.run_folder import DETACHED_EXIT_CODE, EventLog, RunFolder
 from merlina.schemas.events import Ended
 
 _CHECK_SECONDS = 0.5

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from merlina.domain.targets import AdapterKind
+from merlina.domain.adapter_targets import AdapterKind
 from merlina.errors import Finding, Severity
 from merlina.schemas.inspection import DataFacts
 from merlina.schemas.validation import (

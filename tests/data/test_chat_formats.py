@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from merlina.data.formats import FORMATS, MARKERS, formatter
+from merlina.data.chat_formats import FORMATS, MARKERS, formatter
 from merlina.data.pairs import Message, Pair
 from merlina.errors import DataError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers.pytorch_utils import Conv1D
 
-from merlina.domain.targets import Site, SiteKind
+from merlina.domain.adapter_targets import Site, SiteKind
 
 # Substrings of a module's path by which the kind of a layer is recognized, in order of precedence.
 _KINDS: tuple[tuple[SiteKind, tuple[str, ...]], ...] = (

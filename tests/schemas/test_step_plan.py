@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from merlina.schemas.plan import StepPlan
+from merlina.schemas.step_plan import StepPlan
 from merlina.schemas.training import SchedulerType, TrainingConfig
 
 DATASET = {"source": {"source_type": "huggingface", "repo_id": "org/set"}}

@@ -13,9 +13,9 @@ from transformers import TrainerState
 
 from merlina import checkpoints
 from merlina.errors import ModelError, TrainingError
-from merlina.schemas.plan import StepPlan
+from merlina.schemas.step_plan import StepPlan
 from merlina.schemas.training import OptimizerType, SchedulerType, TrainingConfig
-from merlina.training.loop.loop import PreferenceTrainer
+from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, compute_dtype, load_model, training_device
 from merlina.training.models.tokens import TokenPair

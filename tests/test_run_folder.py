@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from merlina.runs import EventLog, RunFolder, RunOrder, find_events, in_order, read_events
+from merlina.run_folder import EventLog, RunFolder, RunOrder, find_events, in_order, read_events
 from merlina.schemas.events import Ended, Logged, Metrics, Moved, Progress, Started, parse_event
 from merlina.schemas.training import TrainingConfig
 

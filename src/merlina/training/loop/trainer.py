@@ -47,7 +47,7 @@ from transformers import Trainer, TrainerState
 from merlina import checkpoints
 from merlina.errors import TrainingError
 from merlina.faults import FaultPoint, reach
-from merlina.schemas.plan import rate_factor
+from merlina.schemas.step_plan import rate_factor
 from merlina.schemas.training import KEPT_CHECKPOINTS, PACK_POSITIONS, TrainingConfig
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from merlina.training.distributed.sharding import is_sharded
