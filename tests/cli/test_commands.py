@@ -216,6 +216,23 @@ def test_a_configuration_is_checked_and_its_data_shown(server: Server, config: C
     assert "there is no GPU with the index 3" in json.loads(refused.stdout)["results"]["errors"][0]
 
 
+@pytest.mark.parametrize("place", ["run", "dataset"])
+def test_rows_without_rejected_answers_are_shown_for_sft(
+    server: Server, config: Config, tmp_path: Path, place: str
+) -> None:
+    rows = tmp_path / "demonstrations.jsonl"
+    rows.write_text('{"prompt": "What is 1 plus 1?", "chosen": "It is 2."}\n' * 3)
+    with server.client() as client:
+        source = {"source_type": "upload", "dataset_id": client.upload(rows).dataset_id}
+    body = config(server, "demonstrations", dataset={"source": source})
+    (body if place == "run" else body["dataset"])["training_mode"] = "sft"
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(body))
+    shown = json.loads(command("preview", str(file), "--json", url=server.url).stdout)
+    assert shown["warnings"] == []
+    assert "It is 2." in shown["samples"][0]["chosen"]
+
+
 def test_data_sets_configurations_and_gpus_by_command(server: Server, tmp_path: Path) -> None:
     file = pairs_file(tmp_path / "mine.jsonl", rows=12)
     dataset_id = json.loads(command("datasets", "upload", str(file), "--json", url=server.url).stdout)["dataset_id"]

@@ -57,8 +57,10 @@ def preview(
         if raw:
             response = server.preview(dataset, token)
         else:
-            with_model = dataset.model_copy(update={"model_name": dataset.model_name or config.base_model})
-            response = server.preview_formatted(with_model, config.max_length, config.max_prompt_length, token)
+            # The fields of the run that decide how its rows are read.
+            of_run = {"model_name": dataset.model_name or config.base_model, "training_mode": config.training_mode}
+            as_trained = dataset.model_copy(update=of_run)
+            response = server.preview_formatted(as_trained, config.max_length, config.max_prompt_length, token)
     if as_json:
         print_json(response)
     elif raw:

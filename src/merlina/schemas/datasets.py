@@ -151,8 +151,8 @@ class DatasetConfig(RequestModel):
     )
     training_mode: TrainingMode | None = Field(
         default=None,
-        description="Deprecated: set training_mode of the run instead. A preview for sft accepts rows without "
-        "rejected answers.",
+        description="Only for a preview: with sft, rows without rejected answers are accepted. For a run, set "
+        "training_mode of the configuration.",
     )
 
     @field_validator("column_mapping")

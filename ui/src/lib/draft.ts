@@ -33,8 +33,8 @@ export interface DataDraft {
 /** Initial values of the form. They suit small data sets better than the API's defaults. */
 export const DEFAULT_DATA: DataDraft = { source: null, mapping: {}, format: 'tokenizer', templates: {}, keepsReasoning: true, testSize: 0.05, maxSamples: null };
 
-/** Return the data set for the API; null without a source. */
-export function datasetOf(data: DataDraft, modelName: string): Values | null {
+/** Return the data set for the API; null without a source. `modelName` and `trainingMode` are for previews only: a run has its own. */
+export function datasetOf(data: DataDraft, modelName: string, trainingMode?: string): Values | null {
   if (data.source === null) return null;
   const mapping = Object.keys(data.mapping).length > 0 ? data.mapping : null;
   const format: Values = { format_type: data.format };
@@ -43,6 +43,7 @@ export function datasetOf(data: DataDraft, modelName: string): Values | null {
   const dataset: Values = { source: data.source, format, test_size: data.testSize, column_mapping: mapping };
   if (data.maxSamples !== null) dataset.max_samples = data.maxSamples;
   if (modelName) dataset.model_name = modelName;
+  if (trainingMode) dataset.training_mode = trainingMode;
   return dataset;
 }
 
