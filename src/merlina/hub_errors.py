@@ -1,4 +1,4 @@
-"""Check access to a repository on the Hugging Face Hub, and describe the errors of its client."""
+"""Check access to repositories on the Hugging Face Hub, and describe the errors of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def describe_hub_error(error: BaseException, repo_id: str, kind: RepoKind, *, to
 
 def _describe(error: BaseException, what: str, token_given: bool) -> str | None:
     if isinstance(error, GatedRepoError):
-        return f"The {what} is gated: accept its terms on the Hub and give the hf_token of that account"
+        return f"The {what} is gated: accept its terms on the Hub and set the hf_token of that account"
     if isinstance(error, RepositoryNotFoundError):
-        hint = ", or the given hf_token has no access to it" if token_given else "; if it is private, give a hf_token"
+        hint = ", or the given hf_token has no access to it" if token_given else "; if it is private, set hf_token"
         return f"There is no {what} on the Hub{hint}"
     if isinstance(error, HfHubHTTPError):
         return _describe_status(error, what)
@@ -76,7 +76,7 @@ def _describe_status(error: HfHubHTTPError, what: str) -> str | None:
     if status == 401:
         return "The Hub rejected the given hf_token: it is mistyped, expired or revoked"
     if status == 403:
-        return f"The given hf_token has no access to the {what}; give one that has"
+        return f"The given hf_token has no access to the {what}; set one that has"
     if status == 429:
         return f"The Hub limits the rate of requests for the {what} (status 429); try again in some minutes"
     return f"The Hub failed to respond for the {what} (status {status}); try again later"

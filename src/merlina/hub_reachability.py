@@ -1,4 +1,4 @@
-"""Check whether the Hugging Face Hub is reachable, within two seconds, and cache the result.
+"""Check whether the Hugging Face Hub is reachable, within 1.5 seconds, and cache the result.
 
 The Hub's client retries for most of a minute before it gives up.
 """

@@ -37,7 +37,7 @@ def test_every_row_becomes_a_pair_or_is_reported_with_a_reason(tmp_path: Path) -
     assert len(loaded.pairs) == 2
     assert [(row.number, row.reason.split(" (")[0]) for row in loaded.skipped] == [
         (2, "rejected is empty"),
-        (4, "chosen is a int"),
+        (4, "chosen has the type int"),
     ]
 
 

@@ -25,9 +25,9 @@ import json, sys
 from itertools import islice
 from merlina.data.readers.hub import read_hub_rows
 from merlina.errors import DataError
-def look(repo, split="train", token=None, count=99, keep=False):
+def look(repo, split="train", token=None, count=99, download=False):
     try:
-        return list(islice(read_hub_rows(repo, split, token, keep=keep), count))
+        return list(islice(read_hub_rows(repo, split, token, download=download), count))
     except DataError as error:
         return error.message
 for line in sys.stdin:
@@ -115,7 +115,7 @@ def test_a_private_data_set_needs_its_token(looking: Looking) -> None:
     tokens = ("hf_right", None, "hf_stranger", "hf_wrong")
     found = [looking.look(repo="org/private", token=token, count=2) for token in tokens]
     assert found[0] == ROWS[:2]
-    assert "give a hf_token" in found[1]
+    assert "set hf_token" in found[1]
     assert "the given hf_token has no access to it" in found[2]
     assert "rejected the given hf_token" in found[3]
     assert "hf_wrong" not in found[3]
@@ -124,13 +124,13 @@ def test_a_private_data_set_needs_its_token(looking: Looking) -> None:
 def test_a_cached_private_data_set_is_not_readable_without_its_token(
     private_hub: FakeHub, looking: Looking, cache: Path
 ) -> None:
-    private = {"repo": "org/kept", "keep": True}
+    private = {"repo": "org/kept", "download": True}
     assert looking.look(**private, token="hf_right") == ROWS
     # Another process, as another run is.
     other = Looking(private_hub.endpoint, cache)
     without, stranger = other.look(**private), other.look(repo="org/kept", token="hf_stranger")
     other.end()
-    assert "give a hf_token" in without
+    assert "set hf_token" in without
     assert "has no access to it" in stranger
 
 
@@ -138,9 +138,9 @@ def test_a_gated_data_set_is_reported_as_gated(looking: Looking) -> None:
     assert "is gated: accept its terms" in looking.look(repo="org/gated", token="hf_right")
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_a_damaged_row_is_reported_whether_streamed_or_downloaded(looking: Looking, keep: bool) -> None:
-    assert "'org/broken' cannot be read" in looking.look(repo="org/broken", keep=keep)
+@pytest.mark.parametrize("download", [False, True])
+def test_a_damaged_row_is_reported_whether_streamed_or_downloaded(looking: Looking, download: bool) -> None:
+    assert "'org/broken' cannot be read" in looking.look(repo="org/broken", download=download)
 
 
 def test_an_unreachable_hub_is_reported(without_a_hub: Looking) -> None:

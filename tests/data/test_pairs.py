@@ -88,15 +88,15 @@ def test_a_repeated_chosen_answer_is_removed_from_the_conversation() -> None:
         ({"chosen": "  \n"}, "chosen is empty"),
         ({"rejected": None}, "rejected is empty"),
         ({"rejected": float("nan")}, "rejected is empty"),
-        ({"chosen": 42}, r"chosen is a int \(42\), not text"),
+        ({"chosen": 42}, r"chosen has the type int \(42\), not text"),
         ({"prompt": ""}, "prompt is empty"),
-        ({"prompt": 3}, "prompt is a int"),
+        ({"prompt": 3}, "prompt has the type int"),
         ({"chosen": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
         ({"chosen": ["x"]}, "chosen contains strs"),
         ({"chosen": [{"role": "assistant", "content": None}]}, "without text"),
         ({"chosen": [{"role": "user", "content": "x"}]}, "ends with a user turn"),
         ({"prompt": [{"role": "assistant", "content": "x"}]}, "does not end with a user turn"),
-        ({"system": 7}, "system is a int"),
+        ({"system": 7}, "system has the type int"),
     ],
 )
 def test_unusable_rows_have_a_reason(changes: dict[str, Any], reason: str) -> None:

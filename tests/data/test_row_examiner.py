@@ -51,7 +51,7 @@ def test_each_finding_quotes_the_reasons_of_its_own_kind_only() -> None:
     found = examine([{"prompt": "d", "chosen": 3, "rejected": "x"}] * 9 + [pair("a"), pair("")])
     assert found["empty_side"].message.endswith("cannot be used: row 11: prompt is empty")
     assert "prompt is empty" not in found["unusable"].message
-    assert "row 5: chosen is a int" in found["unusable"].message
+    assert "row 5: chosen has the type int" in found["unusable"].message
 
 
 def test_repeated_rows_are_counted_after_the_first() -> None:

@@ -52,7 +52,7 @@ TOO_LARGE = {
     "UTF-16 lines": (written("x.jsonl", '{"a": "' + LONG + '"}\n', "utf-16"), "line 1 is larger"),
     "lines behind a byte-order mark": (written("x.jsonl", '{"a": "' + LONG + '"}\n', "utf-8-sig"), "line 1 is larger"),
     "a Parquet cell": (parquet("x.parquet", pa.table({"a": ["x", LONG]})), "row 2 is larger"),
-    "a Parquet list of nulls": (parquet("x.parquet", NULLS), "row 1 holds more than 1,000,000 values"),
+    "a Parquet list of nulls": (parquet("x.parquet", NULLS), "row 1 contains more than 1,000,000 values"),
     "a Parquet list of structs": (parquet("x.parquet", STRUCTS), "row 1 "),
 }
 
@@ -87,7 +87,7 @@ def test_a_row_just_below_the_limit_is_read(tmp_path: Path, name: str) -> None:
 def test_a_short_row_with_too_many_values_or_columns_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": [' + "{}," * 1_000_001 + "{}]}\n")
-    with pytest.raises(DataError, match="line 1 holds more than 1,000,000 values"):
+    with pytest.raises(DataError, match="line 1 contains more than 1,000,000 values"):
         list(read_rows(path, "jsonl"))
     path.write_text(json.dumps({f"column {number}": 1 for number in range(10_001)}) + "\n")
     with pytest.raises(DataError, match="10,001 columns"):

@@ -100,7 +100,7 @@ def test_private_data_are_looked_at_with_a_token_that_nothing_keeps(
             assert ask(path, hf_token="hf_right")["samples"][0]["prompt"].count("Why 0?") == 1
         # What was asked with the token opens nothing for those without it.
         for path in paths:
-            assert "if it is private, give a hf_token" in ask(path)["detail"]
+            assert "if it is private, set hf_token" in ask(path)["detail"]
             assert "rejected the given hf_token" in ask(path, hf_token="hf_wrong")["detail"]
             assert "the given hf_token has no access to it" in ask(path, hf_token="hf_stranger")["detail"]
             assert ask(path, hf_token="hf_ ü")["detail"]["errors"] == [

@@ -17,7 +17,7 @@ from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
 
 @dataclass(frozen=True)
 class Rendered:
-    """Texts of a pair; the model reads prompt + answer."""
+    """The prompt and the answers of a pair as strings; the model reads prompt + answer."""
 
     prompt: str
     chosen: str

@@ -47,15 +47,15 @@ def read_pairs(
     token: str | None,
     *,
     needs_rejected: bool = True,
-    keep: bool = False,
+    download: bool = False,
     limit: RowLimit = _USUAL_LIMIT,
 ) -> Iterator[Pair | SkippedRow]:
     """Yield each of at most `max_samples` rows as a pair or as a SkippedRow with the reason.
 
-    Rejected answers are ignored unless `needs_rejected`. With `keep`, a Hub data set is downloaded and cached. Raises
+    Rejected answers are ignored unless `needs_rejected`. With `download`, a Hub data set is cached first. Raises
     DataError if `column_mapping` names a column that none of the first rows has.
     """
-    rows = islice(open_rows(config.source, file, token, keep=keep, limit=limit), config.max_samples)
+    rows = islice(open_rows(config.source, file, token, download=download, limit=limit), config.max_samples)
     first = _first_rows(rows) if config.column_mapping else []
     check_mapping(first, config.column_mapping)
     convert = to_pair if needs_rejected else to_demonstration

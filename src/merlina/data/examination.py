@@ -15,7 +15,7 @@ _T = TypeVar("_T")
 def examine(
     rows: Iterable[Pair | SkippedRow], examiner: RowExaminer, convert: Callable[[Pair], tuple[_T, Lengths | None]]
 ) -> Iterator[tuple[Pair, _T] | SkippedRow]:
-    """Yield each pair with what `convert` made of it, or the row that cannot be used, once the examiner counted it.
+    """Yield each pair with what `convert` made of it, or the unusable row, after the examiner has counted it.
 
     `convert` also returns the pair's lengths in tokens, if it has tokens, and raises UnusableRowError to skip a pair.
     """

@@ -123,7 +123,7 @@ def _turns(row: Row, column: str, role: str) -> list[Message]:
         return [_message(value, column)]
     if isinstance(value, list):
         return [_message(item, column) for item in value]
-    raise UnusableRowError(f"{column} is a {type(value).__name__} ({str(value)[:40]}), not text or messages")
+    raise UnusableRowError(f"{column} has the type {type(value).__name__} ({str(value)[:40]}), not text or messages")
 
 
 def _missing(column: str, columns: Sequence[str]) -> str:
@@ -222,7 +222,7 @@ def _optional_text(row: Row, column: str) -> str | None:
     if _is_missing(value):
         return None
     if not isinstance(value, str):
-        raise UnusableRowError(f"{column} is a {type(value).__name__} ({str(value)[:40]}), not text")
+        raise UnusableRowError(f"{column} has the type {type(value).__name__} ({str(value)[:40]}), not text")
     return value
 
 

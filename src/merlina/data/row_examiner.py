@@ -200,7 +200,7 @@ _MESSAGES: dict[FindingKind, str] = {
         "{count} of {of} rows have answers to different prompts, which cannot be compared: {reasons}"
     ),
     "identical_answers": "{count} of {of} rows have the same text as chosen and rejected: they teach no preference",
-    "duplicates": "{count} of {of} rows repeat an earlier one: they count twice in training",
+    "duplicates": "{count} of {of} rows repeat an earlier one: each copy adds weight in training",
     "evaluation_leak": (
         "{count} held-out pairs share their prompt with a training pair: the evaluation will be too optimistic"
     ),

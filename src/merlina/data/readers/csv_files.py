@@ -1,4 +1,4 @@
-"""Read rows from CSV: UTF-8 with a header line, separated by commas, semicolons, tabs or bars."""
+"""Read rows from CSV: UTF-8 with a header line, separated by commas, semicolons, tabs or vertical bars."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_csv(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
             return
         limit.check_columns(len(names), "the header")
         if len(set(names)) < len(names):
-            raise DataError(f"the header names a column twice: {', '.join(names)}")
+            raise DataError(f"The header names a column twice: {', '.join(names)}")
         for cells in lines:
             if len(cells) > len(names):
                 raise DataError(f"line {lines.number} has more cells than the header has columns")
@@ -112,14 +112,14 @@ def _describe_undecodable(path: Path, limit: RowLimit) -> str:
     """Return a message with the first line that is not UTF-8. The reader decodes ahead and cannot name it."""
     with path.open("rb") as file:
         if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return "the file is UTF-16 text; save it as UTF-8"
+            return "The file is UTF-16 text; save it as UTF-8"
         file.seek(0)
         for number, line in enumerate(iter(lambda: file.readline(limit.size), b""), start=1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
                 return f"line {number} is not UTF-8 text ({error.reason} at byte {error.start + 1} of it)"
-    return "the file is not UTF-8 text"
+    return "The file is not UTF-8 text"
 
 
 def _separator(header: str) -> str:

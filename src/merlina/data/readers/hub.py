@@ -17,9 +17,9 @@ _USUAL_LIMIT = RowLimit()
 
 
 def read_hub_rows(
-    repo_id: str, split: str, token: str | None, *, keep: bool, limit: RowLimit = _USUAL_LIMIT
+    repo_id: str, split: str, token: str | None, *, download: bool, limit: RowLimit = _USUAL_LIMIT
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a split in order. With `keep`, download it first, so that it can later be read offline.
+    """Yield the rows of a split in order. With `download`, download it first, so that it can later be read offline.
 
     Raises DataError if the data set does not exist, cannot be accessed or reached, or if a row exceeds the limit.
     """
@@ -29,7 +29,7 @@ def read_hub_rows(
     try:
         _raise_if_denied(repo_id, token)
         # A stream caches nothing, so that offline only downloaded data sets can be read.
-        streaming = not keep and not constants.is_offline_mode()
+        streaming = not download and not constants.is_offline_mode()
         rows = load_dataset(repo_id, split=split, streaming=streaming, token=token or False)
         for number, row in enumerate(rows, start=1):
             limit.check_row(row, f"row {number}")

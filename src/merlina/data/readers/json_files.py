@@ -57,7 +57,7 @@ def read_json(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
             _skip_to_json(file)
             yield from _read_one_object(file, path.stat().st_size, limit)
         elif start:
-            raise DataError("The JSON file must hold an array of objects, one object of columns, or one row")
+            raise DataError("The JSON file must contain an array of objects, one object of columns, or one row")
 
 
 def count_json(path: Path, limit: RowLimit) -> int:
@@ -155,7 +155,7 @@ def _kind(value: Any) -> str:
 
 
 def _skip_to_json(file: BinaryIO) -> bytes:
-    """Seek to the first character after white space and a byte-order mark, and return it."""
+    """Seek to the first character after whitespace and a byte-order mark, and return it."""
     if file.read(3) != _BYTE_ORDER_MARK:
         file.seek(0)
     while (character := file.read(1)).isspace():
@@ -195,7 +195,7 @@ def _read_array(file: BinaryIO, limit: RowLimit) -> Iterator[dict[str, Any]]:
         raise DataError(f"row {number + 1} is not valid JSON: expected a comma or the end of the array before it")
     window.skip("]")
     if window.next_character():
-        raise DataError(f"there is more text after the end of the array, which has {number} rows")
+        raise DataError(f"There is more text after the end of the array, which has {number} rows")
 
 
 class _Window:
@@ -215,7 +215,7 @@ class _Window:
         self._ended = False
 
     def next_character(self) -> str:
-        """Advance to the first character that is not white space and return it; empty at the end."""
+        """Advance to the first character that is not whitespace and return it; empty at the end."""
         while True:
             self._at = _WHITE_SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]
             if self._at < len(self._text) or self._ended:

@@ -27,7 +27,7 @@ def read_parquet(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
         try:
             rows = batch.to_pylist()
         except (ValueError, OverflowError) as error:  # text that is not UTF-8, times outside Python's range
-            raise DataError(f"the Parquet file cannot be read after row {number}: {first_line(error)}") from error
+            raise DataError(f"The Parquet file cannot be read after row {number}: {first_line(error)}") from error
         number += len(rows)
         for row in rows:
             yield {name: _finite(value) for name, value in row.items()}
@@ -48,12 +48,12 @@ def _small_batches(path: Path, limit: RowLimit, *, checked: bool = False) -> Ite
     number = 0
     for batch in _batches(path, checked=checked):
         limit.check_columns(batch.num_columns, "the Parquet file")
-        if _unpacked_size(batch) <= limit.size and _value_count(batch) <= _MAX_VALUES_AT_ONCE:
+        if _decoded_size(batch) <= limit.size and _value_count(batch) <= _MAX_VALUES_AT_ONCE:
             yield batch
         else:
             for offset in range(batch.num_rows):
                 row, place = batch.slice(offset, 1), f"row {number + offset + 1}"
-                if _unpacked_size(row) > limit.size:
+                if _decoded_size(row) > limit.size:
                     raise limit.exceeded(place)
                 limit.check_values(_value_count(row), place)
                 yield row
@@ -95,7 +95,7 @@ def _batches(path: Path, *, checked: bool = False) -> Iterator[Any]:
         _check_declared_sizes(file.metadata)
         try:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
-                size = _unpacked_size(batch)
+                size = _decoded_size(batch)
                 unpacked += size
                 if unpacked > may_unpack or size > _MAX_BATCH_BYTES:
                     raise DataError(_unpacks_to_too_much(number, unpacked))
@@ -104,10 +104,10 @@ def _batches(path: Path, *, checked: bool = False) -> Iterator[Any]:
                 yield batch
                 number += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"the Parquet file cannot be read after row {number}: {first_line(error)}") from error
+            raise DataError(f"The Parquet file cannot be read after row {number}: {first_line(error)}") from error
 
 
-def _unpacked_size(batch: Any) -> int:
+def _decoded_size(batch: Any) -> int:
     """Return the size of a batch in bytes, with dictionary-encoded columns decoded."""
     import pyarrow
 

@@ -77,4 +77,4 @@ def approximate_size(value: Any, stop_above: int) -> int:
 
 
 def _too_many_values(place: str) -> DataError:
-    return DataError(f"{place} holds more than {_MAX_VALUES:,} values; a row may have at most that many")
+    return DataError(f"{place} contains more than {_MAX_VALUES:,} values; a row may have at most that many")

@@ -31,11 +31,16 @@ def resolve_file(source: DatasetSource, uploads_dir: Path, allowed: AllowedPaths
 
 
 def open_rows(
-    source: DatasetSource, file: Path | None, token: str | None, *, keep: bool = False, limit: RowLimit = _USUAL_LIMIT
+    source: DatasetSource,
+    file: Path | None,
+    token: str | None,
+    *,
+    download: bool = False,
+    limit: RowLimit = _USUAL_LIMIT,
 ) -> Iterator[Row]:
-    """Yield the rows of the resolved source; `keep` downloads a Hub data set instead of streaming it."""
+    """Yield the rows of the resolved source; `download` caches a Hub data set instead of streaming it."""
     if file is None:
-        return read_hub_rows(str(source.repo_id), source.split, token, keep=keep, limit=limit)
+        return read_hub_rows(str(source.repo_id), source.split, token, download=download, limit=limit)
     return read_rows(file, source.file_format or detect_format(file), limit)
 
 

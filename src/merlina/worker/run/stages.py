@@ -153,9 +153,11 @@ class Stages:
             raise DataError(f"The data set's file {file} no longer exists; upload it again and start a new run")
         encoder = PairEncoder.for_run(tokenizer, config)
         examiner = RowExaminer(MARKERS[dataset.format.format_type])
-        keep = dataset.max_samples is None
+        download = dataset.max_samples is None
         limit = RowLimit.of_megabytes(self.order.max_row_mb)
-        rows = read_pairs(dataset, file, self._token, needs_rejected=config.needs_rejected, keep=keep, limit=limit)
+        rows = read_pairs(
+            dataset, file, self._token, needs_rejected=config.needs_rejected, download=download, limit=limit
+        )
         found = load_pairs(self._until_stopped(rows))
         for row in found.skipped:
             examiner.add_skipped(row)
