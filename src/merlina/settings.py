@@ -48,7 +48,8 @@ class Settings(BaseSettings):
     )
     allowed_paths: Annotated[list[Path], NoDecode] = Field(
         default_factory=list,
-        description="Folders in which requests may access files; empty: the data folder and the working folder.",
+        description="Folders in which requests may access files; empty: the data folder and the working directory of "
+        "the server.",
     )
     max_upload_size_mb: int = Field(default=500, ge=1, description="Maximum size of an upload, in MiB.")
     max_row_size_mb: int = Field(

@@ -121,7 +121,7 @@ def test_errors_always_have_a_detail(http: httpx.Client) -> None:
     [
         (b"\xff", "body: is not UTF-8 text (byte 0xff at position 1)"),
         (b'{"base_model": "\xc3("}', "body: is not UTF-8 text (byte 0xc3 at position 17)"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "body: holds a number with more than 4,300 digits"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "body: contains a number with more than 4,300 digits"),
         (
             b'{"seed":\n 1 x}',
             "body: is not valid JSON: a comma or the end of the array or object was expected at line 2, column 4",

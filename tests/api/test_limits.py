@@ -92,7 +92,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "nested objects": (
         lambda root: one_line(root / "nested.jsonl", '{"prompt": [', '{"a":{}},', 14 * MB, "{}]}\n"),
-        "line 1 holds more than 1,000,000 values",
+        "line 1 contains more than 1,000,000 values",
     ),
     "sparse array": (lambda root: sparse(root / "endless.json", b"["), "row 1 is not valid JSON"),
 }

@@ -84,10 +84,10 @@ def test_own_styles_reach_a_terminal_and_those_in_texts_do_not(monkeypatch: pyte
         ("x.yaml", b"a: 1\n\tb: 2", "is not valid YAML: indentation with a tab instead of spaces at line 2, column 1"),
         ("x.yaml", b"a: [1\n", "is not valid YAML: a list or mapping in brackets is not closed or lacks a comma "
          "at line 2, column 1"),
-        ("x.yaml", b"a: \"x", "is not valid YAML: a quoted text is not closed at line 1, column 6"),
+        ("x.yaml", b"a: \"x", "is not valid YAML: a quoted string is not closed at line 1, column 6"),
         ("x.yaml", b"a: 1\n\x01", "is not a text file: it contains a control character at line 2, column 1"),
         ("x.yaml", b"[" * 5000, "is nested too deeply"),
-        ("x.yaml", b"a: " + b"9" * 5000, "holds a number with more than 4,300 digits"),
+        ("x.yaml", b"a: " + b"9" * 5000, "contains a number with more than 4,300 digits"),
         ("x.yaml", b"a: 1\n---\nb: 2", "is not valid YAML: but found another document at line 2, column 1"),
         ("x.yaml", b"\xff\xfe\x00", "is not a text file in UTF-8"),
         ("x.json", b"\xff\xfe\x00", "is not a text file in UTF-8"),

@@ -133,7 +133,7 @@ def test_nan_in_lines_and_columns_is_a_missing_value(tmp_path: Path) -> None:
         (
             "x.jsonl",
             '{"a": "x\n{"a": 2}\n',
-            "line 1 is not valid JSON: a text has no closing quotation mark at column 7",
+            "line 1 is not valid JSON: a string has no closing quotation mark at column 7",
         ),
         ("x.jsonl", '{"a": 1,\n"b": oops}\n', "The file is not valid JSON: a value was expected at line 2, column 6"),
         ("x.jsonl", '{"a": 1,\n"b": 2}\n{"a": 1,\n"b": 2}', "there is more text after .* at line 3, column 1"),
@@ -154,7 +154,7 @@ def test_nan_in_lines_and_columns_is_a_missing_value(tmp_path: Path) -> None:
         ("x.json", '[{"a": 1}, 3]', "row 2 is a JSON number"),
         ("x.json", '[{"a": 1}', "row 2 is not valid JSON"),
         ("x.json", '{"a": [1], "b": []}', "differ in length"),
-        ("x.json", '"text"', "must hold an array"),
+        ("x.json", '"text"', "must contain an array"),
         ("x.csv", "a,b\n1,2\n1,2,3\n", "line 3 has more cells"),
         ("x.csv", "a,a\n1,2\n", "names a column twice"),
         ("x.csv", 'a,b\n"1,2\n', "is not valid CSV"),

@@ -180,7 +180,7 @@ def test_integers_may_be_written_with_a_decimal_point() -> None:
         ({"target_modules": []}, "target_modules: should have at least 1 item, not 0"),
         ({"wandb_tags": ["a"] * 100}, "wandb_tags: should have at most 64 items, not 100"),
         ({"base_model": ""}, "base_model: should have at least 1 character, not ''"),
-        ({"base_model": "\ud800"}, "base_model: holds half of a surrogate pair"),
+        ({"base_model": "\ud800"}, "base_model: contains half of a surrogate pair"),
         (
             {"dataset": {"source": {"source_type": "huggingface", "repo_id": "a b"}}},
             "dataset.source.repo_id: 'a b' is not a Hub id; use org/name",

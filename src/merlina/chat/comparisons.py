@@ -16,7 +16,6 @@ from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
 from merlina.jobs.commands import JobCommands
 from merlina.schemas.chat import (
     AnswerText,
-    Better,
     ChatMessage,
     Comparison,
     ComparisonList,
@@ -25,6 +24,7 @@ from merlina.schemas.chat import (
     Position,
     Side,
     Tally,
+    Verdict,
     Winner,
 )
 from merlina.storage import comparisons
@@ -41,7 +41,7 @@ class Comparisons:
     chat: ChatService
 
     def compare(self, request: ComparisonRequest, closed: threading.Event) -> Comparison:
-        """Store two answers to one prompt, given or generated now, with their sides chosen at random.
+        """Store two answers to one prompt, given or generated now, on the left and the right at random.
 
         Raises NotFoundError, and the errors of `ChatService.answer` if answers have to be generated.
         """
@@ -61,8 +61,8 @@ class Comparisons:
             comparisons.add(connection, record)
         return _as_response(record, job.job_id)
 
-    def vote(self, comparison_id: str, better: Better) -> Comparison:
-        """Record a vote and reveal which side is the tuned model.
+    def vote(self, comparison_id: str, better: Verdict) -> Comparison:
+        """Record a vote and reveal which answer is the tuned model's.
 
         Raises NotFoundError, and ConflictError if the comparison already has a vote: a second one would not be blind.
         """
@@ -110,7 +110,7 @@ class Comparisons:
         return "".join(event.text for event in events if isinstance(event, AnswerText)).strip()
 
 
-def _winner(record: ComparisonRecord, better: Better) -> Winner:
+def _winner(record: ComparisonRecord, better: Verdict) -> Winner:
     if better == "tie":
         return "tie"
     return "tuned" if (better == "left") == record.tuned_is_left else "base"
@@ -126,11 +126,11 @@ def _rows(decided: list[ComparisonRecord]) -> Iterator[dict[str, Any]]:
 
 
 def _as_response(record: ComparisonRecord, job_id: str) -> Comparison:
-    """Reveal which side is the tuned model only after the vote."""
+    """Reveal which answer is the tuned model's only after the vote."""
     answers = (record.tuned, record.base) if record.tuned_is_left else (record.base, record.tuned)
     tuned: Position = "left" if record.tuned_is_left else "right"
     other: Position = "right" if record.tuned_is_left else "left"
-    better: dict[Winner | None, Better | None] = {None: None, "tie": "tie", "tuned": tuned, "base": other}
+    better: dict[Winner | None, Verdict | None] = {None: None, "tie": "tie", "tuned": tuned, "base": other}
     return Comparison(
         comparison_id=record.comparison_id,
         job_id=job_id,

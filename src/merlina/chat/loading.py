@@ -22,7 +22,7 @@ class ModelLoader:
     def ensure_loaded(self, spec: ChatModelSpec, *, force: bool = False) -> None:
         """Load the model unless it is loaded; must be called within the process's turn.
 
-        `force` skips admission, also for later orders of the same job until its model is unloaded.
+        `force` skips admission, also for later requests for the same job until its model is unloaded.
         """
         process, status = self.chat_process, self.chat_process.status
         if process.has_loaded(spec):
@@ -31,7 +31,7 @@ class ModelLoader:
             return
         forced = force or (status.forced and status.job_id == spec.job_id)
         claim = self.plan(spec)
-        # A model that may not be loaded does not replace the present one.
+        # A model that may not be loaded does not replace the current one.
         if not forced:
             self.admit(claim)
         process.claim(spec, claim, forced=forced)

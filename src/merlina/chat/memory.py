@@ -1,4 +1,4 @@
-"""Memory of the chat model: it gets only what no run holds or waits for, and is evicted if a run needs its memory."""
+"""Memory of the chat model: it gets only what no run uses or waits for, and is unloaded if a run needs it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from merlina.domain.units import MIB
 from merlina.errors import InsufficientMemoryError
 from merlina.executors.chat_process import ChatProcess, Claim
 from merlina.hardware.gpus import Gpu
@@ -17,7 +18,6 @@ from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
 
 _log = logging.getLogger(__name__)
-_MB = 1024**2
 _HOW_TO_FORCE = "send force: true to load it anyway"
 
 
@@ -39,9 +39,9 @@ class ChatMemory:
         return best.index if best else None
 
     def admit(self, claim: Claim) -> None:
-        """Raise InsufficientMemoryError if a job holds or waits for the claimed memory, or if too little is free.
+        """Raise InsufficientMemoryError if a job uses or waits for the claimed memory, or if too little is free.
 
-        Memory of the presently loaded model counts as free, since it is unloaded before another one is loaded.
+        The memory of the currently loaded model counts as free, since it is unloaded before another one is loaded.
         """
         gpus, reclaimable_mb = self.list_gpus(), self.chat_process.reclaimable_mb
         if claim.gpu is not None:
@@ -84,11 +84,11 @@ class ChatMemory:
             for record in running
             if record.gpus is None and record.memory_needed_mb is not None and record != starting
         )
-        return available_memory() // _MB - yet_to_allocate
+        return available_memory() // MIB - yet_to_allocate
 
     def _resident_mb(self, record: JobRecord) -> int:
         worker = RunFolder(self.runs_dir / record.job_id).worker()
-        return resident_memory(worker.pid) // _MB if worker and worker.is_alive() else 0
+        return resident_memory(worker.pid) // MIB if worker and worker.is_alive() else 0
 
 
 def _on_same_device(claim: Claim, record: JobRecord) -> bool:

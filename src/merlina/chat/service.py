@@ -84,7 +84,7 @@ class ChatService:
         )
 
     def _model_dir(self, record: JobRecord) -> Path:
-        """Return the folder of a job's model. Raises InvalidRequestError if it is gone or holds a later job's model."""
+        """Return the folder of a job's model. Raises InvalidRequestError if it is gone or has a later job's model."""
         if record.output_dir is None or not record.is_ended:
             raise InvalidRequestError(f"Job {record.job_id} is {record.state} and has no model to chat with")
         if not Path(record.output_dir).is_dir():
@@ -93,8 +93,8 @@ class ChatService:
             last = jobs.owner_of_model(connection, record.output_dir)
         if last != record.job_id:
             raise InvalidRequestError(
-                f"{record.output_dir} holds the model of the later job {last}; the model of {record.job_id} was moved "
-                "to a folder beside it"
+                f"{record.output_dir} contains the model of the later job {last}; the model of {record.job_id} was "
+                "moved to a folder beside it"
             )
         return Path(record.output_dir)
 
@@ -114,5 +114,5 @@ class ChatService:
 
 
 def _is_adapter(model_dir: Path) -> bool:
-    """Return whether the folder holds an adapter, which is loaded together with its base model."""
+    """Return whether the folder contains an adapter, which is loaded together with its base model."""
     return (model_dir / "adapter_config.json").is_file()

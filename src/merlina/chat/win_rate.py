@@ -1,4 +1,4 @@
-"""The share of votes that prefer a job's model to its base model, with a confidence interval."""
+"""The fraction of votes that prefer a job's model to its base model, with a confidence interval."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _Z = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 @dataclass(frozen=True)
 class WinRate:
-    """The share of wins among the decided votes, with the bounds of its 95 % interval."""
+    """The fraction of wins among the decided votes, with the bounds of its 95 % interval."""
 
     rate: float
     low: float
@@ -20,8 +20,8 @@ class WinRate:
 def win_rate(wins: int, losses: int) -> WinRate | None:
     """Return the rate with the score interval of a binomial proportion (Wilson 1927); None without votes.
 
-    Unlike the normal approximation, it is also valid for few votes and for rates near 0 and 1, where the former has no
-    width or leaves [0, 1].
+    Unlike the normal approximation, it is also valid for few votes and for rates near 0 and 1, where that approximation
+    has zero width or exceeds [0, 1].
     """
     votes = wins + losses
     if votes == 0:

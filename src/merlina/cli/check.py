@@ -139,4 +139,4 @@ def _token_count(sample: dict[str, Any], name: str) -> str:
     tokens, cut = sample.get("tokens", {}).get(name), sample.get("cut", {}).get(name)
     if tokens is None:
         return ""
-    return f" [dim]({tokens['count']} tokens{f', {cut} cut' if cut else ''})[/]"
+    return f" [dim]({tokens['count']} tokens{f', {cut} truncated' if cut else ''})[/]"

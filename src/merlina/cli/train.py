@@ -31,7 +31,10 @@ def train(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Submit a job and watch it. Ctrl-C ends watching, not the run."""
+    """Submit a job and watch it. Ctrl-C ends watching, not the run.
+
+    Exits with 0 if the run completed, 1 if it failed, 3 if it was stopped or cancelled, and 130 after Ctrl-C.
+    """
     config = read_config_file(file)
     with client(url, api_key) as server:
         created = server.train(config, priority, preemptible=preemptible)
@@ -48,7 +51,7 @@ def watch(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Watch a job until it ends. Ctrl-C ends watching, not the run."""
+    """Watch a job until it ends. Ctrl-C ends watching, not the run. Exits as `train` does."""
     with client(url, api_key) as server:
         sys.exit(follow(server, job_id, after))
 
@@ -58,7 +61,7 @@ def resume(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Resume a run from its last checkpoint and watch it."""
+    """Resume a run from its newest checkpoint and watch it. Exits as `train` does."""
     with client(url, api_key) as server:
         output.print(escape(server.resume(job_id).message))
         sys.exit(follow(server, job_id))

@@ -19,7 +19,7 @@ from merlina.client.connection import direct, unreachable, url_and_key, websocke
 from merlina.client.live import CONNECTION_ERRORS, RECONNECT_SECONDS, address, check_end, parse_message, refusal
 from merlina.client.responses import AnswerEvent, Model, answer_event, error_of, parse, sendable
 from merlina.errors import InvalidRequestError, NotFoundError, ServerError
-from merlina.schemas.chat import AnswerRequest, Better, ChatState, Comparison, ComparisonList, ComparisonRequest
+from merlina.schemas.chat import AnswerRequest, ChatState, Comparison, ComparisonList, ComparisonRequest, Verdict
 from merlina.schemas.configs import (
     ConfigDeleted,
     ConfigList,
@@ -92,35 +92,45 @@ class Client:
         self.close()
 
     def close(self) -> None:
+        """Close all connections."""
         self._http.close()
 
     def info(self) -> ApiInfo:
+        """Return name, version and endpoints of the API."""
         return self._get("/api", ApiInfo)
 
     def health(self) -> Health:
+        """Return the version of the running server and for how long it has run."""
         return self._get("/health", Health)
 
     def stats(self) -> Stats:
+        """Return counts of jobs, metrics and connections, and the state of the queue."""
         return self._get("/stats", Stats)
 
     def system(self) -> Machine:
+        """Return memory, disks and versions of the server's machine."""
         return self._get("/system", Machine)
 
     def validate(self, config: TrainingConfig) -> ValidationResponse:
+        """Check a configuration against the server's machine, the model and the data, without a run."""
         return parse(self._send("POST", "/validate", json=sendable(config)), ValidationResponse)
 
     def train(self, config: TrainingConfig, priority: Priority = "normal", *, preemptible: bool = False) -> JobCreated:
+        """Queue a job. Raises InvalidRequestError, with its findings, if the run could not succeed."""
         params = {"priority": priority, "preemptible": preemptible}
         response = self._send("POST", "/train", json=sendable(config), params=params)
         return parse(response, JobCreated)
 
     def status(self, job_id: str) -> JobStatus:
+        """Return state and progress of a job."""
         return self._get(f"/status/{_segment(job_id)}", JobStatus)
 
     def jobs(self) -> dict[str, JobSummary]:
+        """Return a summary of every job by id, newest first."""
         return parse(self._send("GET", "/jobs"), _Jobs).root
 
     def history(self, status: str | None = None, limit: int = 50, offset: int = 0) -> JobHistory:
+        """Return one page of jobs, newest first, of all states or of one."""
         return self._get("/jobs/history", JobHistory, status=status, limit=limit, offset=offset)
 
     def metrics(
@@ -131,26 +141,33 @@ class Client:
         max_points: int | None = None,
         until_step: int | None = None,
     ) -> JobMetrics:
+        """Return the metrics of a job in step order, of all steps or of a range, at most `max_points` rows."""
         path = f"/jobs/{_segment(job_id)}/metrics"
         params = {"since_step": since_step, "until_step": until_step, "limit": limit, "max_points": max_points}
         return self._get(path, JobMetrics, **params)
 
     def config(self, job_id: str) -> dict[str, Any]:
+        """Return the configuration of a job, without tokens."""
         return parse(self._send("GET", f"/jobs/{_segment(job_id)}/config"), _AnyObject).root
 
     def logs(self, job_id: str, limit: int = 1000) -> JobLogs:
+        """Return the last lines of a run's log, oldest first."""
         return self._get(f"/jobs/{_segment(job_id)}/logs", JobLogs, limit=limit)
 
     def loading_code(self, job_id: str) -> LoadingCode:
+        """Return Python code that loads the model of a finished job."""
         return self._get(f"/jobs/{_segment(job_id)}/loading-code", LoadingCode)
 
     def timeline(self, job_id: str) -> JobTimeline:
+        """Return the states of a job in the order in which it entered them."""
         return self._get(f"/jobs/{_segment(job_id)}/timeline", JobTimeline)
 
     def stop(self, job_id: str) -> StopResponse:
+        """Cancel a waiting job, or ask a running one to stop and save its model."""
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/stop"), StopResponse)
 
     def pause(self, job_id: str) -> JobAction:
+        """Hold a queued job back, or ask a running one to write a checkpoint and end."""
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/pause"), JobAction)
 
     def resume(self, job_id: str, *, force: bool = False) -> JobCreated:
@@ -159,18 +176,23 @@ class Client:
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/resume", params=params), JobCreated)
 
     def retry(self, job_id: str) -> JobCreated:
+        """Queue a new job with the configuration of an earlier one."""
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/retry"), JobCreated)
 
     def delete(self, job_id: str) -> JobAction:
+        """Delete a job; a running one is stopped first. Its model is kept."""
         return parse(self._send("DELETE", f"/jobs/{_segment(job_id)}"), JobAction)
 
     def clear(self) -> JobsCleared:
+        """Delete all jobs. Their models are kept."""
         return parse(self._send("DELETE", "/jobs"), JobsCleared)
 
     def queue_status(self) -> QueueStatus:
+        """Return queued and running jobs, with statistics of the queue."""
         return self._get("/queue/status", QueueStatus)
 
     def queue_jobs(self) -> QueueJobs:
+        """Return queued and running jobs."""
         return self._get("/queue/jobs", QueueJobs)
 
     def upload(self, path: Path) -> UploadResponse:
@@ -184,6 +206,7 @@ class Client:
             )
 
     def uploads(self) -> UploadList:
+        """Return all uploads, newest first."""
         return self._get("/dataset/uploads", UploadList)
 
     def delete_upload(self, dataset_id: str, *, force: bool = False) -> UploadDeleted:
@@ -203,26 +226,31 @@ class Client:
         max_prompt_length: int | None = None,
         hf_token: str | None = None,
     ) -> PreviewResponse:
-        """Return the first pairs in the form that training uses; with `model_name`, as tokens of these lengths."""
+        """Return the first pairs as training uses them; with `model_name`, also as tokens, truncated to the lengths."""
         body = sendable(config) | _not_none(hf_token=hf_token)
         lengths = _not_none(max_length=max_length, max_prompt_length=max_prompt_length)
         response = self._send("POST", "/dataset/preview-formatted", json=body, params=lengths)
         return parse(response, PreviewResponse)
 
     def columns(self, config: DatasetConfig, hf_token: str | None = None) -> ColumnsResponse:
+        """Return the columns and first rows of a data set, and a suggested `column_mapping`."""
         body = sendable(config) | _not_none(hf_token=hf_token)
         return parse(self._send("POST", "/dataset/columns", json=body), ColumnsResponse)
 
     def gpus(self) -> GpuList:
+        """Return all GPUs of the server's machine."""
         return self._get("/gpu/list", GpuList)
 
     def gpu(self, index: int) -> GpuResponse:
+        """Return one GPU."""
         return self._get(f"/gpu/{index}", GpuResponse)
 
     def available_gpus(self, min_free_memory_mb: int = 4000) -> AvailableGpus:
+        """Return the indices of the GPUs with at least so many MiB of free memory."""
         return self._get("/gpu/available", AvailableGpus, min_free_memory_mb=min_free_memory_mb)
 
     def recommended_gpu(self) -> RecommendedGpu:
+        """Return the GPU with the most free memory."""
         return self._get("/gpu/recommended", RecommendedGpu)
 
     def save_config(
@@ -233,13 +261,16 @@ class Client:
         return parse(self._send("POST", "/configs/save", json=request), ConfigWritten)
 
     def saved_configs(self, tag: str | None = None) -> ConfigList:
+        """Return all saved configurations, or those with a tag, by name."""
         return self._get("/configs/list", ConfigList, tag=tag)
 
     def saved_config(self, name: str) -> SavedConfig:
+        """Return a saved configuration with its name, description, tags and times."""
         response = self._get(f"/configs/{_segment(name)}", ConfigResponse, include_metadata=True)
         return SavedConfig.model_validate(response.config)
 
     def delete_config(self, name: str) -> ConfigDeleted:
+        """Delete a saved configuration."""
         return parse(self._send("DELETE", f"/configs/{_segment(name)}"), ConfigDeleted)
 
     def export_config(self, name: str, output_path: str) -> ConfigWritten:
@@ -253,10 +284,12 @@ class Client:
         return parse(self._send("POST", "/configs/import", json=request), ConfigWritten)
 
     def preload_model(self, model_name: str, hf_token: str | None = None) -> PreloadResponse:
+        """Load the tokenizer of a model, which downloads it if necessary."""
         request = _not_none(model_name=model_name, hf_token=hf_token)
         return parse(self._send("POST", "/model/preload", json=request), PreloadResponse)
 
     def cached_models(self) -> CachedModels:
+        """Return the models with a tokenizer on the server's machine."""
         return self._get("/model/cached", CachedModels)
 
     def chat_state(self) -> ChatState:
@@ -293,12 +326,13 @@ class Client:
         response = self._send("POST", "/chat/comparisons", json=sendable(request), timeout=LOAD_SECONDS)
         return parse(response, Comparison)
 
-    def vote(self, comparison_id: str, better: Better) -> Comparison:
+    def vote(self, comparison_id: str, better: Verdict) -> Comparison:
         """Record the vote, which is final, and return the comparison with both sides revealed."""
         path = f"/chat/comparisons/{_segment(comparison_id)}/vote"
         return parse(self._send("POST", path, json={"better": better}), Comparison)
 
     def comparisons(self, job_id: str, limit: int = 100, offset: int = 0) -> ComparisonList:
+        """Return one page of a job's comparisons, newest first, with the tally of all."""
         return self._get("/chat/comparisons", ComparisonList, job_id=job_id, limit=limit, offset=offset)
 
     def save_votes(self, job_id: str) -> UploadResponse:

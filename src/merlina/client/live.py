@@ -1,4 +1,4 @@
-"""HelperPools of both clients for reading a job's messages: address, parsing, the end of a connection, reconnecting."""
+"""What both clients need to read a job's messages: address, parsing, the end of a connection, reconnecting."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pynvml
 
-_MB = 1024 * 1024
+from merlina.domain.units import MIB
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def _gpu(index: int) -> Gpu:
     return Gpu(
         index=index,
         name=str(pynvml.nvmlDeviceGetName(handle)),
-        memory_total_mb=int(memory.total) // _MB,
-        memory_free_mb=int(memory.free) // _MB,
-        memory_used_mb=int(memory.used) // _MB,
+        memory_total_mb=int(memory.total) // MIB,
+        memory_free_mb=int(memory.free) // MIB,
+        memory_used_mb=int(memory.used) // MIB,
         utilization_percent=_optional(lambda: int(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
         temperature_c=_optional(lambda: int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))),
         power_usage_w=_optional(lambda: round(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000, 1)),

@@ -1,4 +1,4 @@
-"""Preference pairs for the demo, which teach short, correct answers with a touch of wizard."""
+"""Preference pairs for the demo, which teach short, correct answers in the style of a wizard."""
 
 from __future__ import annotations
 

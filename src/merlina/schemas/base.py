@@ -1,4 +1,4 @@
-"""Base classes of the API's shapes: strict types, no unknown fields, no NaN."""
+"""Base classes of the API's request and response models: strict types, no unknown fields, no NaN."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, SecretStr, Validatio
 
 
 def _clean_token(value: SecretStr) -> SecretStr:
-    """Return the token without surrounding white space. Raises ValueError if it cannot be sent in an HTTP header."""
+    """Return the token without surrounding whitespace. Raises ValueError if it cannot be sent in an HTTP header."""
     text = value.get_secret_value().strip()
     if not text.isascii() or not text.isprintable() or " " in text:
         raise ValueError("contains characters that are not valid in a token")

@@ -1,4 +1,4 @@
-"""Shapes of chat with a trained model and its base model, and of blind comparisons."""
+"""Request and response models of chat with a trained model and its base model, and of blind comparisons."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from merlina.schemas.base import RequestModel, ResponseModel
 
 Side = Literal["base", "tuned"]
 Position = Literal["left", "right"]
-Better = Literal["left", "right", "tie"]
+Verdict = Literal["left", "right", "tie"]
 Winner = Literal["base", "tuned", "tie"]
 EndReason = Literal["end_token", "max_new_tokens", "max_positions"]
 
@@ -98,7 +98,7 @@ class ChatState(ResponseModel):
     )
     needed_mb: int | None = Field(default=None, description="Estimated memory before loading, in MiB.")
     memory_mb: int | None = Field(
-        default=None, description="Memory that the model holds on the GPU or, without one, in RAM, in MiB."
+        default=None, description="Memory that the model takes on the GPU or, without one, in RAM, in MiB."
     )
     idle_until: str | None = Field(
         default=None, description="Time at which an idle model is unloaded; null while it is in use."
@@ -127,7 +127,7 @@ class AnswerEnds(ResponseModel):
 
     type: Literal["end"]
     reason: EndReason = Field(
-        description="end_token: the answer is complete; otherwise it was cut at max_new_tokens or max_positions."
+        description="end_token: the answer is complete; otherwise it was truncated at max_new_tokens or max_positions."
     )
     tokens: int = Field(description="Number of generated tokens, including the end token.")
     seconds: float
@@ -162,7 +162,7 @@ class ComparisonRequest(Prompt):
 class Vote(RequestModel):
     """`POST /chat/comparisons/{comparison_id}/vote`."""
 
-    better: Better
+    better: Verdict
 
 
 class Comparison(ResponseModel):
@@ -174,8 +174,10 @@ class Comparison(ResponseModel):
     left: str
     right: str
     created_at: str = Field(description="UTC, ISO 8601 with offset.")
-    better: Better | None = Field(description="The vote; null before it.")
-    tuned: Position | None = Field(description="Side of the tuned model's answer; null before the vote.")
+    better: Verdict | None = Field(description="The vote; null before it.")
+    tuned: Position | None = Field(
+        description="Position of the tuned model's answer, left or right; null before the vote."
+    )
     winner: Winner | None = Field(description="Model with the better answer; null before the vote.")
 
 
@@ -183,7 +185,7 @@ class Tally(ResponseModel):
     """The votes on a job's model."""
 
     wins: int = Field(description="Votes for the tuned model.")
-    losses: int = Field(description="Votes for its base.")
+    losses: int = Field(description="Votes for the base model.")
     ties: int
     open: int = Field(description="Comparisons without a vote.")
     win_rate: float | None = Field(

@@ -1,4 +1,4 @@
-"""Shapes of saved configurations (docs/api.md, "Saved configurations")."""
+"""Request and response models of saved configurations (docs/api.md, "Saved configurations")."""
 
 from __future__ import annotations
 

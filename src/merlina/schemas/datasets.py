@@ -37,8 +37,8 @@ class DatasetSource(RequestModel):
     """The location of the rows. `source_type` determines which of the other fields is required."""
 
     source_type: SourceType = Field(
-        description="Where the rows are: huggingface (the Hub), local_file (a file on the server) or upload. Each "
-        "needs the field of its own below."
+        description="Where the rows are: huggingface (the Hub) requires repo_id, local_file (a file on the server) "
+        "requires file_path, upload requires dataset_id."
     )
     repo_id: str | None = Field(
         default=None,
@@ -188,7 +188,7 @@ class PreviewResponse(ResponseModel):
     status: Literal["success"] = "success"
     samples: list[dict[str, Any]] = Field(
         description="Columns of each row; or, in a formatted preview, prompt, chosen and rejected, the row number "
-        "from 1, and with model_name the numbers of tokens and of truncated tokens."
+        "from 1, and with model_name the tokens of each part and the numbers of truncated ones."
     )
     num_samples: int = Field(description="Number of samples in this response.")
     total_rows: int | None = Field(

@@ -33,7 +33,7 @@ class BaseEvent(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="null")
 
-    # Whether the writer waits until the event is on the disk.
+    # Whether the writer waits until the event is on disk.
     is_durable: ClassVar[bool] = False
 
     seq: int = Field(default=0, ge=1, le=2**31 - 1)
@@ -59,7 +59,7 @@ class Started(DurableEvent):
 
 
 class Resumed(DurableEvent):
-    """The attempt continues after `step`; 0 is the start. Metrics recorded after that step are discarded.
+    """The attempt continues after `step`; 0 is the beginning. Metrics recorded after that step are discarded.
 
     `announced_step` is the step that the server had announced, if it differs, and `reason` states why.
     """
@@ -99,7 +99,7 @@ class Metrics(BaseEvent):
 
 
 class Checkpointed(DurableEvent):
-    """A checkpoint is complete on the disk."""
+    """A checkpoint is complete on disk."""
 
     type: Literal["checkpoint"] = "checkpoint"
     step: _Count
@@ -109,7 +109,7 @@ class Checkpointed(DurableEvent):
 class Placing(DurableEvent):
     """The finished model is complete in `staged` and is about to be renamed to `folder`.
 
-    `identity` recognizes it under either name. The current content of `folder` will be moved to `kept_as`. `step` is
+    `identity` identifies it under either name. The current content of `folder` will be moved to `kept_as`. `step` is
     the optimizer step after which training ended; `final_metrics` is None if it was stopped. After a crash,
     `merlina.model_placement` completes the renames from this event.
     """
@@ -150,7 +150,7 @@ class Logged(BaseEvent):
 
 
 class Linked(BaseEvent):
-    """The run is also shown at this address."""
+    """The address of the run in Weights & Biases."""
 
     type: Literal["link"] = "link"
     wandb_url: str
@@ -159,7 +159,7 @@ class Linked(BaseEvent):
 class Paused(DurableEvent):
     """Last event of an attempt that will be resumed. Only its checkpoint was saved.
 
-    `checkpoint_step` is the newest complete checkpoint, as in `Ended`.
+    `checkpoint_step` is the step of the newest complete checkpoint, as in `Ended`.
     """
 
     type: Literal["paused"] = "paused"
@@ -168,7 +168,10 @@ class Paused(DurableEvent):
 
 
 class Ended(DurableEvent):
-    """Last event of an attempt. `checkpoint_step` is the newest complete checkpoint, from which a resume continues."""
+    """Last event of an attempt.
+
+    `checkpoint_step` is the step of the newest complete checkpoint, from which a resume continues.
+    """
 
     type: Literal["ended"] = "ended"
     state: EndState

@@ -1,4 +1,4 @@
-"""Shapes of GPUs (docs/api.md, "GPUs")."""
+"""Response models of GPUs (docs/api.md, "GPUs")."""
 
 from __future__ import annotations
 

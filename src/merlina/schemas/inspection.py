@@ -17,12 +17,14 @@ class _Facts(BaseModel):
 
 
 class ModelFacts(_Facts):
-    """The sizes that a model's configuration implies, in numbers of weights or units of width, never in bytes."""
+    """The sizes that a model's configuration implies, as numbers of weights and widths, never in bytes."""
 
     model_type: str
     architecture: str
     parameters: int
-    linear_parameters: int = Field(description="weights of linear layers other than the output head; 4-bit holds these")
+    linear_parameters: int = Field(
+        description="weights of linear layers other than the output head; these are quantized"
+    )
     hidden_size: int
     intermediate_size: int
     attention_size: int = Field(description="total width of all attention heads")

@@ -1,4 +1,4 @@
-"""Shapes of jobs and the queue (docs/api.md, "Training" and "Jobs")."""
+"""Response models of jobs and the queue (docs/api.md, "Training" and "Jobs")."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class JobCreated(ResponseModel):
 
 
 class Requested(ResponseModel):
-    """The open requests to a running job."""
+    """The pending requests to a running job."""
 
     stop_requested: bool = Field(default=False, description="A stop was requested and is not completed.")
     pause_requested: bool = Field(default=False, description="A pause was requested and is not completed.")
@@ -55,7 +55,7 @@ class JobStatus(Requested):
     created_at: str
     started_at: str | None = None
     ended_at: str | None = None
-    attempt: int = Field(description="Number of the present attempt; each resume starts the next one.")
+    attempt: int = Field(description="Number of the current attempt; each resume starts the next one.")
     last_checkpoint: int | None = Field(default=None, description="Optimizer step from which a resume would continue.")
     final_metrics: dict[str, float | None] | None = Field(
         default=None,
@@ -63,9 +63,7 @@ class JobStatus(Requested):
         "the optimizer step of the saved weights.",
     )
     seq: int = Field(description="Number of the last event ingested.")
-    skipped_lines: int = Field(
-        default=0, description="Lines of the event log that were skipped because they are not valid events."
-    )
+    skipped_lines: int = Field(default=0, description="Lines of the event log that could not be applied.")
 
 
 class JobSummary(Requested):
@@ -149,7 +147,7 @@ class TimelineEntry(ResponseModel):
 
 
 class JobTimeline(ResponseModel):
-    """A job's states in the order in which it entered them, up to the present one."""
+    """A job's states in the order in which it entered them, up to the current one."""
 
     job_id: str
     states: list[TimelineEntry]

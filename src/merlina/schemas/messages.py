@@ -19,7 +19,7 @@ class _AboutJob(ResponseModel):
 
 
 class StatusUpdate(Requested, _AboutJob):
-    """The present state of a job; also the last message of a job that was stopped or cancelled."""
+    """The current state of a job; also the last message of a job that was stopped or cancelled."""
 
     type: Literal["status_update"]
     status: JobState

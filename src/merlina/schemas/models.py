@@ -1,4 +1,4 @@
-"""Shapes of base models and their tokenizers (docs/api.md, "Models")."""
+"""Request and response models of base models and their tokenizers (docs/api.md, "Models")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operations of helper processes and the chat process: each class holds the arguments and names the result type.
+"""The operations of helper processes and the chat process: each class has the arguments and names the result type.
 
 The server calls `helper.call(CountRows(file=…))` and gets an `int`; `merlina.worker.helper.process` maps each class to
 the function that carries it out. `merlina.worker.chat.process` carries out the two of the chat process.
@@ -168,7 +168,7 @@ class MeasureProductRate(Operation[float]):
 
 
 class LoadChatModel(Operation[int]):
-    """Load the model that a run saved in `model_dir`. Returns the memory that the process then holds, in MiB.
+    """Load the model that a run saved in `model_dir`. Returns the memory that the process then takes, in MiB.
 
     `token` gives access to the base model's files on the Hub. Raises ModelError; ConflictError if memory does not
     suffice.
@@ -182,7 +182,7 @@ class LoadChatModel(Operation[int]):
 
 
 class FinishedAnswer(BaseModel):
-    """The end of an answer, and the memory that the process then holds, in MiB."""
+    """The end of an answer, and the memory that the process then takes, in MiB."""
 
     end: AnswerEnds
     memory_mb: int

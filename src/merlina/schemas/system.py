@@ -1,4 +1,4 @@
-"""Shapes of general responses: information about the server, its state and errors (docs/api.md, "General")."""
+"""Response models of general endpoints: information about the server, its state and errors (docs/api.md, "General")."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ OPTIMIZER_BYTES: dict[OptimizerType, float] = {
     "sgd": 0.0,
 }
 # A frozen model that takes more than this fraction of a GPU's free memory is sharded over the GPUs of the run.
-_WHOLE_MODEL_SHARE = 0.5
+_WHOLE_MODEL_FRACTION = 0.5
 MAX_TEXT_TOKENS = 1_048_576
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _DEFAULT_TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
@@ -145,7 +145,10 @@ class TrainingConfig(RequestModel):
         "tolerate 5e-5 to 5e-4; lower it if the loss diverges.",
     )
     num_epochs: float = Field(
-        default=2, gt=0, le=1000, description="Number of epochs; may be a fraction. More than 3 often overfit."
+        default=2,
+        gt=0,
+        le=1000,
+        description="Number of epochs; may be a fraction. More than 3 often lead to overfitting.",
     )
     max_steps: int | None = Field(
         default=None, ge=1, description="Number of optimizer steps; overrides num_epochs. Useful for a short trial run."
@@ -160,8 +163,8 @@ class TrainingConfig(RequestModel):
         default=16,
         ge=1,
         le=4096,
-        description="Factor of the pairs per optimizer step, as batch_size is. The micro-batch size is chosen "
-        "automatically.",
+        description="The other factor of the number of pairs per optimizer step; see batch_size. The micro-batch "
+        "size is chosen automatically.",
     )
     max_length: int = Field(
         default=2048,
@@ -262,7 +265,8 @@ class TrainingConfig(RequestModel):
     )
 
     use_4bit: bool = Field(
-        default=True, description="Hold frozen weights in 4 bits (NF4), a quarter of 16-bit weights. Requires use_lora."
+        default=True,
+        description="Hold the frozen weights in 4 bits (NF4), a quarter of the memory of 16 bits. Requires use_lora.",
     )
     use_8bit: bool = Field(
         default=False,
@@ -405,21 +409,21 @@ class TrainingConfig(RequestModel):
     def shards_weights(self, processes: int, weight_bytes: float, free_bytes: float) -> bool:
         """Return whether a run on several GPUs, each with `free_bytes` of free memory, shards its frozen model."""
         is_frozen = self.use_lora and self.weight_bits is None
-        return processes > 1 and is_frozen and weight_bytes > _WHOLE_MODEL_SHARE * free_bytes
+        return processes > 1 and is_frozen and weight_bytes > _WHOLE_MODEL_FRACTION * free_bytes
 
     @property
     def merges(self) -> bool:
-        """Return whether the run uploads merged weights rather than the adapter alone."""
+        """Whether the run uploads merged weights rather than the adapter alone."""
         return self.use_lora and self.push_to_hub and self.merge_lora_before_upload
 
     def merging_bytes(self, weight_bytes: float) -> float:
         """Return the memory for merging, in bytes, if the merged model's weights take `weight_bytes`."""
-        # GGUF weights exist twice while they are unpacked; others are loaded one by one.
+        # GGUF weights exist twice while they are dequantized; others are loaded one by one.
         return weight_bytes * (1.5 if self.base_model.lower().endswith(".gguf") else 1.1)
 
     @property
     def needs_rejected(self) -> bool:
-        """Return whether the method compares a chosen with a rejected answer."""
+        """Whether the method compares a chosen with a rejected answer."""
         return self.training_mode != "sft"
 
     @property
@@ -433,5 +437,5 @@ class TrainingConfig(RequestModel):
 
     def secrets(self) -> dict[str, str]:
         """Return the tokens in the configuration, by field name."""
-        held = {name: getattr(self, name) for name in SECRET_FIELDS}
-        return {name: value.get_secret_value() for name, value in held.items() if value}
+        tokens = {name: getattr(self, name) for name in SECRET_FIELDS}
+        return {name: value.get_secret_value() for name, value in tokens.items() if value}

@@ -11,7 +11,7 @@ from merlina.schemas.datasets import DataFinding
 
 
 class ValidationChecks(ResponseModel):
-    """Whether each check passed. Further checks may be present; they are null if not performed."""
+    """Whether each check passed. There may be further checks, which are null if not performed."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -66,8 +66,8 @@ class ValidationResults(ResponseModel):
     )
     time: TimeEstimate | None = Field(
         default=None,
-        description="Time estimate; null if rows or tokens cannot be counted, or if no completed run with this "
-        "model on a GPU exists.",
+        description="Time estimate; null if rows or tokens cannot be counted or, for a run on a GPU, if no run "
+        "with this model has completed on one.",
     )
     dataset_findings: list[DataFinding] = Field(default_factory=list)
     rows_examined: int = Field(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 
-TOO_MANY_DIGITS = f"holds a number with more than {sys.get_int_max_str_digits():,} digits"
+TOO_MANY_DIGITS = f"contains a number with more than {sys.get_int_max_str_digits():,} digits"
 TOO_DEEP = "is nested too deeply"
 # By the beginning of the parser's message.
 _PROBLEMS = {
@@ -18,9 +18,9 @@ _PROBLEMS = {
     "Expecting ','": "a comma or the end of the array or object was expected",
     "Expecting value": "a value was expected",
     "Extra data": "there is more text after the end of the value",
-    "Unterminated string": "a text has no closing quotation mark",
-    "Invalid control character": "a text holds a line break or another control character that is not escaped",
-    "Invalid \\": "a text holds a backslash that begins no escape of JSON",
+    "Unterminated string": "a string has no closing quotation mark",
+    "Invalid control character": "a string contains a line break or another control character that is not escaped",
+    "Invalid \\": "a string contains a backslash that does not begin a JSON escape sequence",
     "Illegal trailing comma": "a comma is followed by no further element",
     "Unexpected UTF-8 BOM": "the text begins with a byte-order mark",
 }

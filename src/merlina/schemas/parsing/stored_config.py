@@ -27,15 +27,15 @@ def read_stored_config(content: Mapping[str, Any], name: str) -> TrainingConfig:
 
 
 def read_stored_partial(content: Mapping[str, Any], name: str) -> PartialConfig:
-    """Return a stored partial configuration in the present form. Raises StoredConfigError."""
-    present = upgrade(dict(content))
-    if problems := check_partial(present):
+    """Return a stored partial configuration in the current form. Raises StoredConfigError."""
+    current = upgrade(dict(content))
+    if problems := check_partial(current):
         raise _unreadable(name, problems)
-    return present
+    return current
 
 
 def check_partial(config: PartialConfig) -> list[Finding]:
-    """Return what is wrong with the fields that are present; fields may be missing."""
+    """Return what is wrong with the fields that are given; others may be missing."""
     try:
         TrainingConfig.model_validate(config)
     except ValidationError as error:

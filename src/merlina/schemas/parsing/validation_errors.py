@@ -24,7 +24,7 @@ _TEXTS = {
     "model_attributes_type": "should be a JSON object",
     "dict_type": "should be a JSON object",
     "list_type": "should be a list",
-    "string_unicode": "holds half of a surrogate pair, which is not valid text",
+    "string_unicode": "contains half of a surrogate pair, which is not valid text",
     "string_pattern_mismatch": "does not have the required form",
     "int_parsing": "should be a valid integer",
     "int_parsing_size": "is too large",
