@@ -1,10 +1,10 @@
-"""Checkpoints on the disk: completing, verifying, rotating and removing them.
+"""Checkpoints on disk: completing, verifying, rotating and removing them.
 
 A checkpoint is complete if its manifest verifies. The manifest lists every file with its size and checksum; it is
-written last, when all files are on the disk, and removed first. A crash at any moment therefore leaves a checkpoint
+written last, when all files are on disk, and removed first. A crash at any moment therefore leaves a checkpoint
 either complete or without a valid manifest.
 
-Earlier versions wrote an empty file, `whole`, instead of a manifest when all files were on the disk, and removed the
+Earlier versions wrote an empty file, `whole`, instead of a manifest when all files were on disk, and removed the
 files of a checkpoint in any order. A checkpoint with that file and every file that a resume needs counts as complete,
 and gets its manifest from the first attempt that resumes the run (`adopt`).
 """
@@ -26,7 +26,7 @@ from xxhash import xxh3_128
 from merlina.faults import FaultPoint, reach
 
 MANIFEST = "manifest.json"
-_EARLIER_MARKER = "whole"
+_LEGACY_COMPLETE_FILE = "whole"
 _PARTIAL_MANIFEST = f".{MANIFEST}.partial"
 _STATE = "trainer_state.json"
 _NEEDED = (_STATE, "optimizer.pt", "scheduler.pt", "rng_state.pth")
@@ -45,7 +45,7 @@ class _File(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """The files of a checkpoint. `best_step` is the checkpoint of the best model so far, which is kept as well."""
+    """The files of a checkpoint. `best_step` is the step of the best model so far, whose checkpoint is kept too."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -140,7 +140,7 @@ def adopt(folder: Path) -> list[int]:
     """
     adopted = []
     for path in _newest_first(folder):
-        marker = path / _EARLIER_MARKER
+        marker = path / _LEGACY_COMPLETE_FILE
         if not marker.exists():
             continue
         if not (path / MANIFEST).exists():
@@ -155,11 +155,11 @@ def adopt(folder: Path) -> list[int]:
 
 
 def write_manifest(checkpoint: Path, best_step: int | None) -> None:
-    """Wait until every file of the checkpoint is on the disk, then write its manifest."""
+    """Wait until every file of the checkpoint is on disk, then write its manifest."""
     names = sorted(
         path.relative_to(checkpoint)
         for path in checkpoint.rglob("*")
-        if path.is_file() and path.name != _EARLIER_MARKER
+        if path.is_file() and path.name != _LEGACY_COMPLETE_FILE
     )
     for path in checkpoint.rglob("*"):
         sync(path)
@@ -192,7 +192,7 @@ def rotate(folder: Path, keep: int) -> None:
 
 def remove_manifest(checkpoint: Path) -> None:
     """Remove the manifest, so that the checkpoint no longer counts as complete."""
-    (checkpoint / _EARLIER_MARKER).unlink(missing_ok=True)
+    (checkpoint / _LEGACY_COMPLETE_FILE).unlink(missing_ok=True)
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     sync(checkpoint)
 
@@ -258,7 +258,7 @@ def evaluation_is_due(checkpoint: Path) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content or a folder's entries are on the disk."""
+    """Wait until a file's content or a folder's entries are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -267,7 +267,7 @@ def sync(path: Path) -> None:
 
 
 def _check_without_manifest(checkpoint: Path) -> UnusableCheckpoint | None:
-    if not (checkpoint / _EARLIER_MARKER).exists():
+    if not (checkpoint / _LEGACY_COMPLETE_FILE).exists():
         return UnusableCheckpoint(checkpoint, "unfinished", "it was not finished")
     written = "it was written by an earlier version, without a manifest, and"
     missing = [name for name in _NEEDED if not (checkpoint / name).is_file()]

@@ -1,4 +1,4 @@
-"""The hierarchy of the exceptions that Merlina raises deliberately, and the findings that an error may list.
+"""The exceptions that Merlina raises deliberately, and the findings that an error may list.
 
 A message states what is wrong, with which value, and what to do; it is shown to users unchanged.
 To add an error: subclass the nearest class, keep it picklable (all state in `args`), and add it to the table in
@@ -38,7 +38,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A result of a check or a validation. `field` is the dotted path of the field concerned, null if there is none."""
+    """A problem that a check or a validation found. `field` is the dotted path of its field, None without one."""
 
     message: str
     field: str | None = None
@@ -118,7 +118,7 @@ class HelperError(MerlinaError):
 
 
 class ConflictError(MerlinaError):
-    """The request conflicts with the present state or with another operation."""
+    """The request conflicts with the current state or with another operation."""
 
 
 class IllegalTransitionError(ConflictError):
@@ -138,7 +138,7 @@ class StartOverError(OverridableError):
 
 
 class InsufficientMemoryError(OverridableError):
-    """A chat model needs memory that is not free or that runs hold or wait for."""
+    """A chat model needs memory that is not free or that runs use or wait for."""
 
 
 class BusyError(MerlinaError):

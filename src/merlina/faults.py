@@ -2,7 +2,7 @@
 
 `MERLINA_CRASH_FILE` names a file that contains the name of a fault point. The first process that reaches this point
 removes the file, so that later processes are not affected, and dies by SIGKILL. `name:3` means the third time that the
-process reaches the point. A worker dies with all of its processes. Without the variable, `reach` costs one look-up in
+process reaches the point. A worker dies with all of its processes. Without the variable, `reach` costs one lookup in
 the environment.
 
 A new point needs its name here, a call of `reach` at its moment, and a row in ARCHITECTURE.md.
@@ -20,7 +20,7 @@ _VARIABLE = "MERLINA_CRASH_FILE"
 
 
 class FaultPoint(StrEnum):
-    """A step that was just completed. A name begins with the procedure: start, save, rotate, pause, resume or end."""
+    """A moment in a procedure, with which its name begins: start, save, rotate, pause, resume or end."""
 
     START_CLAIMED = "start.claimed"
     START_ORDERED = "start.ordered"
@@ -69,6 +69,7 @@ class FaultPoint(StrEnum):
     END_HALF_CLEANED = "end.half_cleaned"
 
 
+# The points that the server reaches. All others are reached by workers.
 SERVER_POINTS = frozenset(
     {
         FaultPoint.START_CLAIMED,
@@ -80,7 +81,6 @@ SERVER_POINTS = frozenset(
         FaultPoint.RESUME_QUEUED,
     }
 )
-"""The points that the server reaches. All others are reached by workers."""
 
 _reached: Counter[FaultPoint] = Counter()
 

@@ -1,4 +1,4 @@
-"""Placement: the atomic move of a finished model into its output folder.
+"""Placement: the atomic move of a finished model into its output folder. (`jobs.scheduler` assigns GPUs.)
 
 The worker writes the model into a temporary folder beside the output folder, then the event `placing`, which lists the
 remaining renames. From then on the model is complete: the process that finds the worker dead completes the renames
@@ -26,7 +26,7 @@ class PlacementLog(Protocol):
 
 
 def identity(folder: Path) -> str | None:
-    """Return a text that identifies a folder after a rename until its content changes; None if there is no folder."""
+    """Return a string that identifies a folder after a rename until its content changes; None if there is no folder."""
     try:
         found = folder.stat()
     except FileNotFoundError:

@@ -32,7 +32,7 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
 class AllowedPaths:
     """Folders that requests may access (`roots`), and folders inside them that they may not (`private`).
 
-    Hidden files and folders below a root are private as well, because they often hold keys and tokens.
+    Hidden files and folders below a root are private as well, because they often contain keys and tokens.
     """
 
     roots: tuple[Path, ...]

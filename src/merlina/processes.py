@@ -33,7 +33,7 @@ class ProcessId:
 
     @staticmethod
     def parse(text: str) -> ProcessId | None:
-        """Parse the result of `str`; return None for any other text.
+        """Parse the result of `str`; return None for any other string.
 
         Earlier versions wrote a process id and a start time in epoch seconds, which is accepted for a process that
         still runs.

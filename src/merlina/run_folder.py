@@ -1,4 +1,4 @@
-"""The run folder: the names of its files, and the process that writes each.
+"""The run folder: its files, the process that writes each, and reading and writing of the event log.
 
 DATA_DIR/runs/<job_id>/            0700
     job.json         server        the mark of a run folder, from which its job can be restored
@@ -52,7 +52,7 @@ class RunOrder(BaseModel):
     job_id: str
     attempt: int
     resume: bool = False
-    # The step after which the server announced that a resume continues; 0 is the start.
+    # The step from which this attempt continues, as the server announced it; 0: from the beginning.
     resume_step: int = Field(0, ge=0)
     config: TrainingConfig
     dataset_file: str | None = None
@@ -65,7 +65,8 @@ class RunOrder(BaseModel):
     gpus: list[int] | None = None
     # The number of ranks: one per GPU, or one without a GPU.
     num_ranks: int = Field(default=1, ge=1)
-    # The estimate of the peak memory per GPU that was reported before the run, in MiB.
+    # The estimate of the peak memory per GPU that was reported before the run, in MiB. Passes stay within it, unless
+    # not even one with a single pair fits.
     memory_limit_mb: int | None = None
 
 
@@ -78,7 +79,7 @@ _BLOCK = 1 << 20
 MAX_LINE_BYTES = 1 << 20
 # The exit code of a worker that ended itself because its run folder, lock or event log was gone.
 DETACHED_EXIT_CODE = 76
-# Characters of a text in an event. However they are escaped, the line stays below the limit.
+# Characters of a string in an event. However they are escaped, the line stays below the limit.
 _MAX_TEXT = 100_000
 # A larger gap in the numbering means damage rather than lost lines.
 _MAX_GAP = 1_000_000
@@ -298,7 +299,7 @@ def read_events(path: Path, offset: int = 0, limit_bytes: int = _BLOCK) -> tuple
 def in_order(events: Sequence[Event], after: int) -> list[Event]:
     """Return the events with increasing numbers above `after`.
 
-    Repeated and smaller numbers are left out, and a number that is higher than those of later events.
+    Left out are repeated and smaller numbers, and a number that skips ahead of events that follow.
     """
     kept: list[Event] = []
     last = after
@@ -316,7 +317,7 @@ def in_order(events: Sequence[Event], after: int) -> list[Event]:
 def find_events(path: Path, *kinds: type[_E]) -> Iterator[_E]:
     """Yield the log's events of some types, in order, without parsing the lines of other types, which are most."""
     names = "|".join(name for kind in kinds for name in get_args(kind.model_fields["type"].annotation))
-    # Quotes are escaped inside texts, so the pattern matches nowhere else.
+    # Quotes are escaped inside strings, so the pattern matches nowhere else.
     pattern = re.compile(f'"type":"(?:{names})"'.encode())
     with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
         rest = b""
@@ -344,16 +345,19 @@ class EventLog:
         self._path = path
         self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._writing = threading.Lock()
-        self._cut_torn_line()
+        self._remove_torn_line()
         self.seq = after_seq or self._last_seq()
 
     def append(self, event: KnownEvent) -> int:
-        """Write one event and return its number. A durable event is on the disk by then."""
+        """Write one event and return its number. A durable event is on disk by then."""
         with self._writing:
             return self._append(event)
 
     def block_appends(self) -> None:
-        """Prevent all other threads from writing, forever: their next `append` never returns."""
+        """Prevent all other threads from writing, forever: their next `append` never returns.
+
+        A write that does not end within two seconds is not waited for.
+        """
         self._writing.acquire(timeout=_SILENCE_SECONDS)
 
     def _append(self, event: KnownEvent) -> int:
@@ -372,7 +376,7 @@ class EventLog:
     def close(self) -> None:
         os.close(self.descriptor)
 
-    def _cut_torn_line(self) -> None:
+    def _remove_torn_line(self) -> None:
         """Remove an incomplete last line, left by a writer that was killed."""
         end = os.lseek(self.descriptor, 0, os.SEEK_END)
         newlines = (start + block.rfind(b"\n") for start, block in self._blocks_from_end(end) if b"\n" in block)

@@ -80,7 +80,7 @@ def test_a_database_of_another_program_is_left_as_it_is(tmp_path: Path) -> None:
         connection.execute("CREATE TABLE recipes (name TEXT)")
     connection.close()
     before = file.read_bytes()
-    with pytest.raises(ServerError, match="holds the tables recipes of another program"):
+    with pytest.raises(ServerError, match="contains the tables recipes of another program"):
         open_database(f"sqlite:///{file}", "DATABASE_URL")
     assert file.read_bytes() == before
     assert sorted(tmp_path.iterdir()) == [file]

@@ -33,7 +33,7 @@ class Clock:
 
 
 class Backend:
-    """Commands and supervisor as the server wires them; a test calls each pass itself."""
+    """Commands and supervisor as the server wires them; a test calls each cycle itself."""
 
     def __init__(self, root: Path, empty_database: Path, broadcast: Broadcast | None = None) -> None:
         self.root = root
@@ -76,14 +76,14 @@ class Backend:
     def start(self, *args: Any, **kwargs: Any) -> tuple[str, FakeWorker]:
         """Submit a job and start its worker."""
         job_id = self.submit(*args, **kwargs)
-        self.supervisor.run_pass()
+        self.supervisor.run_cycle()
         return job_id, self.executor.workers[job_id]
 
-    def run_passes(self, seconds: float) -> None:
-        """Let time pass, with a pass each second."""
+    def run_cycles(self, seconds: float) -> None:
+        """Let time pass, with a cycle each second."""
         for _ in range(round(seconds)):
             self.clock.seconds += 1
-            self.supervisor.run_pass()
+            self.supervisor.run_cycle()
 
     def record(self, job_id: str) -> JobRecord:
         with self.database.read() as connection:

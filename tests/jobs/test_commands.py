@@ -19,7 +19,7 @@ TRAINING = (Started(attempt=1, pid=1), StateChanged(state="training"))
 def failed(backend: Backend, name: str = "model") -> str:
     job, worker = backend.start(name)
     worker.exit(*TRAINING, Ended(state="failed", error="why"))
-    backend.supervisor.run_pass()
+    backend.supervisor.run_cycle()
     return job
 
 
@@ -74,7 +74,7 @@ def test_a_queued_job_is_held_back_and_queued_again(backend: Backend) -> None:
     job = backend.submit()
     record, has_changed = backend.commands.pause(job)
     assert (record.state, has_changed) == ("paused", True)
-    backend.supervisor.run_pass()
+    backend.supervisor.run_cycle()
     assert backend.executor.workers == {}
     queued, resumption = backend.commands.resume(job)
     assert (queued.state, queued.attempt, resumption.step) == ("queued", 1, 0)
@@ -90,10 +90,10 @@ def test_a_pause_after_a_stop_changes_nothing(backend: Backend) -> None:
 def test_a_failed_job_is_resumed_as_its_next_attempt_and_old_requests_are_withdrawn(backend: Backend) -> None:
     job, worker = backend.start()
     worker.append(*TRAINING)
-    backend.supervisor.run_pass()
+    backend.supervisor.run_cycle()
     backend.commands.stop(job)
     worker.exit(Ended(state="failed", error="why"))
-    backend.supervisor.run_pass()
+    backend.supervisor.run_cycle()
     record, _ = backend.commands.resume(job)
     assert (record.state, record.attempt, record.error, record.stop_requested_at) == ("queued", 2, None, None)
     assert not backend.folder(job).stop_file.exists()
@@ -103,7 +103,7 @@ def test_a_failed_job_is_resumed_as_its_next_attempt_and_old_requests_are_withdr
 def test_a_job_that_waits_or_runs_cannot_be_resumed(backend: Backend, state: str) -> None:
     job = backend.submit()
     if state == "initializing":
-        backend.supervisor.run_pass()
+        backend.supervisor.run_cycle()
     with pytest.raises(ConflictError, match=f"is {state}; only a failed, stopped, cancelled or paused job"):
         backend.commands.resume(job)
 
@@ -118,10 +118,10 @@ def test_a_job_cancelled_before_it_ran_is_not_resumed(backend: Backend) -> None:
 def test_a_job_without_its_checkpoint_starts_over_only_by_force(backend: Backend) -> None:
     job, worker = backend.start()
     worker.append(*TRAINING, Checkpointed(step=4, path="x"))
-    backend.supervisor.run_pass()
+    backend.supervisor.run_cycle()
     backend.commands.pause(job)
     worker.exit(Paused(reason="a pause was requested", checkpoint_step=4))
-    backend.supervisor.run_pass()
+    backend.supervisor.run_cycle()
     with pytest.raises(StartOverError, match="that of step 4 is gone"):
         backend.commands.resume(job)
     assert backend.record(job).state == "paused"
@@ -156,7 +156,7 @@ def test_all_jobs_are_deleted_with_their_files(backend: Backend) -> None:
     assert backend.commands.clear() == 3
     with pytest.raises(NotFoundError):
         backend.commands.find("job_19700112_134640")
-    backend.supervisor.run_pass()
+    backend.supervisor.run_cycle()
     assert list(backend.runs_dir.iterdir()) == []
     with backend.database.read() as connection:
         assert jobs.all_ids(connection) == set()
@@ -189,5 +189,5 @@ def test_a_full_disk_keeps_a_stop_in_the_database_until_it_can_be_delivered(back
     backend.commands.stop(job)
     assert (backend.record(job).stop_requested_at, worker.requests) == (1_000_000.0, [])
     backend.executor.delivery_error = None
-    backend.supervisor.run_pass()
+    backend.supervisor.run_cycle()
     assert worker.requests == ["stop"]

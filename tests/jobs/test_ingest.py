@@ -74,7 +74,7 @@ def test_a_model_is_moved_once_however_often_its_log_is_read(runs: Runs) -> None
     runs.ingest(first)
     runs.append("second", moved("/m/o.before-second"), SAVED)
     runs.ingest(second)
-    # A second pass that read the row before the first one ingested the events.
+    # A second cycle that read the row before the first one ingested the events.
     runs.ingest(second)
     assert (runs.folder_of(first), runs.folder_of(second)) == ("/m/o.before-second", "/m/o")
 

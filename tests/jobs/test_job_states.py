@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from merlina.domain.job_states import (
     END_STATE_FOR,
-    PAUSABLE_STATES,
+    PAUSABLE_RUN_STATES,
     TRANSITIONS,
     EndReason,
     EndState,
@@ -39,7 +39,7 @@ def test_an_ended_job_is_never_given_another_end(current: JobState) -> None:
 
 def test_a_pause_is_possible_until_the_model_is_being_saved_and_is_no_end() -> None:
     pausable = {state for state in ORDER if is_legal(state, "paused")}
-    assert pausable == {"queued", *PAUSABLE_STATES} == {"queued", *ORDER[1:5]}
+    assert pausable == {"queued", *PAUSABLE_RUN_STATES} == {"queued", *ORDER[1:5]}
     assert {state for state in ORDER if is_legal("paused", state)} == {"queued", "stopped", "cancelled"}
 
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import update
 
 from merlina.errors import ConflictError
-from merlina.jobs.output_folders import owner_among, refuse_nested, refuse_taken, settle_kept_model
+from merlina.jobs.output_folders import correct_moved_model, owner_among, refuse_nested_jobs, refuse_nested_on_disk
 from merlina.run_folder import EventLog, RunFolder
 from merlina.schemas.events import Moved, Placed, Placing
 from merlina.storage import jobs, tables
@@ -72,10 +72,10 @@ def test_a_model_inside_another_is_refused_while_the_other_has_one_or_may_save_o
         with database.read() as connection:
             if refused:
                 with pytest.raises(ConflictError, match="of job_1"):
-                    refuse_nested(connection, target)
-                refuse_nested(connection, target, "job_1")
+                    refuse_nested_jobs(connection, target)
+                refuse_nested_jobs(connection, target, "job_1")
             else:
-                refuse_nested(connection, target)
+                refuse_nested_jobs(connection, target)
 
 
 def test_models_on_the_disk_are_not_built_into_or_around(tmp_path: Path) -> None:
@@ -86,12 +86,12 @@ def test_models_on_the_disk_are_not_built_into_or_around(tmp_path: Path) -> None
     (tmp_path / "notes").touch()
     (tmp_path / "empty").mkdir()
     for name, complaint in (
-        ("org", "holds the model"), ("model/inner", "is the folder of a model"), ("notes/inner", "is a file"),
+        ("org", "contains the model"), ("model/inner", "is the folder of a model"), ("notes/inner", "is a file"),
     ):  # fmt: skip
         with pytest.raises(ConflictError, match=complaint):
-            refuse_taken(tmp_path, tmp_path / name)
+            refuse_nested_on_disk(tmp_path, tmp_path / name)
     for name in ("org/model", "org/other", "model", "notes", "empty", "new", "new/inner"):
-        refuse_taken(tmp_path, tmp_path / name)
+        refuse_nested_on_disk(tmp_path, tmp_path / name)
 
 
 def test_models_inside_a_folder_that_is_moved_are_found_in_its_new_place(database: Database, tmp_path: Path) -> None:
@@ -124,5 +124,5 @@ def test_only_a_worker_killed_before_an_announced_move_leaves_the_older_model_in
     log.close()
     with database.write() as connection:
         jobs.move_model(connection, str(target), str(kept))  # as announced
-        settle_kept_model(connection, run)
+        correct_moved_model(connection, run)
     assert output_of(database, "early") == str(target if interrupted and not moved else kept)

@@ -148,7 +148,7 @@ def _server_tokens(settings: Settings) -> dict[str, str]:
 
 def _add_middleware(app: FastAPI, settings: Settings, sessions: Sessions | None) -> None:
     """Add the middleware. The last one added sees a request first, so access is checked before the cache is read."""
-    app.add_middleware(ResponseCacheMiddleware, revision=lambda: app.state.services.database.revision)
+    app.add_middleware(ResponseCacheMiddleware, revision=lambda: app.state.services.database.write_count)
     app.add_middleware(BodyLimitMiddleware, streamed_path="/dataset/upload-file")
     if sessions:
         app.add_middleware(ApiKeyMiddleware, sessions=sessions)

@@ -17,7 +17,7 @@ from merlina.api.messages import HEARTBEAT, event_message, last_message, refusal
 from merlina.api.services import Services
 from merlina.jobs.cursor import EventCursor
 from merlina.jobs.fold import fold
-from merlina.jobs.requests import OpenRequests, open_requests
+from merlina.jobs.requests import PendingRequests, pending_requests
 from merlina.schemas.events import Event
 from merlina.schemas.messages import encode
 from merlina.storage import jobs
@@ -61,7 +61,7 @@ class _Connection:
         self._snapshot_sent = asyncio.Event()
         self._next_status_at = 0.0
         self._status_seq = 0
-        self._open_requests: OpenRequests | None = None
+        self._pending_requests: PendingRequests | None = None
 
     async def respond_to_client(self) -> None:
         """Send a heartbeat for each message of the client, but none before the snapshot."""
@@ -121,15 +121,15 @@ class _Connection:
             return
         if latest.last_seq > self._status_seq:
             await self._send_status(latest, latest.last_seq)
-        elif open_requests(latest) != self._open_requests:
-            self._open_requests = open_requests(latest)
+        elif pending_requests(latest) != self._pending_requests:
+            self._pending_requests = pending_requests(latest)
             await self._send_text(encode(request_message(latest)))
 
     async def _send_status(self, record: JobRecord, seq: int) -> None:
         await asyncio.sleep(max(0.0, self._next_status_at - time.monotonic()))
         self._next_status_at = time.monotonic() + _STATUS_SECONDS
         self._status_seq = seq
-        self._open_requests = open_requests(record)
+        self._pending_requests = pending_requests(record)
         await self._send_text(self._services.results.get(_status_text, record, seq))
 
     async def _refuse(self, problem: str, code: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from merlina.jobs.requests import open_requests
+from merlina.jobs.requests import pending_requests
 from merlina.schemas import events
 from merlina.schemas.events import Event
 from merlina.schemas.messages import (
@@ -37,7 +37,7 @@ def status_update(record: JobRecord, seq: int, timestamp: float, **at_end: Any) 
         eval_loss=record.eval_loss,
         learning_rate=record.learning_rate,
         gpu_memory=record.gpu_memory,
-        **open_requests(record),
+        **pending_requests(record),
         **at_end,
     )
 
@@ -59,7 +59,7 @@ def request_message(record: JobRecord) -> RequestMessage:
         job_id=record.job_id,
         timestamp=record.updated_at,
         seq=record.last_seq,
-        **open_requests(record),
+        **pending_requests(record),
     )
 
 

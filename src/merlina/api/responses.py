@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from merlina.domain.job_states import JobState
 from merlina.domain.timestamps import iso
 from merlina.executors.chat_process import ChatStatus
-from merlina.jobs.requests import open_requests
+from merlina.jobs.requests import pending_requests
 from merlina.schemas.chat import ChatState
 from merlina.schemas.datasets import UploadEntry, UploadResponse
 from merlina.schemas.events import BaseEvent, Ended, Logged, Paused, Started, StateChanged
@@ -61,12 +61,12 @@ def job_status(record: JobRecord, queue_position: int | None) -> JobStatus:
         final_metrics=record.final_metrics if record.is_ended else None,
         seq=record.last_seq,
         skipped_lines=record.skipped_lines,
-        **open_requests(record),
+        **pending_requests(record),
     )
 
 
 def job_summary(summary: Summary) -> JobSummary:
-    return JobSummary(status=summary.state, progress=summary.progress, **open_requests(summary))
+    return JobSummary(status=summary.state, progress=summary.progress, **pending_requests(summary))
 
 
 def history_entry(record: JobRecord) -> JobHistoryEntry:
@@ -85,7 +85,7 @@ def history_entry(record: JobRecord) -> JobHistoryEntry:
         output_name=record.output_name,
         priority=_PRIORITY_NAME[record.priority],
         preemptible=record.preemptible,
-        **open_requests(record),
+        **pending_requests(record),
     )
 
 

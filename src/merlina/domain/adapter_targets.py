@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
 class Site(BaseModel):
-    """A layer, a parameter that holds the weights of several experts, or a group of `count` similar ones."""
+    """A layer, a parameter with the weights of several experts, or a group of `count` similar ones."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -47,15 +47,15 @@ class Site(BaseModel):
 
 
 class AdapterKind(BaseModel):
-    """All sites of one kind and their adapters."""
+    """The totals of all sites of one kind and of their adapters."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: SiteKind
     adapted: int = Field(description="layers, or parameters of routed experts, that get an adapter")
     total: int = Field(description="number of sites of this kind")
-    share: float = Field(description="share of the model's parameters in sites with an adapter")
-    share_without: float = Field(description="share of the model's parameters in sites of this kind without one")
+    share: float = Field(description="fraction of the model's parameters in sites with an adapter")
+    share_without: float = Field(description="fraction of the model's parameters in sites of this kind without one")
     trained: int = Field(description="number of adapter weights")
 
 
@@ -84,11 +84,11 @@ def match(sites: Iterable[Site], targets: Sequence[str]) -> tuple[list[Site], li
         names = [target for target in targets if site.is_named(target)]
         used.update(names)
         if names:
-            found.append(_share_of(site, names))
+            found.append(_selected_part_of(site, names))
     return found, [target for target in targets if target not in used]
 
 
-def _share_of(site: Site, names: Sequence[str]) -> Site:
+def _selected_part_of(site: Site, names: Sequence[str]) -> Site:
     """Return the selected part of a group: one site for each target that has the number of a layer."""
     if "*" not in site.path or any(not _NUMBER.search(f".{name}") for name in names):
         return site
@@ -106,16 +106,16 @@ def by_kind(sites: Sequence[Site], adapted: Sequence[Site], rank: int, model_par
     """Return how much of each kind gets an adapter, the kind with the most trained weights first."""
     kinds = []
     for kind in dict.fromkeys(site.kind for site in sites):
-        all_of_kind, chosen = [[site for site in some if site.kind == kind] for some in (sites, adapted)]
-        with_adapter = sum(site.parameters for site in chosen)
+        all_of_kind, adapted_of_kind = [[site for site in some if site.kind == kind] for some in (sites, adapted)]
+        with_adapter = sum(site.parameters for site in adapted_of_kind)
         kinds.append(
             AdapterKind(
                 kind=kind,
-                adapted=sum(site.count for site in chosen),
+                adapted=sum(site.count for site in adapted_of_kind),
                 total=sum(site.count for site in all_of_kind),
                 share=with_adapter / model_parameters,
                 share_without=(sum(site.parameters for site in all_of_kind) - with_adapter) / model_parameters,
-                trained=rank * sum(site.adapter_width for site in chosen),
+                trained=rank * sum(site.adapter_width for site in adapted_of_kind),
             )
         )
     return sorted(kinds, key=lambda kind: -kind.trained)
@@ -132,8 +132,8 @@ def describe(kinds: Sequence[AdapterKind]) -> str:
         if kind.adapted < kind.total
     ]
     without = f"; none on {', '.join(others)}" if others else ""
-    share = sum(kind.share for kind in kinds)
-    return f"Adapters on {', '.join(adapted)}, which are {share:.1%} of the model's parameters{without}"
+    fraction = sum(kind.share for kind in kinds)
+    return f"Adapters on {', '.join(adapted)}, which are {fraction:.1%} of the model's parameters{without}"
 
 
 def warn_about_experts(kinds: Sequence[AdapterKind]) -> str | None:

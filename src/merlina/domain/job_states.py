@@ -1,5 +1,7 @@
 """States of a job and the legal transitions between them: the one definition for server, database, CLI and page.
 
+`jobs.moves` writes them.
+
 An attempt passes through the states of a run in order, may skip some, and ends once. A resume is the only way back: a
 failed, stopped or paused job, or a cancelled one that has a checkpoint, returns to the queue as its next attempt.
 `paused` is not an end: the job waits until it is resumed, or returns to the queue by itself if it was preempted.
@@ -18,8 +20,8 @@ RUN_STATES: tuple[RunState, ...] = get_args(RunState)
 END_STATES: tuple[EndState, ...] = get_args(EndState)
 WAITING_STATES: tuple[JobState, ...] = ("queued", "paused")
 RESUMABLE_STATES: tuple[JobState, ...] = ("failed", "stopped", "cancelled", "paused")
-# After training, little work is left and the model may be partly saved.
-PAUSABLE_STATES: tuple[JobState, ...] = RUN_STATES[:4]
+# A queued job can be paused as well. After training, little work is left and the model may be partly saved.
+PAUSABLE_RUN_STATES: tuple[JobState, ...] = RUN_STATES[:4]
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     "queued": frozenset({"initializing", "paused", "cancelled"}),
@@ -67,6 +69,9 @@ def is_legal_in_log(current: JobState, new: JobState) -> bool:
     return is_legal(current, new) or any(is_legal(current, state) and is_legal(state, new) for state in RUN_STATES)
 
 
-def may_start_again(current: JobState) -> bool:
-    """Return whether an attempt may begin, directly or after transitions that the server alone made."""
+def may_begin_attempt(current: JobState) -> bool:
+    """Return whether the next attempt may begin in this state, as far as a log shows.
+
+    The log lacks the transitions in between, such as a resume.
+    """
     return bool(TRANSITIONS[current])

@@ -22,11 +22,11 @@ from merlina.domain.job_states import END_STATE_FOR, RESUMABLE_STATES, EndReason
 from merlina.errors import ConflictError, DiskFullError, InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
-from merlina.jobs.ingest import end_of_log, is_log_intact
+from merlina.jobs.ingest import is_log_intact, repair_end_of_log
 from merlina.jobs.moves import Changes, Moves, describe_state
-from merlina.jobs.output_folders import refuse_nested, refuse_taken
+from merlina.jobs.output_folders import refuse_nested_jobs, refuse_nested_on_disk
 from merlina.jobs.requests import deliver_request, pause_changes, requeue_changes
-from merlina.jobs.resuming import CompareData, Resumption, has_run, plan_resume, request_start_over
+from merlina.jobs.resuming import CompareData, Resumption, has_run_or_checkpoint, plan_resume, request_start_over
 from merlina.jobs.run_folders import remove_run_files, write_mark
 from merlina.run_folder import RunFolder
 from merlina.schemas.jobs import PRIORITY_NUMBER, Priority
@@ -39,7 +39,7 @@ from merlina.storage.jobs import JobRecord
 
 @dataclass(frozen=True)
 class JobCommands:
-    """Commands on jobs. `wake` starts the supervisor's next pass; `clock` returns epoch seconds."""
+    """Commands on jobs. `wake` starts the supervisor's next cycle; `clock` returns epoch seconds."""
 
     database: Database
     moves: Moves
@@ -51,7 +51,7 @@ class JobCommands:
     clock: Callable[[], float] = time.time
 
     def find(self, job_id: str) -> JobRecord:
-        """Return a job that is not being deleted. Raises NotFoundError."""
+        """Return a job that is not being deleted. Raises NotFoundError if there is none."""
         with self.database.read() as connection:
             record = jobs.get(connection, job_id)
         if record is None or record.deleting:
@@ -67,8 +67,8 @@ class JobCommands:
         preemptible: bool,
         memory_needed_mb: int | None,
     ) -> JobRecord:
-        """Queue a new job. Its run folder, which holds the tokens, is written before its row in the database."""
-        refuse_taken(self.models_dir, self.models_dir / config.output_name)
+        """Queue a new job. Its run folder, which contains the tokens, is written before its row in the database."""
+        refuse_nested_on_disk(self.models_dir, self.models_dir / config.output_name)
         folder = self._new_folder()
         options = {"preemptible": preemptible, "memory_needed_mb": memory_needed_mb}
         return self._add(folder, config, priority, dataset_file, options)
@@ -86,7 +86,9 @@ class JobCommands:
         Return the job and whether it was changed. Raises NotFoundError and ConflictError.
         """
         found = self.find(job_id)
-        before, requested = self._execute_without_start_over(found, lambda record: pause_changes(record, self.clock()))
+        before, requested = self._execute_and_withdraw_start_over(
+            found, lambda record: pause_changes(record, self.clock())
+        )
         reach(FaultPoint.PAUSE_REQUESTED)
         self._deliver(requested)
         reach(FaultPoint.PAUSE_DELIVERED)
@@ -101,7 +103,7 @@ class JobCommands:
         self._end(job_id, delete=True)
 
     def clear(self) -> int:
-        """Delete all jobs; return how many, without those that another request deletes meanwhile."""
+        """Delete all jobs; return their number, not counting those that another request deletes meanwhile."""
         with self.database.read() as connection:
             job_ids = list(jobs.summaries(connection))
         return sum(self._delete_despite_conflicts(job_id) for job_id in job_ids)
@@ -119,13 +121,13 @@ class JobCommands:
 
         def changes(record: JobRecord) -> dict[str, object]:
             _refuse_unresumable(record)
-            new_offset = {} if is_log_intact(record, folder) else {"log_offset": end_of_log(folder)}
+            new_offset = {} if is_log_intact(record, folder) else {"log_offset": repair_end_of_log(folder)}
             return {**requeue_changes(record), "last_checkpoint": resumption.step or None, **new_offset}
 
         with contextlib.ExitStack() as undo:
 
             def before_commit(connection: Connection) -> None:
-                refuse_nested(connection, record.target_dir, job_id)
+                refuse_nested_jobs(connection, record.target_dir, job_id)
                 _check_data_is_there(record.dataset_file)
                 _restore_removed(folder, record)
                 folder.clear_requests()
@@ -144,7 +146,10 @@ class JobCommands:
         return read_stored_config(self.find(job_id).config, job_id)
 
     def submission(self, job_id: str) -> tuple[TrainingConfig, Priority, bool]:
-        """Return what a job was submitted with, for a retry. Its tokens exist only until it has completed."""
+        """Return what a job was submitted with, for a retry.
+
+        Its tokens are gone once it has completed or was cancelled before it ran.
+        """
         record = self.find(job_id)
         _check_data_is_there(record.dataset_file)
         secrets = self.folder(job_id).read_secrets()
@@ -190,7 +195,7 @@ class JobCommands:
         }
 
         def check(connection: Connection) -> None:
-            refuse_nested(connection, values["target_dir"])
+            refuse_nested_jobs(connection, values["target_dir"])
             _check_data_is_there(values["dataset_file"])
 
         try:
@@ -198,13 +203,13 @@ class JobCommands:
             folder.write_secrets(config.secrets())
             record = self.moves.add(values, check)
         except BaseException:
-            self._withdraw(folder)
+            self._remove_unadded(folder)
             raise
         folder.pending_file.unlink(missing_ok=True)
         self.wake()
         return record
 
-    def _withdraw(self, folder: RunFolder) -> None:
+    def _remove_unadded(self, folder: RunFolder) -> None:
         """Remove the folder of a job that could not be added, unless it was added despite the error."""
         with self.database.read() as connection:
             if jobs.get(connection, folder.path.name) is None:
@@ -213,12 +218,12 @@ class JobCommands:
     def _end(self, job_id: str, *, delete: bool) -> tuple[JobRecord, JobState]:
         found = self.find(job_id)
         deletion = {"deleting": True} if delete else {}
-        before, record = self._execute_without_start_over(
+        before, record = self._execute_and_withdraw_start_over(
             found, lambda record: {**_stop_changes(record, self.clock()), **deletion}
         )
         folder = self.folder(job_id)
         self._deliver(record)
-        if record.state == "cancelled" and not before.is_ended and not has_run(record, folder):
+        if record.state == "cancelled" and not before.is_ended and not has_run_or_checkpoint(record, folder):
             folder.secrets_file.unlink(missing_ok=True)
         self.wake()
         return record, before.state
@@ -235,7 +240,7 @@ class JobCommands:
             if record is not None:
                 deliver_request(self.executor, self.folder(record.job_id), record)
 
-    def _execute_without_start_over(
+    def _execute_and_withdraw_start_over(
         self, found: JobRecord, decide: Callable[[JobRecord], Changes]
     ) -> tuple[JobRecord, JobRecord]:
         """Carry out a command that also withdraws a queued or paused job's request to start over."""
@@ -279,8 +284,8 @@ def _stop_changes(record: JobRecord, now: float) -> dict[str, object]:
     if record.is_ended:
         return {}
     ran = record.state == "paused" and record.attempt_seen > 0
-    cause = EndReason.STOP_REQUESTED if ran else EndReason.CANCELLED_IN_QUEUE
-    return {"state": END_STATE_FOR[cause], "preempted_by": None, "ended_at": now}
+    reason = EndReason.STOP_REQUESTED if ran else EndReason.CANCELLED_IN_QUEUE
+    return {"state": END_STATE_FOR[reason], "preempted_by": None, "ended_at": now}
 
 
 def _restore_removed(folder: RunFolder, record: JobRecord) -> None:

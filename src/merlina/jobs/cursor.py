@@ -10,7 +10,7 @@ from merlina.jobs.broadcast import Broadcast
 from merlina.run_folder import in_order, read_events
 from merlina.schemas.events import Event
 
-# The most that a blocked subscriber holds in memory, however far it is behind.
+# The most that a blocked subscriber keeps in memory, however far it is behind.
 _BATCH_EVENTS = 256
 _BATCH_BYTES = 64 * 1024
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
-from merlina.domain.job_states import is_legal_in_log, may_start_again
+from merlina.domain.job_states import is_legal_in_log, may_begin_attempt
 from merlina.schemas import events
 from merlina.storage.jobs import JobRecord
 
@@ -23,7 +23,7 @@ def fold(record: JobRecord, event: events.BaseEvent) -> JobRecord:
 def _is_legal(event: events.BaseEvent, record: JobRecord) -> bool:
     match event:
         case events.Started():
-            return not _is_next_attempt(event, record) or may_start_again(record.state)
+            return not _is_next_attempt(event, record) or may_begin_attempt(record.state)
         case events.StateChanged() | events.Ended():
             return is_legal_in_log(record.state, event.state)
         case events.Paused():
@@ -61,8 +61,8 @@ def _(event: events.StateChanged, record: JobRecord) -> dict[str, Any]:
 
 @_changes.register
 def _(event: events.Progress, record: JobRecord) -> dict[str, Any]:
-    share = min(1.0, event.step / event.total_steps) if event.total_steps else 0.0
-    return {"step": event.step, "total_steps": event.total_steps, "progress": max(record.progress, share)}
+    fraction = min(1.0, event.step / event.total_steps) if event.total_steps else 0.0
+    return {"step": event.step, "total_steps": event.total_steps, "progress": max(record.progress, fraction)}
 
 
 @_changes.register
@@ -121,5 +121,5 @@ def _metrics_of_saved_model(event: events.Ended) -> dict[str, Any]:
 
 
 def _last_checkpoint(event: events.Paused | events.Ended, record: JobRecord) -> int | None:
-    """Return the step of the checkpoint found on the disk at the end. Logs of earlier versions do not state it."""
+    """Return the step of the checkpoint found on disk at the end. Logs of earlier versions do not state it."""
     return event.checkpoint_step if "checkpoint_step" in event.model_fields_set else record.last_checkpoint

@@ -23,14 +23,14 @@ _BLOCK_BYTES = 64 * 1024
 
 
 def ingest_all(moves: Moves, record: JobRecord, folder: RunFolder) -> JobRecord:
-    """Apply all events up to the present end of the log; return the job's new record."""
+    """Apply all events up to the current end of the log; return the job's new record."""
     while (changed := ingest_next(moves, record, folder)) is not None:
         record = changed
     return record
 
 
 def ingest_next(moves: Moves, record: JobRecord, folder: RunFolder) -> JobRecord | None:
-    """Apply the next block of a run's events; return None at the present end of the log.
+    """Apply the next block of a run's events; return None at the current end of the log.
 
     Lines that are not events, or that cannot be applied, are skipped and counted.
     """
@@ -88,16 +88,16 @@ def _write_related(new: Sequence[Event], connection: Connection, before: JobReco
         jobs.take_output_dir(connection, after.output_dir, after.job_id)
 
 
-def end_of_log(folder: RunFolder) -> int:
-    """Return the offset at which the next attempt of a job continues its log: after the last complete line."""
+def repair_end_of_log(folder: RunFolder) -> int:
+    """Remove a torn last line of the log, and return the offset at which the next attempt continues it."""
     if not folder.events_file.exists():
         return 0
-    EventLog(folder.events_file).close()  # without a torn last line
+    EventLog(folder.events_file).close()  # opening it removes the torn line
     return folder.events_file.stat().st_size
 
 
 def is_log_intact(record: JobRecord, folder: RunFolder) -> bool:
-    """Return whether the log still holds all ingested events. Before the first attempt there may be no log."""
+    """Return whether the log still has all ingested events. Before the first attempt there may be no log."""
     if not folder.path.is_dir():
         return False
     size = folder.events_file.stat().st_size if folder.events_file.exists() else 0

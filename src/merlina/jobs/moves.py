@@ -1,8 +1,11 @@
-"""The only module that writes a job's state: every change of a job's row passes through `Moves`.
+"""The only module that writes a job's state.
+
+Of the other columns, `output_dir` alone is also written elsewhere: `storage.jobs.move_model`, `set_output_dir` and
+`take_output_dir` correct it for models of other jobs and after a recovery.
 
 Each change is checked against the transition table (`domain/job_states`), written by an update that is guarded by the
-record it was decided on, and published after the commit. A request that was decided on an outdated record never
-overwrites the change of another request: it is refused with the job's current state.
+record it was decided on, and published after the commit. A command that was decided on an outdated record never
+overwrites the change of another command: it is refused with the job's current state.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class Moves:
         """Carry out a client's command on a job; return the record it was decided on and the resulting one.
 
         `decide` returns the changes for a record, or none if there is nothing to do. It is called again if only the
-        run or the scheduler changed the job meanwhile. Raises ConflictError if another request changed it.
+        run or the scheduler changed the job meanwhile. Raises ConflictError if another command changed it.
         """
         while True:
             changes = decide(record)
@@ -71,7 +74,7 @@ class Moves:
             changed = self.change(record, {**changes, "command_count": record.command_count + 1}, before_commit)
             if changed is not None:
                 return record, changed
-            record = self._read_unless_changed_by_request(record)
+            record = self._read_unless_changed_by_command(record)
 
     def change(
         self,
@@ -91,7 +94,7 @@ class Moves:
         if state != record.state:
             if not is_legal(record.state, state):
                 raise IllegalTransitionError(f"Job {record.job_id} is {record.state} and cannot become {state}")
-            # No worker lives that could number this transition; the next worker's numbers continue after it.
+            # No worker is alive to number this transition, so it is numbered here; the next worker continues after it.
             values["last_seq"] = record.last_seq + 1
 
         def write(connection: Connection) -> JobRecord | None:
@@ -120,7 +123,7 @@ class Moves:
         """
 
         def write(connection: Connection) -> JobRecord | None:
-            current = jobs.get(connection, record.job_id, to_change=True)
+            current = jobs.get(connection, record.job_id, for_update=True)
             if current is None or current.log_offset != record.log_offset:
                 return None
             after = _fold_all(replace(current, skipped_lines=current.skipped_lines + skipped), events)
@@ -145,7 +148,7 @@ class Moves:
             self.broadcast.publish(record, events)
         return record
 
-    def _read_unless_changed_by_request(self, record: JobRecord) -> JobRecord:
+    def _read_unless_changed_by_command(self, record: JobRecord) -> JobRecord:
         with self.database.read() as connection:
             current = jobs.get(connection, record.job_id)
         if current is None or current.deleting:

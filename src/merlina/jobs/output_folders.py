@@ -23,7 +23,7 @@ def owner_among(others: Iterable[JobRecord], record: JobRecord) -> JobRecord | N
     return next((other for other in others if _overlap(_real(other.target_dir), wanted)), None)
 
 
-def refuse_nested(connection: Connection, target_dir: str, job_id: str | None = None) -> None:
+def refuse_nested_jobs(connection: Connection, target_dir: str, job_id: str | None = None) -> None:
     """Raise ConflictError if other jobs have a model inside or around `target_dir`, or may still save one there.
 
     `job_id` is the job that the folder is for, if it exists already.
@@ -37,19 +37,19 @@ def refuse_nested(connection: Connection, target_dir: str, job_id: str | None = 
         )
 
 
-def refuse_taken(models_dir: Path, target_dir: Path) -> None:
-    """Raise ConflictError if `target_dir` would be inside or around a model on the disk, of any job or none."""
-    owner = target_dir.parent
-    if owner != models_dir:
-        if owner.exists() and not owner.is_dir():
-            raise ConflictError(f"output_name: {owner} is a file; choose another output_name")
-        if _is_model(owner):
-            raise ConflictError(f"output_name: {owner} is the folder of a model; choose another output_name")
+def refuse_nested_on_disk(models_dir: Path, target_dir: Path) -> None:
+    """Raise ConflictError if `target_dir` would be inside or around a model on disk, of any job or none."""
+    parent = target_dir.parent
+    if parent != models_dir:
+        if parent.exists() and not parent.is_dir():
+            raise ConflictError(f"output_name: {parent} is a file; choose another output_name")
+        if _is_model(parent):
+            raise ConflictError(f"output_name: {parent} is the folder of a model; choose another output_name")
     elif target_dir.is_dir() and not _is_model(target_dir) and (inside := _models_in(target_dir)):
-        raise ConflictError(f"output_name: {target_dir} holds the model {inside[0]}; choose another output_name")
+        raise ConflictError(f"output_name: {target_dir} contains the model {inside[0]}; choose another output_name")
 
 
-def settle_kept_model(connection: Connection, folder: RunFolder) -> None:
+def correct_moved_model(connection: Connection, folder: RunFolder) -> None:
     """Correct the folder of an older model if a dead worker had logged its move but not completed it."""
     interrupted = interrupted_placement(folder.events_file)
     if interrupted is None:
@@ -60,7 +60,10 @@ def settle_kept_model(connection: Connection, folder: RunFolder) -> None:
 
 
 def _real(folder: str) -> Path:
-    """Return the folder with symbolic links in its parents resolved. A link at the folder itself would be moved."""
+    """Return the folder with symbolic links in its parents resolved.
+
+    The folder itself is not resolved: if it is a link, the link is what a later run renames.
+    """
     parent, name = os.path.split(folder)
     return Path(os.path.realpath(parent), name)
 

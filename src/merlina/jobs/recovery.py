@@ -19,7 +19,7 @@ from merlina.storage.database import Database
 
 _log = logging.getLogger(__name__)
 # A file in the folder of all runs that lists the jobs being recovered, one id per line.
-_UNFINISHED = ".rebuilding"
+_RECOVERING = ".rebuilding"
 _ABOUT_MODELS = (events.Moved, events.StateChanged, events.Placed, events.Ended)
 
 
@@ -28,13 +28,13 @@ def recover_jobs(moves: Moves, names: Collection[str], runs_dir: Path, report: C
 
     `names` are the entries of `runs_dir` before this server accepted its first request. Remove the files of jobs that
     were deleted or never accepted, add jobs of other run folders, ingest the logs of jobs that continued after the
-    backup, and leave other folders alone. `report` is called with a line about each kind of finding.
+    backup, and leave other folders alone. `report` is called with one line for each kind of outcome.
     """
     restored, foreign = [], []
     unknown = _unknown(moves.database, names, runs_dir)
     unread = _unread(moves.database, names, runs_dir)
     marked = [(folder, read_mark(folder)) for folder in unknown]
-    _note_unfinished(runs_dir, [folder.path.name for folder, mark in marked if mark is not None] + unread)
+    _note_recovering(runs_dir, [folder.path.name for folder, mark in marked if mark is not None] + unread)
     for folder, mark in marked:
         if mark is None:
             foreign.append(folder.path.name)
@@ -48,7 +48,7 @@ def recover_jobs(moves: Moves, names: Collection[str], runs_dir: Path, report: C
                 _log.exception("the job of %s could not be restored; its folder is unchanged", folder.path)
     continued = [folder for folder in (RunFolder(runs_dir / job_id) for job_id in unread) if _update(moves, folder)]
     _restore_output_dirs(moves.database, sorted([*restored, *continued], key=lambda folder: folder.path))
-    _note_unfinished(runs_dir, [])
+    _note_recovering(runs_dir, [])
     if restored:
         report(
             f"{len(restored)} jobs were not in the database and were restored from their run folders: "
@@ -73,13 +73,13 @@ def _unknown(database: Database, names: Collection[str], runs_dir: Path) -> list
 
 
 def _unread(database: Database, names: Collection[str], runs_dir: Path) -> list[str]:
-    """Return jobs that do not run and have unread events, and those that were being recovered at a crash."""
+    """Return jobs that are not running and have unread events, and those that were being recovered at a crash."""
     with database.read() as connection:
-        read_up_to = jobs.log_offsets_at_rest(connection)
+        read_up_to = jobs.log_offsets_of_idle_jobs(connection)
         known = jobs.all_ids(connection)
     with contextlib.suppress(FileNotFoundError):
-        unfinished = (runs_dir / _UNFINISHED).read_text().splitlines()
-        read_up_to |= dict.fromkeys((job_id for job_id in unfinished if job_id in known), -1)
+        recovering = (runs_dir / _RECOVERING).read_text().splitlines()
+        read_up_to |= dict.fromkeys((job_id for job_id in recovering if job_id in known), -1)
     listed = (job_id for job_id in names if job_id in read_up_to)
     log = RunFolder(runs_dir).events_file.name
     # There may be 100,000 folders; a Path for each would take three times as long as the call of stat.
@@ -93,15 +93,15 @@ def _size(file: str) -> int:
         return 0
 
 
-def _note_unfinished(runs_dir: Path, job_ids: Sequence[str]) -> None:
+def _note_recovering(runs_dir: Path, job_ids: Sequence[str]) -> None:
     """Store which jobs' logs are being read, so that the next server reads them again if this one is killed."""
     try:
         if job_ids:
-            write_private(runs_dir / _UNFINISHED, "\n".join(job_ids).encode())
+            write_private(runs_dir / _RECOVERING, "\n".join(job_ids).encode())
         else:
-            (runs_dir / _UNFINISHED).unlink(missing_ok=True)
+            (runs_dir / _RECOVERING).unlink(missing_ok=True)
     except OSError as error:  # the logs can be read nevertheless
-        _log.warning("%s could not be updated: %s", runs_dir / _UNFINISHED, error)
+        _log.warning("%s could not be updated: %s", runs_dir / _RECOVERING, error)
 
 
 def _update(moves: Moves, folder: RunFolder) -> bool:

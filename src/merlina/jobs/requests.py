@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from merlina.domain.job_states import PAUSABLE_STATES, RUN_STATES
+from merlina.domain.job_states import PAUSABLE_RUN_STATES, RUN_STATES
 from merlina.executors.protocol import Executor
 from merlina.jobs.moves import Moves
 from merlina.run_folder import RunFolder
@@ -15,12 +15,13 @@ def pause_changes(record: JobRecord, now: float, preempted_by: str | None = None
     """Return what a pause changes: it holds a queued job back and asks a running one to pause.
 
     With `preempted_by` the job returns to the queue by itself. Nothing changes if the job ends or pauses anyway, or is
-    past the states that can be paused. A client's request outweighs preemption.
+    past the states that can be paused. A client's request takes precedence over preemption.
     """
     if record.state in ("queued", "paused") and preempted_by is None:
         return {"state": "paused", "preempted_by": None}
     requested_at = record.pause_requested_at
-    if record.state not in PAUSABLE_STATES or record.stop_requested_at is not None or (requested_at and preempted_by):
+    can_pause = record.state in PAUSABLE_RUN_STATES and record.stop_requested_at is None
+    if not can_pause or (requested_at and preempted_by):
         return {}
     return {"pause_requested_at": requested_at or now, "preempted_by": preempted_by}
 
@@ -49,23 +50,23 @@ def reason_to_pause(record: JobRecord) -> str:
     return f"preempted by {record.preempted_by}, which has high priority"
 
 
-class OpenRequests(TypedDict):
-    """The requests that a running job has not completed."""
+class PendingRequests(TypedDict):
+    """The requests to a running job that it has not completed."""
 
     stop_requested: bool
     pause_requested: bool
 
 
-def open_requests(record: JobRecord | Summary) -> OpenRequests:
+def pending_requests(record: JobRecord | Summary) -> PendingRequests:
     """Return which requests to a running job are not completed."""
     stops = record.state in RUN_STATES and record.stop_requested_at is not None
     return {"stop_requested": stops, "pause_requested": is_pause_pending(record)}
 
 
 def is_pause_pending(record: JobRecord | Summary) -> bool:
-    """Return whether a pause was requested that the worker can still complete, and that no stop outweighs."""
+    """Return whether a pause was requested that the worker can still complete, and no stop, which takes precedence."""
     wanted = record.pause_requested_at is not None and record.stop_requested_at is None
-    return wanted and record.state in PAUSABLE_STATES
+    return wanted and record.state in PAUSABLE_RUN_STATES
 
 
 def requeue_changes(record: JobRecord) -> dict[str, Any]:

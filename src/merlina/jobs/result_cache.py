@@ -10,7 +10,7 @@ _MAX_RESULTS = 512
 
 
 class ResultCache:
-    """Caches results of the most recent calls by the identity of the function and its arguments."""
+    """Caches up to 512 results by the identity of the function and its arguments; it is emptied when full."""
 
     def __init__(self) -> None:
         self._results: dict[tuple[int, ...], tuple[tuple[Any, ...], Any]] = {}

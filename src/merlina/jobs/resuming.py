@@ -1,4 +1,4 @@
-"""The plan of a resume, made from the run folder at the time of the request, and the completion of placements.
+"""The plan of a resume, made from the run folder at the time of the request.
 
 The database knows the last reported checkpoint; only the folder shows which one can be used.
 """
@@ -15,9 +15,8 @@ from merlina.checkpoints import Survey
 from merlina.data.fingerprint import stamp
 from merlina.errors import BusyError, DataError, HelperError, InvalidRequestError, StartOverError
 from merlina.executors.helper_process import HelperPool
-from merlina.model_placement import interrupted_placement, place, placement_awaiting_end
-from merlina.run_folder import EventLog, RunFolder
-from merlina.schemas.events import Moved, Placed
+from merlina.model_placement import placement_awaiting_end
+from merlina.run_folder import RunFolder
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.operations import CompareRows
 from merlina.schemas.parsing.stored_config import read_stored_config
@@ -33,7 +32,7 @@ _MAX_CHECKED_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Resumption:
-    """The optimizer step after which the next attempt continues (0: the start), with a message for the client."""
+    """The optimizer step after which the next attempt continues (0: the beginning), with a message for the client."""
 
     step: int
     message: str
@@ -60,9 +59,10 @@ CompareData = Callable[[TrainingConfig, Path, Fingerprint], str | None]
 def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, force: bool) -> Resumption:
     """Return where the next attempt continues. Only the worker verifies the content of very large checkpoints.
 
-    Raises InvalidRequestError for a job that never ran, and StartOverError if it can only start over by `force`.
+    Raises InvalidRequestError for a job that was cancelled before it ran, and StartOverError if it can only start over,
+    with `force`.
     """
-    if record.state == "cancelled" and not has_run(record, folder):
+    if record.state == "cancelled" and not has_run_or_checkpoint(record, folder):
         raise _cancelled_in_queue(record)
     # A file from a server that was killed before its commit does not count: the row still names a checkpoint.
     if force or (folder.start_over_file.exists() and record.last_checkpoint is None):
@@ -79,7 +79,7 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
     return Resumption(found.step, f"Continuing from the checkpoint at step {found.step}.", warnings)
 
 
-def has_run(record: JobRecord, folder: RunFolder) -> bool:
+def has_run_or_checkpoint(record: JobRecord, folder: RunFolder) -> bool:
     """Return whether the job ran or has a checkpoint. A job that was cancelled without either has lost its tokens."""
     return record.attempt_seen > 0 or checkpoints.survey(folder.checkpoints_dir).newest is not None
 
@@ -116,7 +116,7 @@ def compare_with(helper: HelperPool, max_row_mb: int) -> CompareData:
     return compare
 
 
-def survey(folder: RunFolder) -> Survey:
+def available_checkpoints(folder: RunFolder) -> Survey:
     """Return the checkpoints that the next attempt can choose from."""
     return Survey(None, ()) if folder.start_over_file.exists() else checkpoints.survey(folder.checkpoints_dir)
 
@@ -127,41 +127,12 @@ def describe_next_steps(record: JobRecord, folder: RunFolder) -> str:
     placing = None if folder.start_over_file.exists() else placement_awaiting_end(folder.events_file)
     if placing is not None:
         return f"its model is complete in {placing.folder}; {resume} completes the run"
-    found = survey(folder)
+    found = available_checkpoints(folder)
     if found.step is not None:
         return f"{resume} continues from its checkpoint at step {found.step}, {retry} queues it as a new job"
     if found.lost:
         return f"no complete checkpoint is left ({found.lost[0]}); {resume}?force=true starts over at step 1"
     return f"it had no checkpoint yet; {resume} starts again at step 1"
-
-
-def complete_placement(record: JobRecord, folder: RunFolder) -> None:
-    """Complete and log the placement that a dead worker had announced. Does nothing while the worker lives."""
-    if not folder.events_file.exists():
-        return
-    with folder.locked() as lock:
-        interrupted = interrupted_placement(folder.events_file) if lock is not None else None
-        if interrupted is None:
-            return
-        log = EventLog(folder.events_file, record.last_seq)
-        try:
-            placing, is_move_logged = interrupted
-            place(placing, _PlacementLog(log), is_move_logged=is_move_logged)
-        except OSError as error:
-            _log.error("%s: its finished model could not be moved to its folder: %s", folder.path.name, error)
-        finally:
-            log.close()
-
-
-@dataclass(frozen=True)
-class _PlacementLog:
-    log: EventLog
-
-    def moved(self, folder: Path, kept_as: Path) -> None:
-        self.log.append(Moved(folder=str(folder), kept_as=str(kept_as)))
-
-    def placed(self, folder: Path) -> None:
-        self.log.append(Placed(folder=str(folder)))
 
 
 def _refuse_other_data(record: JobRecord, folder: RunFolder, step: int, compare: CompareData) -> None:

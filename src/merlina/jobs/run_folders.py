@@ -1,6 +1,6 @@
 """Recognition and removal of run folders in DATA_DIR/runs. Only files that Merlina wrote are ever removed.
 
-Other programs may keep folders there, and users may add files to a run folder. A folder is a run folder if it holds a
+Other programs may keep folders there, and users may add files to a run folder. A folder is a run folder if it has a
 mark, `job.json`, that names the folder's own job.
 """
 
@@ -49,7 +49,7 @@ def write_mark(folder: RunFolder, values: Mapping[str, Any]) -> None:
 def read_mark(folder: RunFolder) -> RunMark | None:
     """Return the folder's mark; None if it is not a run folder.
 
-    For a folder of an earlier version, which has no mark, it is made from the run order.
+    A folder of an earlier version has no mark; one is derived from its order.json.
     """
     try:
         mark: RunMark | None = RunMark.model_validate_json(folder.mark_file.read_bytes())
@@ -68,7 +68,7 @@ def remove_run_files(folder: RunFolder) -> None:
         with contextlib.suppress(OSError):
             folder.path.rmdir()
         if folder.path.exists():
-            _log.warning("%s is kept: it holds files that are not part of the run", folder.path)
+            _log.warning("%s is kept: it contains files that are not part of the run", folder.path)
 
 
 def remove_partial_model(target_dir: str, job_id: str) -> None:

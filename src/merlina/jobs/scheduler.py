@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merlina.domain.job_states import PAUSABLE_STATES
+from merlina.domain.job_states import PAUSABLE_RUN_STATES
 from merlina.hardware.gpus import Gpu
 from merlina.jobs.output_folders import owner_among
 from merlina.schemas.jobs import PRIORITY_NUMBER
@@ -36,7 +36,7 @@ class Plan:
     preempted: list[tuple[JobRecord, str]] = field(default_factory=list)
 
 
-def shortage_of_disk(runs_dir: Path) -> str | None:
+def disk_shortage(runs_dir: Path) -> str | None:
     """Return what jobs wait for if the disk lacks space for a run's first files; None if it has enough."""
     free_mib = shutil.disk_usage(runs_dir).free >> 20
     if free_mib >= _MIN_FREE_MIB:
@@ -121,7 +121,7 @@ def _is_preemptible(record: JobRecord) -> bool:
     return (
         record.preemptible
         and record.priority == PRIORITY_NUMBER["low"]
-        and record.state in PAUSABLE_STATES
+        and record.state in PAUSABLE_RUN_STATES
         and not _is_ending(record)
     )
 

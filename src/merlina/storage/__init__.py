@@ -1,1 +1,1 @@
-"""All SQL: tables, migrations, and one module of queries per table. Saved configurations are files (`configs`)."""
+"""All SQL (tables, migrations, and one module of queries per table), and the files of saved configurations."""

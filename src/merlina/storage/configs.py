@@ -60,7 +60,7 @@ class ConfigStore:
         return saved.model_copy(update={"config": read_stored_partial(saved.config, f"{name!r}")})
 
     def entries(self, tag: str | None = None) -> list[ConfigEntry]:
-        """Return all configurations by name. Files that hold none are skipped with a warning in the log."""
+        """Return all configurations by name. Files without one are skipped with a warning in the log."""
         found = [self._entry_or_warn(path) for path in sorted(self.folder.glob("*.json"))]
         return [entry for entry in found if entry is not None and (tag is None or tag in entry.tags)]
 
@@ -104,7 +104,7 @@ class ConfigStore:
             return saved
         if self._path(name).is_file():
             raise NotFoundError(
-                f"{self._path(name)} does not hold a configuration that this version of Merlina can read"
+                f"{self._path(name)} does not contain a configuration that this version of Merlina can read"
             )
         raise _not_found(name)
 
@@ -121,7 +121,7 @@ class ConfigStore:
     def _entry_or_warn(self, path: Path) -> ConfigEntry | None:
         saved = _parse(path)
         if saved is None:
-            _log.warning("%s does not hold a saved configuration and is not listed", path)
+            _log.warning("%s does not contain a saved configuration and is not listed", path)
             return None
         modified = datetime.fromtimestamp(path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         return ConfigEntry(**saved.model_dump(exclude={"config"}), filename=path.name, modified_at=modified)
@@ -132,7 +132,7 @@ def _as_bytes(saved: SavedConfig) -> bytes:
 
 
 def _parse(path: Path) -> SavedConfig | None:
-    """Return the configuration in a file; None if there is no such file or it holds something else."""
+    """Return the configuration in a file; None if there is no such file or it contains something else."""
     try:
         return _as_saved(json.loads(read_small_file(path, _MAX_FILE_BYTES)))
     except (OSError, ValueError, RecursionError):
@@ -155,7 +155,7 @@ def _read_json_object(path: Path) -> PartialConfig:
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"filepath: {path} {why_not_json(error)}") from error
     if not isinstance(content, dict):
-        raise InvalidRequestError(f"filepath: {path} does not hold a JSON object of fields")
+        raise InvalidRequestError(f"filepath: {path} does not contain a JSON object of fields")
     return content
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _WRITES = "merlina_writes"
-# The second one means that the file shared by readers and writers cannot grow.
+# SQLITE_IOERR_SHMSIZE: the shared-memory file of the write-ahead log cannot grow.
 _SQLITE_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _POSTGRES_DISK_FULL = "53100"
 
@@ -28,13 +28,13 @@ class Database:
     """An engine with two kinds of short transactions, `read` and `write`.
 
     SQLite has one writer: `write` holds a lock of this process and takes the database's write lock when it begins, so
-    that data read inside it stay valid until the commit. `revision` changes at the end of each write: data read after
-    `revision` stay valid while it is unchanged.
+    that data read inside it stay valid until the commit. `write_count` changes at the end of each write: data read
+    after it stay valid while it is unchanged.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.revision = 0
+        self.write_count = 0
         self._write_lock = threading.Lock()
         self.engine = create_engine(url, pool_size=16, max_overflow=48)
         if self.is_sqlite:
@@ -56,7 +56,7 @@ class Database:
                 with _raise_disk_full(), self._writer() as connection, connection.begin():
                     yield connection
             finally:
-                self.revision += 1
+                self.write_count += 1
 
     def migrate(self, version: str = "head") -> None:
         """Migrate the tables to a version, by default the newest."""

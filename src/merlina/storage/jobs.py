@@ -15,7 +15,12 @@ from merlina.storage.tables import jobs
 
 @dataclass(frozen=True, kw_only=True)
 class JobRecord:
-    """One row of `jobs`. Times are epoch seconds; `config` holds no tokens."""
+    """One row of `jobs`. Times are epoch seconds; `config` has no tokens.
+
+    `number` is the primary key and the age in the queue. `attempt` counts the attempts, and `attempt_seen` is the last
+    one whose first event was ingested. `target_dir` is where the model will be saved, `output_dir` where it is.
+    `gpu_memory` is in GiB.
+    """
 
     number: int
     job_id: str
@@ -87,11 +92,11 @@ def add(connection: Connection, values: dict[str, Any]) -> JobRecord:
     return record
 
 
-def get(connection: Connection, job_id: str, *, to_change: bool = False) -> JobRecord | None:
-    """Return the job, if it exists; `to_change` locks its row until the end of the transaction."""
+def get(connection: Connection, job_id: str, *, for_update: bool = False) -> JobRecord | None:
+    """Return the job, if it exists; `for_update` locks its row until the end of the transaction."""
     query = select(*_COLUMNS).where(jobs.c.job_id == job_id)
     # SQLite has no row locks and needs none: it has one writer.
-    row = connection.execute(query.with_for_update() if to_change else query).one_or_none()
+    row = connection.execute(query.with_for_update() if for_update else query).one_or_none()
     return JobRecord(**row._mapping) if row else None
 
 
@@ -100,8 +105,8 @@ def running(connection: Connection) -> list[JobRecord]:
     return _records(connection, _RUNNING)
 
 
-def log_offsets_at_rest(connection: Connection) -> dict[str, int]:
-    """Return by id the offset up to which the event log of each job that does not run was ingested."""
+def log_offsets_of_idle_jobs(connection: Connection) -> dict[str, int]:
+    """Return by id the offset up to which the event log of each job that is not running was ingested."""
     query = select(jobs.c.job_id, jobs.c.log_offset).where(
         ~jobs.c.deleting & jobs.c.state.in_((*WAITING_STATES, *END_STATES))
     )
@@ -176,7 +181,7 @@ def page(connection: Connection, state: JobState | None, limit: int, offset: int
 
 
 def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
-    """Return the jobs that are to be deleted and do not run."""
+    """Return the jobs that are to be deleted and are not running."""
     # Must match the condition of the partial index literally; otherwise SQLite reads all rows.
     condition = text("deleting = 1") if connection.dialect.name == "sqlite" else jobs.c.deleting
     return [record for record in _records(connection, condition) if not record.is_running]

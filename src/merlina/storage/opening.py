@@ -73,7 +73,7 @@ def _usable_version(url: str, setting: str) -> str | None:
     foreign = tables & set(metadata.tables) if shared else tables - {_VERSION_TABLE}
     if foreign:
         raise ServerError(
-            f"{name} is not a database of Merlina: it holds the tables {', '.join(sorted(foreign)[:5])} of another "
+            f"{name} is not a database of Merlina: it contains the tables {', '.join(sorted(foreign)[:5])} of another "
             "program; choose another DATA_DIR or DATABASE_URL"
         )
     return None

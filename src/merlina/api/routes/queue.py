@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from merlina.api.routes.general import queue_stats
 from merlina.api.services import Services, ServicesDep
-from merlina.jobs.requests import open_requests
+from merlina.jobs.requests import pending_requests
 from merlina.schemas.jobs import QueuedJob, QueueJobs, QueueStatus, RunningJob
 from merlina.storage import jobs
 
@@ -50,7 +50,7 @@ def _lists(services: Services) -> tuple[list[QueuedJob], list[RunningJob]]:
                 job_id=record.job_id,
                 priority=record.priority,
                 preemptible=record.preemptible,
-                **open_requests(record),
+                **pending_requests(record),
             )
             for record in running
             if not record.deleting

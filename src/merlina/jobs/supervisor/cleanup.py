@@ -18,7 +18,7 @@ from merlina.storage.jobs import JobRecord
 
 
 class Cleanup:
-    """Removes files of completed and deleted jobs, and tries again in the next pass if that fails."""
+    """Removes files of completed and deleted jobs, and tries again in the next cycle if that fails."""
 
     def __init__(self, moves: Moves, executor: Executor, failures: FailureLog, runs_dir: Path) -> None:
         self._moves = moves
@@ -31,7 +31,7 @@ class Cleanup:
         self._completed.add(job_id)
 
     def find_completed(self, folder_names: Iterable[str]) -> None:
-        """Find completed jobs with files that their worker and the last server did not remove before they died."""
+        """Find completed jobs with files that their worker and the previous server did not remove before they died."""
         with self._moves.database.read() as connection:
             completed = jobs.ids_in(connection, "completed")
         names = RunFolder(self._runs_dir)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from merlina.domain.job_states import END_STATE_FOR, EndReason
 from merlina.executors.protocol import Executor
 from merlina.jobs.ingest import ingest_all, is_log_intact
 from merlina.jobs.moves import Moves
-from merlina.jobs.output_folders import settle_kept_model
+from merlina.jobs.output_folders import correct_moved_model
 from merlina.jobs.requests import is_pause_pending, reason_to_pause
-from merlina.jobs.resuming import complete_placement, describe_next_steps
+from merlina.jobs.resuming import describe_next_steps
 from merlina.jobs.supervisor.last_events import end_without_log, record_end, record_pause
 from merlina.jobs.supervisor.observations import Observation
-from merlina.model_placement import last_placement
-from merlina.run_folder import RunFolder
+from merlina.model_placement import interrupted_placement, last_placement, place
+from merlina.run_folder import EventLog, RunFolder
+from merlina.schemas.events import Moved, Placed
 from merlina.storage.jobs import JobRecord
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,14 @@ class DeadWorkers:
         if not record.is_running:
             return
         # A placement that failed has written events too, and the last event is numbered after them.
-        complete_placement(record, folder)
+        _complete_placement(record, folder)
         record = ingest_all(self.moves, record, folder)
         with self.moves.database.write() as connection:
-            settle_kept_model(connection, folder)
+            correct_moved_model(connection, folder)
         if not is_log_intact(record, folder):
-            lost = f"event log {folder.events_file}" if folder.path.is_dir() else f"run folder {folder.path}"
-            reason = f"The run ended because its {lost} was removed or cut while it was running"
+            lost = f"event log {folder.events_file} was removed or truncated"
+            lost = lost if folder.path.is_dir() else f"run folder {folder.path} was removed"
+            reason = f"The run ended because its {lost} while it was running"
             end_without_log(self.moves, record, folder, END_STATE_FOR[EndReason.WORKER_DIED], reason)
         elif is_pause_pending(record):
             message = self._pause_message(record, folder, observed)
@@ -78,3 +84,32 @@ class DeadWorkers:
             f"Paused: {reason_to_pause(record)}. The worker process {killed or self.executor.cause_of_death(folder)}; "
             f"{describe_next_steps(record, folder)}"
         )
+
+
+def _complete_placement(record: JobRecord, folder: RunFolder) -> None:
+    """Complete and log the placement that a dead worker had announced. Does nothing while the worker lives."""
+    if not folder.events_file.exists():
+        return
+    with folder.locked() as lock:
+        interrupted = interrupted_placement(folder.events_file) if lock is not None else None
+        if interrupted is None:
+            return
+        log = EventLog(folder.events_file, record.last_seq)
+        try:
+            placing, is_move_logged = interrupted
+            place(placing, _PlacementLog(log), is_move_logged=is_move_logged)
+        except OSError as error:
+            _log.error("%s: its finished model could not be moved to its folder: %s", folder.path.name, error)
+        finally:
+            log.close()
+
+
+@dataclass(frozen=True)
+class _PlacementLog:
+    log: EventLog
+
+    def moved(self, folder: Path, kept_as: Path) -> None:
+        self.log.append(Moved(folder=str(folder), kept_as=str(kept_as)))
+
+    def placed(self, folder: Path) -> None:
+        self.log.append(Placed(folder=str(folder)))

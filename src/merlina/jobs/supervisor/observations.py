@@ -18,7 +18,11 @@ RequestKind = Literal["stop", "pause"]
 
 @dataclass
 class Observation:
-    """Times are seconds of the monotonic clock, except `delivered_at`, which is in seconds awake."""
+    """What the server has observed of one running attempt.
+
+    Times are seconds of the monotonic clock, except `delivered_at`, which is in seconds awake. The worker is detached
+    while its run folder or lock is no longer the one it opened.
+    """
 
     liveness_checked_at: float = -math.inf
     detached_since: float | None = None

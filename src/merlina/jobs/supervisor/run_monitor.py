@@ -24,8 +24,8 @@ from merlina.storage.jobs import JobRecord
 _log = logging.getLogger(__name__)
 _LIVENESS_SECONDS = 0.5
 _DETACHED_SECONDS = 10.0
-# Blocks of one run's log per pass, so that the other runs get their turn.
-_BLOCKS_PER_PASS = 4
+# Blocks of one run's log per cycle, so that the other runs get their turn.
+_BLOCKS_PER_CYCLE = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RunMonitor:
     def update(self, record: JobRecord) -> bool:
         """Bring one running job up to date; return False if more of its log is unread."""
         folder = RunFolder(self.runs_dir / record.job_id)
-        for _ in range(_BLOCKS_PER_PASS):
+        for _ in range(_BLOCKS_PER_CYCLE):
             changed = ingest_next(self.moves, record, folder)
             if changed is None:
                 break

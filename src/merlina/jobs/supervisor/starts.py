@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 class Starter:
     """Starts the workers of jobs that the scheduler chose. `free_memory_for` is called before each launch.
 
-    `committed` holds the jobs whose start the last server committed, perhaps without launching their workers.
+    `committed` are the jobs whose start the previous server committed, perhaps without launching their workers.
     """
 
     moves: Moves
@@ -48,9 +48,9 @@ class Starter:
     committed: set[str] = field(default_factory=set)
 
     def start(self, start: Start) -> None:
-        """Start a queued job, unless the last worker of a resumed run has not ended yet."""
+        """Start a queued job, unless the worker of its previous attempt is still alive."""
         record, folder = start.record, RunFolder(self.runs_dir / start.record.job_id)
-        if self._last_worker_lives(record, folder):
+        if self._previous_worker_lives(record, folder):
             return
 
         def is_free(connection: Connection) -> bool:
@@ -66,7 +66,7 @@ class Starter:
             self._launch(committed, folder)
 
     def start_committed(self, record: JobRecord, folder: RunFolder) -> bool:
-        """Launch the worker of a job if the last server committed the start and died before the launch."""
+        """Launch the worker of a job if the previous server committed the start and died before the launch."""
         if record.job_id not in self.committed:
             return False
         self.committed.discard(record.job_id)
@@ -76,7 +76,7 @@ class Starter:
         self._launch(record, folder)
         return True
 
-    def _last_worker_lives(self, record: JobRecord, folder: RunFolder) -> bool:
+    def _previous_worker_lives(self, record: JobRecord, folder: RunFolder) -> bool:
         try:
             return self.executor.is_alive(folder, ProcessId.parse(record.worker or ""))
         except OSError:

@@ -1,6 +1,6 @@
-"""The supervisor thread, which repeats a pass over all jobs.
+"""The supervisor thread, which repeats a cycle over all jobs.
 
-A pass reads in a short transaction, works outside it, and writes updates that are guarded by the state it read. The
+A cycle reads in a short transaction, works outside it, and writes updates that are guarded by the state it read. The
 database and the run folder alone determine a job's states; `observations` are kept in memory.
 """
 
@@ -19,7 +19,7 @@ from merlina.hardware.gpus import Gpu
 from merlina.jobs.moves import Moves
 from merlina.jobs.recovery import recover_jobs
 from merlina.jobs.requests import deliver_request, pause_changes, requeue
-from merlina.jobs.scheduler import Plan, plan, shortage_of_disk
+from merlina.jobs.scheduler import Plan, disk_shortage, plan
 from merlina.jobs.supervisor.awake_clock import AwakeClock
 from merlina.jobs.supervisor.cleanup import Cleanup
 from merlina.jobs.supervisor.dead_workers import DeadWorkers
@@ -39,7 +39,7 @@ _WAITING_TICK_SECONDS = 1.0
 
 
 class Supervisor:
-    """Runs passes until closed. `free_memory_for` is called before each start.
+    """Runs cycles until closed. `free_memory_for` is called before each start.
 
     `clock` returns epoch seconds, for timestamps. Durations are measured by `monotonic`, from this server's own
     observation: a run that was asked to stop has its whole grace period again after a restart of the server.
@@ -119,22 +119,22 @@ class Supervisor:
         self._thread.join(timeout=10)
 
     def wake(self) -> None:
-        """Start the next pass now, because there may be a job to start or to end."""
+        """Start the next cycle now, because there may be a job to start or to end."""
         self._wakes.set()
 
     def plan(self) -> Plan:
         """Return which jobs would start now, and what each of the others waits for."""
         with self._database.read() as connection:
             queued, running = jobs.queued(connection), jobs.running(connection)
-        if queued and (shortage := shortage_of_disk(self._runs_dir)) is not None:
+        if queued and (shortage := disk_shortage(self._runs_dir)) is not None:
             return Plan([], dict.fromkeys((record.job_id for record in queued), shortage))
         gpus = self._list_gpus() if queued else []
         return plan(queued, running, gpus, max_concurrent=self._max_concurrent, share_gpus=self._share_gpus)
 
-    def run_pass(self) -> float | None:
+    def run_cycle(self) -> float | None:
         """Update all jobs once: ingest events, enforce requests, finalize dead workers, clean up, start jobs.
 
-        Return the seconds until the next pass; None if there is nothing to do until the next request.
+        Return the seconds until the next cycle; None if there is nothing to do until the next request.
         """
         self._awake.tick()
         with self._database.read() as connection:
@@ -166,9 +166,9 @@ class Supervisor:
                 if not has_found_completed:
                     self._cleanup.find_completed(self._found_at_start)
                     has_found_completed = True
-                seconds = self.run_pass()
+                seconds = self.run_cycle()
             except Exception as error:
-                self._failures.report(error, "a pass over the jobs failed; trying again")
+                self._failures.report(error, "a cycle over the jobs failed; trying again")
             if seconds == 0.0:
                 # This process also serves requests: ingesting takes at most half of its time.
                 seconds = time.monotonic() - began
@@ -185,7 +185,7 @@ class Supervisor:
             changes = pause_changes(record, self._clock(), preempted_by=high)
             changed = self._moves.change(record, changes) if changes else None
             if changed is not None:
-                # Each pass repeats this until the worker has received it.
+                # Each cycle repeats this until the worker has received it.
                 deliver_request(self._executor, RunFolder(self._runs_dir / record.job_id), changed)
                 _log.info("%s is preempted by %s", record.job_id, high)
 
