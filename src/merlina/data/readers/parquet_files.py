@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from merlina.data.readers.row_limit import RowLimit
+from merlina.domain.units import MIB
 from merlina.errors import DataError, first_line
 
 _BATCH_ROWS = 64
@@ -89,16 +90,16 @@ def _values_in(array: Any) -> int:
 def _batches(path: Path, *, checked: bool = False) -> Iterator[Any]:
     import pyarrow
 
-    number, unpacked = 0, 0
-    may_unpack = max(_ALWAYS_ALLOWED, path.stat().st_size * _MAX_GROWTH)
+    number, decompressed = 0, 0
+    max_decompressed = max(_ALWAYS_ALLOWED, path.stat().st_size * _MAX_GROWTH)
     with _opened(path) as file:
         _check_declared_sizes(file.metadata)
         try:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 size = _decoded_size(batch)
-                unpacked += size
-                if unpacked > may_unpack or size > _MAX_BATCH_BYTES:
-                    raise DataError(_unpacks_to_too_much(number, unpacked))
+                decompressed += size
+                if decompressed > max_decompressed or size > _MAX_BATCH_BYTES:
+                    raise DataError(_decompresses_to_too_much(number, decompressed))
                 if checked:
                     batch.validate(full=True)
                 yield batch
@@ -120,15 +121,15 @@ def _check_declared_sizes(metadata: Any) -> None:
     for index in range(metadata.num_row_groups):
         group = metadata.row_group(index)
         columns = [group.column(number) for number in range(group.num_columns)]
-        packed = sum(column.total_compressed_size for column in columns)
-        unpacked = sum(column.total_uncompressed_size for column in columns)
-        if unpacked > max(_ALWAYS_ALLOWED, packed * _MAX_GROWTH):
-            raise DataError(_unpacks_to_too_much(0, unpacked))
+        compressed = sum(column.total_compressed_size for column in columns)
+        decompressed = sum(column.total_uncompressed_size for column in columns)
+        if decompressed > max(_ALWAYS_ALLOWED, compressed * _MAX_GROWTH):
+            raise DataError(_decompresses_to_too_much(0, decompressed))
 
 
-def _unpacks_to_too_much(row: int, unpacked: int) -> str:
+def _decompresses_to_too_much(row: int, size: int) -> str:
     return (
-        f"The Parquet file decompresses to more than {_MAX_GROWTH} times its size ({unpacked / 1024**2:,.0f} MiB by "
+        f"The Parquet file decompresses to more than {_MAX_GROWTH} times its size ({size / MIB:,.0f} MiB by "
         f"row {row}), which is refused. Write it with less repetition, or as JSONL"
     )
 
