@@ -80,7 +80,7 @@ def test_a_release_is_immediate_and_ends_waiting_calls(chat_process: ChatProcess
     waiting = threading.Thread(target=wait_for_turn)
     waiting.start()
     until(lambda: len(psutil.Process().threads()) > 1 and waiting.is_alive(), 5, "a waiting call")
-    assert chat_process.release("job_x needs its memory")
+    assert chat_process.unload("job_x needs its memory")
     assert has_ended(process)
     assert chat_process.status.state == "empty"
     # The answer was not read meanwhile.
@@ -89,7 +89,7 @@ def test_a_release_is_immediate_and_ends_waiting_calls(chat_process: ChatProcess
     waiting.join(20)
     assert refused == ["The model was unloaded: job_x needs its memory"]
     assert chat_process.pid is None
-    assert not chat_process.release("once more")
+    assert not chat_process.unload("once more")
     assert next(ask(chat_process, trained)).type == "begin"
 
 
@@ -155,7 +155,7 @@ def test_a_forced_job_is_admitted_until_its_model_is_unloaded(chat_process: Chat
     with pytest.raises(InsufficientMemoryError):
         load_refused(1, "other")
     assert chat_process.status.forced
-    chat_process.release("once")
+    chat_process.unload("once")
     with pytest.raises(InsufficientMemoryError):
         load_refused(3)
 

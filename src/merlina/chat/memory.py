@@ -61,7 +61,7 @@ class ChatMemory:
             free -= claim.needed_mb
         if record.memory_needed_mb is None or record.memory_needed_mb > free:
             _log.info("unloading the chat model of %s: %s needs its memory", status.job_id, record.job_id)
-            self.chat_process.release(f"{record.job_id} needs its memory")
+            self.chat_process.unload(f"{record.job_id} needs its memory")
 
     def _wanted_gpus(self, gpus: Sequence[Gpu]) -> dict[int, str]:
         """Return by GPU index which job uses it or waits for it, in words."""

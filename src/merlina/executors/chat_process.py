@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from merlina.errors import BusyError, ConflictError, HelperError
-from merlina.executors.environment import child_environment, shown_gpus
+from merlina.executors.environment import child_environment, visible_gpus
 from merlina.executors.idle_timer import IdleTimer
 from merlina.executors.pipe_process import PipeProcess, as_error
 from merlina.executors.spare_processes import SpareProcesses
@@ -81,14 +81,14 @@ class ChatProcess:
         self._numbers = itertools.count(1)
         self._process: PipeProcess | None = None
         self._status = ChatStatus("empty")
-        self._releases = 0
-        self._releases_before_turn = 0  # value of `_releases` when the present turn was requested
-        self._release_reason = ""
+        self._unloads = 0
+        self._unloads_before_turn = 0  # value of `_unloads` when the current turn was requested
+        self._unload_reason = ""
         self._closed = False
 
     @property
     def status(self) -> ChatStatus:
-        """The present status; a process that has died holds no model."""
+        """The current status; a process that has died holds no model."""
         process, status = self._process, self._status
         died = status.state in ("ready", "answering") and (process is None or not process.is_alive)
         return ChatStatus("empty") if died else status
@@ -104,7 +104,7 @@ class ChatProcess:
         return process.handle.pid if process and process.is_alive else None
 
     def has_loaded(self, spec: ChatModelSpec) -> bool:
-        """Return whether the loaded model is the ordered one, with its base model if the spec needs it."""
+        """Return whether the model of `spec` is loaded, with its base model if the spec needs it."""
         loaded = self.status.spec if self._process is not None and self._process.is_alive else None
         if loaded is None or (loaded.job_id, loaded.attempt) != (spec.job_id, spec.attempt):
             return False
@@ -117,7 +117,7 @@ class ChatProcess:
         Raises BusyError if too many calls wait or `closed` is set meanwhile (the client disconnected), and
         ConflictError if the model was unloaded meanwhile or the server is shutting down.
         """
-        releases = self._releases
+        unloads = self._unloads
         if not self._waiting.acquire(blocking=False):
             raise BusyError(f"{_MAX_WAITING} requests already wait for the chat model; try again in a moment")
         try:
@@ -127,8 +127,8 @@ class ChatProcess:
             try:
                 self._idle.cancel()
                 self._status = replace(self._status, idle_until=None)
-                self._releases_before_turn = releases
-                self._raise_if_released()
+                self._unloads_before_turn = unloads
+                self._raise_if_unloaded()
                 yield
             finally:
                 self._end_turn()
@@ -141,20 +141,20 @@ class ChatProcess:
         self._status = replace(self._status, forced=True)
 
     def claim(self, spec: ChatModelSpec, claim: Claim, *, forced: bool) -> None:
-        """Unload the present model and publish the claim of the next one, which `load` then loads."""
+        """Unload the current model and publish the claim of the next one, which `load` then loads."""
         self._end()
         self._status = ChatStatus("loading", spec, claim, forced)
 
     def load(self) -> None:
-        """Load the claimed model. Raises the errors of the process, and ConflictError if it was released meanwhile."""
+        """Load the claimed model. Raises the errors of the process, and ConflictError if it was unloaded meanwhile."""
         spec, claim = self._status.spec, self._status.claim
         assert spec is not None
         assert claim is not None
         try:
-            environment = child_environment() | shown_gpus(None if claim.gpu is None else [claim.gpu])
+            environment = child_environment() | visible_gpus(None if claim.gpu is None else [claim.gpu])
             process = self._process = PipeProcess.start("chat", environment, self._log_file, self._spares)
-            # A release before this line found no process to end.
-            self._raise_if_released()
+            # An unload before this line found no process to end.
+            self._raise_if_unloaded()
             self._send(process, spec.loading)
             memory_mb = spec.loading.result_type().validate_python(self._receive(process)["result"])
         except BaseException:
@@ -165,7 +165,8 @@ class ChatProcess:
     def answer(self, operation: AnswerMessages) -> Generator[AnswerEvent, None, None]:
         """Yield the events of the answer as they are generated.
 
-        Closing the iterator cancels the answer. Raises the errors of the process, and ConflictError if it was released.
+        Closing the iterator cancels the answer. Raises the errors of the process, and ConflictError if the model was
+        unloaded.
         """
         process = self._process
         assert process is not None
@@ -181,13 +182,13 @@ class ChatProcess:
         self._status = replace(self._status, memory_mb=finished.memory_mb)
         yield finished.end
 
-    def release(self, reason: str) -> bool:
+    def unload(self, reason: str) -> bool:
         """End the process at once and return when its memory is free; return False if there was no process.
 
         Calls that use or wait for the model raise ConflictError with the reason.
         """
-        self._release_reason = reason
-        self._releases += 1
+        self._unload_reason = reason
+        self._unloads += 1
         process = self._process
         if process is None:
             return False
@@ -202,13 +203,13 @@ class ChatProcess:
         return True
 
     def close(self) -> None:
-        """Release the process and refuse all further calls."""
+        """Unload the model and refuse all further calls."""
         self._closed = True
-        self.release("the server is shutting down")
+        self.unload("the server is shutting down")
 
-    def _raise_if_released(self) -> None:
-        if self._closed or self._releases_before_turn != self._releases:
-            raise ConflictError(f"The model was unloaded: {self._release_reason}")
+    def _raise_if_unloaded(self) -> None:
+        if self._closed or self._unloads_before_turn != self._unloads:
+            raise ConflictError(f"The model was unloaded: {self._unload_reason}")
 
     def _send(self, process: PipeProcess, operation: Operation[Any]) -> int:
         """Send an operation and return its number."""
@@ -221,7 +222,7 @@ class ChatProcess:
             reply = process.receive()
         except EOFError as error:
             code = process.handle.wait()
-            self._raise_if_released()
+            self._raise_if_unloaded()
             raise HelperError(f"The chat process died (exit code {code}); its output is in {self._log_file}") from error
         if "error" in reply:
             raise as_error(reply["error"])

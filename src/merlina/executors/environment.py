@@ -28,7 +28,7 @@ def child_environment() -> dict[str, str]:
     return environment
 
 
-def shown_gpus(gpus: Sequence[int] | None) -> dict[str, str]:
+def visible_gpus(gpus: Sequence[int] | None) -> dict[str, str]:
     """Return the variables that restrict a process to these GPUs; none if it may use all."""
     if gpus is None:
         return {}

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from merlina.domain.units import MIB
 from merlina.errors import BusyError, HelperError, MerlinaError
 from merlina.executors.environment import child_environment
 from merlina.executors.idle_timer import IdleTimer
@@ -28,7 +29,6 @@ _MAX_CALLS = 16
 _POLL_SECONDS = 0.1
 # After its client has disconnected, a call may complete in this time: starting another process would take longer.
 _GRACE_SECONDS = 2.0
-_MB = 1024**2
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class HelperPool:
         ticket = object()
         with self._changed:
             if len(self._waiting) + len(self._busy) >= _MAX_CALLS:
-                raise BusyError(f"{_MAX_CALLS} calls already wait for a helper process; try again in a moment")
+                raise BusyError(f"{_MAX_CALLS} calls already use or wait for helper processes; try again in a moment")
             call.raise_if_abandoned()
             self._waiting.append(ticket)
             try:
@@ -208,7 +208,10 @@ class _Call:
             raise BusyError("The helper processes are busy; try again in a moment")
 
     def wait_for_reply(self, process: PipeProcess) -> dict[str, Any]:
-        """Return the reply, or raise as `HelperPool.call` does. Unless `is_complete` is set, end the process."""
+        """Return the reply, or raise as `HelperPool.call` does.
+
+        If it raises, `is_complete` stays false and the pool ends the process.
+        """
         clock = ProgressClock(process.handle.pid)
         while True:
             try:
@@ -253,6 +256,6 @@ class _Call:
 
 def _resident_mb(process: PipeProcess) -> float:
     try:
-        return float(psutil.Process(process.handle.pid).memory_info().rss / _MB)
+        return float(psutil.Process(process.handle.pid).memory_info().rss / MIB)
     except psutil.Error:
         return 0.0

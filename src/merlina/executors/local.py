@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from merlina.executors.environment import child_environment, shown_gpus
+from merlina.executors.environment import child_environment, visible_gpus
 from merlina.executors.spare_processes import SpareProcesses, start_process
 from merlina.faults import FaultPoint, reach
 from merlina.hardware.host import describe_signal, oom_kills
@@ -31,7 +31,7 @@ class _Child:
 class LocalExecutor:
     """Runs `python -m merlina.worker` for each job, from a spare process if `spares` are given and one is ready.
 
-    `tokens` are used by runs that bring none of their own, by the same names as in the run's secret file.
+    `tokens` are used by runs that bring none of their own, under the same names as in the run's secrets.json.
     """
 
     tokens: Mapping[str, str]
@@ -103,7 +103,10 @@ class LocalExecutor:
         if child is None or code is None:
             return f"died while the server was not running; its output is in {folder.log_file}"
         if code == DETACHED_EXIT_CODE:
-            return f"ended itself because its lock {folder.lock_file} was removed while it was running"
+            return (
+                f"ended itself because its run folder {folder.path}, or the lock or event log in it, was removed or "
+                "replaced while it was running"
+            )
         if code < 0:
             return describe_signal(-code, out_of_memory=oom_kills() > child.oom_kills_before)
         return f"ended with exit code {code} and reported no error; its output is in {folder.log_file}"
@@ -123,4 +126,4 @@ class LocalExecutor:
         environment = child_environment()
         tokens = {**self.tokens, **folder.read_secrets()}
         environment |= {_TOKEN_VARIABLES[name]: token for name, token in tokens.items()}
-        return environment | shown_gpus(gpus)
+        return environment | visible_gpus(gpus)

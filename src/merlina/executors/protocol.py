@@ -28,7 +28,7 @@ class Executor(Protocol):
         """Ask the worker to write a checkpoint after its current step and end; leaves `pause_file`. Raises OSError."""
 
     def is_detached(self, folder: RunFolder) -> bool:
-        """Return whether a living worker no longer holds its run folder, because that or its lock was removed."""
+        """Return whether a living worker no longer holds the lock of its run folder: it or the folder was removed."""
 
     def kill(self, folder: RunFolder, worker: ProcessId | None = None) -> None:
         """End the worker and all its children immediately."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from merlina.domain.units import GIB
 from merlina.executors.environment import child_environment
 from merlina.executors.idle_timer import IdleTimer
 from merlina.hardware.host import available_memory
@@ -24,10 +25,9 @@ _log = logging.getLogger(__name__)
 _MODULES: Mapping[Role, str] = {
     "worker": "merlina.worker", "helper": "merlina.worker.helper", "chat": "merlina.worker.chat",
 }  # fmt: skip
-_GIB = 1024**3
-# A spare process takes half a GiB. It is started if the first amount of RAM is available, and ended below the second.
-_START_BYTES = 3 * _GIB
-_KEEP_BYTES = 2 * _GIB
+# A spare process is started if the first amount of RAM is available, and ended below the second.
+_START_BYTES = 3 * GIB
+_KEEP_BYTES = 2 * GIB
 _CHECK_SECONDS = 10.0
 _SEND_SECONDS = 5.0
 
@@ -81,7 +81,9 @@ class _Spare:
 
 
 class SpareProcesses:
-    """At most one process started in advance: the first after the first process of any role, the next after each use.
+    """Keeps at most one process started in advance.
+
+    The first is started after the first process of any role, the next one whenever it has been used.
 
     The spare process is ended if memory is short, or if for `idle_seconds` no process was started and none is alive.
     Calls may come from any thread. The output of the imports is appended to `log_file`.

@@ -52,9 +52,9 @@ async def load(request: LoadRequest, connection: Request, services: ServicesDep)
 
 
 @router.delete("")
-def release(services: ServicesDep) -> ChatState:
-    """Unload the model at once and release its memory."""
-    services.chat_process.release("DELETE /chat")
+def unload(services: ServicesDep) -> ChatState:
+    """Unload the model at once and free its memory."""
+    services.chat_process.unload("DELETE /chat")
     return chat_state(services.chat_process.status)
 
 
