@@ -121,7 +121,7 @@ def test_checkpoints_of_an_earlier_version_are_resumed_from_and_get_a_manifest(s
         assert "step 6." in client.resume(job).message
     assert server.until_ended(job).status == "completed"
     assert list(server.losses(job)) == list(range(1, 13))
-    assert sum("at step 6 is of an earlier version" in line for line in server.log_lines(job)) == 1
+    assert sum("at step 6 was written by an earlier version" in line for line in server.log_lines(job)) == 1
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def device_with(capacity: int, tried: list[int]) -> Callable[[Sequence[PackedExa
     """Return a run that fails like a GPU with memory for `capacity` positions."""
 
     def run(examples: Sequence[PackedExample]) -> None:
-        tried.append(sum(one.positions for one in examples))
+        tried.append(sum(one.num_positions for one in examples))
         if tried[-1] > capacity:
             raise torch.OutOfMemoryError("CUDA out of memory")
 

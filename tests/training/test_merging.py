@@ -72,5 +72,5 @@ def test_a_merged_model_gives_what_its_adapter_gives(family: str, tmp_path: Path
     difference = (found - expected).abs().max()
     print(f"{family}: the adapter changes log-probabilities by {changed:.2g}, merging by {difference:.1g}")
     assert changed > 0.1
-    assert rounding.share == 0
+    assert rounding.fraction == 0
     assert torch.allclose(found, expected, atol=1e-4)

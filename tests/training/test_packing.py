@@ -25,7 +25,7 @@ def test_a_pack_by_hand() -> None:
     assert pack.sources.tolist() == [0, 1, 2, 3, 2, 4, 4, 5, 6]
     assert pack.targets.tolist() == [2, 3, 4, 5, 6, 8, 9, 10, 11]
     assert pack.section_ids.tolist() == [0, 0, 1, 1, 2, 4, 5, 5, 5]
-    assert pack.tokens == (3 + 2) + (3 + 1) + (1 + 1) + (1 + 3)
+    assert pack.num_tokens == (3 + 2) + (3 + 1) + (1 + 1) + (1 + 3)
 
 
 @given(content=st.lists(examples, min_size=1, max_size=6))
@@ -43,7 +43,9 @@ def test_every_answer_is_predicted_once_from_its_predecessors(content: list[Pack
             )
     assert not (pack.section_ids % 3 == 0).any()
     assert (
-        sum(segment.end - segment.begin for segment in pack.segments) == len(read) == sum(u.positions for u in content)
+        sum(segment.end - segment.begin for segment in pack.segments)
+        == len(read)
+        == sum(u.num_positions for u in content)
     )
 
 

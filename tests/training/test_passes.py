@@ -41,8 +41,8 @@ def test_packs_hold_every_example_once_and_keep_to_their_budget(content: list[Pa
     packs = PackedBatching().split(content, budget)
     assert sorted(index for pack in packs for index in pack) == list(range(len(content)))
     for pack in packs:
-        assert len(pack) == 1 or sum(content[index].positions for index in pack) <= budget
-    assert packs == first_fit([example.positions for example in content], budget)
+        assert len(pack) == 1 or sum(content[index].num_positions for index in pack) <= budget
+    assert packs == first_fit([example.num_positions for example in content], budget)
 
 
 def first_fit(sizes: list[int], budget: int) -> list[list[int]]:

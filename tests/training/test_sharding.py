@@ -33,7 +33,7 @@ class MetricsRecorder:
     def __init__(self) -> None:
         self.recorded: dict[str, float] = {}
 
-    def metrics(self, _step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+    def metrics(self, _step: int, metrics: dict[str, float], *, awaits_evaluation: bool = False) -> None:
         self.recorded |= {f"{name} {_step}": value for name, value in metrics.items() if "loss" in name}
 
     def should_stop(self) -> bool:

@@ -40,7 +40,7 @@ class Recorder:
     def progress(self, step: int, total_steps: int) -> None:
         self.steps.append(step)
 
-    def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+    def metrics(self, step: int, metrics: dict[str, float], *, awaits_evaluation: bool = False) -> None:
         self.rows.append((step, metrics))
 
     def checkpoint(self, step: int, path: Path) -> None:
@@ -224,7 +224,7 @@ class Clock(Recorder):
         super().progress(step, total_steps)
         self.done.append(time.monotonic())
 
-    def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+    def metrics(self, step: int, metrics: dict[str, float], *, awaits_evaluation: bool = False) -> None:
         super().metrics(step, metrics)
         self.reported.append(time.monotonic())
 
@@ -374,7 +374,7 @@ def test_a_lost_best_model_is_forgotten_before_a_resume_evaluates(tiny_model: Pa
         def note(self, level: str, message: str) -> None:
             self.reports += ["lost"] * ("is lost" in message)
 
-        def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+        def metrics(self, step: int, metrics: dict[str, float], *, awaits_evaluation: bool = False) -> None:
             self.reports += [step] * ("eval_loss" in metrics)
 
     config = configure(tiny_model, load_best_at_end="eval_loss", **_EVERY_STEP)

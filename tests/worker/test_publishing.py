@@ -68,8 +68,8 @@ def adapter_of_giant(folder: Path) -> dict[str, Any]:
 
 def test_an_upload_succeeds_or_its_failure_is_reported_with_a_remedy(tmp_path: Path) -> None:
     expected = {
-        "refused": "may not write to org/refused; provide one with write access (the Hub: You don't have the rights",
-        "readonly": "may not write to org/readonly; provide one with write access",
+        "refused": "may not write to org/refused; set one with write access (the Hub: You don't have the rights",
+        "readonly": "may not write to org/readonly; set one with write access",
         "broken": "The Hub failed to respond for the model 'org/broken' (status 500); try again later",
         "public": "org/public already exists and is public, but hf_hub_private is true; make it private",
     }
@@ -84,7 +84,7 @@ def test_an_upload_succeeds_or_its_failure_is_reported_with_a_remedy(tmp_path: P
         assert complaint in words
         assert words.endswith(f"`hf upload org/{name} {tmp_path / 'm'} --private` uploads it")
     assert "The Hub rejected the given hf_token" in unknown
-    assert "there is no hf_token; provide one with write access" in none
+    assert "there is no hf_token; set one with write access" in none
     assert made == f"Uploaded to {hub.endpoint}/user/alone"
     assert not_merged.startswith("merge_lora_before_upload: the base model in 16 bits needs about ")
     assert not_merged.endswith(" GiB are free, so the adapter alone is uploaded")

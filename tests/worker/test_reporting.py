@@ -15,7 +15,7 @@ def first_attempt(log: EventLog) -> None:
     reporter = EventReporter(log, NullChannel())
     reporter.metrics(0, {"eval_loss": 9.0})
     for step in range(1, 7):
-        reporter.metrics(step, {"loss": 10.0 + step}, evaluation_follows=step == 4)
+        reporter.metrics(step, {"loss": 10.0 + step}, awaits_evaluation=step == 4)
         if step == 4:
             reporter.metrics(step, {"eval_loss": 4.0})
 

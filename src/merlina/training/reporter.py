@@ -18,10 +18,10 @@ class Reporter(Protocol):
     def progress(self, step: int, total_steps: int) -> None:
         """Report a finished optimizer step."""
 
-    def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+    def metrics(self, step: int, metrics: dict[str, float], *, awaits_evaluation: bool = False) -> None:
         """Report the metrics of a step, or of an evaluation after it (names begin with `eval_`).
 
-        `evaluation_follows` announces that an evaluation of the same step will be reported.
+        `awaits_evaluation` announces that an evaluation of the same step will be reported.
         """
 
     def checkpoint(self, step: int, path: Path) -> None:

@@ -20,7 +20,7 @@ UNLIMITED = 2**40
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """The whole pair as `text`, the `tokens` that are trained on, and the numbers of tokens that were `cut`."""
+    """The whole pair as `text`, the `tokens` that are trained on, and the numbers of truncated tokens, `cut`."""
 
     text: Rendered
     tokens: TokenPair
@@ -38,10 +38,10 @@ class EncodedPair:
             cut_answers=self.cut.chosen + self.cut.rejected,
         )
 
-    def id_outside(self, vocabulary: int) -> int | None:
-        """Return the first token id that a model with `vocabulary` token ids does not have, or None."""
+    def id_outside(self, vocabulary_size: int) -> int | None:
+        """Return the first token id that a model with `vocabulary_size` token ids does not have, or None."""
         ids = chain(self.tokens.prompt, self.tokens.chosen, self.tokens.rejected)
-        return next((token for token in ids if token >= vocabulary), None)
+        return next((token for token in ids if token >= vocabulary_size), None)
 
 
 class PairEncoder:
@@ -84,7 +84,7 @@ class PairEncoder:
             raise UnusableRowError("its prompt has no tokens in this format")
         return EncodedPair(text, replace(tokens, row=pair.number), cut)
 
-    def token(self, token_id: int) -> str:
+    def token_text(self, token_id: int) -> str:
         """Return a token in the tokenizer's notation."""
         return str(self._tokenizer.convert_ids_to_tokens(token_id))
 

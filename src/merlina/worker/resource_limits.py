@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-_MB = 1024**2
+from merlina.domain.units import MIB
+
 # The signal repeats: one that arrives where Python ignores exceptions, as in a destructor, is lost.
 _REPEAT_SECONDS = 0.5
 
@@ -21,7 +22,7 @@ class CpuTimeExceededError(Exception):
 
 
 @contextlib.contextmanager
-def memory_headroom(megabytes: float) -> Iterator[None]:
+def memory_headroom(mebibytes: float) -> Iterator[None]:
     """Let this process allocate at most this many MiB in addition; a larger allocation raises MemoryError.
 
     Linux only; elsewhere the work is not limited. Libraries that cannot report a failed allocation end the process.
@@ -30,7 +31,7 @@ def memory_headroom(megabytes: float) -> Iterator[None]:
         yield
         return
     before, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    wanted = _data_bytes() + round(megabytes * _MB)
+    wanted = _data_bytes() + round(mebibytes * MIB)
     limits = [limit for limit in (wanted, before, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
     try:

@@ -1,4 +1,4 @@
-"""Chat templates: that of the tokenizer for the format `tokenizer`, and the one that each other format saves.
+"""Chat templates: the tokenizer's own for the format `tokenizer`, and those that other formats save with the model.
 
 To add a chat format, add its Jinja template to `_TEMPLATES`: the saved model's tokenizer gets it in place of its own.
 """

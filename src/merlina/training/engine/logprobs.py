@@ -59,7 +59,7 @@ class LogprobModel(Protocol):
 
 
 class PackedModel:
-    """The fast path: each prompt once, no padding, no [N, V] logits. `model` may be wrapped by peft."""
+    """Packs: each prompt once, no padding, no [N, V] logits. `model` may be wrapped by peft."""
 
     batching: BatchingStrategy = PackedBatching()
 
@@ -89,7 +89,7 @@ class PackedModel:
 
 
 class PaddedModel:
-    """The fallback that every causal language model supports: each answer with a copy of the prompt, all logits."""
+    """Padded batches, which every causal language model supports: each answer with a copy of the prompt, all logits."""
 
     batching: BatchingStrategy = PaddedBatching()
 
@@ -125,7 +125,7 @@ class PaddedModel:
 
 
 class UnbatchedModel(PaddedModel):
-    """The fallback for models whose results depend on padding after a text: one pass for each text."""
+    """For models whose results depend on padding after a text: one pass for each text."""
 
     def _text_logprobs(self, texts: list[list[int]], device: torch.device) -> Tensor:
         return torch.cat([super(UnbatchedModel, self)._text_logprobs([text], device) for text in texts])
@@ -150,7 +150,7 @@ def decoder_of(causal_lm: Any) -> Any:
 def sum_by_section(pack: Pack, logprobs: Tensor) -> Logprobs:
     """Sum the log-probabilities of targets, shape [M], over the sections they belong to."""
     # index_add sums targets with equal section ids; all ids together are the flattened [U, 1 + A].
-    shape = (len(pack.examples), 1 + pack.answers)
+    shape = (len(pack.examples), 1 + pack.num_answers)
     zeros = logprobs.new_zeros(shape[0] * shape[1])
     return Logprobs(
         zeros.index_add(0, pack.section_ids, logprobs).view(shape),
@@ -169,11 +169,12 @@ def padded_target_indices(pack: Pack) -> Tensor:
     order: list[int] = []
     begin = 0
     for example in pack.examples:
-        prompt = len(example.prompt) - 1
+        # The first token of a text is not predicted.
+        predicted = len(example.prompt) - 1
         if with_prompt:
-            order += range(begin, begin + prompt)
+            order += range(begin, begin + predicted)
         for answer in example.answers:
             # The answer's tokens follow the prompt's in the text, from the one that the prompt's last token predicts.
-            order += range(begin + prompt, begin + prompt + len(answer))
-            begin += prompt + len(answer)
+            order += range(begin + predicted, begin + predicted + len(answer))
+            begin += predicted + len(answer)
     return torch.tensor(order)

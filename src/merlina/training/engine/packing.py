@@ -47,13 +47,13 @@ class PackedExample:
     answers: tuple[list[int], ...]
 
     @property
-    def positions(self) -> int:
-        """Return the number of positions that the example takes in a pack."""
+    def num_positions(self) -> int:
+        """The number of positions that the example takes in a pack."""
         return len(self.prompt) + sum(len(answer) - 1 for answer in self.answers)
 
     @property
-    def tokens(self) -> int:
-        """Return the number of tokens in all texts: the prompt counts once for each answer."""
+    def num_tokens(self) -> int:
+        """The number of tokens in all texts: the prompt counts once for each answer."""
         return len(self.prompt) * len(self.answers) + sum(map(len, self.answers))
 
 
@@ -72,7 +72,7 @@ class Segment:
 
     @property
     def prefix(self) -> int:
-        """Return the number of positions in the prefix."""
+        """The number of positions in the prefix."""
         return self.prefix_end - self.prefix_begin
 
 
@@ -92,19 +92,19 @@ class Pack:
     section_ids: Tensor  # [M] int64
 
     @property
-    def answers(self) -> int:
-        """Return A."""
+    def num_answers(self) -> int:
+        """A, which is the same for all examples."""
         return len(self.examples[0].answers)
 
     @property
     def has_prompt_targets(self) -> bool:
         """Return whether any prompt token is a target."""
-        return bool((self.section_ids % (1 + self.answers) == 0).any())
+        return bool((self.section_ids % (1 + self.num_answers) == 0).any())
 
     @property
-    def tokens(self) -> int:
-        """Return the number of tokens in all texts: each prompt counts once for each answer."""
-        return sum(example.tokens for example in self.examples)
+    def num_tokens(self) -> int:
+        """The number of tokens in all texts: each prompt counts once for each answer."""
+        return sum(example.num_tokens for example in self.examples)
 
     def to(self, device: torch.device) -> Pack:
         moved = (self.input_ids, self.position_ids, self.sources, self.targets, self.section_ids)
@@ -139,22 +139,22 @@ class _PackBuilder:
         self.section_ids: list[int] = []
 
     def add(self, example: PackedExample, prompt_section: int) -> None:
-        begin, prompt = len(self.ids), len(example.prompt)
+        begin, prompt_length = len(self.ids), len(example.prompt)
         self.ids += example.prompt
-        self.positions += range(prompt)
+        self.positions += range(prompt_length)
         if self._with_prompt_targets:
-            self._predict(range(begin, begin + prompt - 1), example.prompt[1:], prompt_section)
+            self._predict(range(begin, begin + prompt_length - 1), example.prompt[1:], prompt_section)
         for number, answer in enumerate(example.answers):
             at, inputs = len(self.ids), len(answer) - 1
             self.ids += answer[:-1]
-            self.positions += range(prompt, prompt + inputs)
+            self.positions += range(prompt_length, prompt_length + inputs)
             # The prompt's last position predicts the first token of every answer.
-            self._predict([begin + prompt - 1, *range(at, at + inputs)], answer, prompt_section + 1 + number)
+            self._predict([begin + prompt_length - 1, *range(at, at + inputs)], answer, prompt_section + 1 + number)
             if number == 0:
                 self.segments.append(Segment(begin, at + inputs))
             elif inputs:
                 # An answer of one token has no inputs, hence no segment.
-                self.segments.append(Segment(at, at + inputs, begin, begin + prompt))
+                self.segments.append(Segment(at, at + inputs, begin, begin + prompt_length))
 
     def _predict(self, sources: Sequence[int], targets: Sequence[int], section_id: int) -> None:
         self.sources += sources

@@ -35,7 +35,7 @@ class PackedBatching:
     """One sequence, each prompt once."""
 
     def num_positions(self, examples: Sequence[PackedExample]) -> int:
-        return sum(example.positions for example in examples)
+        return sum(example.num_positions for example in examples)
 
     def longest_text(self, example: PackedExample) -> int:
         return len(example.prompt) + max(len(answer) - 1 for answer in example.answers)
@@ -152,8 +152,8 @@ def _first_fit(examples: Sequence[PackedExample], budget: int) -> list[list[int]
     # Node 1 is the root and node n has children 2n and 2n + 1. free[n] is the most free positions in any pack below n;
     # leaves of packs that do not exist yet hold the whole budget.
     free = [budget] * (2 * leaves)
-    for index in sorted(range(len(examples)), key=lambda index: -examples[index].positions):
-        size = examples[index].positions
+    for index in sorted(range(len(examples)), key=lambda index: -examples[index].num_positions):
+        size = examples[index].num_positions
         # An example larger than the budget gets a pack of its own. Its leaf becomes negative, so nothing joins it.
         chosen = len(packs)
         if size <= budget:

@@ -243,7 +243,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         check_losses(step, [item.row for item in inputs], pair_losses.tolist())
         self._ranks.sum_gradients(model.parameters())
         means.gather(self._ranks, len(inputs))
-        self._throughput.add(sum(item.example.tokens for item in inputs))
+        self._throughput.add(sum(item.example.num_tokens for item in inputs))
         # All ranks have the same pair_losses now, hence the same loss.
         loss = pair_losses.mean()
         self._window.add(loss.item(), means)
@@ -318,7 +318,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             "epoch": self.state.epoch or 0.0,
         }
         metrics |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
-        self._reporter.metrics(self.state.global_step, metrics, evaluation_follows=self.control.should_evaluate)
+        self._reporter.metrics(self.state.global_step, metrics, awaits_evaluation=self.control.should_evaluate)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write and sync a checkpoint and its manifest, report it, and only then remove older ones (see `checkpoints`).

@@ -32,7 +32,7 @@ class RoundingError:
         self.lost += float((saved.float() - merged).double().square().sum())
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Return the ratio of the root mean squares of loss and change; 0 if nothing was changed."""
         return (self.lost / self.changed) ** 0.5 if self.changed else 0.0
 

@@ -8,7 +8,7 @@ _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Detokenizer:
-    """Returns the text of an answer token by token, without special tokens and leading white space.
+    """Returns the text of an answer token by token, without special tokens and leading whitespace.
 
     A token's text may depend on the one before it, and a character may span several tokens. Each token is therefore
     decoded together with the tokens of the last piece, and only the text that this adds is returned. For example, if

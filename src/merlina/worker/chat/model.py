@@ -16,6 +16,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from merlina.data.pairs import Message, Pair
+from merlina.domain.units import MIB
 from merlina.errors import ConflictError, InvalidRequestError
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText, EndReason, Sampling, Side
 from merlina.schemas.operations import AnswerMessages, FinishedAnswer, LoadChatModel
@@ -23,8 +24,6 @@ from merlina.training.models.loading import ModelSpec, load_model, load_tokenize
 from merlina.worker.chat.detokenizer import Detokenizer
 from merlina.worker.encoding import UNLIMITED, PairEncoder
 from merlina.worker.resource_errors import exhausted_memory
-
-_MB = 1024**2
 
 
 @dataclass
@@ -69,7 +68,7 @@ class ChatModel:
         """Return the memory that the process holds in MiB, on the GPU or, without one, in RAM."""
         on_gpu = training_device().type == "cuda"
         held = torch.cuda.memory_reserved() if on_gpu else psutil.Process().memory_info().rss
-        return round(held / _MB)
+        return round(held / MIB)
 
     def answer(
         self,

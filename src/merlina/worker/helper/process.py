@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def _apply_hub_settings() -> None:
-    """Apply the environment again: the Hub's libraries read it while they are imported, maybe before it was set."""
+    """Apply the environment again: the Hub's libraries read it while they are imported, possibly before it was set."""
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
     constants.HF_HUB_OFFLINE = offline
     for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
@@ -85,7 +85,7 @@ def _call(kind: type[Operation[Any]], arguments: dict[str, Any]) -> Any:
     return kind.result_type().dump_python(result, mode="json")
 
 
-# The module of each operation's function, which has the operation's name. Some import for seconds, so that each is
+# The module of each operation's function, which has the operation's name. Some take seconds to import, so each is
 # imported when it is first needed.
 OPERATIONS: dict[type[Operation[Any]], str] = {
     operations.PreviewRows: "rows",

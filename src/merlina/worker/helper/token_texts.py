@@ -14,7 +14,7 @@ _CONTEXT = 4
 
 
 def token_texts(tokenizer: Any, ids: list[int], text: str, before: str = "") -> list[str]:
-    """Return the text of each of `ids`, the tokens of `text`, maybe truncated and with special tokens at both ends.
+    """Return the text of each of `ids`, the tokens of `text`, possibly truncated and with special tokens at both ends.
 
     `before` preceded the text when it was encoded. If a character spans several tokens, the first token has all of it
     and the others are empty. Example: ["é"] encoded as two byte tokens gives ["é", ""].
@@ -41,7 +41,7 @@ def _by_offsets(tokenizer: Any, ids: list[int], before: str, text: str) -> list[
         inner = ids[first : len(ids) - last]
         index = _index_of(inner, [token for token, _, _ in spans])
         if inner and index is not None:
-            texts = _texts_between(whole, len(before), spans[index : index + len(inner)], whole_end=index == 0)
+            texts = _texts_between(whole, len(before), spans[index : index + len(inner)], starts_whole=index == 0)
             around = [tokenizer.decode([token]) for token in (*ids[:first], *ids[len(ids) - last :])]
             return [*around[:first], *texts, *around[first:]]
     return None
@@ -55,10 +55,10 @@ def _index_of(inner: list[int], made: list[int]) -> int | None:
     return len(made) - count if count <= len(made) and made[len(made) - count :] == inner else None
 
 
-def _texts_between(whole: str, begin: int, spans: list[tuple[int, int, int]], *, whole_end: bool) -> list[str]:
+def _texts_between(whole: str, begin: int, spans: list[tuple[int, int, int]], *, starts_whole: bool) -> list[str]:
     """Return each token's text from the end of the preceding token to its own end, so that nothing is lost."""
     texts: list[str] = []
-    reached = begin if whole_end else max(begin, spans[0][1])
+    reached = begin if starts_whole else max(begin, spans[0][1])
     for _, _, end in spans:
         texts.append(whole[reached : max(reached, end)])
         reached = max(reached, end)

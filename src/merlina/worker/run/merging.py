@@ -45,8 +45,8 @@ class Merged:
     """Measurements of a merged model after it was loaded again.
 
     `largest` and `mean` are differences from the adapter in the answers' mean log-probabilities per token. `rounding`
-    is the share of the update that the cast to `dtype` changed (root mean square). `metrics` are those of the held-out
-    pairs, `eval_…`, and empty if they were not computed.
+    is the fraction of the update that the cast to `dtype` changed (root mean square). `metrics` are those of the
+    held-out pairs, `eval_…`, and empty if they were not computed.
     """
 
     dtype: torch.dtype
@@ -115,7 +115,7 @@ def save_merged(
             f"by up to {largest:.3g} per token ({float(differences.mean()):.3g} on average), more than {tolerance:g}"
         )
     metrics = _held_out_metrics(reloaded, data.held_out, order.config, reference_folder, device)
-    return Merged(dtype, len(found), largest, float(differences.mean()), rounding.share, metrics)
+    return Merged(dtype, len(found), largest, float(differences.mean()), rounding.fraction, metrics)
 
 
 def _held_out_metrics(

@@ -10,7 +10,7 @@ import yaml
 from merlina.run_folder import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.version import current
-from merlina.worker.run.loading_code import ModelAddress, loading_code
+from merlina.worker.run.loading_code import ModelLocation, loading_code
 from merlina.worker.run.merging import Merged
 from merlina.worker.run.stages import TrainingData
 
@@ -36,25 +36,25 @@ _SHOWN_METRICS = (
 _LIBRARIES = ("torch", "transformers", "peft")
 
 
-def model_card(order: RunOrder, data: TrainingData, metrics: str, address: ModelAddress) -> str:
+def model_card(order: RunOrder, data: TrainingData, metrics: str, location: ModelLocation) -> str:
     """Return the card in Markdown with the Hub's metadata; `metrics` is the text of one of the functions below."""
     config = order.config
     name = config.output_name.rsplit("/", 1)[-1]
     settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in _SHOWN_SETTINGS)
     libraries = ", ".join(f"{library} {version(library)}" for library in _LIBRARIES)
     return f"""---
-{yaml.safe_dump(_metadata(config, address), sort_keys=False).strip()}
+{yaml.safe_dump(_metadata(config, location), sort_keys=False).strip()}
 ---
 
 # {name}
 
-`{config.base_model}`, fine-tuned by {config.training_mode.upper()} on {len(data.training)} preference pairs
+`{config.base_model}`, fine-tuned with {config.training_mode.upper()} on {len(data.training)} {_examples(config)}
 ({len(data.held_out)} more were held out){_quantized_in_training(config)}.
 
 ## Load it
 
 ```python
-{loading_code(address)}
+{loading_code(location)}
 ```
 
 Chat format: `{config.dataset.format.format_type}`.
@@ -71,27 +71,32 @@ All settings are in `merlina.json`. Made with Merlina {current().number}, {libra
 """
 
 
+def _examples(config: TrainingConfig) -> str:
+    # Supervised fine-tuning shows the model answers and compares none.
+    return "preference pairs" if config.needs_rejected else "examples"
+
+
 def _quantized_in_training(config: TrainingConfig) -> str:
     return f", with the base model held in {config.weight_bits} bits" if config.weight_bits else ""
 
 
-def _metadata(config: TrainingConfig, address: ModelAddress) -> dict[str, Any]:
+def _metadata(config: TrainingConfig, location: ModelLocation) -> dict[str, Any]:
     metadata: dict[str, Any] = {"tags": ["merlina", config.training_mode]}
-    if address.base_on_hub:
-        metadata["base_model"] = address.base
+    if location.base_on_hub:
+        metadata["base_model"] = location.base
     if config.dataset.source.repo_id:
         metadata["datasets"] = [config.dataset.source.repo_id]
-    return metadata | {"library_name": "peft" if address.is_adapter else "transformers"}
+    return metadata | {"library_name": "peft" if location.is_adapter else "transformers"}
 
 
-def run_metrics_table(final_metrics: dict[str, float], data: TrainingData, address: ModelAddress, dtype: str) -> str:
+def run_metrics_table(final_metrics: dict[str, float], data: TrainingData, location: ModelLocation, dtype: str) -> str:
     """Return a Markdown table of the held-out metrics before and after the run, in the run's precision."""
     if not any(name.startswith("initial_eval_") for name in final_metrics):
         return "\nNo pairs were evaluated.\n"
     step = round(final_metrics.get("kept_step", 0))
     if "final_eval_loss" not in final_metrics:
         return f"\nThe run was stopped at step {step}, before the saved model was evaluated.\n"
-    precision = address.precision if address.is_adapter else dtype
+    precision = location.precision if location.is_adapter else dtype
     computed = "" if precision == dtype else f" and computed in {dtype}"
     return (
         _table({"Before": "initial_", "After": "final_"}, final_metrics)

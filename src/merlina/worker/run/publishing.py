@@ -1,4 +1,4 @@
-"""Upload of the finished model to the Hugging Face Hub. If it fails, the model is still complete on the disk."""
+"""Upload of the finished model to the Hugging Face Hub. If it fails, the model is still complete on disk."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from merlina.hub_errors import describe_hub_error
 from merlina.run_folder import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
-from merlina.worker.run.loading_code import ModelAddress, address_of_run, compute_dtype_name, is_on_hub
+from merlina.worker.run.loading_code import ModelLocation, compute_dtype_name, is_on_hub, location_of_run
 from merlina.worker.run.merging import Merged, base_dtype, free_memory_of_models, merged_dtype, save_merged
 from merlina.worker.run.model_card import merged_metrics_table, model_card, run_metrics_table
 from merlina.worker.run.reporting import EventReporter, redact_tokens
@@ -73,7 +73,7 @@ def publish(
 def _create_repo(config: TrainingConfig) -> RepoUrl:
     """Return the repository, created if missing. Raises InvalidRequestError if a private model would become public."""
     if get_token() is None:
-        raise InvalidRequestError("there is no hf_token; provide one with write access")
+        raise InvalidRequestError("there is no hf_token; set one with write access")
     repo = HfApi().create_repo(config.output_name, private=config.hf_hub_private, exist_ok=True)
     if config.hf_hub_private and not HfApi().repo_info(repo.repo_id).private:
         raise InvalidRequestError(
@@ -123,8 +123,8 @@ def _merge(
 def _device_for_merging(order: RunOrder, reporter: EventReporter) -> torch.device | None:
     """Return the training device if its free memory suffices for the base model, else the CPU, else None."""
     config = order.config
-    width = max(base_dtype(config).itemsize, merged_dtype(config).itemsize)
-    needed = config.merging_bytes(weight_bytes(_base(order)) / base_dtype(config).itemsize * width)
+    number_bytes = max(base_dtype(config).itemsize, merged_dtype(config).itemsize)
+    needed = config.merging_bytes(weight_bytes(_base(order)) / base_dtype(config).itemsize * number_bytes)
     if training_device().type == "cuda" and needed <= free_memory():
         return training_device()
     free = available_memory()
@@ -132,7 +132,7 @@ def _device_for_merging(order: RunOrder, reporter: EventReporter) -> torch.devic
         return torch.device("cpu")
     reporter.note(
         "warning",
-        f"merge_lora_before_upload: the base model in {8 * width} bits needs about {gib(needed)} of RAM and "
+        f"merge_lora_before_upload: the base model in {8 * number_bytes} bits needs about {gib(needed)} of RAM and "
         f"{gib(free)} are free, so the adapter alone is uploaded",
     )
     return None
@@ -161,17 +161,17 @@ def _describe(
 ) -> None:
     """Write the model card and the configuration without local paths and tokens."""
     public = order.model_copy(update={"config": _public_config(order.config)})
-    saved = address_of_run(order.config, repo_id)
+    saved = location_of_run(order.config, repo_id)
     base = public.config.base_model if saved.base_on_hub else f"path/to/{public.config.base_model}"
     if merged is None:
-        address = replace(saved, base=base)
-        metrics = run_metrics_table(final_metrics, data, address, compute_dtype_name(order.config))
+        location = replace(saved, base=base)
+        metrics = run_metrics_table(final_metrics, data, location, compute_dtype_name(order.config))
     else:
-        address = ModelAddress(repo_id, False, base, saved.base_on_hub, merged.dtype_name)
+        location = ModelLocation(repo_id, False, base, saved.base_on_hub, merged.dtype_name)
         metrics = merged_metrics_table(final_metrics, data, merged, saved.precision)
-    (folder / "README.md").write_text(model_card(public, data, metrics, address))
+    (folder / "README.md").write_text(model_card(public, data, metrics, location))
     (folder / CONFIG_FILE).write_text(public.config.model_dump_json(indent=2) + "\n")
-    if address.is_adapter:
+    if location.is_adapter:
         _set_base_model(folder / "adapter_config.json", public.config.base_model)
 
 
@@ -198,7 +198,7 @@ def _reason(error: Exception, config: TrainingConfig) -> str:
         return error.message
     if isinstance(error, HfHubHTTPError) and error.response.status_code == 403:
         details = f" (the Hub: {error.server_message})" if error.server_message else ""
-        return f"the hf_token may not write to {config.output_name}; provide one with write access{details}"
+        return f"the hf_token may not write to {config.output_name}; set one with write access{details}"
     words = describe_hub_error(error, config.output_name, "model", token_given=True)
     # The query string of an upload's address authorizes it.
     return words or _without_queries(first_line(error))

@@ -118,16 +118,16 @@ class EventReporter:
         else:
             self._pending_progress = step, total_steps
 
-    def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
+    def metrics(self, step: int, metrics: dict[str, float], *, awaits_evaluation: bool = False) -> None:
         """Write a step's metrics; if an evaluation follows, its metrics are written later together with these."""
         self._saved.add(step, metrics)
         if self._awaiting is not None and self._awaiting[0] == step:
             metrics = {**self._awaiting[1], **metrics}
             self._awaiting = None
         self._complete_metrics()
-        if evaluation_follows:
+        if awaits_evaluation:
             self._awaiting = step, metrics
-        self._log.append(Metrics(step=step, metrics=dict(metrics), awaits_evaluation=evaluation_follows))
+        self._log.append(Metrics(step=step, metrics=dict(metrics), awaits_evaluation=awaits_evaluation))
 
     def checkpoint(self, step: int, path: Path) -> None:
         self._flush()

@@ -24,7 +24,7 @@ def choose_checkpoint(folder: RunFolder, order: RunOrder, reporter: EventReporte
         return None
     for step in checkpoints.adopt(folder.checkpoints_dir):
         reporter.note(
-            "info", f"The checkpoint at step {step} is of an earlier version of Merlina; a manifest was added"
+            "info", f"The checkpoint at step {step} was written by an earlier version of Merlina; a manifest was added"
         )
     found = checkpoints.survey(folder.checkpoints_dir, checksums=True)
     reach(FaultPoint.RESUME_CHOSEN)

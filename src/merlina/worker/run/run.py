@@ -134,7 +134,7 @@ def _complete_if_placed(stages: Stages) -> bool:
 
 
 def _complete(stages: Stages, final_metrics: Mapping[str, float | None]) -> None:
-    """Write the last event, then remove the checkpoints: until the event is on the disk, a resume may need them."""
+    """Write the last event, then remove the checkpoints: until the event is on disk, a resume may need them."""
     order, folder = stages.order, stages.folder
     stages.reporter.end(Ended(state="completed", output_dir=order.output_dir, final_metrics=dict(final_metrics)))
     reach(FaultPoint.END_REPORTED)
@@ -156,7 +156,7 @@ def describe_error(error: Exception, folder: RunFolder) -> str:
     if isinstance(error, MerlinaError):
         return error.message
     if isinstance(error, PermissionError):
-        return f"{error.filename} cannot be written: {error.strerror}"
+        return f"{error.filename} cannot be accessed: {error.strerror}"
     return f"Unexpected {type(error).__name__}: {first_line(error)}. The traceback is in {folder.log_file}"
 
 

@@ -1,4 +1,4 @@
-"""The metrics of the model that a run saves, which need not be the newest ones (see `load_best_model`)."""
+"""The metrics of the model that a run saves, which need not be the newest ones (see `load_best_at_end`)."""
 
 from __future__ import annotations
 

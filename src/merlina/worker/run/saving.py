@@ -18,7 +18,7 @@ from merlina.schemas.events import Placing
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.resource_errors import disk_is_full
 from merlina.worker.run.generation_config import write_generation_config
-from merlina.worker.run.loading_code import address_of_run, compute_dtype_name
+from merlina.worker.run.loading_code import compute_dtype_name, location_of_run
 from merlina.worker.run.model_card import model_card, run_metrics_table
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.stages import TrainingData
@@ -47,9 +47,9 @@ def save_model(
     staged = target.with_name(f".{target.name}.{order.job_id}.partial")
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        address = address_of_run(order.config, order.output_dir)
-        metrics = run_metrics_table(final_metrics, data, address, compute_dtype_name(order.config))
-        _write(staged, model, tokenizer, order, model_card(order, data, metrics, address))
+        location = location_of_run(order.config, order.output_dir)
+        metrics = run_metrics_table(final_metrics, data, location, compute_dtype_name(order.config))
+        _write(staged, model, tokenizer, order, model_card(order, data, metrics, location))
         _sync_all(staged)
         reach(FaultPoint.END_MODEL_WRITTEN)
         kept_as = (

@@ -65,7 +65,7 @@ class LoadedModel:
     dtype: torch.dtype
 
     @property
-    def vocabulary(self) -> int:
+    def vocabulary_size(self) -> int:
         """The number of token ids that the model has."""
         return vocabulary_size(unwrap(self.model))
 
@@ -73,7 +73,7 @@ class LoadedModel:
     def pad_id(self) -> int:
         """The token id that fills padded rows. It is always masked, but the embedding must have a row for it."""
         pad: int = self.tokenizer.pad_token_id
-        return pad if pad < self.vocabulary else 0
+        return pad if pad < self.vocabulary_size else 0
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class Stages:
             examiner.add_skipped(row)
         training, held_out = split_pairs(found.pairs, dataset.test_size, config.seed)
         self._check_data_is_unchanged(fingerprint(found.pairs, dataset.test_size, file))
-        encode = partial(self._encode, encoder=encoder, examiner=examiner, vocabulary=loaded.vocabulary)
+        encode = partial(self._encode, encoder=encoder, examiner=examiner, vocabulary_size=loaded.vocabulary_size)
         data = TrainingData(training=encode(training), held_out=encode(held_out))
         self._report_findings(examiner, held_out)
         if not data.training:
@@ -237,17 +237,17 @@ class Stages:
         return self.ranks.mesh()
 
     def _encode(
-        self, pairs: list[Pair], encoder: PairEncoder, examiner: RowExaminer, vocabulary: int
+        self, pairs: list[Pair], encoder: PairEncoder, examiner: RowExaminer, vocabulary_size: int
     ) -> list[TokenPair]:
         """Return the usable pairs as token ids. Raises DataError if a row has a token that the model does not have."""
 
         def encode(pair: Pair) -> tuple[TokenPair, Lengths]:
             encoded = encoder.encode(pair)
-            if (token := encoded.id_outside(vocabulary)) is not None:
+            if (token := encoded.id_outside(vocabulary_size)) is not None:
                 raise DataError(
-                    f"Row {pair.number:,} has the token id {token:,} ({encoder.token(token)!r}), but the model has the "
-                    f"ids 0 to {vocabulary - 1:,}. The tokenizer of {self.order.config.base_model} belongs to another "
-                    "model, or has tokens that were added after the model was saved"
+                    f"Row {pair.number:,} has the token id {token:,} ({encoder.token_text(token)!r}), but the model "
+                    f"has the ids 0 to {vocabulary_size - 1:,}. The tokenizer of {self.order.config.base_model} "
+                    "belongs to another model, or has tokens that were added after the model was saved"
                 )
             return encoded.tokens, encoded.lengths
 

@@ -1,4 +1,7 @@
-"""Requests to stop or to pause: a file in the run folder, and a signal so that the worker notices it early."""
+"""Requests to stop or to pause, as the worker receives them: a file in the run folder, and a signal as notice.
+
+`jobs/requests.py` decides on them in the server, and `executors/local.py` writes the file and sends the signal.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class PendingRequests:
         return self._signalled or self._stop_file.exists() or self._pause_file.exists()
 
     def reason_to_pause(self) -> str | None:
-        """Return the reason of a pause; None if a stop was requested, which outranks a pause."""
+        """Return the reason of a pause; None if a stop was requested, which takes precedence over a pause."""
         if self._stop_file.exists() or not self._pause_file.exists():
             return None
         return self._pause_file.read_text()

@@ -72,8 +72,8 @@ class _WandbReporter:
         self._run = run
         self._is_reachable = True
 
-    def metrics(self, step: int, metrics: dict[str, float], *, evaluation_follows: bool = False) -> None:
-        self._reporter.metrics(step, metrics, evaluation_follows=evaluation_follows)
+    def metrics(self, step: int, metrics: dict[str, float], *, awaits_evaluation: bool = False) -> None:
+        self._reporter.metrics(step, metrics, awaits_evaluation=awaits_evaluation)
         self._is_reachable = self._is_reachable and _try(lambda: self._run.log(metrics, step=step), self._reporter)
 
     def progress(self, step: int, total_steps: int) -> None:

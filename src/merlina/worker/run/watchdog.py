@@ -46,7 +46,7 @@ def _watch(folder: RunFolder, lock: int, log: EventLog, end_others: Callable[[],
 
 def _find_loss(folder: RunFolder, lock: int, log: EventLog) -> str | None:
     if not folder.path.is_dir():
-        return f"its folder {folder.path} was removed"
+        return f"its run folder {folder.path} was removed"
     for path, descriptor, name in ((folder.events_file, log.descriptor, "event log"), (folder.lock_file, lock, "lock")):
         if not _is_at(path, descriptor):
             return f"its {name} {path} was removed or replaced"
@@ -73,7 +73,7 @@ def _end(folder: RunFolder, log: EventLog, reason: str) -> None:
 
 
 def _take_lock(folder: RunFolder) -> bool:
-    """Lock the present lock file, so that no other process writes to the log. The lock ends with this process."""
+    """Lock the current lock file, so that no other process writes to the log. The lock ends with this process."""
     lock = os.open(folder.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
     for _ in range(_LOCK_ATTEMPTS):
         try:
