@@ -2,7 +2,8 @@
 
 The loss of a pair does not depend on other pairs, so the division of a step into passes does not change gradients. (The
 divergence of KTO is the exception; it is computed for the whole step beforehand.) To add an objective, write its
-function here with an entry in OBJECTIVES, and add its name to `merlina.schemas.training.TrainingMode`.
+function here with an entry in OBJECTIVES, and add its name to `TrainingMode` in schemas/datasets.py; ARCHITECTURE.md,
+"A training method", lists the rest.
 
 Legend: U pairs, x a prompt, y_w its chosen and y_l its rejected answer, pi the trained model, ref the reference (the
 model before training). log pi(y|x) is a sum over the answer's tokens.
@@ -68,10 +69,11 @@ def orpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     # As in TRL, the NLL covers prompt and chosen answer, the odds the answers alone.
     nll = -policy.mean_logprob_with_prompt(CHOSEN)
     # Mean log-probabilities make p the geometric mean of token probabilities, independent of length.
-    log_odds = _log_odds(chosen) - _log_odds(rejected)
-    log_odds_ratio = F.logsigmoid(log_odds)
-    metrics = {"nll_loss": nll, "log_odds": log_odds, "log_odds_ratio": log_odds_ratio}
-    return _losses(nll - config.beta * log_odds_ratio, config.beta * chosen, config.beta * rejected, policy, metrics)
+    log_ratio = _log_odds(chosen) - _log_odds(rejected)
+    log_sigmoid = F.logsigmoid(log_ratio)
+    # The names of the metrics are TRL's.
+    metrics = {"nll_loss": nll, "log_odds": log_ratio, "log_odds_ratio": log_sigmoid}
+    return _losses(nll - config.beta * log_sigmoid, config.beta * chosen, config.beta * rejected, policy, metrics)
 
 
 def dpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:

@@ -1,4 +1,4 @@
-"""The choice between packs and the model's own forward pass, made by comparing both on trial inputs.
+"""The choice between packs and padded batches, the model's own forward pass, made by comparing both on trial inputs.
 
 Packs are used if they give the same log-probabilities. Two trials are needed, because short texts do not show
 everything and long texts are expensive with all their logits:
@@ -125,11 +125,11 @@ def trial_examples(
 
 
 def shorten_for_trial(config: Any, example: PackedExample) -> PackedExample:
-    """Cut an example to the length at which everything that the model does differently with long texts shows.
+    """Truncate an example to the length at which everything that the model does differently with long texts shows.
 
     Any integer of the model's configuration with a name like `sliding_window`, `attention_chunk_size` or
-    `original_max_position_embeddings` may be a limit. With a window of 4,096, texts of 6,000 tokens are cut to
-    4,096 + 128 = 4,224; texts that cross no limit are cut to 512.
+    `original_max_position_embeddings` may be a limit. With a window of 4,096, texts of 6,000 tokens are truncated to
+    4,096 + 128 = 4,224; texts that cross no limit are truncated to 512.
     """
     longest = _longest_text(example)
     # The largest limit that the longest text crosses; smaller ones are crossed with it.

@@ -89,8 +89,8 @@ class _Adapted(NamedTuple):
 
     weight: Tensor  # [O, I]; 4-bit weights in the packed shape of bitsandbytes
     bias: Tensor | None  # [O]
-    down: Tensor  # lora_A [r, I]
-    up: Tensor  # lora_B [O, r]
+    a: Tensor  # lora_A [r, I]
+    b: Tensor  # lora_B [O, r]
     scale: float
     quantization: Any  # 4 bits: the state that bitsandbytes keeps; 8 bits: each row's largest value [O]; else None
 
@@ -146,7 +146,7 @@ def _adapted_linear(module: Any, x: Tensor) -> Tensor:
     if module.disable_adapters:
         # bitsandbytes' own product rounds differently. The reference must differ from the policy by the adapter alone.
         return _frozen_linear(x.flatten(0, -2), layer).unflatten(0, x.shape[:-1])
-    result: Tensor = _AdaptedLinear.apply(x.flatten(0, -2), _dropout_mask(module, x), layer, layer.down, layer.up)
+    result: Tensor = _AdaptedLinear.apply(x.flatten(0, -2), _dropout_mask(module, x), layer, layer.a, layer.b)
     return result.unflatten(0, x.shape[:-1])
 
 
@@ -164,8 +164,8 @@ class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         x, mask, inner = ctx.saved_tensors
-        d_x, d_down, d_up = _backward_linear(gradients[0], x, mask, inner, ctx.layer)
-        return d_x, None, None, d_down, d_up
+        d_x, d_a, d_b = _backward_linear(gradients[0], x, mask, inner, ctx.layer)
+        return d_x, None, None, d_a, d_b
 
 
 def _frozen_linear(x: Tensor, layer: _Adapted) -> Tensor:
@@ -177,9 +177,9 @@ def _forward_linear(x: Tensor, mask: Tensor | None, layer: _Adapted) -> tuple[Te
     """Return y[N, O] and u[N, r] for x[N, I]."""
     y = _frozen_linear(x, layer)  # [N, O]
     # The scale of the adapter includes 1 / (1 - p), so the mask itself is 0 or 1 and takes a byte per element.
-    inner = (x if mask is None else x * mask) @ layer.down.to(x.dtype).t()
+    inner = (x if mask is None else x * mask) @ layer.a.to(x.dtype).t()
     # y += s u B^T in place, without a second tensor [N, O]
-    y.addmm_(inner, layer.up.to(x.dtype).t(), alpha=layer.scale)
+    y.addmm_(inner, layer.b.to(x.dtype).t(), alpha=layer.scale)
     return y, inner
 
 
@@ -188,19 +188,19 @@ def _backward_linear(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of x, A and B for d_y[N, O]."""
     # d_u = s d_y B
-    d_inner = (d_y @ layer.up.to(x.dtype)).mul_(layer.scale)
+    d_inner = (d_y @ layer.b.to(x.dtype)).mul_(layer.scale)
     # d_B = s d_y^T u, as (u^T d_y)^T; the gradients of trained weights are float32.
-    d_up = (inner.t() @ d_y).float().mul_(layer.scale).t()
+    d_b = (inner.t() @ d_y).float().mul_(layer.scale).t()
     # d_x = d_y W + (d_u A) * m
     d_x = d_y @ layer.dequantized(x.dtype)
     if mask is None:
-        d_x.addmm_(d_inner, layer.down.to(x.dtype))
+        d_x.addmm_(d_inner, layer.a.to(x.dtype))
         # d_A = d_u^T x~
-        d_down = (d_inner.t() @ x).float()
+        d_a = (d_inner.t() @ x).float()
     else:
-        d_x.addcmul_(d_inner @ layer.down.to(x.dtype), mask)
-        d_down = (d_inner.t() @ (x * mask)).float()
-    return d_x, d_down.to(layer.down.dtype), d_up.to(layer.up.dtype)
+        d_x.addcmul_(d_inner @ layer.a.to(x.dtype), mask)
+        d_a = (d_inner.t() @ (x * mask)).float()
+    return d_x, d_a.to(layer.a.dtype), d_b.to(layer.b.dtype)
 
 
 def _feed_forwards() -> list[Callable[[Any, Tensor], Tensor]]:
@@ -214,8 +214,8 @@ def _feed_forwards() -> list[Callable[[Any, Tensor], Tensor]]:
             x = _autocast(x)
             masks = (_dropout_mask(module.gate_proj, x), _dropout_mask(module.up_proj, x))
             # The input of down is as wide as the feed-forward, unlike x.
-            down_mask = _dropout_mask(module.down_proj, x, layers[2].down.shape[1])
-            adapters = [weight for layer in layers for weight in (layer.down, layer.up)]
+            down_mask = _dropout_mask(module.down_proj, x, layers[2].a.shape[1])
+            adapters = [weight for layer in layers for weight in (layer.a, layer.b)]
             result: Tensor = _FeedForward.apply(x.flatten(0, -2), *masks, down_mask, layers, activation, *adapters)
             return result.unflatten(0, x.shape[:-1])
 

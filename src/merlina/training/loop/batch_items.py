@@ -64,7 +64,7 @@ class BatchItems:
             self._model,
             self._folder,
             resuming=self._resuming,
-            keeps=self._ranks.is_first,
+            stores=self._ranks.is_first,
         )
 
     def _logprobs_until_stopped(

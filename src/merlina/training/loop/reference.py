@@ -45,9 +45,9 @@ ComputeLogprobs = Callable[[Sequence[PackedExample]], Iterator[tuple[list[int], 
 def unrelated_examples(examples: Sequence[PackedExample], max_length: int) -> list[PackedExample]:
     """Return each prompt with the chosen answer of the nearest preceding example that has another prompt.
 
-    Texts are cut to `max_length` tokens. Another answer to the same prompt would be related to it; only if all prompts
-    are equal, the nearest different answer is used. Example with pairs (prompt, answer) a1, a2, b3, where the first
-    example follows the last as in a circle: the results are a3, a3, b2.
+    Texts are truncated to `max_length` tokens. Another answer to the same prompt would be related to it; only if all
+    prompts are equal, the nearest different answer is used. Example with pairs (prompt, answer) a1, a2, b3, where the
+    first example follows the last as in a circle: the results are a3, a3, b2.
     """
     others = _nearest_others([example.prompt for example in examples]) or _nearest_others(
         [example.answers[0] for example in examples]
@@ -76,12 +76,12 @@ def reference_logprobs(
     folder: Path,
     *,
     resuming: bool,
-    keeps: bool,
+    stores: bool,
 ) -> Tensor:
     """Return the reference's log-probability of each answer, shape [U, A].
 
     Values stored in `folder` for exactly these examples are reused; the rest is computed with the adapter disabled. The
-    process that `keeps` them stores all values so far, also when the computation is interrupted.
+    process that `stores` them writes all values so far, also when the computation is interrupted.
 
     Raises TrainingError if nothing is stored and the model, trained without an adapter, has already changed.
     """
@@ -107,7 +107,7 @@ def reference_logprobs(
             for indices, logprobs in compute([examples[index] for index in missing.tolist()]):
                 found[missing[indices]] = logprobs.cpu()
     finally:
-        if keeps:
+        if stores:
             _save(path, found, fingerprint)
     model.train(was_training)
     return found

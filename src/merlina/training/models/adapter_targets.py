@@ -49,13 +49,14 @@ def _text_decoder(model: Any) -> str:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Return the number of weights. Quantized layers count with their unpacked weights."""
-    packed = sum(
+    """Return the number of weights. Quantized layers count with all weights that they represent."""
+    # Two 4-bit weights share one element, so the others are not counted as parameters.
+    hidden = sum(
         module.in_features * module.out_features - module.weight.numel()
         for module in model.modules()
         if isinstance(module, nn.Linear) and not module.weight.is_floating_point()
     )
-    return packed + sum(weight.numel() for weight in model.parameters())
+    return hidden + sum(weight.numel() for weight in model.parameters())
 
 
 def _sites_of(name: str, module: nn.Module, *, is_head: bool, is_tied: bool) -> Iterator[Site]:

@@ -5,7 +5,7 @@
    mark the beginning of a text, differ.
 2. The prompt begins with exactly one BOS if the tokenizer uses one.
 3. An answer ends with exactly one end token, which its format determines (`end_token`). End tokens at the end of the
-   data's answer are not repeated, and white space after them is removed.
+   data's answer are not repeated, and whitespace after them is removed.
 4. If the prompt and the longer answer exceed max_length, the prompt keeps its BOS and last tokens, and then each answer
    its first tokens and its end token. Example with max_length 10 and max_prompt_length 6:
 
@@ -39,7 +39,7 @@ class TokenPair:
 
 @dataclass(frozen=True)
 class Truncation:
-    """The number of tokens that were cut from each text."""
+    """The number of tokens by which each text was truncated."""
 
     prompt: int = 0
     chosen: int = 0
@@ -66,7 +66,7 @@ class PairTokenizer:
         self._is_blank: dict[int, bool] = {}
 
     def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Truncation]:
-        """Return the token ids to train on, and the number of tokens that were cut to fit the lengths."""
+        """Return the token ids to train on, and the number of tokens that were truncated to fit the lengths."""
         start = _PromptText(self._tokenizer, _with_one_bos(prompt, self._bos))
         of_rejected = [] if rejected is None else self._answer(start, rejected)
         whole = TokenPair(start.ids, self._answer(start, chosen), of_rejected)
@@ -83,7 +83,7 @@ class PairTokenizer:
         return ids if self._end is None else [*self._without_end(ids), self._end]
 
     def _without_end(self, ids: list[int]) -> list[int]:
-        """Return the ids before the trailing end tokens. White space between and after those is removed with them."""
+        """Return the ids before the trailing end tokens. Whitespace between and after those is removed with them."""
         begins = len(ids)
         for place in reversed(range(len(ids))):
             if ids[place] in self._ends:
@@ -167,7 +167,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _fit(pair: TokenPair, bos: int | None, max_length: int, max_prompt_length: int) -> TokenPair:
-    # Both answers share one prompt, which is cut for the longer of them.
+    # Both answers share one prompt, which is truncated for the longer of them.
     longest_answer = max(len(pair.chosen), len(pair.rejected))
     if len(pair.prompt) + longest_answer <= max_length:
         return pair
