@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from merlina.hub_reachability import HubReachability
-from merlina.preflight.models import check_lengths, check_model, check_targets
+from merlina.preflight.models import check_model, check_targets, check_tokens
 from merlina.preflight.report import CheckResult
 from tests.preflight.facts import DATA, FACTS, config
 
@@ -53,12 +53,12 @@ def test_a_gguf_file_must_exist_and_be_valid(tmp_path: Path) -> None:
 
 def test_rows_with_too_many_tokens_or_unknown_ids_are_findings() -> None:
     long = config(max_length=16_384)
-    assert "never trained on longer texts" in check_lengths(long, FACTS, DATA).warnings[0]
+    assert "never trained on longer texts" in check_tokens(long, FACTS, DATA).warnings[0]
     learned = FACTS.model_copy(update={"learned_positions": True})
-    assert "has 8,192 positions; set max_length" in check_lengths(long, learned, DATA).errors[0]
-    assert check_lengths(config(max_length=4096), learned, DATA) == CheckResult()
+    assert "has 8,192 positions; set max_length" in check_tokens(long, learned, DATA).errors[0]
+    assert check_tokens(config(max_length=4096), learned, DATA) == CheckResult()
     strange = DATA.model_copy(update={"highest_id": 128_256})
     assert (
         "the token id 128,256, but the model has only the ids 0 to 128,255"
-        in check_lengths(config(), FACTS, strange).errors[0]
+        in check_tokens(config(), FACTS, strange).errors[0]
     )

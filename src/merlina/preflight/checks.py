@@ -22,10 +22,10 @@ from merlina.preflight.memory_estimate import check_memory
 from merlina.preflight.models import (
     adapters,
     check_architecture,
-    check_lengths,
     check_model,
     check_targets,
     check_tokenizer,
+    check_tokens,
     model_repos,
 )
 from merlina.preflight.report import CheckResult, Report
@@ -82,7 +82,7 @@ class Preflight:
         model = facts.model if facts else None
         report.adapters = adapters(config, model) if model else []
         if model is not None and report.data is not None:
-            report.results["lengths_fit"] = check_lengths(config, model, report.data)
+            report.results["lengths_fit"] = check_tokens(config, model, report.data)
         report.results["precision_available"] = check_precision(config, gpus)
         report.results["vram_sufficient"], report.memory = check_memory(
             config, model, report.data, gpus, self.chat_process.reclaimable_mb

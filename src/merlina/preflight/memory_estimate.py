@@ -76,27 +76,29 @@ def estimate(
     only the longest pair, which gives the minimum.
     """
     model = _as_trained(config, model)
-    facts, width = _DEVICES[device], compute_bytes(config, device)
+    constants, number_bytes = _DEVICES[device], compute_bytes(config, device)
     trained = trained_weights(config, model)
-    tokens = _largest_pass(config, model, data, device, budget)
-    activations = _activation_bytes(config, model, tokens.positions, width, facts)
-    activations += _adapted_copies(config, model) * width
-    scores = _score_bytes(config, model, tokens.attention_scores, device)
-    logits = _logit_bytes(model, tokens.positions, width)
+    largest = _largest_pass(config, model, data, device, budget)
+    activations = _activation_bytes(config, model, largest.positions, number_bytes, constants)
+    activations += _adapted_copies(config, model) * number_bytes
+    scores = _score_bytes(config, model, largest.attention_scores, device)
+    logits = _logit_bytes(model, largest.positions, number_bytes)
     # The backward pass frees activations while it allocates gradients: gradients add to the peak only by their excess.
     # 2 GiB of activations and 3 GiB of gradients make a peak of 3 GiB, not 5.
     gradients = max(0.0, trained * 4 - activations - scores - logits)
     # Without LoRA, autograd keeps the 16-bit copy of each float32 weight until the backward pass has used it.
-    cast = model.parameters * width if not config.use_lora and width == _HALF else 0.0
+    cast = model.parameters * number_bytes if not config.use_lora and number_bytes == _HALF else 0.0
     return Estimate(
         {
-            "weights": _weight_bytes(config, model, width, num_shards) + (trained * 4 if config.use_lora else 0) + cast,
+            "weights": _weight_bytes(config, model, number_bytes, num_shards)
+            + (trained * 4 if config.use_lora else 0)
+            + cast,
             "gradients": gradients,
             "optimizer state": trained * OPTIMIZER_BYTES[config.optimizer_type],
             "activations": activations,
             **({"attention scores": scores} if scores else {}),
             "log-probabilities": logits,
-            "libraries": facts.process,
+            "libraries": constants.process,
         }
     )
 
@@ -125,17 +127,19 @@ def expected_peak(
 
 def chat_memory_mb(config: TrainingConfig, model: ModelFacts, device: str, copies: int) -> int:
     """Return the memory for chatting with a run's model, in MiB; a model without adapter is counted `copies` times."""
-    facts, width = _DEVICES[device], compute_bytes(config, device)
+    constants, number_bytes = _DEVICES[device], compute_bytes(config, device)
     if config.use_lora:
-        weights = _weight_bytes(config, model, width) + trained_weights(config, model) * 4
+        weights = _weight_bytes(config, model, number_bytes) + trained_weights(config, model) * 4
     else:
-        weights = model.parameters * width * copies
+        weights = model.parameters * number_bytes * copies
     if config.base_model.lower().endswith(".gguf"):
-        # About half of the weights exist twice while they are unpacked.
-        weights += model.parameters * width / 2
+        # About half of the weights exist twice while they are dequantized.
+        weights += model.parameters * number_bytes / 2
     # KV cache of a conversation of max_length tokens; an upper bound for models with grouped-query attention.
-    cache = 2 * model.layers * model.attention_size * width * min(config.max_length, model.max_positions or 1 << 20)
-    return round((weights + cache + facts.process) / MIB)
+    cache = (
+        2 * model.layers * model.attention_size * number_bytes * min(config.max_length, model.max_positions or 1 << 20)
+    )
+    return round((weights + cache + constants.process) / MIB)
 
 
 def check_memory(
@@ -263,18 +267,18 @@ def _largest_pass(
     return _Pass(positions, positions * longest)
 
 
-def _weight_bytes(config: TrainingConfig, model: ModelFacts, width: int, num_shards: int = 1) -> float:
+def _weight_bytes(config: TrainingConfig, model: ModelFacts, number_bytes: int, num_shards: int = 1) -> float:
     if not config.use_lora:
         return model.parameters * 4
     if config.weight_bits is None:
         # Of sharded weights, the layer being computed and the prefetched next one are complete on each GPU. With 4 GPUs
         # and 32 layers, 1 - 1/4 - 2/32 = 69 % of the linear weights are elsewhere.
         elsewhere = model.linear_parameters * max(0.0, 1 - 1 / num_shards - (num_shards > 1) * 2 / model.layers)
-        return (model.parameters - elsewhere) * width
+        return (model.parameters - elsewhere) * number_bytes
     quantized = model.linear_parameters * _QUANTIZED_BYTES[config.weight_bits]
-    # GGUF weights are unpacked completely before they are quantized again.
-    unpacked = model.parameters * width if config.base_model.lower().endswith(".gguf") else 0
-    return quantized + (model.parameters - model.linear_parameters) * width + unpacked
+    # GGUF weights are dequantized completely before they are quantized again.
+    dequantized = model.parameters * number_bytes if config.base_model.lower().endswith(".gguf") else 0
+    return quantized + (model.parameters - model.linear_parameters) * number_bytes + dequantized
 
 
 def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
@@ -295,7 +299,9 @@ def _adapted_copies(config: TrainingConfig, model: ModelFacts) -> float:
     return copied / (model.layers if config.gradient_checkpointing else 1)
 
 
-def _activation_bytes(config: TrainingConfig, model: ModelFacts, positions: int, width: int, facts: _Device) -> float:
+def _activation_bytes(
+    config: TrainingConfig, model: ModelFacts, positions: int, number_bytes: int, constants: _Device
+) -> float:
     """Return the bytes that the forward pass stores for the backward pass."""
     hidden, inner, heads = model.hidden_size, model.intermediate_size, model.attention_size
     inputs = {"q": hidden, "k": hidden, "v": hidden, "o": heads, "gate": hidden, "up": hidden, "down": inner}
@@ -303,27 +309,27 @@ def _activation_bytes(config: TrainingConfig, model: ModelFacts, positions: int,
     if config.use_lora and model.supports_packing:
         # Fused layers store inputs and outputs of both norms (4 × hidden), queries, keys, values and the output of
         # attention (4 × heads), gate and up projection (2 × inner), and one byte of dropout mask per adapter input.
-        per_position = (4 * hidden + 4 * heads + 2 * inner) * width + (adapted if config.lora_dropout else 0)
+        per_position = (4 * hidden + 4 * heads + 2 * inner) * number_bytes + (adapted if config.lora_dropout else 0)
     else:
         # Autograd also stores the input of norms a second time, and the activation of the feed-forward layer.
-        per_position = (6 * hidden + 4 * heads + 3 * inner) * width
-    layer = positions * per_position * facts.slack[width]
+        per_position = (6 * hidden + 4 * heads + 3 * inner) * number_bytes
+    layer = positions * per_position * constants.slack[number_bytes]
     if config.gradient_checkpointing:
-        return model.layers * positions * hidden * width + min(facts.layers_alive, model.layers) * layer
+        return model.layers * positions * hidden * number_bytes + min(constants.layers_alive, model.layers) * layer
     return model.layers * layer
 
 
 def _score_bytes(config: TrainingConfig, model: ModelFacts, attention_scores: int, device: str) -> float:
     """Return the bytes that attention stores per query-key pair; 0 for kernels that store none."""
-    width = compute_bytes(config, device)
+    number_bytes = compute_bytes(config, device)
     per_score = _bytes_per_score(config, model, device)
     if per_score:
-        facts, layers = _DEVICES[device], 1 if config.gradient_checkpointing else model.layers
-        slack = (facts.score_slack if model.supports_packing else facts.slack)[width]
+        constants, layers = _DEVICES[device], 1 if config.gradient_checkpointing else model.layers
+        slack = (constants.score_slack if model.supports_packing else constants.slack)[number_bytes]
         return slack * attention_scores * model.attention_heads * (layers * per_score + _TEMPORARY_SCORE_BYTES)
-    is_masked = config.attn_implementation == "sdpa" or (device == "cuda" and width == 4)
+    is_masked = config.attn_implementation == "sdpa" or (device == "cuda" and number_bytes == 4)
     # One mask serves all layers; a temporary copy of the same size exists while it is built.
-    return 2.0 * attention_scores * width if is_masked and model.supports_packing else 0.0
+    return 2.0 * attention_scores * number_bytes if is_masked and model.supports_packing else 0.0
 
 
 def _bytes_per_score(config: TrainingConfig, model: ModelFacts, device: str) -> int:
@@ -335,7 +341,7 @@ def _bytes_per_score(config: TrainingConfig, model: ModelFacts, device: str) -> 
     return _EAGER_BYTES[compute_bytes(config, device)] if is_eager else 0
 
 
-def _logit_bytes(model: ModelFacts, positions: int, width: int) -> float:
+def _logit_bytes(model: ModelFacts, positions: int, number_bytes: int) -> float:
     if not model.supports_packing:
-        return positions * model.vocab_size * _UNCHUNKED_LOGIT_BYTES[width]
-    return _LOGIT_BYTES[width] + 2 * positions * model.hidden_size * width
+        return positions * model.vocab_size * _UNCHUNKED_LOGIT_BYTES[number_bytes]
+    return _LOGIT_BYTES[number_bytes] + 2 * positions * model.hidden_size * number_bytes

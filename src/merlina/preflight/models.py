@@ -97,7 +97,7 @@ def check_tokenizer(facts: RunFacts, format_type: FormatType) -> CheckResult:
     return warning("dataset.format", message)
 
 
-def check_lengths(config: TrainingConfig, model: ModelFacts, data: DataFacts) -> CheckResult:
+def check_tokens(config: TrainingConfig, model: ModelFacts, data: DataFacts) -> CheckResult:
     """Check that the model has an embedding for every token id of the examined rows, and enough positions."""
     if data.highest_id is not None and data.highest_id >= model.vocab_size:
         return error(

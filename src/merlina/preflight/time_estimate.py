@@ -83,9 +83,9 @@ def estimate_time(
         flops_per_pair = _training_flops(earlier.config, model, tokens) + _kto_flops(earlier.config, model, tokens)
         speed = flops_per_pair / earlier.seconds_per_pair(tokens) * now / then
     elif device == "cpu":
-        width = compute_bytes(config, device)
+        number_bytes = compute_bytes(config, device)
         try:
-            speed = _EFFICIENCY[width] * product_rate(_DTYPES[width], min(model.hidden_size, _WIDEST))
+            speed = _EFFICIENCY[number_bytes] * product_rate(_DTYPES[number_bytes], min(model.hidden_size, _WIDEST))
         except HelperError:
             return None
     else:

@@ -1,4 +1,4 @@
-"""Warn of settings that the chosen method or schedule does not use."""
+"""Warn about settings that the chosen method or schedule does not use."""
 
 from __future__ import annotations
 
