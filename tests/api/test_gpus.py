@@ -88,4 +88,4 @@ def test_without_cuda_lists_are_empty_and_single_gpus_not_found(server: Server) 
         assert (free.status_code, free.json()["status"], free.json()["available_gpus"]) == (200, "no_cuda", [])
         for path in ("/gpu/0", "/gpu/recommended"):
             assert http.get(path).status_code == 404
-            assert http.get(path).json()["detail"] == "CUDA is not available"
+            assert http.get(path).json()["detail"] == "This machine has no CUDA GPU"

@@ -30,7 +30,7 @@ def check_gpus(config: TrainingConfig, gpus: Sequence[Gpu]) -> CheckResult:
     if len(config.gpu_ids or []) > config.pairs_per_step:
         return warning("gpu_ids", _describe_idle_gpus(config))
     if not indices:
-        return warning(None, "No CUDA GPU found: the run trains on the CPU, which suits only small models")
+        return warning(None, "This machine has no CUDA GPU: the run trains on the CPU, which suits only small models")
     return CheckResult()
 
 
@@ -59,24 +59,24 @@ def check_merging(config: TrainingConfig, model: ModelFacts | None, device: str)
     """
     if model is None or not config.merges or (device == "cuda" and not config.weight_bits):
         return CheckResult(passed=None)
-    width = merging_width(config, device)
-    needed, free = config.merging_bytes(model.parameters * width), available_memory()
+    number_bytes = merging_bytes_per_number(config, device)
+    needed, free = config.merging_bytes(model.parameters * number_bytes), available_memory()
     if needed <= free:
         return CheckResult()
     message = (
-        f"merging loads the base model into RAM in {8 * width} bits, about {gib(needed)}; "
+        f"merging loads the base model into RAM in {8 * number_bytes} bits, about {gib(needed)}; "
         f"{gib(free)} are free. If that is still too little at the end of the run, only the adapter is uploaded"
     )
     return warning("merge_lora_before_upload", message)
 
 
-def merging_width(config: TrainingConfig, device: str) -> int:
+def merging_bytes_per_number(config: TrainingConfig, device: str) -> int:
     """Return the bytes per weight during merging: the wider of the loaded and the saved precision."""
     loaded = 2 if config.weight_bits else compute_bytes(config, device)
-    return max(loaded, _merged_width(config, device))
+    return max(loaded, _merged_bytes_per_number(config, device))
 
 
-def _merged_width(config: TrainingConfig, device: str) -> int:
+def _merged_bytes_per_number(config: TrainingConfig, device: str) -> int:
     """Return the bytes per weight of the saved merged model."""
     if config.merge_dtype == "auto":
         return 2 if config.weight_bits else compute_bytes(config, device)
@@ -106,14 +106,16 @@ def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None, device: st
     """Return the sizes of checkpoints and finished model in bytes; zeros if the model's size is unknown."""
     if model is None:
         return 0, 0
-    trained, width = trained_weights(config, model), compute_bytes(config, device)
+    trained, number_bytes = trained_weights(config, model), compute_bytes(config, device)
     adapter = trained * 4
     a_checkpoint = trained * (4 + OPTIMIZER_BYTES[config.optimizer_type])
-    converted = model.parameters * width if config.weight_bits and config.base_model.lower().endswith(".gguf") else 0
+    converted = (
+        model.parameters * number_bytes if config.weight_bits and config.base_model.lower().endswith(".gguf") else 0
+    )
     uploaded = 0
     if config.push_to_hub:
         # Besides the merged weights, the adapter is uploaded too.
-        uploaded = adapter + (model.parameters * _merged_width(config, device) if config.merges else 0)
+        uploaded = adapter + (model.parameters * _merged_bytes_per_number(config, device) if config.merges else 0)
     # A checkpoint is removed only once the next one is complete; with each, the best model's checkpoint may be kept.
     kept = KEPT_CHECKPOINTS * (1 if config.load_best_at_end is None else 2)
     return (kept + 1) * a_checkpoint + converted, adapter + uploaded

@@ -14,7 +14,7 @@ from merlina.schemas.system import ErrorResponse
 
 router = APIRouter(prefix="/gpu", tags=["gpus"])
 
-_NO_CUDA = "CUDA is not available on this system"
+_NO_CUDA = "This machine has no CUDA GPU"
 
 
 @router.get("/list")
@@ -60,7 +60,7 @@ def one(index: int) -> GpuResponse:
 def _require_gpus() -> list[Gpu]:
     gpus = list_gpus()
     if not gpus:
-        raise NotFoundError("CUDA is not available")
+        raise NotFoundError(_NO_CUDA)
     return gpus
 
 
