@@ -89,7 +89,7 @@ def until(condition: Callable[[], Any], seconds: float = 60, what: str = "the co
         if value := condition():
             return value
         time.sleep(0.02)
-    raise AssertionError(f"{what} did not come true within {seconds} s")
+    raise AssertionError(f"{what} did not become true within {seconds} s")
 
 
 def has_ended(process: psutil.Process) -> bool:

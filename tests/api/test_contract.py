@@ -319,8 +319,8 @@ def test_a_jobs_messages_have_their_keys_and_end_once(world: World) -> None:
     }  # fmt: skip
     metrics = [message for message in messages if message["type"] == "metrics"]
     assert all({"job_id", "step", "metrics", "timestamp"} <= set(message) for message in metrics)
-    figures = {name for message in metrics for name in message["metrics"]}
-    assert figures >= {"loss", "eval_loss", "learning_rate", "grad_norm"}
+    names = {name for message in metrics for name in message["metrics"]}
+    assert names >= {"loss", "eval_loss", "learning_rate", "grad_norm"}
     last = messages[-1]
     assert last["type"] == "completed"
     assert set(last) >= {"job_id", "output_dir", "final_metrics", "timestamp"}

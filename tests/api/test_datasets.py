@@ -269,7 +269,7 @@ def test_findings_are_part_of_preview_and_validation_alike(
     assert any("have the same text as chosen and rejected" in warning for warning in results["warnings"])
 
 
-def test_a_folder_is_no_data_set_on_the_hub(server: Server, tmp_path: Path) -> None:
+def test_a_folder_is_not_a_data_set_on_the_hub(server: Server, tmp_path: Path) -> None:
     write_rows(tmp_path / "secret.jsonl", [{"prompt": "SECRET", "chosen": "a", "rejected": "b"}])
     (server.root / "org" / "pairs").mkdir(parents=True)
     write_rows(server.root / "org" / "pairs" / "x.jsonl", [{"prompt": "SECRET", "chosen": "a", "rejected": "b"}])

@@ -92,7 +92,7 @@ def test_a_version_that_no_merlina_wrote_is_named(tmp_path: Path) -> None:
         open_database(f"sqlite:///{tmp_path / 'm.db'}", "DATABASE_URL")
 
 
-def test_a_file_that_is_no_database_is_named_and_an_empty_one_becomes_one(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_named_and_an_empty_one_becomes_one(tmp_path: Path) -> None:
     file = tmp_path / "m.db"
     file.write_text("my notes, which are longer than the head of a database")
     with pytest.raises(ServerError, match=r"m\.db is not a SQLite database"):

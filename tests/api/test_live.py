@@ -88,11 +88,11 @@ def test_messages_have_the_documented_keys_and_increasing_numbers(watched: Any) 
 
 def test_a_step_is_one_message_with_the_metrics_of_training_and_evaluation(watched: Any) -> None:
     _, received, _ = watched
-    figures = {message["step"]: message["metrics"] for message in received if message["type"] == "metrics"}
+    metrics_by_step = {message["step"]: message["metrics"] for message in received if message["type"] == "metrics"}
     steps = [message["step"] for message in received if message["type"] == "metrics"]
     assert steps == sorted(set(steps))
-    assert {step for step in steps if step and "eval_loss" in figures[step]} == {10, 20, 30}
-    assert all("loss" in figures[step] for step in steps if step)
+    assert {step for step in steps if step and "eval_loss" in metrics_by_step[step]} == {10, 20, 30}
+    assert all("loss" in metrics_by_step[step] for step in steps if step)
 
 
 def test_an_ended_job_sends_its_snapshot_and_its_last_message(server: Server, watched: Any) -> None:
@@ -102,9 +102,7 @@ def test_an_ended_job_sends_its_snapshot_and_its_last_message(server: Server, wa
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0, 2.0])
-def test_a_reconnected_client_misses_nothing_and_receives_nothing_twice(
-    server: Server, watched: Any, share: float
-) -> None:
+def test_a_reconnected_client_receives_every_message_exactly_once(server: Server, watched: Any, share: float) -> None:
     job_id, before, _ = watched
     lasting = [message for message in before if message["type"] in ("metrics", "log")]
     after = int(before[-1]["seq"] * share)
@@ -131,16 +129,16 @@ def test_an_invalid_after_is_an_error(server: Server, after: str) -> None:
     assert len(message["error"]) < 200
 
 
-def test_any_message_of_a_client_is_answered_by_a_heartbeat(server: Server, config: Config) -> None:
+def test_the_response_to_any_message_of_a_client_is_a_heartbeat(server: Server, config: Config) -> None:
     job_id = server.train(config(server, "heartbeat", max_steps=300))
     with open_socket(server, job_id) as socket:
         for said in ("ping", "{}", b"\x00"):
             socket.send(said)
-        hearts, first = 0, None
-        while hearts < 3:
+        heartbeats, first = 0, None
+        while heartbeats < 3:
             message = json.loads(socket.recv(timeout=30))
             first = first or message
-            hearts += message == {"type": "heartbeat", "status": "ok"}
+            heartbeats += message == {"type": "heartbeat", "status": "ok"}
         assert first is not None
         assert first["type"] == "status_update"
     with server.client() as client, open_socket(server, job_id) as socket:
@@ -203,7 +201,7 @@ def test_a_client_of_a_waiting_job_receives_its_cancellation(server: Server, con
 
 def test_connections_are_counted_while_they_last(server: Server, watched: Any) -> None:
     with server.client() as client:
-        until(lambda: client.stats().websockets.total_connections == 0, 10, "the readers' going")
+        until(lambda: client.stats().websockets.total_connections == 0, 10, "the end of all connections")
 
 
 def narrow_socket(server: Server, job_id: str) -> ClientConnection:
@@ -224,9 +222,9 @@ def test_slow_clients_do_not_delay_others_and_miss_no_metrics(new_server: Any, t
         late = open_sockets.enter_context(narrow_socket(server, job_id))
         quick = [open_sockets.enter_context(open_socket(server, job_id)) for _ in range(6)]
         read = [pool.submit(messages, connection) for connection in quick]
-        figures = {f"figure_{number}": number / 7 for number in range(300)}
+        many_metrics = {f"metric_{number}": number / 7 for number in range(300)}
         for step in range(1, steps + 1):
-            log.append(Metrics(step=step, metrics=figures))
+            log.append(Metrics(step=step, metrics=many_metrics))
             if step % 30 == 0:
                 log.append(Progress(step=step, total_steps=steps))
                 until(lambda step=step: server.status(job_id).current_step == step, 20, "the step")

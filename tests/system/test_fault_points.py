@@ -1,8 +1,8 @@
 """A crash at any named moment of a start, a save, a pause, a resume or the end of a run costs nothing but time.
 
-With `--long` every point of the registry is walked. After each crash the job can be resumed; the answer, the job's last
-checkpoint, its error and its log agree on the step; no step is missing or recorded twice; and the finished adapter has
-the very bits of a run that was not disturbed (float32, one thread).
+With `--long` every fault point is reached. After each crash the job can be resumed; the response, the job's last
+checkpoint, its error and its log agree on the step; no step is missing or recorded twice; and the finished adapter is
+bit for bit that of an undisturbed run (float32, one thread).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def undisturbed(server: Server, tiny_model: Path) -> str:
     return job
 
 
-def test_every_point_is_walked_and_documented() -> None:
+def test_every_point_is_reached_and_documented() -> None:
     assert {point for chain in CHAINS for point in chain} | SERVER_POINTS == set(FaultPoint)
     architecture = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text()
     rows = "".join(re.findall(r"^\| (`[a-z.` _]+`) \|", architecture, re.MULTILINE))
@@ -128,7 +128,7 @@ def test_a_run_that_ended_early_ends_at_the_same_step_after_a_crash(
 @pytest.mark.long
 def test_a_server_crash_costs_nothing_but_time(new_server: NewServer, config: Config) -> None:
     server = new_server()
-    walked = set()
+    reached = set()
 
     def crash_at(point: FaultPoint, request: Callable[[], object]) -> None:
         server.crash_file.write_text(point)
@@ -137,7 +137,7 @@ def test_a_server_crash_costs_nothing_but_time(new_server: NewServer, config: Co
         assert server.process is not None
         server.process.wait(20)
         server.start()
-        walked.add(point)
+        reached.add(point)
 
     calm = server.train(config(server, "calm", **LONG))
     assert server.until_ended(calm).status == "completed"
@@ -161,7 +161,7 @@ def test_a_server_crash_costs_nothing_but_time(new_server: NewServer, config: Co
         assert server.status(job).status == "paused"
         crash_at(FaultPoint.RESUME_QUEUED, lambda: client.resume(job))
     assert server.until_ended(job).status == "completed"
-    assert walked == SERVER_POINTS
+    assert reached == SERVER_POINTS
     for name in (*jobs.values(), job):
         assert server.losses(name) == server.losses(calm)
     for name in (*jobs, "pauses"):
@@ -173,12 +173,12 @@ def resume(server: Server, job: str, point: str) -> None:
     status = server.status(job)
     seq = status.seq
     with server.client() as client:
-        answer = client.resume(job)
+        response = client.resume(job)
     announced = [
-        int(step) for step in re.findall(r"step (\d+)|All (\d+) steps", answer.message) for step in step if step
+        int(step) for step in re.findall(r"step (\d+)|All (\d+) steps", response.message) for step in step if step
     ]
-    step = announced[0] if "starts at step 1" not in answer.message else 0
-    assert (status.last_checkpoint or 0) in (step, 0), (point, status, answer)
+    step = announced[0] if "starts at step 1" not in response.message else 0
+    assert (status.last_checkpoint or 0) in (step, 0), (point, status, response)
     if status.error and step and "model is complete" not in status.error:
         assert f"at step {step}," in status.error, (point, status.error)
     until(

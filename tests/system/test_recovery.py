@@ -52,7 +52,7 @@ def test_a_run_outlives_its_server_without_a_step_lost_or_counted_twice_and_its_
     assert "while the server was not running" in failed.error
 
 
-def test_a_run_begins_in_the_spare_process_and_without_one_it_begins_all_the_same(
+def test_a_run_begins_in_the_spare_process_and_without_one_in_a_new_process(
     new_server: NewServer, config: Config
 ) -> None:
     server = new_server()

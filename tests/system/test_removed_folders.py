@@ -95,7 +95,7 @@ def test_a_worker_that_cannot_end_itself_is_known_to_a_new_server_and_killed(
     assert "was removed" in (server.status(job).error or "")
 
 
-def test_unusable_run_folders_hold_up_no_other_job(server: Server, config: Config) -> None:
+def test_unusable_run_folders_do_not_delay_other_jobs(server: Server, config: Config) -> None:
     first = server.train(config(server, "first", **ENDLESS))
     names = ("undeletable", "unmarkable", "unstartable")
     undeletable, unmarkable, unstartable = (server.train(config(server, name, max_steps=1)) for name in names)
