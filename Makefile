@@ -19,7 +19,7 @@ help: ## list the commands
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	    { echo "Python 3.11 or newer is needed; name it, as in: make PYTHON=python3.11"; exit 1; }
+	    { echo "Python 3.11 or newer is required; select it with, for example, make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
@@ -71,7 +71,7 @@ test-long: check $(VENV)/.browser ## the same with the exhaustive tests, in half
 	$(BIN)/python ui/hatch_build.py test
 	$(BIN)/python -m pytest --long $(ARGS)
 
-test-fast: $(VENV)/.installed-dev ## tests that start no server and import no torch, in less than 40 seconds
+test-fast: $(VENV)/.installed-dev ## tests that start no server and import no torch, in half a minute
 	$(BIN)/python -m pytest --fast --numprocesses=2 $(ARGS)
 
 # uv finds the lowest versions in seconds; pip takes twenty minutes.
