@@ -23,7 +23,7 @@ HEARTBEAT = Heartbeat(type="heartbeat", status="ok")
 
 
 def status_update(record: JobRecord, seq: int, timestamp: float, **at_end: Any) -> StatusUpdate:
-    """Return the job's present state. `at_end` are the fields that only a last message has."""
+    """Return the job's current state. `at_end` are the fields that only a last message has."""
     return StatusUpdate(
         type="status_update",
         job_id=record.job_id,

@@ -12,10 +12,9 @@ from prometheus_client.registry import Collector
 
 from merlina.api.services import Services
 from merlina.domain.job_states import JobState
+from merlina.domain.units import MIB
 from merlina.hardware.gpus import list_gpus
 from merlina.storage import jobs
-
-_MB = 1024**2
 
 
 def render(services: Services) -> bytes:
@@ -60,8 +59,8 @@ class _Collector(Collector):
 
 def _gpu_metrics() -> Iterator[Metric]:
     gpus = list_gpus()
-    used = {(str(gpu.index), gpu.name): gpu.memory_used_mb * _MB for gpu in gpus}
-    total = {(str(gpu.index), gpu.name): gpu.memory_total_mb * _MB for gpu in gpus}
+    used = {(str(gpu.index), gpu.name): gpu.memory_used_mb * MIB for gpu in gpus}
+    total = {(str(gpu.index), gpu.name): gpu.memory_total_mb * MIB for gpu in gpus}
     busy = {
         (str(gpu.index), gpu.name): gpu.utilization_percent / 100 for gpu in gpus if gpu.utilization_percent is not None
     }

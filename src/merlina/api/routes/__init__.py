@@ -1,4 +1,4 @@
-"""The endpoints, one module for each section of docs/api.md. To add one: ARCHITECTURE.md, "Checklists"."""
+"""The endpoints, one module for each subject. To add one: ARCHITECTURE.md, "Checklists"."""
 
 from merlina.api.routes import chat, configs, datasets, general, gpus, jobs, live, models, queue, session, system
 

@@ -97,7 +97,7 @@ def job_metrics(
 ) -> JobMetrics:
     """Return all recorded metrics, one row per optimizer step; step 0 is the evaluation before training.
 
-    `max_points` samples the rows for a chart: all evaluations if they fit, and other rows evenly over the steps.
+    `max_points` downsamples the rows for a chart: all evaluations if they fit, and other rows evenly over the steps.
     """
     record = services.commands.find(job_id)
     with services.database.read() as connection:
