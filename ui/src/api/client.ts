@@ -99,8 +99,8 @@ function errorFromResponse(path: string, status: number, body: unknown): ApiErro
 
 const id = encodeURIComponent;
 
-/** Upload a file and report the share that was sent, which `fetch` does not support. */
-function upload<T>(path: string, file: File, onprogress: (share: number) => void): Promise<T> {
+/** Upload a file and report the fraction that was sent, which `fetch` does not support. */
+function upload<T>(path: string, file: File, onprogress: (fraction: number) => void): Promise<T> {
   const form = new FormData();
   form.append('file', file);
   const request = new XMLHttpRequest();
@@ -137,7 +137,7 @@ export const api = {
   machine: () => requestJson<Schemas['Machine']>('GET', '/system'),
   validate: (config: unknown, signal: AbortSignal) => requestJson<Schemas['ValidationResponse']>('POST', '/validate', config, signal),
   train: (config: unknown, query: Record<string, string>) => requestJson<JobCreated>('POST', `/train?${new URLSearchParams(query)}`, config),
-  upload: (file: File, onprogress: (share: number) => void) => upload<Schemas['UploadResponse']>('/dataset/upload-file', file, onprogress),
+  upload: (file: File, onprogress: (fraction: number) => void) => upload<Schemas['UploadResponse']>('/dataset/upload-file', file, onprogress),
   samplePairs: async () => new File([await (await request('GET', '/assets/sample_pairs.jsonl')).blob()], 'sample_pairs.jsonl'),
   uploads: () => requestJson<Schemas['UploadList']>('GET', '/dataset/uploads'),
   columns: (source: unknown, hf_token: string | null, signal: AbortSignal) => requestJson<Schemas['ColumnsResponse']>('POST', '/dataset/columns', { source, hf_token }, signal),

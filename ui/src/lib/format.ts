@@ -28,8 +28,8 @@ export function integer(value: number | null | undefined): string {
 }
 
 /** Rounded down, so that 100% means finished. */
-export function percent(share: number | null | undefined): string {
-  return share === null || share === undefined ? UNKNOWN : `${Math.floor(share * 100)}%`;
+export function percent(fraction: number | null | undefined): string {
+  return fraction === null || fraction === undefined ? UNKNOWN : `${Math.floor(fraction * 100)}%`;
 }
 
 /** Format seconds in their two largest units: 3 h 12 min. */

@@ -14,9 +14,9 @@ export function describeWinRate(tally: Tally): string {
   if (votes + tally.ties === 0) return 'No votes yet.';
   const counts = `${tally.wins} for the fine-tuned model, ${tally.losses} for the base model, ${tally.ties} ${tally.ties === 1 ? 'tie' : 'ties'}`;
   if (tally.win_rate == null || tally.win_rate_low == null || tally.win_rate_high == null) return `${counts}.`;
-  const share = (value: number): string => `${Math.round(value * 100)}%`;
+  const inPercent = (value: number): string => `${Math.round(value * 100)}%`;
   const isSignificant = tally.win_rate_low > 0.5 || tally.win_rate_high < 0.5;
   const better = tally.win_rate > 0.5 ? 'The fine-tuned model is better.' : 'The base model is better.';
   const verdict = isSignificant ? better : 'More votes are needed to determine which model is better.';
-  return `${counts}. Win rate ${share(tally.win_rate)} (95% confidence interval ${share(tally.win_rate_low)} to ${share(tally.win_rate_high)}). ${verdict}`;
+  return `${counts}. Win rate ${inPercent(tally.win_rate)} (95% confidence interval ${inPercent(tally.win_rate_low)} to ${inPercent(tally.win_rate_high)}). ${verdict}`;
 }
