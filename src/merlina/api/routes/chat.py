@@ -52,7 +52,7 @@ async def load(request: LoadRequest, connection: Request, services: ServicesDep)
 
 
 @router.delete("")
-def unload(services: ServicesDep) -> ChatState:
+def release(services: ServicesDep) -> ChatState:
     """Unload the model at once and free its memory."""
     services.chat_process.unload("DELETE /chat")
     return chat_state(services.chat_process.status)

@@ -71,7 +71,7 @@ def choose_logprob_model(
     own = _by_length(PaddedModel(model, pad_id), lengths)
     reason = packing_obstacle(causal_lm)
     if reason is not None:
-        return _fallback(model, trial, pad_id, precision, lengths), reason
+        return _padded_model(model, trial, pad_id, precision, lengths), reason
     attention = causal_lm.config._attn_implementation
     was_training = model.training
     model.eval()
@@ -108,7 +108,7 @@ def choose_logprob_model(
     # The trial failed: undo every replacement.
     unfuse_layers(causal_lm)
     causal_lm.set_attn_implementation(attention)
-    return _fallback(model, trial, pad_id, precision, lengths), reason
+    return _padded_model(model, trial, pad_id, precision, lengths), reason
 
 
 def trial_examples(
@@ -157,7 +157,7 @@ def _integers(settings: dict[str, Any]) -> Iterator[int]:
             yield value
 
 
-def _fallback(
+def _padded_model(
     model: nn.Module, trial: Pack, pad_id: int, precision: AbstractContextManager[Any], lengths: RotaryLengths
 ) -> LogprobModel:
     """Return the model on padded batches, or on one text at a time if padding changes its results."""

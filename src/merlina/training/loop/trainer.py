@@ -130,7 +130,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def _prepare(
         self, pairs: Sequence[TokenPair], pad_id: int, memory_limit: int | None
     ) -> tuple[PassRunner, str | None]:
-        """Choose packs or, with a reason, the model's own forward pass, and probe the largest pass."""
+        """Choose packs or, with a reason, padded batches, and probe the largest pass."""
         packer, causal_lm = Packer(self._config, self.args.device, self._dtype), unwrap(self.model)
         # Held-out pairs are part of trial and probe: an evaluation must not fail later.
         examples = [packed_example(pair, self._config) for pair in pairs]
