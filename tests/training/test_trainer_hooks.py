@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from transformers import Trainer
 
-from merlina.training.loop import loop
+from merlina.training.loop import trainer
 from merlina.training.loop.trainer import PreferenceTrainer
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ _ROOT = Path(__file__).parents[2]
 
 def test_the_loop_lists_what_it_overrides() -> None:
     overridden = {name for name in vars(PreferenceTrainer) if hasattr(Trainer, name) and not name.startswith("__")}
-    listed = set(re.findall(r"^    (\w+)  +\S", loop.__doc__ or "", re.MULTILINE)) & set(dir(Trainer))
+    listed = set(re.findall(r"^    (\w+)  +\S", trainer.__doc__ or "", re.MULTILINE)) & set(dir(Trainer))
     assert overridden == listed
 
 
