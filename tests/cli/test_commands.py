@@ -231,6 +231,7 @@ def test_rows_without_rejected_answers_are_shown_for_sft(
     shown = json.loads(command("preview", str(file), "--json", url=server.url).stdout)
     assert shown["warnings"] == []
     assert "It is 2." in shown["samples"][0]["chosen"]
+    assert "rejected" not in command("preview", str(file), url=server.url).stdout
 
 
 def test_data_sets_configurations_and_gpus_by_command(server: Server, tmp_path: Path) -> None:

@@ -107,11 +107,11 @@ def test_after_two_operations_at_the_same_moment_a_job_comes_to_one_end(server: 
         job = server.train(config(server, "raced-a-little", **LONG))
         server.until_step(job, 6)
         for pair in (("pause", "kill"), ("resume", "resume"), ("stop", "delete")):
-            told = f"{pair} on a job that was {race.status(job)}"
+            context = f"{pair} on a job that was {race.status(job)}"
             codes = race.run(pair, job)
-            assert set(codes) <= {0, 200, 404, 409}, (told, codes)
-            assert pair != ("resume", "resume") or codes.count(200) <= 1, (told, codes)
-            settle(race, job, told)
+            assert set(codes) <= {0, 200, 404, 409}, (context, codes)
+            assert pair != ("resume", "resume") or codes.count(200) <= 1, (context, codes)
+            settle(race, job, context)
         until(lambda: race.status(job) is None, 60, "the job's deletion")
 
 
@@ -134,11 +134,11 @@ def test_of_two_operations_on_one_job_one_order_happens_and_nothing_breaks(
                 http.post(f"/jobs/{job}/resume")
             where = race.status(job)
             codes = race.run(pair, job)
-            told = f"race {number}: {pair} on a job that was {where}: {codes}"
-            assert set(codes) <= {0, 200, 400, 404, 409}, told
+            context = f"race {number}: {pair} on a job that was {where}: {codes}"
+            assert set(codes) <= {0, 200, 400, 404, 409}, context
             if pair in (("resume", "resume"), ("delete", "delete")):
-                assert codes.count(200) <= 1, told
-            settle(race, job, told)
+                assert codes.count(200) <= 1, context
+            settle(race, job, context)
             others = [other for other in http.get("/jobs").json() if other != job]
             for other in others:
                 http.delete(f"/jobs/{other}")
@@ -146,20 +146,20 @@ def test_of_two_operations_on_one_job_one_order_happens_and_nothing_breaks(
     assert not [child for child in psutil.Process(server.process.pid).children(True) if "raced" in child.name()]  # type: ignore[union-attr]
 
 
-def settle(race: Race, job: str, told: str) -> None:
+def settle(race: Race, job: str, context: str) -> None:
     """Check that the job ends once and stays ended, and that no unlisted job trains."""
     server = race.server
     until(
         lambda: not training_unlisted(server, set(race.http.get("/jobs").json())),
         30,
-        f"the end of workers whose jobs are not listed after {told}",
+        f"the end of workers whose jobs are not listed after {context}",
     )
     if race.status(job) not in (None, *AT_REST):
         race.http.post(f"/jobs/{job}/stop")
-    until(lambda: race.status(job) in (None, *AT_REST), 60, f"the end of the job after {told}")
+    until(lambda: race.status(job) in (None, *AT_REST), 60, f"the end of the job after {context}")
     end = race.status(job)
     if end is None:
         return
-    assert all(count == 1 for count in ends_by_attempt(server.folder(job)).values()), told
-    assert not server.folder(job).is_locked() or until(lambda: not server.folder(job).is_locked(), 20), told
-    assert race.status(job) == end, told
+    assert all(count == 1 for count in ends_by_attempt(server.folder(job)).values()), context
+    until(lambda: not server.folder(job).is_locked(), 20, f"the end of the worker after {context}")
+    assert race.status(job) == end, context

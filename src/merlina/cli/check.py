@@ -123,7 +123,8 @@ def _show_rows(response: PreviewResponse) -> None:
 def _show_pairs(response: PreviewResponse) -> None:
     for sample in response.samples:
         output.print(f"[bold]{sample['row']}[/]")
-        for name in ("prompt", "chosen", "rejected"):
+        # An sft run may have no rejected answers.
+        for name in (name for name in ("prompt", "chosen", "rejected") if sample[name] is not None):
             output.print(f"  [cyan]{name}[/]{_token_count(sample, name)}: {escape(str(sample[name]))}")
     _show_rest(response)
 

@@ -246,7 +246,7 @@ class Client:
         return self._get(f"/gpu/{index}", GpuResponse)
 
     def available_gpus(self, min_free_memory_mb: int = 4000) -> AvailableGpus:
-        """Return the indices of the GPUs with at least so many MiB of free memory."""
+        """Return the indices of the GPUs that have at least `min_free_memory_mb` MiB of free memory."""
         return self._get("/gpu/available", AvailableGpus, min_free_memory_mb=min_free_memory_mb)
 
     def recommended_gpu(self) -> RecommendedGpu:
