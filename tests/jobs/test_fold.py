@@ -97,5 +97,10 @@ def test_a_reader_that_saw_a_pause_last_follows_the_next_attempt() -> None:
     assert (record.state, record.attempt_seen) == ("loading_model", 2)
 
 
+def test_a_job_that_pauses_after_a_stop_was_requested_is_stopped_at_once() -> None:
+    record = fold(job(state="training", stop_requested_at=2.5), event(3, "paused", reason="someone", checkpoint_step=8))
+    assert (record.state, record.ended_at, record.last_checkpoint) == ("stopped", 3.0, 8)
+
+
 def test_a_run_that_saves_its_model_is_not_paused_any_more() -> None:
     assert fold(job(state="saving"), event(1, "paused", reason="someone")).state == "saving"

@@ -42,11 +42,11 @@ def test_kills_at_random_moments_change_no_weight(server: Server, config: Config
     chaos = Chaos(server, random.Random(seed))
     steps = {**STEPS, "max_steps": 40 + 25 * KILLS}
     calm = server.train(config(server, "undisturbed-by-kills", **steps))
-    assert server.until_ended(calm, 900).status == "completed"
+    assert server.until_ended(calm, 900 + 10 * KILLS).status == "completed"
     job = server.train(config(server, "killed", **steps))
     while sum(chaos.done.values()) < KILLS and server.status(job).status != "completed":
         chaos.disturb(job)
-    ended = server.until_ended(job, 900)
+    ended = server.until_ended(job, 900 + 10 * KILLS)
     print(f"seed {seed}: {dict(chaos.done)}, {ended.attempt} attempts")
     assert ended.status == "completed"
     assert server.losses(job) == server.losses(calm)

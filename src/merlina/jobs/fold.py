@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
-from merlina.domain.job_states import is_legal_in_log, may_begin_attempt
+from merlina.domain.job_states import END_STATE_FOR, EndReason, is_legal_in_log, may_begin_attempt
 from merlina.schemas import events
 from merlina.storage.jobs import JobRecord
 
@@ -93,7 +93,11 @@ def _(event: events.Linked, _record: JobRecord) -> dict[str, Any]:
 
 @_changes.register
 def _(event: events.Paused, record: JobRecord) -> dict[str, Any]:
-    return {"state": "paused", "gpus": None, "last_checkpoint": _last_checkpoint(event, record)}
+    changes = {"gpus": None, "last_checkpoint": _last_checkpoint(event, record)}
+    if record.stop_requested_at is None:
+        return {**changes, "state": "paused"}
+    # A stop that arrived too late for the worker: the job must not be paused in between, where a resume would start it.
+    return {**changes, "state": END_STATE_FOR[EndReason.STOP_REQUESTED], "ended_at": event.time}
 
 
 @_changes.register

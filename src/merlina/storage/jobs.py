@@ -187,10 +187,9 @@ def waiting_for_deletion(connection: Connection) -> list[JobRecord]:
     return [record for record in _records(connection, condition) if not record.is_running]
 
 
-def temporarily_paused(connection: Connection) -> list[JobRecord]:
-    """Return paused jobs that do not stay paused: they were preempted, or a stop was requested meanwhile."""
-    is_temporary = jobs.c.preempted_by.is_not(None) | jobs.c.stop_requested_at.is_not(None)
-    return _records(connection, (jobs.c.state == "paused") & is_temporary)
+def preempted(connection: Connection) -> list[JobRecord]:
+    """Return paused jobs that do not stay paused, because they were preempted."""
+    return _records(connection, (jobs.c.state == "paused") & jobs.c.preempted_by.is_not(None))
 
 
 def owner_of_model(connection: Connection, output_dir: str) -> str | None:

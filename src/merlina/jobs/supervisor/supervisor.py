@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from merlina.domain.job_states import END_STATE_FOR, EndReason
 from merlina.executors.protocol import Executor
 from merlina.hardware.gpus import Gpu
 from merlina.jobs.moves import Moves
@@ -190,15 +189,9 @@ class Supervisor:
                 _log.info("%s is preempted by %s", record.job_id, high)
 
     def _release_paused(self) -> None:
-        """Return preempted jobs to the queue, and end paused jobs for which a stop was requested meanwhile."""
+        """Return preempted jobs to the queue."""
         with self._database.read() as connection:
-            found = jobs.temporarily_paused(connection)
+            found = jobs.preempted(connection)
         for record in found:
-            with self._failures.isolated(
-                f"{record.job_id} could not be returned to the queue or stopped; trying again"
-            ):
-                if record.stop_requested_at is None:
-                    requeue(self._moves, RunFolder(self._runs_dir / record.job_id), record)
-                else:
-                    state = END_STATE_FOR[EndReason.STOP_REQUESTED]
-                    self._moves.change(record, {"state": state, "ended_at": self._clock()})
+            with self._failures.isolated(f"{record.job_id} could not be returned to the queue; trying again"):
+                requeue(self._moves, RunFolder(self._runs_dir / record.job_id), record)
