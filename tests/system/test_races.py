@@ -151,7 +151,7 @@ def settle(race: Race, job: str, context: str) -> None:
     server = race.server
     until(
         lambda: not training_unlisted(server, set(race.http.get("/jobs").json())),
-        30,
+        90,  # the server kills a worker that has not stopped after STOP_GRACE_SECONDS, for instance one that imports
         f"the end of workers whose jobs are not listed after {context}",
     )
     if race.status(job) not in (None, *AT_REST):
