@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from merlina.executors.spare_processes import SpareProcesses
 from tests.chat.trained import Trained
 from tests.harness import Server, pairs_file, training_config
 from tests.tiny import build_tiny_model
@@ -134,14 +133,6 @@ def server(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 def trained(server: Server, tiny_model: Path) -> Trained:
     """A finished job to chat with; a test that loads its model must unload it."""
     return Trained.on(server, tiny_model, "to-chat-with")
-
-
-@pytest.fixture(scope="session")
-def spares(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpareProcesses]:
-    """Start runs, helpers and chat processes in tests that have no server, from spare processes as it does."""
-    spares = SpareProcesses(600, tmp_path_factory.mktemp("spares") / "log")
-    yield spares
-    spares.close()
 
 
 @pytest.fixture

@@ -121,6 +121,8 @@ class Server:
             "ALLOWED_PATHS": str(self.root),
             "HF_HUB_OFFLINE": "1",
             "MERLINA_CRASH_FILE": str(self.crash_file),
+            # A spare process costs seconds of a core, and most tests would not use it.
+            "SPARE_PROCESSES": "false",
             **self.settings,
         }
         with (self.root / "server.log").open("ab") as log:

@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     chat_idle_seconds: float = Field(
         default=300.0, gt=0, description="Unload an idle chat model after this many seconds."
     )
+    spare_processes: bool = Field(
+        default=True,
+        description="Keep a process that has imported torch in advance, so that runs, checks and chat start at once. "
+        "Turn it off on a machine with little memory.",
+    )
 
     hf_token: SecretStr | None = Field(
         default=None, description="Hugging Face token for jobs that have none of their own."

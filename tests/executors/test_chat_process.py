@@ -14,7 +14,6 @@ import pytest
 
 from merlina.errors import BusyError, ConflictError, HelperError, InsufficientMemoryError, InvalidRequestError
 from merlina.executors.chat_process import ChatProcess, Claim
-from merlina.executors.spare_processes import SpareProcesses
 from tests.chat.trained import Trained, answer, load
 from tests.harness import has_ended, until
 
@@ -24,8 +23,8 @@ LONG = 400
 
 
 @pytest.fixture
-def chat_process(spares: SpareProcesses, tmp_path: Path) -> Iterator[ChatProcess]:
-    chat_process = ChatProcess(60, tmp_path / "chat.log", spares)
+def chat_process(tmp_path: Path) -> Iterator[ChatProcess]:
+    chat_process = ChatProcess(60, tmp_path / "chat.log")
     yield chat_process
     chat_process.close()
 
@@ -179,10 +178,8 @@ def test_a_disconnected_client_stops_waiting(chat_process: ChatProcess, trained:
     answering.close()
 
 
-def test_it_ends_when_idle_and_refuses_calls_after_close(
-    spares: SpareProcesses, trained: Trained, tmp_path: Path
-) -> None:
-    chat_process = ChatProcess(0.3, tmp_path / "chat.log", spares)
+def test_it_ends_when_idle_and_refuses_calls_after_close(trained: Trained, tmp_path: Path) -> None:
+    chat_process = ChatProcess(0.3, tmp_path / "chat.log")
     list(ask(chat_process, trained))
     assert chat_process.status.idle_until is not None
     until(lambda: chat_process.pid is None, 10, "the end of the idle process")

@@ -12,7 +12,6 @@ import pytest
 
 from merlina.errors import BusyError, DataError, HelperError, MerlinaError, ModelError
 from merlina.executors.helper_process import HelperPool
-from merlina.executors.spare_processes import SpareProcesses
 from merlina.schemas.operations import MeasureProductRate, PreviewFormatted
 from tests.harness import pairs_file, until
 
@@ -20,8 +19,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def helper(spares: SpareProcesses, tmp_path: Path) -> Iterator[HelperPool]:
-    helper = HelperPool(60, tmp_path / "helper.log", spares)
+def helper(tmp_path: Path) -> Iterator[HelperPool]:
+    helper = HelperPool(60, tmp_path / "helper.log")
     yield helper
     helper.close()
 

@@ -37,7 +37,7 @@ def test_kills_at_random_moments_change_no_weight(server: Server, config: Config
     The few of a usual run kill only workers, of the server that all tests share.
     """
     if KILLS > 3:
-        server = new_server()
+        server = new_server(SPARE_PROCESSES="true")
     seed = int(os.environ.get("SEED", "7"))
     chaos = Chaos(server, random.Random(seed))
     steps = {**STEPS, "max_steps": 40 + 25 * KILLS}

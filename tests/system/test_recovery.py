@@ -33,7 +33,7 @@ def spare_process(server: Server) -> psutil.Process | None:
 def test_a_run_outlives_its_server_without_a_step_lost_or_counted_twice_and_its_death_is_found_later(
     new_server: NewServer, config: Config
 ) -> None:
-    server = new_server(MAX_CONCURRENT_JOBS="2")
+    server = new_server(MAX_CONCURRENT_JOBS="2", SPARE_PROCESSES="true")
     both = server.train(config(server, "both", **{**LONG, "max_steps": 2000, "num_epochs": 1000}))
     server.until_step(both, 1)
     running = server.train(config(server, "outlives", **LONG))
@@ -55,7 +55,7 @@ def test_a_run_outlives_its_server_without_a_step_lost_or_counted_twice_and_its_
 def test_a_run_begins_in_the_spare_process_and_without_one_in_a_new_process(
     new_server: NewServer, config: Config
 ) -> None:
-    server = new_server()
+    server = new_server(SPARE_PROCESSES="true")
     for name in ("first", "from-spare", "by-itself"):
         spare = spare_process(server)
         if name == "by-itself":
@@ -67,6 +67,12 @@ def test_a_run_begins_in_the_spare_process_and_without_one_in_a_new_process(
         worker = server.folder(job).worker()
         assert worker is not None
         assert (spare is not None and worker.pid == spare.pid) is (name == "from-spare")
+
+
+def test_no_spare_process_is_started_if_the_setting_is_off(server: Server, config: Config) -> None:
+    with server.http() as http:
+        assert http.post("/validate", json=config(server, "checked-without-spare")).json()["valid"]
+    assert spare_process(server) is None
 
 
 def test_a_killed_worker_is_noticed_and_its_run_continues_exactly_at_its_checkpoint(

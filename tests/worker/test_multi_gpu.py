@@ -14,7 +14,6 @@ import pytest
 from safetensors.torch import load_file
 
 from merlina.executors.local import LocalExecutor
-from merlina.executors.spare_processes import SpareProcesses
 from merlina.run_folder import RunFolder, RunOrder, read_events
 from merlina.schemas.events import Event
 from merlina.schemas.training import TrainingConfig
@@ -63,9 +62,9 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_model: Path, spares: SpareProcesses, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+def runs(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     root = tmp_path_factory.mktemp("ranks")
-    runs = Runs(root, tiny_model, LocalExecutor({}, spares))
+    runs = Runs(root, tiny_model, LocalExecutor({}, spares=None))
     yield runs
     for run in runs.started:
         runs.executor.kill(run)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from merlina.executors.local import LocalExecutor
-from merlina.executors.spare_processes import SpareProcesses
 from merlina.run_folder import RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
 from tests.harness import pairs_file, training_config, until
@@ -20,9 +19,7 @@ from tests.tiny import build_tiny_model
 pytestmark = pytest.mark.slow
 
 
-def run_worker(
-    spares: SpareProcesses | None, folder: Path, base_model: Path, dataset_file: Path, **changes: Any
-) -> RunFolder:
+def run_worker(folder: Path, base_model: Path, dataset_file: Path, **changes: Any) -> RunFolder:
     """Run an order to its end, as the server does."""
     run = RunFolder(folder / "run")
     config = training_config(base_model, dataset_file, "tuned", **changes)
@@ -30,7 +27,7 @@ def run_worker(
         job_id="job_1", attempt=1, config=TrainingConfig.model_validate(config), dataset_file=str(dataset_file),
         output_dir=str(folder / "models" / "tuned"),
     )  # fmt: skip
-    executor = LocalExecutor({"hf_token": "hf_very_secret"}, spares)
+    executor = LocalExecutor({"hf_token": "hf_very_secret"}, spares=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
         executor.launch(run, order, None)
@@ -50,10 +47,10 @@ def log_of(run: RunFolder) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """A run in 4-bit with the default optimizer, which needs all of bitsandbytes, by a new process."""
+    """A run in 4-bit with the default optimizer, which needs all of bitsandbytes."""
     folder = tmp_path_factory.mktemp("finished")
     dataset = pairs_file(folder / "pairs.jsonl")
-    return run_worker(None, folder, tiny_model, dataset, max_steps=4, use_4bit=True, optimizer_type="paged_adamw_8bit")
+    return run_worker(folder, tiny_model, dataset, max_steps=4, use_4bit=True, optimizer_type="paged_adamw_8bit")
 
 
 def test_a_run_passes_through_its_states_and_completes_even_in_4_bit_on_a_cpu(finished: RunFolder) -> None:
@@ -115,12 +112,12 @@ def test_only_the_owner_can_read_a_runs_files(finished: RunFolder) -> None:
     ],
 )
 def test_a_failure_is_one_last_event_with_a_reason(
-    spares: SpareProcesses, tiny_model: Path, tmp_path: Path, rows: str | None, changes: dict[str, Any], reason: str
+    tiny_model: Path, tmp_path: Path, rows: str | None, changes: dict[str, Any], reason: str
 ) -> None:
     dataset = pairs_file(tmp_path / "pairs.jsonl")
     if rows is not None:
         dataset.write_text(rows)
-    run = run_worker(spares, tmp_path, tiny_model, dataset, **changes)
+    run = run_worker(tmp_path, tiny_model, dataset, **changes)
     ended = log_of(run)[-1]
     assert ended.state == "failed"
     assert reason in ended.error
@@ -128,7 +125,7 @@ def test_a_failure_is_one_last_event_with_a_reason(
 
 
 def test_a_token_that_the_model_does_not_have_is_named_with_its_row_before_training(
-    spares: SpareProcesses, tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
 
@@ -140,7 +137,7 @@ def test_a_token_that_the_model_does_not_have_is_named_with_its_row_before_train
     rows = dataset.read_text().splitlines()
     rows[40] = rows[40].replace("It is", "<|added|>")
     dataset.write_text("\n".join(rows) + "\n")
-    events = log_of(run_worker(spares, tmp_path, model, dataset))
+    events = log_of(run_worker(tmp_path, model, dataset))
     assert events[-1].state == "failed"
     assert events[-1].error.startswith(
         "Row 41 has the token id 400 ('<|added|>'), but the model has the ids 0 to 399. The tokenizer of "
@@ -148,9 +145,7 @@ def test_a_token_that_the_model_does_not_have_is_named_with_its_row_before_train
     assert "training" not in [event.state for event in events if event.type == "state"]
 
 
-def test_padding_by_a_token_that_the_model_does_not_have_changes_nothing(
-    spares: SpareProcesses, tmp_path: Path
-) -> None:
+def test_padding_by_a_token_that_the_model_does_not_have_changes_nothing(tmp_path: Path) -> None:
     """With attention dropout, the model computes its own attention, in padded batches."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -164,7 +159,7 @@ def test_padding_by_a_token_that_the_model_does_not_have_changes_nothing(
         tokenizer.save_pretrained(model)
         folder = tmp_path / f"run-{len(losses)}"
         folder.mkdir()
-        run = run_worker(spares, folder, model, pairs_file(folder / "pairs.jsonl", rows=8), max_steps=1)
+        run = run_worker(folder, model, pairs_file(folder / "pairs.jsonl", rows=8), max_steps=1)
         ended = log_of(run)[-1]
         assert (ended.state, ended.error) == ("completed", None)
         losses.append(ended.final_metrics["final_loss"])
@@ -172,10 +167,10 @@ def test_padding_by_a_token_that_the_model_does_not_have_changes_nothing(
 
 
 def test_a_models_folder_that_cannot_be_written_is_named_and_no_partial_model_is_left(
-    spares: SpareProcesses, tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "models").write_text("a file where the folder should be")
-    run = run_worker(spares, tmp_path, tiny_model, pairs_file(tmp_path / "pairs.jsonl"), max_steps=1)
+    run = run_worker(tmp_path, tiny_model, pairs_file(tmp_path / "pairs.jsonl"), max_steps=1)
     ended = log_of(run)[-1]
     assert ended.state == "failed"
     assert "models" in ended.error
@@ -183,7 +178,7 @@ def test_a_models_folder_that_cannot_be_written_is_named_and_no_partial_model_is
 
 
 def test_the_tokenizers_own_template_and_long_pairs_are_trained_on_and_counted(
-    spares: SpareProcesses, tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path
 ) -> None:
     dataset = pairs_file(tmp_path / "pairs.jsonl", rows=6)
     row = {"prompt": "a " * 100, "chosen": "b " * 100, "rejected": "c"}
@@ -194,22 +189,20 @@ def test_the_tokenizers_own_template_and_long_pairs_are_trained_on_and_counted(
         "source": {"source_type": "local_file", "file_path": str(dataset)}, "test_size": 0,
         "format": {"format_type": "tokenizer"},
     }  # fmt: skip
-    events = log_of(run_worker(spares, tmp_path, tiny_model, dataset, **config))
+    events = log_of(run_worker(tmp_path, tiny_model, dataset, **config))
     assert events[-1].state == "completed"
     notes = [event.message for event in events if event.type == "log"]
     assert any("1 of 7 rows are longer than max_length: " in note for note in notes), notes
 
 
-def test_the_finished_model_uses_the_format_of_its_training(
-    spares: SpareProcesses, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_the_finished_model_uses_the_format_of_its_training(tiny_model: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     dataset = {
         "source": {"source_type": "local_file", "file_path": str(pairs_file(tmp_path / "pairs.jsonl"))},
         "format": {"format_type": "custom", "custom_templates": {"user_prefix": "Q: {{ ", "assistant_prefix": " A: "}},
     }
-    run = run_worker(spares, tmp_path, tiny_model, tmp_path / "pairs.jsonl", max_steps=1, dataset=dataset)
+    run = run_worker(tmp_path, tiny_model, tmp_path / "pairs.jsonl", max_steps=1, dataset=dataset)
     assert log_of(run)[-1].state == "completed"
     saved = AutoTokenizer.from_pretrained(run.read_order().output_dir)
     text = saved.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)

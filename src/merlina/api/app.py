@@ -57,7 +57,8 @@ def create_app(settings: Settings) -> FastAPI:
         services.supervisor.close()
         services.chat_process.close()
         services.helpers.close()
-        services.spares.close()
+        if services.spares is not None:
+            services.spares.close()
         services.database.close()
 
     app = FastAPI(
@@ -92,7 +93,7 @@ def build_services(settings: Settings) -> Services:
     allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
     broadcast = Broadcast()
     moves = Moves(database, broadcast)
-    spares = SpareProcesses(settings.helper_idle_seconds, settings.helper_log)
+    spares = SpareProcesses(settings.helper_idle_seconds, settings.helper_log) if settings.spare_processes else None
     executor = LocalExecutor(_server_tokens(settings), spares)
     chat_process = ChatProcess(settings.chat_idle_seconds, settings.chat_log, spares)
     chat_memory = ChatMemory(database, chat_process, settings.runs_dir, list_gpus)

@@ -45,7 +45,7 @@ class Services:
     chat_process: ChatProcess
     chat: ChatService
     comparisons: Comparisons
-    spares: SpareProcesses
+    spares: SpareProcesses | None
     configs: ConfigStore
     sessions: Sessions | None
     rows: RowCounts

@@ -50,7 +50,7 @@ class HelperPools:
     hub_reachability: HubReachability = field(default_factory=HubReachability)
 
     @staticmethod
-    def build(idle_seconds: float, log_file: Path, spares: SpareProcesses) -> HelperPools:
+    def build(idle_seconds: float, log_file: Path, spares: SpareProcesses | None) -> HelperPools:
         """Return the pools; processes are started on demand."""
         waits = {name: os.environ.get(name, value) for name, value in _SHORT_WAITS.items()}
         return HelperPools(
