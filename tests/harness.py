@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import shutil
@@ -11,7 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,12 +22,14 @@ import httpx
 import psutil
 
 from merlina.client import Client
-from merlina.run_folder import RunFolder
+from merlina.run_folder import EventLog, RunFolder
+from merlina.schemas.events import Ended
 from merlina.schemas.jobs import JobStatus
 from merlina.storage import jobs
 from merlina.storage.database import Database
 
 ENDED = ("completed", "failed", "stopped", "cancelled")
+_numbers = itertools.count(1)
 
 
 def pairs_file(path: Path, rows: int = 40) -> Path:
@@ -68,7 +72,7 @@ def damaged_model(model: Path, folder: Path) -> Path:
 
 
 def add_running_job(root: Path, job_id: str) -> RunFolder:
-    """Add a job that trains, for a server started later with `root`; the holder of its lock acts as its worker."""
+    """Add a job that trains to the database in `root`; the holder of its lock acts as its worker."""
     (root / "data").mkdir(parents=True, exist_ok=True)
     database = Database(f"sqlite:///{root / 'data' / 'merlina.db'}")
     database.migrate()
@@ -80,6 +84,37 @@ def add_running_job(root: Path, job_id: str) -> RunFolder:
         jobs.add(connection, values)
     database.close()
     return RunFolder(root / "data" / "runs" / job_id)
+
+
+@dataclass
+class ActingWorker:
+    """The test as the worker of a job: it holds the lock and writes the events."""
+
+    job_id: str
+    log: EventLog
+    has_ended: bool = False
+
+    def end(self, event: Ended) -> None:
+        self.log.append(event)
+        self.has_ended = True
+
+
+@contextmanager
+def acting_worker(server: Server) -> Iterator[ActingWorker]:
+    """Add a job that trains to a running server, which notices it at its next command, and act as its worker.
+
+    It occupies a slot. A stop or pause is not carried out; the job ends as stopped at the end of the block.
+    """
+    job_id = f"job_20250101_000000_{next(_numbers)}"
+    folder = server.folder(job_id)
+    with folder.locked():
+        add_running_job(server.root, job_id)
+        worker = ActingWorker(job_id, EventLog(folder.events_file))
+        yield worker
+        if not worker.has_ended:
+            worker.end(Ended(state="stopped"))
+        server.until_ended(job_id)
+        worker.log.close()
 
 
 def until(condition: Callable[[], Any], seconds: float = 60, what: str = "the condition") -> Any:

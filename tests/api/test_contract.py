@@ -12,7 +12,7 @@ import httpx
 import pytest
 from websockets.sync.client import connect
 
-from tests.harness import Server, pairs_file, training_config
+from tests.harness import Server, add_running_job, pairs_file, training_config
 
 # The document's, and `paused`, which is ours.
 STATES = {
@@ -290,9 +290,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Any) -> Any:
     config = training_config(tiny_model, pairs_file(server.root / "pairs.jsonl"), "by_contract", max_steps=2)
     completed = server.train({**config, "logging_steps": 1, "eval_steps": 1})
     assert server.until_ended(completed).status == "completed"
-    server.train({**config, "num_epochs": 100, "max_steps": 400})
-    waiting = server.train(config)
-    with server.http() as http:
+    running = "job_20250101_000000"
+    with server.folder(running).locked(), server.http() as http:
+        add_running_job(server.root, running)
+        waiting = server.train(config)
         file = {"file": ("pairs.jsonl", (server.root / "pairs.jsonl").read_bytes())}
         upload = http.post("/dataset/upload-file", files=file).json()["dataset_id"]
         asked = {"job_id": completed, "messages": [{"role": "user", "content": "Hi"}]}

@@ -3,9 +3,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from merlina.jobs.run_folders import write_mark
 from merlina.schemas.messages import CompletedMessage
 from merlina.schemas.training import TrainingConfig
 from tests.cli.test_commands import command
-from tests.harness import Server, damaged_model, pairs_file, until
+from tests.harness import Server, acting_worker, damaged_model, pairs_file, training_config, until
 
 Config = Callable[..., dict[str, Any]]
 
@@ -25,8 +25,6 @@ Config = Callable[..., dict[str, Any]]
 @pytest.fixture(scope="module")
 def done(server: Server, tiny_model: Path) -> str:
     """A completed job that had tokens."""
-    from tests.harness import training_config
-
     dataset = pairs_file(server.root / "done.jsonl")
     config = training_config(
         tiny_model, dataset, "done", max_steps=6, hf_token="hf_very_secret", wandb_key="w_very_secret"
@@ -99,11 +97,10 @@ def test_the_timeline_has_each_state_in_order_with_its_time(server: Server, done
 
 
 def test_a_job_that_never_ran_was_cancelled_while_it_waited(server: Server, config: Config) -> None:
-    with server.client() as client:
-        first, second = (server.train(config(server, f"way-{number}")) for number in (1, 2))
-        client.stop(second)
-        assert [entry.state for entry in client.timeline(second).states] == ["queued", "cancelled"]
-    server.until_ended(first)
+    with acting_worker(server), server.client() as client:
+        job_id = server.train(config(server, "way"))
+        client.stop(job_id)
+        assert [entry.state for entry in client.timeline(job_id).states] == ["queued", "cancelled"]
 
 
 def test_the_log_accounts_for_every_row(server: Server, done: str) -> None:
@@ -128,22 +125,20 @@ def test_no_token_is_anywhere_but_in_the_runs_secret_file(server: Server, done: 
 
 def test_three_submissions_in_one_second_are_three_jobs(server: Server, config: Config) -> None:
     body = config(server, "three", max_steps=1)
-    with server.http() as http, ThreadPoolExecutor(3) as pool:
+    with acting_worker(server), server.http() as http, ThreadPoolExecutor(3) as pool:
         responses = [pool.submit(http.post, "/train", json=body).result() for _ in range(3)]
         ids = [response.json()["job_id"] for response in responses]
         assert len(set(ids)) == 3
         assert all(response.json()["status"] == "queued" for response in responses)
         for job_id in ids:
             http.post(f"/jobs/{job_id}/stop")
-        for job_id in ids:
-            server.until_ended(job_id)
 
 
 def test_a_high_priority_job_starts_before_waiting_ones(server: Server, config: Config) -> None:
-    running = server.train(config(server, "running", max_steps=400))
-    low, normal, high = (server.train(config(server, name), name) for name in ("low", "normal", "high"))
-    with server.client() as client:
-        until(lambda: client.status(running).queue_state == "running", what="the first job's start")
+    with acting_worker(server) as worker, server.client() as client:
+        running = worker.job_id
+        low, normal, high = (server.train(config(server, name), name) for name in ("low", "normal", "high"))
+        assert client.status(running).queue_state == "running"
         queue = client.queue_status()
         waiting = [(job.job_id, job.priority, job.position) for job in queue.queued_jobs]
         assert waiting == [(high, 5, 1), (normal, 3, 2), (low, 1, 3)]
@@ -155,9 +150,8 @@ def test_a_high_priority_job_starts_before_waiting_ones(server: Server, config: 
         assert [job.job_id for job in client.queue_jobs().queued] == [high, normal, low]
         status = client.status(low)
         assert (status.queue_position, status.queue_state) == (3, "queued")
-        for job_id in (low, normal, high, running):
+        for job_id in (low, normal, high):
             client.stop(job_id)
-        assert server.until_ended(running).status == "stopped"
 
 
 def test_the_history_has_pages(server: Server, done: str) -> None:
@@ -225,24 +219,21 @@ def test_unusual_names_are_refused(server: Server, config: Config, odd: str) -> 
 
 
 def test_the_queue_survives_a_kill_and_an_orphaned_folder_is_removed(server: Server, config: Config) -> None:
-    in_front = server.train(config(server, "in-front", max_steps=100_000, eval_steps=0, save_steps=0))
-    low, high = (server.train(config(server, priority), priority) for priority in ("low", "high"))
-    server.until_step(in_front, 1)
-    server.kill_worker(in_front, signal.SIGSTOP)
-    server.kill()
-    left = server.folder("job_20260101_000000")
-    left.path.mkdir()
-    write_mark(left, {"job_id": left.path.name, "config": {}, "target_dir": "/m/o", "created_at": 1.0})
-    left.write_secrets({"hf_token": "hf_x"})
-    server.start()
-    until(lambda: not left.path.exists(), what="its removal")
-    assert left.path.name not in server.history()
-    assert [server.status(job).queue_position for job in (high, low)] == [1, 2]
-    with server.client() as client:
-        for job in (low, high, in_front):
-            client.stop(job)
-    server.kill_worker(in_front, signal.SIGCONT)
-    assert server.until_ended(in_front).status == "stopped"
+    with acting_worker(server) as worker:
+        low, high = (server.train(config(server, priority), priority) for priority in ("low", "high"))
+        server.kill()
+        left = server.folder("job_20260101_000000")
+        left.path.mkdir()
+        write_mark(left, {"job_id": left.path.name, "config": {}, "target_dir": "/m/o", "created_at": 1.0})
+        left.write_secrets({"hf_token": "hf_x"})
+        server.start()
+        until(lambda: not left.path.exists(), what="its removal")
+        assert left.path.name not in server.history()
+        assert [server.status(job).queue_position for job in (high, low)] == [1, 2]
+        assert server.status(worker.job_id).status == "training"
+        with server.client() as client:
+            for job in (low, high):
+                client.stop(job)
 
 
 def test_an_ended_job_is_deleted_completely(server: Server, config: Config) -> None:
@@ -255,18 +246,35 @@ def test_an_ended_job_is_deleted_completely(server: Server, config: Config) -> N
     assert model.exists()
 
 
-def test_an_existing_model_is_moved_beside_the_new_one(server: Server, config: Config) -> None:
-    first = server.train(config(server, "again", max_steps=1))
-    server.until_ended(first)
-    before = (server.root / "models" / "again" / "adapter_model.safetensors").read_bytes()
+@dataclass(frozen=True)
+class Moved:
+    """A job whose model a retry has moved, the retry, and the weights that the first one saved."""
+
+    first: str
+    second: str
+    weights: bytes
+
+
+@pytest.fixture(scope="module")
+def moved(server: Server, tiny_model: Path) -> Moved:
+    dataset = pairs_file(server.root / "moved.jsonl")
+    first = server.train(training_config(tiny_model, dataset, "again", max_steps=1, eval_steps=0))
+    assert server.until_ended(first).status == "completed"
+    weights = (server.root / "models" / "again" / "adapter_model.safetensors").read_bytes()
     with server.client() as client:
         second = client.retry(first).job_id
+    assert server.until_ended(second).status == "completed"
+    return Moved(first, second, weights)
+
+
+def test_an_existing_model_is_moved_beside_the_new_one(server: Server, moved: Moved) -> None:
+    first, second = moved.first, moved.second
+    with server.client() as client:
         assert second != first
         assert client.config(second) == client.config(first)
-    assert server.until_ended(second).status == "completed"
     models = server.root / "models"
     kept = models / f"again.before-{second}"
-    assert (kept / "adapter_model.safetensors").read_bytes() == before
+    assert (kept / "adapter_model.safetensors").read_bytes() == moved.weights
     with server.client() as client:
         listed = {job.job_id: job.output_dir for job in client.history(limit=1000).jobs}
     for job_id, folder in ((first, kept), (second, models / "again")):
@@ -356,11 +364,12 @@ def test_a_job_without_its_data_is_neither_resumed_nor_retried(server: Server, c
 
 def test_a_retry_is_checked_like_the_first_submission(server: Server, config: Config, tiny_model: Path) -> None:
     model = Path(shutil.copytree(tiny_model, server.root / "goes"))
-    job_id = server.train(config(server, "again", base_model=str(model), max_steps=1))
-    server.until_ended(job_id)
-    shutil.rmtree(model)
-    with server.client() as client, pytest.raises(InvalidRequestError, match="base_model"):
-        client.retry(job_id)
+    with acting_worker(server), server.client() as client:
+        job_id = server.train(config(server, "goes", base_model=str(model)))
+        client.stop(job_id)
+        shutil.rmtree(model)
+        with pytest.raises(InvalidRequestError, match="base_model"):
+            client.retry(job_id)
 
 
 def test_the_loading_code_is_that_of_the_model_card(server: Server, done: str) -> None:
@@ -372,10 +381,8 @@ def test_the_loading_code_is_that_of_the_model_card(server: Server, done: str) -
     compile(code, "card", "exec")
 
 
-def test_the_loading_code_of_a_model_that_a_later_run_moved_loads_that_model(server: Server, config: Config) -> None:
-    job_ids = [server.train(config(server, "moved", max_steps=1, eval_steps=0)) for _ in range(2)]
-    for job_id in job_ids:
-        assert server.until_ended(job_id).status == "completed"
+def test_the_loading_code_of_a_model_that_a_later_run_moved_loads_that_model(server: Server, moved: Moved) -> None:
+    job_ids = (moved.first, moved.second)
     first, second = (server.status(job_id).output_dir for job_id in job_ids)
     assert first != second
     with server.http() as http:

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from merlina.run_folder import EventLog
 from merlina.schemas.events import Ended, Metrics, Progress
-from tests.harness import Server, add_running_job, damaged_model, until
+from tests.harness import Server, acting_worker, add_running_job, until
 
 Config = Callable[..., dict[str, Any]]
 
@@ -152,12 +150,10 @@ def test_the_response_to_any_message_of_a_client_is_a_heartbeat(server: Server, 
     assert received[0]["seq"] < received[1]["seq"]
 
 
-def test_a_requested_stop_is_visible_at_once(server: Server, config: Config) -> None:
-    job_id = server.train(config(server, "stopping", max_steps=300))
-    server.until_step(job_id, 5)
-    server.kill_worker(job_id, signal.SIGSTOP)
-    with server.client() as client, open_socket(server, job_id) as socket:
-        until(lambda: json.loads(socket.recv(timeout=10))["current_step"] == server.status(job_id).current_step)
+def test_a_requested_stop_is_visible_at_once(server: Server) -> None:
+    with acting_worker(server) as worker, server.client() as client, open_socket(server, worker.job_id) as socket:
+        job_id = worker.job_id
+        assert json.loads(socket.recv(timeout=10))["status"] == "training"
         client.pause(job_id)
         assert client.status(job_id).pause_requested
         client.stop(job_id)
@@ -173,30 +169,26 @@ def test_a_requested_stop_is_visible_at_once(server: Server, config: Config) -> 
             client.queue_status().running_jobs[0],
         ):
             assert (shown.stop_requested, shown.pause_requested) == (True, False)
-        server.kill_worker(job_id, signal.SIGCONT)
-        assert server.until_ended(job_id).status == "stopped"
-        assert not client.status(job_id).stop_requested
+    ended = server.status(job_id)
+    assert (ended.status, ended.stop_requested) == ("stopped", False)
 
 
-def test_a_failure_is_the_last_message(server: Server, config: Config, tiny_model: Path, tmp_path: Path) -> None:
-    damaged = damaged_model(tiny_model, tmp_path / "damaged")
-    job_id = server.train(config(server, "fails_live", base_model=str(damaged)))
-    with open_socket(server, job_id) as socket:
+def test_a_failure_is_the_last_message(server: Server, config: Config) -> None:
+    with acting_worker(server) as worker, server.client() as client, open_socket(server, worker.job_id) as socket:
+        client.stop(server.train(config(server, "cancelled")))  # from now on, the server reads the log
+        worker.end(Ended(state="failed", error="The files of the model are damaged"))
         received, _ = messages(socket)
-    assert received[-1]["type"] == "error"
-    assert "damaged" in received[-1]["error"]
+    assert (received[-1]["type"], received[-1]["error"]) == ("error", "The files of the model are damaged")
 
 
 def test_a_client_of_a_waiting_job_receives_its_cancellation(server: Server, config: Config) -> None:
-    first = server.train(config(server, "in_front", max_steps=400))
-    waiting = server.train(config(server, "behind"))
-    with server.client() as client, open_socket(server, waiting) as socket:
-        assert json.loads(socket.recv(timeout=10))["status"] == "queued"
-        client.stop(waiting)
-        received, code = messages(socket)
-        client.stop(first)
+    with acting_worker(server), server.client() as client:
+        waiting = server.train(config(server, "behind"))
+        with open_socket(server, waiting) as socket:
+            assert json.loads(socket.recv(timeout=10))["status"] == "queued"
+            client.stop(waiting)
+            received, code = messages(socket)
     assert (received[-1]["status"], received[-1]["seq"] > 0, code) == ("cancelled", True, 1000)
-    server.until_ended(first)
 
 
 def test_connections_are_counted_while_they_last(server: Server, watched: Any) -> None:

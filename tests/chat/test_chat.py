@@ -17,11 +17,12 @@ from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerRequest, Answer
 from merlina.schemas.datasets import DatasetConfig
 from merlina.storage.database import Database
 from tests.chat.trained import QUESTION, Trained, reference_answer
-from tests.harness import Server, has_ended, pairs_file, training_config, until
+from tests.harness import Server, acting_worker, has_ended, pairs_file, training_config, until
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(trained: Trained) -> Iterator[Client]:
+    """Loading a model takes seconds, so it stays loaded from one test to the next."""
     with trained.server.client() as client:
         yield client
         client.unload_chat_model()
@@ -114,6 +115,7 @@ def test_lines_are_streamed_and_a_closed_connection_cancels_them(client: Client,
 
 
 def test_the_loaded_model_is_reported_and_unloaded(client: Client, trained: Trained) -> None:
+    client.unload_chat_model()
     assert client.chat_state().state == "empty"
     loaded = client.load_chat_model(trained.job_id)
     assert (loaded.state, loaded.job_id, loaded.with_base, loaded.gpu) == ("ready", trained.job_id, True, None)
@@ -132,12 +134,12 @@ def test_the_loaded_model_is_reported_and_unloaded(client: Client, trained: Trai
 def test_a_job_without_a_model_is_refused(client: Client, trained: Trained, tiny_model: Path) -> None:
     with pytest.raises(NotFoundError):
         client.load_chat_model("job_none")
-    pairs = trained.server.root / "pairs.jsonl"
-    bad = training_config(tiny_model, pairs, "never-saved", max_steps=2, learning_rate=1.0, max_grad_norm=0)
-    failed = trained.server.train({**bad, "dtype": "float32", "base_model": str(tiny_model)}, "low")
+    config = training_config(tiny_model, trained.server.root / "pairs.jsonl", "never-saved")
+    with acting_worker(trained.server):
+        job_id = trained.server.train(config)
+        client.stop(job_id)
     with pytest.raises(InvalidRequestError, match="has no model to chat with"):
-        client.load_chat_model(failed)
-    trained.server.until_ended(failed)
+        client.load_chat_model(job_id)
 
 
 @pytest.mark.long

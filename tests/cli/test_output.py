@@ -22,7 +22,7 @@ from merlina.cli.progress import show_progress
 from merlina.errors import InvalidRequestError
 from merlina.schemas.messages import JobMessage, MetricsMessage, StatusUpdate
 from tests.cli import test_commands
-from tests.harness import Server, pairs_file
+from tests.harness import Server, acting_worker, pairs_file
 
 pytestmark = pytest.mark.slow
 
@@ -40,15 +40,15 @@ def command(*arguments: str, url: str = "http://127.0.0.1:9", **environment: str
 def test_ids_and_names_are_complete_in_pipes_and_narrow_terminals(
     server: Server, config: Callable[..., dict[str, Any]], tmp_path: Path, columns: str
 ) -> None:
-    job_id = server.train(config(server, LONG_NAME, max_steps=1))
-    with server.client() as client:
+    with acting_worker(server), server.client() as client:
+        job_id = server.train(config(server, LONG_NAME))
+        client.stop(job_id)
         dataset_id = client.upload(pairs_file(tmp_path / f"{LONG_NAME}.jsonl", 3)).dataset_id
     environment = {"COLUMNS": columns} if columns else {}
     jobs = command("jobs", url=server.url, **environment).stdout
     assert any(job_id in line and LONG_NAME in line for line in jobs.splitlines())
     datasets = command("datasets", "list", url=server.url, **environment).stdout
     assert any(dataset_id in line and f"{LONG_NAME}.jsonl" in line for line in datasets.splitlines())
-    server.until_ended(job_id)
 
 
 def test_terminal_commands_of_others_are_printed_as_text(server: Server, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def docs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("docs")
     python_path = os.pathsep.join(filter(None, [str(NVML), os.environ.get("PYTHONPATH")]))
     server = Server(root, {"PYTHONPATH": python_path}).start()
-    pairs_file(root / "pairs.jsonl")
+    pairs_file(root / "pairs.jsonl", rows=10)
     _write_command(root / "bin" / "merlina", f'exec {sys.executable} -m merlina.cli.main "$@"')
     # A rejected request fails the example, unless it is marked `error`.
     _write_command(root / "bin" / "curl", f'PATH={os.environ["PATH"]} exec curl -sS --fail-with-body "$@"')

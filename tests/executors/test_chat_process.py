@@ -22,9 +22,10 @@ pytestmark = pytest.mark.slow
 LONG = 400
 
 
-@pytest.fixture
-def chat_process(tmp_path: Path) -> Iterator[ChatProcess]:
-    chat_process = ChatProcess(60, tmp_path / "chat.log")
+@pytest.fixture(scope="module")
+def chat_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatProcess]:
+    """Loading a model takes seconds, so each test goes on with what the one before has left."""
+    chat_process = ChatProcess(60, tmp_path_factory.mktemp("chat") / "chat.log")
     yield chat_process
     chat_process.close()
 
@@ -61,6 +62,29 @@ def test_a_refused_request_leaves_the_process_running(chat_process: ChatProcess,
     pid = chat_process.pid
     assert next(ask(chat_process, trained)).prompt_tokens > 5
     assert chat_process.pid == pid
+
+
+def test_a_disconnected_client_stops_waiting(chat_process: ChatProcess, trained: Trained) -> None:
+    answering = ask(chat_process, trained, LONG)
+    next(answering)
+    gone = threading.Event()
+    gone.set()
+    with pytest.raises(BusyError):
+        load(chat_process, trained.spec(), closed=gone)
+    answering.close()
+
+
+def test_a_loaded_model_stays_if_another_is_refused(chat_process: ChatProcess, trained: Trained) -> None:
+    load(chat_process, trained.spec())
+    before = chat_process.status
+
+    def refuse(_: Claim) -> None:
+        raise ConflictError("no memory")
+
+    other = replace(trained.spec(), job_id="other")
+    with pytest.raises(ConflictError, match="no memory"):
+        load(chat_process, other, admit=refuse)
+    assert (chat_process.status.state, chat_process.status.spec) == ("ready", before.spec)
 
 
 def test_a_release_is_immediate_and_ends_waiting_calls(chat_process: ChatProcess, trained: Trained) -> None:
@@ -107,34 +131,13 @@ def test_a_death_is_an_error_and_the_next_request_loads_the_model_again(
     assert chat_process.pid != pid
 
 
-def test_a_claim_is_admitted_again_once_published_and_withdrawn_if_refused(
-    chat_process: ChatProcess, trained: Trained
-) -> None:
-    seen: list[tuple[str, Claim | None]] = []
-
-    def refuse(claim: Claim) -> None:
-        seen.append((chat_process.status.state, chat_process.status.claim))
-        if seen[-1][0] == "loading":
-            raise ConflictError("no memory")
-
-    with pytest.raises(ConflictError, match="no memory"):
-        load(chat_process, trained.spec(), Claim(1, 700), refuse)
-    assert seen == [("empty", None), ("loading", Claim(1, 700))]
-    assert chat_process.status.claim is None
-    assert chat_process.pid is None
-
-
-def test_a_loaded_model_stays_if_another_is_refused(chat_process: ChatProcess, trained: Trained) -> None:
+def test_the_model_of_a_later_attempt_replaces_the_loaded_one(chat_process: ChatProcess, trained: Trained) -> None:
     load(chat_process, trained.spec())
-    before = chat_process.status
-
-    def refuse(_: Claim) -> None:
-        raise ConflictError("no memory")
-
-    other = replace(trained.spec(), job_id="other")
-    with pytest.raises(ConflictError, match="no memory"):
-        load(chat_process, other, admit=refuse)
-    assert (chat_process.status.state, chat_process.status.spec) == ("ready", before.spec)
+    first = chat_process.pid
+    load(chat_process, trained.spec())
+    assert chat_process.pid == first
+    load(chat_process, replace(trained.spec(), attempt=2))
+    assert chat_process.pid != first
 
 
 def test_a_forced_job_is_admitted_until_its_model_is_unloaded(chat_process: ChatProcess, trained: Trained) -> None:
@@ -159,23 +162,22 @@ def test_a_forced_job_is_admitted_until_its_model_is_unloaded(chat_process: Chat
         load_refused(3)
 
 
-def test_the_model_of_a_later_attempt_replaces_the_loaded_one(chat_process: ChatProcess, trained: Trained) -> None:
-    load(chat_process, trained.spec())
-    first = chat_process.pid
-    load(chat_process, trained.spec())
-    assert chat_process.pid == first
-    load(chat_process, replace(trained.spec(), attempt=2))
-    assert chat_process.pid != first
+def test_a_claim_is_admitted_again_once_published_and_withdrawn_if_refused(
+    chat_process: ChatProcess, trained: Trained
+) -> None:
+    chat_process.unload("so that the model must be loaded")
+    seen: list[tuple[str, Claim | None]] = []
 
+    def refuse(claim: Claim) -> None:
+        seen.append((chat_process.status.state, chat_process.status.claim))
+        if seen[-1][0] == "loading":
+            raise ConflictError("no memory")
 
-def test_a_disconnected_client_stops_waiting(chat_process: ChatProcess, trained: Trained) -> None:
-    answering = ask(chat_process, trained, LONG)
-    next(answering)
-    gone = threading.Event()
-    gone.set()
-    with pytest.raises(BusyError):
-        load(chat_process, trained.spec(), closed=gone)
-    answering.close()
+    with pytest.raises(ConflictError, match="no memory"):
+        load(chat_process, trained.spec(), Claim(1, 700), refuse)
+    assert seen == [("empty", None), ("loading", Claim(1, 700))]
+    assert chat_process.status.claim is None
+    assert chat_process.pid is None
 
 
 def test_it_ends_when_idle_and_refuses_calls_after_close(trained: Trained, tmp_path: Path) -> None:

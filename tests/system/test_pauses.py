@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.harness import Server, pairs_file, training_config, until
+from tests.harness import Server, acting_worker, pairs_file, training_config, until
 from tests.system.test_recovery import Config, NewServer
 
 pytestmark = pytest.mark.slow
@@ -61,13 +61,11 @@ def test_a_paused_run_continues_and_ends_like_an_undisturbed_one(
 
 
 def test_a_waiting_job_is_paused_and_resumed(server: Server, config: Config) -> None:
-    first = server.train(config(server, "in-front", **LONG))
-    second = server.train(config(server, "held-back", max_steps=2, eval_steps=0))
     with server.client() as client:
-        assert "is paused" in client.pause(second).message
-        assert client.status(second).queue_position is None
-        client.stop(first)
-        server.until_ended(first)
+        with acting_worker(server):
+            second = server.train(config(server, "held-back", max_steps=2, eval_steps=0))
+            assert "is paused" in client.pause(second).message
+            assert client.status(second).queue_position is None
         assert client.status(second).status == "paused"
         client.resume(second)
         ended = server.until_ended(second)

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.harness import Server, has_ended, until
+from tests.harness import Server, acting_worker, has_ended, until
 
 pytestmark = pytest.mark.slow
 
@@ -56,17 +56,19 @@ def test_a_run_begins_in_the_spare_process_and_without_one_in_a_new_process(
     new_server: NewServer, config: Config
 ) -> None:
     server = new_server(SPARE_PROCESSES="true")
-    for name in ("first", "from-spare", "by-itself"):
-        spare = spare_process(server)
+    with server.http() as http:
+        # The check of a run needs a helper process, together with which the first spare process is started.
+        assert http.post("/validate", json=config(server, "checked")).json()["valid"]
+    for name in ("from-spare", "by-itself"):
+        spare = until(partial(spare_process, server), what="the spare process")
         if name == "by-itself":
-            assert spare is not None
             spare.kill()
             until(partial(has_ended, spare), 5, "the end of the spare process")
         job = server.train(config(server, name, max_steps=3))
         assert server.until_ended(job).status == "completed"
         worker = server.folder(job).worker()
         assert worker is not None
-        assert (spare is not None and worker.pid == spare.pid) is (name == "from-spare")
+        assert (worker.pid == spare.pid) is (name == "from-spare")
 
 
 def test_no_spare_process_is_started_if_the_setting_is_off(server: Server, config: Config) -> None:
@@ -146,15 +148,12 @@ def test_a_worker_that_does_not_obey_is_killed_after_the_grace(new_server: NewSe
 
 
 def test_a_waiting_job_is_cancelled_at_once_and_never_runs(server: Server, config: Config) -> None:
-    running = server.train(config(server, "first", **LONG))
-    waiting = server.train(config(server, "second"))
     with server.client() as client:
-        answer = client.stop(waiting)
-        assert (answer.status, answer.was_queued) == ("success", True)
-        assert client.status(waiting).status == "cancelled"
-        server.until_step(running, 1)
-        client.stop(running)
-        server.until_ended(running)
+        with acting_worker(server):
+            waiting = server.train(config(server, "second"))
+            answer = client.stop(waiting)
+            assert (answer.status, answer.was_queued) == ("success", True)
+            assert client.status(waiting).status == "cancelled"
         last = server.train(config(server, "third", max_steps=1))
         server.until_ended(last)
         assert client.status(waiting).status == "cancelled"

@@ -12,7 +12,7 @@ import pytest
 from merlina import checkpoints
 from merlina.errors import ConflictError, InvalidRequestError
 from merlina.run_folder import read_events
-from tests.harness import Server, pairs_file
+from tests.harness import Server, acting_worker, pairs_file
 from tests.system.test_pauses import assert_same_weights
 from tests.system.test_recovery import Config
 
@@ -70,12 +70,10 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_reported(serv
         assert last_resumed(server, job)[:2] == (6, None)
 
         # It is damaged after the answer: event and log name both steps and the reason.
-        blocking = server.train(config(server, "in-between", max_steps=100_000, eval_steps=0, save_steps=0), "high")
-        server.until_step(blocking, 1)
-        assert "Continuing from the checkpoint at step 9." in client.resume(job).message
-        spoil(folder / "checkpoint-9" / "adapter_model.safetensors")
-        server.crash_file.write_text("save.reported")
-        server.kill_worker(blocking)
+        with acting_worker(server):
+            assert "Continuing from the checkpoint at step 9." in client.resume(job).message
+            spoil(folder / "checkpoint-9" / "adapter_model.safetensors")
+            server.crash_file.write_text("save.reported")
         assert until_crash_after_saving(server, job) == 9
         step, announced, reason = last_resumed(server, job)
         assert (step, announced) == (6, 9)
@@ -195,9 +193,7 @@ def test_a_request_to_start_over_that_is_withdrawn_or_was_never_committed_remove
     job = server.train({**config(server, "withdrawn", **SHORT), "hf_token": "hf_secret"})
     assert until_crash_after_saving(server, job) == 6
     folder = server.folder(job)
-    with server.client() as client:
-        blocking = server.train(config(server, "in-front", max_steps=100_000, eval_steps=0, save_steps=0), "high")
-        server.until_step(blocking, 1)
+    with acting_worker(server), server.client() as client:
         for withdraw in (client.pause, client.stop):
             assert "Starting over" in client.resume(job, force=True).message
             assert folder.start_over_file.exists()
@@ -208,7 +204,6 @@ def test_a_request_to_start_over_that_is_withdrawn_or_was_never_committed_remove
         # As a server leaves it that was killed before it could commit.
         folder.start_over_file.touch()
         assert "step 6." in client.resume(job).message
-        client.stop(blocking)
     assert server.until_ended(job).status == "completed"
     assert last_resumed(server, job)[0] == 6
 
@@ -230,18 +225,16 @@ def test_a_run_whose_folder_was_removed_starts_over_by_force(server: Server, con
 def test_a_start_over_of_a_job_that_never_began_counts_once(server: Server, config: Config) -> None:
     """The first attempt takes no checkpoint but must withdraw the request, or the next resume would follow it."""
     with server.client() as client:
-        blocking = server.train(config(server, "before-it", max_steps=100_000, eval_steps=0, save_steps=0), "high")
-        server.until_step(blocking, 1)
-        job = server.train(config(server, "forced-at-once", **SHORT))
-        client.pause(job)
-        assert "Starting over" in client.resume(job, force=True).message
-        cancelled = server.train({**config(server, "cancelled-at-once", **SHORT), "hf_token": "hf_secret"})
-        client.stop(cancelled)
-        # Its token is gone with the cancellation: a run must not start without it.
-        with pytest.raises(InvalidRequestError, match="cancelled in the queue"):
-            client.resume(cancelled, force=True)
-        server.crash_file.write_text("save.reported:2")
-        client.stop(blocking)
+        with acting_worker(server):
+            job = server.train(config(server, "forced-at-once", **SHORT))
+            client.pause(job)
+            assert "Starting over" in client.resume(job, force=True).message
+            cancelled = server.train({**config(server, "cancelled-at-once", **SHORT), "hf_token": "hf_secret"})
+            client.stop(cancelled)
+            # Its token is gone with the cancellation: a run must not start without it.
+            with pytest.raises(InvalidRequestError, match="cancelled in the queue"):
+                client.resume(cancelled, force=True)
+            server.crash_file.write_text("save.reported:2")
         assert until_crash_after_saving(server, job) == 6
         assert "Continuing from the checkpoint at step 6." in client.resume(job).message
     assert server.until_ended(job).status == "completed"

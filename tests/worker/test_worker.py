@@ -1,4 +1,4 @@
-"""The worker process on a run folder, without a server: its event log, its model, its errors."""
+"""A worker on a run folder, without a server: its event log, its model, its errors."""
 
 from __future__ import annotations
 
@@ -11,22 +11,27 @@ from typing import Any
 import pytest
 
 from merlina.executors.local import LocalExecutor
-from merlina.run_folder import RunFolder, RunOrder, read_events
+from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
+from merlina.worker.run.run import run as carry_out
+from merlina.worker.run.stop_requests import PendingRequests
 from tests.harness import pairs_file, training_config, until
 from tests.tiny import build_tiny_model
 
 pytestmark = pytest.mark.slow
 
 
-def run_worker(folder: Path, base_model: Path, dataset_file: Path, **changes: Any) -> RunFolder:
-    """Run an order to its end, as the server does."""
-    run = RunFolder(folder / "run")
+def order_of(folder: Path, base_model: Path, dataset_file: Path, **changes: Any) -> RunOrder:
     config = training_config(base_model, dataset_file, "tuned", **changes)
-    order = RunOrder(
+    return RunOrder(
         job_id="job_1", attempt=1, config=TrainingConfig.model_validate(config), dataset_file=str(dataset_file),
         output_dir=str(folder / "models" / "tuned"),
     )  # fmt: skip
+
+
+def run_in_own_process(folder: Path, order: RunOrder) -> RunFolder:
+    """Run an order to its end, as the server does."""
+    run = RunFolder(folder / "run")
     executor = LocalExecutor({"hf_token": "hf_very_secret"}, spares=None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -35,12 +40,23 @@ def run_worker(folder: Path, base_model: Path, dataset_file: Path, **changes: An
     return run
 
 
+def run_worker(folder: Path, base_model: Path, dataset_file: Path, **changes: Any) -> RunFolder:
+    """Run an order to its end in this process, by the code of the worker, which saves the seconds of its imports."""
+    run = RunFolder(folder / "run")
+    run.path.mkdir()
+    order = order_of(folder, base_model, dataset_file, **changes)
+    run.write_order(order)
+    log = EventLog(run.events_file)
+    carry_out(run, order, log, PendingRequests(run.stop_file, run.pause_file))
+    log.close()
+    return run
+
+
 def log_of(run: RunFolder) -> list[Any]:
     events, offset = read_events(run.events_file)
     assert offset == run.events_file.stat().st_size
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert [event.type for event in events].count("ended") == 1
-    assert events[0].type == "started"
     assert events[-1].type == "ended"
     return events
 
@@ -50,11 +66,13 @@ def finished(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RunF
     """A run in 4-bit with the default optimizer, which needs all of bitsandbytes."""
     folder = tmp_path_factory.mktemp("finished")
     dataset = pairs_file(folder / "pairs.jsonl")
-    return run_worker(folder, tiny_model, dataset, max_steps=4, use_4bit=True, optimizer_type="paged_adamw_8bit")
+    changes = {"max_steps": 4, "use_4bit": True, "optimizer_type": "paged_adamw_8bit"}
+    return run_in_own_process(folder, order_of(folder, tiny_model, dataset, **changes))
 
 
 def test_a_run_passes_through_its_states_and_completes_even_in_4_bit_on_a_cpu(finished: RunFolder) -> None:
     events = log_of(finished)
+    assert events[0].type == "started"
     assert [event.state for event in events if event.type == "state"] == [
         "loading_model", "loading_dataset", "training", "saving",
     ]  # fmt: skip
