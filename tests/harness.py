@@ -117,13 +117,15 @@ def acting_worker(server: Server) -> Iterator[ActingWorker]:
         worker.log.close()
 
 
-def until(condition: Callable[[], Any], seconds: float = 60, what: str = "the condition") -> Any:
-    """Return the first true value of the condition; fail the test after `seconds`."""
+def until(
+    condition: Callable[[], Any], seconds: float = 60, what: str = "the condition", interval: float = 0.05
+) -> Any:
+    """Return the first true value of the condition, checked every `interval` seconds; fail the test after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.02)
+        time.sleep(interval)
     raise AssertionError(f"{what} did not become true within {seconds} s")
 
 
@@ -241,7 +243,8 @@ class Server:
             status = self.status(job_id)
             return status if status.status in ENDED else None
 
-        return until(ended, seconds, f"the end of {job_id}")
+        # The server spends some milliseconds on each response, and a run takes seconds.
+        return until(ended, seconds, f"the end of {job_id}", interval=0.1)
 
     def history(self) -> list[str]:
         """Return the ids of all jobs, the newest first."""
