@@ -52,10 +52,10 @@ class Runs:
         return events_of(run)
 
     def until_ended(self, run: RunFolder) -> None:
-        until(lambda: not self.executor.is_alive(run), 60, f"the end of {run.path.name}")
+        until(lambda: not self.executor.is_alive(run), 120, f"the end of {run.path.name}")
 
     def until_step(self, run: RunFolder, step: int) -> None:
-        until(lambda: any(getattr(event, "step", 0) >= step for event in events_of(run)), 60, f"step {step}")
+        until(lambda: any(getattr(event, "step", 0) >= step for event in events_of(run)), 120, f"step {step}")
 
     def adapter(self, name: str) -> dict[str, Any]:
         return load_file(self.root / "models" / name / "adapter_model.safetensors")
