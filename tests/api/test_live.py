@@ -127,21 +127,23 @@ def test_an_invalid_after_is_an_error(server: Server, after: str) -> None:
     assert len(message["error"]) < 200
 
 
-def test_the_response_to_any_message_of_a_client_is_a_heartbeat(server: Server, config: Config) -> None:
-    job_id = server.train(config(server, "heartbeat", max_steps=300))
-    with open_socket(server, job_id) as socket:
-        for said in ("ping", "{}", b"\x00"):
-            socket.send(said)
-        heartbeats, first = 0, None
-        while heartbeats < 3:
-            message = json.loads(socket.recv(timeout=30))
-            first = first or message
-            heartbeats += message == {"type": "heartbeat", "status": "ok"}
-        assert first is not None
-        assert first["type"] == "status_update"
-    with server.client() as client, open_socket(server, job_id) as socket:
-        client.stop(job_id)
-        received, code = messages(socket)
+def test_the_response_to_any_message_of_a_client_is_a_heartbeat(server: Server) -> None:
+    with acting_worker(server) as worker:
+        job_id = worker.job_id
+        with open_socket(server, job_id) as socket:
+            for said in ("ping", "{}", b"\x00"):
+                socket.send(said)
+            heartbeats, first = 0, None
+            while heartbeats < 3:
+                message = json.loads(socket.recv(timeout=30))
+                first = first or message
+                heartbeats += message == {"type": "heartbeat", "status": "ok"}
+            assert first is not None
+            assert first["type"] == "status_update"
+        with server.client() as client, open_socket(server, job_id) as socket:
+            client.stop(job_id)
+            worker.end(Ended(state="stopped"))
+            received, code = messages(socket)
     assert (received[-1]["type"], received[-1]["status"], code) == ("status_update", "stopped", 1000)
     assert any(message.get("stop_requested") for message in received[:-1])
     with open_socket(server, job_id) as socket:

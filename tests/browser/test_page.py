@@ -55,7 +55,7 @@ def test_from_an_empty_server_to_a_run(
     expect(page.get_by_role("alert")).to_contain_text("Batch size must be between 1 and 1024")
     page.get_by_label("Batch size").fill("2")
     page.get_by_label("Gradient accumulation steps").fill("1")
-    page.get_by_label("Number of epochs").fill("15")
+    page.get_by_label("Number of epochs").fill("8")
     page.get_by_label("Learning rate", exact=True).fill("1e-3")
     page.get_by_label("Learning rate", exact=True).blur()
     expect(page.get_by_text("pairs per step")).to_contain_text("2 pairs per step")
@@ -68,7 +68,7 @@ def test_from_an_empty_server_to_a_run(
     page.reload()
     expect(page.get_by_label("Base model")).to_have_value(str(tiny_model))
     expect(page.get_by_label("Chosen answer")).to_have_value("good")
-    expect(page.get_by_label("Number of epochs")).to_have_value("15")
+    expect(page.get_by_label("Number of epochs")).to_have_value("8")
     # Input of a field that still has the focus survives too, whether it is valid or not.
     for field, typed in (("Max length", "128"), ("Max length", "12x"), ("Max length", "256"), ("Maximum rows", "500")):
         page.get_by_label(field, exact=True).fill(typed)
@@ -147,7 +147,7 @@ def test_runs_are_searched_compared_and_deleted_after_confirmation(
     page = visit(own_server)
     page.get_by_role("button", name="Duplicate").click()
     page.wait_for_url("**/new?from=*")
-    expect(page.get_by_label("Number of epochs")).to_have_value("15")
+    expect(page.get_by_label("Number of epochs")).to_have_value("8")
     page.get_by_text("All settings").click()
     page.get_by_label("Number of epochs").fill("100")
     page.get_by_label("Number of epochs").blur()

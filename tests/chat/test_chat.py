@@ -114,23 +114,6 @@ def test_lines_are_streamed_and_a_closed_connection_cancels_them(client: Client,
     assert "Traceback" not in log.read_text()[logged:]
 
 
-def test_the_loaded_model_is_reported_and_unloaded(client: Client, trained: Trained) -> None:
-    client.unload_chat_model()
-    assert client.chat_state().state == "empty"
-    loaded = client.load_chat_model(trained.job_id)
-    assert (loaded.state, loaded.job_id, loaded.with_base, loaded.gpu) == ("ready", trained.job_id, True, None)
-    assert loaded.memory_mb is not None
-    assert loaded.needed_mb is not None
-    assert loaded.needed_mb > loaded.memory_mb > 50
-    assert loaded.idle_until is not None
-    process = chat_process(trained.server)
-    assert process is not None
-    assert client.load_chat_model(trained.job_id).idle_until is not None
-    assert chat_process(trained.server) == process
-    assert client.unload_chat_model().state == "empty"
-    assert has_ended(process)
-
-
 def test_a_job_without_a_model_is_refused(client: Client, trained: Trained, tiny_model: Path) -> None:
     with pytest.raises(NotFoundError):
         client.load_chat_model("job_none")
@@ -238,6 +221,23 @@ def test_the_asynchronous_client_reads_line_by_line(client: Client, trained: Tra
 
     kinds = asyncio.run(_asynchronously(trained))
     assert (kinds[0], kinds[-1]) == ("begin", "end")
+
+
+def test_the_loaded_model_is_reported_and_unloaded(client: Client, trained: Trained) -> None:
+    client.unload_chat_model()
+    assert client.chat_state().state == "empty"
+    loaded = client.load_chat_model(trained.job_id)
+    assert (loaded.state, loaded.job_id, loaded.with_base, loaded.gpu) == ("ready", trained.job_id, True, None)
+    assert loaded.memory_mb is not None
+    assert loaded.needed_mb is not None
+    assert loaded.needed_mb > loaded.memory_mb > 50
+    assert loaded.idle_until is not None
+    process = chat_process(trained.server)
+    assert process is not None
+    assert client.load_chat_model(trained.job_id).idle_until is not None
+    assert chat_process(trained.server) == process
+    assert client.unload_chat_model().state == "empty"
+    assert has_ended(process)
 
 
 @pytest.mark.long

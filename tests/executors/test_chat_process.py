@@ -148,18 +148,19 @@ def test_a_forced_job_is_admitted_until_its_model_is_unloaded(chat_process: Chat
         load(chat_process, replace(trained.spec(), attempt=attempt, job_id=job_id), admit=refuse, force=force)
         return chat_process.pid
 
-    load(chat_process, trained.spec())
+    # The attempt that the test before has left.
+    load(chat_process, replace(trained.spec(), attempt=2))
     first = chat_process.pid
     # The model is loaded already, and forced from now on.
-    assert load_refused(1, force=True) == first
-    assert load_refused(2) != first
-    assert load_refused(3) is not None
+    assert load_refused(2, force=True) == first
+    assert load_refused(3) != first
+    assert load_refused(4) is not None
     with pytest.raises(InsufficientMemoryError):
-        load_refused(1, "other")
+        load_refused(2, "other")
     assert chat_process.status.forced
     chat_process.unload("once")
     with pytest.raises(InsufficientMemoryError):
-        load_refused(3)
+        load_refused(4)
 
 
 def test_a_claim_is_admitted_again_once_published_and_withdrawn_if_refused(
