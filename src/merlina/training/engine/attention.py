@@ -19,17 +19,14 @@ a window of 2:
 The kernel depends on device and model:
 
 - blocks: on a CPU (`block_attention`)
-- varlen: on a CUDA device in 16 bits; torch's variable-length flash attention, with the prompt's keys repeated for each
-  answer after the first
+- flash: on a CUDA device in 16 bits; torch's variable-length flash attention (`flash_attention`)
 - masked: everywhere else, and for models that cap their scores or have another rule; one dense mask for the whole pack
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +37,7 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from merlina.schemas.training import AttentionImplementation
 from merlina.training.engine.block_attention import block_attention
+from merlina.training.engine.flash_attention import KeyLists, flash_attention, key_lists, supports_flash_attention
 from merlina.training.engine.packing import Pack, PackingError, Segment
 
 NAME = "merlina_packed"
@@ -47,8 +45,6 @@ NAME = "merlina_packed"
 _ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 _SINKS = "has attention sinks, which packed attention does not compute"
-# Flash attention needs an Ampere GPU or newer, and supports heads up to this size.
-_FLASH_CAPABILITY, _FLASH_HEAD = (8, 0), 256
 # torch's kernels copy a mask unless its rows begin at multiples of this number of elements.
 _MASK_ROW = 16
 # The number of queries for which a model's mask rule is evaluated to recognize its pattern.
@@ -58,21 +54,6 @@ _WITHOUT_EFFECT = {
     "cache", "cache_position", "is_causal", "output_attentions", "output_hidden_states", "output_router_logits",
     "past_key_values", "position_ids", "return_dict", "use_cache",
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Varlen:
-    """The keys of each segment, concatenated, and where segments begin among the queries and among these keys.
-
-    Example: the pack above has segments 0:3 and 3:5 with prefix 0:2, so keys = [0, 1, 2, 0, 1, 3, 4], query_begins =
-    [0, 3, 5] and key_begins = [0, 3, 7].
-    """
-
-    keys: Tensor  # [sum of keys] int64
-    query_begins: Tensor  # [S + 1] int32
-    key_begins: Tensor  # [S + 1] int32
-    longest_query: int
-    longest_key: int
 
 
 # A mask rule of transformers: (batch, head, q, k) -> whether query q may attend to key k, for index tensors that
@@ -108,14 +89,14 @@ class PackedAttention:
         self.implementation = implementation
         self.positions = pack.input_ids.shape[1]
         self._device = pack.input_ids.device
-        self._varlen: _Varlen | None = None
+        self._key_lists: KeyLists | None = None
         self._masks: dict[tuple[_Visibility, torch.dtype], Tensor] = {}
         self._rules: dict[_MaskRule, _Visibility] = {}
 
-    def varlen(self) -> _Varlen:
-        if self._varlen is None:
-            self._varlen = _varlen(self.segments, self._device)
-        return self._varlen
+    def key_lists(self) -> KeyLists:
+        if self._key_lists is None:
+            self._key_lists = key_lists(self.segments, self._device)
+        return self._key_lists
 
     def visibility(self, rule: _MaskRule) -> _Visibility:
         """Return the pattern of a mask rule, recognized on the longest text of the pack."""
@@ -185,8 +166,9 @@ def _attend(
         return _masked(query, key, value, mask, scale, softcap, packed.implementation), None
     if query.device.type == "cpu":
         return block_attention(query[0], key[0], value[0], packed.segments, scale, visible.window)[None], None
-    if query.device.type == "cuda" and _supports_flash_attention(query, value):
-        return _attend_varlen(query[0], key[0], value[0], packed.varlen(), scale, visible.window)[None], None
+    if supports_flash_attention(query, value):
+        lists = packed.key_lists()
+        return flash_attention(query[0], key[0], value[0], lists, scale, visible.window)[None], None
     return _masked(query, key, value, packed.mask(visible, value.dtype), scale, None, "sdpa"), None
 
 
@@ -249,44 +231,6 @@ def _visibility(rule: _MaskRule, length: int, device: torch.device) -> _Visibili
     return _Visibility(window if window < length else None)
 
 
-def _supports_flash_attention(query: Tensor, value: Tensor) -> bool:
-    # Flash attention supports neither float32 nor heads whose keys and values have different sizes.
-    is_new_enough = torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
-    fits = query.shape[-1] == value.shape[-1] <= _FLASH_HEAD and query.dtype in (torch.bfloat16, torch.float16)
-    return is_new_enough and fits and _varlen_is_complete()
-
-
-@cache
-def _varlen_is_complete() -> bool:
-    """Return whether this version of torch accepts a scale, a window and grouped queries in its varlen kernel."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return {"scale", "window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters)
-
-
-def _attend_varlen(
-    query: Tensor, key: Tensor, value: Tensor, varlen: _Varlen, scale: float, window: int | None
-) -> Tensor:
-    """Compute attention of query[H, N, D] to key[K, N, D] by flash attention, shape [N, H, D]."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    # The kernel aligns the causal diagonal at the end: the last query of a segment attends to all of its keys, which
-    # include the prefix before them.
-    result: Any = varlen_attn(
-        query.transpose(0, 1).contiguous(),
-        key.transpose(0, 1)[varlen.keys],
-        value.transpose(0, 1)[varlen.keys],
-        varlen.query_begins,
-        varlen.key_begins,
-        varlen.longest_query,
-        varlen.longest_key,
-        scale=scale,
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[0] != key.shape[0],
-    )
-    return result  # one tensor, since no auxiliary outputs are requested
-
-
 def _masked(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, how: str
 ) -> Tensor:
@@ -302,24 +246,6 @@ def _masked(
     # The softmax in float32, as transformers' eager attention computes it.
     weights = (scores + mask).softmax(-1, dtype=torch.float32).to(query.dtype)
     return (weights @ value).transpose(1, 2)
-
-
-def _varlen(segments: tuple[Segment, ...], device: torch.device) -> _Varlen:
-    keys: list[int] = []
-    query_begins, key_begins = [0], [0]
-    for segment in segments:
-        # The prompt's keys are repeated for each answer after the first, and precede the answer's own.
-        keys += range(segment.prefix_begin, segment.prefix_end)
-        keys += range(segment.begin, segment.end)
-        query_begins.append(segment.end)
-        key_begins.append(len(keys))
-    return _Varlen(
-        torch.tensor(keys, device=device),
-        torch.tensor(query_begins, dtype=torch.int32, device=device),
-        torch.tensor(key_begins, dtype=torch.int32, device=device),
-        max(segment.end - segment.begin for segment in segments),
-        max(segment.end - segment.begin + segment.prefix for segment in segments),
-    )
 
 
 def _mask(

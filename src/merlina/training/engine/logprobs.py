@@ -6,6 +6,7 @@ size, V vocabulary.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from merlina.schemas.training import AttentionImplementation
+from merlina.training.engine.adapted_linear import AdapterCasts
 from merlina.training.engine.attention import PackedAttention, use_packed_attention
 from merlina.training.engine.output_head import OutputHead
 from merlina.training.engine.packing import Pack, PackingError
@@ -57,6 +59,9 @@ class LogprobModel(Protocol):
     def target_logprobs(self, pack: Pack) -> Tensor:
         """Return the log-probability of each target, shape [M]."""
 
+    def unchanged_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which the weights do not change, so that passes may share copies of them."""
+
 
 class PackedModel:
     """Packs: each prompt once, no padding, no [N, V] logits. `model` may be wrapped by peft."""
@@ -68,6 +73,7 @@ class PackedModel:
         use_packed_attention(causal_lm)
         self._decoder = decoder_of(causal_lm)
         self._head = OutputHead(causal_lm)
+        self._casts = AdapterCasts(causal_lm)
         self._implementation = implementation
 
     def __call__(self, pack: Pack) -> Logprobs:
@@ -85,7 +91,11 @@ class PackedModel:
         )
         hidden = output.last_hidden_state[0]  # [N, H]
         # Only positions that predict a target reach the head. One position may predict several: the prompt's last one.
-        return self._head.logprobs(hidden[pack.sources], pack.targets)
+        # The gradient of index_select adds rows; that of indexing would sort them first.
+        return self._head.logprobs(hidden.index_select(0, pack.sources), pack.targets)
+
+    def unchanged_weights(self) -> AbstractContextManager[None]:
+        return self._casts.held()
 
 
 class PaddedModel:
@@ -105,6 +115,9 @@ class PaddedModel:
         texts = [example.prompt + answer for example in pack.examples for answer in example.answers]
         device = pack.input_ids.device
         return self._text_logprobs(texts, device)[padded_target_indices(pack).to(device)]
+
+    def unchanged_weights(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def _text_logprobs(self, texts: list[list[int]], device: torch.device) -> Tensor:
         """Return the log-probabilities of every token but the first of each text, concatenated."""

@@ -23,8 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# The size of a chunk of logits in 16 bits: large enough for matrix products to run at the full rate.
-_CHUNK_BYTES = 64 * 2**20
+from merlina.training.engine.kernel_choice import kernels_for
+
+# The size of a chunk of logits in 16 bits: large enough for matrix products to run at the full rate. On a GPU with
+# kernels, a chunk has no float32 copy, so it can be larger.
+_CHUNK_BYTES, _KERNEL_CHUNK_BYTES = 64 * 2**20, 256 * 2**20
 # On a CPU the softmax processes few rows at a time, so that their float32 copy stays in the cache.
 _CACHE_BYTES = 3 * 2**20
 _SMALLEST_CHUNK = 16
@@ -37,8 +40,7 @@ class OutputHead:
         self._head: nn.Module = causal_lm.get_output_embeddings()
         self._factor, self._cap = _adjustments(causal_lm.config.get_text_config())
         vocabulary = self._head.weight.shape[0] if not hasattr(self._head, "out_features") else self._head.out_features
-        # Two bytes per logit: the number of targets whose logits fill a chunk.
-        self._chunk = max(_SMALLEST_CHUNK, _CHUNK_BYTES // (2 * int(vocabulary)))
+        self._vocabulary = int(vocabulary)
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the log-probability of each target, shape [M], float32, from hidden[M, H] and targets[M]."""
@@ -46,11 +48,17 @@ class OutputHead:
             weight = self._head.weight
             # A custom function is not autocast, so the cast that autocast would make is made here.
             dtype = torch.get_autocast_dtype(hidden.device.type) if _autocasts(hidden) else weight.dtype
-            result: Tensor = _TargetLogprobs.apply(hidden.to(dtype), weight, targets, self._factor, self._chunk)
+            chunk = self._chunk(_CHUNK_BYTES if kernels_for(hidden) is None else _KERNEL_CHUNK_BYTES)
+            result: Tensor = _TargetLogprobs.apply(hidden.to(dtype), weight, targets, self._factor, chunk)
             return result
         # Any other head (a bias, an adapter, quantized weights, capped logits) runs as it is, with recomputed chunks.
-        chunks = zip(hidden.split(self._chunk), targets.split(self._chunk), strict=True)
+        chunk = self._chunk(_CHUNK_BYTES)
+        chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
         return torch.cat([checkpoint(self._one_chunk, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _chunk(self, size: int) -> int:
+        """Return the number of targets whose logits, of two bytes each, take `size` bytes."""
+        return max(_SMALLEST_CHUNK, size // (2 * self._vocabulary))
 
     def _one_chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
         weight: Any = self._head.weight
@@ -70,11 +78,12 @@ class _TargetLogprobs(torch.autograd.Function):
         gradient = torch.empty_like(hidden) if wants_hidden and not wants_weight else None
         for begin in range(0, len(targets), chunk):
             part = slice(begin, begin + chunk)
-            logits = hidden[part] @ cast.t()  # [m, V]; overwritten by its softmax
-            result[part] = _to_probabilities(logits, targets[part], factor)
-            if gradient is not None:
-                # factor * (W[y] - softmax(z) W)
-                gradient[part] = (cast[targets[part]] - logits @ cast) * factor
+            logits = hidden[part] @ cast.t()  # [m, V]
+            if gradient is None:
+                result[part] = _logprobs(logits, targets[part], factor)
+            else:
+                result[part] = _logprobs_and_gradient(logits, targets[part], factor)
+                torch.mm(logits, cast, out=gradient[part])
         if wants_weight:
             ctx.save_for_backward(hidden, weight, targets)
         elif wants_hidden:
@@ -96,19 +105,30 @@ class _TargetLogprobs(torch.autograd.Function):
         for begin in range(0, len(targets), ctx.chunk):
             part = slice(begin, begin + ctx.chunk)
             d_logits = hidden[part] @ cast.t()
-            _to_probabilities(d_logits, targets[part], ctx.factor)
-            # onehot(y) - softmax(z), in the memory of the softmax
-            d_logits.neg_().scatter_add_(1, targets[part, None], torch.ones_like(d_logits[:, :1]))
+            _logprobs_and_gradient(d_logits, targets[part], ctx.factor)
             # times the incoming gradient of each target
-            d_logits.mul_((outer[part, None] * ctx.factor).to(cast.dtype))
+            d_logits.mul_(outer[part, None].to(cast.dtype))
             d_hidden[part] = d_logits @ cast
             # Summed over chunks in the dtype of the weight, which is float32 if it is trained.
             d_weight += d_logits.t() @ hidden[part]
         return d_hidden, d_weight, None, None, None
 
 
-def _to_probabilities(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
-    """Replace logits[m, V] by softmax(factor * logits) in place; return the targets' log-probabilities [m], float32."""
+def _logprobs(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
+    """Return the log-probabilities of targets[m] under softmax(factor * logits[m, V]), float32."""
+    kernels = kernels_for(logits)
+    if kernels is not None:
+        result: Tensor = kernels.target_logprobs(logits, targets, factor, differentiate=False)
+        return result
+    return _logprobs_and_gradient(logits, targets, factor)
+
+
+def _logprobs_and_gradient(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
+    """Return what `_logprobs` returns and overwrite the logits by its gradient, factor * (onehot - softmax)."""
+    kernels = kernels_for(logits)
+    if kernels is not None:
+        result: Tensor = kernels.target_logprobs(logits, targets, factor, differentiate=True)
+        return result
     result = logits.new_empty(len(targets), dtype=torch.float32)
     rows = max(1, _CACHE_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(targets)
     for begin in range(0, len(targets), rows):
@@ -119,7 +139,9 @@ def _to_probabilities(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
         of_targets = full.gather(1, targets[part, None])  # z[y], [rows, 1]
         total = full.sub_(largest).exp_().sum(-1, keepdim=True)  # the denominator of the softmax
         result[part] = (of_targets - largest - total.log())[:, 0]
-        logits[part] = full.div_(total)
+        # -factor * softmax(z), then + factor at the target
+        full.mul_(-factor / total)
+        logits[part] = full.scatter_add_(1, targets[part, None], torch.full_like(of_targets, factor))
     return result
 
 

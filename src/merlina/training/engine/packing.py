@@ -107,8 +107,13 @@ class Pack:
         return sum(example.num_tokens for example in self.examples)
 
     def to(self, device: torch.device) -> Pack:
-        moved = (self.input_ids, self.position_ids, self.sources, self.targets, self.section_ids)
-        ids, positions, sources, targets, section_ids = (tensor.to(device) for tensor in moved)
+        tensors = (self.input_ids, self.position_ids, self.sources, self.targets, self.section_ids)
+        # One transfer for all of them.
+        moved = torch.cat([tensor.flatten() for tensor in tensors]).to(device)
+        parts = moved.split([tensor.numel() for tensor in tensors])
+        ids, positions, sources, targets, section_ids = (
+            part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)
+        )
         return Pack(self.examples, ids, positions, self.segments, sources, targets, section_ids)
 
 

@@ -119,6 +119,9 @@ class LengthGroupedModel:
         # Groups return their targets in their own order; argsort inverts it to the order of the pack.
         return torch.cat(logprobs)[torch.tensor(indices).argsort().to(pack.targets.device)]
 
+    def unchanged_weights(self) -> contextlib.AbstractContextManager[None]:
+        return self._run.unchanged_weights()
+
     def _groups(self, pack: Pack) -> list[list[_Text]]:
         groups: dict[tuple[int, int], list[_Text]] = {}
         for number, example in enumerate(pack.examples):

@@ -5,7 +5,8 @@ Legend: U examples, A answers of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,15 @@ class PassRunner:
     packer: Packer
     model: LogprobModel
     planner: PassPlanner
+
+    @contextlib.contextmanager
+    def unchanged_weights(self) -> Iterator[None]:
+        """Let the passes inside this context, in which the weights do not change, share copies of them."""
+        with contextlib.ExitStack() as stack:
+            # The copies have the dtype of the passes.
+            with self.packer.precision():
+                stack.enter_context(self.model.unchanged_weights())
+            yield
 
     def forward(self, examples: Sequence[PackedExample]) -> Logprobs:
         """Run one pass over `examples`."""

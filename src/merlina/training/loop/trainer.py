@@ -52,6 +52,7 @@ from merlina.schemas.training import KEPT_CHECKPOINTS, PACK_POSITIONS, TrainingC
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from merlina.training.distributed.sharding import is_sharded
 from merlina.training.engine.fast_path import choose_logprob_model, trial_examples
+from merlina.training.engine.kernel_choice import kernel_obstacle
 from merlina.training.engine.logprobs import unwrap
 from merlina.training.engine.passes import PassPlanner, rope_length_limits
 from merlina.training.loop.alarms import Alarms, check_losses
@@ -120,6 +121,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.eval_dataset = items.held_out(held_out) if evaluates else None
         if config.optimizer_type.startswith("paged") and not torch.cuda.is_available():
             reporter.note("info", f"{config.optimizer_type}: without a GPU its state is not paged and stays in RAM")
+        obstacle = kernel_obstacle(self.args.device)
+        if obstacle is not None:
+            reporter.note("warning", f"The GPU kernels {obstacle}: slower operations of torch are used")
         if reason is not None:
             reporter.note(
                 "warning",
@@ -229,7 +233,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         # [pairs of the step], zero for pairs of other ranks until the sum
         pair_losses = torch.zeros(len(inputs), device=self.args.device)
         means = RunningMeans()
-        with self._ranks.seeded_for_step(self._config.seed, step):
+        with self._ranks.seeded_for_step(self._config.seed, step), self._runner.unchanged_weights():
             divergence = self._runner.divergence(inputs)
             for indices, is_filler in self._runner.planner.for_rank([item.example for item in inputs]):
                 losses = self._runner.pair_losses([inputs[index] for index in indices], divergence)

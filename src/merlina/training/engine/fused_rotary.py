@@ -1,0 +1,93 @@
+"""Rotary embeddings in one kernel for queries and one for keys, on a GPU.
+
+transformers' attention layers call the function `apply_rotary_pos_emb` of their own module. It is replaced in that
+module where the kernel gives the same result on a trial input; families with other layouts keep their own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from merlina.training.engine.kernel_choice import kernels_for
+
+_NAME = "apply_rotary_pos_emb"
+_PARAMETERS = ["q", "k", "cos", "sin", "unsqueeze_dim"]
+_TOLERANCE = 1e-4
+
+
+def fuse_rotary(model: nn.Module) -> None:
+    """Replace the rotary embeddings of a model's layers, in the modules that define these layers."""
+    device = next(model.parameters()).device
+    if kernels_for(torch.empty(0, device=device)) is None:
+        return
+    for module in _modules(model):
+        own = getattr(module, _NAME, None)
+        if own is not None and not hasattr(own, "replaces") and _is_reproduced(own, device):
+            setattr(module, _NAME, _fused(own))
+
+
+def unfuse_rotary(model: nn.Module) -> None:
+    """Restore the rotary embeddings that `fuse_rotary` replaced."""
+    for module in _modules(model):
+        own = getattr(getattr(module, _NAME, None), "replaces", None)
+        if own is not None:
+            setattr(module, _NAME, own)
+
+
+def _modules(model: nn.Module) -> Iterator[ModuleType]:
+    """Yield the Python modules that define the classes of the model's layers."""
+    for name in {type(layer).__module__ for layer in model.modules()}:
+        yield sys.modules[name]
+
+
+def _fused(own: Callable[..., Any]) -> Callable[..., Any]:
+    def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
+        # A pack is one sequence; chats and padded batches use the model's own function.
+        if unsqueeze_dim == 1 and len(q) == len(cos) == 1 and q.shape[-1] == cos.shape[-1] and kernels_for(q):
+            return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
+        return own(q, k, cos, sin, unsqueeze_dim)
+
+    apply_rotary_pos_emb.replaces = own  # type: ignore[attr-defined]
+    return apply_rotary_pos_emb
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        cos, sin = cos.contiguous(), sin.contiguous()
+        ctx.save_for_backward(cos, sin)
+        return _rotate(states, cos, sin, inverse=False)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _rotate(gradients[0], *ctx.saved_tensors, inverse=True), None, None
+
+
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool) -> Tensor:
+    states = states if states.stride(-1) == 1 else states.contiguous()
+    result: Tensor = kernels_for(states).rotate(states, cos, sin, inverse=inverse)  # type: ignore[union-attr]
+    return result
+
+
+def _is_reproduced(own: Callable[..., Any], device: torch.device) -> bool:
+    """Return whether the kernel gives the result of a model's own function on trial inputs."""
+    if list(inspect.signature(own).parameters)[:5] != _PARAMETERS:
+        return False
+    # Two heads of size 8 at 4 positions; different angles for each element, so that other layouts differ.
+    states = torch.linspace(-1, 1, 64, device=device).view(1, 2, 4, 8)
+    angles = torch.linspace(0, 6, 16, device=device).view(1, 4, 4)
+    angles = torch.cat((angles, angles), -1)
+    try:
+        expected = own(states, states.flip(1), angles.cos(), angles.sin())
+        found = _fused(own)(states, states.flip(1), angles.cos(), angles.sin())
+    except Exception:
+        # A function for inputs of another form.
+        return False
+    return all(torch.allclose(*pair, atol=_TOLERANCE) for pair in zip(found, expected, strict=True))
