@@ -39,6 +39,11 @@ setup: $(VENV)/.installed ## create .venv with the server's dependencies
 
 setup-dev: $(VENV)/.installed-dev ## create .venv with the tests' dependencies too
 
+# Runs the GPU kernels on a CPU in one test. In a folder of its own, because torch imports triton wherever it finds it.
+$(VENV)/.triton: | $(VENV)/.installed-dev
+	$(PIP) --no-deps --target $(VENV)/triton "triton>=3.6"
+	@touch $@
+
 # The browser for the tests of the page. If it cannot be installed, these tests are skipped with a message.
 $(VENV)/.browser: $(VENV)/.installed-dev
 	@command -v chromium chromium-browser google-chrome > /dev/null \
@@ -63,11 +68,11 @@ check: $(VENV)/.installed-dev ## style, types and import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 
-test: check $(VENV)/.browser ## all checks, then one small form of every test
+test: check $(VENV)/.browser $(VENV)/.triton ## all checks, then one small form of every test
 	$(BIN)/python ui/hatch_build.py test
 	$(BIN)/python -m pytest $(ARGS)
 
-test-long: check $(VENV)/.browser ## the same with the exhaustive tests, in half an hour
+test-long: check $(VENV)/.browser $(VENV)/.triton ## the same with the exhaustive tests, in half an hour
 	$(BIN)/python ui/hatch_build.py test
 	$(BIN)/python -m pytest --long $(ARGS)
 

@@ -1,7 +1,7 @@
 """Triton kernels in Triton's interpreter, against float64 and within whole models.
 
 `test_gpu_kernels.py` runs this file in a process of its own, because Triton decides on import whether it interprets.
-By hand: TRITON_INTERPRET=1 pytest -n 0 tests/training/interpreted_kernels.py
+By hand: PYTHONPATH=.venv/triton TRITON_INTERPRET=1 pytest -n 0 tests/training/interpreted_kernels.py
 """
 
 from __future__ import annotations

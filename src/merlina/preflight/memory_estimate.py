@@ -41,12 +41,13 @@ class _Device:
     slack: dict[int, float]  # bytes reserved by the allocator per byte of activations, by bytes of the dtype
     score_slack: dict[int, float]  # the same for dense attention scores, in blocks of heads × queries × keys
     layers_alive: int  # with gradient checkpointing: layers whose activations exist at the same time
+    mask_bytes: int  # per element of a dropout mask; GPU kernels draw masks again instead of storing them
 
 
 _DEVICES = {
     # glibc keeps freed blocks of scores for reuse (training/loop/host_memory), which fragments the heap.
-    "cpu": _Device(0.75 * GIB, {4: 1.65, 2: 1.3}, {4: 3.4, 2: 1.8}, 9),
-    "cuda": _Device(0.6 * GIB, {4: 1.1, 2: 1.1}, {4: 1.1, 2: 1.1}, 1),
+    "cpu": _Device(0.75 * GIB, {4: 1.65, 2: 1.3}, {4: 3.4, 2: 1.8}, 9, 1),
+    "cuda": _Device(0.6 * GIB, {4: 1.05, 2: 1.05}, {4: 1.1, 2: 1.1}, 1, 0),
 }
 
 
@@ -308,8 +309,9 @@ def _activation_bytes(
     adapted = sum(size for name, size in inputs.items() if f"{name}_proj" in config.target_modules)
     if config.use_lora and model.supports_packing:
         # Fused layers store inputs and outputs of both norms (4 × hidden), queries, keys, values and the output of
-        # attention (4 × heads), gate and up projection (2 × inner), and one byte of dropout mask per adapter input.
-        per_position = (4 * hidden + 4 * heads + 2 * inner) * number_bytes + (adapted if config.lora_dropout else 0)
+        # attention (4 × heads), gate and up projection (2 × inner), and a dropout mask per adapter input.
+        masks = constants.mask_bytes * adapted if config.lora_dropout else 0
+        per_position = (4 * hidden + 4 * heads + 2 * inner) * number_bytes + masks
     else:
         # Autograd also stores the input of norms a second time, and the activation of the feed-forward layer.
         per_position = (6 * hidden + 4 * heads + 3 * inner) * number_bytes
