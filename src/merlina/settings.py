@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     cors_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="Origins of pages that may call the API: comma-separated or JSON list, or *."
     )
-    api_key: SecretStr | None = Field(default=None, description="API key that every request must have; empty: none.")
+    api_key: SecretStr | None = Field(
+        default=None, description="API key that requests need, except for the login and health checks; empty: none."
+    )
 
     data_dir: Path = Field(default=Path("data"), description="Folder for the database, uploads and run folders.")
     models_dir: Path = Field(default=Path("models"), description="Folder for finished models.")
@@ -72,8 +74,8 @@ class Settings(BaseSettings):
     )
     spare_processes: bool = Field(
         default=True,
-        description="Keep a process that has imported torch in advance, so that runs, checks and chat start at once. "
-        "Turn it off on a machine with little memory.",
+        description="Keep a process that imports torch in advance, so that runs, checks and chat start some seconds "
+        "sooner. Turn it off on a machine with little memory.",
     )
 
     hf_token: SecretStr | None = Field(

@@ -53,9 +53,9 @@ def test_rms_norm(kernels: Any, dtype: torch.dtype, rows: int, width: int, offse
     exact = x.double().requires_grad_()
     expected = F.rms_norm(exact, (width,), weight.double() + offset, 1e-6)
     expected.backward(d_y.double())
-    y, inverse = kernels.rms_norm(x, weight, 1e-6, offset)
+    y, inverse_rms = kernels.rms_norm(x, weight, 1e-6, offset)
     assert_close(y, expected, dtype)
-    assert_close(kernels.rms_norm_backward(d_y, x, weight, inverse, offset), exact.grad, dtype)
+    assert_close(kernels.rms_norm_backward(d_y, x, weight, inverse_rms, offset), exact.grad, dtype)
 
 
 # exp(-x) of a large negative x is infinite, and 1 / (1 + infinity) the right result.
@@ -90,8 +90,8 @@ def test_rotate(kernels: Any, dtype: torch.dtype, heads: int, positions: int, si
     expected = exact * cos[:, None].double() + half * sin[:, None].double()
     d_result = draw(1, heads, positions, size, dtype=dtype)
     expected.backward(d_result.double())
-    assert_close(kernels.rotate(states, cos, sin, inverse=False), expected, dtype)
-    assert_close(kernels.rotate(d_result, cos, sin, inverse=True), exact.grad, dtype)
+    assert_close(kernels.rotate(states, cos, sin, transposed=False), expected, dtype)
+    assert_close(kernels.rotate(d_result, cos, sin, transposed=True), exact.grad, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

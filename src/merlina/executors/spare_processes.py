@@ -1,4 +1,4 @@
-"""Start of workers, helper processes and chat processes, if possible from a spare process with completed imports."""
+"""Start of workers, helper processes and chat processes, if possible from a spare process, started earlier."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class _Spare:
 class SpareProcesses:
     """Keeps at most one process started in advance.
 
-    The first is started after the first process of any role, the next one whenever it has been used.
+    The first is started with the first process that could have used it, the next one whenever one has been used.
 
     The spare process is ended if memory is short, or if for `idle_seconds` no process was started and none is alive.
     Calls may come from any thread. The output of the imports is appended to `log_file`.

@@ -1,4 +1,4 @@
-"""The commands by which clients submit, stop, pause, resume, retry and delete jobs. Each returns after its commit.
+"""The commands by which clients submit, stop, pause, resume and delete jobs. Each returns after its commit.
 
 A command is decided on the job as it was read and carried out by one guarded update (`jobs.moves`): of two concurrent
 commands, one wins and the other raises ConflictError with the job's current state.

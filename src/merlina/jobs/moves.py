@@ -1,7 +1,7 @@
 """The only module that writes a job's state.
 
-Of the other columns, `output_dir` alone is also written elsewhere: `storage.jobs.move_model`, `set_output_dir` and
-`take_output_dir` correct it for models of other jobs and after a recovery.
+Of the other columns, two are also written elsewhere: `output_dir` by `storage.jobs.move_model`, `set_output_dir` and
+`take_output_dir`, for models of other jobs and after a recovery, and `metric_rows` together with the rows it counts.
 
 Each change is checked against the transition table (`domain/job_states`), written by an update that is guarded by the
 record it was decided on, and published after the commit. A command that was decided on an outdated record never
@@ -53,7 +53,7 @@ class Moves:
         return self._commit(write)
 
     def restore(self, values: Changes) -> JobRecord:
-        """Insert a job that the database lost, in the state that its run folder shows."""
+        """Insert a job that the database lost; the events of its log then bring it to its state."""
         return self._commit(lambda connection: jobs.add(connection, dict(values)))
 
     def execute_command(

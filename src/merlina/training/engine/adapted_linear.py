@@ -1,7 +1,8 @@
 """Adapted linear layers with explicit gradients.
 
-Autograd would store an adapter's inputs in float32 and cast its weights in each layer of each pass. Here neither is
-stored, weights are cast once for all passes of an optimizer step, and small products are added to large ones in place.
+Autograd would store an adapter's inputs in float32 and cast its weights in each layer of each pass. Here inputs are
+stored in the dtype of the pass, weights are cast once for all passes of an optimizer step (`AdapterCasts`), and small
+products are added to large ones in place.
 
 Legend: N positions, I inputs, O outputs, r rank of an adapter, d_x for the gradient dL/dx, * elementwise, m a dropout
 mask [N, I] of 0 and 1, x~ = x * m. The factor 1 / (1 - p) of dropout is part of the adapter's scale s.
@@ -9,7 +10,7 @@ mask [N, I] of 0 and 1, x~ = x * m. The factor 1 / (1 - p) of dropout is part of
 Adapted linear layer:
 
     y = x W^T + b + s (x~ A^T) B^T              W[O, I] frozen, A[r, I] and B[O, r] trained
-    u = x~ A^T                                  [N, r], `inner` below, the only intermediate that is stored
+    u = x~ A^T                                  [N, r], `inner` below, stored beside x and, on a CPU, the mask
     d_u = s d_y B                               [N, r]
     d_B = s d_y^T u,   d_A = d_u^T x~
     d_x = d_y W + (d_u A) * m
@@ -36,14 +37,16 @@ _HELD = "_held_cast"
 
 
 class AdaptedLayer(NamedTuple):
-    """A frozen linear layer and its adapter in the dtype of the pass, as the functions below use them."""
+    """A frozen linear layer as it is stored, and its adapter in the dtype of the pass."""
 
     weight: Tensor  # [O, I]; 4-bit weights in the packed shape of bitsandbytes
     bias: Tensor | None  # [O]
     a: Tensor  # lora_A [r, I]
     b: Tensor  # s lora_B [O, r]
     scale: float
-    quantization: Any  # 4 bits: the state that bitsandbytes keeps; 8 bits: each row's largest value [O]; else None
+    quantization: (
+        Any  # 4 bits: the state that bitsandbytes keeps; 8 bits: each row's largest absolute value [O]; else None
+    )
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
         """Return the weight in `dtype`, shape [O, I]."""
@@ -204,7 +207,7 @@ def save(ctx: Any, tensors: tuple[Tensor, ...], masks: tuple[DropoutMask | None,
 
 
 def saved(ctx: Any) -> tuple[tuple[Tensor, ...], list[DropoutMask | None]]:
-    """Return what `_save` saved."""
+    """Return what `save` stored."""
     # Gradient checkpointing computes them again when they are read, and only once.
     everything = ctx.saved_tensors
     count = len(everything) - len(ctx.masks)

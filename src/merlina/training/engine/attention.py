@@ -16,11 +16,12 @@ a window of 2:
     index in its text    0    1    2    2    3
     attends to           0   0 1  1 2  1 3  3 4       position 3 follows 1 in its text, so it attends to 1 and itself
 
-The kernel depends on device and model:
+The kernel depends on the setting `attn_implementation`, the device and the model:
 
 - blocks: on a CPU (`block_attention`)
 - flash: on a CUDA device in 16 bits; torch's variable-length flash attention (`flash_attention`)
-- masked: everywhere else, and for models that cap their scores or have another rule; one dense mask for the whole pack
+- masked: everywhere else, for the settings `eager` and `sdpa`, and for models that cap their scores or have another
+  rule; one dense mask for the whole pack
 """
 
 from __future__ import annotations

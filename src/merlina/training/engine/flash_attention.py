@@ -72,7 +72,7 @@ def key_lists(segments: tuple[Segment, ...], device: torch.device) -> KeyLists:
 
 
 def supports_flash_attention(query: Tensor, value: Tensor) -> bool:
-    """Return whether the kernel computes attention of query[1, H, N, D] to value[1, K, N, E]."""
+    """Return whether the kernel supports device, dtype and head sizes of query[1, H, N, D] and value[1, K, N, E]."""
     # It supports neither float32 nor heads whose keys and values have different sizes.
     size = query.shape[-1]
     fits = size == value.shape[-1] <= _LARGEST_HEAD and size % _HEAD_MULTIPLE == 0
@@ -108,20 +108,20 @@ class _FlashAttention(torch.autograd.Function):
     ) -> Tensor:
         queries = query.transpose(0, 1).contiguous()
         keys, values = (states.transpose(0, 1).index_select(0, lists.keys) for states in (key, value))
-        # The causal diagonal is aligned at the end: the last query of a segment attends to all of its keys, which
+        # The causal mask is aligned to the bottom right: the last query of a segment attends to all of its keys, which
         # include the prefix before them. A window is given as the number of keys before a query's own.
-        result, log_sums, random_state, unused, _ = torch.ops.aten._flash_attention_forward(
+        result, logsumexp, random_state, unused, _ = torch.ops.aten._flash_attention_forward(
             queries, keys, values, *_sequences(lists), 0.0, window is None, False, **_options(scale, window)
         )
-        ctx.save_for_backward(queries, keys, values, result, log_sums, random_state, unused)
+        ctx.save_for_backward(queries, keys, values, result, logsumexp, random_state, unused)
         ctx.lists, ctx.scale, ctx.window = lists, scale, window
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        queries, keys, values, result, log_sums, random_state, unused = ctx.saved_tensors
+        queries, keys, values, result, logsumexp, random_state, unused = ctx.saved_tensors
         d_queries, d_keys, d_values = torch.ops.aten._flash_attention_backward(
-            gradients[0].contiguous(), queries, keys, values, result, log_sums, *_sequences(ctx.lists), 0.0,
+            gradients[0].contiguous(), queries, keys, values, result, logsumexp, *_sequences(ctx.lists), 0.0,
             ctx.window is None, random_state, unused, **_options(ctx.scale, ctx.window),
         )  # fmt: skip
         d_key, d_value = (_by_position(d_states, ctx.lists).transpose(0, 1) for d_states in (d_keys, d_values))

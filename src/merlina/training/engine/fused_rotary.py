@@ -1,7 +1,8 @@
-"""Rotary embeddings in one kernel for queries and one for keys, on a GPU.
+"""Rotary embeddings on a GPU in one kernel launch for queries and one for keys.
 
-transformers' attention layers call the function `apply_rotary_pos_emb` of their own module. It is replaced in that
-module where the kernel gives the same result on a trial input; families with other layouts keep their own.
+transformers' attention layers call the function `apply_rotary_pos_emb` of the Python module that defines them. It is
+replaced there, for all models of that module in this process, if the kernel gives the same result on a trial input;
+families with other layouts keep their own function.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ def fuse_rotary(model: nn.Module) -> None:
         return
     for module in _modules(model):
         own = getattr(module, _NAME, None)
-        if own is not None and not hasattr(own, "replaces") and _is_reproduced(own, device):
+        if own is not None and not hasattr(own, "original") and _is_reproduced(own, device):
             setattr(module, _NAME, _fused(own))
 
 
 def unfuse_rotary(model: nn.Module) -> None:
     """Restore the rotary embeddings that `fuse_rotary` replaced."""
     for module in _modules(model):
-        own = getattr(getattr(module, _NAME, None), "replaces", None)
+        own = getattr(getattr(module, _NAME, None), "original", None)
         if own is not None:
             setattr(module, _NAME, own)
 
@@ -49,12 +50,12 @@ def _modules(model: nn.Module) -> Iterator[ModuleType]:
 
 def _fused(own: Callable[..., Any]) -> Callable[..., Any]:
     def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
-        # A pack is one sequence; chats and padded batches use the model's own function.
+        # A pack is one sequence; batches of several use the model's own function.
         if unsqueeze_dim == 1 and len(q) == len(cos) == 1 and q.shape[-1] == cos.shape[-1] and kernels_for(q):
             return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
         return own(q, k, cos, sin, unsqueeze_dim)
 
-    apply_rotary_pos_emb.replaces = own  # type: ignore[attr-defined]
+    apply_rotary_pos_emb.original = own  # type: ignore[attr-defined]
     return apply_rotary_pos_emb
 
 
@@ -63,16 +64,16 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos, sin = cos.contiguous(), sin.contiguous()
         ctx.save_for_backward(cos, sin)
-        return _rotate(states, cos, sin, inverse=False)
+        return _rotate(states, cos, sin, transposed=False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _rotate(gradients[0], *ctx.saved_tensors, inverse=True), None, None
+        return _rotate(gradients[0], *ctx.saved_tensors, transposed=True), None, None
 
 
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool) -> Tensor:
+def _rotate(states: Tensor, cos: Tensor, sin: Tensor, *, transposed: bool) -> Tensor:
     states = states if states.stride(-1) == 1 else states.contiguous()
-    result: Tensor = kernels_for(states).rotate(states, cos, sin, inverse=inverse)  # type: ignore[union-attr]
+    result: Tensor = kernels_for(states).rotate(states, cos, sin, transposed=transposed)  # type: ignore[union-attr]
     return result
 
 

@@ -1,13 +1,15 @@
 """Triton kernels for what a GPU would otherwise compute in many small passes over memory.
 
-Each kernel reads its inputs once, computes in float32 and writes its outputs once. The formulas are those of `layers`,
-`output_head` and `rotary`; this file has only their execution. Without a GPU, Triton's interpreter runs the kernels on
-CPU tensors (environment variable TRITON_INTERPRET=1), which is how they are tested.
+Each kernel passes over its inputs once (`_target_logprobs` a second time for the gradient), computes in float32 and
+writes its outputs once. `layers`, `adapted_linear` and `output_head` derive the formulas, `_rotate` states its own.
+Without a GPU, Triton's interpreter runs the kernels on CPU tensors (environment variable TRITON_INTERPRET=1), which is
+how they are tested.
 
-Legend: N positions, I width of a row, M targets, V vocabulary, H heads, D head size.
+Legend: N positions, I width of a row, M targets, V vocabulary, H heads, D head size; of a norm, c = 1 / RMS(x) and
+z = d_y * weight.
 
-Importing this module requires the package `triton`, which comes with torch's CUDA builds. `kernels_for` in `layers`
-decides whether it is used.
+Importing this module requires the package `triton`, which comes with torch's CUDA builds. `kernels_for` in
+`kernel_choice` decides whether it is used.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
     """Return c x * (offset + weight), in the shape of x, and c, shape [N], for contiguous x[..., I]."""
     width = x.shape[-1]
-    y, inverse = torch.empty_like(x), torch.empty(x.numel() // width, dtype=torch.float32, device=x.device)
+    y, inverse_rms = torch.empty_like(x), torch.empty(x.numel() // width, dtype=torch.float32, device=x.device)
     block = triton.next_power_of_2(width)
-    _rms_norm[(len(inverse),)](x, weight, y, inverse, width, eps, offset, BLOCK=block, num_warps=_warps(block))
-    return y, inverse
+    _rms_norm[(len(inverse_rms),)](x, weight, y, inverse_rms, width, eps, offset, BLOCK=block, num_warps=_warps(block))
+    return y, inverse_rms
 
 
-def rms_norm_backward(d_y: Tensor, x: Tensor, weight: Tensor, inverse: Tensor, offset: float) -> Tensor:
+def rms_norm_backward(d_y: Tensor, x: Tensor, weight: Tensor, inverse_rms: Tensor, offset: float) -> Tensor:
     """Return d_x = c z - c^3 x mean(x * z), z = d_y * (offset + weight), in the shape of x."""
     width = x.shape[-1]
     d_x, block = torch.empty_like(x), triton.next_power_of_2(width)
-    _rms_norm_backward[(len(inverse),)](
-        d_y, x, weight, inverse, d_x, width, offset, BLOCK=block, num_warps=_warps(block)
+    _rms_norm_backward[(len(inverse_rms),)](
+        d_y, x, weight, inverse_rms, d_x, width, offset, BLOCK=block, num_warps=_warps(block)
     )
     return d_x
 
@@ -58,16 +60,17 @@ def gated_backward(d_hidden: Tensor, gate: Tensor, up: Tensor, activation: str) 
     return d_hidden, d_up
 
 
-def rotate(states: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool) -> Tensor:
-    """Return rotary embeddings (arXiv 2104.09864, equation 34) of states[1, H, N, D], laid out as [N, H, D] in memory.
+def rotate(states: Tensor, cos: Tensor, sin: Tensor, *, transposed: bool) -> Tensor:
+    """Return rotary embeddings (arXiv 2104.09864, equation 34) of states[1, H, N, D], in the same shape.
 
-    `cos` and `sin` have shape [1, N, D]. With `inverse`, return the gradient of the states from that of the result.
+    The result is stored as [N, H, D]. `cos` and `sin` have shape [1, N, D]. The `transposed` map turns the gradient of
+    a result into that of the states.
     """
     _, heads, positions, size = states.shape
     result = states.new_empty(positions, heads, size).transpose(0, 1)[None]
     half = size // 2
     _rotate[(positions,)](
-        states, cos, sin, result, states.stride(2), states.stride(1), cos.stride(1), heads, half, inverse,
+        states, cos, sin, result, states.stride(2), states.stride(1), cos.stride(1), heads, half, transposed,
         HEADS=triton.next_power_of_2(heads), BLOCK=triton.next_power_of_2(half), num_warps=4,
     )  # fmt: skip
     return result
@@ -102,7 +105,7 @@ def add_dropped(total: Tensor, x: Tensor, seed: int, rate: float) -> None:
 
 
 def _programs(x: Tensor) -> tuple[int]:
-    return (triton.cdiv(x.numel(), 1024),)
+    return (triton.cdiv(x.numel(), _ELEMENTS.value),)
 
 
 def _warps(block: int) -> int:
@@ -111,26 +114,26 @@ def _warps(block: int) -> int:
 
 
 @triton.jit
-def _rms_norm(x, weight, y, inverse, width, eps, offset, BLOCK: tl.constexpr):
+def _rms_norm(x, weight, y, inverse_rms, width, eps, offset, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     values = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
     c = 1.0 / tl.sqrt(tl.sum(values * values, 0) / width + eps)
     scale = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32) + offset
-    tl.store(inverse + row, c)
+    tl.store(inverse_rms + row, c)
     tl.store(y + row * width + columns, (values * c * scale).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _rms_norm_backward(d_y, x, weight, inverse, d_x, width, offset, BLOCK: tl.constexpr):
+def _rms_norm_backward(d_y, x, weight, inverse_rms, d_x, width, offset, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
     values = tl.load(x + row * width + columns, mask=inside, other=0.0).to(tl.float32)
     z = tl.load(d_y + row * width + columns, mask=inside, other=0.0).to(tl.float32)
     z *= tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32) + offset
-    c = tl.load(inverse + row)
+    c = tl.load(inverse_rms + row)
     along = tl.sum(values * z, 0) / width * c * c * c
     tl.store(d_x + row * width + columns, (z * c - values * along).to(d_x.dtype.element_ty), mask=inside)
 
@@ -177,7 +180,7 @@ def _gated_backward(d_hidden, gate, up, d_up, count, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def _rotate(
-    states, cos, sin, result, by_position, by_head, by_angle, heads, half, INVERSE: tl.constexpr,
+    states, cos, sin, result, by_position, by_head, by_angle, heads, half, TRANSPOSED: tl.constexpr,
     HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     position = tl.program_id(0).to(tl.int64)
@@ -193,7 +196,7 @@ def _rotate(
     s1 = tl.load(sin + angle, mask=is_angle, other=0.0).to(tl.float32)
     s2 = tl.load(sin + angle + half, mask=is_angle, other=0.0).to(tl.float32)
     # y1 = x1 c1 - x2 s1, y2 = x2 c2 + x1 s2; the gradient is the transposed map.
-    if INVERSE:
+    if TRANSPOSED:
         y1 = x1 * c1 + x2 * s2
         y2 = x2 * c2 - x1 * s1
     else:

@@ -1,10 +1,10 @@
-"""Fused layers: norms, adapted linear layers and gated feed-forwards with explicit gradients.
+"""Fused layers: norms and gated feed-forwards with explicit gradients, and the replacement of a model's layers.
 
-Autograd would store an adapter's inputs in float32, every intermediate of a norm, both halves of a gated feed-forward
-and their product. These implementations do not store them, or compute them again, and add small products to large ones
-in place, which saves time and memory.
+Autograd would store every intermediate of a norm, in float32, and of a feed-forward the two halves, the activation and
+their product. These implementations store the input of a norm, and the two halves; they compute the rest again.
 
-A layer is only replaced if its replacement gives the same result on a trial input.
+A norm or feed-forward is replaced if the result on a trial input is within `_TOLERANCE` of its own; adapted linear
+layers (`adapted_linear`) always are. `fast_path` compares the whole model afterwards.
 
 Legend: N positions, I inputs, d_x for the gradient dL/dx, * elementwise.
 
