@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from merlina.training.engine.kernel_choice import kernels_for
@@ -131,6 +130,9 @@ def is_plain_adapter(module: Any) -> bool:
 
     Adapters also exist on parameters of experts, on embeddings and on convolutions; those stay as they are.
     """
+    # Not imported with this module, which spare processes import: peft imports bitsandbytes, which opens every GPU.
+    from peft.tuners.lora import LoraLayer
+
     if not isinstance(module, LoraLayer) or list(module.lora_A) != ["default"]:
         return False
     base = module.base_layer
