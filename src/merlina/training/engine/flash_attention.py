@@ -19,6 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,21 +45,20 @@ class KeyLists:
 
 def key_lists(segments: tuple[Segment, ...], device: torch.device) -> KeyLists:
     """Build the key lists of a pack's segments."""
-    keys: list[int] = []
-    own: list[int] = []
-    repeated: list[int] = []
+    keys, own, repeated, prefixes = [], [], [], []
     query_begins, key_begins = [0], [0]
     for segment in segments:
-        repeated += range(len(keys), len(keys) + segment.prefix)
-        keys += range(segment.prefix_begin, segment.prefix_end)
-        own += range(len(keys), len(keys) + segment.end - segment.begin)
-        keys += range(segment.begin, segment.end)
+        prefix = np.arange(segment.prefix_begin, segment.prefix_end)
+        entries = np.arange(key_begins[-1], key_begins[-1] + segment.prefix + segment.end - segment.begin)
+        keys += [prefix, np.arange(segment.begin, segment.end)]
+        repeated.append(entries[: segment.prefix])
+        own.append(entries[segment.prefix :])
+        prefixes.append(prefix)
         query_begins.append(segment.end)
-        key_begins.append(len(keys))
+        key_begins.append(key_begins[-1] + len(entries))
+    parts = [*map(np.concatenate, (keys, own, repeated, prefixes)), np.array(query_begins), np.array(key_begins)]
     # One transfer for all of them.
-    parts = [keys, own, repeated, [keys[index] for index in repeated], query_begins, key_begins]
-    on_device = torch.tensor([number for part in parts for number in part]).to(device)
-    indices = on_device.split([len(part) for part in parts])
+    indices = torch.from_numpy(np.concatenate(parts)).to(device).split([len(part) for part in parts])
     return KeyLists(
         indices[0],
         indices[1],
@@ -107,7 +107,7 @@ class _FlashAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, lists: KeyLists, scale: float, window: int | None
     ) -> Tensor:
         queries = query.transpose(0, 1).contiguous()
-        keys, values = (states.transpose(0, 1).index_select(0, lists.keys) for states in (key, value))
+        keys, values = (_listed(states.transpose(0, 1), lists) for states in (key, value))
         # The causal mask is aligned to the bottom right: the last query of a segment attends to all of its keys, which
         # include the prefix before them. A window is given as the number of keys before a query's own.
         result, logsumexp, random_state, unused, _ = torch.ops.aten._flash_attention_forward(
@@ -137,9 +137,16 @@ def _options(scale: float, window: int | None) -> dict[str, Any]:
     return {"scale": scale, "window_size_left": left, "window_size_right": right}
 
 
+def _listed(keys: Tensor, lists: KeyLists) -> Tensor:
+    """Return the key of each entry of the key list, shape [L, K, D], from that of each position."""
+    # Without shared prompts, the list has each position once, in order. Values are still copied if they are part of a
+    # joint result of q, k and v, all of which would otherwise be kept for the backward pass.
+    return keys.index_select(0, lists.keys) if len(lists.repeated) else keys.contiguous()
+
+
 def _by_position(d_keys: Tensor, lists: KeyLists) -> Tensor:
     """Return the gradient of each position's key, shape [N, K, D], from that of each entry of the key list."""
+    if not len(lists.repeated):
+        return d_keys
     by_position = d_keys.index_select(0, lists.own)
-    if len(lists.repeated):
-        by_position.index_add_(0, lists.prefix, d_keys.index_select(0, lists.repeated))
-    return by_position
+    return by_position.index_add_(0, lists.prefix, d_keys.index_select(0, lists.repeated))

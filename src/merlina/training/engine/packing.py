@@ -31,8 +31,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+_IntArray = NDArray[np.int64]
 
 
 class PackingError(Exception):
@@ -124,44 +128,56 @@ def build_pack(examples: Sequence[PackedExample], *, with_prompt_targets: bool) 
         builder.add(example, prompt_section=number * (1 + len(example.answers)))
     return Pack(
         examples=tuple(examples),
-        input_ids=torch.tensor([builder.ids]),
-        position_ids=torch.tensor([builder.positions]),
+        input_ids=_concatenated(builder.ids)[None],
+        position_ids=_concatenated(builder.positions)[None],
         segments=tuple(builder.segments),
-        sources=torch.tensor(builder.sources),
-        targets=torch.tensor(builder.targets),
-        section_ids=torch.tensor(builder.section_ids),
+        sources=_concatenated(builder.sources),
+        targets=_concatenated(builder.targets),
+        section_ids=_concatenated(builder.section_ids),
     )
 
 
 class _PackBuilder:
+    """Collects the parts of a pack as arrays, which are many times as fast as lists of thousands of numbers."""
+
     def __init__(self, with_prompt_targets: bool) -> None:
         self._with_prompt_targets = with_prompt_targets
-        self.ids: list[int] = []
-        self.positions: list[int] = []
+        self._num_positions = 0
+        self.ids: list[_IntArray] = []
+        self.positions: list[_IntArray] = []
         self.segments: list[Segment] = []
-        self.sources: list[int] = []
-        self.targets: list[int] = []
-        self.section_ids: list[int] = []
+        self.sources: list[_IntArray] = []
+        self.targets: list[_IntArray] = []
+        self.section_ids: list[_IntArray] = []
 
     def add(self, example: PackedExample, prompt_section: int) -> None:
-        begin, prompt_length = len(self.ids), len(example.prompt)
-        self.ids += example.prompt
-        self.positions += range(prompt_length)
+        begin, prompt, length = self._num_positions, np.array(example.prompt, np.int64), len(example.prompt)
+        self._append(prompt, 0)
         if self._with_prompt_targets:
-            self._predict(range(begin, begin + prompt_length - 1), example.prompt[1:], prompt_section)
-        for number, answer in enumerate(example.answers):
-            at, inputs = len(self.ids), len(answer) - 1
-            self.ids += answer[:-1]
-            self.positions += range(prompt_length, prompt_length + inputs)
+            self._predict(np.arange(begin, begin + length - 1), prompt[1:], prompt_section)
+        for number, tokens in enumerate(example.answers):
+            at, answer = self._num_positions, np.array(tokens, np.int64)
+            end = at + len(answer) - 1
+            self._append(answer[:-1], length)
             # The prompt's last position predicts the first token of every answer.
-            self._predict([begin + prompt_length - 1, *range(at, at + inputs)], answer, prompt_section + 1 + number)
+            sources = np.concatenate(([begin + length - 1], np.arange(at, end)))
+            self._predict(sources, answer, prompt_section + 1 + number)
             if number == 0:
-                self.segments.append(Segment(begin, at + inputs))
-            elif inputs:
+                self.segments.append(Segment(begin, end))
+            elif end > at:
                 # An answer of one token has no inputs, hence no segment.
-                self.segments.append(Segment(at, at + inputs, begin, begin + prompt_length))
+                self.segments.append(Segment(at, end, begin, begin + length))
 
-    def _predict(self, sources: Sequence[int], targets: Sequence[int], section_id: int) -> None:
-        self.sources += sources
-        self.targets += targets
-        self.section_ids += [section_id] * len(targets)
+    def _append(self, ids: _IntArray, first_position: int) -> None:
+        self.ids.append(ids)
+        self.positions.append(np.arange(first_position, first_position + len(ids)))
+        self._num_positions += len(ids)
+
+    def _predict(self, sources: _IntArray, targets: _IntArray, section_id: int) -> None:
+        self.sources.append(sources)
+        self.targets.append(targets)
+        self.section_ids.append(np.full(len(targets), section_id))
+
+
+def _concatenated(parts: list[_IntArray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts))
