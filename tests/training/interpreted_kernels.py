@@ -20,6 +20,7 @@ from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.logprobs import PaddedModel
 from merlina.training.engine.packing import build_pack
 from tests.training.models import EXAMPLES, adapted, random_model
+from tests.training.operations import operations_per_layer
 from tests.training.test_fast_path import loss_and_gradients
 
 PACK = build_pack(EXAMPLES[:2], with_prompt_targets=True)
@@ -68,30 +69,33 @@ def test_rms_norm(kernels: Any, dtype: torch.dtype, rows: int, width: int, offse
 @pytest.mark.parametrize("shape", [(1, 1), (3, 500), (2, 1024)])
 def test_gated(kernels: Any, dtype: torch.dtype, name: str, activation: Any, shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    gate, up, d_hidden = (draw(*shape, dtype=dtype) * 3 for _ in range(3))
-    exact_gate, exact_up = gate.double().requires_grad_(), up.double().requires_grad_()
-    expected = activation(exact_gate) * exact_up
+    gate_up, d_hidden = draw(shape[0], 2 * shape[1], dtype=dtype) * 3, draw(*shape, dtype=dtype) * 3
+    exact = gate_up.double().requires_grad_()
+    expected = activation(exact[:, : shape[1]]) * exact[:, shape[1] :]
     expected.backward(d_hidden.double())
-    assert_close(kernels.gated(gate, up, name), expected, dtype)
-    d_gate, d_up = kernels.gated_backward(d_hidden.clone(), gate, up, name)
-    assert_close(d_gate, exact_gate.grad, dtype)
-    assert_close(d_up, exact_up.grad, dtype)
+    assert_close(kernels.gated(gate_up, name), expected, dtype)
+    hidden, d_gate_up = kernels.gated_backward(d_hidden.clone(), gate_up, name)
+    assert_close(hidden, expected, dtype)
+    assert_close(d_gate_up, exact.grad, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("heads", "positions", "size"), [(1, 1, 2), (3, 7, 10), (4, 5, 64)])
-def test_rotate(kernels: Any, dtype: torch.dtype, heads: int, positions: int, size: int) -> None:
+@pytest.mark.parametrize(("heads", "positions", "size"), [((1, 1), 1, 2), ((6, 3), 7, 10), ((4, 1), 5, 64)])
+def test_rotate(kernels: Any, dtype: torch.dtype, heads: tuple[int, int], positions: int, size: int) -> None:
     torch.manual_seed(0)
-    # As attention layers pass them: views of [N, H, D].
-    states = draw(positions, heads, size, dtype=dtype).transpose(0, 1)[None]
+    # As attention layers pass them: views of [N, H, D], here of one tensor for queries and keys.
+    queries, keys = draw(positions, sum(heads), size, dtype=dtype).transpose(0, 1)[None].split(heads, 1)
     cos, sin = draw(1, positions, size, dtype=dtype), draw(1, positions, size, dtype=dtype)
-    exact = states.double().requires_grad_()
-    half = torch.cat((-exact[..., size // 2 :], exact[..., : size // 2]), -1)
-    expected = exact * cos[:, None].double() + half * sin[:, None].double()
-    d_result = draw(1, heads, positions, size, dtype=dtype)
-    expected.backward(d_result.double())
-    assert_close(kernels.rotate(states, cos, sin, transposed=False), expected, dtype)
-    assert_close(kernels.rotate(d_result, cos, sin, transposed=True), exact.grad, dtype)
+    outer = [draw(*states.shape, dtype=dtype) for states in (queries, keys)]
+    found = kernels.rotate(queries, keys, cos, sin, transposed=False)
+    gradients = kernels.rotate(*outer, cos, sin, transposed=True)
+    for states, result, d_result, gradient in zip((queries, keys), found, outer, gradients, strict=True):
+        exact = states.double().requires_grad_()
+        half = torch.cat((-exact[..., size // 2 :], exact[..., : size // 2]), -1)
+        expected = exact * cos[:, None].double() + half * sin[:, None].double()
+        expected.backward(d_result.double())
+        assert_close(result, expected, dtype)
+        assert_close(gradient, exact.grad, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -175,7 +179,13 @@ def test_dropout_by_seeds_gives_the_gradient_of_what_it_computed() -> None:
     assert (values[0] - values[1]) / (2 * size) == pytest.approx(squared, rel=2e-2)
 
 
+@pytest.mark.parametrize(("dropout", "most"), [(0.0, 72), (0.05, 92)])
+def test_a_layer_takes_few_operations(dropout: float, most: int) -> None:
+    """Launching an operation takes a GPU's CPU about as long as the GPU computes it (benchmarks/operations.py)."""
+    assert operations_per_layer(dropout).total() <= most
+
+
 def test_a_kernel_that_computes_wrong_results_is_not_used(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "gated", lambda gate, up, _activation: gate + up)
+    monkeypatch.setattr(kernels, "gated", lambda gate_up, _activation: gate_up.sum(1))
     kernel_choice._checked.cache_clear()
     assert kernel_choice.kernels_for(torch.empty(0)) is None

@@ -46,7 +46,7 @@ def test_a_family_gives_the_same_results_as_in_float64(family: str) -> None:
     print(measured)
     assert measured.logprobs <= _CLOSE
     # Some families amplify rounding errors. Then the model's own forward pass in float32 is the measure.
-    assert measured.gradients <= max(_CLOSE, 2 * measured.own_gradients)
+    assert measured.gradients <= max(_CLOSE, 3 * measured.own_gradients)
     if family in REPRESENTATIVE:
         expected = REPRESENTATIVE[family]
         assert measured.reason is None if expected is None else (measured.reason or "").startswith(expected)

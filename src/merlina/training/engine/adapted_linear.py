@@ -1,254 +1,199 @@
 """Adapted linear layers with explicit gradients.
 
 Autograd would store an adapter's inputs in float32 and cast its weights in each layer of each pass. Here inputs are
-stored in the dtype of the pass, weights are cast once for all passes of an optimizer step (`AdapterCasts`), and small
+stored in the dtype of the pass, layers that read the same input are computed together (`adapter_groups`), and small
 products are added to large ones in place.
 
-Legend: N positions, I inputs, O outputs, r rank of an adapter, d_x for the gradient dL/dx, * elementwise, m a dropout
-mask [N, I] of 0 and 1, x~ = x * m. The factor 1 / (1 - p) of dropout is part of the adapter's scale s.
+Legend: N positions, I inputs, O outputs, r rank of an adapter, R the sum of the ranks of a group, d_x for the gradient
+dL/dx, * elementwise, m a dropout mask [N, I] of 0 and 1, x~ = x * m. The factor 1 / (1 - p) of dropout is part of the
+adapter's scale s.
 
 Adapted linear layer:
 
     y = x W^T + b + s (x~ A^T) B^T              W[O, I] frozen, A[r, I] and B[O, r] trained
-    u = x~ A^T                                  [N, r], `inner` below, stored beside x and, on a CPU, the mask
-    d_u = s d_y B                               [N, r]
-    d_B = s d_y^T u,   d_A = d_u^T x~
+    u = s x~ A^T                                [N, r], `inner` below, stored beside x and, on a CPU, the mask
+    d_u = s d_y B                               [N, r], s being a factor of the product: no operation of its own
+    d_B = d_y^T u,   d_A = d_u^T x~
     d_x = d_y W + (d_u A) * m
 
-Worked example with N = I = O = r = 1, no dropout: W = 2, A = 3, B = 5, s = 1, x = 1, d_y = 1. Then u = 3 and
-y = 2 + 15 = 17; d_u = 5, d_B = 3, d_A = 5, d_x = 2 + 15 = 17.
+Worked example with N = I = O = r = 1, no dropout: W = 2, A = 3, B = 5, s = 2, x = 1, d_y = 1. Then u = 6 and
+y = 2 + 30 = 32; d_u = 10, d_B = 6, d_A = 10, d_x = 2 + 30 = 32.
+
+In a group of several layers, W, A and B are those of its layers: y and u hold the layers' columns side by side, so that
+x~ A^T, d_u A and d_u^T x~ are one product for all of them.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor
 
-from merlina.training.engine.kernel_choice import kernels_for
-
-# The attribute of an adapter's module that holds its cast weights.
-_HELD = "_held_cast"
+from merlina.training.engine.adapter_groups import AdapterCast, AdapterGroup, FrozenWeight, group_of
+from merlina.training.engine.dropout import DropoutMask, draw_mask, save, saved
 
 
-class AdaptedLayer(NamedTuple):
-    """A frozen linear layer as it is stored, and its adapter in the dtype of the pass."""
+class PassWeights(NamedTuple):
+    """The weights with which a pass computes a group."""
 
-    weight: Tensor  # [O, I]; 4-bit weights in the packed shape of bitsandbytes
-    bias: Tensor | None  # [O]
-    a: Tensor  # lora_A [r, I]
-    b: Tensor  # s lora_B [O, r]
-    scale: float
-    quantization: (
-        Any  # 4 bits: the state that bitsandbytes keeps; 8 bits: each row's largest absolute value [O]; else None
-    )
-
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """Return the weight in `dtype`, shape [O, I]."""
-        if self.quantization is None:
-            return self.weight.to(dtype)
-        if isinstance(self.quantization, Tensor):
-            # int8 weights are in units of a 127th of their row's largest value.
-            return self.weight.to(dtype).mul_((self.quantization / 127).to(dtype)[:, None])
-        from bitsandbytes.functional import dequantize_4bit
-
-        return dequantize_4bit(self.weight.detach(), self.quantization).to(dtype)
-
-
-class _Cast(NamedTuple):
-    """An adapter's weights in the dtype of passes: A [r, I] and s B [O, r]."""
-
-    a: Tensor
-    b: Tensor
+    frozen: tuple[FrozenWeight, ...]
+    adapter: AdapterCast
     scale: float
 
 
-class AdapterCasts:
-    """Casts the adapters of a model once for several passes, instead of in each layer of each pass."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._modules: list[Any] = [module for module in model.modules() if is_plain_adapter(module)]
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Use one copy of each adapter for all passes inside this context, in which its weights must not change."""
-        if not self._modules:
-            yield
-            return
-        a = [module.lora_A["default"].weight.detach() for module in self._modules]
-        b = [module.lora_B["default"].weight.detach() for module in self._modules]
-        scales = [_scale(module) for module in self._modules]
-        kind = a[0].device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else a[0].dtype
-        a = a if a[0].dtype == dtype else _cast_all(a, dtype)
-        # Scaled in the dtype of the weights, usually float32, and rounded once.
-        b = _cast_all(list(torch._foreach_mul(b, scales)), dtype)
-        for module, *cast in zip(self._modules, a, b, scales, strict=True):
-            module.__dict__[_HELD] = _Cast(*cast)
-        try:
-            yield
-        finally:
-            for module in self._modules:
-                del module.__dict__[_HELD]
-
-
-def _cast_all(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
-    # One kernel for many tensors.
-    torch._foreach_copy_(copies, tensors)
-    return copies
-
-
-class DropoutMask(NamedTuple):
-    """The elements of an adapter's input that are not dropped: their `bits`, or a seed from which kernels draw them."""
-
-    rate: float
-    seed: int
-    bits: Tensor | None  # [N, I] uint8: 1 for elements that are kept
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Return x * m."""
-        if self.bits is not None:
-            return x * self.bits
-        dropped: Tensor = kernels_for(x).dropped(x.contiguous(), self.seed, self.rate)  # type: ignore[union-attr]
-        return dropped
-
-    def add(self, total: Tensor, x: Tensor) -> None:
-        """Add x * m to `total` in place."""
-        if self.bits is not None:
-            total.addcmul_(x, self.bits)
-        else:
-            kernels_for(x).add_dropped(total, x, self.seed, self.rate)  # type: ignore[union-attr]
-
-
-def is_plain_adapter(module: Any) -> bool:
-    """Return whether a module is one ordinary adapter on a frozen linear layer of dense, 4-bit or 8-bit weights.
-
-    Adapters also exist on parameters of experts, on embeddings and on convolutions; those stay as they are.
-    """
-    # Not imported with this module, which spare processes import: peft imports bitsandbytes, which opens every GPU.
-    from peft.tuners.lora import LoraLayer
-
-    if not isinstance(module, LoraLayer) or list(module.lora_A) != ["default"]:
-        return False
-    base = module.base_layer
-    if type(base) is not nn.Linear and type(base).__name__ not in ("Linear4bit", "Linear8bitLt"):
-        return False
-    is_plain = "default" not in module.lora_variant and module.lora_B["default"].bias is None
-    return is_plain and not base.weight.requires_grad
-
-
-def adapted_layer(module: Any, dtype: torch.dtype) -> AdaptedLayer:
-    base, scale = module.base_layer, _scale(module)
-    cast: _Cast | None = module.__dict__.get(_HELD)
-    if cast is None or cast.scale != scale or cast.a.dtype != dtype:
-        a, b = adapter_weights(module)
-        cast = _Cast(a.detach().to(dtype), (b.detach() * scale).to(dtype), scale)
-    quantization = (
-        getattr(base.weight, "quant_state", None) if type(base).__name__ != "Linear8bitLt" else _row_maxima(base)
-    )
-    return AdaptedLayer(base.weight, base.bias, *cast, quantization)
-
-
-def adapter_weights(module: Any) -> tuple[Tensor, Tensor]:
-    """Return the trained weights A [r, I] and B [O, r]."""
-    return module.lora_A["default"].weight, module.lora_B["default"].weight
-
-
-def _scale(module: Any) -> float:
-    return float(module.scaling["default"]) / (1 - _dropout_rate(module))
-
-
-def _row_maxima(base: Any) -> Tensor:
-    # bitsandbytes moves them from the weight to the layer's state in the first forward pass.
-    largest: Tensor = base.weight.SCB if base.state.SCB is None else base.state.SCB
-    return largest
+def weights_of(group: AdapterGroup, dtype: torch.dtype) -> PassWeights:
+    """Return the weights of a group for a pass in `dtype`."""
+    return PassWeights(group.frozen(), group.adapter(dtype), group.scale)
 
 
 def adapted_linear(module: Any, x: Tensor) -> Tensor:
+    """Compute an adapted layer, shape [..., o] for x[..., I]. Replaces the forward method of the module.
+
+    The first layer of a group computes all of them; the others return their part when they are called with the same x.
+    """
     # A merged adapter is part of the weight, and adding it again would be wrong.
     if module.merged:
         return type(module).forward(module, x)
+    group = group_of(module)
+    if len(group.modules) == 1:
+        return _compute(group, x)
+    known = group.computed_for
+    # A layer may have modified its input since; the version counts that.
+    if known is None or known[0] is not x or known[1] != x._version or module not in group.results:
+        if group.results:
+            # The others were not called with their input: computing them together was wasted. The trial of the model
+            # finds this, so that no recomputation of a layer meets another group than its first computation.
+            group.dissolve()
+            return _compute(group_of(module), x)
+        # "Unsafe" allows layers to modify the parts in place: nothing else uses the whole.
+        results = torch.unsafe_split_with_sizes(_compute(group, x), group.outputs, -1)
+        group.computed_for, group.results = (x, x._version), dict(zip(group.modules, results, strict=True))
+    result = group.results.pop(module)
+    if not group.results:
+        group.forget_results()
+    return result
+
+
+def _compute(group: AdapterGroup, x: Tensor) -> Tensor:
+    """Return the outputs of all layers of a group side by side, shape [..., O], for x[..., I]."""
     x = autocast(x)
-    layer = adapted_layer(module, x.dtype)
-    if module.disable_adapters:
+    if group.modules[0].disable_adapters:
         # bitsandbytes' own product rounds differently. The reference must differ from the policy by the adapter alone.
-        return _frozen_linear(x.flatten(0, -2), layer).unflatten(0, x.shape[:-1])
-    result: Tensor = _AdaptedLinear.apply(
-        x.flatten(0, -2), dropout_mask(module, x, x.shape[-1]), layer, *adapter_weights(module)
-    )
-    return result.unflatten(0, x.shape[:-1])
+        y = frozen_linear(x.flatten(0, -2), group.frozen())
+        return y.unflatten(0, x.shape[:-1])
+    mask = draw_mask(group.dropout_rate, x, x.shape[-1])
+    result: Tensor = _AdaptedLinear.apply(x, mask, weights_of(group, x.dtype), *group.weights)
+    return result
 
 
 class _AdaptedLinear(torch.autograd.Function):
     """A linear layer with an adapter (LoRA, arXiv 2106.09685, equation 3)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: DropoutMask | None, layer: AdaptedLayer, *_adapter: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mask: DropoutMask | None, layer: PassWeights, *_weights: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
         # Neither x~ nor the dequantized weight is stored: both are cheap to compute again.
-        y, inner = forward_linear(x, mask, layer)
-        save(ctx, (x, inner), (mask,))
+        y, inner = forward_linear(rows, mask, layer)
+        save(ctx, (rows, inner), (mask,))
         ctx.layer = layer
-        return y
+        return in_shape_of(x, y)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (x, inner), (mask,) = saved(ctx)
-        d_x, d_a, d_b = backward_linear(gradients[0], x, mask, inner, ctx.layer)
-        return d_x, None, None, d_a, d_b
+        d_y = gradients[0].reshape(-1, gradients[0].shape[-1])
+        d_x, d_inner, d_b = backward_linear(d_y, mask, inner, ctx.layer)
+        d_x = d_x.view(*gradients[0].shape[:-1], d_x.shape[1])
+        return d_x, None, None, *interleaved(gradient_of_a(d_inner, x, mask, ctx.layer), d_b)
 
 
-def save(ctx: Any, tensors: tuple[Tensor, ...], masks: tuple[DropoutMask | None, ...]) -> None:
-    """Save tensors and masks in a way that lets gradient checkpointing free them."""
-    ctx.save_for_backward(*tensors, *(None if mask is None else mask.bits for mask in masks))
-    ctx.masks = [None if mask is None else mask._replace(bits=None) for mask in masks]
-
-
-def saved(ctx: Any) -> tuple[tuple[Tensor, ...], list[DropoutMask | None]]:
-    """Return what `save` stored."""
-    # Gradient checkpointing computes them again when they are read, and only once.
-    everything = ctx.saved_tensors
-    count = len(everything) - len(ctx.masks)
-    masks = zip(ctx.masks, everything[count:], strict=True)
-    return everything[:count], [None if mask is None else mask._replace(bits=bits) for mask, bits in masks]
-
-
-def _frozen_linear(x: Tensor, layer: AdaptedLayer) -> Tensor:
+def frozen_linear(x: Tensor, frozen: tuple[FrozenWeight, ...]) -> Tensor:
     """Return x W^T + b, shape [N, O], for x[N, I]."""
-    return F.linear(x, layer.dequantized(x.dtype), None if layer.bias is None else layer.bias.to(x.dtype))
+    if len(frozen) == 1:
+        return _one_frozen_linear(x, frozen[0])
+    if torch.is_grad_enabled():
+        return torch.cat([_one_frozen_linear(x, each) for each in frozen], 1)
+    y = x.new_empty(x.shape[0], sum(each.outputs for each in frozen))
+    for each, part in zip(frozen, y.split_with_sizes([each.outputs for each in frozen], 1), strict=True):
+        _one_frozen_linear(x, each, part)
+    return y
 
 
-def forward_linear(x: Tensor, mask: DropoutMask | None, layer: AdaptedLayer) -> tuple[Tensor, Tensor]:
-    """Return y[N, O] and u[N, r] for x[N, I]."""
-    y = _frozen_linear(x, layer)  # [N, O]
-    # The scale of the adapter includes 1 / (1 - p), so the mask itself is 0 or 1 and takes a byte per element.
-    inner = (x if mask is None else mask.apply(x)) @ layer.a.t()
-    # y += u (s B)^T in place, without a second tensor [N, O]
-    y.addmm_(inner, layer.b.t())
+def _one_frozen_linear(x: Tensor, frozen: FrozenWeight, out: Tensor | None = None) -> Tensor:
+    weight = frozen.dequantized(x.dtype).t()
+    if frozen.bias is None:
+        return torch.mm(x, weight, out=out)
+    return torch.addmm(frozen.bias.to(x.dtype), x, weight, out=out)
+
+
+def forward_linear(x: Tensor, mask: DropoutMask | None, layer: PassWeights) -> tuple[Tensor, Tensor]:
+    """Return y[N, O] and u[N, R] for x[N, I]."""
+    y, adapter = frozen_linear(x, layer.frozen), layer.adapter
+    # u = s x~ A^T. The scale of the adapter includes 1 / (1 - p), so the mask itself is 0 or 1.
+    inner = x.new_empty(x.shape[0], adapter.a.shape[0])
+    inner.addmm_(x if mask is None else mask.apply(x), adapter.a.t(), beta=0, alpha=layer.scale)
+    columns = _columns(y, adapter.outputs), _columns(inner, adapter.ranks)
+    for part, of_part, b in zip(*columns, adapter.b, strict=True):
+        # y += u B^T in place, without a second tensor [N, O]
+        part.addmm_(of_part, b.t())
     return y, inner
 
 
 def backward_linear(
-    d_y: Tensor, x: Tensor, mask: DropoutMask | None, inner: Tensor, layer: AdaptedLayer
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of x, A and B for d_y[N, O]."""
-    d_inner = d_y @ layer.b  # d_u = s d_y B
-    d_b = _outer_sum(d_y, inner)  # d_B = s d_y^T u
-    if layer.scale != 1:
-        d_b.mul_(layer.scale)
+    d_y: Tensor, mask: DropoutMask | None, inner: Tensor, layer: PassWeights
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return the gradients of x, of u and of each B for d_y[N, O]."""
+    adapter = layer.adapter
+    d_inner = torch.empty_like(inner)
+    d_b = []
+    columns = (
+        _columns(d_y, adapter.outputs), _columns(inner, adapter.ranks), _columns(d_inner, adapter.ranks)
+    )  # fmt: skip
+    for part, of_part, d_of_part, b in zip(*columns, adapter.b, strict=True):
+        # d_u = s d_y B
+        d_of_part.addmm_(part, b, beta=0, alpha=layer.scale)
+        d_b.append(_outer_sum(part, of_part))  # d_B = d_y^T u
     # d_x = d_y W + (d_u A) * m
-    d_x = d_y @ layer.dequantized(x.dtype)
+    parts = _columns(d_y, [each.outputs for each in layer.frozen])
+    d_x = torch.mm(parts[0], layer.frozen[0].dequantized(d_y.dtype))
+    for frozen, part in zip(layer.frozen[1:], parts[1:], strict=True):
+        d_x.addmm_(part, frozen.dequantized(d_y.dtype))
     if mask is None:
-        d_x.addmm_(d_inner, layer.a)
+        d_x.addmm_(d_inner, adapter.a)
     else:
-        mask.add(d_x, d_inner @ layer.a)
-    # d_A = d_u^T x~
-    d_a = _outer_sum(d_inner, x if mask is None else mask.apply(x))
-    return d_x, d_a, d_b
+        mask.add(d_x, torch.mm(d_inner, adapter.a))
+    return d_x, d_inner, d_b
+
+
+def gradient_of_a(d_inner: Tensor, x: Tensor, mask: DropoutMask | None, layer: PassWeights) -> tuple[Tensor, ...]:
+    """Return the gradient of each A, d_u^T x~, for d_inner[N, R] and x[N, I]."""
+    whole = _outer_sum(d_inner, x if mask is None else mask.apply(x))
+    # Rows of one tensor, which become the weights' gradients without a copy.
+    return whole.split(layer.adapter.ranks) if len(layer.adapter.ranks) > 1 else (whole,)
+
+
+def interleaved(d_a: tuple[Tensor, ...], d_b: list[Tensor]) -> list[Tensor]:
+    """Return gradients in the order of `AdapterGroup.weights`."""
+    return [gradient for pair in zip(d_a, d_b, strict=True) for gradient in pair]
+
+
+def in_shape_of(x: Tensor, y: Tensor) -> Tensor:
+    """Give y[N, O], the result of a custom function, the shape [..., O] of its input x[..., I], in place."""
+    # A view would not do: autograd forbids layers to modify a view that a custom function returned.
+    return y.resize_(*x.shape[:-1], y.shape[1])
+
+
+def autocast(x: Tensor) -> Tensor:
+    """Cast to the dtype of autocast if it is enabled, since custom functions are not autocast."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def _columns(tensor: Tensor, widths: list[int]) -> Sequence[Tensor]:
+    """Return adjacent columns of a matrix, `widths` of them at a time."""
+    return tensor.split_with_sizes(widths, 1) if len(widths) > 1 else (tensor,)
 
 
 def _outer_sum(left: Tensor, right: Tensor) -> Tensor:
@@ -259,31 +204,3 @@ def _outer_sum(left: Tensor, right: Tensor) -> Tensor:
     if left.shape[1] > right.shape[1]:
         return (right.t() @ left).float().t()
     return (left.t() @ right).float()
-
-
-def autocast(x: Tensor) -> Tensor:
-    """Cast to the dtype of autocast if it is enabled, since custom functions are not autocast."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-
-
-def dropout_mask(module: Any, x: Tensor, width: int) -> DropoutMask | None:
-    """Return a dropout mask for an adapter's input [N, width]; None if nothing is dropped."""
-    rate = _dropout_rate(module)
-    if rate == 0:
-        return None
-    if kernels_for(x) is not None:
-        # Drawn on the CPU, so that nothing waits for the GPU.
-        return DropoutMask(rate, int(torch.randint(2**31 - 1, ())), None)
-    shape = (x.shape[:-1].numel(), width)
-    # Drawing 64 random bits takes as long as one float, so each draw supplies four elements of 16 bits. An element is
-    # kept if its signed 16-bit number is at least rate * 2^16 - 2^15: for a rate of 0.25, three quarters of them are.
-    draws = torch.empty(-(-shape[0] * shape[1] // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    numbers = draws.view(torch.int16)[: shape[0] * shape[1]].view(shape)
-    return DropoutMask(rate, 0, (numbers >= round(rate * 2**16) - 2**15).view(torch.uint8))
-
-
-def _dropout_rate(module: Any) -> float:
-    """Return the probability with which elements of an adapter's input are dropped: 0 in evaluation mode."""
-    dropout = module.lora_dropout["default"]
-    return 0.0 if isinstance(dropout, nn.Identity) or not module.training else float(dropout.p)

@@ -94,7 +94,13 @@ class PackedAttention:
         self._masks: dict[tuple[_Visibility, torch.dtype], Tensor] = {}
         self._rules: dict[_MaskRule, _Visibility] = {}
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether any layer so far needed a mask of all queries by all keys."""
+        return bool(self._masks)
+
     def key_lists(self) -> KeyLists:
+        """Return the input of flash attention."""
         if self._key_lists is None:
             self._key_lists = key_lists(self.segments, self._device)
         return self._key_lists

@@ -69,6 +69,9 @@ class _BlockAttention(torch.autograd.Function):
         scale: float,
         window: int | None,
     ) -> Tensor:
+        if value.untyped_storage().nbytes() > value.nbytes:
+            # Part of a joint result of q, k and v, all of which would otherwise be kept for the backward pass.
+            value = value.clone(memory_format=torch.contiguous_format)
         heads, positions, size = query.shape[0], query.shape[1], value.shape[2]  # H, N, E
         queries = _grouped(query, key.shape[0])
         result = query.new_empty(positions, heads, size)  # [N, H, E], the order that transformers expects

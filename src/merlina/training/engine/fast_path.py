@@ -85,9 +85,11 @@ def choose_logprob_model(
             expected_long = None if long_trial is None else _text_by_text(causal_lm, long_trial, lengths)
             fuse_layers(causal_lm)
             packed = _by_length(PackedModel(model, implementation), lengths)
-            error = _largest_error(packed.target_logprobs(trial), expected)
-            if long_trial is not None and expected_long is not None:
-                error = max(error, _largest_error(packed.target_logprobs(long_trial), expected_long))
+            # Within this context, layers that are not computed together in this model are found and separated.
+            with packed.unchanged_weights():
+                error = _largest_error(packed.target_logprobs(trial), expected)
+                if long_trial is not None and expected_long is not None:
+                    error = max(error, _largest_error(packed.target_logprobs(long_trial), expected_long))
             tolerance = _tolerance(trial)
         # Outside of no_grad: gradients must work as well.
         _try_backward(model, trial, packed, precision)

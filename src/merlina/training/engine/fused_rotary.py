@@ -1,4 +1,4 @@
-"""Rotary embeddings on a GPU in one kernel launch for queries and one for keys.
+"""Rotary embeddings of queries and keys on a GPU in one kernel launch.
 
 transformers' attention layers call the function `apply_rotary_pos_emb` of the Python module that defines them. It is
 replaced there, for all models of that module in this process, if the kernel gives the same result on a trial input;
@@ -52,7 +52,7 @@ def _fused(own: Callable[..., Any]) -> Callable[..., Any]:
     def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
         # A pack is one sequence; batches of several use the model's own function.
         if unsqueeze_dim == 1 and len(q) == len(cos) == 1 and q.shape[-1] == cos.shape[-1] and kernels_for(q):
-            return _Rotate.apply(q, cos, sin), _Rotate.apply(k, cos, sin)
+            return _Rotate.apply(q, k, cos, sin)
         return own(q, k, cos, sin, unsqueeze_dim)
 
     apply_rotary_pos_emb.original = own  # type: ignore[attr-defined]
@@ -61,20 +61,22 @@ def _fused(own: Callable[..., Any]) -> Callable[..., Any]:
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = cos.contiguous(), sin.contiguous()
         ctx.save_for_backward(cos, sin)
-        return _rotate(states, cos, sin, transposed=False)
+        return _rotate(queries, keys, cos, sin, transposed=False)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        return _rotate(gradients[0], *ctx.saved_tensors, transposed=True), None, None
+        return *_rotate(*gradients, *ctx.saved_tensors, transposed=True), None, None
 
 
-def _rotate(states: Tensor, cos: Tensor, sin: Tensor, *, transposed: bool) -> Tensor:
-    states = states if states.stride(-1) == 1 else states.contiguous()
-    result: Tensor = kernels_for(states).rotate(states, cos, sin, transposed=transposed)  # type: ignore[union-attr]
-    return result
+def _rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *, transposed: bool) -> tuple[Tensor, Tensor]:
+    queries, keys = (states if states.stride(-1) == 1 else states.contiguous() for states in (queries, keys))
+    results: tuple[Tensor, Tensor] = kernels_for(queries).rotate(  # type: ignore[union-attr]
+        queries, keys, cos, sin, transposed=transposed
+    )
+    return results
 
 
 def _is_reproduced(own: Callable[..., Any], device: torch.device) -> bool:

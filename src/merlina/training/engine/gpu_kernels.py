@@ -30,9 +30,9 @@ _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
     """Return c x * (offset + weight), in the shape of x, and c, shape [N], for contiguous x[..., I]."""
     width = x.shape[-1]
-    y, inverse_rms = torch.empty_like(x), torch.empty(x.numel() // width, dtype=torch.float32, device=x.device)
-    block = triton.next_power_of_2(width)
-    _rms_norm[(len(inverse_rms),)](x, weight, y, inverse_rms, width, eps, offset, BLOCK=block, num_warps=_warps(block))
+    rows, block = x.numel() // width, triton.next_power_of_2(width)
+    y, inverse_rms = torch.empty_like(x), torch.empty(rows, dtype=torch.float32, device=x.device)
+    _rms_norm[(rows,)](x, weight, y, inverse_rms, width, eps, offset, BLOCK=block, num_warps=_warps(block))
     return y, inverse_rms
 
 
@@ -40,40 +40,48 @@ def rms_norm_backward(d_y: Tensor, x: Tensor, weight: Tensor, inverse_rms: Tenso
     """Return d_x = c z - c^3 x mean(x * z), z = d_y * (offset + weight), in the shape of x."""
     width = x.shape[-1]
     d_x, block = torch.empty_like(x), triton.next_power_of_2(width)
-    _rms_norm_backward[(len(inverse_rms),)](
+    _rms_norm_backward[(inverse_rms.shape[0],)](
         d_y, x, weight, inverse_rms, d_x, width, offset, BLOCK=block, num_warps=_warps(block)
     )
     return d_x
 
 
-def gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """Return h = f(gate) * up, in the shape of the contiguous inputs."""
-    hidden = torch.empty_like(gate)
-    _gated[_programs(gate)](gate, up, hidden, gate.numel(), ACTIVATION=_ACTIVATIONS[activation])
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """Return h = f(g) * v, shape [N, F], for contiguous gate_up[N, 2F], in which g and v lie side by side."""
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    hidden = gate_up.new_empty(rows, width)
+    _gated[rows, triton.cdiv(width, _ELEMENTS.value)](gate_up, hidden, width, ACTIVATION=_ACTIVATIONS[activation])
     return hidden
 
 
-def gated_backward(d_hidden: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    """Return d_gate = d_h * up * f'(gate), in the memory of d_hidden, and d_up = d_h * f(gate)."""
-    d_up = torch.empty_like(up)
-    _gated_backward[_programs(gate)](d_hidden, gate, up, d_up, gate.numel(), ACTIVATION=_ACTIVATIONS[activation])
-    return d_hidden, d_up
+def gated_backward(d_hidden: Tensor, gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Return h, in the memory of contiguous d_hidden[N, F], and d_gate_up[N, 2F].
 
-
-def rotate(states: Tensor, cos: Tensor, sin: Tensor, *, transposed: bool) -> Tensor:
-    """Return rotary embeddings (arXiv 2104.09864, equation 34) of states[1, H, N, D], in the same shape.
-
-    The result is stored as [N, H, D]. `cos` and `sin` have shape [1, N, D]. The `transposed` map turns the gradient of
-    a result into that of the states.
+    The halves of d_gate_up are d_g = d_h * v * f'(g) and d_v = d_h * f(g).
     """
-    _, heads, positions, size = states.shape
-    result = states.new_empty(positions, heads, size).transpose(0, 1)[None]
-    half = size // 2
-    _rotate[(positions,)](
-        states, cos, sin, result, states.stride(2), states.stride(1), cos.stride(1), heads, half, transposed,
+    rows, width = d_hidden.shape
+    d_gate_up = torch.empty_like(gate_up)
+    _gated_backward[rows, triton.cdiv(width, _ELEMENTS.value)](
+        d_hidden, gate_up, d_gate_up, width, ACTIVATION=_ACTIVATIONS[activation]
+    )
+    return d_hidden, d_gate_up
+
+
+def rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *, transposed: bool) -> tuple[Tensor, Tensor]:
+    """Return rotary embeddings (arXiv 2104.09864, equation 34) of queries[1, H, N, D] and keys[1, K, N, D].
+
+    The results have the same shapes and are stored as [N, H, D] and [N, K, D]. `cos` and `sin` have shape [1, N, D].
+    The `transposed` map turns the gradients of the results into those of queries and keys.
+    """
+    positions, size = queries.shape[2:]
+    results = [states.new_empty(positions, states.shape[1], size).transpose(0, 1)[None] for states in (queries, keys)]
+    heads, half = max(queries.shape[1], keys.shape[1]), size // 2
+    _rotate[positions, 2](
+        queries, keys, cos, sin, *results, queries.stride(2), queries.stride(1), keys.stride(2), keys.stride(1),
+        cos.stride(1), queries.shape[1], keys.shape[1], half, transposed,
         HEADS=triton.next_power_of_2(heads), BLOCK=triton.next_power_of_2(half), num_warps=4,
     )  # fmt: skip
-    return result
+    return results[0], results[1]
 
 
 def target_logprobs(logits: Tensor, targets: Tensor, factor: float, *, differentiate: bool) -> Tensor:
@@ -159,37 +167,58 @@ def _activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def _gated(gate, up, hidden, count, ACTIVATION: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * _ELEMENTS + tl.arange(0, _ELEMENTS)
-    inside = at < count
-    value, _ = _activate(tl.load(gate + at, mask=inside, other=0.0).to(tl.float32), ACTIVATION)
-    v = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(hidden + at, (value * v).to(hidden.dtype.element_ty), mask=inside)
+def _gated(gate_up, hidden, width, ACTIVATION: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * _ELEMENTS + tl.arange(0, _ELEMENTS)
+    inside = column < width
+    gate = gate_up + row * 2 * width + column
+    value, _ = _activate(tl.load(gate, mask=inside, other=0.0).to(tl.float32), ACTIVATION)
+    v = tl.load(gate + width, mask=inside, other=0.0).to(tl.float32)
+    tl.store(hidden + row * width + column, (value * v).to(hidden.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _gated_backward(d_hidden, gate, up, d_up, count, ACTIVATION: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * _ELEMENTS + tl.arange(0, _ELEMENTS)
-    inside = at < count
-    value, slope = _activate(tl.load(gate + at, mask=inside, other=0.0).to(tl.float32), ACTIVATION)
-    v = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
-    d_h = tl.load(d_hidden + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(d_up + at, (d_h * value).to(d_up.dtype.element_ty), mask=inside)
-    tl.store(d_hidden + at, (d_h * v * slope).to(d_hidden.dtype.element_ty), mask=inside)
+def _gated_backward(d_hidden, gate_up, d_gate_up, width, ACTIVATION: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * _ELEMENTS + tl.arange(0, _ELEMENTS)
+    inside = column < width
+    gate = row * 2 * width + column
+    value, slope = _activate(tl.load(gate_up + gate, mask=inside, other=0.0).to(tl.float32), ACTIVATION)
+    v = tl.load(gate_up + gate + width, mask=inside, other=0.0).to(tl.float32)
+    hidden = d_hidden + row * width + column
+    d_h = tl.load(hidden, mask=inside, other=0.0).to(tl.float32)
+    tl.store(d_gate_up + gate, (d_h * v * slope).to(d_gate_up.dtype.element_ty), mask=inside)
+    tl.store(d_gate_up + gate + width, (d_h * value).to(d_gate_up.dtype.element_ty), mask=inside)
+    tl.store(hidden, (value * v).to(d_hidden.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _rotate(
-    states, cos, sin, result, by_position, by_head, by_angle, heads, half, TRANSPOSED: tl.constexpr,
-    HEADS: tl.constexpr, BLOCK: tl.constexpr,
+    queries, keys, cos, sin, rotated_queries, rotated_keys, query_position, query_head, key_position, key_head,
+    by_angle, num_queries, num_keys, half, TRANSPOSED: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     position = tl.program_id(0).to(tl.int64)
+    if tl.program_id(1) == 0:
+        _rotate_heads(
+            queries, cos, sin, rotated_queries, position, query_position, query_head, by_angle, num_queries, half,
+            TRANSPOSED, HEADS, BLOCK,
+        )  # fmt: skip
+    else:
+        _rotate_heads(
+            keys, cos, sin, rotated_keys, position, key_position, key_head, by_angle, num_keys, half,
+            TRANSPOSED, HEADS, BLOCK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _rotate_heads(
+    states, cos, sin, result, position, by_position, by_head, by_angle, heads, half, TRANSPOSED: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rotate all heads of a position, which have the same angles."""
     head, column = tl.arange(0, HEADS)[:, None], tl.arange(0, BLOCK)[None]
     inside = (head < heads) & (column < half)
     first = states + position * by_position + head * by_head + column
     x1 = tl.load(first, mask=inside, other=0.0).to(tl.float32)
     x2 = tl.load(first + half, mask=inside, other=0.0).to(tl.float32)
-    # All heads of a position have the same angles.
     angle, is_angle = position * by_angle + column, column < half
     c1 = tl.load(cos + angle, mask=is_angle, other=0.0).to(tl.float32)
     c2 = tl.load(cos + angle + half, mask=is_angle, other=0.0).to(tl.float32)
@@ -240,17 +269,17 @@ def _target_logprobs(
 
 @triton.jit
 def _dropped(x, result, count, seed, rate):
-    at = tl.program_id(0) * _ELEMENTS + tl.arange(0, _ELEMENTS)
+    at = tl.program_id(0).to(tl.int64) * _ELEMENTS + tl.arange(0, _ELEMENTS)
     inside = at < count
     values = tl.load(x + at, mask=inside, other=0.0)
-    tl.store(result + at, tl.where(tl.rand(seed, at) >= rate, values, 0.0), mask=inside)
+    tl.store(result + at, tl.where(tl.rand(seed, at.to(tl.int32)) >= rate, values, 0.0), mask=inside)
 
 
 @triton.jit
 def _add_dropped(total, x, count, seed, rate):
-    at = tl.program_id(0) * _ELEMENTS + tl.arange(0, _ELEMENTS)
+    at = tl.program_id(0).to(tl.int64) * _ELEMENTS + tl.arange(0, _ELEMENTS)
     inside = at < count
     values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
     sums = tl.load(total + at, mask=inside, other=0.0).to(tl.float32)
-    sums += tl.where(tl.rand(seed, at) >= rate, values, 0.0)
+    sums += tl.where(tl.rand(seed, at.to(tl.int32)) >= rate, values, 0.0)
     tl.store(total + at, sums.to(total.dtype.element_ty), mask=inside)

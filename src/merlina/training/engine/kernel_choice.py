@@ -68,7 +68,7 @@ _Pair = tuple[Tensor, Tensor]
 def _norms(kernels: ModuleType, x: Tensor) -> Iterator[_Pair]:
     weight = torch.linspace(0.5, 1.5, x.shape[1], device=x.device)
     y, inverse_rms = kernels.rms_norm(x, weight, 1e-5, 1.0)
-    expected, (d_x,) = _differentiated(lambda x: F.rms_norm(x, (x.shape[1],), weight + 1, 1e-5), x)
+    expected, (d_x,) = _differentiated(lambda x: F.rms_norm(x, (x.shape[1],), weight + 1, 1e-5), x, _outer(x))
     yield y, expected
     yield kernels.rms_norm_backward(_outer(x), x, weight, inverse_rms, 1.0), d_x
 
@@ -77,20 +77,30 @@ def _gated(kernels: ModuleType, x: Tensor) -> Iterator[_Pair]:
     activations: dict[str, Callable[[Tensor], Tensor]] = {
         "silu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")
     }  # fmt: skip
-    up = x.flip(0)
+    gate_up, d_hidden = torch.cat((x, x.flip(0)), 1), _outer(x)
     for name, activation in activations.items():
-        expected, gradients = _differentiated(lambda gate, up, f=activation: f(gate) * up, x, up)
-        yield kernels.gated(x, up, name), expected
-        yield from zip(kernels.gated_backward(_outer(x).clone(), x, up, name), gradients, strict=True)
+        expected, (d_gate_up,) = _differentiated(partial(_gated_product, activation), gate_up, d_hidden)
+        yield kernels.gated(gate_up, name), expected
+        yield from zip(kernels.gated_backward(d_hidden.clone(), gate_up, name), (expected, d_gate_up), strict=True)
 
 
-def _rotations(kernels: ModuleType, states: Tensor) -> Iterator[_Pair]:
-    cos, sin, half = states[:, 0].cos(), states[:, 0].sin(), states.shape[-1] // 2
-    expected, (d_states,) = _differentiated(
-        lambda x: x * cos[:, None] + torch.cat((-x[..., half:], x[..., :half]), -1) * sin[:, None], states
-    )
-    yield kernels.rotate(states, cos, sin, transposed=False), expected
-    yield kernels.rotate(_outer(states), cos, sin, transposed=True), d_states
+def _gated_product(activation: Callable[[Tensor], Tensor], gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, 1)
+    return activation(gate) * up
+
+
+def _rotations(kernels: ModuleType, queries: Tensor) -> Iterator[_Pair]:
+    cos, sin, half = queries[:, 0].cos(), queries[:, 0].sin(), queries.shape[-1] // 2
+    keys = queries[:, 1:].flip(2)
+    states = (queries, keys)
+
+    def rotated(x: Tensor) -> Tensor:
+        return x * cos[:, None] + torch.cat((-x[..., half:], x[..., :half]), -1) * sin[:, None]
+
+    results, gradients = zip(*(_differentiated(rotated, x, _outer(x)) for x in states), strict=True)
+    yield from zip(kernels.rotate(*states, cos, sin, transposed=False), results, strict=True)
+    d_states = kernels.rotate(*map(_outer, states), cos, sin, transposed=True)
+    yield from zip(d_states, (d_x for (d_x,) in gradients), strict=True)
 
 
 def _logprobs(kernels: ModuleType, logits: Tensor) -> Iterator[_Pair]:
@@ -118,9 +128,11 @@ def _outer(x: Tensor) -> Tensor:
     return (x * 3).sin()
 
 
-def _differentiated(function: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return a function's result and the gradients of its inputs, by autograd."""
+def _differentiated(
+    function: Callable[[Tensor], Tensor], x: Tensor, outer: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return a function's result and the gradient of its input, by autograd."""
     with torch.enable_grad():
-        leaves = [x.detach().requires_grad_() for x in inputs]
-        result = function(*leaves)
-        return result.detach(), torch.autograd.grad(result, leaves, _outer(inputs[0]))
+        leaf = x.detach().requires_grad_()
+        result = function(leaf)
+        return result.detach(), torch.autograd.grad(result, leaf, outer)

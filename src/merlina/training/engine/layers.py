@@ -6,14 +6,15 @@ their product. These implementations store the input of a norm, and the two halv
 A norm or feed-forward is replaced if the result on a trial input is within `_TOLERANCE` of its own; adapted linear
 layers (`adapted_linear`) always are. `fast_path` compares the whole model afterwards.
 
-Legend: N positions, I inputs, d_x for the gradient dL/dx, * elementwise.
+Legend: N positions, I inputs, F width of a feed-forward, d_x for the gradient dL/dx, * elementwise.
 
 Gated feed-forward, f being the activation:
 
     g = gate(x),  v = up(x),  h = f(g) * v,  y = down(h)
-    d_v = d_h * f(g),   d_g = d_h * v * f'(g)       and d_x is the sum of what gate and up return
+    d_v = d_h * f(g),   d_g = d_h * v * f'(g)
 
-    g and v are stored; f(g) and h, each as large as either, are computed again in the backward pass.
+    gate and up are computed as one layer, so that g and v lie side by side, [N, 2F]. They are stored; f(g) and h, each
+    as large as either, are computed again in the backward pass.
 
 RMS norm with weight w and n = I elements in a row, c = 1 / sqrt(mean(x^2) + eps), z = d_y * w:
 
@@ -33,24 +34,24 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from merlina.training.distributed.sharding import gathered, sharded_layers
+from merlina.training.distributed.sharding import gathered, is_sharded, sharded_layers
 from merlina.training.engine.adapted_linear import (
-    AdaptedLayer,
-    DropoutMask,
-    adapted_layer,
+    PassWeights,
     adapted_linear,
-    adapter_weights,
     autocast,
     backward_linear,
-    dropout_mask,
     forward_linear,
-    is_plain_adapter,
-    save,
-    saved,
+    frozen_linear,
+    gradient_of_a,
+    in_shape_of,
+    interleaved,
+    weights_of,
 )
+from merlina.training.engine.adapter_groups import group_adapters, group_of, is_plain_adapter, ungroup_adapters
+from merlina.training.engine.dropout import DropoutMask, draw_mask, save, saved
 from merlina.training.engine.fused_rotary import fuse_rotary, unfuse_rotary
 from merlina.training.engine.kernel_choice import kernels_for
 
@@ -68,17 +69,28 @@ def fuse_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             _replace(module, _norm_forwards(module))
-    for module in model.modules():
-        if is_plain_adapter(module):
-            module.forward = types.MethodType(adapted_linear, module)
+    _fuse_adapters(model)
     # A trial of a sharded layer needs its whole weights, so layers are gathered one at a time.
     for layer in sharded_layers(model):
         with gathered(layer):
             for module in layer.modules():
-                if all(is_plain_adapter(getattr(module, name, None)) for name in _GATED):
+                if _has_gated_adapters(module):
                     _replace(module, _feed_forwards())
     fuse_rotary(model)
     model.train(was_training)
+
+
+def _fuse_adapters(model: PreTrainedModel) -> None:
+    groups, is_whole = group_adapters(model), not is_sharded(model)
+    for group in groups:
+        # One large product instead of several: worth a copy of the weights only where launching kernels takes time.
+        if is_whole and kernels_for(group.weights[0]) is not None:
+            group.join()
+        for module in group.modules:
+            module.forward = types.MethodType(adapted_linear, module)
+    if torch.cuda.is_initialized():
+        # The memory of the separate weights, in blocks that the joined ones do not fit into.
+        torch.cuda.empty_cache()
 
 
 def unfuse_layers(model: PreTrainedModel) -> None:
@@ -86,7 +98,17 @@ def unfuse_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if getattr(module.__dict__.get("forward"), "__module__", None) in (__name__, adapted_linear.__module__):
             del module.forward
+    ungroup_adapters(model)
     unfuse_rotary(model)
+
+
+def _has_gated_adapters(module: nn.Module) -> bool:
+    """Return whether a module is a feed-forward with three adapted layers, of which gate and up form a group.
+
+    They do if their scales and dropout rates are equal, as those of every run are.
+    """
+    projections = [getattr(module, name, None) for name in _GATED]
+    return all(map(is_plain_adapter, projections)) and group_of(projections[0]) is group_of(projections[1])
 
 
 def _feed_forwards() -> list[Callable[[Any, Tensor], Tensor]]:
@@ -96,17 +118,20 @@ def _feed_forwards() -> list[Callable[[Any, Tensor], Tensor]]:
         def run(module: Any, x: Tensor) -> Tensor:
             if module.gate_proj.merged or (module.gate_proj.disable_adapters and torch.is_grad_enabled()):
                 return type(module).forward(module, x)
+            x = autocast(x)
+            gate_up, down = group_of(module.gate_proj), group_of(module.down_proj)
             if module.gate_proj.disable_adapters:
                 # The same kernels as with adapters: the reference must differ from the policy by the adapter alone.
-                return module.down_proj(_gated(module.gate_proj(x), module.up_proj(x), activation))
-            x = autocast(x)
-            projections = (module.gate_proj, module.up_proj, module.down_proj)
-            layers = tuple(adapted_layer(layer, x.dtype) for layer in projections)
+                hidden = _gated(frozen_linear(x.flatten(0, -2), gate_up.frozen()), activation)
+                return frozen_linear(hidden, down.frozen()).unflatten(0, x.shape[:-1])
+            layers = weights_of(gate_up, x.dtype), weights_of(down, x.dtype)
             # The input of down is as wide as the feed-forward, unlike x.
-            masks = tuple(dropout_mask(layer, x, layer.in_features) for layer in projections)
-            adapters = [weight for layer in projections for weight in adapter_weights(layer)]
-            result: Tensor = _FeedForward.apply(x.flatten(0, -2), masks, layers, activation, *adapters)
-            return result.unflatten(0, x.shape[:-1])
+            masks = (
+                draw_mask(gate_up.dropout_rate, x, x.shape[-1]),
+                draw_mask(down.dropout_rate, x, module.down_proj.in_features),
+            )
+            result: Tensor = _FeedForward.apply(x, masks, layers, activation, *gate_up.weights, *down.weights)
+            return result
 
         return run
 
@@ -118,59 +143,68 @@ class _FeedForward(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        masks: tuple[DropoutMask | None, DropoutMask | None, DropoutMask | None],
-        layers: tuple[AdaptedLayer, ...],
+        masks: tuple[DropoutMask | None, DropoutMask | None],
+        layers: tuple[PassWeights, PassWeights],
         activation: str,
-        *_adapters: Tensor,
+        *_weights: Tensor,
     ) -> Tensor:
-        gate, inner_gate = forward_linear(x, masks[0], layers[0])
-        up, inner_up = forward_linear(x, masks[1], layers[1])
-        y, inner_down = forward_linear(_gated(gate, up, activation), masks[2], layers[2])
-        save(ctx, (x, gate, up, inner_gate, inner_up, inner_down), masks)
+        rows = x.reshape(-1, x.shape[-1])
+        gate_up, inner = forward_linear(rows, masks[0], layers[0])
+        y, inner_down = forward_linear(_gated(gate_up, activation), masks[1], layers[1])
+        save(ctx, (rows, gate_up, inner, inner_down), masks)
         ctx.layers, ctx.activation = layers, activation
-        return y
+        return in_shape_of(x, y)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (x, gate, up, inner_gate, inner_up, inner_down), masks = saved(ctx)
-        # Each layer returns the gradients of its input, A and B. h is computed again for the input of down.
-        hidden = _gated(gate, up, ctx.activation)
-        d_hidden, *of_down = backward_linear(gradients[0], hidden, masks[2], inner_down, ctx.layers[2])
-        del hidden
-        d_gate, d_up = _gated_backward(d_hidden, gate, up, ctx.activation)
-        d_x, *of_up = backward_linear(d_up, x, masks[1], inner_up, ctx.layers[1])
-        d_x_of_gate, *of_gate = backward_linear(d_gate, x, masks[0], inner_gate, ctx.layers[0])
-        # gate and up read the same input, so their gradients add up.
-        return d_x.add_(d_x_of_gate), None, None, None, *of_gate, *of_up, *of_down
+        (x, gate_up, inner, inner_down), masks = saved(ctx)
+        of_gate_up, of_down = ctx.layers
+        d_y = gradients[0].reshape(-1, gradients[0].shape[-1])
+        d_hidden, d_inner_down, d_b_down = backward_linear(d_y, masks[1], inner_down, of_down)
+        # h, which the gradient of down's A needs, is computed again.
+        hidden, d_gate_up = _gated_backward(d_hidden, gate_up, ctx.activation)
+        d_a_down = gradient_of_a(d_inner_down, hidden, masks[1], of_down)
+        del hidden, d_hidden
+        d_x, d_inner, d_b = backward_linear(d_gate_up, masks[0], inner, of_gate_up)
+        d_a = gradient_of_a(d_inner, x, masks[0], of_gate_up)
+        of_adapters = [*interleaved(d_a, d_b), *interleaved(d_a_down, d_b_down)]
+        return d_x.view(*gradients[0].shape[:-1], d_x.shape[1]), None, None, None, *of_adapters
 
 
-def _gated(gate: Tensor, up: Tensor, activation: str) -> Tensor:
-    """Return h = f(g) * v."""
-    kernels = kernels_for(gate)
+def _gated(gate_up: Tensor, activation: str) -> Tensor:
+    """Return h = f(g) * v, shape [N, F], for g and v side by side, [N, 2F]."""
+    kernels = kernels_for(gate_up)
     if kernels is not None:
-        hidden: Tensor = kernels.gated(gate, up, activation)
+        hidden: Tensor = kernels.gated(gate_up, activation)
         return hidden
+    gate, up = gate_up.chunk(2, 1)
     return _ACTIVATIONS[activation][0](gate).mul_(up)
 
 
-def _gated_backward(d_hidden: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    """Return d_g = d_h * v * f'(g) and d_v = d_h * f(g). Overwrites d_h."""
-    kernels = kernels_for(gate)
+def _gated_backward(d_hidden: Tensor, gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """Return h, in the memory of d_h, and d_g = d_h * v * f'(g) and d_v = d_h * f(g) side by side, [N, 2F]."""
+    kernels = kernels_for(gate_up)
     if kernels is not None:
-        of_gate, of_up = kernels.gated_backward(d_hidden, gate, up, activation)
-        return of_gate, of_up
+        hidden, d_gate_up = kernels.gated_backward(d_hidden, gate_up, activation)
+        return hidden, d_gate_up
     activate, d_activate = _ACTIVATIONS[activation]
-    d_up = activate(gate).mul_(d_hidden)
-    return d_activate(d_hidden.mul_(up), gate), d_up
+    gate, up = gate_up.chunk(2, 1)
+    d_gate_up = torch.empty_like(gate_up)
+    d_gate, d_up = d_gate_up.chunk(2, 1)
+    activated = activate(gate)
+    torch.mul(activated, d_hidden, out=d_up)
+    d_activate(d_hidden.mul_(up), gate, d_gate)
+    return torch.mul(activated, up, out=d_hidden), d_gate_up
 
 
-_ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "silu": (F.silu, torch.ops.aten.silu_backward),
+# Each activation f, and a function that writes outer * f'(x) to its last argument.
+_ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor, Tensor], Tensor]]] = {
+    "silu": (F.silu, lambda outer, x, out: torch.ops.aten.silu_backward.grad_input(outer, x, grad_input=out)),
     "gelu_tanh": (
         lambda x: F.gelu(x, approximate="tanh"),
-        lambda outer, x: torch.ops.aten.gelu_backward(outer, x, approximate="tanh"),
+        lambda outer, x, out: torch.ops.aten.gelu_backward.grad_input(outer, x, approximate="tanh", grad_input=out),
     ),
-    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
+    "gelu": (F.gelu, lambda outer, x, out: torch.ops.aten.gelu_backward.grad_input(outer, x, grad_input=out)),
 }
 
 

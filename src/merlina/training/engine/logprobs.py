@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from merlina.schemas.training import AttentionImplementation
-from merlina.training.engine.adapted_linear import AdapterCasts
+from merlina.training.engine.adapter_groups import AdapterCasts
 from merlina.training.engine.attention import PackedAttention, use_packed_attention
 from merlina.training.engine.output_head import OutputHead
 from merlina.training.engine.packing import Pack, PackingError
@@ -54,6 +54,10 @@ class LogprobModel(Protocol):
 
     batching: BatchingStrategy
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the cost of the passes so far grows with the square of their positions, by masks of all by all."""
+
     def __call__(self, pack: Pack) -> Logprobs: ...
 
     def target_logprobs(self, pack: Pack) -> Tensor:
@@ -67,6 +71,7 @@ class PackedModel:
     """Packs: each prompt once, no padding, no [N, V] logits. `model` may be wrapped by peft."""
 
     batching: BatchingStrategy = PackedBatching()
+    is_dense = False
 
     def __init__(self, model: nn.Module, implementation: AttentionImplementation) -> None:
         causal_lm = unwrap(model)
@@ -81,14 +86,21 @@ class PackedModel:
 
     def target_logprobs(self, pack: Pack) -> Tensor:
         """Return the log-probability of each target, shape [M]."""
-        output = self._decoder(
-            input_ids=pack.input_ids,
-            position_ids=pack.position_ids,
-            # Without a mask, transformers infers from the position ids where texts begin and hides shared prompts.
-            attention_mask=torch.ones_like(pack.input_ids),
-            use_cache=False,
-            packed=PackedAttention(pack, self._implementation),
-        )
+        layout = PackedAttention(pack, self._implementation)
+        try:
+            output = self._decoder(
+                input_ids=pack.input_ids,
+                position_ids=pack.position_ids,
+                # Without a mask, transformers infers from the position ids where texts begin and hides shared prompts.
+                attention_mask=torch.ones_like(pack.input_ids),
+                use_cache=False,
+                packed=layout,
+            )
+        except BaseException:
+            # Out of memory, for instance: a smaller pass may follow.
+            self._casts.forget_results()
+            raise
+        self.is_dense = layout.is_dense
         hidden = output.last_hidden_state[0]  # [N, H]
         # Only positions that predict a target reach the head. One position may predict several: the prompt's last one.
         # The gradient of index_select adds rows; that of indexing would sort them first.
@@ -102,6 +114,7 @@ class PaddedModel:
     """Padded batches, which every causal language model supports: each answer with a copy of the prompt, all logits."""
 
     batching: BatchingStrategy = PaddedBatching()
+    is_dense = True
 
     def __init__(self, model: nn.Module, pad_id: int) -> None:
         self._model = model

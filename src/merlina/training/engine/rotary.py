@@ -99,6 +99,11 @@ class LengthGroupedModel:
         self._run = run
         self._lengths = lengths
 
+    @property
+    def is_dense(self) -> bool:
+        """Whether the cost of the passes so far grows with the square of their positions."""
+        return self._run.is_dense
+
     def __call__(self, pack: Pack) -> Logprobs:
         return sum_by_section(pack, self.target_logprobs(pack))
 

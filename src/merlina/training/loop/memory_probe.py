@@ -76,7 +76,10 @@ class MemoryProbe:
         # The state of a paged optimizer moves out of GPU memory when passes need it.
         is_paged = config.optimizer_type.startswith("paged") and self.runner.packer.device.type == "cuda"
         state_bytes = 0.0 if is_paged else OPTIMIZER_BYTES[config.optimizer_type]
-        with hold_step_memory(self.model.parameters(), state_bytes, has_gradients=config.pairs_per_step > 1):
+        with (
+            hold_step_memory(self.model.parameters(), state_bytes, has_gradients=config.pairs_per_step > 1),
+            self.runner.unchanged_weights(),
+        ):
             self.runner.forward(examples).sums.sum().backward()
 
 
