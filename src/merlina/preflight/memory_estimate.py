@@ -15,7 +15,7 @@ from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory
 from merlina.preflight.report import CheckResult, error
 from merlina.schemas.inspection import DataFacts, ModelFacts
-from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig, smaller_budget
+from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig, pack_positions, smaller_budget
 from merlina.schemas.validation import MemoryEstimate
 
 # Bytes per quantized weight by its bits, including the scales, which NF4 quantizes as well.
@@ -119,7 +119,9 @@ def expected_peak(
 
     The run determines the same size by experiment (training/loop/memory_probe).
     """
-    budget = PACK_POSITIONS[device]
+    trained = _as_trained(config, model)
+    is_dense = not trained.supports_packing or _score_bytes(config, trained, 1, device) > 0
+    budget = pack_positions(device, is_dense=is_dense)
     minimum = estimate(config, model, data, device, num_shards)
     while (found := estimate(config, model, data, device, num_shards, budget)).total > max(free, minimum.total):
         budget = smaller_budget(budget)
@@ -305,8 +307,10 @@ def _activation_bytes(
 ) -> float:
     """Return the bytes that the forward pass stores for the backward pass."""
     hidden, inner, heads = model.hidden_size, model.intermediate_size, model.attention_size
-    inputs = {"q": hidden, "k": hidden, "v": hidden, "o": heads, "gate": hidden, "up": hidden, "down": inner}
-    adapted = sum(size for name, size in inputs.items() if f"{name}_proj" in config.target_modules)
+    # Layers with the same input share a dropout mask.
+    inputs = {("q", "k", "v"): hidden, ("o",): heads, ("gate", "up"): hidden, ("down",): inner}
+    targets = set(config.target_modules)
+    adapted = sum(size for names, size in inputs.items() if targets & {f"{name}_proj" for name in names})
     if config.use_lora and model.supports_packing:
         # Fused layers store inputs and outputs of both norms (4 × hidden), queries, keys, values and the output of
         # attention (4 × heads), gate and up projection (2 × inner), and a dropout mask per adapter input.

@@ -32,8 +32,17 @@ WeightBits = Literal[4, 8]
 
 SECRET_FIELDS = ("hf_token", "wandb_key")
 KEPT_CHECKPOINTS = 2
-# Token positions of one forward pass: enough for matrix products at the device's full rate.
-PACK_POSITIONS = {"cpu": 1024, "cuda": 8192}
+# Token positions of one forward pass. On a CPU, enough for matrix products at the full rate. On a GPU, a pass of any
+# size takes the CPU the same time to launch, so few large ones are better, but not with a dense attention mask, whose
+# cost grows with the square of the positions. The memory probe reduces what does not fit.
+PACK_POSITIONS = {"cpu": 1024, "cuda": 16384}
+_DENSE_PACK_POSITIONS = 8192
+
+
+def pack_positions(device: str, *, is_dense: bool) -> int:
+    """Return the largest number of positions of a pass on `device`, cpu or cuda, with or without a dense mask."""
+    largest = PACK_POSITIONS.get(device, PACK_POSITIONS["cuda"])
+    return min(largest, _DENSE_PACK_POSITIONS) if is_dense else largest
 
 
 def smaller_budget(positions: int) -> int:
