@@ -18,38 +18,52 @@ from merlina.training.distributed.ranks import Ranks
 
 
 class RunningMeans:
-    """Means of per-pair metrics. Sums stay on the device until they are taken or gathered, so that nothing waits."""
+    """Means of per-pair metrics. Sums stay on the device until they are needed, so that nothing waits."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
+        self._sums: dict[str, float] = {}
+        # Sums of passes that are still on the device: the names of metrics, and a sum of each.
+        self._on_device: list[tuple[list[str], Tensor]] = []
         self._pairs = 0
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        for name, values in metrics.items():
-            # float64 on a CPU, where it is free; some GPUs do not support it.
-            total = values.detach().double().sum() if values.device.type == "cpu" else values.detach().sum()
-            self._sums[name] = self._sums.get(name, 0.0) + total
+        """Add the metrics of pairs, each of shape [U]."""
+        values = torch.stack([value.detach() for value in metrics.values()])
+        # float64 on a CPU, where it is free; some GPUs do not support it.
+        sums = values.double().sum(1) if values.device.type == "cpu" else values.float().sum(1)
+        self._on_device.append((list(metrics), sums))
 
     def gather(self, ranks: Ranks, pairs: int) -> None:
         """Add up the sums of all ranks, which cover `pairs` pairs together."""
         # A rank sums the pairs of its own passes; each metric of a step is over all of its pairs.
-        self._sums = {**ranks.sum_metrics({name: float(total) for name, total in self._sums.items()})}
+        self._sums = ranks.sum_metrics(self._transferred())
         self._pairs = pairs
 
+    def _transferred(self) -> dict[str, float]:
+        """Return all sums, after one transfer from the device."""
+        if self._on_device:
+            names = [name for of_pass, _ in self._on_device for name in of_pass]
+            values = torch.cat([sums for _, sums in self._on_device]).tolist()
+            self._on_device = []
+            for name, value in zip(names, values, strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value
+        return self._sums
+
     def merge(self, other: RunningMeans) -> None:
-        for name, total in other._sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + total
+        sums = self._transferred()
+        for name, total in other._transferred().items():
+            sums[name] = sums.get(name, 0.0) + total
         self._pairs += other._pairs
 
     def state(self) -> dict[str, Any]:
         """Return the sums so far in a form for JSON, from which `restore` continues."""
-        return {"sums": {name: float(total) for name, total in self._sums.items()}, "pairs": self._pairs}
+        return {"sums": self._transferred(), "pairs": self._pairs}
 
     def restore(self, state: dict[str, Any]) -> None:
         self._sums, self._pairs = dict(state["sums"]), state["pairs"]
 
     def take(self) -> dict[str, float]:
-        means = {name: float(total) / max(self._pairs, 1) for name, total in self._sums.items()}
+        means = {name: total / max(self._pairs, 1) for name, total in self._transferred().items()}
         self._sums, self._pairs = {}, 0
         return means
 

@@ -21,11 +21,15 @@ has an upper bound that `tests/training/test_trainer_hooks.py` compares with thi
     _get_train_sampler               pairs in their order if shuffle_dataset is off
     create_scheduler                 our schedule, whose first step has a learning rate above 0
     training_step                    forward and backward passes of a step
+    floating_point_ops               none are counted
+    _clip_grad_norm                  of the trained weights alone
     _get_grad_norm                   an error before gradients that are not finite are applied
     log                              metrics of the steps since the last report
     evaluate                         means over the held-out pairs
     _save_checkpoint                 write, sync, write the manifest, report; then remove older ones
     _save_optimizer_and_scheduler    fault points
+
+The model's own `zero_grad`, which the Trainer calls after each step, is replaced as well.
 
 Private members that are used without being overridden: `_load_from_checkpoint` (weights of a checkpoint) and
 `_created_lr_scheduler` (makes the Trainer discard the scheduler before it trains again).
@@ -34,7 +38,9 @@ Private members that are used without being overridden: `_load_from_checkpoint` 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +54,7 @@ from merlina import checkpoints
 from merlina.errors import TrainingError
 from merlina.faults import FaultPoint, reach
 from merlina.schemas.step_plan import rate_factor
-from merlina.schemas.training import KEPT_CHECKPOINTS, PACK_POSITIONS, TrainingConfig
+from merlina.schemas.training import KEPT_CHECKPOINTS, TrainingConfig, pack_positions
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from merlina.training.distributed.sharding import is_sharded
 from merlina.training.engine.fast_path import choose_logprob_model, trial_examples
@@ -110,7 +116,10 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             callbacks=[ProgressCallback(reporter, ranks, evaluates=evaluates), self._early_stopping],
         )
         # Adapters are initialized at random on each rank.
-        ranks.broadcast_weights(weight for weight in model.parameters() if weight.requires_grad)
+        self._trained = [weight for weight in model.parameters() if weight.requires_grad]
+        ranks.broadcast_weights(self._trained)
+        # The Trainer calls this in each step, and the model's own method visits all of its modules.
+        model.zero_grad = partial(_drop_gradients, self._trained)  # type: ignore[method-assign]
         # training_step divides by the pairs of the whole step, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         if self.args.device.type == "cpu":
@@ -149,7 +158,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         )
         planner = PassPlanner(
             model.batching,
-            PACK_POSITIONS.get(self.args.device.type, PACK_POSITIONS["cuda"]),
+            pack_positions(self.args.device.type, is_dense=model.is_dense),
             self._ranks,
             ranks_in_lockstep=is_sharded(self.model),
             length_limits=rope_length_limits(causal_lm.config),
@@ -228,7 +237,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """Run the forward and backward passes of one optimizer step. Returns its mean loss, a scalar."""
         self._throughput.start()
-        model.train()
+        # Setting the mode visits every module of the model, which takes milliseconds.
+        if not model.training:
+            model.train()
         step = self.state.global_step + 1
         # [pairs of the step], zero for pairs of other ranks until the sum
         pair_losses = torch.zeros(len(inputs), device=self.args.device)
@@ -244,15 +255,25 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
                     means.add(losses.metrics)
         # Summed over ranks before the check, so that its error names the rows of all of them.
         self._ranks.sum(pair_losses)
-        check_losses(step, [item.row for item in inputs], pair_losses.tolist())
-        self._ranks.sum_gradients(model.parameters())
+        losses_by_pair = pair_losses.tolist()
+        check_losses(step, [item.row for item in inputs], losses_by_pair)
+        self._ranks.sum_gradients(self._trained)
         means.gather(self._ranks, len(inputs))
         self._throughput.add(sum(item.example.num_tokens for item in inputs))
-        # All ranks have the same pair_losses now, hence the same loss.
-        loss = pair_losses.mean()
-        self._window.add(loss.item(), means)
-        self._alarms.step(step, loss.item(), means.take())
-        return loss
+        # All ranks have the same losses now, hence the same mean.
+        loss = statistics.fmean(losses_by_pair)
+        self._window.add(loss, means)
+        self._alarms.step(step, loss, means.take())
+        return pair_losses.mean()
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002
+        """Return 0: operations are not counted, since that would visit every weight of the model in each step."""
+        return 0
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:  # noqa: ARG002
+        """Clip the gradients of the trained weights, which the Trainer would look for in the whole model each time."""
+        self.accelerator.unscale_gradients()
+        return nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
         """Replace transformers' schedules, whose first step has a learning rate of 0 if there is a warm-up."""
@@ -265,12 +286,15 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._created_lr_scheduler = True
         return scheduler
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:  # noqa: ARG002
         """Return the gradient norm. The Trainer calls this before each optimizer step, with or without clipping.
 
         Raises TrainingError before gradients that are not finite would be applied to the weights.
         """
-        norm = super()._get_grad_norm(model, grad_norm)
+        norm = grad_norm
+        if norm is None:
+            self.accelerator.unscale_gradients()
+            norm = nn.utils.get_total_norm([weight.grad for weight in self._trained if weight.grad is not None])
         # In float16, a step that overflows is skipped and repeated with another loss scale.
         if self._dtype != torch.float16 and not math.isfinite(norm):
             raise TrainingError(
@@ -299,12 +323,12 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             if self._ranks.from_first(self._reporter.should_stop() and not self._reporter.is_pausing()):
                 self.model.train()
                 return {}
-            divergence = self._runner.divergence(inputs)
-            for indices, is_filler in self._runner.planner.for_rank([item.example for item in inputs]):
-                with torch.no_grad():
+            with torch.no_grad(), self._runner.unchanged_weights():
+                divergence = self._runner.divergence(inputs)
+                for indices, is_filler in self._runner.planner.for_rank([item.example for item in inputs]):
                     losses = self._runner.pair_losses([inputs[index] for index in indices], divergence)
-                if not is_filler:
-                    means.add({"loss": losses.loss, **losses.metrics})
+                    if not is_filler:
+                        means.add({"loss": losses.loss, **losses.metrics})
             pairs += len(inputs)
         self.model.train()
         means.gather(self._ranks, pairs)
@@ -355,3 +379,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             return SequentialSampler(self.train_dataset)
         sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
         return sampler
+
+
+def _drop_gradients(weights: Sequence[nn.Parameter], set_to_none: bool = True) -> None:  # noqa: ARG001
+    """Drop the gradients of weights, with the signature of `nn.Module.zero_grad`."""
+    for weight in weights:
+        weight.grad = None
