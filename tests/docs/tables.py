@@ -111,8 +111,8 @@ def _bounds(option: dict[str, Any]) -> str:
 
 def _text(option: dict[str, Any]) -> str:
     if option.get("maxLength"):
-        return f"text, up to {option['maxLength']:,} characters"
-    return "path" if option.get("format") == "path" else "text"
+        return f"string, up to {option['maxLength']:,} characters"
+    return "path" if option.get("format") == "path" else "string"
 
 
 def _number(value: float) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from merlina.errors import BusyError, DataError, HelperError, MerlinaError, ModelError
 from merlina.executors.helper_process import HelperPool
-from merlina.schemas.operations import CountRows, MeasureProductRate, PreviewFormatted
+from merlina.schemas.operations import CountRows, MeasureMatrixSpeed, PreviewFormatted
 from tests.harness import pairs_file, until
 
 pytestmark = pytest.mark.slow
@@ -72,7 +72,7 @@ def test_a_call_that_takes_too_long_ends_the_helper(helper: HelperPool, tmp_path
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(HelperError, match="took too long"):
-        helper.call(MeasureProductRate(dtype="float32", width=8), timeout=0.2)
+        helper.call(MeasureMatrixSpeed(dtype="float32", width=8), timeout=0.2)
     assert helper.pid is None
 
 
@@ -127,7 +127,7 @@ def test_a_waiting_or_running_call_ends_when_its_client_disconnects(helper: Help
 
     def call(closed: threading.Event) -> None:
         with pytest.raises(BusyError, match="Client disconnected"):
-            helper.call(MeasureProductRate(dtype="float32", width=8), closed=closed)
+            helper.call(MeasureMatrixSpeed(dtype="float32", width=8), closed=closed)
         outcomes.append("running" if closed is running else "waiting")
 
     threads = [threading.Thread(target=call, args=(closed,)) for closed in (running, waiting)]

@@ -14,7 +14,7 @@ from merlina.executors import spare_processes
 from merlina.executors.environment import child_environment
 from merlina.executors.helper_process import HelperPool
 from merlina.executors.spare_processes import SpareProcesses
-from merlina.schemas.operations import MeasureProductRate
+from merlina.schemas.operations import MeasureMatrixSpeed
 from tests.harness import until
 
 pytestmark = pytest.mark.slow
@@ -186,7 +186,7 @@ def test_a_helper_pool_uses_the_spare_process(spares: Starting, tmp_path: Path) 
     spares.start()
     spare, helper = spares.pid, HelperPool(60, tmp_path / "log", spares.spares)
     try:
-        helper.call(MeasureProductRate(dtype="float32", width=8))
+        helper.call(MeasureMatrixSpeed(dtype="float32", width=8))
         assert helper.pid == spare
     finally:
         helper.close()

@@ -54,21 +54,21 @@ def start_process(
 
 @dataclass
 class _Spare:
-    """A process of `merlina.worker.spare` that waits for its order on `connection`, its standard input."""
+    """A process of `merlina.worker.spare` that waits for its assignment on `connection`, its standard input."""
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
 
-    def hand_over(self, order: bytes, files: Sequence[int]) -> bool:
-        """Send the order. Return False if that failed, and end the process."""
+    def hand_over(self, assignment: bytes, files: Sequence[int]) -> bool:
+        """Send the assignment. Return False if that failed, and end the process."""
         try:
             self.connection.settimeout(_SEND_SECONDS)
-            sent = socket.send_fds(self.connection, [order], files)
-            # Even an empty rest must not be sent: by then the process may have read the order and closed the socket.
-            if sent < len(order):
-                self.connection.sendall(order[sent:])
+            sent = socket.send_fds(self.connection, [assignment], files)
+            # Even an empty rest must not be sent: by then the process may have read all and closed the socket.
+            if sent < len(assignment):
+                self.connection.sendall(assignment[sent:])
         except OSError as error:
-            _log.warning("the spare process %d could not take its order: %s", self.process.pid, error)
+            _log.warning("the spare process %d could not take its assignment: %s", self.process.pid, error)
             self.end()
             return False
         self.connection.close()
@@ -109,10 +109,10 @@ class SpareProcesses:
         self, role: Role, arguments: Sequence[str], environment: Mapping[str, str], files: Sequence[int]
     ) -> subprocess.Popen[bytes]:
         """Start a process as `start_process` does: the spare process if there is one, even if it is still importing."""
-        order = {"role": role, "arguments": list(arguments), "environment": dict(environment)}
+        assignment = {"role": role, "arguments": list(arguments), "environment": dict(environment)}
         with self._lock:
             spare, self._spare = self._spare, None
-        if spare is not None and spare.hand_over(json.dumps(order).encode() + b"\n", files):
+        if spare is not None and spare.hand_over(json.dumps(assignment).encode() + b"\n", files):
             process = spare.process
         else:
             process = start_process(role, arguments, environment, files)
@@ -120,7 +120,7 @@ class SpareProcesses:
         return process
 
     def close(self) -> None:
-        """End the spare process; processes that have received an order continue."""
+        """End the spare process; processes that have received an assignment continue."""
         with self._lock:
             self._closed = True
             self._end_spare()

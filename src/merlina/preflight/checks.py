@@ -36,7 +36,7 @@ from merlina.preflight.unused_settings import check_unused_settings
 from merlina.preflight.upload import UploadCheck
 from merlina.preflight.wandb import check_wandb
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
-from merlina.schemas.operations import CountHubRows, InspectRows, InspectRun, MeasureProductRate
+from merlina.schemas.operations import CountHubRows, ExamineRows, InspectRun, MeasureMatrixSpeed
 from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import TimeEstimate
 from merlina.settings import Settings
@@ -164,7 +164,7 @@ class Preflight:
     ) -> tuple[DataFacts | None, str | None]:
         """Return the facts on the first rows of a file without token counts, or why they cannot be read."""
         try:
-            operation = InspectRows(
+            operation = ExamineRows(
                 config=config.without_secrets(), file=file, max_row_mb=self.settings.max_row_size_mb
             )
             return self.helpers.rows.call(operation, closed=closed), None
@@ -190,7 +190,7 @@ class Preflight:
             device,
             find_earlier_run(self.database, config, device),
             lambda dtype, width: self.helpers.local.call(
-                MeasureProductRate(dtype=dtype, width=width), timeout=_SPEED_SECONDS, closed=closed
+                MeasureMatrixSpeed(dtype=dtype, width=width), timeout=_SPEED_SECONDS, closed=closed
             ),
         )
 

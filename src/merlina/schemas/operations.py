@@ -126,7 +126,7 @@ class CompareRows(Operation[str | None]):
     max_row_mb: int
 
 
-class InspectRows(Operation[DataFacts]):
+class ExamineRows(Operation[DataFacts]):
     """Examine the first rows of a file as text, for a run without an available tokenizer. Raises DataError."""
 
     config: TrainingConfig
@@ -160,7 +160,7 @@ class InspectRun(Operation[RunFacts]):
     max_row_mb: int
 
 
-class MeasureProductRate(Operation[float]):
+class MeasureMatrixSpeed(Operation[float]):
     """Measure how many floating point operations per second matrix products of this type and width reach."""
 
     dtype: str

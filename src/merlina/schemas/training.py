@@ -160,7 +160,9 @@ class TrainingConfig(RequestModel):
         description="Number of epochs; may be a fraction. More than 3 often lead to overfitting.",
     )
     max_steps: int | None = Field(
-        default=None, ge=1, description="Number of optimizer steps; overrides num_epochs. Useful for a short trial run."
+        default=None,
+        ge=1,
+        description="Number of optimizer steps; overrides num_epochs. Useful for a short first run.",
     )
     batch_size: int = Field(
         default=1,

@@ -1,4 +1,4 @@
-"""`python -m merlina.worker.spare`: a process that completes its imports in advance and waits for its order.
+"""`python -m merlina.worker.spare`: a process that completes its imports in advance and waits for its assignment.
 
 Importing takes seconds. A spare process spends them in advance, at low priority. Meanwhile it waits on its standard
 input, a socket that connects it with the server, for one line of JSON, with the open files beside it (SCM_RIGHTS):
@@ -10,8 +10,8 @@ From then on it is that process and no longer needs the server. The lock is held
 sends it, first in the socket and then here, so that it alone decides whether a run has a worker. If the server dies or
 closes the socket before the line is complete, this process ends at once without effects.
 
-Until its order arrives it has no token and does not open a GPU, so that CUDA_VISIBLE_DEVICES takes effect: it neither
-queries NVML nor imports bitsandbytes, which opens every GPU that it sees, nor peft, which imports bitsandbytes.
+Until its assignment arrives it has no token and does not open a GPU, so that CUDA_VISIBLE_DEVICES takes effect: it
+neither queries NVML nor imports bitsandbytes, which opens every GPU that it sees, nor peft, which imports bitsandbytes.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from merlina.worker.imports import import_without_gc
 
 _MAX_FILES = 8
 _NICENESS = 5
-# Modules that take long to import and do not import peft; the rest of a run takes half a second. After an order, the
-# module in progress is completed at low priority and the others are imported by the role, so none should be slow.
+# Modules that take long to import and do not import peft; the rest of a run takes half a second. After an assignment,
+# the module in progress is completed at low priority and the others are imported by the role, so none should be slow.
 _IMPORTED = (
     "merlina.worker.__main__",
     "merlina.worker.helper.process",
@@ -54,35 +54,35 @@ _IMPORTED = (
 
 def main() -> int:
     setproctitle("merlina spare importing")
-    ordered = threading.Event()
-    imports = threading.Thread(target=_import_until, args=(ordered,), name="imports", daemon=True)
+    assigned = threading.Event()
+    imports = threading.Thread(target=_import_until, args=(assigned,), name="imports", daemon=True)
     imports.start()
     with socket.socket(fileno=os.dup(0)) as server:
-        order, files = _receive_order(server)
-    ordered.set()
+        assignment, files = _receive_assignment(server)
+    assigned.set()
     imports.join()
     for number, file in enumerate(files[:3]):
         os.dup2(file, number)
         os.close(file)
     os.environ.clear()
-    os.environ.update(order["environment"])
-    return _ROLES[order["role"]](order["arguments"], files[3:])
+    os.environ.update(assignment["environment"])
+    return _ROLES[assignment["role"]](assignment["arguments"], files[3:])
 
 
-def _import_until(ordered: threading.Event) -> None:
+def _import_until(assigned: threading.Event) -> None:
     if sys.platform == "linux":
-        # Only this thread, since a process may not raise its priority again when its order arrives.
+        # Only this thread, since a process may not raise its priority again when its assignment arrives.
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
     for name in _IMPORTED:
-        if ordered.is_set():
+        if assigned.is_set():
             return
         import_without_gc([name])
     setproctitle("merlina spare")
 
 
-def _receive_order(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    """Wait for the order and its files. Without an order, end the process at once, even during an import."""
+def _receive_assignment(server: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    """Wait for the assignment and its files. Without an assignment, end the process at once, even during an import."""
     line, files = b"", list[int]()
     while not line.endswith(b"\n"):
         try:

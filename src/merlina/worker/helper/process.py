@@ -91,13 +91,13 @@ OPERATIONS: dict[type[Operation[Any]], str] = {
     operations.PreviewRows: "rows",
     operations.CountRows: "rows",
     operations.ParseUpload: "rows",
-    operations.InspectRows: "rows",
+    operations.ExamineRows: "rows",
     operations.CompareRows: "rows",
     operations.PreviewFormatted: "previews",
     operations.CountHubRows: "previews",
     operations.InspectTokenizer: "inspection",
     operations.InspectModel: "inspection",
     operations.InspectRun: "inspection",
-    operations.MeasureProductRate: "speed",
+    operations.MeasureMatrixSpeed: "speed",
 }
 _BY_NAME = {kind.name: kind for kind in OPERATIONS}

@@ -17,7 +17,7 @@ from merlina.schemas.inspection import DataFacts
 from merlina.schemas.operations import (
     CompareRows,
     CountRows,
-    InspectRows,
+    ExamineRows,
     ParsedUpload,
     ParseUpload,
     PreviewRows,
@@ -62,7 +62,7 @@ def parse_upload(operation: ParseUpload) -> ParsedUpload:
         return ParsedUpload(file_format=file_format, total_rows=rows)
 
 
-def inspect_rows(operation: InspectRows) -> DataFacts:
+def inspect_rows(operation: ExamineRows) -> DataFacts:
     """Examine a file's first rows as text. Raises DataError."""
     with PHASES.during("Reading the data set", _PREVIEW_SECONDS, DataError):
         row_limit = RowLimit.of_megabytes(operation.max_row_mb)

@@ -7,14 +7,14 @@ from functools import lru_cache
 
 import torch
 
-from merlina.schemas.operations import MeasureProductRate
+from merlina.schemas.operations import MeasureMatrixSpeed
 
 _ROWS = 512
 _SECONDS = 0.15
 
 
 @lru_cache
-def measure_product_rate(operation: MeasureProductRate) -> float:
+def measure_product_rate(operation: MeasureMatrixSpeed) -> float:
     """Return the floating-point operations per second of products [512, width] x [width, width] on all threads."""
     dtype, width = getattr(torch, operation.dtype), operation.width
     left, right = torch.ones(_ROWS, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
