@@ -62,7 +62,7 @@ def parse_upload(operation: ParseUpload) -> ParsedUpload:
         return ParsedUpload(file_format=file_format, total_rows=rows)
 
 
-def inspect_rows(operation: ExamineRows) -> DataFacts:
+def examine_rows(operation: ExamineRows) -> DataFacts:
     """Examine a file's first rows as text. Raises DataError."""
     with PHASES.during("Reading the data set", _PREVIEW_SECONDS, DataError):
         row_limit = RowLimit.of_megabytes(operation.max_row_mb)

@@ -14,7 +14,7 @@ _SECONDS = 0.15
 
 
 @lru_cache
-def measure_product_rate(operation: MeasureMatrixSpeed) -> float:
+def measure_matrix_speed(operation: MeasureMatrixSpeed) -> float:
     """Return the floating-point operations per second of products [512, width] x [width, width] on all threads."""
     dtype, width = getattr(torch, operation.dtype), operation.width
     left, right = torch.ones(_ROWS, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
