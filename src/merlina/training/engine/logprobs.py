@@ -56,7 +56,7 @@ class LogprobModel(Protocol):
 
     @property
     def is_dense(self) -> bool:
-        """Whether the cost of the passes so far grows with the square of their positions, by masks of all by all."""
+        """Whether the cost of the last pass grew with the square of its positions, by masks of all by all."""
 
     def __call__(self, pack: Pack) -> Logprobs: ...
 

@@ -101,7 +101,7 @@ class LengthGroupedModel:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the cost of the passes so far grows with the square of their positions."""
+        """Whether the cost of the last pass grew with the square of its positions."""
         return self._run.is_dense
 
     def __call__(self, pack: Pack) -> Logprobs:
