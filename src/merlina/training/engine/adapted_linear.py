@@ -12,7 +12,7 @@ Adapted linear layer:
 
     y = x W^T + b + s (x~ A^T) B^T              W[O, I] frozen, A[r, I] and B[O, r] trained
     u = s x~ A^T                                [N, r], `inner` below, stored beside x and, on a CPU, the mask
-    d_u = s d_y B                               [N, r], s being a factor of the product: no operation of its own
+    d_u = s d_y B                               [N, r], s is a factor of the product and needs no additional operation
     d_B = d_y^T u,   d_A = d_u^T x~
     d_x = d_y W + (d_u A) * m
 
@@ -135,9 +135,9 @@ def forward_linear(x: Tensor, mask: DropoutMask | None, layer: PassWeights) -> t
     inner = x.new_empty(x.shape[0], adapter.a.shape[0])
     inner.addmm_(x if mask is None else mask.apply(x), adapter.a.t(), beta=0, alpha=layer.scale)
     columns = _columns(y, adapter.outputs), _columns(inner, adapter.ranks)
-    for part, of_part, b in zip(*columns, adapter.b, strict=True):
+    for y_part, inner_part, b in zip(*columns, adapter.b, strict=True):
         # y += u B^T in place, without a second tensor [N, O]
-        part.addmm_(of_part, b.t())
+        y_part.addmm_(inner_part, b.t())
     return y, inner
 
 
@@ -151,10 +151,10 @@ def backward_linear(
     columns = (
         _columns(d_y, adapter.outputs), _columns(inner, adapter.ranks), _columns(d_inner, adapter.ranks)
     )  # fmt: skip
-    for part, of_part, d_of_part, b in zip(*columns, adapter.b, strict=True):
+    for d_y_part, inner_part, d_inner_part, b in zip(*columns, adapter.b, strict=True):
         # d_u = s d_y B
-        d_of_part.addmm_(part, b, beta=0, alpha=layer.scale)
-        d_b.append(_outer_sum(part, of_part))  # d_B = d_y^T u
+        d_inner_part.addmm_(d_y_part, b, beta=0, alpha=layer.scale)
+        d_b.append(_outer_sum(d_y_part, inner_part))  # d_B = d_y^T u
     # d_x = d_y W + (d_u A) * m
     parts = _columns(d_y, [each.outputs for each in layer.frozen])
     d_x = torch.mm(parts[0], layer.frozen[0].dequantized(d_y.dtype))

@@ -1,7 +1,7 @@
 """The attention of a packed forward pass, as one of transformers' attention functions.
 
 transformers passes every keyword argument of the model's forward method to the attention function. A pack's layout
-therefore travels with the call itself, also when activation checkpointing recomputes a layer.
+therefore travels with the call itself, also when gradient checkpointing recomputes a layer.
 
 Legend: N positions of the pack, S segments, H query heads, K key heads, D head size of queries and keys, E of values, Q
 queries and L keys of one text.
@@ -38,7 +38,12 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from merlina.schemas.training import AttentionImplementation
 from merlina.training.engine.block_attention import block_attention
-from merlina.training.engine.flash_attention import KeyLists, flash_attention, key_lists, supports_flash_attention
+from merlina.training.engine.flash_attention import (
+    VarlenLayout,
+    flash_attention,
+    supports_flash_attention,
+    varlen_layout,
+)
 from merlina.training.engine.packing import Pack, PackingError, Segment
 
 NAME = "merlina_packed"
@@ -90,7 +95,7 @@ class PackedAttention:
         self.implementation = implementation
         self.positions = pack.input_ids.shape[1]
         self._device = pack.input_ids.device
-        self._key_lists: KeyLists | None = None
+        self._varlen_layout: VarlenLayout | None = None
         self._masks: dict[tuple[_Visibility, torch.dtype], Tensor] = {}
         self._rules: dict[_MaskRule, _Visibility] = {}
 
@@ -99,11 +104,11 @@ class PackedAttention:
         """Whether any layer so far needed a mask of all queries by all keys."""
         return bool(self._masks)
 
-    def key_lists(self) -> KeyLists:
+    def varlen_layout(self) -> VarlenLayout:
         """Return the input of flash attention."""
-        if self._key_lists is None:
-            self._key_lists = key_lists(self.segments, self._device)
-        return self._key_lists
+        if self._varlen_layout is None:
+            self._varlen_layout = varlen_layout(self.segments, self._device)
+        return self._varlen_layout
 
     def visibility(self, rule: _MaskRule) -> _Visibility:
         """Return the pattern of a mask rule, recognized on the longest text of the pack."""
@@ -174,8 +179,8 @@ def _attend(
     if query.device.type == "cpu":
         return block_attention(query[0], key[0], value[0], packed.segments, scale, visible.window)[None], None
     if supports_flash_attention(query, value):
-        lists = packed.key_lists()
-        return flash_attention(query[0], key[0], value[0], lists, scale, visible.window)[None], None
+        layout = packed.varlen_layout()
+        return flash_attention(query[0], key[0], value[0], layout, scale, visible.window)[None], None
     return _masked(query, key, value, packed.mask(visible, value.dtype), scale, None, "sdpa"), None
 
 

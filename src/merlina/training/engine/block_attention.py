@@ -126,10 +126,10 @@ def _grouped(query: Tensor, key_heads: int) -> Tensor:
 
 
 def _key_list(segment: Segment, keys: Tensor) -> Tensor:
-    """Return the keys or values of a segment's key list, shape [K, prefix + own, D]."""
+    """Return the keys or values of a segment's key list, shape [K, length of the list, D]."""
     # The prefix is copied, so that one product covers it and the segment's own keys.
-    own = keys[:, segment.begin : segment.end]
-    return torch.cat((keys[:, segment.prefix_begin : segment.prefix_end], own), dim=1)
+    prefix = keys[:, segment.prefix_begin : segment.prefix_end]
+    return torch.cat((prefix, keys[:, segment.begin : segment.end]), dim=1)
 
 
 def _rows(queries: Tensor, block: _Block) -> Tensor:

@@ -67,8 +67,8 @@ def choose_logprob_model(
     """
     causal_lm = unwrap(model)
     lengths = RotaryLengths(causal_lm)
-    # The reference of the comparison, before any layer is replaced.
-    own = _by_length(PaddedModel(model, pad_id), lengths)
+    # The model's own forward pass, which packs must reproduce; created before any layer is replaced.
+    original = _by_length(PaddedModel(model, pad_id), lengths)
     reason = packing_obstacle(causal_lm)
     if reason is not None:
         return _padded_model(model, trial, pad_id, precision, lengths), reason
@@ -81,7 +81,7 @@ def choose_logprob_model(
                 # bitsandbytes' product also rounds activations to 8 bits. Fused layers do not, so the reference uses
                 # them as well; otherwise the comparison would measure bitsandbytes' rounding.
                 fuse_layers(causal_lm)
-            expected = own.target_logprobs(trial)
+            expected = original.target_logprobs(trial)
             expected_long = None if long_trial is None else _text_by_text(causal_lm, long_trial, lengths)
             fuse_layers(causal_lm)
             packed = _by_length(PackedModel(model, implementation), lengths)

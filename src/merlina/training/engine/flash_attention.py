@@ -7,11 +7,12 @@ Legend: H query heads, K key heads, N positions, D head size, S segments, L keys
 
 Worked example: segments 0:3 and 3:5, the second with prefix 0:2.
 
-    key list     0  1  2 | 0  1  3  4      query_begins 0 3 5, key_begins 0 3 7
-    own          0  1  2          5  6     where position n is in the key list
-    repeated              3  4             entries of the key list that repeat the positions in `prefix`, 0 and 1
+    key_positions       0  1  2 | 0  1  3  4    cu_seqlens_q 0 3 5, cu_seqlens_k 0 3 7
+    entry_of_position   0  1  2          5  6   the entry of key_positions that holds position n, not as a repetition
+    repeated_entries             3  4           the entries that repeat positions of a prefix
+    repeated_positions           0  1           these positions
 
-A key's gradient is that of its own entry plus those of its repetitions.
+A key's gradient is the sum of the gradients of all entries that hold it.
 """
 
 from __future__ import annotations
@@ -30,36 +31,41 @@ _CAPABILITY, _LARGEST_HEAD, _HEAD_MULTIPLE = (8, 0), 256, 8
 
 
 @dataclass(frozen=True)
-class KeyLists:
-    """The keys of each segment, concatenated, as indices of positions, and where segments begin."""
+class VarlenLayout:
+    """The sequences of variable length that the kernel computes, one per segment; fields as in the module's example.
 
-    keys: Tensor  # [L] int64
-    own: Tensor  # [N] int64
-    repeated: Tensor  # [R] int64
-    prefix: Tensor  # [R] int64
-    query_begins: Tensor  # [S + 1] int32
-    key_begins: Tensor  # [S + 1] int32
-    longest_query: int
-    longest_key: int
+    `cu_seqlens_…` and `max_seqlen_…` are the arguments of torch's operator: where sequences begin in the concatenated
+    queries and keys, and the lengths of the longest ones.
+    """
+
+    key_positions: Tensor  # [L] int64
+    entry_of_position: Tensor  # [N] int64
+    repeated_entries: Tensor  # [R] int64
+    repeated_positions: Tensor  # [R] int64
+    cu_seqlens_q: Tensor  # [S + 1] int32
+    cu_seqlens_k: Tensor  # [S + 1] int32
+    max_seqlen_q: int
+    max_seqlen_k: int
 
 
-def key_lists(segments: tuple[Segment, ...], device: torch.device) -> KeyLists:
-    """Build the key lists of a pack's segments."""
-    keys, own, repeated, prefixes = [], [], [], []
-    query_begins, key_begins = [0], [0]
+def varlen_layout(segments: tuple[Segment, ...], device: torch.device) -> VarlenLayout:
+    """Return the layout of a pack's segments on a device."""
+    key_positions, entry_of_position, repeated_entries, repeated_positions = [], [], [], []
+    cu_seqlens_q, cu_seqlens_k = [0], [0]
     for segment in segments:
         prefix = np.arange(segment.prefix_begin, segment.prefix_end)
-        entries = np.arange(key_begins[-1], key_begins[-1] + segment.prefix + segment.end - segment.begin)
-        keys += [prefix, np.arange(segment.begin, segment.end)]
-        repeated.append(entries[: segment.prefix])
-        own.append(entries[segment.prefix :])
-        prefixes.append(prefix)
-        query_begins.append(segment.end)
-        key_begins.append(key_begins[-1] + len(entries))
-    parts = [*map(np.concatenate, (keys, own, repeated, prefixes)), np.array(query_begins), np.array(key_begins)]
+        entries = np.arange(cu_seqlens_k[-1], cu_seqlens_k[-1] + segment.prefix + segment.end - segment.begin)
+        key_positions += [prefix, np.arange(segment.begin, segment.end)]
+        repeated_entries.append(entries[: segment.prefix])
+        entry_of_position.append(entries[segment.prefix :])
+        repeated_positions.append(prefix)
+        cu_seqlens_q.append(segment.end)
+        cu_seqlens_k.append(cu_seqlens_k[-1] + len(entries))
+    by_segment = (key_positions, entry_of_position, repeated_entries, repeated_positions)
+    parts = [*map(np.concatenate, by_segment), np.array(cu_seqlens_q), np.array(cu_seqlens_k)]
     # One transfer for all of them.
     indices = torch.from_numpy(np.concatenate(parts)).to(device).split([len(part) for part in parts])
-    return KeyLists(
+    return VarlenLayout(
         indices[0],
         indices[1],
         indices[2],
@@ -85,13 +91,13 @@ def supports_flash_attention(query: Tensor, value: Tensor) -> bool:
 
 
 def flash_attention(
-    query: Tensor, key: Tensor, value: Tensor, lists: KeyLists, scale: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, layout: VarlenLayout, scale: float, window: int | None
 ) -> Tensor:
     """Compute attention of query[H, N, D] to key[K, N, D] and value[K, N, D], shape [N, H, D].
 
     With a window, a query attends to at most `window` keys, its own included.
     """
-    result: Tensor = _FlashAttention.apply(query, key, value, lists, scale, window)
+    result: Tensor = _FlashAttention.apply(query, key, value, layout, scale, window)
     return result
 
 
@@ -104,32 +110,32 @@ class _FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lists: KeyLists, scale: float, window: int | None
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: VarlenLayout, scale: float, window: int | None
     ) -> Tensor:
         queries = query.transpose(0, 1).contiguous()
-        keys, values = (_listed(states.transpose(0, 1), lists) for states in (key, value))
+        keys, values = (_by_entry(states.transpose(0, 1), layout) for states in (key, value))
         # The causal mask is aligned to the bottom right: the last query of a segment attends to all of its keys, which
         # include the prefix before them. A window is given as the number of keys before a query's own.
         result, logsumexp, random_state, unused, _ = torch.ops.aten._flash_attention_forward(
-            queries, keys, values, *_sequences(lists), 0.0, window is None, False, **_options(scale, window)
+            queries, keys, values, *_sequences(layout), 0.0, window is None, False, **_options(scale, window)
         )
         ctx.save_for_backward(queries, keys, values, result, logsumexp, random_state, unused)
-        ctx.lists, ctx.scale, ctx.window = lists, scale, window
+        ctx.layout, ctx.scale, ctx.window = layout, scale, window
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         queries, keys, values, result, logsumexp, random_state, unused = ctx.saved_tensors
         d_queries, d_keys, d_values = torch.ops.aten._flash_attention_backward(
-            gradients[0].contiguous(), queries, keys, values, result, logsumexp, *_sequences(ctx.lists), 0.0,
+            gradients[0].contiguous(), queries, keys, values, result, logsumexp, *_sequences(ctx.layout), 0.0,
             ctx.window is None, random_state, unused, **_options(ctx.scale, ctx.window),
         )  # fmt: skip
-        d_key, d_value = (_by_position(d_states, ctx.lists).transpose(0, 1) for d_states in (d_keys, d_values))
+        d_key, d_value = (_by_position(d_states, ctx.layout).transpose(0, 1) for d_states in (d_keys, d_values))
         return d_queries.transpose(0, 1), d_key, d_value, None, None, None
 
 
-def _sequences(lists: KeyLists) -> tuple[Tensor, Tensor, int, int]:
-    return lists.query_begins, lists.key_begins, lists.longest_query, lists.longest_key
+def _sequences(layout: VarlenLayout) -> tuple[Tensor, Tensor, int, int]:
+    return layout.cu_seqlens_q, layout.cu_seqlens_k, layout.max_seqlen_q, layout.max_seqlen_k
 
 
 def _options(scale: float, window: int | None) -> dict[str, Any]:
@@ -137,16 +143,16 @@ def _options(scale: float, window: int | None) -> dict[str, Any]:
     return {"scale": scale, "window_size_left": left, "window_size_right": right}
 
 
-def _listed(keys: Tensor, lists: KeyLists) -> Tensor:
-    """Return the key of each entry of the key list, shape [L, K, D], from that of each position."""
-    # Without shared prompts, the list has each position once, in order. Values are still copied if they are part of a
+def _by_entry(keys: Tensor, layout: VarlenLayout) -> Tensor:
+    """Return the key of each entry of `key_positions`, shape [L, K, D], from that of each position [N, K, D]."""
+    # Without shared prompts, each position is one entry, in order. Values are still copied if they are part of a
     # joint result of q, k and v, all of which would otherwise be kept for the backward pass.
-    return keys.index_select(0, lists.keys) if len(lists.repeated) else keys.contiguous()
+    return keys.index_select(0, layout.key_positions) if len(layout.repeated_entries) else keys.contiguous()
 
 
-def _by_position(d_keys: Tensor, lists: KeyLists) -> Tensor:
-    """Return the gradient of each position's key, shape [N, K, D], from that of each entry of the key list."""
-    if not len(lists.repeated):
+def _by_position(d_keys: Tensor, layout: VarlenLayout) -> Tensor:
+    """Return the gradient of each position's key, shape [N, K, D], from that of each entry [L, K, D]."""
+    if not len(layout.repeated_entries):
         return d_keys
-    by_position = d_keys.index_select(0, lists.own)
-    return by_position.index_add_(0, lists.prefix, d_keys.index_select(0, lists.repeated))
+    by_position = d_keys.index_select(0, layout.entry_of_position)
+    return by_position.index_add_(0, layout.repeated_positions, d_keys.index_select(0, layout.repeated_entries))

@@ -2,7 +2,7 @@
 
 transformers' attention layers call the function `apply_rotary_pos_emb` of the Python module that defines them. It is
 replaced there, for all models of that module in this process, if the kernel gives the same result on a trial input;
-families with other layouts keep their own function.
+families with other layouts keep the original function.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def fuse_rotary(model: nn.Module) -> None:
     if kernels_for(torch.empty(0, device=device)) is None:
         return
     for module in _modules(model):
-        own = getattr(module, _NAME, None)
-        if own is not None and not hasattr(own, "original") and _is_reproduced(own, device):
-            setattr(module, _NAME, _fused(own))
+        function = getattr(module, _NAME, None)
+        if function is not None and not hasattr(function, "original") and _is_reproduced(function, device):
+            setattr(module, _NAME, _fused(function))
 
 
 def unfuse_rotary(model: nn.Module) -> None:
     """Restore the rotary embeddings that `fuse_rotary` replaced."""
     for module in _modules(model):
-        own = getattr(getattr(module, _NAME, None), "original", None)
-        if own is not None:
-            setattr(module, _NAME, own)
+        original = getattr(getattr(module, _NAME, None), "original", None)
+        if original is not None:
+            setattr(module, _NAME, original)
 
 
 def _modules(model: nn.Module) -> Iterator[ModuleType]:
@@ -48,14 +48,14 @@ def _modules(model: nn.Module) -> Iterator[ModuleType]:
         yield sys.modules[name]
 
 
-def _fused(own: Callable[..., Any]) -> Callable[..., Any]:
+def _fused(original: Callable[..., Any]) -> Callable[..., Any]:
     def apply_rotary_pos_emb(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> Any:
-        # A pack is one sequence; batches of several use the model's own function.
+        # A pack is one sequence; batches of several use the original function.
         if unsqueeze_dim == 1 and len(q) == len(cos) == 1 and q.shape[-1] == cos.shape[-1] and kernels_for(q):
             return _Rotate.apply(q, k, cos, sin)
-        return own(q, k, cos, sin, unsqueeze_dim)
+        return original(q, k, cos, sin, unsqueeze_dim)
 
-    apply_rotary_pos_emb.original = own  # type: ignore[attr-defined]
+    apply_rotary_pos_emb.original = original  # type: ignore[attr-defined]
     return apply_rotary_pos_emb
 
 
@@ -79,17 +79,17 @@ def _rotate(queries: Tensor, keys: Tensor, cos: Tensor, sin: Tensor, *, transpos
     return results
 
 
-def _is_reproduced(own: Callable[..., Any], device: torch.device) -> bool:
-    """Return whether the kernel gives the result of a model's own function on trial inputs."""
-    if list(inspect.signature(own).parameters)[:5] != _PARAMETERS:
+def _is_reproduced(original: Callable[..., Any], device: torch.device) -> bool:
+    """Return whether the kernel gives the result of a model's original function on trial inputs."""
+    if list(inspect.signature(original).parameters)[:5] != _PARAMETERS:
         return False
     # Two heads of size 8 at 4 positions; different angles for each element, so that other layouts differ.
     states = torch.linspace(-1, 1, 64, device=device).view(1, 2, 4, 8)
     angles = torch.linspace(0, 6, 16, device=device).view(1, 4, 4)
     angles = torch.cat((angles, angles), -1)
     try:
-        expected = own(states, states.flip(1), angles.cos(), angles.sin())
-        found = _fused(own)(states, states.flip(1), angles.cos(), angles.sin())
+        expected = original(states, states.flip(1), angles.cos(), angles.sin())
+        found = _fused(original)(states, states.flip(1), angles.cos(), angles.sin())
     except Exception:
         # A function for inputs of another form.
         return False

@@ -245,7 +245,7 @@ def _target_logprobs(
     logits += row * stride
     target = tl.load(targets + row)
     # Read before the reductions below, which all threads must reach before any of them overwrites the logits.
-    of_target = tl.load(logits + target).to(tl.float32) * factor
+    target_logit = tl.load(logits + target).to(tl.float32) * factor
     # The running maximum and the sum of exponentials relative to it (online softmax, arXiv 1805.02867). The maximum
     # begins at a finite number, since -inf - -inf would be NaN.
     largest = -3.0e38
@@ -257,7 +257,7 @@ def _target_logprobs(
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(z - new), 0)
         largest = new
     log_total = largest + tl.log(total)
-    tl.store(result + row, of_target - log_total)
+    tl.store(result + row, target_logit - log_total)
     if DIFFERENTIATE:
         for begin in range(0, width, BLOCK):
             columns = begin + tl.arange(0, BLOCK)

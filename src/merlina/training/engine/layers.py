@@ -3,8 +3,8 @@
 Autograd would store every intermediate of a norm, in float32, and of a feed-forward the two halves, the activation and
 their product. These implementations store the input of a norm, and the two halves; they compute the rest again.
 
-A norm or feed-forward is replaced if the result on a trial input is within `_TOLERANCE` of its own; adapted linear
-layers (`adapted_linear`) always are. `fast_path` compares the whole model afterwards.
+A norm or feed-forward is replaced if the result on a trial input is within `_TOLERANCE` of the original one. Adapted
+linear layers (`adapted_linear`) are always replaced. `fast_path` compares the whole model afterwards.
 
 Legend: N positions, I inputs, F width of a feed-forward, d_x for the gradient dL/dx, * elementwise.
 
@@ -56,7 +56,7 @@ from merlina.training.engine.fused_rotary import fuse_rotary, unfuse_rotary
 from merlina.training.engine.kernel_choice import kernels_for
 
 _TRIAL_POSITIONS = 4
-# The largest accepted error on the trial, relative to the largest absolute value of the layer's own output.
+# The largest accepted error on the trial, relative to the largest absolute value of the original output.
 _TOLERANCE = 2e-2
 _GATED = ("gate_proj", "up_proj", "down_proj")
 
@@ -158,17 +158,17 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         (x, gate_up, inner, inner_down), masks = saved(ctx)
-        of_gate_up, of_down = ctx.layers
+        gate_up_weights, down_weights = ctx.layers
         d_y = gradients[0].reshape(-1, gradients[0].shape[-1])
-        d_hidden, d_inner_down, d_b_down = backward_linear(d_y, masks[1], inner_down, of_down)
+        d_hidden, d_inner_down, d_b_down = backward_linear(d_y, masks[1], inner_down, down_weights)
         # h, which the gradient of down's A needs, is computed again.
         hidden, d_gate_up = _gated_backward(d_hidden, gate_up, ctx.activation)
-        d_a_down = gradient_of_a(d_inner_down, hidden, masks[1], of_down)
+        d_a_down = gradient_of_a(d_inner_down, hidden, masks[1], down_weights)
         del hidden, d_hidden
-        d_x, d_inner, d_b = backward_linear(d_gate_up, masks[0], inner, of_gate_up)
-        d_a = gradient_of_a(d_inner, x, masks[0], of_gate_up)
-        of_adapters = [*interleaved(d_a, d_b), *interleaved(d_a_down, d_b_down)]
-        return d_x.view(*gradients[0].shape[:-1], d_x.shape[1]), None, None, None, *of_adapters
+        d_x, d_inner, d_b = backward_linear(d_gate_up, masks[0], inner, gate_up_weights)
+        d_a = gradient_of_a(d_inner, x, masks[0], gate_up_weights)
+        d_adapters = [*interleaved(d_a, d_b), *interleaved(d_a_down, d_b_down)]
+        return d_x.view(*gradients[0].shape[:-1], d_x.shape[1]), None, None, None, *d_adapters
 
 
 def _gated(gate_up: Tensor, activation: str) -> Tensor:
@@ -280,13 +280,13 @@ def _replace(module: Any, candidates: list[Callable[[Any, Tensor], Tensor]]) -> 
     trial = torch.linspace(-2, 2, _TRIAL_POSITIONS * width, device=device).view(_TRIAL_POSITIONS, width).to(dtype)
     with torch.no_grad():
         try:
-            own = module(trial)
+            expected = module(trial)
         except Exception:
             # The layer may need further arguments, or an input of another shape.
             return
-        if not isinstance(own, Tensor):
+        if not isinstance(expected, Tensor):
             return
-        errors = [float((candidate(module, trial) - own).abs().max()) for candidate in candidates]
+        errors = [float((candidate(module, trial) - expected).abs().max()) for candidate in candidates]
     closest = min(range(len(candidates)), key=errors.__getitem__)
-    if errors[closest] <= _TOLERANCE * float(own.abs().max()):
+    if errors[closest] <= _TOLERANCE * float(expected.abs().max()):
         module.forward = types.MethodType(candidates[closest], module)

@@ -136,12 +136,12 @@ def _logprobs_and_gradient(logits: Tensor, targets: Tensor, factor: float) -> Te
         full = logits[part].float() * factor
         # Subtracting the largest logit keeps exp from overflowing and cancels out.
         largest = full.amax(-1, keepdim=True)
-        of_targets = full.gather(1, targets[part, None])  # z[y], [rows, 1]
+        target_logits = full.gather(1, targets[part, None])  # z[y], [rows, 1]
         total = full.sub_(largest).exp_().sum(-1, keepdim=True)  # the denominator of the softmax
-        result[part] = (of_targets - largest - total.log())[:, 0]
+        result[part] = (target_logits - largest - total.log())[:, 0]
         # -factor * softmax(z), then + factor at the target
         full.mul_(-factor / total)
-        logits[part] = full.scatter_add_(1, targets[part, None], torch.full_like(of_targets, factor))
+        logits[part] = full.scatter_add_(1, targets[part, None], torch.full_like(target_logits, factor))
     return result
 
 

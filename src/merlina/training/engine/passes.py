@@ -84,12 +84,12 @@ class PassPlanner:
     def split(self, examples: Sequence[PackedExample]) -> list[list[int]]:
         """Return the indices of `examples` for each pass. No pass has texts on both sides of a length limit."""
         # For each example, the number of limits below its longest text.
-        exceeded = [
+        limits_exceeded = [
             sum(self.batching.longest_text(example) > limit for limit in self.length_limits) for example in examples
         ]
         passes: list[list[int]] = []
-        for count in sorted(set(exceeded)):
-            group = [index for index, own in enumerate(exceeded) if own == count]
+        for count in sorted(set(limits_exceeded)):
+            group = [index for index, exceeded in enumerate(limits_exceeded) if exceeded == count]
             packs = self.batching.split([examples[index] for index in group], self.budget)
             passes += [[group[index] for index in pack] for pack in packs]
         return passes

@@ -72,11 +72,11 @@ def _sites_of(name: str, module: nn.Module, *, is_head: bool, is_tied: bool) -> 
         return
     if isinstance(module, _ConvNd):
         return
-    for own, weight in module.named_parameters(recurse=False):
+    for parameter, weight in module.named_parameters(recurse=False):
         if weight.ndim == 3 and weight.shape[0] > 1:
             kind: SiteKind = "shared experts" if _kind(name) == "shared experts" else "routed experts"
             yield Site(
-                path=f"{name}.{own}",
+                path=f"{name}.{parameter}",
                 kind=kind,
                 is_parameter=True,
                 parameters=weight.numel(),
