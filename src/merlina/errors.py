@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 _MAX_MESSAGE = 1000
+# The disk, or the user's quota, is full.
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def shorten(text: str, max_length: int = _MAX_MESSAGE) -> str:
@@ -110,7 +112,7 @@ class DiskFullError(MerlinaError):
 
 def is_disk_full(error: OSError) -> bool:
     """Return whether a write failed because the disk or the user's quota is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error.errno in DISK_FULL_ERRNOS
 
 
 class HelperError(MerlinaError):

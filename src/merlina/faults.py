@@ -22,7 +22,7 @@ _VARIABLE = "MERLINA_CRASH_FILE"
 class FaultPoint(StrEnum):
     """A moment in a procedure, with which its name begins: start, save, rotate, pause, resume or end."""
 
-    START_CLAIMED = "start.claimed"
+    START_COMMITTED = "start.committed"
     START_ORDERED = "start.ordered"
     START_SPAWNED = "start.spawned"
     START_IDENTIFIED = "start.identified"
@@ -49,7 +49,7 @@ class FaultPoint(StrEnum):
     PAUSE_SAVED = "pause.saved"
     PAUSE_REPORTED = "pause.reported"
 
-    RESUME_CLAIMED = "resume.claimed"
+    RESUME_PREPARED = "resume.prepared"
     RESUME_QUEUED = "resume.queued"
     RESUME_CHOSEN = "resume.chosen"
     RESUME_REPORTED = "resume.reported"
@@ -72,12 +72,12 @@ class FaultPoint(StrEnum):
 # The points that the server reaches. All others are reached by workers.
 SERVER_POINTS = frozenset(
     {
-        FaultPoint.START_CLAIMED,
+        FaultPoint.START_COMMITTED,
         FaultPoint.START_ORDERED,
         FaultPoint.START_SPAWNED,
         FaultPoint.PAUSE_REQUESTED,
         FaultPoint.PAUSE_DELIVERED,
-        FaultPoint.RESUME_CLAIMED,
+        FaultPoint.RESUME_PREPARED,
         FaultPoint.RESUME_QUEUED,
     }
 )

@@ -1,4 +1,4 @@
-"""Placement: the atomic move of a finished model into its output folder. (`jobs.scheduler` assigns GPUs.)
+"""Placement: the atomic rename of a finished model into its output folder. (`jobs.scheduler` assigns GPUs.)
 
 The worker writes the model into a temporary folder beside the output folder, then the event `placing`, which lists the
 remaining renames. From then on the model is complete: the process that finds the worker dead completes the renames
@@ -35,7 +35,7 @@ def identity(folder: Path) -> str | None:
 
 
 def place(placing: Placing, log: PlacementLog, *, is_move_logged: bool = False) -> bool:
-    """Move the older model out of the way and the new one into its place, skipping renames that are already done.
+    """Rename the older model and then the new one into its place, skipping renames that are already done.
 
     With `is_move_logged` the log already has the event `moved`. Return False if the new model is in neither
     place, or if another model has been put into the folder meanwhile.
@@ -88,7 +88,7 @@ def placement_awaiting_end(events_file: Path) -> Placing | None:
 
 
 def interrupted_placement(events_file: Path) -> tuple[Placing, bool] | None:
-    """Return the placement that the last attempt left unfinished, and whether the older model's move is logged."""
+    """Return the placement that the last attempt left unfinished, and whether the older model's rename is logged."""
     placing, is_move_logged = None, False
     for event in find_events(events_file, Started, Placing, Moved, Placed):
         if isinstance(event, Started | Placed):

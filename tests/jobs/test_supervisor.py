@@ -231,7 +231,7 @@ def test_a_job_that_can_neither_be_started_nor_logged_ends_in_the_database(backe
     assert backend.record(job).state == "failed"
 
 
-def test_a_job_claimed_by_a_server_that_was_killed_is_started_by_the_next_one(backend: Backend) -> None:
+def test_a_start_committed_by_a_server_that_was_killed_is_launched_by_the_next_one(backend: Backend) -> None:
     job = backend.submit()
     assert backend.moves.change(backend.record(job), {"state": "initializing"}) is not None
     supervisor = backend.new_supervisor()

@@ -157,7 +157,7 @@ def test_a_server_crash_costs_nothing_but_time(new_server: NewServer, config: Co
             until(lambda: server.status(job).status == "paused", 60, f"the pause after {point}")
             if point == FaultPoint.PAUSE_REQUESTED:
                 resume(server, job, point)
-        crash_at(FaultPoint.RESUME_CLAIMED, lambda: client.resume(job))
+        crash_at(FaultPoint.RESUME_PREPARED, lambda: client.resume(job))
         assert server.status(job).status == "paused"
         crash_at(FaultPoint.RESUME_QUEUED, lambda: client.resume(job))
     assert server.until_ended(job).status == "completed"

@@ -20,7 +20,7 @@ from merlina.worker.run.model_card import merged_metrics_table
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.saving import save_model
 from merlina.worker.run.stages import Stages, TrainingData
-from merlina.worker.run.stop_requests import PendingRequests
+from merlina.worker.run.stop_requests import ReceivedRequests
 from tests.harness import pairs_file, training_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")]
@@ -84,7 +84,7 @@ def ended_run(base: Path, folder: Path, *, stop_at: int | None = None, trusts: b
     )  # fmt: skip
     run = RunFolder(folder / "run")
     run.path.mkdir()
-    reporter = StopAt(EventLog(run.events_file), PendingRequests(folder / "stop", folder / "pause"))
+    reporter = StopAt(EventLog(run.events_file), ReceivedRequests(folder / "stop", folder / "pause"))
     reporter.stop_at = stop_at
     stages = Stages(run, order, reporter)
     loaded = stages.load_model()

@@ -26,9 +26,9 @@ from merlina.schemas.training import TrainingConfig
 from merlina.worker.run.publishing import publish
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.stages import TrainingData
-from merlina.worker.run.stop_requests import PendingRequests
+from merlina.worker.run.stop_requests import ReceivedRequests
 folder = Path(sys.argv[1])
-reporter = EventReporter(EventLog(folder / "events.jsonl"), PendingRequests(folder / "stop", folder / "pause"))
+reporter = EventReporter(EventLog(folder / "events.jsonl"), ReceivedRequests(folder / "stop", folder / "pause"))
 for config, token, result in json.loads(sys.argv[2]):
     os.environ["HF_TOKEN"] = token
     config = TrainingConfig.model_validate(config)

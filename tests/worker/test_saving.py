@@ -15,7 +15,7 @@ from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.saving import save_model
 from merlina.worker.run.stages import TrainingData
-from merlina.worker.run.stop_requests import PendingRequests
+from merlina.worker.run.stop_requests import ReceivedRequests
 from tests.harness import training_config
 from tests.tiny import build_tiny_model
 
@@ -49,7 +49,7 @@ def test_a_saved_model_ends_answers_as_in_training(base: Path, tmp_path: Path, u
     encoder = PairEncoder(tokenizer, "it", config.dataset.format, 512, 256)
     trained = encoder.encode(Pair((Message("user", "Hi"),), "Yes", "No")).tokens
     reporter = EventReporter(
-        EventLog(tmp_path / "events.jsonl"), PendingRequests(tmp_path / "stop", tmp_path / "pause")
+        EventLog(tmp_path / "events.jsonl"), ReceivedRequests(tmp_path / "stop", tmp_path / "pause")
     )
     save_model(model, tokenizer, order, TrainingData([], []), {}, reporter, 1, was_stopped=False)
     saved, how = AutoTokenizer.from_pretrained(tmp_path / "m"), GenerationConfig.from_pretrained(tmp_path / "m")

@@ -14,7 +14,7 @@ from merlina.executors.local import LocalExecutor
 from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
 from merlina.worker.run.run import run as carry_out
-from merlina.worker.run.stop_requests import PendingRequests
+from merlina.worker.run.stop_requests import ReceivedRequests
 from tests.harness import pairs_file, training_config, until
 from tests.tiny import build_tiny_model
 
@@ -47,7 +47,7 @@ def run_worker(folder: Path, base_model: Path, dataset_file: Path, **changes: An
     order = order_of(folder, base_model, dataset_file, **changes)
     run.write_order(order)
     log = EventLog(run.events_file)
-    carry_out(run, order, log, PendingRequests(run.stop_file, run.pause_file))
+    carry_out(run, order, log, ReceivedRequests(run.stop_file, run.pause_file))
     log.close()
     return run
 

@@ -13,7 +13,7 @@ _ALWAYS = {
     # A run on several GPUs forks its ranks after these imports, and a fork copies no thread.
     "OPENBLAS_NUM_THREADS": "1",
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    # Asking torch whether there is a GPU must not open it: a spare process gets CUDA_VISIBLE_DEVICES with its order.
+    # A check for GPUs by torch must not open them: a spare process gets CUDA_VISIBLE_DEVICES with its assignment.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
 

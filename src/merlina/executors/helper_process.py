@@ -188,7 +188,7 @@ class HelperPool:
 
 @dataclass(eq=False)
 class _Call:
-    """A call. Its phase is the operation in progress, with a name, a time limit and the error to raise at the limit."""
+    """A call. Its phase is the part in progress, with a name, a time limit and the error to raise at the limit."""
 
     operation: str
     closed: threading.Event

@@ -74,14 +74,14 @@ class JobCommands:
         return self._add(folder, config, priority, dataset_file, options)
 
     def stop(self, job_id: str) -> tuple[JobRecord, JobState]:
-        """Cancel a queued job, end a paused one, or ask a running one to stop; an ended one is not changed.
+        """Cancel a queued job, end a paused one, or request a running one to stop; an ended one is not changed.
 
         Return the job and the state it was in before. Raises NotFoundError and ConflictError.
         """
         return self._end(job_id, delete=False)
 
     def pause(self, job_id: str) -> tuple[JobRecord, bool]:
-        """Hold a queued job back, or ask a running one to write a checkpoint and end; others are not changed.
+        """Pause a queued job at once, or request a running one to write a checkpoint and end; others are not changed.
 
         Return the job and whether it was changed. Raises NotFoundError and ConflictError.
         """
@@ -133,7 +133,7 @@ class JobCommands:
                 folder.clear_requests()
                 undo.callback(request_start_over, folder, wanted=folder.start_over_file.exists())
                 resumption.announce_to(folder)
-                reach(FaultPoint.RESUME_CLAIMED)
+                reach(FaultPoint.RESUME_PREPARED)
 
             _, queued = self.moves.execute_command(record, changes, before_commit)
             undo.pop_all()

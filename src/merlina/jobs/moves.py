@@ -1,11 +1,11 @@
-"""The only module that writes a job's state.
+"""Moves: changes of jobs' records. This is the only module that writes a job's state.
 
-Of the other columns, two are also written elsewhere: `output_dir` by `storage.jobs.move_model`, `set_output_dir` and
-`take_output_dir`, for models of other jobs and after a recovery, and `metric_rows` together with the rows it counts.
-
-Each change is checked against the transition table (`domain/job_states`), written by an update that is guarded by the
+A move is checked against the transition table (`domain/job_states`), written by an update that is guarded by the
 record it was decided on, and published after the commit. A command that was decided on an outdated record never
 overwrites the change of another command: it is refused with the job's current state.
+
+Two columns are also written elsewhere: `output_dir` by `storage.jobs.move_model`, `set_output_dir` and
+`take_output_dir`, for models of other jobs and after a recovery, and `metric_rows` together with the rows it counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ InTransaction = Callable[[Connection], None]
 
 @dataclass(frozen=True)
 class Moves:
-    """Writes job records and publishes them. `clock` returns epoch seconds, which serve as timestamps only."""
+    """Makes moves: writes job records and publishes them. `clock` returns epoch seconds, for timestamps only."""
 
     database: Database
     broadcast: Broadcast

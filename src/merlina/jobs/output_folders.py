@@ -50,7 +50,7 @@ def refuse_nested_on_disk(models_dir: Path, target_dir: Path) -> None:
 
 
 def correct_moved_model(connection: Connection, folder: RunFolder) -> None:
-    """Correct the folder of an older model if a dead worker had logged its move but not completed it."""
+    """Correct the folder of an older model if a dead worker had logged its rename but not completed it."""
     interrupted = interrupted_placement(folder.events_file)
     if interrupted is None:
         return

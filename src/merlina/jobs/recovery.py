@@ -163,7 +163,7 @@ def _time_of(file: Path) -> float | None:
 
 
 def _restore_output_dirs(database: Database, folders: Sequence[RunFolder]) -> None:
-    """Find each job's model after all moves in all logs, which were ingested job by job rather than in time order."""
+    """Find each job's model by the events of all logs in order of time, since they were ingested job by job."""
     found = [
         (event.time, number, folder.path.name, event)
         for number, folder in enumerate(folders)

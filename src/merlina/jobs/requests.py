@@ -12,7 +12,7 @@ from merlina.storage.jobs import JobRecord, Summary
 
 
 def pause_changes(record: JobRecord, now: float, preempted_by: str | None = None) -> dict[str, Any]:
-    """Return what a pause changes: it holds a queued job back and asks a running one to pause.
+    """Return what a pause changes: it pauses a queued job at once and requests a running one to pause.
 
     With `preempted_by` the job returns to the queue by itself. Nothing changes if the job ends or pauses anyway, or is
     past the states that can be paused. A client's request takes precedence over preemption.

@@ -87,10 +87,6 @@ class Preflight:
         report.results["vram_sufficient"], report.memory = check_memory(
             config, model, report.data, gpus, self.chat_process.reclaimable_mb
         )
-        if model is None:
-            report.results["vram_sufficient"] = CheckResult(
-                passed=False, not_checked=("vram_sufficient: the model's size is unknown",)
-            )
         device = "cuda" if gpus else "cpu"
         report.results["merging_fits"] = check_merging(config, model, device)
         rows = self._count_rows(config, report, closed)

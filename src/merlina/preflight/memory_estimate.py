@@ -157,7 +157,7 @@ def check_memory(
     `reclaimable_mb` returns what is freed before the run starts, in MiB: of the GPU with this index, or of RAM (None).
     """
     if model is None:
-        return CheckResult(passed=False), None
+        return CheckResult(passed=False, not_checked=("vram_sufficient: the model's size is unknown",)), None
     freed = [replace(gpu, memory_free_mb=gpu.memory_free_mb + reclaimable_mb(gpu.index)) for gpu in gpus]
     gpu = _decisive_gpu(config, freed)
     device, place = ("cuda", f"GPU {gpu.index}") if gpu else ("cpu", "RAM")
@@ -293,8 +293,11 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
 
 
 def _adapted_copies(config: TrainingConfig, model: ModelFacts) -> float:
-    """Return the number of weights in the sums of adapted expert parameters and their adapters, which are kept for the
-    backward pass; with gradient checkpointing, of one layer at a time."""
+    """Return the number of weights that autograd copies for adapters on expert parameters.
+
+    The sum of each such parameter and its adapter is kept for the backward pass; with gradient checkpointing, those of
+    one layer at a time.
+    """
     if not config.use_lora:
         return 0.0
     adapted, _ = match(model.sites, config.target_modules)

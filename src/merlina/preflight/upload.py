@@ -43,11 +43,11 @@ class UploadCheck:
             if key in self._cached:
                 return self._cached[key][1]
         problem = hub.problem()
-        finding = _not_checked(problem) if problem else _query(config, token)
-        if finding.passed is not None:
+        result = _not_checked(problem) if problem else _query(config, token)
+        if result.passed is not None:
             with self._lock:
-                self._cached[key] = now, finding
-        return finding
+                self._cached[key] = now, result
+        return result
 
 
 def _query(config: TrainingConfig, token: str) -> CheckResult:

@@ -21,7 +21,7 @@ from merlina.processes import identify
 from merlina.run_folder import EventLog, RunFolder
 from merlina.schemas.events import Ended, Started
 from merlina.worker.imports import import_without_gc
-from merlina.worker.run.stop_requests import PendingRequests
+from merlina.worker.run.stop_requests import ReceivedRequests
 from merlina.worker.run.watchdog import watch
 
 _NAMED_VERSIONS = ("merlina", "torch", "transformers", "peft")
@@ -36,7 +36,7 @@ def main(given: Sequence[str] | None = None) -> int:
     # Segments that grow leave few holes between passes of different sizes, so that little more is held than is used.
     if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
-    requests = PendingRequests(folder.stop_file, folder.pause_file)
+    requests = ReceivedRequests(folder.stop_file, folder.pause_file)
     _write_identity(arguments.lock_fd)
     reach(FaultPoint.START_IDENTIFIED)
     log = EventLog(folder.events_file, folder.after_seq())

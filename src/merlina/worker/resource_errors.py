@@ -7,16 +7,16 @@ import errno
 import torch
 from safetensors import SafetensorError
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from merlina.errors import DISK_FULL_ERRNOS, is_disk_full
 
 
 def disk_is_full(error: BaseException) -> bool:
     """Return whether the disk is full, also for safetensors (raises no OSError) and torch.save (hides the cause)."""
     if isinstance(error, OSError):
-        return error.errno in _DISK_FULL
+        return is_disk_full(error)
     text = str(error)
     if isinstance(error, SafetensorError):
-        return any(f"(os error {number})" in text for number in _DISK_FULL)
+        return any(f"(os error {number})" in text for number in DISK_FULL_ERRNOS)
     # Its files are read by a PytorchStreamReader; "unexpected pos" is the writer's, once a write has failed.
     return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "unexpected pos" in text)
 

@@ -1,4 +1,4 @@
-"""A clock that measures how long this process has been awake, for the time that runs are given to react."""
+"""A clock that measures how long this process has been awake, for the grace periods of runs."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class FailureLog:
 
     @contextlib.contextmanager
     def isolated(self, failure: str) -> Iterator[None]:
-        """Log an error as `failure` and suppress it, so that one job's error does not hold up the others."""
+        """Log an error as `failure` and suppress it, so that one job's error does not affect the others."""
         try:
             yield
         except Exception as error:

@@ -1,4 +1,4 @@
-"""Starting workers: claim the job, free memory, write the order and launch the process."""
+"""Starting workers: commit the start, free memory, write the order and launch the process."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Starter:
             return
         committed = self.moves.change(waiting, {"state": "initializing", "gpus": start.gpus}, only_if=is_free)
         if committed is not None:
-            reach(FaultPoint.START_CLAIMED)
+            reach(FaultPoint.START_COMMITTED)
             self._launch(committed, folder)
 
     def start_committed(self, record: JobRecord, folder: RunFolder) -> bool:

@@ -52,8 +52,8 @@ class BatchItems:
             return [BatchItem(*columns) for columns in zip(examples, rows, references, strict=True)]
         unrelated = unrelated_examples(examples, self._runner.packer.config.max_length)
         # [U, 1]: an unrelated example has a single answer.
-        of_unrelated = self._reference(f"{name}-unrelated", unrelated, for_evaluation=for_evaluation)
-        table = zip(examples, rows, references, unrelated, of_unrelated[:, 0], strict=True)
+        unrelated_references = self._reference(f"{name}-unrelated", unrelated, for_evaluation=for_evaluation)
+        table = zip(examples, rows, references, unrelated, unrelated_references[:, 0], strict=True)
         return [BatchItem(*columns) for columns in table]
 
     def _reference(self, name: str, examples: Sequence[PackedExample], *, for_evaluation: bool) -> Tensor:

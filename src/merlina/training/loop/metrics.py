@@ -42,7 +42,7 @@ class RunningMeans:
     def _transferred(self) -> dict[str, float]:
         """Return all sums, after one transfer from the device."""
         if self._on_device:
-            names = [name for of_pass, _ in self._on_device for name in of_pass]
+            names = [name for pass_names, _ in self._on_device for name in pass_names]
             values = torch.cat([sums for _, sums in self._on_device]).tolist()
             self._on_device = []
             for name, value in zip(names, values, strict=True):

@@ -68,8 +68,8 @@ class PairTokenizer:
     def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Truncation]:
         """Return the token ids to train on, and the number of tokens that were truncated to fit the lengths."""
         start = _PromptText(self._tokenizer, _with_one_bos(prompt, self._bos))
-        of_rejected = [] if rejected is None else self._answer(start, rejected)
-        whole = TokenPair(start.ids, self._answer(start, chosen), of_rejected)
+        rejected_ids = [] if rejected is None else self._answer(start, rejected)
+        whole = TokenPair(start.ids, self._answer(start, chosen), rejected_ids)
         kept = _fit(whole, self._tokenizer.bos_token_id, self._max_length, self._max_prompt_length)
         cut = Truncation(
             len(whole.prompt) - len(kept.prompt),

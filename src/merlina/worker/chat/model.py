@@ -177,8 +177,8 @@ def _reason(stream: _TextStream, settings: Sampling, end_tokens: frozenset[int])
 
 def _take_end_tokens(model: PreTrainedModel, tokenizer: Any) -> frozenset[int]:
     """Return the model's end tokens and remove its other generation settings, so that both sides use the request's."""
-    own = model.generation_config.eos_token_id
-    listed = own if isinstance(own, list) else [own]
+    found = model.generation_config.eos_token_id
+    listed = found if isinstance(found, list) else [found]
     model.generation_config = GenerationConfig()
     return frozenset(token for token in (*listed, tokenizer.eos_token_id) if token is not None)
 

@@ -32,7 +32,7 @@ from merlina import checkpoints
 from merlina.hardware.host import describe_signal, oom_kills
 from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.events import Ended
-from merlina.worker.run.stop_requests import PendingRequests
+from merlina.worker.run.stop_requests import ReceivedRequests
 from merlina.worker.run.watchdog import watch
 
 _POLL_SECONDS = 0.5
@@ -62,7 +62,7 @@ class _Rank:
             self.outcome = "failed"
 
 
-def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, requests: PendingRequests, lock: int) -> int:
+def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, requests: ReceivedRequests, lock: int) -> int:
     """Carry out an order in `order.num_ranks` ranks and return the exit code of the worker."""
     begin, kills_before = folder.events_file.stat().st_size, oom_kills()
     folder.rendezvous_file.unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def run_in_ranks(folder: RunFolder, order: RunOrder, log: EventLog, requests: Pe
     return 1
 
 
-def _start(number: int, folder: RunFolder, order: RunOrder, log: EventLog, requests: PendingRequests) -> _Rank:
+def _start(number: int, folder: RunFolder, order: RunOrder, log: EventLog, requests: ReceivedRequests) -> _Rank:
     ours, theirs = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(
         target=_run_rank, args=(number, os.getpid(), theirs, folder, order, log, requests)
@@ -93,7 +93,7 @@ def _start(number: int, folder: RunFolder, order: RunOrder, log: EventLog, reque
     return _Rank(number, process, ours)
 
 
-def _watch(ranks: Sequence[_Rank], requests: PendingRequests) -> _Rank | None:
+def _watch(ranks: Sequence[_Rank], requests: ReceivedRequests) -> _Rank | None:
     """Wait until the first rank is done, and return None; or until a rank fails, and return it.
 
     If no failed rank reports within _CAUSE_SECONDS, the rank that lost the connection to the others is returned.
@@ -156,7 +156,7 @@ def _run_rank(
     folder: RunFolder,
     order: RunOrder,
     log: EventLog,
-    requests: PendingRequests,
+    requests: ReceivedRequests,
 ) -> None:
     _die_with_parent(worker)
     setproctitle(f"merlina worker {order.job_id} {folder.path} rank {number}")
@@ -170,7 +170,7 @@ def _run_rank(
 
 
 def _carry_out(
-    number: int, folder: RunFolder, order: RunOrder, log: EventLog, requests: PendingRequests
+    number: int, folder: RunFolder, order: RunOrder, log: EventLog, requests: ReceivedRequests
 ) -> tuple[_Outcome, str]:
     from merlina.training.distributed.ranks import LostRankError, join_ranks
     from merlina.training.models.loading import training_device

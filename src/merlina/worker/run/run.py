@@ -20,12 +20,12 @@ from merlina.worker.run.publishing import publish
 from merlina.worker.run.reporting import EventReporter, redact_tokens
 from merlina.worker.run.saving import save_model
 from merlina.worker.run.stages import LoadedModel, Stages, TrainingData
-from merlina.worker.run.stop_requests import PendingRequests
+from merlina.worker.run.stop_requests import ReceivedRequests
 
 _FAILED = 1
 
 
-def run(folder: RunFolder, order: RunOrder, log: EventLog, requests: PendingRequests) -> int:
+def run(folder: RunFolder, order: RunOrder, log: EventLog, requests: ReceivedRequests) -> int:
     """Carry out an order and return the exit code of the process. The last event states the outcome."""
     reporter = EventReporter(log, requests)
     folder.reserve()

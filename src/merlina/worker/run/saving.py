@@ -1,4 +1,4 @@
-"""Saving of the finished model: written to a temporary folder, then moved into the output folder atomically."""
+"""Saving of the finished model: written to a temporary folder, which is then renamed to the output folder."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Requests to stop or to pause, as the worker receives them: a file in the run folder, and a signal as notice.
 
-`jobs/requests.py` decides on them in the server, and `executors/local.py` writes the file and sends the signal.
+In the server, `jobs/requests.py` decides on them, and `executors/local.py` writes the file and sends the signal. In the
+worker, `training/loop/callbacks.py` checks for them after each optimizer step, and `worker/run/run.py` completes them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import signal
 from pathlib import Path
 
 
-class PendingRequests:
+class ReceivedRequests:
     """Reads the requests to this worker. Creating the object sets the process's signal handlers."""
 
     def __init__(self, stop_file: Path, pause_file: Path) -> None:
