@@ -10,7 +10,6 @@ from merlina.schemas.training import TrainingConfig
 
 FACTS = ModelFacts(
     model_type="llama",
-    architecture="LlamaForCausalLM",
     parameters=8_000_000_000,
     linear_parameters=7_000_000_000,
     hidden_size=4096,

@@ -20,7 +20,6 @@ DATA = DataFacts(
 )
 MODEL = ModelFacts(
     model_type="llama",
-    architecture="LlamaForCausalLM",
     parameters=1_200_000,
     linear_parameters=1_000_000,
     hidden_size=100,

@@ -84,7 +84,7 @@ def test_all_linear_adapts_every_linear_layer_and_expert_but_not_the_head(family
     expected |= {name for name, weight in model.named_parameters() if weight.ndim == 3}
     trainable = make_trainable(model, configure(target_modules="all-linear"))
     assert adapted_paths(trainable.model) == expected
-    assert trainable.missing_targets == []
+    assert not any("no layers named" in note for note in trainable.notes)
     trained = sum(weight.numel() for weight in trainable.model.parameters() if weight.requires_grad)
     assert sum(kind.trained for kind in trainable.kinds) == trained
 

@@ -39,7 +39,7 @@ def test_head_and_embeddings_may_be_trained_and_are_counted(tmp_path: Path, targ
     config = configured(tmp_path, target_modules=targets)
     assert check_targets(config, facts).warnings == check_targets(config, facts).errors == ()
     trained = make_trainable(model, config)
-    assert trained.missing_targets == []
+    assert trained.notes == []
     counted = sum(weight.numel() for weight in trained.model.parameters() if weight.requires_grad)
     assert trained_weights(config, facts) == counted
 

@@ -36,6 +36,7 @@ from merlina.errors import (
     TooManyAttemptsError,
     UnauthorizedError,
     UnreachableError,
+    is_disk_full,
 )
 from merlina.schemas.parsing.json_text import why_not_json
 from merlina.schemas.parsing.validation_errors import OWN_TYPES, describe_one
@@ -171,7 +172,7 @@ def _methods_at(request: Request) -> list[str]:
 
 def _on_os_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, OSError)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return _DetailResponse(
             f"The disk is full ({error.filename or 'data folder'}): free some space and try again", 507
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import pwd
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from merlina.errors import ServerError
+from merlina.errors import ServerError, is_disk_full
 from merlina.settings import Settings
 
 
@@ -38,8 +37,7 @@ def sole_server(lock_file: Path) -> Iterator[None]:
 
 def make_folders(settings: Settings) -> None:
     """Create missing folders and check that all are usable. Raises ServerError."""
-    own = [settings.data_dir, settings.runs_dir, settings.uploads_dir, settings.configs_dir]
-    for folder in own:
+    for folder in (settings.data_dir, settings.runs_dir, settings.uploads_dir, settings.configs_dir):
         _make("DATA_DIR", folder, 0o700)
     _make("MODELS_DIR", settings.models_dir, 0o755)
     for log in (settings.helper_log, settings.chat_log):
@@ -63,7 +61,7 @@ def _refusing(setting: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         # The server starts on a full disk, so that users can view jobs and free space by deleting some.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_disk_full(error):
             raise _refusal(setting, path, error) from error
 
 

@@ -58,8 +58,8 @@ def preview(
             response = server.preview(dataset, token)
         else:
             # The fields of the run that decide how its rows are read.
-            of_run = {"model_name": dataset.model_name or config.base_model, "training_mode": config.training_mode}
-            as_trained = dataset.model_copy(update=of_run)
+            run_fields = {"model_name": dataset.model_name or config.base_model, "training_mode": config.training_mode}
+            as_trained = dataset.model_copy(update=run_fields)
             response = server.preview_formatted(as_trained, config.max_length, config.max_prompt_length, token)
     if as_json:
         print_json(response)
@@ -130,8 +130,8 @@ def _show_pairs(response: PreviewResponse) -> None:
 
 
 def _show_rest(response: PreviewResponse) -> None:
-    of_all = f" of {response.total_rows:,}" if response.total_rows is not None else ""
-    output.print(f"[dim]{response.num_samples}{of_all} rows shown[/]")
+    total = f" of {response.total_rows:,}" if response.total_rows is not None else ""
+    output.print(f"[dim]{response.num_samples}{total} rows shown[/]")
     for line in [*response.warnings, *(finding.message for finding in response.findings)]:
         output.print(f"[yellow]·[/] {escape(line)}")
 

@@ -99,6 +99,6 @@ def pause(
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
 ) -> None:
-    """Pause a running job, which writes a checkpoint and releases its GPU, or hold a waiting one. See `resume`."""
+    """Pause a waiting job at once, or a running one, which writes a checkpoint and releases its GPU. See `resume`."""
     with client(url, api_key) as server:
         output.print(escape(server.pause(job_id).message))

@@ -100,7 +100,7 @@ class Client:
         return self._get("/api", ApiInfo)
 
     def health(self) -> Health:
-        """Return the version of the running server and for how long it has run."""
+        """Return the version of the running server and its uptime."""
         return self._get("/health", Health)
 
     def stats(self) -> Stats:
@@ -163,11 +163,11 @@ class Client:
         return self._get(f"/jobs/{_segment(job_id)}/timeline", JobTimeline)
 
     def stop(self, job_id: str) -> StopResponse:
-        """Cancel a waiting job, or ask a running one to stop and save its model."""
+        """Cancel a waiting job, or request a running one to stop and save its model."""
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/stop"), StopResponse)
 
     def pause(self, job_id: str) -> JobAction:
-        """Hold a queued job back, or ask a running one to write a checkpoint and end."""
+        """Pause a queued job at once, or request a running one to write a checkpoint and end."""
         return parse(self._send("POST", f"/jobs/{_segment(job_id)}/pause"), JobAction)
 
     def resume(self, job_id: str, *, force: bool = False) -> JobCreated:

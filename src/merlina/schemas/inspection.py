@@ -20,7 +20,6 @@ class ModelFacts(_Facts):
     """The sizes that a model's configuration implies, as numbers of weights and widths, never in bytes."""
 
     model_type: str
-    architecture: str
     parameters: int
     linear_parameters: int = Field(
         description="weights of linear layers other than the output head; these are quantized"

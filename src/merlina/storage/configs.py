@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from merlina.errors import ConflictError, InvalidRequestError, NotFoundError
+from merlina.errors import ConflictError, InvalidRequestError, NotFoundError, is_disk_full
 from merlina.paths import read_small_file
 from merlina.run_folder import write_private
 from merlina.schemas.configs import ConfigEntry, SavedConfig, check_name, without_tokens
@@ -80,7 +79,7 @@ class ConfigStore:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_private(target, _as_bytes(saved))
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if is_disk_full(error):
                 raise
             raise InvalidRequestError(f"output_path: {target} cannot be written: {error.strerror}") from error
 

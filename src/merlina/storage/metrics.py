@@ -61,7 +61,7 @@ def rows(
 ) -> list[MetricRecord]:
     """Return the rows from `since_step` to `until_step` in step order, at most `limit`.
 
-    More than `max_points` rows are thinned to that number: evaluations get up to half of it, and the other rows are
+    More than `max_points` rows are downsampled to that number: evaluations get up to half of it, and the other rows are
     spread evenly over all steps.
     """
     matches = metrics.c.job_number == job_number
@@ -71,7 +71,7 @@ def rows(
         matches &= metrics.c.step <= until_step
     query = select(metrics.c.step, metrics.c.timestamp, metrics.c.metrics).where(matches).order_by(metrics.c.step)
     if max_points is not None and _are_more(connection, matches, max_points):
-        query = query.where(_thinned(connection, job_number, matches, max_points))
+        query = query.where(_downsampled(connection, job_number, matches, max_points))
     if limit is not None:
         query = query.limit(limit)
     return [MetricRecord(*row) for row in connection.execute(query)]
@@ -99,7 +99,9 @@ def _are_more(connection: Connection, matches: ColumnElement[bool], than: int) -
     return connection.execute(select(func.count()).select_from(some)).scalar_one() > than
 
 
-def _thinned(connection: Connection, job_number: int, matches: ColumnElement[bool], points: int) -> ColumnElement[bool]:
+def _downsampled(
+    connection: Connection, job_number: int, matches: ColumnElement[bool], points: int
+) -> ColumnElement[bool]:
     """Return a condition that selects `points` rows of those that match."""
     # The other rows include the first and the last.
     limit = max(0, points - 2) // 2

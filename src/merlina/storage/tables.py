@@ -91,7 +91,7 @@ metrics = Table(
     Column("timestamp", Float, nullable=False),
     # The column keeps its original name in the database.
     Column("figures", JSON, key="metrics", nullable=False),
-    # Whether evaluation metrics are included: those rows are few, and thinning must keep them.
+    # Whether evaluation metrics are included: those rows are few, and downsampling must keep them.
     Column("evaluated", Boolean, nullable=False, server_default=false()),
     sqlite_with_rowid=False,
 )

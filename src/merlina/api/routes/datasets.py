@@ -193,6 +193,6 @@ def _call_helper(
     """Read rows in a helper process, which has a tokenizer if the configuration names a model."""
     if file is not None and config.model_name is None:
         return services.helpers.rows.call(operation, closed=closed)
-    of_data = [Repo("dataset", str(config.source.repo_id))] if file is None else []
-    of_model = model_repos(config.model_name, services.settings.trust_remote_code) if config.model_name else []
-    return services.helpers.call(operation, [*of_data, *of_model], closed=closed)
+    repos = [Repo("dataset", str(config.source.repo_id))] if file is None else []
+    repos += model_repos(config.model_name, services.settings.trust_remote_code) if config.model_name else []
+    return services.helpers.call(operation, repos, closed=closed)

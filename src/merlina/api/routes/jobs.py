@@ -165,7 +165,7 @@ def stop(job_id: str, services: ServicesDep) -> StopResponse:
 
 @router.post("/jobs/{job_id}/pause")
 def pause(job_id: str, services: ServicesDep) -> JobAction:
-    """Hold a waiting job, or pause a running one: it writes a checkpoint after its step and releases its GPU."""
+    """Pause a waiting job at once, or a running one, which writes a checkpoint and releases its GPU."""
     record, is_accepted = services.commands.pause(job_id)
     if not is_accepted:
         stopping = record.is_running and record.stop_requested_at is not None

@@ -1,4 +1,4 @@
-"""Receives uploaded data sets: streamed to a temporary folder, parsed completely, then moved into place."""
+"""Receives uploaded data sets: streamed to a temporary folder, parsed completely, then renamed into place."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _INCOMING = re.compile(r"\.incoming_upload_\d{8}_\d{6}_[0-9a-f]{8}")
 _UPLOAD = re.compile(r"upload_\d{8}_\d{6}_[0-9a-f]{8}")
 _DELETED = re.compile(rf"\.deleted_({_UPLOAD.pattern})")
 # A copy of the upload's database row, from which it is listed again if the database is lost.
-_MARK = "upload.json"
-_OWN_FILES = (_MARK, "rows", *(f"rows.{file_format}" for file_format in get_args(FileFormat)))
+_RECORD_FILE = "upload.json"
+_OWN_FILES = (_RECORD_FILE, "rows", *(f"rows.{file_format}" for file_format in get_args(FileFormat)))
 _MAX_NAMED = 10
 _RECORD = TypeAdapter(UploadRecord)
 _log = logging.getLogger(__name__)
@@ -137,7 +137,7 @@ def recover_uploads(database: Database, uploads_dir: Path) -> None:
 
 def _list_again(database: Database, uploads_dir: Path, known: Set[str]) -> None:
     folders = [path for path in uploads_dir.iterdir() if _UPLOAD.fullmatch(path.name) and path.name not in known]
-    found = [record for folder in folders if (record := _read_mark(folder)) is not None]
+    found = [record for folder in folders if (record := _read_record(folder)) is not None]
     if found:
         _log.warning("%d uploads were missing in the database and are listed again from their folders", len(found))
         with database.write() as connection:
@@ -145,9 +145,9 @@ def _list_again(database: Database, uploads_dir: Path, known: Set[str]) -> None:
                 uploads.add(connection, record)
 
 
-def _read_mark(folder: Path) -> UploadRecord | None:
+def _read_record(folder: Path) -> UploadRecord | None:
     try:
-        record = _RECORD.validate_json((folder / _MARK).read_bytes())
+        record = _RECORD.validate_json((folder / _RECORD_FILE).read_bytes())
     except (OSError, ValidationError):
         return None
     rows = folder / f"rows.{record.file_format}"
@@ -230,7 +230,7 @@ def _store(
     try:
         sync(incoming.file)
         os.replace(incoming.file, folder / f"rows.{record.file_format}")
-        write_private(folder / _MARK, _RECORD.dump_json(record, indent=2))
+        write_private(folder / _RECORD_FILE, _RECORD.dump_json(record, indent=2))
         for path in (folder, folder.parent):
             sync(path)
         with services.database.write() as connection:

@@ -35,12 +35,10 @@ _NOISE = ("jitter_noise", "input_jitter_noise")
 class Trainable:
     """A model with its trained weights in float32, and its adapters.
 
-    `missing_targets` are the names in `target_modules` that it lacks; `notes` are messages to the user about settings
-    that cannot be applied.
+    `notes` are messages to the user about settings that cannot be applied.
     """
 
     model: nn.Module
-    missing_targets: list[str] = field(default_factory=list)
     kinds: list[AdapterKind] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -112,7 +110,7 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     notes = _notes(missing, lost, has_parameters=bool(parameters), drops=config.lora_dropout > 0)
     if parameters and config.lora_dropout:
         _set_layer_dropout(adapted, config.lora_dropout)
-    return Trainable(adapted, missing, by_kind(found, chosen, config.lora_r, counted), notes)
+    return Trainable(adapted, by_kind(found, chosen, config.lora_r, counted), notes)
 
 
 def _is_named(site: Site, name: str) -> bool:

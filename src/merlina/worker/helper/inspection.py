@@ -174,7 +174,6 @@ def _facts_of(model: Any) -> ModelFacts:
     drops_scores = any(getattr(text, name, None) for name in _DROPOUT_FIELDS)
     return ModelFacts(
         model_type=text.model_type,
-        architecture=type(model).__name__,
         parameters=sum(weight.numel() for weight in model.parameters()),
         linear_parameters=sum(module.weight.numel() for _, module in linear),
         hidden_size=text.hidden_size,
