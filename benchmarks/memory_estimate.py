@@ -27,11 +27,11 @@ ENDED = ("completed", "failed", "stopped", "cancelled")
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "float32, 512": {"max_length": 512},
     "float32, 1024": {"max_length": 1024},
-    "float32, 1024, checkpointing": {"max_length": 1024, "gradient_checkpointing": True},
+    "float32, 1024, gradient checkpointing": {"max_length": 1024, "gradient_checkpointing": True},
     "bfloat16, 512": {"max_length": 512, "dtype": "bfloat16"},
     "bfloat16, 1024": {"max_length": 1024, "dtype": "bfloat16"},
     "4-bit, 512": {"max_length": 512, "use_4bit": True},
-    "4-bit, 512, checkpointing": {"max_length": 512, "use_4bit": True, "gradient_checkpointing": True},
+    "4-bit, 512, gradient checkpointing": {"max_length": 512, "use_4bit": True, "gradient_checkpointing": True},
     "4-bit, 1024": {"max_length": 1024, "use_4bit": True},
     "8-bit, 512": {"max_length": 512, "use_8bit": True},
     "bfloat16, 512, no dropout": {"max_length": 512, "dtype": "bfloat16", "lora_dropout": 0.0},

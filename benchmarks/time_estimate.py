@@ -26,7 +26,7 @@ from merlina.schemas.training import TrainingConfig
 _CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"dtype": "bfloat16"},
-    "bfloat16, checkpointing": {"dtype": "bfloat16", "gradient_checkpointing": True},
+    "bfloat16, gradient checkpointing": {"dtype": "bfloat16", "gradient_checkpointing": True},
     "bfloat16, dpo": {"dtype": "bfloat16", "training_mode": "dpo"},
     "bfloat16, sft": {"dtype": "bfloat16", "training_mode": "sft"},
     "bfloat16, evaluations": {"dtype": "bfloat16", "eval_steps": 2},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -46,6 +47,12 @@ def test_every_endpoint_is_described(server: Server) -> None:
     with server.client() as client:
         endpoints = client.info().endpoints
     assert not [endpoint for endpoint in endpoints if f"`{endpoint}`" not in text]
+
+
+def test_every_endpoint_has_a_sentence() -> None:
+    lines = [line for line in (FOLDER / "api.md").read_text().splitlines() if line]
+    following = {heading: line for heading, line in pairwise(lines) if heading.startswith("### `")}
+    assert not [heading for heading, line in following.items() if line.startswith(("```", "#", "|"))]
 
 
 @pytest.mark.parametrize(
