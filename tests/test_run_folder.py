@@ -139,7 +139,7 @@ def test_numbers_continue_after_invalid_lines_and_after_the_servers_count(tmp_pa
         assert path.read_bytes().endswith(b"\n")
         log.close()
     assert EventLog(path, after_seq=8).append(Progress(step=9, total_steps=9)) == 9
-    # Readers may be in the middle of what is longer than any event.
+    # Readers may have read a part of a line that is longer than any event.
     path.write_bytes(b"x" * (5 << 20))
     _, read = read_events(path)
     assert EventLog(path).append(Progress(step=1, total_steps=1)) == 1

@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from tests.harness import Server, add_running_job, pairs_file, training_config
 
-# The document's, and `paused`, which is ours.
+# The values of `status` in responses that clients may rely on.
 STATES = {
     "queued", "initializing", "loading_model", "loading_dataset", "training", "saving", "uploading", "completed",
     "paused", "failed", "stopped", "cancelled",

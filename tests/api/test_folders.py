@@ -67,7 +67,7 @@ def test_a_database_of_a_newer_version_is_one_sentence_and_nothing_is_touched(tm
     assert file.read_bytes() == before
     assert leftover.exists()
     assert run.exists()
-    # The newer version, installed again, finds what it left; so does this one, if it is the one that wrote it.
+    # The refused database is unchanged: the version that wrote it can open it.
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE alembic_version SET version_num = ?", (newest_version(),))
     open_database(f"sqlite:///{file}", "data").close()

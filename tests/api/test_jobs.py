@@ -383,7 +383,7 @@ def test_the_loading_code_of_a_model_that_a_later_run_moved_loads_that_model(ser
 
 
 def test_an_ended_job_is_deleted_completely(server: Server, moved: Moved) -> None:
-    """The last test, because others look at this job."""
+    """The last test, because others use this job."""
     job_id = moved.second
     model = Path(server.status(job_id).output_dir or "")
     with server.client() as client:

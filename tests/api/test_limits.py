@@ -24,7 +24,7 @@ from tests.harness import Server, pairs_file, until
 from tests.tiny import build_tiny_tokenizer
 
 MB = 1024**2
-# `UPLOADS=200` is what a person would try; few show the same in a second.
+# `UPLOADS=200` is a realistic load; a few uploads have the same effect within a second.
 UPLOADS = int(os.environ.get("UPLOADS", "15"))
 
 
@@ -44,7 +44,7 @@ def watched(server: Server) -> Iterator[Watched]:
 
     def watch() -> None:
         with server.http() as http:
-            # At least once, since a request may be refused before the first look.
+            # At least once, since a request may be refused before the first measurement.
             while True:
                 began = time.monotonic()
                 assert http.get("/health").status_code == 200
@@ -184,7 +184,7 @@ def test_a_models_file_of_20_gb_is_not_read(server: Server, tmp_path: Path, name
     assert any(name in error and "bytes" in error for error in checked["results"]["errors"])
 
 
-# In a process of its own: this one is to have its threads free to ask how the server fares.
+# Run in a separate process, so that this one has free threads to measure the server's responses.
 UPLOADING = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -258,7 +258,7 @@ def test_an_unresponsive_hub_delays_nothing_local(new_server: Callable[..., Serv
         of_this_machine = [("/dataset/preview", few), ("/dataset/preview-formatted", formatted)]
         with server.http() as http, ThreadPoolExecutor(10) as pool:
             for path, body in of_this_machine:
-                assert http.post(path, json=body).status_code == 200  # and its helper is there
+                assert http.post(path, json=body).status_code == 200  # and its helper is running
             asked = [
                 pool.submit(httpx.post, f"{server.url}/dataset/preview-formatted", json=body, timeout=60)
                 for body in [of_hub, {**few, "model_name": "org/model"}] * 5

@@ -100,7 +100,7 @@ def test_a_session_that_was_logged_out_is_refused_even_after_a_restart(locked: S
 
 
 def test_an_address_that_fails_to_log_in_too_often_has_to_wait(locked: Server) -> None:
-    here = {"X-Forwarded-For": "203.0.113.7"}  # by a proxy on this machine, which uvicorn believes
+    here = {"X-Forwarded-For": "203.0.113.7"}  # set by a proxy on this machine, which uvicorn trusts
     with locked.http() as http:
         session = http.post("/login", json={"api_key": KEY}, headers=here).headers["set-cookie"].split(";")[0]
         for number in range(10):

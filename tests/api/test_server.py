@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_hangup_ends_the_server_properly(new_server: Callable[..., Server]) -> None:
-    # A suite that itself runs under nohup would pass on that it ignores the signal.
+    # If the tests run under nohup, they ignore the signal, and the server would inherit that.
     inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
         server = new_server()

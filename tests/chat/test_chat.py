@@ -154,7 +154,7 @@ def test_a_replaced_model_answers_from_its_new_folder(client: Client, trained: T
     second = Trained.on(trained.server, tiny_model, "twice", max_steps=1, learning_rate=1e-9)
     assert text_of(client, second) == base
     assert text_of(client, first) == before != base
-    # As an older version has left it.
+    # As an older version stored it.
     _change(trained.server, "UPDATE jobs SET output_dir = ? WHERE job_id = ?", (str(first.folder), first.job_id))
     with pytest.raises(InvalidRequestError, match=f"what {second.job_id} trained later"):
         client.load_chat_model(first.job_id)
@@ -260,7 +260,7 @@ def test_a_run_gets_the_memory_and_the_answer_ends_with_the_reason(
         client.stop(running)
         server.until_ended(waiting)
         assert client.chat_state().state == "empty"
-        # What runs is still to take what it is said to need.
+        # The running job has not allocated the memory that it is expected to need.
         running = server.train({**config, "max_steps": 2000, "num_epochs": 1000})
         server.until_step(running, 1)
         _say_it_needs(server, running, 10**7)
@@ -284,7 +284,7 @@ def test_a_run_gets_the_memory_and_the_answer_ends_with_the_reason(
     process = chat_process(server)
     assert process is not None
     server.kill()
-    until(lambda: has_ended(process), 20, "the end of what nobody asks any more")
+    until(lambda: has_ended(process), 20, "the end of an answer without a client")
 
 
 def _assert_it_can_be_forced(server: Server, trained: Trained) -> None:

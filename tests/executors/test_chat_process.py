@@ -24,7 +24,7 @@ LONG = 400
 
 @pytest.fixture(scope="module")
 def chat_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatProcess]:
-    """Loading a model takes seconds, so each test goes on with what the one before has left."""
+    """Loading a model takes seconds, so each test continues with the process that the previous one left."""
     chat_process = ChatProcess(60, tmp_path_factory.mktemp("chat") / "chat.log")
     yield chat_process
     chat_process.close()
@@ -148,7 +148,7 @@ def test_a_forced_job_is_admitted_until_its_model_is_unloaded(chat_process: Chat
         load(chat_process, replace(trained.spec(), attempt=attempt, job_id=job_id), admit=refuse, force=force)
         return chat_process.pid
 
-    # The attempt that the test before has left.
+    # The attempt that the previous test loaded.
     load(chat_process, replace(trained.spec(), attempt=2))
     first = chat_process.pid
     # The model is loaded already, and forced from now on.

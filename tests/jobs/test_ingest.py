@@ -110,9 +110,9 @@ def test_a_run_that_moves_its_own_earlier_result_and_saves_again_has_the_newer_o
 def test_of_two_that_saved_in_one_folder_the_last_to_report_has_it_even_if_the_clock_was_set_back(
     runs: Runs,
 ) -> None:
-    """One job at a time owns a folder, so the order of reports is that of saving; the models' own times may lie."""
+    """One job at a time owns a folder, so events are ingested in the order of saving; their times may be wrong."""
     second, first = runs.add("second"), runs.add("first")
-    # The first model was removed by hand, so no event reports a move.
+    # The first model was removed by hand, so no event reports a rename.
     runs.append("second", SAVED)
     runs.append("first", SAVED)
     runs.ingest(first)
@@ -173,7 +173,7 @@ def test_a_log_whose_numbers_start_again_is_not_read_twice(runs: Runs) -> None:
 def test_a_line_that_the_database_refuses_costs_itself_only(runs: Runs) -> None:
     record = runs.add("a")
     runs.append("a", ("started", {"attempt": 1, "pid": 1}), ("log", {"level": "info", "message": "x"}), STEP)
-    # Any trigger does: what a database refuses differs between them.
+    # A trigger, because databases differ in what they refuse.
     with runs.database.write() as connection:
         connection.exec_driver_sql(
             "CREATE TRIGGER no BEFORE INSERT ON metrics WHEN NEW.step = 4 BEGIN SELECT RAISE(ABORT, 'no'); END"

@@ -1,4 +1,4 @@
-"""The memory estimate for a GPU, held against peaks measured on an H100 and an H200 with models of real shapes."""
+"""The memory estimate for a GPU, compared with peaks measured on an H100 and an H200 with models of real shapes."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_a_stop_across_a_suspend_leaves_the_run_its_time(new_server: NewServer, 
     with server.client() as client:
         client.stop(job)
     os.kill(server.process.pid, signal.SIGSTOP)
-    time.sleep(8)  # longer than the grace, and nothing to wait for: everything sleeps
+    time.sleep(8)  # longer than the grace period; server and worker are both suspended, so there is nothing to poll
     os.kill(server.process.pid, signal.SIGCONT)
     server.kill_worker(job, signal.SIGCONT)
     stopped = server.until_ended(job)

@@ -1,4 +1,4 @@
-"""A crash at any named moment of a start, a save, a pause, a resume or the end of a run costs nothing but time.
+"""A crash at any named moment of a start, a save, a pause, a resume or the end of a run costs only time.
 
 With `--long` every fault point is reached. After each crash the job can be resumed; the response, the job's last
 checkpoint, its error and its log agree on the step; no step is missing or recorded twice; and the finished adapter is
@@ -69,7 +69,7 @@ def test_a_worker_crash_costs_nothing_but_time(
     server: Server, config: Config, undisturbed: str, points: list[FaultPoint]
 ) -> None:
     name = f"{len(points)}-crashes-{points[-1]}"
-    # A model of someone else, which must be moved aside before the new one can take its place.
+    # An older model, which must be renamed before the new one can take its place.
     shutil.copytree(server.root / "models" / "calm", server.root / "models" / name)
     uploads = {"push_to_hub": True, "hf_token": "hf_none"} if points == [FaultPoint.END_UPLOADED] else {}
     server.crash_file.write_text(points[0])
@@ -151,7 +151,7 @@ def test_a_server_crash_costs_nothing_but_time(new_server: NewServer, config: Co
     with server.client() as client:
         for point, step in ((FaultPoint.PAUSE_REQUESTED, 12), (FaultPoint.PAUSE_DELIVERED, 32)):
             server.until_step(job, step)
-            server.kill_worker(job, signal.SIGSTOP)  # so that it has not ended before the next server is there
+            server.kill_worker(job, signal.SIGSTOP)  # so that it has not ended when the next server starts
             crash_at(point, lambda: client.pause(job))
             server.kill_worker(job, signal.SIGCONT)
             until(lambda: server.status(job).status == "paused", 60, f"the pause after {point}")

@@ -1,4 +1,4 @@
-"""The server stays light: nothing that trains is ever loaded into it."""
+"""The server process never imports the libraries for training."""
 
 from __future__ import annotations
 

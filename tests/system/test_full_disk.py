@@ -1,4 +1,4 @@
-"""On a full disk every operation is refused with 507 or done as a whole, and no job is started into it."""
+"""On a full disk every operation is refused with 507 or carried out completely, and no job starts."""
 
 from __future__ import annotations
 

@@ -16,13 +16,13 @@ from tests.hub import FakeHub, fake_hub
 
 pytestmark = pytest.mark.slow
 
-# Large files go the plain way, which the loopback server speaks.
+# Large files are uploaded over plain HTTP, which the local server implements.
 ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
 
 @pytest.fixture(scope="module")
 def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FakeHub, Server]]:
-    """A Hub whose repositories each test adds, and a server that asks it."""
+    """A Hub whose repositories each test adds, and a server that uses it."""
     root = tmp_path_factory.mktemp("online")
     with fake_hub({}) as hub:
         server = Server(root, {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(root / "hf"), "HF_HUB_OFFLINE": "0"})
@@ -98,7 +98,7 @@ def test_private_data_are_looked_at_with_a_token_that_nothing_keeps(
 
         for path in paths:
             assert ask(path, hf_token="hf_right")["samples"][0]["prompt"].count("Why 0?") == 1
-        # What was asked with the token opens nothing for those without it.
+        # Responses to requests with the token do not give others access.
         for path in paths:
             assert "if it is private, set hf_token" in ask(path)["detail"]
             assert "rejected the given hf_token" in ask(path, hf_token="hf_wrong")["detail"]
@@ -200,7 +200,7 @@ def assert_uploaded(hub: FakeHub, saved: Path, machine: bytes) -> None:
 
 
 def assert_safe(hub: FakeHub, folder: Path, lines: list[str]) -> None:
-    """The Hub broke down after the weights were sent, before they were committed."""
+    """The Hub failed after the weights were sent, before they were committed."""
     (warning,) = [line for line in lines if line.startswith("The upload to the Hub failed")]
     assert "The Hub failed to respond for the model 'org/broken' (status 500); try again later" in warning
     assert f"The model is complete in {folder}" in warning

@@ -1,6 +1,6 @@
-"""A run killed, stopped and paused at random moments ends with the very weights of one that was not disturbed.
+"""A run killed, stopped and paused at random moments ends with exactly the weights of an undisturbed one.
 
-What is always tried, one kill at one step, is in test_recovery.py and test_fault_points.py.
+The tests that run without `--long`, one kill at one step, are in test_recovery.py and test_fault_points.py.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _AT_REST = (*ENDED, "paused")
 
 @pytest.mark.long
 def test_kills_at_random_moments_change_no_weight(server: Server, config: Config, new_server: NewServer) -> None:
-    """KILLS of them: while loading, in a step, an evaluation, a save, a stop, a pause. SEED determines the moments.
+    """KILLS kills: while loading, in a step, an evaluation, a save, a stop or a pause. SEED determines the moments.
 
-    The few of a usual run kill only workers, of the server that all tests share.
+    Up to three kill only workers, of the server that all tests share.
     """
     if KILLS > 3:
         server = new_server(SPARE_PROCESSES="true")
@@ -54,7 +54,7 @@ def test_kills_at_random_moments_change_no_weight(server: Server, config: Config
 
 
 class Chaos:
-    """Does one thing after the other to a job, and brings it back after each."""
+    """Disturbs a job in random ways, and resumes it after each."""
 
     def __init__(self, server: Server, draw: random.Random) -> None:
         self.done: Counter[str] = Counter()
@@ -83,11 +83,11 @@ class Chaos:
         resume(self._server, job, way)
 
     def _wait(self, job: str) -> None:
-        """Until a random moment of the present attempt, which may be one before its first step."""
+        """Wait until a random moment of the current attempt, possibly before its first step."""
         until(lambda: self._server.status(job).status not in ("queued", "paused"), 180, "the next attempt")
         beyond = (self._server.status(job).last_checkpoint or 0) + self._draw.randrange(-5, 20)
         until(lambda: (s := self._server.status(job)).status in ENDED or (s.current_step or 0) >= beyond, 180, "a step")
-        time.sleep(self._draw.uniform(0, 0.1))  # not for luck: so that it falls anywhere between two looks
+        time.sleep(self._draw.uniform(0, 0.1))  # so that the moment is not tied to the polling above
 
     def _worker(self, job: str) -> None:
         self._server.kill_worker(job)
@@ -103,7 +103,7 @@ class Chaos:
         self._maybe_kill(job)
 
     def _maybe_kill(self, job: str) -> None:
-        """The worker, on its way into a stop or a pause: every other time."""
+        """Kill the worker during a stop or a pause, in half of all cases."""
         if self._draw.random() < 0.5:
             time.sleep(self._draw.uniform(0, 0.3))
             self._server.kill_worker(job)

@@ -1,4 +1,4 @@
-"""The database is lost, restored or replaced, and others use the same folders: nothing of anyone's is deleted."""
+"""The database is lost, restored or replaced, and others use the same folders: no file of others is deleted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def files_of_others(runs: Path) -> list[Path]:
 
 
 def left_behind(runs: Path, job_id: str, mark: str) -> RunFolder:
-    """The folder of a job that a server was killed over: before it was accepted, or while it was deleted."""
+    """The folder of a job during whose submission or deletion a server was killed."""
     folder = RunFolder(runs / job_id)
     folder.path.mkdir()
     write_mark(folder, {"job_id": job_id, "config": {}, "target_dir": "/m/o", "created_at": 1.0})
@@ -82,7 +82,7 @@ def test_jobs_of_a_lost_database_are_known_by_their_folders(tmp_path: Path, new_
     until(lambda: set(server.history()) == {done.path.name, waiting.path.name}, what="the jobs' return")
     assert server.status(done.path.name).status == "completed"
     assert list(server.losses(done.path.name)) == [1, 2]
-    # Whether it had been cancelled stood in the lost database only: it runs when someone says so.
+    # Only the lost database knew whether it had been cancelled, so it waits for a resume.
     assert server.status(waiting.path.name).status == "paused"
     assert waiting.read_secrets() == {"hf_token": "hf_secret"}
     assert all(file.read_text() == "theirs" for file in foreign)
@@ -129,7 +129,7 @@ def test_jobs_are_listed_again_from_their_folders_and_files_of_others_stay(
         assert (by_id[done].status, by_id[done].output_dir) == ("completed", str(models / "same"))
         assert by_id[first].output_dir == str(models / f"same.before-{done}")
         assert list(server.losses(done)) == [1, 2, 3]
-        # Whether it had been cancelled stood in the lost database only: it runs when someone says so.
+        # Only the lost database knew whether it had been cancelled, so it waits for a resume.
         assert by_id[waiting].status == "paused"
         client.resume(waiting)
         assert server.folder(waiting).read_secrets() == {"hf_token": "hf_secret"}
@@ -195,7 +195,7 @@ def test_a_restored_backup_is_brought_up_to_date_from_the_event_logs(
     for file in database.parent.glob("merlina.db*"):
         file.unlink()
     shutil.copy(tmp_path / "backup.db", database)
-    # As a server leaves it that was killed in the middle of this.
+    # As left by a server that was killed during a recovery.
     (database.parent / "runs" / ".rebuilding").write_text(first)
     server.start()
 

@@ -1,4 +1,4 @@
-"""Runs that pause or are preempted end with exactly the weights of one that was not disturbed."""
+"""Runs that pause or are preempted end with exactly the weights of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def until_state(server: Server, job: str, state: str, seconds: float = 30) -> No
 
 @pytest.fixture(scope="module")
 def undisturbed(server: Server, tiny_model: Path) -> str:
-    """The job that all others are held against."""
+    """The job with which all others are compared."""
     pairs = pairs_file(server.root / "pairs.jsonl")
     job = server.train({**training_config(tiny_model, pairs, "undisturbed"), **LONG})
     assert server.until_ended(job).status == "completed"

@@ -1,4 +1,4 @@
-"""Two operations on one job at the same time: one order of them happens, nothing breaks, and no job trains unlisted.
+"""Two operations on one job at the same time: the result is that of one order of them, and no unlisted job trains.
 
 Always a few chosen ones; with `--long` RACES random ones (6 unless the variable says otherwise), each pair in turn.
 """
@@ -83,7 +83,7 @@ def kill_if_there(pid: int) -> None:
 
 
 def training_unlisted(server: Server, listed: set[str]) -> set[str]:
-    """Jobs whose worker lives though no list has them."""
+    """Return jobs that no list has although their workers are alive."""
     running = {path.name for path in (server.root / "data" / "runs").iterdir() if RunFolder(path).is_locked()}
     return running - listed
 

@@ -130,7 +130,7 @@ def test_each_job_of_a_name_keeps_the_path_of_its_model_when_others_save(server:
         client.resume(second)
     assert server.until_ended(second).output_dir == str(models / "shared")
     assert server.status(first).output_dir == str(models / f"shared.before-{second}")
-    # What its first attempt saved is no job's model any more.
+    # The model that its first attempt saved belongs to no job now.
     assert (models / f"shared.before-{second}-2").is_dir()
 
 
@@ -139,7 +139,7 @@ def test_a_worker_that_does_not_obey_is_killed_after_the_grace(new_server: NewSe
     server = new_server(STOP_GRACE_SECONDS="1")
     job = server.train(config(server, "stubborn", **LONG))
     server.until_step(job, 5)
-    server.kill_worker(job, signal.SIGSTOP)  # it cannot obey any more
+    server.kill_worker(job, signal.SIGSTOP)  # it can no longer react to a request
     with server.client() as client:
         client.stop(job)
     stopped = server.until_ended(job, 10)

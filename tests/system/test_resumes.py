@@ -51,7 +51,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_reported(serv
     assert until_crash_after_saving(server, job) == 9
 
     with server.client() as client:
-        # The server sees it: the answer names the step that is really used.
+        # The server detects it: the response names the step from which the run continues.
         (folder / "checkpoint-9" / "optimizer.pt").unlink()
         server.crash_file.write_text("save.reported")
         answer = client.resume(job)
@@ -69,7 +69,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_reported(serv
         assert until_crash_after_saving(server, job) == 9
         assert last_resumed(server, job)[:2] == (6, None)
 
-        # It is damaged after the answer: event and log name both steps and the reason.
+        # It is damaged after the response: event and log name both steps and the reason.
         with acting_worker(server):
             assert "Continuing from the checkpoint at step 9." in client.resume(job).message
             spoil(folder / "checkpoint-9" / "adapter_model.safetensors")
@@ -82,7 +82,7 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_reported(serv
             "step 6 instead of step 9, which was announced: checkpoint-9" in line for line in server.log_lines(job)
         )
 
-        # None is left: nothing starts over without `force`.
+        # No checkpoint is left: the run does not start over without `force`.
         for path in folder.glob("checkpoint-*/rng_state.pth"):
             path.unlink()
         with pytest.raises(ConflictError, match=r"checkpoint-9: rng_state\.pth is missing.*force=true to start over"):
@@ -104,7 +104,7 @@ def test_checkpoints_of_an_earlier_version_are_resumed_from_and_get_a_manifest(s
     for path in folder.iterdir():
         (path / "manifest.json").unlink()
         (path / "whole").touch()
-    # One that was being removed when its process died: the mark is left, a file is not.
+    # A checkpoint that was being removed when its process died: a file is missing.
     (folder / "checkpoint-9" / "optimizer.pt").unlink()
     with server.client() as client:
         server.crash_file.write_text("resume.loaded")
@@ -201,7 +201,7 @@ def test_a_request_to_start_over_that_is_withdrawn_or_was_never_committed_remove
             assert not folder.start_over_file.exists()
             assert server.status(job).last_checkpoint == 6
         assert folder.read_secrets() == {"hf_token": "hf_secret"}
-        # As a server leaves it that was killed before it could commit.
+        # As left by a server that was killed before its commit.
         folder.start_over_file.touch()
         assert "step 6." in client.resume(job).message
     assert server.until_ended(job).status == "completed"
@@ -231,7 +231,7 @@ def test_a_start_over_of_a_job_that_never_began_counts_once(server: Server, conf
             assert "Starting over" in client.resume(job, force=True).message
             cancelled = server.train({**config(server, "cancelled-at-once", **SHORT), "hf_token": "hf_secret"})
             client.stop(cancelled)
-            # Its token is gone with the cancellation: a run must not start without it.
+            # The cancellation deleted its token, and a run must not start without it.
             with pytest.raises(InvalidRequestError, match="cancelled in the queue"):
                 client.resume(cancelled, force=True)
             server.crash_file.write_text("save.reported:2")

@@ -1,4 +1,4 @@
-"""Settings take effect in training: optimizers, schedules, activation checkpointing; NaN ends a run."""
+"""Settings take effect in training: optimizers, schedules, gradient checkpointing; NaN ends a run."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def test_the_imports_neither_open_a_gpu_nor_query_one(start: StartSpare, pipes: 
     spare.until_ready()
     assert calls.read_text() == ""
     assert (tmp_path / "spare.log").read_text() == ""
-    # The recorder works: the import of peft after the order opens the GPU.
+    # The recorder works: the import of peft after the assignment opens the GPU.
     spare.order("helper", [], pipes.files, GPU_CALLS=str(calls))
     assert "ValidationError" in pipes.ask("inspect_model")["error"]["message"]
     found = calls.read_text().split("\n")

@@ -73,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     # Not include_router, which builds every route a second time, in the first request that gets past the first router:
-    # 0.2 s in which no other request is answered.
+    # 0.2 s in which no other request gets a response.
     for router in (*ROUTERS, docs.router):
         app.router.routes.extend(router.routes)
     page.install(app)

@@ -1,4 +1,4 @@
-"""Stands for the driver's library where there is no GPU: two cards, of which the second tells little of itself.
+"""Stands for the driver's library where there is no GPU: two cards, of which the second reports few values.
 
 A server started with this folder on its PYTHONPATH takes it for `nvidia-ml-py`.
 """

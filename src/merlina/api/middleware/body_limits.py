@@ -16,8 +16,10 @@ _MAX_VALUES = 100_000
 
 
 class BodyLimitMiddleware:
-    """Responds with 413 to bodies over 1 MiB, and with 400 to JSON that is nested deeper than 64 levels, has more than
-    100,000 values or cannot be encoded as UTF-8."""
+    """Responds with 413 to bodies over 1 MiB, and with 400 to JSON beyond the limits or with half a surrogate pair.
+
+    JSON may be nested 64 levels deep and have 100,000 values.
+    """
 
     def __init__(self, app: ASGIApp, streamed_path: str) -> None:
         self._app = app
