@@ -2,7 +2,7 @@
 
     PYTHONPATH=.venv/triton TRITON_INTERPRET=1 python benchmarks/operations.py
 
-The engine takes the way of a GPU: Triton's interpreter runs the kernels on the CPU, each counted as one operation.
+The engine computes as on a GPU: Triton's interpreter runs the kernels on the CPU, each counted as one operation.
 Views and allocations are not counted, since they launch nothing. Two differences to a GPU remain: attention with a
 dense mask takes the place of flash attention, and adapters' gradients are cast, which products on a GPU do themselves.
 """

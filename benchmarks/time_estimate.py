@@ -1,4 +1,4 @@
-"""The accuracy of the time estimate of /validate, compared with the time between a run's first and last step.
+"""The accuracy of the time estimate of /validate, compared with a run's time in the state `training`.
 
     python benchmarks/time_estimate.py [--model PATH] [--data FILE]
 

@@ -12,7 +12,7 @@ _BLOCK = 1 << 16
 
 @contextlib.contextmanager
 def below(sub_path: str, port: int) -> Iterator[int]:
-    """Forward `<sub_path>/…` to the server on `port` as `/…`, and respond to other paths with 404. Yields the proxy's port."""
+    """Forward `<sub_path>/…` to the server on `port` as `/…`; other paths are 404. Yields the proxy's port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=_accept, args=(listener, sub_path.encode(), port), daemon=True).start()
         yield listener.getsockname()[1]

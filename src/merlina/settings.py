@@ -127,6 +127,11 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
 
+    def hub_token(self, given: SecretStr | None = None) -> str | None:
+        """Return the Hugging Face token that a request brings, otherwise the server's."""
+        token = given or self.hf_token
+        return token.get_secret_value() if token else None
+
     @property
     def sqlalchemy_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / _DATABASE_FILE}"

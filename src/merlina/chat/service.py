@@ -70,7 +70,6 @@ class ChatService:
     def _spec(self, record: JobRecord, *, with_base: bool) -> ChatModelSpec:
         model_dir = self._model_dir(record)
         tokens = self.commands.folder(record.job_id).read_secrets()
-        server_token = self.settings.hf_token
         return ChatModelSpec(
             job_id=record.job_id,
             attempt=record.attempt,
@@ -79,7 +78,7 @@ class ChatService:
                 config=read_stored_config(record.config, record.job_id),
                 with_base=with_base or _is_adapter(model_dir),
                 trust_remote_code=self.settings.trust_remote_code,
-                token=tokens.get("hf_token") or (server_token.get_secret_value() if server_token else None),
+                token=tokens.get("hf_token") or self.settings.hub_token(),
             ),
         )
 

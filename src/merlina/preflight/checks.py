@@ -70,7 +70,7 @@ class Preflight:
         report.results["settings_used"] = check_unused_settings(config)
         report.results["gpu_available"] = check_gpus(config, gpus)
         report.results["model_accessible"] = check_model(
-            config.base_model, self._hub_token(config), self.helpers.hub_reachability
+            config.base_model, self.settings.hub_token(config.hf_token), self.helpers.hub_reachability
         )
         report.results["dataset_valid"] = self._resolve_dataset(config, report)
         facts = self._inspect(config, report, closed)
@@ -95,7 +95,7 @@ class Preflight:
         report.results["disk_space_ok"] = check_disk(config, self.settings, model, device)
         report.results["output_free"] = check_output(self.settings.models_dir / config.output_name)
         report.results["upload_ready"] = self.upload.check(
-            config, self._hub_token(config), self.helpers.hub_reachability
+            config, self.settings.hub_token(config.hf_token), self.helpers.hub_reachability
         )
         report.results["wandb_ready"] = check_wandb(config.use_wandb, self._wandb_key(config))
         return report
@@ -109,7 +109,7 @@ class Preflight:
         except MerlinaError as error:
             return reports.error("dataset", error.message)
         if report.dataset_file is None:
-            token, hub = self._hub_token(config), self.helpers.hub_reachability
+            token, hub = self.settings.hub_token(config.hf_token), self.helpers.hub_reachability
             return check_repo(str(source.repo_id), "dataset", "dataset.source.repo_id", token, hub)
         return CheckResult()
 
@@ -121,7 +121,7 @@ class Preflight:
             operation = InspectRun(
                 config=config.without_secrets(),
                 file=report.dataset_file,
-                token=self._hub_token(config),
+                token=self.settings.hub_token(config.hf_token),
                 trust_remote_code=self.settings.trust_remote_code,
                 max_row_mb=self.settings.max_row_size_mb,
             )
@@ -202,13 +202,9 @@ class Preflight:
         return rows if rows is None or dataset.max_samples is None else min(rows, dataset.max_samples)
 
     def _ask_hub_for_rows(self, config: TrainingConfig, closed: threading.Event | None) -> int | None:
-        operation = CountHubRows(config=config.dataset, token=self._hub_token(config))
+        operation = CountHubRows(config=config.dataset, token=self.settings.hub_token(config.hf_token))
         repos = [Repo("dataset", str(config.dataset.source.repo_id))]
         return _or_none(partial(self.helpers.call, operation, repos, timeout=_HUB_SECONDS, closed=closed))
-
-    def _hub_token(self, config: TrainingConfig) -> str | None:
-        token = config.hf_token or self.settings.hf_token
-        return token.get_secret_value() if token else None
 
     def _wandb_key(self, config: TrainingConfig) -> str | None:
         key = config.wandb_key or self.settings.wandb_api_key

@@ -129,7 +129,7 @@ def _preview_as_trained(
     operation = PreviewFormatted(
         config=config,
         file=file,
-        token=_token(services, config),
+        token=services.settings.hub_token(config.hf_token),
         limit=_FORMATTED_SAMPLES,
         max_length=max_length,
         max_prompt_length=max_prompt_length,
@@ -152,7 +152,7 @@ def _columns(services: Services, config: DatasetRequest, *, closed: threading.Ev
     found = _first_rows(services, config, file, closed)
     total = services.rows.known(config.source, file, found.total_rows)
     if total is None and file is None:
-        operation = CountHubRows(config=config, token=_token(services, config))
+        operation = CountHubRows(config=config, token=services.settings.hub_token(config.hf_token))
         total = _call_helper(services, operation, config, None, closed)
     elif total is None and file is not None:
         total = services.rows.count(config.source, file, closed)
@@ -175,16 +175,11 @@ def _first_rows(services: Services, config: DatasetRequest, file: Path | None, c
     operation = PreviewRows(
         config=config,
         file=file,
-        token=_token(services, config),
+        token=services.settings.hub_token(config.hf_token),
         limit=_RAW_SAMPLES,
         max_row_mb=services.settings.max_row_size_mb,
     )
     return _call_helper(services, operation, config, file, closed)
-
-
-def _token(services: Services, config: DatasetRequest) -> str | None:
-    token = config.hf_token or services.settings.hf_token
-    return token.get_secret_value() if token else None
 
 
 def _call_helper(

@@ -30,12 +30,8 @@ def cached(services: ServicesDep) -> CachedModels:
 
 
 def _preload(services: Services, request: PreloadRequest, *, closed: threading.Event) -> PreloadResponse:
-    token, trust_remote_code = request.hf_token or services.settings.hf_token, services.settings.trust_remote_code
-    operation = InspectTokenizer(
-        model_name=request.model_name,
-        token=token.get_secret_value() if token else None,
-        trust_remote_code=trust_remote_code,
-    )
+    token, trust_remote_code = services.settings.hub_token(request.hf_token), services.settings.trust_remote_code
+    operation = InspectTokenizer(model_name=request.model_name, token=token, trust_remote_code=trust_remote_code)
     facts = services.helpers.call(operation, model_repos(request.model_name, trust_remote_code), closed=closed)
     services.preloaded.add(request.model_name)
     return PreloadResponse(model_name=request.model_name, **facts.model_dump())
