@@ -24,7 +24,7 @@ class PlainModel:
     """The log-probabilities of a causal language model by its own forward pass, one pair at a time."""
 
     def __init__(self, model: Any) -> None:
-        # Padding is masked, so any token id that has an embedding will do; 0 always has one.
+        # Padding is masked, so any token id with an embedding is suitable; 0 always has one.
         self._run = PaddedModel(model.eval(), pad_id=0)
         self._device = next(model.parameters()).device
 
@@ -50,9 +50,11 @@ def held_out_metrics(
     examples = [packed_example(pair, config) for pair in pairs]
     reference = load_reference_logprobs("held-out", examples, reference_folder) if objective.needs_reference else None
     unrelated = unrelated_examples(examples, config.max_length) if objective.needs_divergence else []
-    of_unrelated = load_reference_logprobs("held-out-unrelated", unrelated, reference_folder) if unrelated else None
+    unrelated_references = (
+        load_reference_logprobs("held-out-unrelated", unrelated, reference_folder) if unrelated else None
+    )
     # The model is trained already, so the reference cannot be computed from it.
-    if (objective.needs_reference and reference is None) or (unrelated and of_unrelated is None):
+    if (objective.needs_reference and reference is None) or (unrelated and unrelated_references is None):
         return {}
     means = RunningMeans()
     size = config.pairs_per_step
@@ -61,9 +63,9 @@ def held_out_metrics(
         found = [model.logprobs(example, with_prompt=objective.needs_prompt_targets) for example in examples[batch]]
         policy = Logprobs(torch.cat([each.sums for each in found]), torch.cat([each.tokens for each in found]))
         divergence = None
-        if of_unrelated is not None:
+        if unrelated_references is not None:
             totals = torch.cat([model.logprobs(example).total_logprob(1) for example in unrelated[batch]])
-            divergence = (totals - of_unrelated[batch, 0]).mean()
+            divergence = (totals - unrelated_references[batch, 0]).mean()
         losses = objective.loss(ObjectiveInputs(policy, _as_logprobs(reference, batch, policy), divergence), config)
         means.add({"loss": losses.loss, **losses.metrics})
     # The number of pairs turns sums into means; there are no other ranks.

@@ -56,8 +56,8 @@ class ServerNames:
         if "*" in self.allowed:
             return True
         sent = normalize_origin(origin)
-        own = normalize_origin(f"{_PAGE_SCHEMES.get(scheme, scheme)}://{host}") if host else None
-        return sent == own or sent in self.allowed or sent in self.public
+        server_origin = normalize_origin(f"{_PAGE_SCHEMES.get(scheme, scheme)}://{host}") if host else None
+        return sent == server_origin or sent in self.allowed or sent in self.public
 
 
 class OriginMiddleware:
