@@ -72,8 +72,8 @@ def create_app(settings: Settings) -> FastAPI:
         # DELETE /jobs/ must not be redirected to DELETE /jobs, which deletes all jobs.
         redirect_slashes=False,
     )
-    # Not include_router, which builds every route a second time, in the first request that gets past the first router:
-    # 0.2 s in which no other request gets a response.
+    # Not include_router, which builds every route a second time during an early request: for 0.2 s, no other request
+    # would get a response.
     for router in (*ROUTERS, docs.router):
         app.router.routes.extend(router.routes)
     page.install(app)

@@ -81,7 +81,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
     def forget_lost_best(self, state: TrainerState) -> None:
         """Remove the best evaluation from a resumed state if its checkpoint is missing or damaged.
 
-        Call this before any evaluation is compared with it: a model that cannot be loaded must not win.
+        Call this before any evaluation is compared with it: a model that cannot be loaded must not count as the best.
         """
         step = state.best_global_step
         if not (self._keeps_best and step):
