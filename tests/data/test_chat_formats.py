@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from merlina.data.chat_formats import FORMATS, MARKERS, formatter
-from merlina.data.pairs import Message, Pair
+from merlina.data.pairs import Message, Pair, assistant
 from merlina.errors import DataError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
 
@@ -16,7 +16,7 @@ SEVERAL = (Message("system", "S"), Message("user", "P"), Message("assistant", "A
 
 
 def render(spec: DatasetFormat, prompt: tuple[Message, ...], reasoning: str | None = None) -> tuple[str, str, str]:
-    rendered = formatter(spec, None)(Pair(prompt, "C", "R", reasoning))
+    rendered = formatter(spec, None)(Pair(prompt, assistant("C", reasoning), assistant("R", reasoning)))
     return rendered.prompt, rendered.chosen, rendered.rejected
 
 
@@ -92,7 +92,7 @@ class ThinkingTemplate:
 
 def test_a_chat_template_renders_prompt_and_answer_up_to_the_end_marker() -> None:
     spec = DatasetFormat(format_type="tokenizer")
-    rendered = formatter(spec, ThinkingTemplate())(Pair(TURN, "C", "R"))
+    rendered = formatter(spec, ThinkingTemplate())(Pair(TURN, assistant("C"), assistant("R")))
     assert (rendered.prompt, rendered.chosen, rendered.rejected) == ("<user>P</>\n<assistant><think>", "C</>", "R</>")
 
 
@@ -101,10 +101,10 @@ def test_the_format_tokenizer_needs_a_template() -> None:
         formatter(DatasetFormat(format_type="tokenizer"), None)
 
 
-@pytest.mark.parametrize("answer", ["Blue.", "Blue.\n", "Blue.\n\n", "a\nb"])
-def test_newlines_of_an_answer_are_kept_and_the_templates_last_one_removed(answer: str) -> None:
-    rendered = formatter(DatasetFormat(format_type="tokenizer"), ChatMl())(Pair(TURN, answer, "R"))
-    assert rendered.chosen == f"{answer}<|im_end|>"
+@pytest.mark.parametrize("text", ["Blue.", "Blue.\n", "Blue.\n\n", "a\nb"])
+def test_newlines_of_an_answer_are_kept_and_the_templates_last_one_removed(text: str) -> None:
+    rendered = formatter(DatasetFormat(format_type="tokenizer"), ChatMl())(Pair(TURN, assistant(text), assistant("R")))
+    assert rendered.chosen == f"{text}<|im_end|>"
     assert rendered.rejected == "R<|im_end|>"
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from merlina import samples
 from merlina.data.columns import map_columns
 from merlina.data.dataset import load_pairs, read_pairs, split_pairs
-from merlina.data.pairs import Message, Pair
+from merlina.data.pairs import Message, Pair, assistant
 from merlina.data.preview import preview_formatted, preview_rows, text_sample_builder
 from merlina.data.readers.sources import resolve_file
 from merlina.errors import DataError, ForbiddenError, NotFoundError
@@ -71,7 +71,7 @@ def test_a_mapped_column_replaces_one_with_the_same_name() -> None:
 
 @given(count=st.integers(0, 60), share=st.floats(0, 0.99), seed=st.integers(0, 9))
 def test_the_split_is_complete_and_reproducible(count: int, share: float, seed: int) -> None:
-    pairs = [Pair((Message("user", str(index)),), "c", "r") for index in range(count)]
+    pairs = [Pair((Message("user", str(index)),), assistant("c"), assistant("r")) for index in range(count)]
     training, held_out = split_pairs(pairs, share, seed)
     assert sorted(map(pairs.index, training + held_out)) == list(range(count))
     assert (training, held_out) == split_pairs(pairs, share, seed)

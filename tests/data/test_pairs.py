@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.data.pairs import Message, Pair, UnusableRowError, to_demonstration, to_pair
+from merlina.data.pairs import Message, Pair, UnusableRowError, assistant, to_demonstration, to_pair
 
 USER = Message("user", "Why?")
 FORMS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_supported_form_gives_the_same_pair(form: str) -> None:
-    assert to_pair(FORMS[form]) == Pair((USER,), "So.", "No.")
+    assert to_pair(FORMS[form]) == Pair((USER,), assistant("So."), assistant("No."))
 
 
 def test_several_turns_and_the_system_message_are_kept() -> None:
@@ -78,7 +78,7 @@ def test_a_repeated_chosen_answer_is_removed_from_the_conversation() -> None:
         "chosen": {"from": "gpt", "value": "So."},
         "rejected": {"from": "gpt", "value": "No."},
     }
-    assert to_pair(row) == Pair((USER,), "So.", "No.")
+    assert to_pair(row) == Pair((USER,), assistant("So."), assistant("No."))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_content_is_neither_lost_nor_changed(turns: list[str], chosen: str, reje
     }
     pair = to_pair(row)
     assert [message.content for message in pair.prompt] == turns
-    assert (pair.chosen, pair.rejected) == (chosen, rejected)
+    assert [turn.content for turn in pair.answers] == [chosen, rejected]
 
 
 @pytest.mark.parametrize("role", [None, 3, ["user"], {"a": 1}, "narrator"])
@@ -172,7 +172,7 @@ def test_a_prompt_repeated_in_the_answers_occurs_once(prompt: Any, shared: list[
     ],
 )
 def test_a_demonstration_needs_no_rejected_answer(row: dict[str, Any]) -> None:
-    assert to_demonstration(row) == Pair((USER,), "So.", None)
+    assert to_demonstration(row) == Pair((USER,), assistant("So."), None)
 
 
 def test_a_demonstration_without_an_answer_is_unusable_with_a_reason() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from merlina.data.dataset import SkippedRow, split_pairs
-from merlina.data.pairs import Message, Pair, UnusableRowError, to_pair
+from merlina.data.pairs import Message, Pair, UnusableRowError, assistant, to_pair
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets import DataFinding
 
@@ -91,7 +91,7 @@ def test_length_bias_is_reported_with_numbers(chosen: str, rejected: str) -> Non
 def test_length_bias_in_few_rows_is_not_a_finding(answers: list[tuple[str, str]]) -> None:
     examiner = RowExaminer()
     for number, (chosen, rejected) in enumerate(answers, start=1):
-        examiner.add_pair(Pair((Message("user", f"q{number}"),), chosen, rejected, number=number))
+        examiner.add_pair(Pair((Message("user", f"q{number}"),), assistant(chosen), assistant(rejected), number=number))
     assert "length_bias" not in [finding.kind for finding in examiner.findings([])]
 
 

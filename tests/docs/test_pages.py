@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from merlina.data.chat_formats import formatter
-from merlina.data.pairs import Message, Pair
+from merlina.data.pairs import Message, Pair, assistant
 from merlina.domain.job_states import JobState
 from merlina.schemas.datasets import DatasetFormat, FindingKind, FormatType
 from tests.docs.pages import FOLDER, PAGES, REPOSITORY, anchors, inline_code, links
@@ -65,7 +65,7 @@ def test_every_name_is_explained(page: str, names: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
 def test_chat_formats_are_shown_as_implemented(name: FormatType) -> None:
-    pair = Pair((Message("system", "{s}"), Message("user", "{p}")), "{c}", "")
+    pair = Pair((Message("system", "{s}"), Message("user", "{p}")), assistant("{c}"), None)
     made = formatter(DatasetFormat(format_type=name), None)(pair)
     prompt, answer = (text.replace("\n", "⏎").replace("|", r"\|") for text in (made.prompt, made.chosen))
     assert f"| `{name}` | `{prompt}` | `{answer}` |" in (FOLDER / "datasets.md").read_text()

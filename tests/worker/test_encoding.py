@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from merlina.data.pairs import Message, Pair
+from merlina.data.pairs import Message, Pair, assistant
 from merlina.schemas.datasets import DatasetFormat, FormatType
 from merlina.worker.encoding import PairEncoder
 from tests.tiny import build_tiny_sentencepiece_tokenizer, build_tiny_tokenizer
 
 pytestmark = pytest.mark.slow
 
-PAIR = Pair((Message("user", "What is the capital?"),), "Paris", " It is\nParis.")
+PAIR = Pair((Message("user", "What is the capital?"),), assistant("Paris"), assistant(" It is\nParis."))
 ZEPHYR = (
     "{% for turn in messages %}{{ '<|' + turn['role'] + '|>\n' + turn['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
@@ -66,7 +66,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_an_answer_ends_with_exactly_one_end_token(tokenizer: Any, suffix: str, end: str, written: str) -> None:
     """The data may already have an end token at the end of an answer (`written`)."""
     encoder = PairEncoder(tokenizer, "it", ending_with(suffix), 512, 256)
-    pair = Pair((Message("user", "Hi"),), f"Yes.{written}", f"No{written}")
+    pair = Pair((Message("user", "Hi"),), assistant(f"Yes.{written}"), assistant(f"No{written}"))
     made = encoder.encode(pair).tokens
     assert encoder.end_token == tokenizer.convert_tokens_to_ids(end)
     ends = {tokenizer.convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|eot|>", "<|turn|>")}
@@ -99,6 +99,8 @@ def test_an_answer_that_ends_in_an_unknown_character_has_its_end_token() -> None
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "yes": 2, "no": 3}, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
-    made = PairEncoder(tokenizer, "it", ending_with(""), 64, 32).encode(Pair((Message("user", "a"),), "yes ☃", "no"))
+    made = PairEncoder(tokenizer, "it", ending_with(""), 64, 32).encode(
+        Pair((Message("user", "a"),), assistant("yes ☃"), assistant("no"))
+    )
     assert made.tokens.chosen == [2, 0, 1]
     assert made.tokens.rejected == [3, 1]

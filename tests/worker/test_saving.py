@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from merlina.data.pairs import Message, Pair
+from merlina.data.pairs import Message, Pair, assistant
 from merlina.run_folder import EventLog, RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.worker.encoding import PairEncoder
@@ -47,7 +47,7 @@ def test_a_saved_model_ends_answers_as_in_training(base: Path, tmp_path: Path, u
     model: Any = AutoModelForCausalLM.from_pretrained(base)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"])) if use_lora else model
     encoder = PairEncoder(tokenizer, "it", config.dataset.format, 512, 256)
-    trained = encoder.encode(Pair((Message("user", "Hi"),), "Yes", "No")).tokens
+    trained = encoder.encode(Pair((Message("user", "Hi"),), assistant("Yes"), assistant("No"))).tokens
     reporter = EventReporter(
         EventLog(tmp_path / "events.jsonl"), ReceivedRequests(tmp_path / "stop", tmp_path / "pause")
     )

@@ -8,7 +8,7 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from merlina.data.chat_formats import formatter
-from merlina.data.pairs import Message, Pair
+from merlina.data.pairs import Message, Pair, assistant
 from merlina.schemas.datasets import DatasetFormat, FormatType
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.templates import chat_template, saved_template
@@ -43,7 +43,7 @@ def test_the_saved_template_renders_a_prompt_as_training_did(spec: dict[str, Any
     turns = [{"role": turn.role, "content": turn.content} for turn in prompt]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     rendered = environment.from_string(template).render(messages=turns, add_generation_prompt=True)
-    assert rendered == formatter(trained, None)(Pair(prompt, "c", "r")).prompt
+    assert rendered == formatter(trained, None)(Pair(prompt, assistant("c"), assistant("r"))).prompt
 
 
 def test_every_format_is_compared_with_the_template_that_is_saved() -> None:
@@ -65,7 +65,7 @@ def test_the_finished_tokenizer_encodes_a_prompt_as_in_training(
     tokenizer.chat_template = chat_template(DatasetFormat(format_type="chatml"))
     trained = DatasetFormat.model_validate(spec)
     encoder = PairEncoder(tokenizer, "it", trained, 512, 256)
-    ids = [encoder.encode(Pair(prompt, "c", "r")).tokens.prompt for prompt in PROMPTS]
+    ids = [encoder.encode(Pair(prompt, assistant("c"), assistant("r"))).tokens.prompt for prompt in PROMPTS]
     tokenizer.chat_template = saved_template(tokenizer, trained)
     for prompt, expected in zip(PROMPTS, ids, strict=True):
         turns = [{"role": turn.role, "content": turn.content} for turn in prompt]

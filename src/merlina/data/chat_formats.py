@@ -57,8 +57,11 @@ def _qwen3(pair: Pair, spec: DatasetFormat, _template: ChatTemplate | None) -> R
     prompt = _chatml_prompt(pair.prompt)
     if not spec.enable_thinking:
         return _ended(f"{prompt}<think>\n\n</think>\n\n", pair, "<|im_end|>")
-    thoughts = f"<think>\n{pair.reasoning}\n</think>\n\n" if pair.reasoning else ""
-    return _rendered(prompt, pair, lambda answer: f"{thoughts}{answer}<|im_end|>")
+    return _rendered(prompt, pair, lambda answer: f"{_thought(answer)}{answer.content}<|im_end|>")
+
+
+def _thought(answer: Message) -> str:
+    return f"<think>\n{answer.reasoning}\n</think>\n\n" if answer.reasoning else ""
 
 
 def _llama3(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
@@ -78,13 +81,13 @@ def _mistral(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -
             system = ""
         else:
             text += f" {turn.content}</s>"
-    return _rendered(text, pair, lambda answer: f" {answer}</s>")
+    return _rendered(text, pair, lambda answer: f" {answer.content}</s>")
 
 
 def _tokenizer(pair: Pair, spec: DatasetFormat, template: ChatTemplate | None) -> Rendered:
     assert template is not None
     prompt = template.render(pair.prompt, add_generation_prompt=True, enable_thinking=spec.enable_thinking)
-    return _rendered(prompt, pair, lambda answer: _template_answer(pair, answer, prompt, spec, template))
+    return _rendered(prompt, pair, lambda answer: _template_answer(pair, answer.content, prompt, spec, template))
 
 
 def _template_answer(pair: Pair, text: str, prompt: str, spec: DatasetFormat, template: ChatTemplate) -> str:
@@ -125,10 +128,10 @@ def _custom_turn(turn: Message, parts: CustomTemplates) -> str:
 
 
 def _ended(prompt: str, pair: Pair, end: str) -> Rendered:
-    return _rendered(prompt, pair, lambda answer: answer + end)
+    return _rendered(prompt, pair, lambda answer: answer.content + end)
 
 
-def _rendered(prompt: str, pair: Pair, render: Callable[[str], str]) -> Rendered:
+def _rendered(prompt: str, pair: Pair, render: Callable[[Message], str]) -> Rendered:
     return Rendered(prompt, render(pair.chosen), None if pair.rejected is None else render(pair.rejected))
 
 

@@ -34,5 +34,8 @@ def stamp(file: Path) -> FileStamp:
 
 def _content(pair: Pair) -> bytes:
     turns = [(message.role, message.content) for message in pair.prompt]
-    # repr makes the boundaries between the parts unambiguous.
-    return repr((pair.number, turns, pair.chosen, pair.rejected, pair.reasoning)).encode("utf-8", "replace")
+    rejected = pair.rejected.content if pair.rejected else None
+    content = (pair.number, turns, pair.chosen.content, rejected, pair.chosen.reasoning)
+    others = [(place, turn.reasoning) for place, turn in enumerate((*pair.answers[1:], *pair.prompt)) if turn.reasoning]
+    # repr makes the boundaries between the parts unambiguous. `others` is omitted if empty, as by earlier versions.
+    return repr((*content, others) if others else content).encode("utf-8", "replace")

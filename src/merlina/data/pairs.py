@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from merlina.data.columns import guess_mapping
@@ -48,10 +48,19 @@ class UnusableRowError(DataError):
 
 @dataclass(frozen=True)
 class Message:
-    """One message of a conversation; `role` is system, user or assistant."""
+    """One message of a conversation; `role` is system, user or assistant.
+
+    `reasoning` is the thought that an assistant has before its `content`.
+    """
 
     role: str
     content: str
+    reasoning: str | None = None
+
+
+def assistant(content: str, reasoning: str | None = None) -> Message:
+    """Return a message of the assistant."""
+    return Message("assistant", content, reasoning)
 
 
 @dataclass(frozen=True)
@@ -59,10 +68,13 @@ class Pair:
     """`prompt` ends with the turn to answer; a system message, if any, comes first. `rejected` is None for sft."""
 
     prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str | None
-    reasoning: str | None = None
+    chosen: Message
+    rejected: Message | None
     number: int = field(default=0, compare=False)  # number of its row, from 1
+
+    @property
+    def answers(self) -> tuple[Message, ...]:
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
 
 def to_pair(row: Row) -> Pair:
@@ -70,12 +82,10 @@ def to_pair(row: Row) -> Pair:
     chosen = _turns(row, "chosen", "assistant")
     rejected = _turns(row, "rejected", "assistant")
     shared = _shared_beginning(chosen, rejected)
-    answers = _answer(chosen[len(shared) :], "chosen"), _answer(rejected[len(shared) :], "rejected")
     pair = Pair(
+        chosen=_answer(chosen[len(shared) :], "chosen", row),
+        rejected=_answer(rejected[len(shared) :], "rejected", row),
         prompt=_with_system(_prompt(row, shared), row),
-        chosen=answers[0],
-        rejected=answers[1],
-        reasoning=_optional_text(row, "reasoning"),
     )
     _check_encodable(pair)
     return pair
@@ -90,20 +100,20 @@ def to_demonstration(row: Row) -> Pair:
     if "chosen" not in row and conversation is not None:
         row = {**{name: value for name, value in row.items() if name != conversation}, "chosen": row[conversation]}
     chosen = _turns(row, "chosen", "assistant")
-    answer = _answer(chosen[-1:], "chosen")
     pair = Pair(
-        prompt=_with_system(_prompt(row, chosen[:-1]), row),
-        chosen=answer,
+        chosen=_answer(chosen[-1:], "chosen", row),
         rejected=None,
-        reasoning=_optional_text(row, "reasoning"),
+        prompt=_with_system(_prompt(row, chosen[:-1]), row),
     )
     _check_encodable(pair)
     return pair
 
 
 def _check_encodable(pair: Pair) -> None:
-    texts = {"chosen": pair.chosen, "rejected": pair.rejected or "", "reasoning": pair.reasoning or ""}
-    for name, text in [*texts.items(), *(("prompt", turn.content) for turn in pair.prompt)]:
+    names = ("chosen", "rejected")
+    texts = [(name, turn.content) for name, turn in zip(names, pair.answers, strict=False)]
+    texts += [("reasoning", turn.reasoning or "") for turn in (*pair.answers, *pair.prompt)]
+    for name, text in [*texts, *(("prompt", turn.content) for turn in pair.prompt)]:
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -163,7 +173,8 @@ def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) ->
     return list(chosen[:count])
 
 
-def _answer(turns: Sequence[Message], column: str) -> str:
+def _answer(turns: Sequence[Message], column: str, row: Row) -> Message:
+    """Return the only turn, with the thought of the reasoning column unless it has one of its own."""
     if len(turns) != 1:
         raise UnusableRowError(
             f"{column} has {len(turns)} turns after the common beginning of both conversations; it needs exactly one",
@@ -174,7 +185,7 @@ def _answer(turns: Sequence[Message], column: str) -> str:
         raise UnusableRowError(f"{column} ends with a {turn.role} turn, not with an assistant turn")
     if not turn.content.strip():
         raise UnusableRowError(f"{column} is empty", "empty_side")
-    return turn.content
+    return turn if turn.reasoning is not None else replace(turn, reasoning=_optional_text(row, "reasoning"))
 
 
 def _prompt(row: Row, shared: list[Message]) -> list[Message]:

@@ -105,7 +105,7 @@ class RowExaminer:
     def add_pair(self, pair: Pair, lengths: Lengths | None = None) -> None:
         """Add a pair, with its `lengths` if it was tokenized."""
         self.rows += 1
-        if pair.rejected is not None and pair.chosen.strip() == pair.rejected.strip():
+        if len({turn.content.strip() for turn in pair.answers}) < len(pair.answers):
             self._count("identical_answers").add(pair.number)
         self._check_duplicates(pair)
         self._measure_answers(pair)
@@ -128,7 +128,7 @@ class RowExaminer:
 
     def _check_duplicates(self, pair: Pair) -> None:
         prompt = _digest([part for turn in pair.prompt for part in (turn.role, turn.content.strip())])
-        whole = _digest([prompt.hex(), pair.chosen.strip(), (pair.rejected or "").strip()])
+        whole = _digest([prompt.hex(), *(turn.content.strip() for turn in pair.answers)])
         if whole in self._seen:
             self._count("duplicates").add(pair.number)
         self._seen.add(whole)
@@ -137,7 +137,7 @@ class RowExaminer:
     def _measure_answers(self, pair: Pair) -> None:
         if pair.rejected is None:
             return
-        chosen, rejected = len(pair.chosen), len(pair.rejected)
+        chosen, rejected = len(pair.chosen.content), len(pair.rejected.content)
         self._chosen_longer += chosen > rejected
         self._chosen_shorter += chosen < rejected
         self._characters = (self._characters[0] + chosen, self._characters[1] + rejected)
@@ -223,5 +223,4 @@ def _digest(parts: Sequence[str]) -> bytes:
 
 
 def _contains_marker(pair: Pair, markers: Sequence[str]) -> bool:
-    texts = (pair.chosen, pair.rejected or "", *(turn.content for turn in pair.prompt))
-    return any(marker in text for text in texts for marker in markers)
+    return any(marker in turn.content for turn in (*pair.answers, *pair.prompt) for marker in markers)

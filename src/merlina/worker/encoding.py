@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from merlina.data.chat_formats import Rendered, formatter
-from merlina.data.pairs import Message, Pair, UnusableRowError
+from merlina.data.pairs import Message, Pair, UnusableRowError, assistant
 from merlina.data.row_examiner import Lengths
 from merlina.schemas.datasets import DatasetFormat
 from merlina.schemas.training import TrainingConfig
@@ -91,7 +91,7 @@ class PairEncoder:
     def _suffix(self) -> str:
         """Return the text that the format puts after every answer."""
         try:
-            text = self._render(Pair((Message("user", "Hi"),), "Yes", "No"))
+            text = self._render(Pair((Message("user", "Hi"),), assistant("Yes"), assistant("No")))
         except UnusableRowError:
             return ""
         after_chosen, after_rejected = text.chosen.rpartition("Yes")[2], (text.rejected or "").rpartition("No")[2]

@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from merlina.data.pairs import Message, Pair
+from merlina.data.pairs import Message, Pair, assistant
 from merlina.domain.units import MIB
 from merlina.errors import ConflictError, InvalidRequestError
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText, EndReason, Sampling, Side
@@ -81,7 +81,7 @@ class ChatModel:
         settings, side = operation.sampling, operation.side
         turns = tuple(Message(message.role, message.content) for message in operation.messages)
         # Encoded as part of a pair, as in training; only the prompt is used.
-        pair = self.encoder.encode(Pair(turns, "a", "b"))
+        pair = self.encoder.encode(Pair(turns, assistant("a"), None))
         prompt = pair.tokens.prompt
         max_new_tokens = min(settings.max_new_tokens, self._free_positions(len(prompt)))
         send(
