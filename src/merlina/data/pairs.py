@@ -18,6 +18,7 @@ from typing import Any, Literal
 from merlina.data.columns import guess_mapping
 from merlina.data.readers.files import Row
 from merlina.errors import DataError, shorten
+from merlina.schemas.datasets import FindingKind
 
 _ROLES = {
     "system": "system",
@@ -65,12 +66,16 @@ def assistant(content: str, reasoning: str | None = None) -> Message:
 
 @dataclass(frozen=True)
 class Pair:
-    """`prompt` ends with the turn to answer; a system message, if any, comes first. `rejected` is None for sft."""
+    """`prompt` ends with the turn to answer; a system message, if any, comes first. `rejected` is None for sft.
+
+    `remarks` are the kinds of findings that the conversion of its row gave rise to.
+    """
 
     prompt: tuple[Message, ...]
     chosen: Message
     rejected: Message | None
     number: int = field(default=0, compare=False)  # number of its row, from 1
+    remarks: frozenset[FindingKind] = field(default=frozenset(), compare=False)
 
     @property
     def answers(self) -> tuple[Message, ...]:

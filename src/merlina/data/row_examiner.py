@@ -102,9 +102,11 @@ class RowExaminer:
         """Return the first reason for which a row was skipped, with the row's number."""
         return next((reasons[0] for reasons in self._reasons.values()), None)
 
-    def add_pair(self, pair: Pair, lengths: Lengths | None = None) -> None:
-        """Add a pair, with its `lengths` if it was tokenized."""
+    def add_pair(self, pair: Pair, lengths: Lengths | None = None, remarks: Iterable[FindingKind] = ()) -> None:
+        """Add a pair, with its `lengths` if it was tokenized and the `remarks` of its formatting."""
         self.rows += 1
+        for kind in (*pair.remarks, *remarks):
+            self._count(kind).add(pair.number)
         if len({turn.content.strip() for turn in pair.answers}) < len(pair.answers):
             self._count("identical_answers").add(pair.number)
         self._check_duplicates(pair)
