@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import get_args
 
 import pytest
 
 from merlina.data.chat_formats import FORMATS, MARKERS, formatter
-from merlina.data.pairs import Message, Pair, assistant
+from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
 from merlina.errors import DataError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
 
@@ -21,7 +20,8 @@ def render(spec: DatasetFormat, prompt: tuple[Message, ...], reasoning: str | No
 
 
 def test_every_format_in_the_schema_is_implemented() -> None:
-    assert set(FORMATS) == set(MARKERS) == set(get_args(FormatType))
+    assert {*FORMATS, "tokenizer"} == set(get_args(FormatType))
+    assert set(MARKERS) < set(FORMATS)
 
 
 @pytest.mark.parametrize(
@@ -82,35 +82,46 @@ def test_custom_adds_its_six_texts_unchanged() -> None:
     assert render(spec, SEVERAL) == ("[S {p}] S\n[U] P\n[A] A</a>[U] Q\n[A] ", "C</a>", "R</a>")
 
 
-class ThinkingTemplate:
-    """Opens a thought in the generation prompt and drops it from finished turns, as some models' templates do."""
-
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, enable_thinking: bool) -> str:
-        text = "".join(f"<{message.role}>{message.content}</>\n" for message in messages)
-        return text + ("<assistant><think>" if add_generation_prompt else "")
-
-
-def test_a_chat_template_renders_prompt_and_answer_up_to_the_end_marker() -> None:
-    spec = DatasetFormat(format_type="tokenizer")
-    rendered = formatter(spec, ThinkingTemplate())(Pair(TURN, assistant("C"), assistant("R")))
-    assert (rendered.prompt, rendered.chosen, rendered.rejected) == ("<user>P</>\n<assistant><think>", "C</>", "R</>")
-
-
 def test_the_format_tokenizer_needs_a_template() -> None:
     with pytest.raises(DataError, match="chat template"):
         formatter(DatasetFormat(format_type="tokenizer"), None)
 
 
-@pytest.mark.parametrize("text", ["Blue.", "Blue.\n", "Blue.\n\n", "a\nb"])
-def test_newlines_of_an_answer_are_kept_and_the_templates_last_one_removed(text: str) -> None:
-    rendered = formatter(DatasetFormat(format_type="tokenizer"), ChatMl())(Pair(TURN, assistant(text), assistant("R")))
-    assert rendered.chosen == f"{text}<|im_end|>"
-    assert rendered.rejected == "R<|im_end|>"
+def test_raw_adds_nothing_and_needs_a_single_text() -> None:
+    spec = DatasetFormat(format_type="raw")
+    assert render(spec, (Message("user", "<U>Hi<A>"),)) == ("<U>Hi<A>", "C", "R")
+    with pytest.raises(UnusableRowError, match="the prompt has 2 messages, and the format 'raw' adds no markers"):
+        render(spec, WITH_SYSTEM)
 
 
-class ChatMl:
-    """ChatML as models' templates have it: a newline after every turn."""
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral", "qwen3", "raw"])
+def test_tools_are_refused_by_formats_that_cannot_represent_them(name: FormatType) -> None:
+    called = Message("assistant", "", tool_calls=({"function": {"name": "f"}},))
+    for pair in (
+        Pair(TURN, assistant("C"), None, tools=({"name": "f"},)),
+        Pair(TURN, called, None),
+        Pair((*TURN, called, Message("tool", "1")), assistant("C"), None),
+    ):
+        with pytest.raises(UnusableRowError, match=f"it has tools, which the format '{name}' cannot represent"):
+            formatter(DatasetFormat(format_type=name), None)(pair)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, enable_thinking: bool) -> str:
-        turns = "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in messages)
-        return turns + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
+def test_system_as_user_puts_the_system_message_into_the_next_question(name: FormatType) -> None:
+    folded = (Message("user", "S\n\nP"), Message("assistant", "A"), Message("user", "Q"))
+    expected = render(DatasetFormat(format_type=name), folded)
+    assert render(DatasetFormat(format_type=name, system_as_user=True), SEVERAL) == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "is_unused"),
+    [
+        (DatasetFormat(format_type="chatml"), True),
+        (DatasetFormat(format_type="qwen3"), False),
+        (DatasetFormat(format_type="qwen3", enable_thinking=False), True),
+    ],
+)
+def test_reasoning_that_is_not_trained_is_remarked_on(spec: DatasetFormat, is_unused: bool) -> None:
+    rendered = formatter(spec, None)(Pair(TURN, assistant("C", "T"), assistant("R")))
+    assert ("reasoning_unused" in rendered.remarks) == is_unused
+    assert ("T" in rendered.chosen) != is_unused

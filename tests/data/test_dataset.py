@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from merlina import samples
 from merlina.data.columns import map_columns
+from merlina.data.conversation import Message, Pair, assistant
 from merlina.data.dataset import load_pairs, read_pairs, split_pairs
-from merlina.data.pairs import Message, Pair, assistant
 from merlina.data.preview import preview_formatted, preview_rows, text_sample_builder
 from merlina.data.readers.sources import resolve_file
 from merlina.errors import DataError, ForbiddenError, NotFoundError

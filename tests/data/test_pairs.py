@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.data.pairs import Message, Pair, UnusableRowError, assistant, to_demonstration, to_pair
+from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
+from merlina.data.pairs import to_demonstration, to_pair
 
 USER = Message("user", "Why?")
 FORMS: dict[str, dict[str, Any]] = {
@@ -91,7 +92,8 @@ def test_a_repeated_chosen_answer_is_removed_from_the_conversation() -> None:
         ({"chosen": 42}, r"chosen has the type int \(42\), not text"),
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": 3}, "prompt has the type int"),
-        ({"chosen": [{"role": "tool", "content": "x"}]}, "role 'tool'"),
+        ({"chosen": [{"role": "narrator", "content": "x"}]}, "role 'narrator'"),
+        ({"chosen": [{"role": "tool", "content": "x"}]}, "ends with a tool turn"),
         ({"chosen": ["x"]}, "chosen contains strs"),
         ({"chosen": [{"role": "assistant", "content": None}]}, "without text"),
         ({"chosen": [{"role": "user", "content": "x"}]}, "ends with a user turn"),

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
 from merlina.data.dataset import SkippedRow, split_pairs
-from merlina.data.pairs import Message, Pair, UnusableRowError, assistant, to_pair
+from merlina.data.pairs import to_pair
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets import DataFinding
 

@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 
 from merlina.data.chat_formats import formatter
-from merlina.data.pairs import Message, Pair, assistant
+from merlina.data.conversation import Message, Pair, assistant
 from merlina.domain.job_states import JobState
 from merlina.schemas.datasets import DatasetFormat, FindingKind, FormatType
 from tests.docs.pages import FOLDER, PAGES, REPOSITORY, anchors, inline_code, links

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from merlina.data.pairs import Message, Pair, assistant
+from merlina.data.conversation import Message, Pair, assistant
 from merlina.run_folder import EventLog, RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.worker.encoding import PairEncoder

@@ -7,45 +7,72 @@ conversation of several turns repeats the same parts. To add a format: ARCHITECT
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import replace
 
-from merlina.data.pairs import Message, Pair, UnusableRowError
+from merlina.data.conversation import Message, Pair, UnusableRowError
+from merlina.data.rendered import Rendered, render_answers
+from merlina.data.system_messages import system_as_user
+from merlina.data.template_format import ChatTemplate, TemplateFormat
+from merlina.data.thoughts import thought_text, with_separate_thought, without_thought
 from merlina.errors import DataError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
 
-
-@dataclass(frozen=True)
-class Rendered:
-    """The prompt and the answers of a pair as strings; the model reads prompt + answer."""
-
-    prompt: str
-    chosen: str
-    rejected: str | None
-
-
-class ChatTemplate(Protocol):
-    """The chat template of a tokenizer."""
-
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, enable_thinking: bool) -> str:
-        """Return the messages as text, with the beginning of an answer if `add_generation_prompt`."""
-
-
 Formatter = Callable[[Pair], Rendered]
-_Renderer = Callable[[Pair, DatasetFormat, ChatTemplate | None], Rendered]
+_Renderer = Callable[[Pair, DatasetFormat], Rendered]
+_FORMATS_WITH_THOUGHTS = ("qwen3", "tokenizer")
 
 
 def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
-    """Return the function that renders pairs. Raises DataError if the format needs a template and there is none."""
-    if spec.format_type == "tokenizer" and template is None:
-        raise DataError(
-            "model_name is required by the format 'tokenizer': it names the model with the chat template to use"
+    """Return the function that renders pairs; it raises UnusableRowError for a pair that the format cannot represent.
+
+    Raises DataError if the format needs a template and there is none.
+    """
+    if spec.format_type == "tokenizer":
+        if template is None:
+            raise DataError(
+                "model_name is required by the format 'tokenizer': it names the model with the chat template to use"
+            )
+        render = TemplateFormat(template, enable_thinking=spec.enable_thinking).render
+    else:
+        renderer = FORMATS[spec.format_type]
+
+        def render(pair: Pair) -> Rendered:
+            _refuse_tools(pair, spec)
+            return renderer(pair, spec)
+
+    def render_prepared(pair: Pair) -> Rendered:
+        if spec.system_as_user:
+            pair = system_as_user(pair)
+        without = _without_unused_thoughts(pair, spec)
+        rendered = render(without)
+        return rendered if without is pair else replace(rendered, remarks=rendered.remarks | {"reasoning_unused"})
+
+    return render_prepared
+
+
+def _refuse_tools(pair: Pair, spec: DatasetFormat) -> None:
+    if pair.tools or any(turn.tool_calls or turn.role == "tool" for turn in (*pair.prompt, *pair.answers)):
+        raise UnusableRowError(
+            f"it has tools, which the format {spec.format_type!r} cannot represent; use the format 'tokenizer' and a "
+            "model whose chat template supports them"
         )
-    render = FORMATS[spec.format_type]
-    return lambda pair: render(pair, spec, template)
 
 
-def _chatml(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
+def _without_unused_thoughts(pair: Pair, spec: DatasetFormat) -> Pair:
+    """Return the same pair if the format uses the thoughts of its answers or there are none."""
+    if spec.format_type not in _FORMATS_WITH_THOUGHTS:
+        has_thoughts = any(turn.reasoning for turn in pair.answers)
+        return _without_thoughts(pair, lambda turn: replace(turn, reasoning=None)) if has_thoughts else pair
+    has_thoughts = any(with_separate_thought(turn).reasoning for turn in pair.answers)
+    return _without_thoughts(pair, without_thought) if has_thoughts and not spec.enable_thinking else pair
+
+
+def _without_thoughts(pair: Pair, remove: Callable[[Message], Message]) -> Pair:
+    rejected = None if pair.rejected is None else remove(pair.rejected)
+    return replace(pair, chosen=remove(pair.chosen), rejected=rejected)
+
+
+def _chatml(pair: Pair, _spec: DatasetFormat) -> Rendered:
     return _ended(_chatml_prompt(pair.prompt), pair, "<|im_end|>")
 
 
@@ -53,25 +80,21 @@ def _chatml_prompt(turns: Sequence[Message]) -> str:
     return "".join(f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
 
 
-def _qwen3(pair: Pair, spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
+def _qwen3(pair: Pair, spec: DatasetFormat) -> Rendered:
     prompt = _chatml_prompt(pair.prompt)
     if not spec.enable_thinking:
         return _ended(f"{prompt}<think>\n\n</think>\n\n", pair, "<|im_end|>")
-    return _rendered(prompt, pair, lambda answer: f"{_thought(answer)}{answer.content}<|im_end|>")
+    return render_answers(prompt, pair, lambda answer: f"{thought_text(answer)}{answer.content}<|im_end|>")
 
 
-def _thought(answer: Message) -> str:
-    return f"<think>\n{answer.reasoning}\n</think>\n\n" if answer.reasoning else ""
-
-
-def _llama3(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
+def _llama3(pair: Pair, _spec: DatasetFormat) -> Rendered:
     turns = "".join(
         f"<|start_header_id|>{turn.role}<|end_header_id|>\n\n{turn.content}<|eot_id|>" for turn in pair.prompt
     )
     return _ended(f"<|begin_of_text|>{turns}<|start_header_id|>assistant<|end_header_id|>\n\n", pair, "<|eot_id|>")
 
 
-def _mistral(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
+def _mistral(pair: Pair, _spec: DatasetFormat) -> Rendered:
     text, system = "<s>", ""
     for turn in pair.prompt:
         if turn.role == "system":
@@ -81,36 +104,10 @@ def _mistral(pair: Pair, _spec: DatasetFormat, _template: ChatTemplate | None) -
             system = ""
         else:
             text += f" {turn.content}</s>"
-    return _rendered(text, pair, lambda answer: f" {answer.content}</s>")
+    return render_answers(text, pair, lambda answer: f" {answer.content}</s>")
 
 
-def _tokenizer(pair: Pair, spec: DatasetFormat, template: ChatTemplate | None) -> Rendered:
-    assert template is not None
-    prompt = template.render(pair.prompt, add_generation_prompt=True, enable_thinking=spec.enable_thinking)
-    return _rendered(prompt, pair, lambda answer: _template_answer(pair, answer.content, prompt, spec, template))
-
-
-def _template_answer(pair: Pair, text: str, prompt: str, spec: DatasetFormat, template: ChatTemplate) -> str:
-    """Return what the template adds to the prompt for this answer, up to and including the end marker.
-
-    Raises UnusableRowError if the template renders the prompt differently once an answer follows.
-    """
-    turns = (*pair.prompt, Message("assistant", text))
-    whole = template.render(turns, add_generation_prompt=False, enable_thinking=spec.enable_thinking)
-    # Newlines after the end marker belong to the next turn; newlines inside the answer are part of it.
-    answer_ends = whole.rfind(text) + len(text) if text in whole else 0
-    whole = whole[:answer_ends] + whole[answer_ends:].rstrip("\n")
-    if whole.startswith(prompt):
-        return whole[len(prompt) :]
-    # Some templates open a thought in the generation prompt but omit it from a finished turn.
-    bare = template.render(pair.prompt, add_generation_prompt=False, enable_thinking=spec.enable_thinking)
-    begins = whole.find(text, len(bare)) if whole.startswith(bare) else -1
-    if begins < 0:
-        raise UnusableRowError("the model's chat template renders the prompt differently once an answer follows")
-    return whole[begins:]
-
-
-def _custom(pair: Pair, spec: DatasetFormat, _template: ChatTemplate | None) -> Rendered:
+def _custom(pair: Pair, spec: DatasetFormat) -> Rendered:
     parts = spec.custom_templates
     assert parts is not None
     prompt = "".join(_custom_turn(turn, parts) for turn in pair.prompt) + parts.assistant_prefix
@@ -127,21 +124,27 @@ def _custom_turn(turn: Message, parts: CustomTemplates) -> str:
     return f"{prefix}{turn.content}{suffix}"
 
 
+def _raw(pair: Pair, _spec: DatasetFormat) -> Rendered:
+    if len(pair.prompt) != 1:
+        raise UnusableRowError(
+            f"the prompt has {len(pair.prompt)} messages, and the format 'raw' adds no markers between them; give the "
+            "prompt as one text, or choose another format"
+        )
+    return _ended(pair.prompt[0].content, pair, "")
+
+
 def _ended(prompt: str, pair: Pair, end: str) -> Rendered:
-    return _rendered(prompt, pair, lambda answer: answer.content + end)
+    return render_answers(prompt, pair, lambda answer: answer.content + end)
 
 
-def _rendered(prompt: str, pair: Pair, render: Callable[[Message], str]) -> Rendered:
-    return Rendered(prompt, render(pair.chosen), None if pair.rejected is None else render(pair.rejected))
-
-
+# The format `tokenizer` is rendered by the model's own template.
 FORMATS: dict[FormatType, _Renderer] = {
     "chatml": _chatml,
     "llama3": _llama3,
     "mistral": _mistral,
     "qwen3": _qwen3,
-    "tokenizer": _tokenizer,
     "custom": _custom,
+    "raw": _raw,
 }
 
 _CHATML_MARKERS = ("<|im_start|>", "<|im_end|>")
@@ -151,6 +154,4 @@ MARKERS: dict[FormatType, tuple[str, ...]] = {
     "qwen3": _CHATML_MARKERS,
     "llama3": ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     "mistral": ("<s>", "</s>"),
-    "tokenizer": (),
-    "custom": (),
 }

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from merlina.data.columns import check_mapping, map_columns
-from merlina.data.pairs import Pair, UnusableKind, UnusableRowError, to_demonstration, to_pair
+from merlina.data.conversation import Pair, UnusableKind, UnusableRowError
+from merlina.data.pairs import to_demonstration, to_pair
 from merlina.data.readers.files import Row
 from merlina.data.readers.row_limit import RowLimit, approximate_size
 from merlina.data.readers.sources import open_rows

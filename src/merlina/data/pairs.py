@@ -11,14 +11,14 @@ For sft, a row without a rejected answer becomes a demonstration.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from merlina.data.columns import guess_mapping
+from merlina.data.conversation import Message, Pair, UnusableRowError
 from merlina.data.readers.files import Row
-from merlina.errors import DataError, shorten
-from merlina.schemas.datasets import FindingKind
+from merlina.data.tools import read_tool_calls, read_tool_fields, read_tools
 
 _ROLES = {
     "system": "system",
@@ -27,59 +27,14 @@ _ROLES = {
     "assistant": "assistant",
     "gpt": "assistant",
     "model": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "function_call": "assistant",
 }
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _CONVERSATION_COLUMNS = ("conversations", "conversation", "messages")
 _LIST_COLUMNS_SHOWN = 12
-_MAX_REASON_LENGTH = 300
-
-
-UnusableKind = Literal["unusable", "empty_side", "differing_prompts"]
-
-
-class UnusableRowError(DataError):
-    """A row that cannot be converted to a pair; the message is the reason."""
-
-    def __init__(self, message: str, kind: UnusableKind = "unusable") -> None:
-        super().__init__(shorten(message, _MAX_REASON_LENGTH).encode("utf-8", "replace").decode(), kind)
-
-    @property
-    def kind(self) -> UnusableKind:
-        return self.args[1]  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a conversation; `role` is system, user or assistant.
-
-    `reasoning` is the thought that an assistant has before its `content`.
-    """
-
-    role: str
-    content: str
-    reasoning: str | None = None
-
-
-def assistant(content: str, reasoning: str | None = None) -> Message:
-    """Return a message of the assistant."""
-    return Message("assistant", content, reasoning)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """`prompt` ends with the turn to answer; a system message, if any, comes first. `rejected` is None for sft.
-
-    `remarks` are the kinds of findings that the conversion of its row gave rise to.
-    """
-
-    prompt: tuple[Message, ...]
-    chosen: Message
-    rejected: Message | None
-    number: int = field(default=0, compare=False)  # number of its row, from 1
-    remarks: frozenset[FindingKind] = field(default=frozenset(), compare=False)
-
-    @property
-    def answers(self) -> tuple[Message, ...]:
-        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
 
 def to_pair(row: Row) -> Pair:
@@ -91,6 +46,7 @@ def to_pair(row: Row) -> Pair:
         chosen=_answer(chosen[len(shared) :], "chosen", row),
         rejected=_answer(rejected[len(shared) :], "rejected", row),
         prompt=_with_system(_prompt(row, shared), row),
+        tools=_tools(row),
     )
     _check_encodable(pair)
     return pair
@@ -109,6 +65,7 @@ def to_demonstration(row: Row) -> Pair:
         chosen=_answer(chosen[-1:], "chosen", row),
         rejected=None,
         prompt=_with_system(_prompt(row, chosen[:-1]), row),
+        tools=_tools(row),
     )
     _check_encodable(pair)
     return pair
@@ -156,11 +113,18 @@ def _message(item: Any, column: str) -> Message:
     content = item.get("content", item.get("value"))
     if not isinstance(role, str) or role not in _ROLES:
         raise UnusableRowError(f"{column} has a message with the role {role!r}; supported are {', '.join(_ROLES)}")
+    if role == "function_call":
+        return Message("assistant", "", tool_calls=read_tool_calls(content, column))
+    calls = read_tool_calls(item.get("tool_calls"), column)
     if isinstance(content, list):
         content = _joined_parts(content, column)
+    if content is None and calls:
+        content = ""
     if not isinstance(content, str):
         raise UnusableRowError(f"{column} has a message with the role {role!r} but without text")
-    return Message(_ROLES[role], content)
+    thought = next((item[name] for name in _REASONING_KEYS if isinstance(item.get(name), str)), None)
+    fields = read_tool_fields(item) if _ROLES[role] == "tool" else {}
+    return Message(_ROLES[role], content, thought or None, calls, fields)
 
 
 def _joined_parts(parts: list[Any], column: str) -> str:
@@ -188,7 +152,7 @@ def _answer(turns: Sequence[Message], column: str, row: Row) -> Message:
     turn = turns[0]
     if turn.role != "assistant":
         raise UnusableRowError(f"{column} ends with a {turn.role} turn, not with an assistant turn")
-    if not turn.content.strip():
+    if not turn.has_content:
         raise UnusableRowError(f"{column} is empty", "empty_side")
     return turn if turn.reasoning is not None else replace(turn, reasoning=_optional_text(row, "reasoning"))
 
@@ -204,7 +168,7 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
         _turns(row, "prompt", "user")
     while given and given[-1].role == "assistant" and column in _CONVERSATION_COLUMNS:
         given = given[:-1]  # some data sets repeat the chosen answer at the end of the conversation
-    if not given or given[-1].role != "user":
+    if not given or given[-1].role not in ("user", "tool"):
         raise UnusableRowError(f"{column or 'the prompt'} does not end with a user turn")
     if not given[-1].content.strip():
         raise UnusableRowError("prompt is empty", "empty_side")
@@ -231,6 +195,11 @@ def _with_system(prompt: list[Message], row: Row) -> tuple[Message, ...]:
     if system is None or prompt[0].role == "system":
         return tuple(prompt)
     return (Message("system", system), *prompt)
+
+
+def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
+    value = row.get("tools")
+    return () if _is_missing(value) else read_tools(value)
 
 
 def _optional_text(row: Row, column: str) -> str | None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from merlina.data.chat_formats import MARKERS, formatter
+from merlina.data.chat_formats import formatter
+from merlina.data.conversation import Pair
 from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
-from merlina.data.examination import examine
-from merlina.data.pairs import Pair
+from merlina.data.examination import Converter, examine
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import open_rows
-from merlina.data.row_examiner import Lengths, RowExaminer
+from merlina.data.row_examiner import RowExaminer
 from merlina.data.truncation import truncate_name, truncate_row
 from merlina.errors import DataError
-from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat
+from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat, FindingKind
 
 _MAX_ROWS_EXAMINED = 500
 _EXAMINE_SECONDS = 0.2
@@ -66,8 +66,8 @@ class FormattedPreview:
     rows_examined: int
 
 
-SampleBuilder = Callable[[Pair], tuple[Callable[[], dict[str, Any]], Lengths | None]]
-"""Return a function that builds a pair's sample, and its Lengths if it was tokenized. May raise UnusableRowError."""
+SampleBuilder = Converter[Callable[[], dict[str, Any]]]
+"""Return a function that builds a pair's sample, since only a few samples are shown."""
 
 
 def preview_formatted(
@@ -75,11 +75,11 @@ def preview_formatted(
     file: Path | None,
     token: str | None,
     show: SampleBuilder,
+    examiner: RowExaminer,
     limit: int,
     row_limit: RowLimit = _USUAL_LIMIT,
 ) -> FormattedPreview:
     """Return up to `limit` samples, with findings on those and on further rows, for up to 0.2 s. Raises DataError."""
-    examiner = RowExaminer(MARKERS[config.format.format_type])
     samples: list[dict[str, Any]] = []
     warnings: list[str] = []
     numbers: list[int] = []
@@ -106,8 +106,8 @@ def text_sample_builder(spec: DatasetFormat) -> SampleBuilder:
     """Return the builder of samples without token counts, for formats that need no tokenizer."""
     render = formatter(spec, None)
 
-    def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], None]:
+    def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], None, frozenset[FindingKind]]:
         text = render(pair)
-        return lambda: truncate_row(asdict(text)), None
+        return lambda: {**truncate_row(text.texts), "form": text.form}, None, text.remarks
 
     return show

@@ -5,12 +5,14 @@ Findings are warnings: each names a defect, the number of affected rows and the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from merlina.data.conversation import Pair
 from merlina.data.dataset import SkippedRow
-from merlina.data.pairs import Pair
+from merlina.data.finding_messages import MESSAGES
 from merlina.schemas.datasets import DataFinding, FindingKind
 
 _EXAMPLES = 5
@@ -18,6 +20,12 @@ _EXAMPLES = 5
 _ONE_SIDED_FRACTION = 0.8
 _LENGTH_RATIO = 1.5
 _MIN_PAIRS_FOR_BIAS = 20
+_HEADER_LENGTH = 100
+_HEADER = re.compile(
+    r"<\|im_start\|>|<\|start_header_id\|>|\[/?INST\]|<start_of_turn>|<\|start\|>|<\|turn>"
+    r"|<\|(?:system|user|assistant)\|>|### (?:Instruction|Input|Response|Human|Assistant)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class Lengths:
     highest_id: int = 0
     cut_prompt: int = 0
     cut_answers: int = 0
+    same_after_truncation: bool = False
 
     @property
     def longest(self) -> int:
@@ -54,13 +63,15 @@ class _Count:
 
 @dataclass
 class RowExaminer:
-    """Collector of findings; `findings` may be called at any time. `markers` are those of the chat format.
+    """Collector of findings; `findings` may be called at any time.
 
+    `markers` are those of the chat format. `expects_formatted` rows have a format already, with whichever markers.
     `longest`, `most_tokens` and `highest_id` are maxima over all Lengths, 0 without any; `highest_id_row` is the first
     row with that id.
     """
 
     markers: Sequence[str] = ()
+    expects_formatted: bool = False
     rows: int = 0
     longest: int = 0
     most_tokens: int = 0
@@ -111,8 +122,7 @@ class RowExaminer:
             self._count("identical_answers").add(pair.number)
         self._check_duplicates(pair)
         self._measure_answers(pair)
-        if self.markers and _contains_marker(pair, self.markers):
-            self._count("markers_in_text").add(pair.number)
+        self._check_markers(pair)
         if lengths is not None:
             self._measure_tokens(pair, lengths)
 
@@ -121,7 +131,7 @@ class RowExaminer:
         counts = dict(self._counts)
         if (leaked := self._leaked(set(held_out))).rows:
             counts["evaluation_leak"] = leaked
-        found = [self._finding(kind, counts[kind]) for kind in _MESSAGES if kind in counts]
+        found = [self._finding(kind, counts[kind]) for kind in MESSAGES if kind in counts]
         bias = self._length_bias()
         return [*found, bias] if bias else found
 
@@ -135,6 +145,14 @@ class RowExaminer:
             self._count("duplicates").add(pair.number)
         self._seen.add(whole)
         self._prompts.append((pair.number, prompt))
+
+    def _check_markers(self, pair: Pair) -> None:
+        if self.expects_formatted:
+            return
+        if _is_formatted(pair):
+            self._count("already_formatted").add(pair.number)
+        elif any(marker in turn.content for turn in (*pair.answers, *pair.prompt) for marker in self.markers):
+            self._count("markers_in_text").add(pair.number)
 
     def _measure_answers(self, pair: Pair) -> None:
         if pair.rejected is None:
@@ -156,6 +174,8 @@ class RowExaminer:
             self._count("over_max_length").add(pair.number)
             prompts, answers = self._cut_tokens
             self._cut_tokens = (prompts + lengths.cut_prompt, answers + lengths.cut_answers)
+        if lengths.same_after_truncation:
+            self._count("same_after_truncation").add(pair.number)
 
     def _leaked(self, held_out: set[int]) -> _Count:
         """Count held-out pairs that share their prompt with a training pair."""
@@ -185,7 +205,7 @@ class RowExaminer:
 
     def _finding(self, kind: FindingKind, count: _Count) -> DataFinding:
         prompts, answers = self._cut_tokens
-        message = _MESSAGES[kind].format(
+        message = MESSAGES[kind].format(
             count=f"{count.rows:,}",
             of=f"{self.rows:,}",
             reasons="; ".join(self._reasons.get(kind, [])),
@@ -193,27 +213,6 @@ class RowExaminer:
             answers=f"{answers:,}",
         )
         return DataFinding(kind=kind, count=count.rows, rows=count.examples, message=message)
-
-
-_MESSAGES: dict[FindingKind, str] = {
-    "unusable": "{count} of {of} rows cannot be used: {reasons}",
-    "empty_side": "{count} of {of} rows lack a prompt or an answer and cannot be used: {reasons}",
-    "differing_prompts": (
-        "{count} of {of} rows have answers to different prompts, which cannot be compared: {reasons}"
-    ),
-    "identical_answers": "{count} of {of} rows have the same text as chosen and rejected: they teach no preference",
-    "duplicates": "{count} of {of} rows repeat an earlier one: each copy adds weight in training",
-    "evaluation_leak": (
-        "{count} held-out pairs share their prompt with a training pair: the evaluation will be too optimistic"
-    ),
-    "markers_in_text": (
-        "{count} of {of} rows contain markers of the chat format in their text, which end a turn too early"
-    ),
-    "over_max_length": (
-        "{count} of {of} rows are longer than max_length: {prompts} tokens are truncated from the beginning of prompts "
-        "and {answers} from the end of answers"
-    ),
-}
 
 
 def _digest(parts: Sequence[str]) -> bytes:
@@ -224,5 +223,7 @@ def _digest(parts: Sequence[str]) -> bytes:
     return digest.digest()
 
 
-def _contains_marker(pair: Pair, markers: Sequence[str]) -> bool:
-    return any(marker in turn.content for turn in (*pair.answers, *pair.prompt) for marker in markers)
+def _is_formatted(pair: Pair) -> bool:
+    """Return whether the prompt begins and ends with the headers of a chat format."""
+    begins, ends = pair.prompt[0].content[:_HEADER_LENGTH], pair.prompt[-1].content[-_HEADER_LENGTH:]
+    return bool(_HEADER.search(begins) and _HEADER.search(ends))

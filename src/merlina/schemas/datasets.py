@@ -13,7 +13,7 @@ from merlina.schemas.parsing.validation_errors import at_field
 SourceType = Literal["huggingface", "local_file", "upload"]
 FileFormat = Literal["json", "jsonl", "csv", "parquet"]
 TrainingMode = Literal["orpo", "dpo", "simpo", "cpo", "ipo", "kto", "sft"]
-FormatType = Literal["chatml", "llama3", "mistral", "qwen3", "tokenizer", "custom"]
+FormatType = Literal["chatml", "llama3", "mistral", "qwen3", "tokenizer", "custom", "raw"]
 PairColumn = Literal["prompt", "chosen", "rejected", "system", "reasoning"]
 
 FindingKind = Literal[
@@ -23,8 +23,14 @@ FindingKind = Literal[
     "identical_answers",
     "duplicates",
     "evaluation_leak",
+    "already_formatted",
     "markers_in_text",
+    "prompt_rearranged",
+    "system_dropped",
+    "thought_restored",
+    "reasoning_unused",
     "over_max_length",
+    "same_after_truncation",
     "length_bias",
 ]
 
@@ -105,7 +111,8 @@ class DatasetFormat(RequestModel):
     format_type: FormatType = Field(
         default="chatml",
         description="Chat format that turns each conversation into text. tokenizer: the chat template of the "
-        "model's tokenizer.",
+        "model's tokenizer. raw: none, for rows that are in a format already; only a missing BOS or end token is "
+        "added.",
     )
     custom_templates: CustomTemplates | None = Field(
         default=None,
@@ -114,7 +121,12 @@ class DatasetFormat(RequestModel):
     enable_thinking: bool = Field(
         default=True,
         description="qwen3: include the reasoning before each answer; false trains with an empty thought. tokenizer: "
-        "passed to the chat template.",
+        "passed to the chat template; false omits the reasoning.",
+    )
+    system_as_user: bool = Field(
+        default=False,
+        description="Put each system message at the start of the user's next message, followed by an empty line, for "
+        "models whose chat template has no system role.",
     )
 
     @model_validator(mode="after")

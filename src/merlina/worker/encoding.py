@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
-from merlina.data.chat_formats import Rendered, formatter
-from merlina.data.pairs import Message, Pair, UnusableRowError, assistant
-from merlina.data.row_examiner import Lengths
+from merlina.data.chat_formats import formatter
+from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
+from merlina.data.examination import row_examiner
+from merlina.data.rendered import Rendered
+from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets import DatasetFormat
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.tokens import PairTokenizer, TokenPair, Truncation, end_token
@@ -36,6 +38,7 @@ class EncodedPair:
             highest_id=max(chain(prompt, chosen, rejected)),
             cut_prompt=self.cut.prompt,
             cut_answers=self.cut.chosen + self.cut.rejected,
+            same_after_truncation=bool(self.cut) and chosen == rejected,
         )
 
     def id_outside(self, vocabulary_size: int) -> int | None:
@@ -60,10 +63,14 @@ class PairEncoder:
         max_prompt_length: int = UNLIMITED - 1,
     ) -> None:
         own = TokenizerTemplate(tokenizer, tokenizer_name) if spec.format_type == "tokenizer" else None
+        self._format_type = spec.format_type
+        self._special_tokens = own.special_tokens if own else ()
         self._tokenizer = tokenizer
         self._render = formatter(spec, own)
         self._end_token = end_token(tokenizer, self._suffix())
-        self._tokens = PairTokenizer(tokenizer, max_length, max_prompt_length, self._end_token)
+        self._tokens = PairTokenizer(
+            tokenizer, max_length, max_prompt_length, self._end_token, keeps_own_end=spec.format_type == "raw"
+        )
 
     @staticmethod
     def for_run(tokenizer: Any, config: TrainingConfig) -> PairEncoder:
@@ -83,6 +90,10 @@ class PairEncoder:
         if not tokens.prompt:
             raise UnusableRowError("its prompt has no tokens in this format")
         return EncodedPair(text, replace(tokens, row=pair.number), cut)
+
+    def row_examiner(self) -> RowExaminer:
+        """Return a new examiner of rows for this format and tokenizer."""
+        return row_examiner(self._format_type, self._special_tokens)
 
     def token_text(self, token_id: int) -> str:
         """Return a token in the tokenizer's notation."""

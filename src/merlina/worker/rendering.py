@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import TemplateError
 
-from merlina.data.pairs import UnusableRowError
+from merlina.data.conversation import UnusableRowError
 from merlina.errors import ModelError
 from merlina.worker.helper.phases import PHASES
 from merlina.worker.resource_limits import CpuTimeExceededError, cpu_seconds, memory_headroom
@@ -19,12 +20,12 @@ _MAX_ADDED_CHARACTERS = 1024**2
 _MAX_COPIES = 4
 
 
-def render_template(tokenizer: Any, name: str, turns: list[dict[str, str]], **options: Any) -> str:
+def render_template(tokenizer: Any, name: str, turns: list[dict[str, Any]], **options: Any) -> str:
     """Render the conversation with the template of the tokenizer `name`, or with the one in `options`.
 
     Raises UnusableRowError if the template refuses the conversation, ModelError if it exceeds a limit.
     """
-    input_length = sum(len(turn["content"]) for turn in turns)
+    input_length = sum(map(_text_length, (*turns, *(options.get("tools") or ()))))
     subject = f"The chat template of {name!r}"
     try:
         with (
@@ -45,3 +46,12 @@ def render_template(tokenizer: Any, name: str, turns: list[dict[str, str]], **op
     if len(text) > _MAX_COPIES * input_length + _MAX_ADDED_CHARACTERS:
         raise ModelError(f"{subject} renders {len(text):,} characters from a row of {input_length:,}; correct it")
     return text
+
+
+def _text_length(value: Any) -> int:
+    """Return the number of characters in all texts of a value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_text_length, value.values()))
+    return sum(map(_text_length, value)) if isinstance(value, (list, tuple)) else 0

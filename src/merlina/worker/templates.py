@@ -6,11 +6,12 @@ To add a chat format, add its Jinja template to `_TEMPLATES`: the saved model's 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from merlina.data.pairs import Message, UnusableRowError
+from merlina.data.conversation import Message, UnusableRowError
 from merlina.errors import ModelError
 from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
 from merlina.training.models.tokens import automatic_bos
@@ -34,6 +35,7 @@ _MISTRAL = (
 _QWEN3_WITHOUT_THOUGHTS = _CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
 # The shortest conversation that most templates accept, by the role of its first turn.
 _SHORTEST = {"user": ("user",), "system": ("system", "user")}
+_PROBE = "probe"
 _TEMPLATES: dict[FormatType, str] = {"chatml": _CHATML, "qwen3": _CHATML, "llama3": _LLAMA3, "mistral": _MISTRAL}
 
 
@@ -88,9 +90,12 @@ def _custom(parts: CustomTemplates) -> str:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TokenizerTemplate:
-    """The chat template of a tokenizer. Raises ModelError if it has none."""
+    """The chat template of a tokenizer. Raises ModelError if it has none.
+
+    Messages have a text as `content`, or typed parts if the template renders nothing else.
+    """
 
     tokenizer: Any
     name: str
@@ -102,7 +107,49 @@ class TokenizerTemplate:
                 "choose another, such as chatml"
             )
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool, enable_thinking: bool) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        options = {"add_generation_prompt": add_generation_prompt, "enable_thinking": enable_thinking}
-        return render_template(self.tokenizer, self.name, turns, **options)
+    @cached_property
+    def special_tokens(self) -> tuple[str, ...]:
+        return tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values())
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        enable_thinking: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        """Return the messages as text. Raises UnusableRowError, ModelError."""
+        turns = [self._turn(message) for message in messages]
+        return render_template(
+            self.tokenizer,
+            self.name,
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=enable_thinking,
+            tools=list(tools) or None,
+        )
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        content = _typed(message.content) if self._needs_typed_parts else message.content
+        turn: dict[str, Any] = {"role": message.role, "content": content, **message.tool_fields}
+        if message.reasoning:
+            turn["reasoning_content"] = message.reasoning
+        if message.tool_calls:
+            turn["tool_calls"] = list(message.tool_calls)
+        return turn
+
+    @cached_property
+    def _needs_typed_parts(self) -> bool:
+        return not self._renders(_PROBE) and self._renders(_typed(_PROBE))
+
+    def _renders(self, content: Any) -> bool:
+        turns = [{"role": "user", "content": content}]
+        try:
+            return _PROBE in render_template(self.tokenizer, self.name, turns, add_generation_prompt=True)
+        except (UnusableRowError, ModelError):
+            return False  # the template refuses such a content or such a conversation
+
+
+def _typed(text: str) -> list[dict[str, str]]:
+    return [{"type": "text", "text": text}]

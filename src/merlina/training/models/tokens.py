@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +53,19 @@ class Truncation:
 class PairTokenizer:
     """Encodes pairs with a tokenizer of transformers. Lengths are in tokens; `max_length` covers prompt and answer.
 
-    `end` is the token that ends every answer; None if the tokenizer has none.
+    `end` is the token that ends every answer; None if the tokenizer has none. With `keeps_own_end`, an answer that ends
+    with a special token keeps this one.
     """
 
-    def __init__(self, tokenizer: Any, max_length: int, max_prompt_length: int, end: int | None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_length: int,
+        max_prompt_length: int,
+        end: int | None,
+        *,
+        keeps_own_end: bool = False,
+    ) -> None:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._max_prompt_length = max_prompt_length
@@ -63,6 +73,8 @@ class PairTokenizer:
         self._is_context_free = _is_context_free(tokenizer)
         self._end = end
         self._ends = frozenset({end, tokenizer.eos_token_id} - {None})
+        # Any other special token may be the end of an answer that the data already formats.
+        self._own_ends = frozenset(tokenizer.all_special_ids) - self._ends if keeps_own_end else frozenset()
         self._is_blank: dict[int, bool] = {}
 
     def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Truncation]:
@@ -80,7 +92,14 @@ class PairTokenizer:
 
     def _answer(self, start: _PromptText, answer: str) -> list[int]:
         ids = _ids(self._tokenizer, answer) if self._is_context_free else start.encode_continuation(answer)
+        if own := self._up_to_own_end(ids):
+            return own
         return ids if self._end is None else [*self._without_end(ids), self._end]
+
+    def _up_to_own_end(self, ids: list[int]) -> list[int]:
+        """Return the ids up to a special token that only whitespace follows; empty without one to keep."""
+        ends = next((place for place in reversed(range(len(ids))) if not self._blank(ids[place])), None)
+        return ids[: ends + 1] if ends is not None and ids[ends] in self._own_ends else []
 
     def _without_end(self, ids: list[int]) -> list[int]:
         """Return the ids before the trailing end tokens. Whitespace between and after those is removed with them."""
@@ -145,15 +164,14 @@ def automatic_bos(tokenizer: Any) -> str | None:
 
 
 def _with_one_bos(text: str, bos: str | None) -> str:
-    """Return the text with exactly one `bos` at its beginning; unchanged if `bos` is None.
+    """Return the text with exactly one `bos` at its beginning, which nothing precedes; unchanged if `bos` is None.
 
     The BOS is encoded with the text, as it is in chat templates, since it can change how the next token is encoded.
     """
     if bos is None:
         return text
-    while text.startswith(bos + bos):
-        text = text.removeprefix(bos)
-    return text if text.startswith(bos) else bos + text
+    found = re.match(rf"(?:\s*{re.escape(bos)})+", text)
+    return bos + (text[found.end() :] if found else text)
 
 
 def _is_context_free(tokenizer: Any) -> bool:

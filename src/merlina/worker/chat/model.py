@@ -15,7 +15,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from merlina.data.pairs import Message, Pair, assistant
+from merlina.data.conversation import Message, Pair, assistant
 from merlina.domain.units import MIB
 from merlina.errors import ConflictError, InvalidRequestError
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText, EndReason, Sampling, Side

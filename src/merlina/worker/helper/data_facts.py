@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from merlina.data.chat_formats import MARKERS
+from merlina.data.conversation import Pair
 from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
-from merlina.data.examination import examine
-from merlina.data.pairs import Pair
+from merlina.data.examination import examine, row_examiner
 from merlina.data.readers.row_limit import RowLimit
-from merlina.data.row_examiner import Lengths, RowExaminer
+from merlina.data.row_examiner import Lengths
+from merlina.schemas.datasets import FindingKind
 from merlina.schemas.inspection import DataFacts, PairTokens
 from merlina.schemas.training import TrainingConfig
+from merlina.worker.encoding import PairEncoder
 
 _MAX_SECONDS = 3.0
 
@@ -24,18 +25,18 @@ def examine_data(
     token: str | None,
     row_limit: RowLimit,
     max_rows: int,
-    measure: Callable[[Pair], Lengths] | None,
+    encoder: PairEncoder | None,
 ) -> DataFacts:
     """Return the examiner's findings on the first `max_rows` rows, or on those that can be read in three seconds.
 
-    `measure` returns a pair's lengths in tokens; None: the text alone is examined. Raises DataError.
+    Without an `encoder`, the text alone is examined. Raises DataError.
     """
     dataset = training.dataset
-    examiner = RowExaminer(MARKERS[dataset.format.format_type])
+    examiner = encoder.row_examiner() if encoder else row_examiner(dataset.format.format_type)
     numbers: list[int] = []
     deadline = time.monotonic() + _MAX_SECONDS
     rows = read_pairs(dataset, file, token, needs_rejected=training.needs_rejected, limit=row_limit)
-    for outcome in examine(rows, examiner, lambda pair: (None, measure(pair) if measure else None)):
+    for outcome in examine(rows, examiner, partial(_measure, encoder=encoder)):
         if not isinstance(outcome, SkippedRow):
             numbers.append(outcome[0].number)
         if examiner.rows >= max_rows or time.monotonic() > deadline:
@@ -55,3 +56,10 @@ def examine_data(
         mean_tokens=PairTokens(prompt=means[0], chosen=means[1], rejected=means[2]) if means else None,
         findings=examiner.findings(held_out),
     )
+
+
+def _measure(pair: Pair, encoder: PairEncoder | None) -> tuple[None, Lengths | None, frozenset[FindingKind]]:
+    if encoder is None:
+        return None, None, frozenset()
+    encoded = encoder.encode(pair)
+    return None, encoded.lengths, encoded.text.remarks

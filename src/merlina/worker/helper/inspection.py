@@ -15,9 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from merlina.data.chat_formats import MARKERS
 from merlina.data.fingerprint import stamp
-from merlina.data.pairs import Pair
 from merlina.data.readers.row_limit import RowLimit
-from merlina.data.row_examiner import Lengths
 from merlina.domain.adapter_targets import group
 from merlina.errors import MerlinaError, ModelError
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts, TokenizerFacts
@@ -78,7 +76,7 @@ def inspect_run(operation: InspectRun) -> RunFacts:
         lambda: cached_tokenizer(config.base_model, access.token, access.trust_remote_code)
     )
     data, data_error = _or_error(lambda: _examine_data(operation, tokenizer))
-    markers = MARKERS[config.dataset.format.format_type] if tokenizer else ()
+    markers = MARKERS.get(config.dataset.format.format_type, ()) if tokenizer else ()
     return RunFacts(
         model=model,
         model_error=model_error,
@@ -91,15 +89,9 @@ def inspect_run(operation: InspectRun) -> RunFacts:
 
 def _examine_data(operation: InspectRun, tokenizer: Any | None) -> DataFacts:
     """Examine the first rows, in tokens if there is a tokenizer. Raises DataError, ModelError."""
-    measure = None
-    if tokenizer is not None:
-        encoder = PairEncoder.for_run(tokenizer, operation.config)
-
-        def measure(pair: Pair) -> Lengths:
-            return encoder.encode(pair).lengths
-
+    encoder = None if tokenizer is None else PairEncoder.for_run(tokenizer, operation.config)
     row_limit = RowLimit.of_megabytes(operation.max_row_mb)
-    return examine_data(operation.config, operation.file, operation.token, row_limit, _MAX_ROWS_EXAMINED, measure)
+    return examine_data(operation.config, operation.file, operation.token, row_limit, _MAX_ROWS_EXAMINED, encoder)
 
 
 def cached_tokenizer(name: str, token: str | None, trust_remote_code: bool = False) -> Any:

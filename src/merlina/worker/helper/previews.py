@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from merlina.data.pairs import Pair
+from merlina.data.conversation import Pair
+from merlina.data.examination import row_examiner
 from merlina.data.preview import SampleBuilder, text_sample_builder
 from merlina.data.preview import preview_formatted as preview_pairs
 from merlina.data.readers.hub import count_hub_rows as count_hub_rows_of
 from merlina.data.readers.row_limit import RowLimit
-from merlina.data.row_examiner import Lengths
+from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.data.truncation import truncate_row
 from merlina.errors import DataError, shorten
+from merlina.schemas.datasets import FindingKind
 from merlina.schemas.operations import CountHubRows, FormattedRows, PreviewFormatted
 from merlina.worker.encoding import EncodedPair, PairEncoder
 from merlina.worker.helper.phases import PHASES
@@ -35,16 +37,17 @@ def preview_formatted(operation: PreviewFormatted) -> FormattedRows:
     """Format the first rows, with token ids if the configuration has `model_name`. Raises DataError, ModelError."""
     with PHASES.during("Reading the first rows", _MAX_SECONDS, DataError):
         row_limit = RowLimit.of_megabytes(operation.max_row_mb)
+        show, examiner = _sample_builder(operation)
         preview = preview_pairs(
-            operation.config, operation.file, operation.token, _sample_builder(operation), operation.limit, row_limit
+            operation.config, operation.file, operation.token, show, examiner, operation.limit, row_limit
         )
         return FormattedRows(**vars(preview), total_rows=stated_rows(operation.config, operation.file))
 
 
-def _sample_builder(operation: PreviewFormatted) -> SampleBuilder:
+def _sample_builder(operation: PreviewFormatted) -> tuple[SampleBuilder, RowExaminer]:
     config = operation.config
     if config.model_name is None:
-        return text_sample_builder(config.format)
+        return text_sample_builder(config.format), row_examiner(config.format.format_type)
     # This import takes seconds, and a preview of text alone does not need it.
     from merlina.worker.helper.inspection import cached_tokenizer
 
@@ -52,7 +55,7 @@ def _sample_builder(operation: PreviewFormatted) -> SampleBuilder:
     encoder = PairEncoder(
         tokenizer, config.model_name, config.format, operation.max_length, operation.max_prompt_length
     )
-    return _token_sample_builder(encoder, tokenizer)
+    return _token_sample_builder(encoder, tokenizer), encoder.row_examiner()
 
 
 def _token_sample_builder(encoder: PairEncoder, tokenizer: Any) -> SampleBuilder:
@@ -65,11 +68,11 @@ def _token_sample_builder(encoder: PairEncoder, tokenizer: Any) -> SampleBuilder
             "chosen": _tokens(tokenizer, special, ids.chosen, text.chosen, text.prompt),
             "rejected": _tokens(tokenizer, special, ids.rejected, text.rejected or "", text.prompt),
         }
-        return {**truncate_row(asdict(text)), "tokens": tokens, "cut": asdict(encoded.cut)}
+        return {**truncate_row(text.texts), "form": text.form, "tokens": tokens, "cut": asdict(encoded.cut)}
 
-    def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], Lengths]:
+    def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], Lengths, frozenset[FindingKind]]:
         encoded = encoder.encode(pair)
-        return lambda: sample(encoded), encoded.lengths
+        return lambda: sample(encoded), encoded.lengths, encoded.text.remarks
 
     return show
 

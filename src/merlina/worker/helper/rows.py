@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from merlina.data import preview
+from merlina.data.conversation import Pair
 from merlina.data.dataset import read_pairs
 from merlina.data.fingerprint import fingerprint
-from merlina.data.pairs import Pair
 from merlina.data.readers.files import count_rows as count_rows_of
 from merlina.data.readers.files import detect_format, parse_all
 from merlina.data.readers.row_limit import RowLimit

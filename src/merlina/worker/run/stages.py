@@ -15,11 +15,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import set_seed
 
 from merlina import checkpoints
-from merlina.data.chat_formats import MARKERS
+from merlina.data.conversation import Pair
 from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
 from merlina.data.examination import examine
 from merlina.data.fingerprint import fingerprint
-from merlina.data.pairs import Pair
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.domain.adapter_targets import describe, warn_about_experts
@@ -27,6 +26,7 @@ from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
 from merlina.faults import FaultPoint, reach
 from merlina.run_folder import RunFolder, RunOrder, write_private
+from merlina.schemas.datasets import FindingKind
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.step_plan import StepPlan
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
@@ -152,7 +152,7 @@ class Stages:
         if file is not None and not file.is_file():
             raise DataError(f"The data set's file {file} no longer exists; upload it again and start a new run")
         encoder = PairEncoder.for_run(tokenizer, config)
-        examiner = RowExaminer(MARKERS[dataset.format.format_type])
+        examiner = encoder.row_examiner()
         download = dataset.max_samples is None
         limit = RowLimit.of_megabytes(self.order.max_row_mb)
         rows = read_pairs(
@@ -241,7 +241,7 @@ class Stages:
     ) -> list[TokenPair]:
         """Return the usable pairs as token ids. Raises DataError if a row has a token that the model does not have."""
 
-        def encode(pair: Pair) -> tuple[TokenPair, Lengths]:
+        def encode(pair: Pair) -> tuple[TokenPair, Lengths, frozenset[FindingKind]]:
             encoded = encoder.encode(pair)
             if (token := encoded.id_outside(vocabulary_size)) is not None:
                 raise DataError(
@@ -249,7 +249,7 @@ class Stages:
                     f"has the ids 0 to {vocabulary_size - 1:,}. The tokenizer of {self.order.config.base_model} "
                     "belongs to another model, or has tokens that were added after the model was saved"
                 )
-            return encoded.tokens, encoded.lengths
+            return encoded.tokens, encoded.lengths, encoded.text.remarks
 
         outcomes = examine(self._until_stopped(pairs), examiner, encode)
         return [outcome[1] for outcome in outcomes if not isinstance(outcome, SkippedRow)]

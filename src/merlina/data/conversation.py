@@ -1,0 +1,68 @@
+"""The values that rows become: messages, and pairs of a prompt with its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from merlina.errors import DataError, shorten
+from merlina.schemas.datasets import FindingKind
+
+_MAX_REASON_LENGTH = 300
+
+UnusableKind = Literal["unusable", "empty_side", "differing_prompts"]
+
+
+class UnusableRowError(DataError):
+    """A row that cannot be converted to a pair; the message is the reason."""
+
+    def __init__(self, message: str, kind: UnusableKind = "unusable") -> None:
+        super().__init__(shorten(message, _MAX_REASON_LENGTH).encode("utf-8", "replace").decode(), kind)
+
+    @property
+    def kind(self) -> UnusableKind:
+        return self.args[1]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message of a conversation; `role` is system, user, assistant or tool.
+
+    `reasoning` is the thought that an assistant has before its `content`. `tool_calls` are objects with a `function`
+    that has a `name` and `arguments`, and `tool_fields` those of a tool's message, both as chat templates receive them.
+    """
+
+    role: str
+    content: str
+    reasoning: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_fields: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def has_content(self) -> bool:
+        return bool(self.content.strip() or self.tool_calls)
+
+
+def assistant(content: str, reasoning: str | None = None) -> Message:
+    """Return a message of the assistant."""
+    return Message("assistant", content, reasoning)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """`prompt` ends with the turn to answer; a system message, if any, comes first. `rejected` is None for sft.
+
+    `remarks` are the kinds of findings that the conversion of its row gave rise to.
+    """
+
+    prompt: tuple[Message, ...]
+    chosen: Message
+    rejected: Message | None
+    tools: tuple[Mapping[str, Any], ...] = ()
+    number: int = field(default=0, compare=False)  # number of its row, from 1
+    remarks: frozenset[FindingKind] = field(default=frozenset(), compare=False)
+
+    @property
+    def answers(self) -> tuple[Message, ...]:
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)

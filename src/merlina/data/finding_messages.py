@@ -1,0 +1,49 @@
+"""What each finding says, in the order in which findings are reported: the most serious first."""
+
+from __future__ import annotations
+
+from merlina.schemas.datasets import FindingKind
+
+# `of` is the number of rows, `prompts` and `answers` are numbers of truncated tokens.
+MESSAGES: dict[FindingKind, str] = {
+    "unusable": "{count} of {of} rows cannot be used: {reasons}",
+    "empty_side": "{count} of {of} rows lack a prompt or an answer and cannot be used: {reasons}",
+    "differing_prompts": (
+        "{count} of {of} rows have answers to different prompts, which cannot be compared: {reasons}"
+    ),
+    "already_formatted": (
+        "{count} of {of} rows already contain the markers of a chat format, to which this format adds its own: set "
+        "format_type to raw to train them as they are, or remove the markers"
+    ),
+    "identical_answers": "{count} of {of} rows have the same text as chosen and rejected: they teach no preference",
+    "same_after_truncation": (
+        "{count} of {of} rows have answers that are the same once they are truncated, and teach no preference: raise "
+        "max_length"
+    ),
+    "duplicates": "{count} of {of} rows repeat an earlier one: each copy adds weight in training",
+    "evaluation_leak": (
+        "{count} held-out pairs share their prompt with a training pair: the evaluation will be too optimistic"
+    ),
+    "markers_in_text": (
+        "{count} of {of} rows contain markers of the chat format in their text, which end a turn too early"
+    ),
+    "system_dropped": (
+        "in {count} of {of} rows the chat template does not render the system message as it is: set "
+        "format.system_as_user to true to put it into the user's message"
+    ),
+    "reasoning_unused": (
+        "{count} of {of} rows have reasoning that is not trained: use the format tokenizer or qwen3 and enable_thinking"
+    ),
+    "thought_restored": (
+        "{count} of {of} rows have a thought that the chat template does not render once and closed in a finished "
+        "turn: it is trained in front of the answer"
+    ),
+    "prompt_rearranged": (
+        "in {count} of {of} rows the chat template renders the prompt differently once an answer follows: the prompt "
+        "is trained as it is at generation time"
+    ),
+    "over_max_length": (
+        "{count} of {of} rows are longer than max_length: {prompts} tokens are truncated from the beginning of prompts "
+        "and {answers} from the end of answers"
+    ),
+}

@@ -1,0 +1,41 @@
+"""The result of a chat format: a pair as strings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from merlina.data.conversation import Message, Pair
+from merlina.schemas.datasets import FindingKind
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The prompt and the answers of a pair as strings; the model reads prompt + answer.
+
+    `form` states for people which of several forms the format chose, and why; None if there is only one. `remarks` are
+    the kinds of findings that it gave rise to.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str | None
+    form: str | None = None
+    remarks: frozenset[FindingKind] = frozenset()
+
+    @property
+    def texts(self) -> dict[str, str | None]:
+        """The three texts by the names of their columns."""
+        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+
+
+def render_answers(
+    prompt: str,
+    pair: Pair,
+    render: Callable[[Message], str],
+    form: str | None = None,
+    remarks: Sequence[FindingKind] = (),
+) -> Rendered:
+    """Return the prompt with each answer as `render` gives it."""
+    rejected = None if pair.rejected is None else render(pair.rejected)
+    return Rendered(prompt, render(pair.chosen), rejected, form, frozenset(remarks))

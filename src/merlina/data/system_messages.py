@@ -1,0 +1,28 @@
+"""System messages as a part of the user's message, for models without a system role."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from merlina.data.conversation import Message, Pair
+
+
+def has_system_message(pair: Pair) -> bool:
+    return any(turn.role == "system" for turn in pair.prompt)
+
+
+def system_as_user(pair: Pair) -> Pair:
+    """Return the pair with each system message at the start of the next user message, followed by an empty line."""
+    turns: list[Message] = []
+    texts: list[str] = []
+    for turn in pair.prompt:
+        if turn.role == "system":
+            texts.append(turn.content)
+        elif turn.role == "user":
+            turns.append(replace(turn, content="\n\n".join([*texts, turn.content])))
+            texts = []
+        else:
+            turns.append(turn)
+    if texts:  # no user message follows
+        turns.append(Message("user", "\n\n".join(texts)))
+    return replace(pair, prompt=tuple(turns))

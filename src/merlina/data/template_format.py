@@ -1,0 +1,217 @@
+"""The format `tokenizer`: a pair as the model's own chat template renders it.
+
+The prompt is what the template renders at generation time, and an answer is what it adds for a finished turn. The
+border between them follows from renderings, never from a search for the answer's text:
+
+    opened    the prompt with the generation prompt          <user>Hi</user><bot>
+    finished  the prompt followed by the answer as a turn    <user>Hi</user><bot>Hello.</bot>
+    head      what `finished` has in front of any answer     <user>Hi</user><bot>
+
+1. If `finished` begins with `opened`, the prompt is `opened` and the answer is the rest of `finished`. An empty thought
+   that the template puts in front of an answer is part of this rest.
+2. Otherwise, if `opened` begins with `head`, the generation prompt ends with something that a finished turn does not
+   have, such as an opened thought: the prompt is `head`.
+3. Otherwise, the template moves or drops a part of the prompt once an answer follows: the prompt is `opened`, as at
+   generation time, and the answer is what follows `head`.
+
+An answer's thought is passed to the template. If the template drops or repeats it, it is put between head and answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+from merlina.data.conversation import Message, Pair, UnusableRowError
+from merlina.data.rendered import Rendered
+from merlina.data.system_messages import has_system_message, system_as_user
+from merlina.data.thoughts import (
+    count_tags,
+    thought_text,
+    with_separate_thought,
+    without_empty_thought,
+    without_opened_thought,
+)
+from merlina.schemas.datasets import FindingKind
+
+# Their first and last characters differ, so that what their renderings have in common belongs to the template.
+_OTHER_ANSWERS = (Message("assistant", "Yes"), Message("assistant", "No"))
+_CONTINUES = "the prompt as at generation, followed by what the chat template adds for a finished turn"
+_FINISHED_TURN = (
+    "finished turn: the generation prompt ends with {tail!r}, which the chat template omits once an answer follows, so "
+    "the prompt ends before it"
+)
+_REARRANGED = (
+    "the prompt as at generation: the chat template renders it differently once an answer follows, so the answer is "
+    "taken from the finished turn"
+)
+_RESTORED = "; the answer's thought, which the chat template does not render once and closed, is put in front of it"
+
+
+class ChatTemplate(Protocol):
+    """The chat template of a tokenizer, which has the `special_tokens`."""
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]: ...
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool,
+        enable_thinking: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        """Return the messages as text, with the beginning of an answer if `add_generation_prompt`.
+
+        Raises UnusableRowError if the template refuses the messages.
+        """
+
+
+class TemplateFormat:
+    """Renders pairs by one chat template."""
+
+    def __init__(self, template: ChatTemplate, *, enable_thinking: bool) -> None:
+        self._template = template
+        self._enable_thinking = enable_thinking
+        self._next_turn: str | None = None
+
+    def render(self, pair: Pair) -> Rendered:
+        """Return the pair as text. Raises UnusableRowError if the template refuses it."""
+        try:
+            self._refuse_ignored_tools(pair)
+            return _PairRendering(pair, self).rendered()
+        except UnusableRowError as error:
+            if has_system_message(pair) and self._accepts(system_as_user(pair)):
+                raise UnusableRowError(
+                    f"{error.message}. format.system_as_user: true puts the system message into the user's message"
+                ) from error
+            raise
+
+    def _refuse_ignored_tools(self, pair: Pair) -> None:
+        """Raise UnusableRowError if the pair has tools or calls that the template does not render."""
+        for name, without in (("tools", replace(pair, tools=())), ("tool_calls", _without_calls(pair))):
+            ignored = without != pair and any(
+                self.finished(pair, answer) == self.finished(without, other)
+                for answer, other in zip(pair.answers, without.answers, strict=True)
+                if name == "tools" or answer != other or pair.prompt != without.prompt
+            )
+            if ignored:
+                raise UnusableRowError(
+                    f"the model's chat template ignores {name}; use a model whose chat template renders them, or "
+                    "remove them from the rows"
+                )
+
+    def _accepts(self, pair: Pair) -> bool:
+        try:
+            self.opened(pair)
+        except UnusableRowError:
+            return False
+        return True
+
+    def opened(self, pair: Pair) -> str:
+        """Return the prompt with the generation prompt."""
+        return self._render(pair, pair.prompt, add_generation_prompt=True)
+
+    def finished(self, pair: Pair, answer: Message) -> str:
+        """Return the prompt followed by the answer as a turn, up to the end of the answer."""
+        text = self._render(pair, (*pair.prompt, answer), add_generation_prompt=False)
+        return text.removesuffix(self._find_next_turn(pair) if self._next_turn is None else self._next_turn)
+
+    def head(self, pair: Pair, finished: Sequence[str] = ()) -> str:
+        """Return what a finished turn has in front of any answer, including those in `finished`."""
+        return _common_beginning([*(self.finished(pair, answer) for answer in _OTHER_ANSWERS), *finished])
+
+    def _find_next_turn(self, pair: Pair) -> str:
+        """Return what the template puts after the end of every answer: whitespace, or a generation prompt."""
+        self._next_turn = ""
+        after = _common_ending([self.finished(pair, answer) for answer in _OTHER_ANSWERS])
+        end, special = after.rstrip(), self._template.special_tokens
+        if not end.endswith(special):
+            # Some templates add a generation prompt after every message.
+            end = end[: min((end.find(token) + len(token) for token in special if token in end), default=len(end))]
+        self._next_turn = after[len(end) :]
+        return self._next_turn
+
+    def _render(self, pair: Pair, turns: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        return self._template.render(
+            turns,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=self._enable_thinking,
+            tools=pair.tools,
+        )
+
+
+class _PairRendering:
+    """The renderings of one pair."""
+
+    def __init__(self, pair: Pair, how: TemplateFormat) -> None:
+        self._pair = pair
+        self._how = how
+        self._opened = how.opened(pair)
+        self._remarks: set[FindingKind] = set()
+
+    def rendered(self) -> Rendered:
+        finished = [self._finished(answer) for answer in self._pair.answers]
+        prompt, begins, form = self._divide(finished)
+        if "thought_restored" in self._remarks:
+            form += _RESTORED
+        if any(turn.role == "system" and turn.content.strip() not in self._opened for turn in self._pair.prompt):
+            self._remarks.add("system_dropped")
+        answers = [text[begins:] for text in finished]
+        return Rendered(prompt, answers[0], (*answers[1:], None)[0], form, frozenset(self._remarks))
+
+    def _divide(self, finished: Sequence[str]) -> tuple[str, int, str]:
+        """Return the prompt, the position in `finished` at which the answers begin, and the form that was chosen."""
+        opened = self._opened
+        if all(text.startswith(opened) for text in finished):
+            return opened, len(opened), _CONTINUES
+        head = self._how.head(self._pair, finished)
+        if opened.startswith(head):
+            return head, len(head), _FINISHED_TURN.format(tail=opened[len(head) :])
+        self._remarks.add("prompt_rearranged")
+        return without_opened_thought(opened), len(head), _REARRANGED
+
+    def _finished(self, answer: Message) -> str:
+        """Return the finished turn with the answer's thought once and closed."""
+        separate = with_separate_thought(answer)
+        if not separate.reasoning:
+            return self._how.finished(self._pair, answer)
+        thought = thought_text(separate)
+        inline = replace(separate, content=thought + separate.content, reasoning=None)
+        plain = self._how.finished(self._pair, replace(separate, reasoning=None))
+        # As the row has it, then in the other notations.
+        for written in (answer, separate, inline):
+            text = self._how.finished(self._pair, written)
+            if text != plain and self._has_one_thought(text, is_inline=written.reasoning is None):
+                return text
+        self._remarks.add("thought_restored")
+        head = self._how.head(self._pair, [plain])
+        return without_empty_thought(head) + thought + plain[len(head) :]
+
+    def _has_one_thought(self, finished: str, *, is_inline: bool) -> bool:
+        """Return whether the answer has one closed thought; templates may have other tags for one in `reasoning`."""
+        before = count_tags(without_opened_thought(without_empty_thought(self._opened)))
+        added = tuple(count - earlier for count, earlier in zip(count_tags(finished), before, strict=True))
+        return added == (1, 1) or (added == (0, 0) and not is_inline)
+
+
+def _without_calls(pair: Pair) -> Pair:
+    prompt, chosen, *rejected = (
+        tuple(replace(turn, tool_calls=()) for turn in turns) for turns in (pair.prompt, *zip(pair.answers))
+    )
+    return replace(pair, prompt=prompt, chosen=chosen[0], rejected=rejected[0][0] if rejected else None)
+
+
+def _common_beginning(texts: Sequence[str]) -> str:
+    """Return the longest text with which all `texts` begin."""
+    # All others lie between these two in the order of strings.
+    first, last = min(texts), max(texts)
+    differs = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return first[: next(differs, len(first))]
+
+
+def _common_ending(texts: Sequence[str]) -> str:
+    """Return the longest text with which all `texts` end."""
+    return _common_beginning([text[::-1] for text in texts])[::-1]

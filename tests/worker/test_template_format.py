@@ -1,0 +1,235 @@
+"""Pairs in the format `tokenizer`, compared with transformers and TRL for every template of chat_templates.py."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
+from merlina.schemas.datasets import DatasetFormat
+from merlina.worker.encoding import EncodedPair, PairEncoder
+from tests.tiny import build_tiny_tokenizer
+from tests.worker.chat_templates import (
+    ALWAYS_ADDS_GENERATION_PROMPT,
+    DROPS_SYSTEM,
+    MOVES_SYSTEM,
+    OPENS_THOUGHT,
+    PLAIN,
+    REFUSES_SYSTEM,
+)
+
+pytestmark = pytest.mark.slow
+
+ALL = PLAIN | OPENS_THOUGHT | MOVES_SYSTEM
+SYSTEM, QUESTION = Message("system", "Be brief."), Message("user", "Name a river.")
+PROMPTS = {
+    "question": (QUESTION,),
+    "system": (SYSTEM, QUESTION),
+    "turns": (Message("user", "Hi"), assistant("Hello!"), QUESTION),
+    "system and turns": (SYSTEM, Message("user", "Hi"), assistant("Hello!"), QUESTION),
+}
+ANSWERS = [
+    ("The Rhine.", "A hill."),
+    ("<b>Rhine</b>", "A hill."),
+    (" The Rhine. ", "A hill.\n"),
+    ("a\n\nb\n\n", "\n\na"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer that begins every text with its BOS."""
+    from tokenizers import processors
+
+    made = build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+    made.add_special_tokens({"bos_token": "<s>"})
+    bos = ("<s>", made.bos_token_id)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[bos])
+    made.add_special_tokens(
+        {"additional_special_tokens": ["<|im_start|>", "<|turn|>", "<|eot|>", "<|msg|>", "<|done|>", "<|chan|>"]}
+    )
+    return made
+
+
+def encode(tokenizer: Any, template: str, pair: Pair, **settings: Any) -> EncodedPair:
+    tokenizer.chat_template = template
+    return PairEncoder(tokenizer, "tiny", DatasetFormat(format_type="tokenizer", **settings)).encode(pair)
+
+
+def messages(turns: tuple[Message, ...], *, typed: bool = False) -> list[dict[str, Any]]:
+    return [
+        {"role": turn.role, "content": [{"type": "text", "text": turn.content}] if typed else turn.content}
+        | ({"reasoning_content": turn.reasoning} if turn.reasoning else {})
+        for turn in turns
+    ]
+
+
+def rendered(tokenizer: Any, turns: tuple[Message, ...], *, opens: bool, **options: Any) -> str:
+    """Return what transformers makes of the messages with the tokenizer's template."""
+    typed = tokenizer.chat_template == PLAIN["typed parts"]
+    return str(
+        tokenizer.apply_chat_template(
+            messages(turns, typed=typed), tokenize=False, add_generation_prompt=opens, **options
+        )
+    )
+
+
+def cases() -> list[Any]:
+    return [
+        pytest.param(template, prompt, answers, id=f"{name}-{kind}-{number}")
+        for name, template in ALL.items()
+        for kind, prompt in PROMPTS.items()
+        for number, answers in enumerate(ANSWERS)
+        if not (name in MOVES_SYSTEM and prompt[0] is SYSTEM)
+    ]
+
+
+@pytest.mark.parametrize(("template", "prompt", "answers"), cases())
+def test_a_pair_is_the_finished_turn_of_its_template(
+    tokenizer: Any, template: str, prompt: tuple[Message, ...], answers: tuple[str, str]
+) -> None:
+    made = encode(tokenizer, template, Pair(prompt, *map(assistant, answers)))
+    opened = rendered(tokenizer, prompt, opens=True)
+    expected_prompt = re.sub(r"<think>\s*$", "", opened)
+    assert made.text.prompt == expected_prompt
+    for answer, text, ids in zip(
+        answers, (made.text.chosen, made.text.rejected), (made.tokens.chosen, made.tokens.rejected), strict=True
+    ):
+        finished = rendered(tokenizer, (*prompt, assistant(answer)), opens=False)
+        assert text is not None
+        assert (made.text.prompt + text).rstrip() == finished.rstrip()
+        if answer == answer.strip():
+            whole = tokenizer.encode("<s>" + finished.strip().removeprefix("<s>"), add_special_tokens=False)
+            end = [] if whole[-1] in tokenizer.all_special_ids else [tokenizer.eos_token_id]
+            assert made.tokens.prompt + ids == [*whole, *end]
+
+
+@pytest.mark.parametrize(("template", "prompt", "answers"), cases())
+def test_a_pair_is_that_of_trl(
+    tokenizer: Any, template: str, prompt: tuple[Message, ...], answers: tuple[str, str]
+) -> None:
+    from trl.data_utils import apply_chat_template
+
+    made = encode(tokenizer, template, Pair(prompt, *map(assistant, answers)))
+    typed = template == PLAIN["typed parts"]
+    chosen, rejected = (messages((assistant(answer),), typed=typed) for answer in answers)
+    theirs = apply_chat_template(
+        {"prompt": messages(prompt, typed=typed), "chosen": chosen, "rejected": rejected}, tokenizer
+    )
+    # TRL's prompt includes the "<" with which both the opened thought and an answer begin.
+    if template in PLAIN.values() or not any(answer.startswith("<") for answer in answers):
+        assert made.text.prompt == theirs["prompt"]
+    assert (made.text.prompt + made.text.chosen).rstrip() == (theirs["prompt"] + theirs["chosen"]).rstrip()
+    assert (made.text.prompt + str(made.text.rejected)).rstrip() == (theirs["prompt"] + theirs["rejected"]).rstrip()
+
+
+@pytest.mark.parametrize("written", ["inline", "inline without line breaks", "without the opening tag", "reasoning"])
+@pytest.mark.parametrize("name", ALL)
+def test_a_thought_is_trained_once_and_closed(tokenizer: Any, name: str, written: str) -> None:
+    thought, text = "Germany has one.", "The Rhine."
+    answer = {
+        "inline": assistant(f"<think>\n{thought}\n</think>\n\n{text}"),
+        "inline without line breaks": assistant(f"<think>{thought}</think>{text}"),
+        "without the opening tag": assistant(f"{thought}\n</think>\n\n{text}"),
+        "reasoning": assistant(text, thought),
+    }[written]
+    made = encode(tokenizer, ALL[name], Pair((QUESTION,), answer, assistant("A hill.")))
+    whole, rejected = made.text.prompt + made.text.chosen, made.text.prompt + str(made.text.rejected)
+    assert whole.count(thought) == whole.count(text) == 1
+    assert whole.index("river") < whole.index(thought) < whole.index(text)
+    if "<think>" not in whole:
+        assert name == "thought with tags of its own"
+        assert whole == rendered(tokenizer, (QUESTION, assistant(text, thought)), opens=False)
+    else:
+        assert re.search(rf"<think>\s*{thought}\s*</think>\s*{text}", whole)
+        assert whole.count("<think>") == whole.count("</think>") == 1
+    assert rejected.count("<think>") == rejected.count("</think>") <= 1
+    assert "A hill." in str(made.text.rejected)
+
+
+@pytest.mark.parametrize("name", ["thought of the last turn", "opens a thought, strips it and restores reasoning"])
+def test_a_template_that_renders_reasoning_is_followed(tokenizer: Any, name: str) -> None:
+    answers = assistant("The Rhine.", "It is long."), assistant("A hill.", "It is high.")
+    made = encode(tokenizer, ALL[name], Pair((QUESTION,), *answers))
+    assert made.text.prompt == rendered(tokenizer, (QUESTION,), opens=True)
+    for answer, text in zip(answers, (made.text.chosen, made.text.rejected), strict=True):
+        assert made.text.prompt + str(text) == rendered(tokenizer, (QUESTION, answer), opens=False).rstrip()
+    assert not made.text.remarks
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_thinking_no_thought_is_trained(tokenizer: Any, name: str) -> None:
+    pair = Pair((QUESTION,), assistant("The Rhine.", "It is long."), assistant("<think>High.</think>A hill."))
+    made = encode(tokenizer, ALL[name], pair, enable_thinking=False)
+    whole = made.text.prompt + made.text.chosen + str(made.text.rejected)
+    assert "It is long." not in whole
+    assert "High." not in whole
+    assert whole.count("<think>") == whole.count("</think>")
+    assert made.text.remarks >= {"reasoning_unused"}
+
+
+@pytest.mark.parametrize("name", MOVES_SYSTEM)
+@pytest.mark.parametrize("prompt", [PROMPTS["system"], PROMPTS["system and turns"]])
+def test_a_moved_system_message_is_trained_where_generation_has_it(
+    tokenizer: Any, name: str, prompt: tuple[Message, ...]
+) -> None:
+    made = encode(tokenizer, ALL[name], Pair(prompt, assistant("The Rhine."), assistant("A hill.")))
+    assert made.text.prompt == rendered(tokenizer, prompt, opens=True)
+    end = "<|eot|>" if "<|eot|>" in ALL[name] else tokenizer.eos_token
+    assert (made.text.chosen, made.text.rejected) == (f"The Rhine.{end}", f"A hill.{end}")
+    assert made.text.remarks == {"prompt_rearranged"}
+
+
+def test_a_dropped_system_message_is_reported_and_folded_on_request(tokenizer: Any) -> None:
+    pair = Pair(PROMPTS["system"], assistant("The Rhine."), assistant("A hill."))
+    made = encode(tokenizer, DROPS_SYSTEM, pair)
+    assert made.text.prompt == "<|turn|>user\nName a river.<|eot|>\n<|turn|>assistant\n"
+    assert made.text.remarks == {"system_dropped"}
+    folded = encode(tokenizer, DROPS_SYSTEM, pair, system_as_user=True)
+    assert folded.text.prompt == "<|turn|>user\nBe brief.\n\nName a river.<|eot|>\n<|turn|>assistant\n"
+    assert not folded.text.remarks
+
+
+def test_a_refused_system_message_names_the_option_that_folds_it(tokenizer: Any) -> None:
+    pair = Pair(PROMPTS["system"], assistant("The Rhine."), assistant("A hill."))
+    with pytest.raises(UnusableRowError, match=r"System role not supported\. format\.system_as_user: true"):
+        encode(tokenizer, REFUSES_SYSTEM, pair)
+    made = encode(tokenizer, REFUSES_SYSTEM, pair, system_as_user=True)
+    folded = (Message("user", "Be brief.\n\nName a river."),)
+    assert made.text.prompt == rendered(tokenizer, folded, opens=True)
+
+
+def test_a_generation_prompt_after_every_message_is_not_part_of_an_answer(tokenizer: Any) -> None:
+    made = encode(tokenizer, ALWAYS_ADDS_GENERATION_PROMPT, Pair((QUESTION,), assistant("Yes."), assistant("No.")))
+    assert made.text.prompt == rendered(tokenizer, (QUESTION,), opens=True)
+    assert (made.text.chosen, made.text.rejected) == ("Yes.<|im_end|>", "No.<|im_end|>")
+
+
+TOOLS = ({"type": "function", "function": {"name": "search", "parameters": {"type": "object", "properties": {}}}},)
+CALL = {"type": "function", "function": {"name": "search", "arguments": {"query": "river"}}}
+
+
+def test_tools_and_calls_reach_the_template(tokenizer: Any) -> None:
+    called = Message("assistant", "", tool_calls=(CALL,))
+    prompt = (QUESTION, called, Message("tool", "Rhine", tool_fields={"name": "s"}))
+    made = encode(tokenizer, PLAIN["tools section"], Pair(prompt, assistant("The Rhine."), called, tools=TOOLS))
+    given = [
+        {"role": "user", "content": QUESTION.content},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "Rhine", "name": "s"},
+    ]
+    answers = {"content": "The Rhine."}, {"content": "", "tool_calls": [CALL]}
+    for answer, text in zip(answers, (made.text.chosen, made.text.rejected), strict=True):
+        turns = [*given, {"role": "assistant", **answer}]
+        whole = tokenizer.apply_chat_template(turns, tools=list(TOOLS), tokenize=False)
+        assert made.text.prompt + str(text) == whole.rstrip()
+
+
+def test_a_template_without_tools_refuses_them(tokenizer: Any) -> None:
+    answers = assistant("The Rhine."), assistant("A hill.")
+    with pytest.raises(UnusableRowError, match="chat template ignores tools"):
+        encode(tokenizer, PLAIN["chatml"], Pair((QUESTION,), *answers, tools=TOOLS))
+    with pytest.raises(UnusableRowError, match="chat template ignores tool_calls"):
+        encode(tokenizer, PLAIN["chatml"], Pair((QUESTION,), Message("assistant", "", tool_calls=(CALL,)), None))
