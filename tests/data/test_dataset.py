@@ -14,6 +14,7 @@ from merlina.data.conversation import Message, Pair, assistant
 from merlina.data.dataset import load_pairs, read_pairs, split_pairs
 from merlina.data.preview import preview_formatted, preview_rows, text_sample_builder
 from merlina.data.readers.sources import resolve_file
+from merlina.data.row_examiner import RowExaminer
 from merlina.errors import DataError, ForbiddenError, NotFoundError
 from merlina.paths import AllowedPaths
 from merlina.schemas.datasets import DatasetConfig
@@ -83,7 +84,7 @@ def test_previews_show_stored_rows_and_formatted_text(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 20 + [{"broken": 1}])
     spec = config(file, column_mapping=MAPPING)
     assert preview_rows(spec, file, None, 10).samples == [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 10
-    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), 5)
+    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), RowExaminer(), 5)
     assert [sample["chosen"] for sample in shown.samples] == ["So.<|im_end|>"] * 5
     assert not shown.warnings
 

@@ -115,3 +115,23 @@ def test_at_most_five_rows_are_named() -> None:
     found = examine([pair("same") for _ in range(50)])
     assert found["duplicates"].count == 49
     assert found["duplicates"].rows == [2, 3, 4, 5, 6]
+
+
+CHATML = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("prompt", [CHATML, "<s>[INST] Hi [/INST]", "### Instruction:\nHi\n\n### Response:\n"])
+def test_rows_that_are_already_formatted_are_reported_with_a_way_forward(prompt: str) -> None:
+    found = examine([pair(prompt), pair("Hi")], markers=("<|im_start|>",))
+    assert (found["already_formatted"].count, found["already_formatted"].rows) == (1, [1])
+    assert "set format_type to raw" in found["already_formatted"].message
+    assert set(found) == {"already_formatted"}
+    assert examine([pair(prompt)], expects_formatted=True) == {}
+
+
+def test_remarks_and_truncation_to_the_same_answers_are_counted() -> None:
+    examiner = RowExaminer()
+    lengths = Lengths(prompt=2, chosen=3, rejected=3, cut_answers=9, same_after_truncation=True)
+    examiner.add_pair(to_pair(pair("a")), lengths, ["thought_restored"])
+    kinds = [finding.kind for finding in examiner.findings([])]
+    assert kinds == ["same_after_truncation", "thought_restored", "over_max_length"]

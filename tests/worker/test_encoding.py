@@ -104,3 +104,35 @@ def test_an_answer_that_ends_in_an_unknown_character_has_its_end_token() -> None
     )
     assert made.tokens.chosen == [2, 0, 1]
     assert made.tokens.rejected == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("written", "end"),
+    [
+        ("Yes", "<|im_end|>"),
+        ("Yes<|im_end|>", "<|im_end|>"),
+        ("Yes<|im_end|>\n", "<|im_end|>"),
+        ("Yes<|eot|>\n", "<|eot|>"),
+    ],
+)
+def test_a_raw_answer_keeps_its_own_end_token_or_gets_one(tokenizer: Any, written: str, end: str) -> None:
+    encoder = PairEncoder(tokenizer, "it", DatasetFormat(format_type="raw"))
+    made = encoder.encode(Pair((Message("user", "<|im_start|>user\nHi"),), assistant(written), None)).tokens
+    assert tokenizer.decode(made.prompt) == "<|im_start|>user\nHi"
+    assert tokenizer.decode(made.chosen) == f"Yes{end}"
+
+
+@pytest.mark.parametrize("begins", ["", "<s>", "<s><s>", "\n<s>", "\n\n<s>\n<s>"])
+def test_a_prompt_begins_with_exactly_one_bos(begins: str) -> None:
+    tokenizer = build_tiny_sentencepiece_tokenizer("first")
+    encoder = PairEncoder(tokenizer, "it", DatasetFormat(format_type="raw"))
+    prompt = encoder.encode(Pair((Message("user", f"{begins}Hi"),), assistant("Yes"), None)).tokens.prompt
+    assert prompt == tokenizer.encode("<s>Hi", add_special_tokens=False)
+
+
+def test_answers_that_truncation_makes_the_same_are_noticed(tokenizer: Any) -> None:
+    encoder = PairEncoder(tokenizer, "it", DatasetFormat(format_type="chatml"), 40, 20)
+    pair = Pair((Message("user", "Go on."),), assistant("word " * 60 + "good"), assistant("word " * 60 + "bad"))
+    assert encoder.encode(pair).lengths.same_after_truncation
+    shorter = Pair(pair.prompt, assistant("good"), assistant("bad"))
+    assert not encoder.encode(shorter).lengths.same_after_truncation

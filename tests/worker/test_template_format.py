@@ -53,9 +53,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return made
 
 
-def encode(tokenizer: Any, template: str, pair: Pair, **settings: Any) -> EncodedPair:
+def encoder(tokenizer: Any, template: str, **settings: Any) -> PairEncoder:
     tokenizer.chat_template = template
-    return PairEncoder(tokenizer, "tiny", DatasetFormat(format_type="tokenizer", **settings)).encode(pair)
+    return PairEncoder(tokenizer, "tiny", DatasetFormat(format_type="tokenizer", **settings))
+
+
+def encode(tokenizer: Any, template: str, pair: Pair, **settings: Any) -> EncodedPair:
+    return encoder(tokenizer, template, **settings).encode(pair)
 
 
 def messages(turns: tuple[Message, ...], *, typed: bool = False) -> list[dict[str, Any]]:
@@ -76,53 +80,50 @@ def rendered(tokenizer: Any, turns: tuple[Message, ...], *, opens: bool, **optio
     )
 
 
-def cases() -> list[Any]:
+def conversations(name: str) -> list[tuple[tuple[Message, ...], tuple[str, str]]]:
+    """Return prompts, each with two answers, that the template renders in the same way once an answer follows."""
     return [
-        pytest.param(template, prompt, answers, id=f"{name}-{kind}-{number}")
-        for name, template in ALL.items()
-        for kind, prompt in PROMPTS.items()
-        for number, answers in enumerate(ANSWERS)
+        (prompt, answers)
+        for prompt in PROMPTS.values()
+        for answers in ANSWERS
         if not (name in MOVES_SYSTEM and prompt[0] is SYSTEM)
     ]
 
 
-@pytest.mark.parametrize(("template", "prompt", "answers"), cases())
-def test_a_pair_is_the_finished_turn_of_its_template(
-    tokenizer: Any, template: str, prompt: tuple[Message, ...], answers: tuple[str, str]
-) -> None:
-    made = encode(tokenizer, template, Pair(prompt, *map(assistant, answers)))
-    opened = rendered(tokenizer, prompt, opens=True)
-    expected_prompt = re.sub(r"<think>\s*$", "", opened)
-    assert made.text.prompt == expected_prompt
-    for answer, text, ids in zip(
-        answers, (made.text.chosen, made.text.rejected), (made.tokens.chosen, made.tokens.rejected), strict=True
-    ):
-        finished = rendered(tokenizer, (*prompt, assistant(answer)), opens=False)
-        assert text is not None
-        assert (made.text.prompt + text).rstrip() == finished.rstrip()
-        if answer == answer.strip():
-            whole = tokenizer.encode("<s>" + finished.strip().removeprefix("<s>"), add_special_tokens=False)
-            end = [] if whole[-1] in tokenizer.all_special_ids else [tokenizer.eos_token_id]
-            assert made.tokens.prompt + ids == [*whole, *end]
+@pytest.mark.parametrize("name", ALL)
+def test_a_pair_is_the_finished_turn_of_its_template(tokenizer: Any, name: str) -> None:
+    encodes = encoder(tokenizer, ALL[name])
+    for prompt, answers in conversations(name):
+        made = encodes.encode(Pair(prompt, *map(assistant, answers)))
+        opened = rendered(tokenizer, prompt, opens=True)
+        assert made.text.prompt == re.sub(r"<think>\s*$", "", opened)
+        texts, tokens = (made.text.chosen, made.text.rejected), (made.tokens.chosen, made.tokens.rejected)
+        for answer, text, ids in zip(answers, texts, tokens, strict=True):
+            finished = rendered(tokenizer, (*prompt, assistant(answer)), opens=False)
+            assert (made.text.prompt + str(text)).rstrip() == finished.rstrip()
+            if answer == answer.strip():
+                whole = tokenizer.encode("<s>" + finished.strip().removeprefix("<s>"), add_special_tokens=False)
+                end = [] if whole[-1] in tokenizer.all_special_ids else [tokenizer.eos_token_id]
+                assert made.tokens.prompt + ids == [*whole, *end]
 
 
-@pytest.mark.parametrize(("template", "prompt", "answers"), cases())
-def test_a_pair_is_that_of_trl(
-    tokenizer: Any, template: str, prompt: tuple[Message, ...], answers: tuple[str, str]
-) -> None:
+@pytest.mark.parametrize("name", ALL)
+def test_a_pair_is_that_of_trl(tokenizer: Any, name: str) -> None:
     from trl.data_utils import apply_chat_template
 
-    made = encode(tokenizer, template, Pair(prompt, *map(assistant, answers)))
-    typed = template == PLAIN["typed parts"]
-    chosen, rejected = (messages((assistant(answer),), typed=typed) for answer in answers)
-    theirs = apply_chat_template(
-        {"prompt": messages(prompt, typed=typed), "chosen": chosen, "rejected": rejected}, tokenizer
-    )
-    # TRL's prompt includes the "<" with which both the opened thought and an answer begin.
-    if template in PLAIN.values() or not any(answer.startswith("<") for answer in answers):
-        assert made.text.prompt == theirs["prompt"]
-    assert (made.text.prompt + made.text.chosen).rstrip() == (theirs["prompt"] + theirs["chosen"]).rstrip()
-    assert (made.text.prompt + str(made.text.rejected)).rstrip() == (theirs["prompt"] + theirs["rejected"]).rstrip()
+    encodes = encoder(tokenizer, ALL[name])
+    typed = name == "typed parts"
+    for prompt, answers in conversations(name):
+        made = encodes.encode(Pair(prompt, *map(assistant, answers)))
+        chosen, rejected = (messages((assistant(answer),), typed=typed) for answer in answers)
+        row = {"prompt": messages(prompt, typed=typed), "chosen": chosen, "rejected": rejected}
+        theirs = apply_chat_template(row, tokenizer)
+        # TRL's prompt includes the "<" with which both the opened thought and an answer begin.
+        if name not in OPENS_THOUGHT or not any(answer.startswith("<") for answer in answers):
+            assert made.text.prompt == theirs["prompt"]
+        ours = made.text.prompt + made.text.chosen, made.text.prompt + str(made.text.rejected)
+        assert ours[0].rstrip() == (theirs["prompt"] + theirs["chosen"]).rstrip()
+        assert ours[1].rstrip() == (theirs["prompt"] + theirs["rejected"]).rstrip()
 
 
 @pytest.mark.parametrize("written", ["inline", "inline without line breaks", "without the opening tag", "reasoning"])

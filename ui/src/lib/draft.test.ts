@@ -39,10 +39,11 @@ test('omitted values are the defaults of the API, not those of the form', () => 
 test('a data set survives the form unchanged', () => {
   const dataset = {
     source: { source_type: 'huggingface', repo_id: 'a/b', split: 'test', file_format: 'csv' },
-    format: { format_type: 'custom', custom_templates: { user_prefix: 'Q: ', assistant_suffix: '\n' }, enable_thinking: false },
+    format: { format_type: 'custom', custom_templates: { user_prefix: 'Q: ', assistant_suffix: '\n' }, enable_thinking: false, system_as_user: true },
     column_mapping: { good: 'chosen' },
     test_size: 0.3,
     max_samples: 7,
+    field_without_an_input: ['kept'],
   };
   const parts = draftFromConfig({ base_model: 'm', output_name: 'n', dataset });
   expect(configOf('m', 'n', parts.data, parts.values)).toEqual({ base_model: 'm', output_name: 'n', dataset });

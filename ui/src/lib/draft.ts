@@ -25,13 +25,16 @@ export interface DataDraft {
   /** Texts of the custom format: system_prefix, system_suffix, user_prefix, … */
   templates: Record<string, string>;
   keepsReasoning: boolean;
+  systemAsUser: boolean;
   testSize: number;
   /** Use only this many rows, from the first on; null for all. */
   maxSamples: number | null;
+  /** Fields of a loaded configuration that have no input on the page. */
+  otherFields: Values;
 }
 
 /** Initial values of the form. They suit small data sets better than the API's defaults. */
-export const DEFAULT_DATA: DataDraft = { source: null, mapping: {}, format: 'tokenizer', templates: {}, keepsReasoning: true, testSize: 0.05, maxSamples: null };
+export const DEFAULT_DATA: DataDraft = { source: null, mapping: {}, format: 'tokenizer', templates: {}, keepsReasoning: true, systemAsUser: false, testSize: 0.05, maxSamples: null, otherFields: {} };
 
 /** Return the data set for the API; null without a source. `modelName` and `trainingMode` are for previews only: a run has its own. */
 export function datasetOf(data: DataDraft, modelName: string, trainingMode?: string): Values | null {
@@ -40,7 +43,8 @@ export function datasetOf(data: DataDraft, modelName: string, trainingMode?: str
   const format: Values = { format_type: data.format };
   if (data.format === 'custom') format.custom_templates = data.templates;
   if (!data.keepsReasoning) format.enable_thinking = false;
-  const dataset: Values = { source: data.source, format, test_size: data.testSize, column_mapping: mapping };
+  if (data.systemAsUser) format.system_as_user = true;
+  const dataset: Values = { ...data.otherFields, source: data.source, format, test_size: data.testSize, column_mapping: mapping };
   if (data.maxSamples !== null) dataset.max_samples = data.maxSamples;
   if (modelName) dataset.model_name = modelName;
   if (trainingMode) dataset.training_mode = trainingMode;
@@ -64,23 +68,32 @@ export function suggestName(model: string): string {
 interface DatasetConfig {
   source?: Source;
   column_mapping?: Record<string, string> | null;
-  format?: { format_type?: string; custom_templates?: Record<string, string> | null; enable_thinking?: boolean };
+  format?: { format_type?: string; custom_templates?: Record<string, string> | null; enable_thinking?: boolean; system_as_user?: boolean };
   test_size?: number;
   max_samples?: number | null;
+}
+
+/** Return the fields that differ from their defaults. `model_name` and `training_mode` are for previews, which set their own. */
+function changedFields(fields: Values): Values {
+  const defaults = DATASET_DEFAULTS as Values;
+  const isChanged = ([name, value]: [string, unknown]): boolean => JSON.stringify(value) !== JSON.stringify(defaults[name] ?? null);
+  return Object.fromEntries(Object.entries(fields).filter((field) => isChanged(field) && !['model_name', 'training_mode'].includes(field[0])));
 }
 
 /** Return the parts of the form for a saved configuration or that of an earlier run. */
 export function draftFromConfig(config: Values): { model: string; name: string; data: DataDraft; values: Values } {
   const { base_model, output_name, dataset: datasetConfig, ...rest } = config;
-  const dataset = (datasetConfig ?? {}) as DatasetConfig;
+  const { source, column_mapping, format, test_size, max_samples, ...otherFields } = (datasetConfig ?? {}) as DatasetConfig;
   const data: DataDraft = {
-    source: dataset.source ? (Object.fromEntries(Object.entries(dataset.source).filter(([, value]) => value != null)) as unknown as Source) : null,
-    mapping: dataset.column_mapping ?? {},
-    format: dataset.format?.format_type ?? DATASET_DEFAULTS.format.format_type,
-    templates: dataset.format?.custom_templates ?? {},
-    keepsReasoning: dataset.format?.enable_thinking ?? DATASET_DEFAULTS.format.enable_thinking,
-    testSize: dataset.test_size ?? DATASET_DEFAULTS.test_size,
-    maxSamples: dataset.max_samples ?? null,
+    source: source ? (Object.fromEntries(Object.entries(source).filter(([, value]) => value != null)) as unknown as Source) : null,
+    mapping: column_mapping ?? {},
+    format: format?.format_type ?? DATASET_DEFAULTS.format.format_type,
+    templates: format?.custom_templates ?? {},
+    keepsReasoning: format?.enable_thinking ?? DATASET_DEFAULTS.format.enable_thinking,
+    systemAsUser: format?.system_as_user ?? DATASET_DEFAULTS.format.system_as_user,
+    testSize: test_size ?? DATASET_DEFAULTS.test_size,
+    maxSamples: max_samples ?? null,
+    otherFields: changedFields(otherFields),
   };
   const changed = Object.entries(rest).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(defaultOf(name, rest) ?? null));
   return { model: String(base_model ?? ''), name: String(output_name ?? ''), data, values: Object.fromEntries(changed) };

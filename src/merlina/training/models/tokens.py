@@ -74,7 +74,7 @@ class PairTokenizer:
         self._end = end
         self._ends = frozenset({end, tokenizer.eos_token_id} - {None})
         # Any other special token may be the end of an answer that the data already formats.
-        self._own_ends = frozenset(tokenizer.all_special_ids) - self._ends if keeps_own_end else frozenset()
+        self._own_ends = _special_ids(tokenizer) - self._ends if keeps_own_end else frozenset()
         self._is_blank: dict[int, bool] = {}
 
     def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Truncation]:
@@ -155,6 +155,10 @@ def end_token(tokenizer: Any, suffix: str) -> int | None:
     # An unknown token stands for any text and never marks an end.
     is_marker = bool(ids) and ids[-1] in tokenizer.added_tokens_decoder and ids[-1] != tokenizer.unk_token_id
     return ids[-1] if is_marker else eos
+
+
+def _special_ids(tokenizer: Any) -> frozenset[int]:
+    return frozenset(token for token, added in tokenizer.added_tokens_decoder.items() if added.special)
 
 
 def automatic_bos(tokenizer: Any) -> str | None:
