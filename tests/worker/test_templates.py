@@ -73,6 +73,20 @@ def test_the_finished_tokenizer_encodes_a_prompt_as_in_training(
         assert bos is None or expected.count(tokenizer.bos_token_id) == 1
 
 
+def test_a_saved_template_renders_nothing_in_front_of_the_bos() -> None:
+    tokenizer = build_tiny_sentencepiece_tokenizer("first", "<s>")
+    trained = DatasetFormat(format_type="tokenizer")
+    tokenizer.chat_template = "{# published #}\n\n{{ bos_token }}" + str(
+        chat_template(DatasetFormat(format_type="chatml"))
+    )
+    encoder = PairEncoder(tokenizer, "it", trained)
+    expected = encoder.encode(Pair(PROMPTS[0], assistant("c"), None)).tokens.prompt
+    tokenizer.chat_template = saved_template(tokenizer, trained)
+    turns = [{"role": turn.role, "content": turn.content} for turn in PROMPTS[0]]
+    assert tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False) == expected
+    assert expected.count(tokenizer.bos_token_id) == 1
+
+
 def test_a_template_without_system_messages_has_the_same_beginning() -> None:
     tokenizer = build_tiny_sentencepiece_tokenizer("prepend", "<s>")
     tokenizer.chat_template = (

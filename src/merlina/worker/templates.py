@@ -6,6 +6,7 @@ To add a chat format, add its Jinja template to `_TEMPLATES`: the saved model's 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,8 @@ _MISTRAL = (
 _QWEN3_WITHOUT_THOUGHTS = _CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
 # The shortest conversation that most templates accept, by the role of its first turn.
 _SHORTEST = {"user": ("user",), "system": ("system", "user")}
+# Whitespace and comments in front of a template, which would be rendered in front of the BOS.
+_LEADING_BLANK = re.compile(r"\A(?:\s|\{#.*?#\})+", re.DOTALL)
 _PROBE = "probe"
 _TEMPLATES: dict[FormatType, str] = {"chatml": _CHATML, "qwen3": _CHATML, "llama3": _LLAMA3, "mistral": _MISTRAL}
 
@@ -47,6 +50,7 @@ def saved_template(tokenizer: Any, spec: DatasetFormat) -> Any:
     template = chat_template(spec) or tokenizer.chat_template
     if automatic_bos(tokenizer) is None or not isinstance(template, str):
         return template  # some tokenizers have several, by name
+    template = _LEADING_BLANK.sub("", template)
     roles_without_bos = [role for role in _SHORTEST if _begins_without_bos(tokenizer, template, role)]
     if len(roles_without_bos) == len(_SHORTEST):
         return "{{ bos_token }}" + template

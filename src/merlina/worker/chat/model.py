@@ -19,6 +19,7 @@ from merlina.data.conversation import Message, Pair, assistant
 from merlina.domain.units import MIB
 from merlina.errors import ConflictError, InvalidRequestError
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText, EndReason, Sampling, Side
+from merlina.schemas.datasets import DatasetFormat
 from merlina.schemas.operations import AnswerMessages, FinishedAnswer, LoadChatModel
 from merlina.training.models.loading import ModelSpec, load_model, load_tokenizer, readable_errors, training_device
 from merlina.worker.chat.detokenizer import Detokenizer
@@ -42,7 +43,7 @@ class ChatModel:
         training, model_dir = operation.config, str(operation.model_dir)
         token, trust_remote_code = operation.token, operation.trust_remote_code
         tokenizer = load_tokenizer(model_dir, None, trust_remote_code)
-        encoder = PairEncoder(tokenizer, model_dir, training.dataset.format)
+        encoder = PairEncoder(tokenizer, model_dir, _chat_format(training.dataset.format, tokenizer))
         with _readable_memory_errors(), tempfile.TemporaryDirectory() as scratch:
 
             def load_as_trained(name: str) -> PreTrainedModel:
@@ -167,6 +168,13 @@ class _TextStream(StoppingCriteria):  # type: ignore[misc]
 
     def flush(self) -> None:
         self.send(AnswerText(type="text", text=self.detokenizer.flush()))
+
+
+def _chat_format(trained: DatasetFormat, tokenizer: Any) -> DatasetFormat:
+    """Return the run's format, or the tokenizer's template for `raw`, which cannot separate messages."""
+    if trained.format_type == "raw" and tokenizer.chat_template:
+        return trained.model_copy(update={"format_type": "tokenizer"})
+    return trained
 
 
 def _reason(stream: _TextStream, settings: Sampling, end_tokens: frozenset[int]) -> EndReason:
