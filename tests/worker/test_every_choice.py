@@ -118,6 +118,12 @@ CASES = [
         {"dataset.format": {"format_type": "qwen3", "enable_thinking": False}},
         {"dataset.format": {"format_type": "qwen3"}},
     ),
+    Case({"dataset.format": {"format_type": "chatml", "system_as_user": True}}),
+    # The format raw takes a single message.
+    Case(
+        {"dataset.format": {"format_type": "raw", "system_as_user": True}},
+        {"dataset.format": {"format_type": "chatml", "system_as_user": True}},
+    ),
     Case({"dataset.test_size": 0.25}),
     Case({"dataset.max_samples": 5}),
     *(
