@@ -108,6 +108,6 @@ def text_sample_builder(spec: DatasetFormat) -> SampleBuilder:
 
     def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], None, frozenset[FindingKind]]:
         text = render(pair)
-        return lambda: {**truncate_row(text.texts), "form": text.form}, None, text.remarks
+        return lambda: truncate_row(text.sample), None, text.remarks
 
     return show

@@ -24,9 +24,10 @@ class Rendered:
     remarks: frozenset[FindingKind] = frozenset()
 
     @property
-    def texts(self) -> dict[str, str | None]:
-        """The three texts by the names of their columns."""
-        return {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+    def sample(self) -> dict[str, str | None]:
+        """The fields of a preview: the three texts by the names of their columns, and `form` if there is one."""
+        texts = {"prompt": self.prompt, "chosen": self.chosen, "rejected": self.rejected}
+        return texts if self.form is None else {**texts, "form": self.form}
 
 
 def render_answers(

@@ -68,7 +68,7 @@ def _token_sample_builder(encoder: PairEncoder, tokenizer: Any) -> SampleBuilder
             "chosen": _tokens(tokenizer, special, ids.chosen, text.chosen, text.prompt),
             "rejected": _tokens(tokenizer, special, ids.rejected, text.rejected or "", text.prompt),
         }
-        return {**truncate_row(text.texts), "form": text.form, "tokens": tokens, "cut": asdict(encoded.cut)}
+        return {**truncate_row(text.sample), "tokens": tokens, "cut": asdict(encoded.cut)}
 
     def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], Lengths, frozenset[FindingKind]]:
         encoded = encoder.encode(pair)
