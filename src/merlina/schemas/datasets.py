@@ -200,8 +200,8 @@ class PreviewResponse(ResponseModel):
     status: Literal["success"] = "success"
     samples: list[dict[str, Any]] = Field(
         description="Columns of each row; or, in a formatted preview, prompt, chosen and rejected, the row number "
-        "from 1, with the format tokenizer the form that was chosen, and with model_name the tokens of each part and the "
-        "numbers of truncated ones."
+        "from 1, with the format tokenizer the form that was chosen, and with model_name the tokens of each part and "
+        "the numbers of truncated ones."
     )
     num_samples: int = Field(description="Number of samples in this response.")
     total_rows: int | None = Field(
