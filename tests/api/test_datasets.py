@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
 import shutil
@@ -140,6 +141,9 @@ def test_a_model_folder_that_changes_is_read_again(
         ("x.csv", b"a,b\n1,2,3\n", "line 2 has more cells"),
         ("x.parquet", b"PAR1 but no more", "not readable as Parquet"),
         ("x.txt.gz", b"\x1f\x8b", "unknown file format"),
+        ("x.jsonl.gz", gzip.compress(b'{"a": 1}\n')[:-9], "gzip file ends too early"),
+        ("x.jsonl.zst", b"\x28\xb5\x2f\xfd", "zstd file ends too early"),
+        ("x.csv", "a,b\n1,ÿ\n".encode("cp1252"), "line 2 is not UTF-8 text"),
     ],
 )
 def test_an_unreadable_file_is_refused_and_leaves_nothing(
@@ -200,6 +204,31 @@ def test_an_upload_can_be_trained_on_and_is_kept_while_it_is_needed(server: Serv
         assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 200
         assert http.delete(f"/dataset/uploads/{dataset_id}").status_code == 404
         assert http.post("/dataset/preview", json=source(dataset_id)).status_code == 404
+
+
+def test_a_compressed_upload_in_another_encoding_is_read_alike_by_all(server: Server, tiny_model: Path) -> None:
+    lines = ["prompt;chosen;rejected", *(f"Où est {n}?;Là, à côté;Non" for n in range(9))]
+    content = gzip.compress("\r\n".join(lines).encode("cp1252"))
+    accepted = upload(server, "paires.csv.gz", content).json()
+    assert (accepted["file_format"], accepted["total_rows"], accepted["size"]) == ("csv", 9, len(content))
+    note = (
+        "The file is read as cp1252: 9 of its first 10 lines contain characters that are not UTF-8. "
+        "Set the source's encoding if that is wrong"
+    )
+    dataset = source(accepted["dataset_id"], test_size=0)
+    body = {**training_config(tiny_model, Path(), "french", max_steps=2), "dataset": dataset}
+    with server.http() as http:
+        for path in ("preview", "preview-formatted", "columns"):
+            shown = http.post(f"/dataset/{path}", json=dataset).json()
+            assert (shown["warnings"], shown["total_rows"]) == ([note], 9), path
+            assert "Où est 0?" in shown["samples"][0]["prompt"]
+        results = http.post("/validate", json=body).json()["results"]
+        assert f"dataset: {note}" in results["warnings"]
+        given = {**dataset, "source": {**dataset["source"], "encoding": "latin-1"}}
+        assert http.post("/dataset/columns", json=given).json()["warnings"] == []
+    ended = server.until_ended(server.train(body))
+    assert ended.status == "completed"
+    assert note in server.log_lines(ended.job_id)
 
 
 def test_a_path_outside_the_allowed_folders_is_403(server: Server) -> None:

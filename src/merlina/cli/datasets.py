@@ -40,7 +40,9 @@ def list_all(as_json: AsJson = False, url: Url = DEFAULT_URL, api_key: ApiKey = 
 
 @commands.command()
 def upload(
-    file: Annotated[Path, typer.Argument(help="A json, jsonl, csv or parquet file.")],
+    file: Annotated[
+        Path, typer.Argument(help="A json, jsonl, csv, tsv or parquet file; text may be compressed (.gz, .zst).")
+    ],
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,

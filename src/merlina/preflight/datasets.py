@@ -15,5 +15,6 @@ def check_rows(facts: DataFacts | None, problem: str | None) -> CheckResult:
         return error("dataset", "it has no rows")
     scope = "" if facts.all_rows else f" (in the first {facts.rows:,} rows)"
     severity: Severity = "warning" if facts.usable else "error"
-    findings = tuple(Finding(f"{finding.message}{scope}", "dataset", severity) for finding in facts.findings)
-    return CheckResult(passed=facts.usable > 0, findings=findings)
+    notes = [Finding(note, "dataset", "warning") for note in facts.notes]
+    findings = [Finding(f"{finding.message}{scope}", "dataset", severity) for finding in facts.findings]
+    return CheckResult(passed=facts.usable > 0, findings=(*notes, *findings))

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from merlina.data.readers.compression import compression_of
 from merlina.executors.helper_process import HelperPool
 from merlina.schemas.datasets import DatasetSource
 from merlina.schemas.operations import CountRows
@@ -13,9 +14,10 @@ from merlina.storage import uploads
 from merlina.storage.database import Database
 
 _QUICK_COUNT_BYTES = 128 * 1024**2
+_USUAL_GROWTH = 8
 _COUNTS_KEPT = 256
 _COUNT_SECONDS = 24 * 3600.0
-_Version = tuple[Path, str | None, int, int]
+_Version = tuple[Path, str | None, str | None, int, int]
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class RowCounts:
         if known is not None:
             return known
         version = _version(source, file)
-        operation = CountRows(file=file, file_format=source.file_format, max_row_mb=self.max_row_mb)
+        operation = CountRows(
+            file=file, file_format=source.file_format, encoding=source.encoding, max_row_mb=self.max_row_mb
+        )
         rows = self.helper.call(operation, timeout=_COUNT_SECONDS, closed=closed)
         if len(self._counted) >= _COUNTS_KEPT:
             self._counted.clear()
@@ -53,7 +57,7 @@ class RowCounts:
     def count_if_quick(self, source: DatasetSource, file: Path, closed: threading.Event | None = None) -> int | None:
         """Return a count that is known or takes about a second; None otherwise. Raises what `count` does."""
         known = self.known(source, file)
-        if known is None and (_is_parquet(source, file) or file.stat().st_size <= _QUICK_COUNT_BYTES):
+        if known is None and (_is_parquet(source, file) or _approximate_size(file) <= _QUICK_COUNT_BYTES):
             return self.count(source, file, closed)
         return known
 
@@ -62,6 +66,11 @@ def _is_parquet(source: DatasetSource, file: Path) -> bool:
     return (source.file_format or file.suffix.removeprefix(".")) == "parquet"
 
 
+def _approximate_size(file: Path) -> int:
+    """Return the size of the file in bytes once it is decompressed, as text compresses on average."""
+    return file.stat().st_size * (_USUAL_GROWTH if compression_of(file) else 1)
+
+
 def _version(source: DatasetSource, file: Path) -> _Version:
     facts = file.stat()
-    return file, source.file_format, facts.st_mtime_ns, facts.st_size
+    return file, source.file_format, source.encoding, facts.st_mtime_ns, facts.st_size

@@ -11,7 +11,8 @@ from merlina.schemas.base import RequestModel, ResponseModel, Token
 from merlina.schemas.parsing.validation_errors import at_field
 
 SourceType = Literal["huggingface", "local_file", "upload"]
-FileFormat = Literal["json", "jsonl", "csv", "parquet"]
+FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet"]
+Encoding = Literal["utf-8", "utf-16", "cp1252", "latin-1"]
 TrainingMode = Literal["orpo", "dpo", "simpo", "cpo", "ipo", "kto", "sft"]
 FormatType = Literal["chatml", "llama3", "mistral", "qwen3", "tokenizer", "custom", "raw"]
 PairColumn = Literal["prompt", "chosen", "rejected", "system", "reasoning"]
@@ -58,6 +59,11 @@ class DatasetSource(RequestModel):
     )
     file_format: FileFormat | None = Field(
         default=None, description="Format of the file. null: detected from its name, else from its content."
+    )
+    encoding: Encoding | None = Field(
+        default=None,
+        description="Encoding of the file, unless it is Parquet. null: detected from its first MiB; anything but UTF-8 "
+        "is reported.",
     )
     dataset_id: str | None = Field(
         default=None,
@@ -208,7 +214,8 @@ class PreviewResponse(ResponseModel):
         default=None, description="Number of rows in the data set; null if counting them would require reading it."
     )
     warnings: list[str] = Field(
-        default_factory=list, description="Rows missing from the samples, each with the reason."
+        default_factory=list,
+        description="The encoding, if the file is not UTF-8, and rows missing from the samples, each with the reason.",
     )
     findings: list[DataFinding] = Field(
         default_factory=list, description="Problems found in the first rows_examined rows."
@@ -226,7 +233,10 @@ class ColumnsResponse(ResponseModel):
         description="Number of rows in the data set; null if counting them would require a download."
     )
     suggested_mapping: dict[str, PairColumn] = Field(description="column_mapping suggested by the column names.")
-    warnings: list[str] = Field(default_factory=list, description="Columns that are not listed, and why.")
+    warnings: list[str] = Field(
+        default_factory=list,
+        description="The encoding, if the file is not UTF-8, and columns that are not listed, and why.",
+    )
 
 
 class UploadResponse(ResponseModel):

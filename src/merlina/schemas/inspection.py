@@ -77,6 +77,7 @@ class DataFacts(_Facts):
     most_tokens: int | None = Field(description="most tokens of a prompt with both answers")
     mean_tokens: PairTokens | None = None
     findings: list[DataFinding]
+    notes: list[str] = Field(default=[], description="how the file was decoded, if it is not UTF-8")
 
 
 class RunFacts(_Facts):

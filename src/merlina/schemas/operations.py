@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from merlina.schemas.chat import AnswerEnds, ChatMessage, Sampling, Side
-from merlina.schemas.datasets import DataFinding, DatasetConfig, FileFormat
+from merlina.schemas.datasets import DataFinding, DatasetConfig, Encoding, FileFormat
 from merlina.schemas.inspection import DataFacts, Fingerprint, ModelFacts, RunFacts, TokenizerFacts
 from merlina.schemas.training import TrainingConfig
 
@@ -105,6 +105,7 @@ class CountRows(Operation[int]):
 
     file: Path
     file_format: FileFormat | None
+    encoding: Encoding | None = None
     max_row_mb: int
 
 

@@ -55,7 +55,7 @@ _FORMATTED_SAMPLES = 5
 
 @router.post("/upload-file", openapi_extra=_UPLOAD_BODY)
 async def upload_file(request: Request, services: ServicesDep) -> UploadResponse:
-    """Upload a json, jsonl, csv or parquet file; it is stored only if all of it can be read."""
+    """Upload a json, jsonl, csv, tsv or parquet file; it is stored only if all of it can be read."""
     try:
         record = await accept_upload(request, services)
     except ClientDisconnect as error:

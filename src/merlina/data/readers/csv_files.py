@@ -1,27 +1,28 @@
-"""Read rows from CSV: UTF-8 with a header line, separated by commas, semicolons, tabs or vertical bars."""
+"""Read rows from CSV and TSV: a header line, then cells separated by commas, semicolons, tabs or vertical bars."""
 
 from __future__ import annotations
 
-import codecs
 import csv
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TextIO
 
+from merlina.data.readers.encodings import SET_ENCODING
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.readers.text_files import TextFile
 from merlina.errors import DataError
 
 _MAX_HEADER_BYTES = 1024**2
 _SEPARATORS = ",;\t|"
 
 
-def read_csv(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
+def read_csv(file: TextFile, limit: RowLimit, separator: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield rows with text in all cells; a row with too few cells lacks its last columns.
 
-    Raises DataError, which names the line, if the file is not valid CSV.
+    Without a `separator`, the header determines it. Raises DataError, which names the line, if the file is not valid.
     """
-    with _lines_of_cells(path, limit) as lines:
+    with _lines_of_cells(file, limit, separator) as lines:
         names = next(lines, None)
         if names is None:
             return
@@ -34,8 +35,8 @@ def read_csv(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
             yield dict(zip(names, cells, strict=False))
 
 
-def count_csv(path: Path, limit: RowLimit) -> int:
-    with _lines_of_cells(path, limit) as lines:
+def count_csv(file: TextFile, limit: RowLimit, separator: str | None = None) -> int:
+    with _lines_of_cells(file, limit, separator) as lines:
         return max(0, sum(1 for _ in lines) - 1)
 
 
@@ -92,29 +93,29 @@ class _BoundedText:
 
 
 @contextmanager
-def _lines_of_cells(path: Path, limit: RowLimit) -> Iterator[_Lines]:
+def _lines_of_cells(file: TextFile, limit: RowLimit, separator: str | None) -> Iterator[_Lines]:
     # The default limit of csv for a cell is smaller than the limit for a row.
     csv.field_size_limit(limit.size)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines: _Lines | None = None
-        try:
-            header = file.readline(_MAX_HEADER_BYTES)
-            file.seek(0)
-            lines = _Lines(_BoundedText(file, limit), _separator(header))
+    lines: _Lines | None = None
+    try:
+        separator = separator or _separator(file)
+        with _opened(file) as text:
+            lines = _Lines(_BoundedText(text, limit), separator)
             yield lines
-        except csv.Error as error:
-            raise DataError(f"line {lines.number if lines else 1} is not valid CSV: {error}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(_describe_undecodable(path, limit)) from error
+    except csv.Error as error:
+        raise DataError(f"line {lines.number if lines else 1} is not valid CSV: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{_describe_undecodable(file, limit)}. {SET_ENCODING}") from error
 
 
-def _describe_undecodable(path: Path, limit: RowLimit) -> str:
+def _opened(file: TextFile) -> TextIO:
+    return io.TextIOWrapper(file.open(), encoding="utf-8", newline="")
+
+
+def _describe_undecodable(file: TextFile, limit: RowLimit) -> str:
     """Return a message with the first line that is not UTF-8. The reader decodes ahead and cannot name it."""
-    with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            return "The file is UTF-16 text; save it as UTF-8"
-        file.seek(0)
-        for number, line in enumerate(iter(lambda: file.readline(limit.size), b""), start=1):
+    with file.open() as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(limit.size), b""), start=1):
             try:
                 line.decode()
             except UnicodeDecodeError as error:
@@ -122,6 +123,8 @@ def _describe_undecodable(path: Path, limit: RowLimit) -> str:
     return "The file is not UTF-8 text"
 
 
-def _separator(header: str) -> str:
+def _separator(file: TextFile) -> str:
     """Return a comma if the header contains one, otherwise its most frequent separator."""
+    with _opened(file) as text:
+        header = text.readline(_MAX_HEADER_BYTES)
     return "," if "," in header else max(_SEPARATORS, key=header.count)

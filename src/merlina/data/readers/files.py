@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
 from typing import Any
 
 from merlina.data.readers import csv_files, json_files, parquet_files
+from merlina.data.readers.compression import Compression, compression_of, split_name
+from merlina.data.readers.encodings import is_utf_8
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.readers.text_files import TextFile
 from merlina.errors import DataError
-from merlina.schemas.datasets import FileFormat
+from merlina.schemas.datasets import Encoding, FileFormat
 
 Row = dict[str, Any]
 
@@ -18,42 +22,49 @@ _EXTENSIONS: dict[str, FileFormat] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
 }
-_SUPPORTED = "supported are json, jsonl, csv and parquet"
+_SUPPORTED = "supported are json, jsonl, csv, tsv and parquet, and all but parquet also as .gz or .zst"
 _USUAL_LIMIT = RowLimit()
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-_READERS: dict[FileFormat, Callable[[Path, RowLimit], Iterator[Row]]] = {
+_READERS: dict[FileFormat, Callable[[TextFile, RowLimit], Iterator[Row]]] = {
     "json": json_files.read_json,
     "jsonl": json_files.read_jsonl,
     "csv": csv_files.read_csv,
-    "parquet": parquet_files.read_parquet,
+    "tsv": partial(csv_files.read_csv, separator="\t"),
 }
-_COUNTERS: dict[FileFormat, Callable[[Path, RowLimit], int]] = {
+_COUNTERS: dict[FileFormat, Callable[[TextFile, RowLimit], int]] = {
     "json": json_files.count_json,
     "jsonl": json_files.count_jsonl,
     "csv": csv_files.count_csv,
-    "parquet": parquet_files.count_parquet,
+    "tsv": partial(csv_files.count_csv, separator="\t"),
 }
 
 
-def detect_format(path: Path, name: str | None = None) -> FileFormat:
+def detect_format(path: Path, name: str | None = None, encoding: Encoding | None = None) -> FileFormat:
     """Return the format by the extension of `name` (default: the file's name), else by content. Raises DataError."""
-    by_name = _EXTENSIONS.get(Path(name or path.name).suffix.lower())
+    name = name or path.name
+    inner_name, compression = split_name(name)
+    by_name = _EXTENSIONS.get(PurePath(inner_name).suffix.lower())
+    if by_name is not None and compression is not None:
+        _check_compressed(path, name, compression)
     if by_name is not None and by_name != "json":
-        return by_name
-    with path.open("rb") as file:
-        head = file.read(json_files.HEAD_BYTES)
-    return _by_content(head) or by_name or _unknown(name or path.name)
+        return _readable(path, by_name)
+    by_content = _by_content(TextFile.inspect(path, encoding).head())
+    return _readable(path, by_content or by_name or _unknown(name))
 
 
-def read_rows(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> Iterator[Row]:
-    """Yield the rows in order.
+def read_rows(
+    path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT, encoding: Encoding | None = None
+) -> Iterator[Row]:
+    """Yield the rows in order. Without an `encoding`, the text's beginning determines it.
 
-    Raises DataError, which names the line (csv, jsonl) or row, if one cannot be read or exceeds the limit.
+    Raises DataError, which names the line (csv, tsv, jsonl) or row, if one cannot be read or exceeds the limit.
     """
-    return _READERS[file_format](path, limit)
+    if file_format == "parquet":
+        return parquet_files.read_parquet(path, limit)
+    return _READERS[file_format](TextFile.inspect(path, encoding), limit)
 
 
 def parse_all(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> int:
@@ -67,15 +78,24 @@ def parse_all(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMI
     return count
 
 
-def count_rows(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> int:
+def count_rows(
+    path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT, encoding: Encoding | None = None
+) -> int:
     """Return the exact number of rows, without reading them if the format allows that. Raises DataError."""
-    return _COUNTERS[file_format](path, limit)
+    if file_format == "parquet":
+        return parquet_files.count_parquet(path)
+    return _COUNTERS[file_format](TextFile.inspect(path, encoding), limit)
+
+
+def encoding_note(path: Path, file_format: FileFormat) -> str | None:
+    """Return how the text was decoded, for the user; None for UTF-8 and Parquet. Raises DataError."""
+    return None if file_format == "parquet" else TextFile.inspect(path).encoding.note
 
 
 def _by_content(head: bytes) -> FileFormat | None:
     if head.startswith(b"PAR1"):
         return "parquet"
-    text = head.removeprefix(_BYTE_ORDER_MARK).lstrip()
+    text = head.lstrip()
     if text.startswith(b"["):
         return "json"
     if not text.startswith(b"{"):
@@ -87,6 +107,23 @@ def _looks_like_csv(text: bytes) -> bool:
     """Return whether the text starts with a header of several columns, followed by another line."""
     header, newline, _ = text.partition(b"\n")
     return bool(newline) and header.isascii() and b"\0" not in text and any(sign in header for sign in b",;\t|")
+
+
+def _check_compressed(path: Path, name: str, compression: Compression) -> None:
+    """Raise DataError unless the file is compressed, or text, since some browsers decompress what they download."""
+    if compression_of(path) is None:
+        file = TextFile.inspect(path)
+        if file.encoding.note is None and not is_utf_8(file.head()):
+            raise DataError(
+                f"{name} does not begin like a {compression} file: it is damaged. Copy or compress it again"
+            )
+
+
+def _readable(path: Path, file_format: FileFormat) -> FileFormat:
+    """Return the format. Raises DataError for Parquet in a compressed file, whose end must be read first."""
+    if file_format == "parquet" and (compression := compression_of(path)):
+        raise DataError(f"The Parquet file is inside a {compression} file; decompress it, Parquet is compressed itself")
+    return file_format
 
 
 def _unknown(name: str) -> FileFormat:

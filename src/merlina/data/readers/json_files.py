@@ -6,15 +6,15 @@ import codecs
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
+from merlina.data.readers.encodings import SET_ENCODING
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.readers.text_files import HEAD_BYTES, TextFile
 from merlina.errors import DataError
 from merlina.schemas.parsing.json_text import TOO_DEEP, TOO_MANY_DIGITS, has_more_values, problem_in_json, why_not_json
 
-HEAD_BYTES = 1024**2
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _MAX_VALUES_IN_COLUMNS = 4_000_000
 _MAX_COLUMNS_BYTES = 64 * 1024**2
 # In a truncated text, the parser reports an error within the last literal or escape, which is no longer than this.
@@ -22,46 +22,44 @@ _MAX_WORD_LENGTH = 16
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_jsonl(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
+def read_jsonl(file: TextFile, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Yield one object per line, skipping blank lines; read an array or an indented object like `read_json`.
 
     Raises DataError, which names the line or row.
     """
-    if _holds_one_value(path):
-        yield from read_json(path, limit)
+    if _holds_one_value(file):
+        yield from read_json(file, limit)
     else:
-        for number, line in _lines(path, limit):
+        for number, line in _lines(file, limit):
             limit.check_json(line, f"line {number}")
             row = _json_object(line, number)
             limit.check_columns(len(row), f"line {number}")
             yield row
 
 
-def count_jsonl(path: Path, limit: RowLimit) -> int:
-    return count_json(path, limit) if _holds_one_value(path) else sum(1 for _ in _lines(path, limit))
+def count_jsonl(file: TextFile, limit: RowLimit) -> int:
+    return count_json(file, limit) if _holds_one_value(file) else sum(1 for _ in _lines(file, limit))
 
 
-def read_json(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
+def read_json(file: TextFile, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Yield the rows of an array (incrementally) or of an object of columns, or the single row that an object is.
 
     Raises DataError, which names the row.
     """
-    with path.open("rb") as file:
-        start = _skip_to_json(file)
+    with file.open() as stream:
+        start = _skip_to_json(stream)
         if start == b"[":
-            yield from _read_array(file, limit)
-        elif start == b"{" and holds_lines(file.read(HEAD_BYTES)):
-            yield from read_jsonl(path, limit)
+            yield from _read_array(stream, limit)
+        elif start == b"{" and holds_lines(stream.read(HEAD_BYTES)):
+            yield from read_jsonl(file, limit)
         elif start == b"{":
-            file.seek(0)
-            _skip_to_json(file)
-            yield from _read_one_object(file, path.stat().st_size, limit)
+            yield from _read_one_object(file, limit)
         elif start:
             raise DataError("The JSON file must contain an array of objects, one object of columns, or one row")
 
 
-def count_json(path: Path, limit: RowLimit) -> int:
-    return sum(1 for _ in read_json(path, limit))
+def count_json(file: TextFile, limit: RowLimit) -> int:
+    return sum(1 for _ in read_json(file, limit))
 
 
 def holds_lines(head: bytes) -> bool:
@@ -70,11 +68,11 @@ def holds_lines(head: bytes) -> bool:
     return rest.lstrip().startswith(b"{") and _is_json(first)
 
 
-def _holds_one_value(path: Path) -> bool:
+def _holds_one_value(file: TextFile) -> bool:
     """Return whether the file starts with an array or a multi-line object, rather than with a row per line."""
-    with path.open("rb") as file:
-        start = _skip_to_json(file)
-        return start == b"[" or (start == b"{" and _begins_in_several_lines(file.read(HEAD_BYTES)))
+    with file.open() as stream:
+        start = _skip_to_json(stream)
+        return start == b"[" or (start == b"{" and _begins_in_several_lines(stream.read(HEAD_BYTES)))
 
 
 def _begins_in_several_lines(head: bytes) -> bool:
@@ -114,15 +112,14 @@ def _is_json(text: bytes) -> bool:
     return True
 
 
-def _lines(path: Path, limit: RowLimit) -> Iterator[tuple[int, bytes]]:
+def _lines(file: TextFile, limit: RowLimit) -> Iterator[tuple[int, bytes]]:
     """Yield lines that are not blank with their numbers, from 1; blank lines count."""
-    with path.open("rb") as file:
+    with file.open() as stream:
         number = 0
-        while line := file.readline(limit.size + 1):
+        while line := stream.readline(limit.size + 1):
             number += 1
             if len(line) > limit.size:
                 raise limit.exceeded(f"line {number}")
-            line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
             if line.strip():
                 yield number, line
 
@@ -131,7 +128,8 @@ def _json_object(line: bytes, number: int) -> dict[str, Any]:
     try:
         value = json.loads(line.rstrip(), parse_constant=_constant_as_null)
     except UnicodeDecodeError as error:
-        raise DataError(f"line {number} is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        problem = f"line {number} is not UTF-8 text ({error.reason} at byte {error.start + 1} of it)"
+        raise DataError(f"{problem}. {SET_ENCODING}") from error
     except json.JSONDecodeError as error:
         problem = f"{problem_in_json(error)} at column {error.colno}"
         raise DataError(f"line {number} is not valid JSON: {problem}") from error
@@ -154,19 +152,16 @@ def _kind(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def _skip_to_json(file: BinaryIO) -> bytes:
-    """Seek to the first character after whitespace and a byte-order mark, and return it."""
-    if file.read(3) != _BYTE_ORDER_MARK:
-        file.seek(0)
-    while (character := file.read(1)).isspace():
-        continue
-    file.seek(-len(character), 1)
+def _skip_to_json(stream: BufferedReader) -> bytes:
+    """Advance to the first character that is not whitespace, and return it; empty at the end."""
+    while (character := stream.peek(1)[:1]).isspace():
+        stream.read(1)
     return character
 
 
-def _read_array(file: BinaryIO, limit: RowLimit) -> Iterator[dict[str, Any]]:
+def _read_array(stream: BufferedReader, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Yield the rows of an array, with little more than one row in memory."""
-    window = _Window(file, limit)
+    window = _Window(stream, limit)
     window.skip("[")
     if window.next_character() == "]":
         return
@@ -183,8 +178,6 @@ def _read_array(file: BinaryIO, limit: RowLimit) -> Iterator[dict[str, Any]]:
             window.skip(",")
         except RecursionError as error:
             raise DataError(f"row {number} {TOO_DEEP}") from error
-        except UnicodeDecodeError as error:
-            raise DataError(f"row {number} is not UTF-8 text ({error.reason})") from error
         except json.JSONDecodeError as error:
             problem = f"{problem_in_json(error)} at {window.place_of(error)}"
             raise DataError(f"row {number} is not valid JSON: {problem}") from error
@@ -203,8 +196,8 @@ class _Window:
 
     _BLOCK = 256 * 1024
 
-    def __init__(self, file: BinaryIO, limit: RowLimit) -> None:
-        self._file = file
+    def __init__(self, stream: BufferedReader, limit: RowLimit) -> None:
+        self._stream = stream
         self._limit = limit
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
         self._parse = json.JSONDecoder(parse_constant=_constant_as_null).raw_decode
@@ -254,19 +247,28 @@ class _Window:
         held, lines = self._text[self._at :], self._text.count("\n", 0, self._at)
         self._columns_before = self._at - (self._text.rindex("\n", 0, self._at) + 1 if lines else -self._columns_before)
         self._lines_before += lines
-        more = self._file.read(max(self._BLOCK, min(len(held), self._limit.size - len(held))))
+        more = self._stream.read(max(self._BLOCK, min(len(held), self._limit.size - len(held))))
         self._ended = not more
-        self._text, self._at = held + self._decode(more, final=self._ended), 0
+        self._text, self._at = held + self._decoded(more, held), 0
+
+    def _decoded(self, more: bytes, held: str) -> str:
+        try:
+            return self._decode(more, final=self._ended)
+        except UnicodeDecodeError as error:
+            before = held + error.object[: error.start].decode()
+            place = self.place_of(json.JSONDecodeError("", before, len(before)))
+            raise DataError(f"The file is not UTF-8 text at {place} ({error.reason}). {SET_ENCODING}") from error
 
 
-def _read_one_object(file: BinaryIO, size: int, limit: RowLimit) -> Iterator[dict[str, Any]]:
+def _read_one_object(file: TextFile, limit: RowLimit) -> Iterator[dict[str, Any]]:
     """Yield the rows of an object of columns, or the object itself. Either is read into memory as a whole."""
-    if size > _MAX_COLUMNS_BYTES:
+    with file.open() as stream:
+        text = stream.read(_MAX_COLUMNS_BYTES + 1)
+    if len(text) > _MAX_COLUMNS_BYTES:
         raise DataError(
             f"The JSON file is one object and larger than {_MAX_COLUMNS_BYTES // 1024**2} MiB, so it "
             "cannot be read row by row. Write it as JSONL, CSV or Parquet"
         )
-    text = file.read()
     if has_more_values(text, _MAX_VALUES_IN_COLUMNS):
         raise DataError(
             f"The JSON file is one object with more than {_MAX_VALUES_IN_COLUMNS:,} values, so it "

@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from merlina.data.readers.compression import MAX_GROWTH, max_decompressed
 from merlina.data.readers.row_limit import RowLimit
 from merlina.domain.units import MIB
 from merlina.errors import DataError, first_line
 
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 1024**2
-# Compression shrinks text about ten times. A file that decompresses to 200 times its size is treated as an attack.
-_MAX_GROWTH = 200
-_ALWAYS_ALLOWED = 256 * 1024**2
 _MAX_BATCH_BYTES = 1024**3
 _MAX_VALUES_AT_ONCE = 100_000
 
@@ -34,7 +32,8 @@ def read_parquet(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
             yield {name: _finite(value) for name, value in row.items()}
 
 
-def count_parquet(path: Path, _limit: RowLimit) -> int:
+def count_parquet(path: Path) -> int:
+    """Return the number of rows that the file states. Raises DataError."""
     with _opened(path) as file:
         return int(file.metadata.num_rows)
 
@@ -91,14 +90,14 @@ def _batches(path: Path, *, checked: bool = False) -> Iterator[Any]:
     import pyarrow
 
     number, decompressed = 0, 0
-    max_decompressed = max(_ALWAYS_ALLOWED, path.stat().st_size * _MAX_GROWTH)
+    max_bytes = max_decompressed(path.stat().st_size)
     with _opened(path) as file:
         _check_declared_sizes(file.metadata)
         try:
             for batch in file.iter_batches(batch_size=_BATCH_ROWS):
                 size = _decoded_size(batch)
                 decompressed += size
-                if decompressed > max_decompressed or size > _MAX_BATCH_BYTES:
+                if decompressed > max_bytes or size > _MAX_BATCH_BYTES:
                     raise DataError(_decompresses_to_too_much(number, decompressed))
                 if checked:
                     batch.validate(full=True)
@@ -123,13 +122,13 @@ def _check_declared_sizes(metadata: Any) -> None:
         columns = [group.column(number) for number in range(group.num_columns)]
         compressed = sum(column.total_compressed_size for column in columns)
         decompressed = sum(column.total_uncompressed_size for column in columns)
-        if decompressed > max(_ALWAYS_ALLOWED, compressed * _MAX_GROWTH):
+        if decompressed > max_decompressed(compressed):
             raise DataError(_decompresses_to_too_much(0, decompressed))
 
 
 def _decompresses_to_too_much(row: int, size: int) -> str:
     return (
-        f"The Parquet file decompresses to more than {_MAX_GROWTH} times its size ({size / MIB:,.0f} MiB by "
+        f"The Parquet file decompresses to more than {MAX_GROWTH} times its size ({size / MIB:,.0f} MiB by "
         f"row {row}), which is refused. Write it with less repetition, or as JSONL"
     )
 

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from merlina.data.readers.files import Row, detect_format, read_rows
+from merlina.data.readers.files import Row, detect_format, encoding_note, read_rows
 from merlina.data.readers.hub import check_not_a_folder, read_hub_rows
 from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import NotFoundError
 from merlina.paths import AllowedPaths
-from merlina.schemas.datasets import DatasetSource
+from merlina.schemas.datasets import DatasetSource, FileFormat
 
 _USUAL_LIMIT = RowLimit()
 
@@ -41,7 +41,20 @@ def open_rows(
     """Yield the rows of the resolved source; `download` caches a Hub data set instead of streaming it."""
     if file is None:
         return read_hub_rows(str(source.repo_id), source.split, token, download=download, limit=limit)
-    return read_rows(file, source.file_format or detect_format(file), limit)
+    return read_rows(file, file_format_of(source, file), limit, source.encoding)
+
+
+def file_format_of(source: DatasetSource, file: Path) -> FileFormat:
+    """Return the format of the source's file, which is detected if the source does not name it. Raises DataError."""
+    return source.file_format or detect_format(file, encoding=source.encoding)
+
+
+def describe_encoding(source: DatasetSource, file: Path | None) -> list[str]:
+    """Return a note on the encoding that was detected; none for UTF-8, Parquet and the Hub. Raises DataError."""
+    if file is None or source.encoding is not None:
+        return []
+    note = encoding_note(file, file_format_of(source, file))
+    return [note] if note else []
 
 
 def _uploaded_file(dataset_id: str, uploads_dir: Path) -> Path:

@@ -10,6 +10,7 @@ from merlina.data.conversation import Pair
 from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
 from merlina.data.examination import examine, row_examiner
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import Lengths
 from merlina.schemas.datasets import FindingKind
 from merlina.schemas.inspection import DataFacts, PairTokens
@@ -55,6 +56,7 @@ def examine_data(
         most_tokens=examiner.most_tokens or None,
         mean_tokens=PairTokens(prompt=means[0], chosen=means[1], rejected=means[2]) if means else None,
         findings=examiner.findings(held_out),
+        notes=describe_encoding(dataset.source, file),
     )
 
 

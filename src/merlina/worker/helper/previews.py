@@ -12,6 +12,7 @@ from merlina.data.preview import SampleBuilder, text_sample_builder
 from merlina.data.preview import preview_formatted as preview_pairs
 from merlina.data.readers.hub import count_hub_rows as count_hub_rows_of
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.data.truncation import truncate_row
 from merlina.errors import DataError, shorten
@@ -41,7 +42,9 @@ def preview_formatted(operation: PreviewFormatted) -> FormattedRows:
         preview = preview_pairs(
             operation.config, operation.file, operation.token, show, examiner, operation.limit, row_limit
         )
-        return FormattedRows(**vars(preview), total_rows=stated_rows(operation.config, operation.file))
+        config, file = operation.config, operation.file
+        warnings = [*describe_encoding(config.source, file), *preview.warnings]
+        return FormattedRows(**{**vars(preview), "warnings": warnings}, total_rows=stated_rows(config, file))
 
 
 def _sample_builder(operation: PreviewFormatted) -> tuple[SampleBuilder, RowExaminer]:

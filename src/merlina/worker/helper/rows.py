@@ -11,6 +11,7 @@ from merlina.data.fingerprint import fingerprint
 from merlina.data.readers.files import count_rows as count_rows_of
 from merlina.data.readers.files import detect_format, parse_all
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.readers.sources import describe_encoding, file_format_of
 from merlina.errors import DataError, HelperError
 from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.inspection import DataFacts
@@ -36,22 +37,24 @@ def preview_rows(operation: PreviewRows) -> RawRows:
     with PHASES.during("Reading the first rows", _PREVIEW_SECONDS, DataError):
         config, file, row_limit = operation.config, operation.file, RowLimit.of_megabytes(operation.max_row_mb)
         found = preview.preview_rows(config, file, operation.token, operation.limit, row_limit)
-        return RawRows(**vars(found), total_rows=stated_rows(config, file))
+        warnings = [*describe_encoding(config.source, file), *found.warnings]
+        return RawRows(**{**vars(found), "warnings": warnings}, total_rows=stated_rows(config, file))
 
 
 def stated_rows(dataset: DatasetConfig, file: Path | None) -> int | None:
     """Return the number of rows if the file states it, as Parquet does. Raises DataError."""
     if file is None:
         return None
-    file_format = dataset.source.file_format or detect_format(file)
+    file_format = file_format_of(dataset.source, file)
     return count_rows_of(file, file_format) if file_format == "parquet" else None
 
 
 def count_rows(operation: CountRows) -> int:
     """Count the rows of a whole file. Raises DataError."""
     with PHASES.during("Counting the rows", _WHOLE_FILE_SECONDS, DataError):
-        file_format = operation.file_format or detect_format(operation.file)
-        return count_rows_of(operation.file, file_format, RowLimit.of_megabytes(operation.max_row_mb))
+        file_format = operation.file_format or detect_format(operation.file, encoding=operation.encoding)
+        limit = RowLimit.of_megabytes(operation.max_row_mb)
+        return count_rows_of(operation.file, file_format, limit, operation.encoding)
 
 
 def parse_upload(operation: ParseUpload) -> ParsedUpload:

@@ -20,6 +20,7 @@ from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
 from merlina.data.examination import examine
 from merlina.data.fingerprint import fingerprint
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.domain.adapter_targets import describe, warn_about_experts
 from merlina.domain.units import MIB, gib
@@ -155,6 +156,8 @@ class Stages:
         examiner = encoder.row_examiner()
         download = dataset.max_samples is None
         limit = RowLimit.of_megabytes(self.order.max_row_mb)
+        for note in describe_encoding(dataset.source, file):
+            self.reporter.note("warning", note)
         rows = read_pairs(
             dataset, file, self._token, needs_rejected=config.needs_rejected, download=download, limit=limit
         )
