@@ -10,10 +10,12 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+_PIECE = 64 * 1024
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 Repos = dict[str, dict[str, bytes]]
@@ -52,8 +54,26 @@ class FakeHub:
     asked: list[str] = field(default_factory=list)
     """Paths of all requests, in order."""
     large: dict[str, bytes] = field(default_factory=dict)
+    revisions: dict[str, Repos] = field(default_factory=dict)
+    """Repositories at other revisions than `main`, by the name of the branch or tag."""
     cuts: int = 0
+    bytes_sent: int = 0
+    """Bytes of bodies that were sent."""
     endpoint: str = ""
+
+    def files(self, repo: str, revision: str) -> dict[str, bytes] | None:
+        """Return the files of a repository at a branch, tag or commit; None if it does not exist there."""
+        if revision in ("main", COMMIT):
+            return self.repos.get(repo)
+        found = (repos for name, repos in self.revisions.items() if revision in (name, commit_of(name)))
+        return next(found, {}).get(repo)
+
+
+def commit_of(revision: str) -> str:
+    """Return the commit of a branch, a tag or a commit id."""
+    if len(revision) == len(COMMIT):
+        return revision
+    return COMMIT if revision == "main" else _oid(revision.encode())
 
 
 @contextmanager
@@ -139,15 +159,20 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
             return
-        files, rest = self.state.repos[repo], path.removeprefix(repo).strip("/")
+        rest = path.removeprefix(repo).strip("/")
+        revision = rest.split("/")[1] if rest.startswith(("tree/", "paths-info/", "revision/")) else "main"
+        files = self.state.files(repo, revision)
+        if files is None:
+            self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return
         entries = [{"type": "file", "path": name, "size": len(data), "oid": _oid(data)} for name, data in files.items()]
         if rest.startswith("tree/"):
-            self._json(entries)
+            self._tree(entries, "/".join(rest.split("/")[2:]))
         elif rest.startswith("paths-info/"):
             wanted = json.loads(body)["paths"] if body.startswith(b"{") else []
             self._json([entry for entry in entries if entry["path"] in wanted])
         elif not rest or rest.startswith("revision/"):
-            self._json(self._description(repo))
+            self._json({**self._description(repo, files), "sha": commit_of(revision)})
         elif rest == "auth-check/write":
             self._json({}, 403 if self._is_in_trouble("refuse writing", repo) else 200)
         elif rest == "auth-check" and repo in self.state.gated:
@@ -161,15 +186,31 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
 
+    def _tree(self, entries: list[dict[str, Any]], folder: str) -> None:
+        """Send the files and folders in a folder; with `recursive`, also those in folders inside it."""
+        prefix = f"{folder}/" if folder else ""
+        inside = [entry for entry in entries if entry["path"].startswith(prefix)]
+        parts = [entry["path"].removeprefix(prefix).split("/")[:-1] for entry in inside]
+        folders = dict.fromkeys(prefix + "/".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1))
+        found = [
+            {"type": "directory", "path": path, "size": 0, "oid": _oid(path.encode())} for path in folders
+        ] + inside
+        if "recursive=true" not in self.path.lower():
+            found = [entry for entry in found if "/" not in entry["path"].removeprefix(prefix)]
+        if found or not folder:
+            self._json(found)
+        else:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+
     def _is_in_trouble(self, what: str, repo: str) -> bool:
         return f"{what} {repo.removeprefix('models/')}" in self.state.trouble
 
-    def _description(self, repo: str) -> dict[str, Any]:
+    def _description(self, repo: str, files: dict[str, bytes]) -> dict[str, Any]:
         name = repo.split("/", 1)[1]
-        siblings = [{"rfilename": file} for file in self.state.repos[repo]]
+        siblings = [{"rfilename": file} for file in files]
         gated = "manual" if repo in self.state.gated else False
         private = self.state.private.get(name, False)
-        return {"id": name, "sha": COMMIT, "siblings": siblings, "private": private, "gated": gated, "tags": []}
+        return {"id": name, "siblings": siblings, "private": private, "gated": gated, "tags": []}
 
     def _create(self, wanted: dict[str, Any]) -> None:
         name = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
@@ -205,17 +246,19 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"commitUrl": address, "commitOid": COMMIT, "success": True})
 
     def _file(self, path: str) -> None:
-        for repo, files in self.state.repos.items():
+        for repo in self.state.repos:
             address = repo.removeprefix("models/")
             if path.startswith(f"{address}/resolve/"):
                 if repo in self.state.gated:
                     self._send(403, b"", {"X-Error-Code": "GatedRepo", "X-Repo-Commit": COMMIT})
                     return
-                data = files.get(path.removeprefix(f"{address}/resolve/").split("/", 1)[1])
+                revision, file = path.removeprefix(f"{address}/resolve/").split("/", 1)
+                commit = commit_of(revision)
+                data = (self.state.files(repo, revision) or {}).get(file)
                 if data is None:
-                    self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
+                    self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
                     return
-                self._send(200, data, {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"})
+                self._send(200, data, {"ETag": f'"{_oid(data)}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"})
                 return
         self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
@@ -245,7 +288,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
             return
-        self.wfile.write(data)
+        self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        """Send a body, and count what the client accepts of it: it may close the connection before the end."""
+        try:
+            for start in range(0, len(data), _PIECE):
+                self.state.bytes_sent += self.wfile.write(data[start : start + _PIECE])
+        except ConnectionError:
+            self.close_connection = True
 
 
 def _upload_mode(path: str) -> dict[str, Any]:
@@ -253,5 +304,6 @@ def _upload_mode(path: str) -> dict[str, Any]:
     return {"path": path, "uploadMode": mode, "shouldIgnore": False}
 
 
+@cache
 def _oid(data: bytes) -> str:
     return hashlib.sha1(data, usedforsecurity=False).hexdigest()

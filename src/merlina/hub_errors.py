@@ -13,6 +13,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 
 # The client reexports the HTTP library that its version is built on: httpx or its successor.
@@ -40,6 +41,11 @@ def is_access_denied(error: BaseException) -> bool:
         isinstance(link, RepositoryNotFoundError) or (isinstance(link, HfHubHTTPError) and _status(link) in (401, 403))
         for link in _chain(error)
     )
+
+
+def is_unknown_revision(error: BaseException) -> bool:
+    """Return whether the repository exists, but not the requested branch, tag or commit of it."""
+    return any(isinstance(link, RevisionNotFoundError) for link in _chain(error))
 
 
 def describe_hub_error(error: BaseException, repo_id: str, kind: RepoKind, *, token_given: bool) -> str | None:

@@ -12,12 +12,21 @@ from typing import Any
 
 import pytest
 
-from tests.hub import FakeHub, fake_hub
+from tests.hub import COMMIT, FakeHub, commit_of, fake_hub
 
 pytestmark = pytest.mark.slow
 
 ROWS = [{"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."} for n in range(30)]
 REPOS = {"datasets/org/pairs": {"train.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS).encode()}}
+FRENCH = b'{"prompt": "Pourquoi ?", "chosen": "Parce que.", "rejected": "Non."}\n'
+CARD = b"""---
+configs:
+- config_name: english
+  data_files: english/*.jsonl
+- config_name: french
+  data_files: [{split: test, path: french/test.jsonl}]
+---
+"""
 
 # The client reads its endpoint only when it is imported, so another process accesses the Hub.
 LOOK = """
@@ -25,9 +34,11 @@ import json, sys
 from itertools import islice
 from merlina.data.readers.hub import read_hub_rows
 from merlina.errors import DataError
-def look(repo, split="train", token=None, count=99, download=False):
+from merlina.schemas.datasets import DatasetSource
+def look(repo_id, token=None, count=99, download=False, **fields):
+    source = DatasetSource(source_type="huggingface", repo_id=repo_id, **fields)
     try:
-        return list(islice(read_hub_rows(repo, split, token, download=download), count))
+        return list(islice(read_hub_rows(source, token, download=download), count))
     except DataError as error:
         return error.message
 for line in sys.stdin:
@@ -38,8 +49,9 @@ for line in sys.stdin:
 class Looking:
     """A process that reads from one Hub, with one cache."""
 
-    def __init__(self, endpoint: str, cache: Path) -> None:
-        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0"}
+    def __init__(self, endpoint: str, cache: Path, *, offline: bool = False) -> None:
+        access = {"HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_OFFLINE": str(int(offline))}
+        environment = {**os.environ, **access}
         command = [sys.executable, "-W", "ignore", "-c", LOOK]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
@@ -67,7 +79,7 @@ class Looking:
 def without_a_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Looking]:
     """Start before the other tests, because the client retries for half a minute."""
     looking = Looking("http://127.0.0.1:9", tmp_path_factory.mktemp("away"))
-    looking.begin(repo="org/pairs")
+    looking.begin(repo_id="org/pairs")
     yield looking
     looking.end()
 
@@ -78,8 +90,11 @@ def hub() -> Iterator[FakeHub]:
     (files,) = REPOS.values()
     broken = {"train.jsonl": b'{"prompt": "Why?"}\n{"prompt": \n'}
     names = ("pairs", "private", "kept", "gated")
-    with fake_hub({**{f"datasets/org/{name}": files for name in names}, "datasets/org/broken": broken}) as hub:
+    several = {"README.md": CARD, "english/a.jsonl": files["train.jsonl"], "french/test.jsonl": FRENCH}
+    others = {"datasets/org/broken": broken, "datasets/org/several": several}
+    with fake_hub({**{f"datasets/org/{name}": files for name in names}, **others}) as hub:
         hub.gated.add("datasets/org/gated")
+        hub.revisions["v1"] = {"datasets/org/pairs": {"train.jsonl": FRENCH}}
         yield hub
 
 
@@ -103,17 +118,20 @@ def looking(hub: FakeHub, cache: Path) -> Iterator[Looking]:
 
 
 def test_rows_come_from_the_hub_in_order(looking: Looking) -> None:
-    wanted: list[dict[str, Any]] = [{"repo": "org/pairs"}, {"repo": "org/pairs", "split": "test"}, {"repo": "org/none"}]
-    found = [looking.look(**each) for each in wanted]
+    found = [
+        looking.look(repo_id="org/pairs"),
+        *(looking.look(repo_id="org/pairs", split="test", download=each) for each in (False, True)),
+        looking.look(repo_id="org/none"),
+    ]
     assert found[0] == ROWS
-    assert "Bad split: test. Available splits: ['train']" in found[1]
-    assert "There is no data set 'org/none'" in found[2]
+    assert found[1] == found[2] == "The data set 'org/pairs' has no split 'test'; set source.split to train"
+    assert "There is no data set 'org/none'" in found[3]
 
 
 @pytest.mark.usefixtures("private_hub")
 def test_a_private_data_set_needs_its_token(looking: Looking) -> None:
     tokens = ("hf_right", None, "hf_stranger", "hf_wrong")
-    found = [looking.look(repo="org/private", token=token, count=2) for token in tokens]
+    found = [looking.look(repo_id="org/private", token=token, count=2) for token in tokens]
     assert found[0] == ROWS[:2]
     assert "set hf_token" in found[1]
     assert "the given hf_token has no access to it" in found[2]
@@ -124,23 +142,67 @@ def test_a_private_data_set_needs_its_token(looking: Looking) -> None:
 def test_a_cached_private_data_set_is_not_readable_without_its_token(
     private_hub: FakeHub, looking: Looking, cache: Path
 ) -> None:
-    private = {"repo": "org/kept", "download": True}
+    private = {"repo_id": "org/kept", "download": True}
     assert looking.look(**private, token="hf_right") == ROWS
     # Another process, as another run is.
     other = Looking(private_hub.endpoint, cache)
-    without, stranger = other.look(**private), other.look(repo="org/kept", token="hf_stranger")
+    without, stranger = other.look(**private), other.look(repo_id="org/kept", token="hf_stranger")
     other.end()
     assert "set hf_token" in without
     assert "has no access to it" in stranger
 
 
 def test_a_gated_data_set_is_reported_as_gated(looking: Looking) -> None:
-    assert "is gated: accept its terms" in looking.look(repo="org/gated", token="hf_right")
+    assert "is gated: accept its terms" in looking.look(repo_id="org/gated", token="hf_right")
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_a_data_set_with_several_configurations_needs_the_name_of_one(looking: Looking, download: bool) -> None:
+    def look(**fields: Any) -> Any:
+        return looking.look(repo_id="org/several", download=download, **fields)
+
+    french = [json.loads(FRENCH)]
+    choice = "set source.config_name to one of: english, french"
+    assert look() == f"The data set 'org/several' has several configurations; {choice}"
+    assert look(config_name="german") == f"The data set 'org/several' has no configuration 'german'; {choice}"
+    assert look(config_name="english") == ROWS
+    assert look(config_name="french", split="test") == french
+    problem = look(config_name="french")
+    assert problem == "The data set 'org/several' has no split 'train'; set source.split to test"
+    # Files that the user names need no configuration.
+    assert look(data_files="french/*.jsonl") == french
+    assert look(data_files=["french/test.jsonl", "english/a.jsonl"]) == [*french, *ROWS]
+    problem = "The data set 'org/several' has no files that match source.data_files 'german/*.jsonl', or the Hub cannot"
+    assert look(data_files="german/*.jsonl").startswith(problem)
+
+
+@pytest.mark.parametrize("download", [False, True])
+def test_a_revision_is_read(looking: Looking, download: bool) -> None:
+    def look(**fields: Any) -> Any:
+        return looking.look(repo_id="org/pairs", download=download, **fields)
+
+    french = [json.loads(FRENCH)]
+    assert look(revision="v1") == look(revision=commit_of("v1")) == french
+    assert look(revision="main") == look() == ROWS
+    missing = "The data set 'org/pairs' has no revision 'v2'; use a branch, a tag or a commit id"
+    assert look(revision="v2") == missing
+
+
+def test_a_cached_copy_of_another_revision_is_not_read_instead(hub: FakeHub, tmp_path: Path) -> None:
+    online = Looking(hub.endpoint, tmp_path)
+    assert len(online.look(repo_id="org/pairs", revision="v1", download=True)) == 1
+    online.end()
+    offline = Looking(hub.endpoint, tmp_path, offline=True)
+    found = [offline.look(repo_id="org/pairs", revision=each) for each in (commit_of("v1"), None, "v1", COMMIT)]
+    offline.end()
+    assert found[0] == found[1] == [json.loads(FRENCH)]
+    assert f"newest copy in this machine's cache is of commit {commit_of('v1')}" in found[2]
+    assert f"revision '{COMMIT}'" in found[3]
 
 
 @pytest.mark.parametrize("download", [False, True])
 def test_a_damaged_row_is_reported_whether_streamed_or_downloaded(looking: Looking, download: bool) -> None:
-    assert "'org/broken' cannot be read" in looking.look(repo="org/broken", download=download)
+    assert "'org/broken' cannot be read" in looking.look(repo_id="org/broken", download=download)
 
 
 def test_an_unreachable_hub_is_reported(without_a_hub: Looking) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.cli.test_commands import command
-from tests.data.test_hub import REPOS
+from tests.data.test_hub import CARD, REPOS
 from tests.harness import Server, training_config
 from tests.hub import FakeHub, fake_hub
 
@@ -237,3 +241,68 @@ def test_a_cut_connection_is_taken_up_again_and_what_was_read_is_there_offline(
     ended = offline.until_ended(offline.train({**body, "output_name": "offline"}))
     assert (ended.status, ended.error) == ("completed", None)
     assert "30 rows read, all of them usable" in offline.log_lines(ended.job_id)
+
+
+def test_a_large_data_set_is_not_downloaded_for_a_few_rows(online: tuple[FakeHub, Server], tiny_model: Path) -> None:
+    hub, server = online
+    rows = [{"prompt": f"Why {n}?", "chosen": secrets.token_hex(400), "rejected": "No."} for n in range(1000)]
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), content)
+    name = "datasets/org/large"
+    hub.repos[name] = {f"data/train-{n:05}-of-02000.parquet": content.getvalue() for n in range(2000)}
+    hub.revisions["v1"] = {name: hub.repos[name]}
+    source = {"source_type": "huggingface", "repo_id": "org/large", "revision": "v1", "config_name": "default"}
+    dataset = {"source": source, "max_samples": 20, "test_size": 0}
+    config = {**training_config(tiny_model, Path(), "of_large", max_steps=2), "dataset": dataset}
+    hub.asked.clear()
+    before = hub.bytes_sent
+    with server.http() as http:
+        shown = http.post("/dataset/columns", json=dataset).json()
+        assert (shown["columns"], len(shown["samples"])) == (["prompt", "chosen", "rejected"], 10)
+        assert http.post("/dataset/preview-formatted", json=dataset).json()["num_samples"] == 5
+    ended = server.until_ended(server.train(config))
+    assert (ended.status, ended.error) == ("completed", None)
+    assert "20 rows read, all of them usable" in server.log_lines(ended.job_id)
+    size = 2000 * len(content.getvalue())
+    assert hub.bytes_sent - before < size / 100
+    assert {path.rpartition("/")[2] for path in hub.asked if path.endswith(".parquet")} == {
+        "train-00000-of-02000.parquet"
+    }
+
+
+def test_what_a_data_set_does_not_have_is_listed_before_a_run(online: tuple[FakeHub, Server], tiny_model: Path) -> None:
+    hub, server = online
+    train = REPOS["datasets/org/pairs"]["train.jsonl"]
+    hub.repos["datasets/org/several"] = {"README.md": CARD, "english/a.jsonl": train, "french/test.jsonl": train}
+    source = {"source_type": "huggingface", "repo_id": "org/several"}
+    config = training_config(tiny_model, Path(), "of_several", max_steps=2)
+    for fields, problem in (
+        ({}, "has several configurations; set source.config_name to one of: english, french"),
+        ({"config_name": "french"}, "has no split 'train'; set source.split to test"),
+        ({"config_name": "french", "revision": "v9"}, "has no revision 'v9'; use a branch, a tag or a commit id"),
+    ):
+        dataset = {"source": {**source, **fields}}
+        with server.http() as http:
+            results = http.post("/validate", json={**config, "dataset": dataset}).json()["results"]
+            assert results["errors"] == [f"dataset: The data set 'org/several' {problem}"]
+            preview = http.post("/dataset/preview", json=dataset)
+        assert (preview.status_code, preview.json()["detail"]) == (400, f"The data set 'org/several' {problem}")
+    dataset = {"source": {**source, "config_name": "english"}}
+    with server.http() as http:
+        assert http.post("/validate", json={**config, "dataset": dataset}).json()["results"]["errors"] == []
+
+
+@pytest.mark.parametrize(
+    "data_files", ["/etc/passwd", "../secret.jsonl", "https://127.0.0.1/x", ["a.csv", "~/b.csv"], []]
+)
+def test_data_files_are_inside_the_repository(online: tuple[FakeHub, Server], data_files: Any) -> None:
+    _, server = online
+    source = {"source_type": "huggingface", "repo_id": "org/pairs", "data_files": data_files}
+    with server.http() as http:
+        refused = http.post("/dataset/preview", json={"source": source})
+        bare = http.post(
+            "/dataset/preview", json={"source": {**source, "repo_id": "csv", "data_files": "uploads/a.csv"}}
+        )
+    problem = "should be a path inside the repository, such as data/*.parquet, or a list of up to 1,000"
+    assert refused.json()["detail"]["errors"] == [f"source.data_files: {problem}"]
+    assert bare.json()["detail"]["errors"][0].startswith("source.repo_id: must have the form org/name with data_files")

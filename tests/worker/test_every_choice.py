@@ -152,7 +152,10 @@ ELSEWHERE = {
     "dataset.training_mode": "accepted from older clients, the run's own counts; tests/schemas/test_training.py",
     **{
         f"dataset.source.{name}": "another way to the same rows; tests/data"
-        for name in ("source_type", "repo_id", "split", "file_format", "encoding", "dataset_id")
+        for name in (
+            *("source_type", "repo_id", "config_name", "revision", "data_files", "split"),
+            *("file_format", "encoding", "dataset_id"),
+        )
     },
 }
 CHOICES_ELSEWHERE = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,8 +36,19 @@ FindingKind = Literal[
 ]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 _DATASET_ID = re.compile(r"upload_[0-9]{8}_[0-9]{6}_[0-9a-f]{8}")
 _NEEDED: dict[SourceType, str] = {"huggingface": "repo_id", "local_file": "file_path", "upload": "dataset_id"}
+
+
+_FilePattern = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+def _is_path_in_repository(value: Any) -> bool:
+    """Return false for addresses and for paths of the server's disk, which `datasets` would read just as well."""
+    if not isinstance(value, str) or not 0 < len(value) <= 1000:
+        return False
+    return not (value.startswith(("/", "~")) or ".." in value.split("/") or ":" in value or "\\" in value)
 
 
 class DatasetSource(RequestModel):
@@ -52,6 +63,24 @@ class DatasetSource(RequestModel):
         max_length=200,
         description="huggingface: id of the data set, `org/name`.",
         json_schema_extra={"pattern": f"^{_REPO_ID.pattern}$"},
+    )
+    config_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="huggingface: configuration (subset) to read. null: the default one; a data set with several and "
+        "no default needs it.",
+    )
+    revision: str | None = Field(
+        default=None,
+        max_length=200,
+        description="huggingface: branch, tag or commit id to read. null: the newest commit of the main branch.",
+        json_schema_extra={"pattern": f"^{_REVISION.pattern}$"},
+    )
+    data_files: _FilePattern | Annotated[list[_FilePattern], Field(min_length=1, max_length=1000)] | None = Field(
+        default=None,
+        description="huggingface: files of the repository to read, as a path or pattern such as `data/*.parquet`, or a "
+        "list of them; they form the split train. null: all files of the configuration.",
     )
     split: str = Field(default="train", min_length=1, description="huggingface: split to read.")
     file_path: str | None = Field(
@@ -83,6 +112,21 @@ class DatasetSource(RequestModel):
             raise ValueError(f"{value[:100]!r} is not a Hub id; use org/name, with letters, digits, '.', '_' and '-'")
         return value
 
+    @field_validator("revision")
+    @classmethod
+    def _is_a_revision(cls, value: str | None) -> str | None:
+        if value is not None and (not _REVISION.fullmatch(value) or ".." in value):
+            raise ValueError(f"{value[:100]!r} is not a revision; use the name of a branch or a tag, or a commit id")
+        return value
+
+    @field_validator("data_files", mode="before")
+    @classmethod
+    def _are_in_the_repository(cls, value: Any) -> Any:
+        patterns = value if isinstance(value, list) else [value]
+        if value is not None and not (0 < len(patterns) <= 1000 and all(map(_is_path_in_repository, patterns))):
+            raise ValueError("should be a path inside the repository, such as data/*.parquet, or a list of up to 1,000")
+        return value
+
     @field_validator("dataset_id")
     @classmethod
     def _is_an_upload(cls, value: str | None) -> str | None:
@@ -95,6 +139,9 @@ class DatasetSource(RequestModel):
         needed = _NEEDED[self.source_type]
         if getattr(self, needed) is None:
             raise at_field(needed, f"required by source_type {self.source_type!r}")
+        if self.data_files is not None and "/" not in str(self.repo_id):
+            # The library reads a bare name such as `csv` as a file format, and data_files as files on this machine.
+            raise at_field("repo_id", f"must have the form org/name with data_files, which {self.repo_id!r} has not")
         return self
 
 

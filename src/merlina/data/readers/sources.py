@@ -40,7 +40,7 @@ def open_rows(
 ) -> Iterator[Row]:
     """Yield the rows of the resolved source; `download` caches a Hub data set instead of streaming it."""
     if file is None:
-        return read_hub_rows(str(source.repo_id), source.split, token, download=download, limit=limit)
+        return read_hub_rows(source, token, download=download, limit=limit)
     return read_rows(file, file_format_of(source, file), limit, source.encoding)
 
 

@@ -30,8 +30,7 @@ _MAX_PIECE_LENGTH = 200
 
 def count_hub_rows(operation: CountHubRows) -> int | None:
     """Return the number of rows that the Hub states for a split."""
-    source = operation.config.source
-    return count_hub_rows_of(str(source.repo_id), source.split, operation.token)
+    return count_hub_rows_of(operation.config.source, operation.token)
 
 
 def preview_formatted(operation: PreviewFormatted) -> FormattedRows:
