@@ -91,14 +91,15 @@ def _tokenized(arguments: argparse.Namespace, model: Path, folder: Path) -> Path
     """Write token ids of the pairs, encoded as in a run, to a file that both sides read."""
     from importlib.resources import files
 
-    from merlina.data.dataset import load_pairs, read_pairs
+    from merlina.data.conversation import Pair
+    from merlina.data.dataset import read_pairs
     from merlina.schemas.datasets import DatasetConfig
     from merlina.training.models.loading import load_tokenizer
     from merlina.worker.encoding import PairEncoder
 
     file = arguments.data or Path(str(files("merlina") / "samples" / "wizard_pairs.jsonl"))
     dataset = DatasetConfig.model_validate({"source": {"source_type": "local_file", "file_path": str(file)}})
-    pairs = load_pairs(read_pairs(dataset, file, None)).pairs
+    pairs = [row for row in read_pairs(dataset, file, None) if isinstance(row, Pair)]
     encoder = PairEncoder(load_tokenizer(str(model), None), "model", dataset.format, _MAX_LENGTH, _MAX_PROMPT_LENGTH)
     taken = [pairs[index * len(pairs) // arguments.pairs] for index in range(min(arguments.pairs, len(pairs)))]
     ids = [encoder.encode(pair).tokens for pair in taken]

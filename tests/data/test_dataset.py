@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from merlina import samples
 from merlina.data.columns import map_columns
 from merlina.data.conversation import Message, Pair, assistant
-from merlina.data.dataset import load_pairs, read_pairs, split_pairs
+from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
 from merlina.data.preview import preview_formatted, preview_rows, text_sample_builder
 from merlina.data.readers.sources import resolve_file
 from merlina.data.row_examiner import RowExaminer
@@ -34,9 +34,9 @@ def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 def test_every_row_becomes_a_pair_or_is_reported_with_a_reason(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [GOOD, {**GOOD, "bad": ""}, GOOD, {**GOOD, "good": 3}])
-    loaded = load_pairs(read_pairs(config(file, column_mapping=MAPPING), file, None))
-    assert len(loaded.pairs) == 2
-    assert [(row.number, row.reason.split(" (")[0]) for row in loaded.skipped] == [
+    read = list(read_pairs(config(file, column_mapping=MAPPING), file, None))
+    assert [isinstance(row, Pair) for row in read] == [True, False, True, False]
+    assert [(row.number, row.reason.split(" (")[0]) for row in read if isinstance(row, SkippedRow)] == [
         (2, "rejected is empty"),
         (4, "chosen has the type int"),
     ]
@@ -44,13 +44,7 @@ def test_every_row_becomes_a_pair_or_is_reported_with_a_reason(tmp_path: Path) -
 
 def test_max_samples_takes_the_first_rows_only(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [GOOD] * 5)
-    assert len(load_pairs(read_pairs(config(file, column_mapping=MAPPING, max_samples=3), file, None)).pairs) == 3
-
-
-def test_a_data_set_without_usable_rows_is_an_error_with_reasons(tmp_path: Path) -> None:
-    file = jsonl(tmp_path / "x.jsonl", [GOOD] * 4)
-    with pytest.raises(DataError, match=r"None of the data set's 4 rows .* row 1: chosen is missing"):
-        load_pairs(read_pairs(config(file), file, None))
+    assert len(list(read_pairs(config(file, column_mapping=MAPPING, max_samples=3), file, None))) == 3
 
 
 def test_mapping_a_missing_column_names_the_existing_ones(tmp_path: Path) -> None:
@@ -61,9 +55,10 @@ def test_mapping_a_missing_column_names_the_existing_ones(tmp_path: Path) -> Non
 
 def test_a_row_without_a_mapped_column_is_skipped(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [{"question": "Why?", "good": "So."}, GOOD])
-    loaded = load_pairs(read_pairs(config(file, column_mapping=MAPPING), file, None))
-    assert [pair.number for pair in loaded.pairs] == [2]
-    assert loaded.skipped[0].reason.startswith("rejected is missing")
+    skipped, pair = read_pairs(config(file, column_mapping=MAPPING), file, None)
+    assert pair.number == 2
+    assert isinstance(skipped, SkippedRow)
+    assert skipped.reason.startswith("rejected is missing")
 
 
 def test_a_mapped_column_replaces_one_with_the_same_name() -> None:

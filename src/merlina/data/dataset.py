@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
@@ -15,10 +15,8 @@ from merlina.data.pairs import to_demonstration, to_pair
 from merlina.data.readers.files import Row
 from merlina.data.readers.row_limit import RowLimit, approximate_size
 from merlina.data.readers.sources import open_rows
-from merlina.errors import DataError
 from merlina.schemas.datasets import DatasetConfig
 
-_REASONS_SHOWN = 3
 _ROWS_WITH_ALL_COLUMNS = 20
 _BYTES_HELD_FOR_COLUMNS = 16 * 1024**2
 _USUAL_LIMIT = RowLimit()
@@ -32,14 +30,6 @@ class SkippedRow:
     number: int
     reason: str
     kind: UnusableKind = "unusable"
-
-
-@dataclass
-class LoadedPairs:
-    """All usable and all skipped rows; together they are the rows that were read."""
-
-    pairs: list[Pair] = field(default_factory=list)
-    skipped: list[SkippedRow] = field(default_factory=list)
 
 
 def read_pairs(
@@ -79,19 +69,6 @@ def _first_rows(rows: Iterator[Row]) -> list[Row]:
     return first
 
 
-def load_pairs(rows: Iterable[Pair | SkippedRow]) -> LoadedPairs:
-    """Collect the output of `read_pairs`. Raises DataError if no row is usable."""
-    loaded = LoadedPairs()
-    for item in rows:
-        if isinstance(item, SkippedRow):
-            loaded.skipped.append(item)
-        else:
-            loaded.pairs.append(item)
-    if not loaded.pairs:
-        raise DataError(_describe_none_usable(loaded.skipped))
-    return loaded
-
-
 def held_out_count(pairs: int, test_size: float) -> int:
     """Return how many of `pairs` pairs are held out for evaluation."""
     if test_size == 0 or pairs < 2:
@@ -110,10 +87,3 @@ def split_pairs(pairs: Sequence[_T], test_size: float, seed: int) -> tuple[list[
     held_out = set(random.Random(seed).sample(range(len(pairs)), count))  # noqa: S311
     training = [pair for index, pair in enumerate(pairs) if index not in held_out]
     return training, [pairs[index] for index in sorted(held_out)]
-
-
-def _describe_none_usable(skipped: Sequence[SkippedRow]) -> str:
-    if not skipped:
-        return "The data set has no rows"
-    shown = "; ".join(f"row {row.number}: {row.reason}" for row in skipped[:_REASONS_SHOWN])
-    return f"None of the data set's {len(skipped)} rows can be used: {shown}"

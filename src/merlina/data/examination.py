@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from merlina.data.chat_formats import MARKERS
@@ -12,8 +13,8 @@ from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets import FindingKind, FormatType
 
 _T = TypeVar("_T")
-Converter = Callable[[Pair], tuple[_T, Lengths | None, Iterable[FindingKind]]]
-"""Return a pair's conversion, its lengths if it has tokens, and remarks. Raise UnusableRowError to skip the pair."""
+Converted = tuple[_T, Lengths | None, Iterable[FindingKind]]
+"""A pair's conversion, its lengths if it has tokens, and remarks."""
 
 
 def row_examiner(format_type: FormatType, special_tokens: Sequence[str] = ()) -> RowExaminer:
@@ -22,20 +23,43 @@ def row_examiner(format_type: FormatType, special_tokens: Sequence[str] = ()) ->
 
 
 def examine(
-    rows: Iterable[Pair | SkippedRow], examiner: RowExaminer, convert: Converter[_T]
+    rows: Iterable[Pair | SkippedRow], examiner: RowExaminer, convert: Callable[[Pair], Converted[_T]]
 ) -> Iterator[tuple[Pair, _T] | SkippedRow]:
-    """Yield each pair with what `convert` made of it, or the unusable row, after the examiner has counted it."""
-    for row in rows:
-        if isinstance(row, SkippedRow):
-            skipped = row
-        else:
+    """Yield each pair with what `convert` made of it, or the unusable row, after the examiner has counted it.
+
+    `convert` raises UnusableRowError to skip a pair.
+    """
+
+    def convert_all(pairs: Sequence[Pair]) -> Iterator[Converted[_T] | UnusableRowError]:
+        for pair in pairs:
             try:
-                converted, lengths, remarks = convert(row)
+                yield convert(pair)
             except UnusableRowError as error:
-                skipped = SkippedRow(row.number, error.message, error.kind)
+                yield error
+
+    return examine_batches(rows, examiner, convert_all, size=1)
+
+
+def examine_batches(
+    rows: Iterable[Pair | SkippedRow],
+    examiner: RowExaminer,
+    convert_all: Callable[[Sequence[Pair]], Iterable[Converted[_T] | UnusableRowError]],
+    *,
+    size: int,
+) -> Iterator[tuple[Pair, _T] | SkippedRow]:
+    """Do the same as `examine` with a conversion of up to `size` pairs at once, which returns errors instead."""
+    remaining = iter(rows)
+    while batch := list(islice(remaining, size)):
+        conversions = iter(convert_all([row for row in batch if isinstance(row, Pair)]))
+        for row in batch:
+            if isinstance(row, SkippedRow):
+                skipped = row
+            elif isinstance(conversion := next(conversions), UnusableRowError):
+                skipped = SkippedRow(row.number, conversion.message, conversion.kind)
             else:
+                converted, lengths, remarks = conversion
                 examiner.add_pair(row, lengths, remarks)
                 yield row, converted
                 continue
-        examiner.add_skipped(skipped)
-        yield skipped
+            examiner.add_skipped(skipped)
+            yield skipped

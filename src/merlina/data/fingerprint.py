@@ -12,18 +12,35 @@ from merlina.data.dataset import held_out_count
 from merlina.schemas.inspection import ROWS_PER_BLOCK, FileStamp, Fingerprint
 
 
+class FingerprintBuilder:
+    """Makes a fingerprint of pairs that are added one at a time, before any of the file's rows are read."""
+
+    def __init__(self, file: Path | None) -> None:
+        # Before reading: a file that is replaced meanwhile must appear replaced.
+        self._stamp = stamp(file) if file is not None else None
+        self._digests: list[xxh3_64] = []
+        self.rows = 0
+
+    def add(self, pair: Pair) -> None:
+        if self.rows % ROWS_PER_BLOCK == 0:
+            self._digests.append(xxh3_64())
+        self.rows += 1
+        self._digests[-1].update(_content(pair))
+
+    def finish(self, test_size: float) -> Fingerprint:
+        """Return the fingerprint of all pairs that were added."""
+        blocks = tuple(digest.hexdigest() for digest in self._digests)
+        return Fingerprint(
+            rows=self.rows, held_out=held_out_count(self.rows, test_size), blocks=blocks, file=self._stamp
+        )
+
+
 def fingerprint(pairs: Iterable[Pair], test_size: float, file: Path | None) -> Fingerprint:
     """Return the fingerprint of all usable pairs in the order of the file, holding one pair at a time."""
-    # Before reading: a file that is replaced meanwhile must appear replaced.
-    stamped = stamp(file) if file is not None else None
-    rows, digests = 0, list[xxh3_64]()
+    builder = FingerprintBuilder(file)
     for pair in pairs:
-        if rows % ROWS_PER_BLOCK == 0:
-            digests.append(xxh3_64())
-        rows += 1
-        digests[-1].update(_content(pair))
-    blocks = tuple(digest.hexdigest() for digest in digests)
-    return Fingerprint(rows=rows, held_out=held_out_count(rows, test_size), blocks=blocks, file=stamped)
+        builder.add(pair)
+    return builder.finish(test_size)
 
 
 def stamp(file: Path) -> FileStamp:

@@ -12,7 +12,7 @@ from typing import Any
 from merlina.data.chat_formats import formatter
 from merlina.data.conversation import Pair
 from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
-from merlina.data.examination import Converter, examine
+from merlina.data.examination import Converted, examine
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import open_rows
 from merlina.data.row_examiner import RowExaminer
@@ -66,7 +66,7 @@ class FormattedPreview:
     rows_examined: int
 
 
-SampleBuilder = Converter[Callable[[], dict[str, Any]]]
+SampleBuilder = Callable[[Pair], Converted[Callable[[], dict[str, Any]]]]
 """Return a function that builds a pair's sample, since only a few samples are shown."""
 
 

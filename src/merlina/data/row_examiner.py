@@ -6,9 +6,13 @@ Findings are warnings: each names a defect, the number of affected rows and the 
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
 from merlina.data.conversation import Pair
 from merlina.data.dataset import SkippedRow
@@ -16,6 +20,7 @@ from merlina.data.finding_messages import MESSAGES
 from merlina.schemas.datasets import DataFinding, FindingKind
 
 _EXAMPLES = 5
+_REASONS_SHOWN = 3
 # Length bias: at least this fraction of the answers on one side is longer, by at least this ratio on average.
 _ONE_SIDED_FRACTION = 0.8
 _LENGTH_RATIO = 1.5
@@ -79,8 +84,10 @@ class RowExaminer:
     highest_id_row: int = 0
     _counts: dict[FindingKind, _Count] = field(default_factory=dict)
     _reasons: dict[FindingKind, list[str]] = field(default_factory=dict)
-    _seen: set[bytes] = field(default_factory=set)
-    _prompts: list[tuple[int, bytes]] = field(default_factory=list)
+    # For each pair its row number and digests of its prompt and of the whole, in arrays: there may be millions.
+    _numbers: array[int] = field(default_factory=lambda: array("q"))
+    _prompts: array[int] = field(default_factory=lambda: array("Q"))
+    _wholes: array[int] = field(default_factory=lambda: array("Q"))
     _chosen_longer: int = 0
     _chosen_shorter: int = 0
     _characters: tuple[int, int] = (0, 0)
@@ -88,9 +95,12 @@ class RowExaminer:
     _tokens: tuple[int, int, int] = (0, 0, 0)
     _tokenized: int = 0
 
+    def __post_init__(self) -> None:
+        self._marker = re.compile("|".join(map(re.escape, self.markers))) if self.markers else None
+
     @property
     def usable(self) -> int:
-        return len(self._prompts)
+        return len(self._numbers)
 
     @property
     def mean_tokens(self) -> tuple[float, float, float] | None:
@@ -113,6 +123,13 @@ class RowExaminer:
         """Return the first reason for which a row was skipped, with the row's number."""
         return next((reasons[0] for reasons in self._reasons.values()), None)
 
+    def why_none_is_usable(self) -> str:
+        """Return the reasons of the first rows."""
+        if self.rows == 0:
+            return "The data set has no rows"
+        reasons = [reason for reasons in self._reasons.values() for reason in reasons]
+        return f"None of the data set's {self.rows} rows can be used: {'; '.join(reasons[:_REASONS_SHOWN])}"
+
     def add_pair(self, pair: Pair, lengths: Lengths | None = None, remarks: Iterable[FindingKind] = ()) -> None:
         """Add a pair, with its `lengths` if it was tokenized and the `remarks` of its formatting."""
         self.rows += 1
@@ -120,7 +137,7 @@ class RowExaminer:
             self._count(kind).add(pair.number)
         if len({turn.content.strip() for turn in pair.answers}) < len(pair.answers):
             self._count("identical_answers").add(pair.number)
-        self._check_duplicates(pair)
+        self._remember(pair)
         self._measure_answers(pair)
         self._check_markers(pair)
         if lengths is not None:
@@ -128,9 +145,7 @@ class RowExaminer:
 
     def findings(self, held_out: Iterable[int]) -> list[DataFinding]:
         """Return all findings, the most serious first. `held_out` contains the numbers of the held-out pairs."""
-        counts = dict(self._counts)
-        if (leaked := self._leaked(set(held_out))).rows:
-            counts["evaluation_leak"] = leaked
+        counts = {**self._counts, **self._counts_of_all(np.fromiter(held_out, np.int64))}
         found = [self._finding(kind, counts[kind]) for kind in MESSAGES if kind in counts]
         bias = self._length_bias()
         return [*found, bias] if bias else found
@@ -138,20 +153,18 @@ class RowExaminer:
     def _count(self, kind: FindingKind) -> _Count:
         return self._counts.setdefault(kind, _Count())
 
-    def _check_duplicates(self, pair: Pair) -> None:
+    def _remember(self, pair: Pair) -> None:
         prompt = _digest([part for turn in pair.prompt for part in (turn.role, turn.content.strip())])
-        whole = _digest([prompt.hex(), *(turn.content.strip() for turn in pair.answers)])
-        if whole in self._seen:
-            self._count("duplicates").add(pair.number)
-        self._seen.add(whole)
-        self._prompts.append((pair.number, prompt))
+        self._numbers.append(pair.number)
+        self._prompts.append(prompt)
+        self._wholes.append(_digest([f"{prompt:x}", *(turn.content.strip() for turn in pair.answers)]))
 
     def _check_markers(self, pair: Pair) -> None:
         if self.expects_formatted:
             return
         if _is_formatted(pair):
             self._count("already_formatted").add(pair.number)
-        elif any(marker in turn.content for turn in (*pair.answers, *pair.prompt) for marker in self.markers):
+        elif self._marker and any(self._marker.search(turn.content) for turn in (*pair.answers, *pair.prompt)):
             self._count("markers_in_text").add(pair.number)
 
     def _measure_answers(self, pair: Pair) -> None:
@@ -177,14 +190,18 @@ class RowExaminer:
         if lengths.same_after_truncation:
             self._count("same_after_truncation").add(pair.number)
 
-    def _leaked(self, held_out: set[int]) -> _Count:
-        """Count held-out pairs that share their prompt with a training pair."""
-        trained = {prompt for number, prompt in self._prompts if number not in held_out}
-        leaked = _Count()
-        for number, prompt in self._prompts:
-            if number in held_out and prompt in trained:
-                leaked.add(number)
-        return leaked
+    def _counts_of_all(self, held_out: NDArray[np.int64]) -> dict[FindingKind, _Count]:
+        """Count what only all pairs together show: repeated pairs, and held-out prompts that are trained on."""
+        numbers, prompts, wholes = (np.array(column) for column in (self._numbers, self._prompts, self._wholes))
+        is_repeated = np.ones(len(wholes), dtype=bool)
+        is_repeated[np.unique(wholes, return_index=True)[1]] = False
+        is_held_out = np.isin(numbers, held_out)
+        is_leaked = is_held_out & np.isin(prompts, prompts[~is_held_out])
+        found: dict[FindingKind, NDArray[np.int64]] = {
+            "duplicates": numbers[is_repeated],
+            "evaluation_leak": numbers[is_leaked],
+        }
+        return {kind: _Count(len(rows), rows[:_EXAMPLES].tolist()) for kind, rows in found.items() if len(rows)}
 
     def _length_bias(self) -> DataFinding | None:
         pairs = self.usable
@@ -215,12 +232,8 @@ class RowExaminer:
         return DataFinding(kind=kind, count=count.rows, rows=count.examples, message=message)
 
 
-def _digest(parts: Sequence[str]) -> bytes:
-    digest = blake2b(digest_size=12)
-    for part in parts:
-        digest.update(part.encode("utf-8", "surrogatepass"))
-        digest.update(b"\0")
-    return digest.digest()
+def _digest(parts: Sequence[str]) -> int:
+    return xxh3_64_intdigest("\0".join(parts).encode("utf-8", "surrogatepass"))
 
 
 def _is_formatted(pair: Pair) -> bool:

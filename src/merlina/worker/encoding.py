@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -85,11 +86,26 @@ class PairEncoder:
 
     def encode(self, pair: Pair) -> EncodedPair:
         """Encode a pair. Raises UnusableRowError if the format cannot represent it or its prompt has no tokens."""
-        text = self._render(pair)
-        tokens, cut = self._tokens.encode(text.prompt, text.chosen, text.rejected)
-        if not tokens.prompt:
-            raise UnusableRowError("its prompt has no tokens in this format")
-        return EncodedPair(text, replace(tokens, row=pair.number), cut)
+        (encoded,) = self.encode_all([pair])
+        if isinstance(encoded, UnusableRowError):
+            raise encoded
+        return encoded
+
+    def encode_all(self, pairs: Sequence[Pair]) -> list[EncodedPair | UnusableRowError]:
+        """Encode many pairs at once, each to what `encode` returns or raises."""
+        rendered = [self._render_or_error(pair) for pair in pairs]
+        texts = [text for text in rendered if isinstance(text, Rendered)]
+        ids = iter(self._tokens.encode_all([(text.prompt, text.chosen, text.rejected) for text in texts]))
+        return [
+            _encoded(pair, text, *next(ids)) if isinstance(text, Rendered) else text
+            for pair, text in zip(pairs, rendered, strict=True)
+        ]
+
+    def _render_or_error(self, pair: Pair) -> Rendered | UnusableRowError:
+        try:
+            return self._render(pair)
+        except UnusableRowError as error:
+            return error
 
     def row_examiner(self) -> RowExaminer:
         """Return a new examiner of rows for this format and tokenizer."""
@@ -107,3 +123,9 @@ class PairEncoder:
             return ""
         after_chosen, after_rejected = text.chosen.rpartition("Yes")[2], (text.rejected or "").rpartition("No")[2]
         return after_chosen if after_chosen == after_rejected else ""
+
+
+def _encoded(pair: Pair, text: Rendered, tokens: TokenPair, cut: Truncation) -> EncodedPair | UnusableRowError:
+    if not tokens.prompt:
+        return UnusableRowError("its prompt has no tokens in this format")
+    return EncodedPair(text, TokenPair(tokens.prompt, tokens.chosen, tokens.rejected, pair.number), cut)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from merlina.schemas.training import TrainingConfig
 from merlina.training.engine.packing import PackedExample
 from merlina.training.loop.pass_runner import PassRunner, packed_example
 from merlina.training.loop.reference import BatchItem, reference_logprobs, unrelated_examples
@@ -19,6 +20,25 @@ from merlina.training.reporter import Reporter, StoppedEarly
 # Passes for each rank between two checks for a stop: dividing fewer among ranks by length would be uneven.
 _PASSES_PER_RANK = 4
 _SECONDS_BETWEEN_NOTES = 60.0
+
+
+class LazyItems(Sequence[BatchItem]):
+    """Items that are made when they are used, from pairs and, if the objective needs them, `references`, [U, A]."""
+
+    def __init__(self, pairs: Sequence[TokenPair], config: TrainingConfig, references: Tensor | None = None) -> None:
+        self._pairs = pairs
+        self._config = config
+        self._references = references
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        pair = self._pairs[index]
+        reference = None if self._references is None else self._references[index]
+        return BatchItem(packed_example(pair, self._config), pair.row, reference)
 
 
 class BatchItems:
@@ -32,25 +52,25 @@ class BatchItems:
         self._resuming = resuming
         self._ranks = runner.planner.ranks
 
-    def training(self, pairs: Sequence[TokenPair]) -> list[BatchItem]:
+    def training(self, pairs: Sequence[TokenPair]) -> Sequence[BatchItem]:
         """Build the items of the training pairs. Raises StoppedEarly if a stop is requested meanwhile."""
         return self._build("training", pairs, for_evaluation=False)
 
-    def held_out(self, pairs: Sequence[TokenPair]) -> list[BatchItem]:
+    def held_out(self, pairs: Sequence[TokenPair]) -> Sequence[BatchItem]:
         """Build the items of the held-out pairs. Raises StoppedEarly if a stop is requested meanwhile."""
         return self._build("held-out", pairs, for_evaluation=True)
 
-    def _build(self, name: str, pairs: Sequence[TokenPair], *, for_evaluation: bool) -> list[BatchItem]:
-        examples = [packed_example(pair, self._runner.packer.config) for pair in pairs]
-        rows = [pair.row for pair in pairs]
-        objective = self._runner.packer.objective
+    def _build(self, name: str, pairs: Sequence[TokenPair], *, for_evaluation: bool) -> Sequence[BatchItem]:
+        objective, config = self._runner.packer.objective, self._runner.packer.config
         # Without a reference there is nothing to compute.
         if not objective.needs_reference:
-            return [BatchItem(example, row) for example, row in zip(examples, rows, strict=True)]
+            return LazyItems(pairs, config)
+        examples = [packed_example(pair, config) for pair in pairs]
         references = self._reference(name, examples, for_evaluation=for_evaluation)
         if not objective.needs_divergence:
-            return [BatchItem(*columns) for columns in zip(examples, rows, references, strict=True)]
-        unrelated = unrelated_examples(examples, self._runner.packer.config.max_length)
+            return LazyItems(pairs, config, references)
+        rows = [pair.row for pair in pairs]
+        unrelated = unrelated_examples(examples, config.max_length)
         # [U, 1]: an unrelated example has a single answer.
         unrelated_references = self._reference(f"{name}-unrelated", unrelated, for_evaluation=for_evaluation)
         table = zip(examples, rows, references, unrelated, unrelated_references[:, 0], strict=True)

@@ -71,6 +71,7 @@ from merlina.training.loop.memory_probe import MemoryProbe
 from merlina.training.loop.metrics import MetricsWindow, RunningMeans, Throughput, memory_metrics
 from merlina.training.loop.pass_runner import Packer, PassRunner, packed_example
 from merlina.training.loop.reference import BatchItem
+from merlina.training.models.token_store import largest_pairs
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter
 
@@ -124,7 +125,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        self._runner, reason = self._prepare([*training, *held_out], pad_id, memory_limit)
+        self._runner, reason = self._prepare([*largest_pairs(training), *largest_pairs(held_out)], pad_id, memory_limit)
         items = BatchItems(self._runner, model, folder, reporter, resuming=resuming)
         self.train_dataset = items.training(training)
         self.eval_dataset = items.held_out(held_out) if evaluates else None

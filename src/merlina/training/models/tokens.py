@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,9 @@ class Truncation:
         return bool(self.prompt or self.chosen or self.rejected)
 
 
+_NOT_TRUNCATED = Truncation()
+
+
 class PairTokenizer:
     """Encodes pairs with a tokenizer of transformers. Lengths are in tokens; `max_length` covers prompt and answer.
 
@@ -79,10 +83,50 @@ class PairTokenizer:
 
     def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Truncation]:
         """Return the token ids to train on, and the number of tokens that were truncated to fit the lengths."""
-        start = _PromptText(self._tokenizer, _with_one_bos(prompt, self._bos))
-        rejected_ids = [] if rejected is None else self._answer(start, rejected)
-        whole = TokenPair(start.ids, self._answer(start, chosen), rejected_ids)
+        return self.encode_all([(prompt, chosen, rejected)])[0]
+
+    def encode_all(self, texts: Sequence[tuple[str, str, str | None]]) -> list[tuple[TokenPair, Truncation]]:
+        """Encode many pairs of (prompt, chosen, rejected) at once, which is several times as fast."""
+        prompts = [_with_one_bos(prompt, self._bos) for prompt, _, _ in texts]
+        starts = _all_ids(self._tokenizer, prompts)
+        answers = [(place, answer) for place, (_, *both) in enumerate(texts) for answer in both if answer is not None]
+        ids = iter(self._encode_answers(prompts, starts, answers))
+        encoded = []
+        for start, (_, _, rejected) in zip(starts, texts, strict=True):
+            whole = TokenPair(start, self._ended(next(ids)), [] if rejected is None else self._ended(next(ids)))
+            encoded.append(self._fitted(whole))
+        return encoded
+
+    def _encode_answers(
+        self, prompts: Sequence[str], starts: Sequence[list[int]], answers: Sequence[tuple[int, str]]
+    ) -> list[list[int]]:
+        """Return the ids of each answer after the prompt at its place."""
+        if self._is_context_free:
+            return _all_ids(self._tokenizer, [answer for _, answer in answers])
+        wholes = _all_ids(self._tokenizer, [prompts[place] + answer for place, answer in answers])
+        return [
+            self._continuation(starts[place], whole, answer)
+            for (place, answer), whole in zip(answers, wholes, strict=True)
+        ]
+
+    def _continuation(self, start: list[int], whole: list[int], answer: str) -> list[int]:
+        """Return the ids of `whole` after its prompt's own, `start`.
+
+        If a token spans the border between both, the prompt's own ids change, and the model could never generate the
+        answer from them. Then the ids that the answer has after another text are used.
+        """
+        if whole[: len(start)] == start:
+            return whole[len(start) :]
+        for text in _SUBSTITUTES:
+            other, both = _ids(self._tokenizer, text), _ids(self._tokenizer, text + answer)
+            if both[: len(other)] == other:
+                return both[len(other) :]
+        return _ids(self._tokenizer, answer)
+
+    def _fitted(self, whole: TokenPair) -> tuple[TokenPair, Truncation]:
         kept = _fit(whole, self._tokenizer.bos_token_id, self._max_length, self._max_prompt_length)
+        if kept is whole:
+            return kept, _NOT_TRUNCATED
         cut = Truncation(
             len(whole.prompt) - len(kept.prompt),
             len(whole.chosen) - len(kept.chosen),
@@ -90,9 +134,8 @@ class PairTokenizer:
         )
         return kept, cut
 
-    def _answer(self, start: _PromptText, answer: str) -> list[int]:
-        ids = _ids(self._tokenizer, answer) if self._is_context_free else start.encode_continuation(answer)
-        if own := self._up_to_own_end(ids):
+    def _ended(self, ids: list[int]) -> list[int]:
+        if self._own_ends and (own := self._up_to_own_end(ids)):
             return own
         return ids if self._end is None else [*self._without_end(ids), self._end]
 
@@ -115,32 +158,6 @@ class PairTokenizer:
         if token not in self._is_blank:
             self._is_blank[token] = not self._tokenizer.decode([token]).strip()
         return self._is_blank[token]
-
-
-class _PromptText:
-    """A prompt with its token ids when nothing follows, which is what a model receives before it answers."""
-
-    def __init__(self, tokenizer: Any, text: str) -> None:
-        self._tokenizer = tokenizer
-        self._text = text
-        self.ids = _ids(tokenizer, text)
-
-    def encode_continuation(self, answer: str) -> list[int]:
-        """Return an answer's ids after this prompt.
-
-        If a token spans the border between both, the prompt's own ids change, and the model could never generate the
-        answer from them. Then the ids that the answer has after another text are used.
-        """
-        ids = self._continuation(answer)
-        if ids is None:
-            others = (_PromptText(self._tokenizer, text)._continuation(answer) for text in _SUBSTITUTES)
-            ids = next((ids for ids in others if ids is not None), None)
-        return _ids(self._tokenizer, answer) if ids is None else ids
-
-    def _continuation(self, answer: str) -> list[int] | None:
-        whole = _ids(self._tokenizer, self._text + answer)
-        # The ids of both texts together, minus the prompt's own, if the prompt's are unchanged by what follows.
-        return whole[len(self.ids) :] if whole[: len(self.ids)] == self.ids else None
 
 
 def end_token(tokenizer: Any, suffix: str) -> int | None:
@@ -186,6 +203,13 @@ def _is_context_free(tokenizer: Any) -> bool:
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _all_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    if len(texts) == 1:
+        return [_ids(tokenizer, texts[0])]
+    found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    return list(found["input_ids"])
 
 
 def _fit(pair: TokenPair, bos: int | None, max_length: int, max_prompt_length: int) -> TokenPair:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from merlina.training.models.loading import (
 )
 from merlina.training.models.merging import merge_adapter
 from merlina.training.models.tokens import TokenPair
+from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.generation_config import GENERATION_CONFIG_FILE
-from merlina.worker.run.stages import TrainingData
 
 _SAMPLE_PAIRS = 8
 # Largest tolerated difference of an answer's mean log-probability per token, in nats. A failed merge is off by whole
@@ -119,7 +120,7 @@ def save_merged(
 
 
 def _held_out_metrics(
-    model: PlainModel, pairs: list[TokenPair], config: TrainingConfig, reference_folder: Path, device: torch.device
+    model: PlainModel, pairs: Sequence[TokenPair], config: TrainingConfig, reference_folder: Path, device: torch.device
 ) -> dict[str, float]:
     """Return the metrics of the held-out pairs, or none if the CPU would have to compute what needed a GPU."""
     if not pairs or config.eval_steps == 0 or device != training_device():

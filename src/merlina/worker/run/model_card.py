@@ -10,9 +10,9 @@ import yaml
 from merlina.run_folder import RunOrder
 from merlina.schemas.training import TrainingConfig
 from merlina.version import current
+from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.loading_code import ModelLocation, loading_code
 from merlina.worker.run.merging import Merged
-from merlina.worker.run.stages import TrainingData
 
 _SHOWN_SETTINGS = (
     "training_mode",

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,19 +13,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import set_seed
 
 from merlina import checkpoints
-from merlina.data.conversation import Pair
-from merlina.data.dataset import SkippedRow, load_pairs, read_pairs, split_pairs
-from merlina.data.examination import examine
-from merlina.data.fingerprint import fingerprint
+from merlina.data.dataset import read_pairs
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
-from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.domain.adapter_targets import describe, warn_about_experts
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
 from merlina.faults import FaultPoint, reach
 from merlina.run_folder import RunFolder, RunOrder, write_private
-from merlina.schemas.datasets import FindingKind
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.step_plan import StepPlan
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
@@ -45,16 +38,14 @@ from merlina.training.models.loading import (
     vocabulary_size,
     weight_bytes,
 )
-from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.encoding import PairEncoder
+from merlina.worker.run.data_loading import DataLoading, TrainingData
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.resuming import choose_checkpoint
 from merlina.worker.run.wandb_logging import with_wandb
 
-_ITEMS_BETWEEN_CHECKS = 1000
 _HELD_AS = {4: "4-bit NF4", 8: "8-bit integers", None: ""}
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -75,14 +66,6 @@ class LoadedModel:
         """The token id that fills padded rows. It is always masked, but the embedding must have a row for it."""
         pad: int = self.tokenizer.pad_token_id
         return pad if pad < self.vocabulary_size else 0
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Token ids of the pairs that are trained on and of the held-out pairs."""
-
-    training: list[TokenPair]
-    held_out: list[TokenPair]
 
 
 class Stages:
@@ -147,13 +130,10 @@ class Stages:
         return LoadedModel(trainable.model, tokenizer, dtype)
 
     def load_data(self, loaded: LoadedModel) -> TrainingData:
-        config, tokenizer = self.order.config, loaded.tokenizer
-        dataset = config.dataset
+        config, dataset = self.order.config, self.order.config.dataset
         file = Path(self.order.dataset_file) if self.order.dataset_file else None
         if file is not None and not file.is_file():
             raise DataError(f"The data set's file {file} no longer exists; upload it again and start a new run")
-        encoder = PairEncoder.for_run(tokenizer, config)
-        examiner = encoder.row_examiner()
         download = dataset.max_samples is None
         limit = RowLimit.of_megabytes(self.order.max_row_mb)
         for note in describe_encoding(dataset.source, file):
@@ -161,20 +141,9 @@ class Stages:
         rows = read_pairs(
             dataset, file, self._token, needs_rejected=config.needs_rejected, download=download, limit=limit
         )
-        found = load_pairs(self._until_stopped(rows))
-        for row in found.skipped:
-            examiner.add_skipped(row)
-        training, held_out = split_pairs(found.pairs, dataset.test_size, config.seed)
-        self._check_data_is_unchanged(fingerprint(found.pairs, dataset.test_size, file))
-        encode = partial(self._encode, encoder=encoder, examiner=examiner, vocabulary_size=loaded.vocabulary_size)
-        data = TrainingData(training=encode(training), held_out=encode(held_out))
-        self._report_findings(examiner, held_out)
-        if not data.training:
-            raise DataError(
-                "No row can be used in this chat format "
-                f"({examiner.reason_to_skip() or 'no pair is left to train on'}); "
-                "correct the rows, or choose another format, such as chatml"
-            )
+        encoder = PairEncoder.for_run(loaded.tokenizer, config)
+        data, found = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter).load(rows, file)
+        self._check_data_is_unchanged(found)
         self.reporter.note(
             "info", f"{len(data.training)} pairs to train on, {len(data.held_out)} held out for evaluation"
         )
@@ -239,31 +208,6 @@ class Stages:
         )
         return self.ranks.mesh()
 
-    def _encode(
-        self, pairs: list[Pair], encoder: PairEncoder, examiner: RowExaminer, vocabulary_size: int
-    ) -> list[TokenPair]:
-        """Return the usable pairs as token ids. Raises DataError if a row has a token that the model does not have."""
-
-        def encode(pair: Pair) -> tuple[TokenPair, Lengths, frozenset[FindingKind]]:
-            encoded = encoder.encode(pair)
-            if (token := encoded.id_outside(vocabulary_size)) is not None:
-                raise DataError(
-                    f"Row {pair.number:,} has the token id {token:,} ({encoder.token_text(token)!r}), but the model "
-                    f"has the ids 0 to {vocabulary_size - 1:,}. The tokenizer of {self.order.config.base_model} "
-                    "belongs to another model, or has tokens that were added after the model was saved"
-                )
-            return encoded.tokens, encoded.lengths, encoded.text.remarks
-
-        outcomes = examine(self._until_stopped(pairs), examiner, encode)
-        return [outcome[1] for outcome in outcomes if not isinstance(outcome, SkippedRow)]
-
-    def _until_stopped(self, items: Iterable[_T]) -> Iterator[_T]:
-        """Yield the items and check for a stop between them, since there may be millions."""
-        for number, item in enumerate(items):
-            if number % _ITEMS_BETWEEN_CHECKS == 0:
-                self._raise_if_stopped()
-            yield item
-
     def _raise_if_stopped(self) -> None:
         if self.reporter.should_stop():
             raise StoppedEarly
@@ -276,9 +220,3 @@ class Stages:
         device = "GPU" if training_device().type == "cuda" else "CPU"
         place = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
         self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
-
-    def _report_findings(self, examiner: RowExaminer, held_out: list[Pair]) -> None:
-        if examiner.usable == examiner.rows:
-            self.reporter.note("info", f"{examiner.rows} rows read, all of them usable")
-        for finding in examiner.findings(pair.number for pair in held_out):
-            self.reporter.note("warning", finding.message)
