@@ -245,11 +245,14 @@ def test_columns_have_samples_a_row_count_and_a_suggested_mapping(server: Server
     body = {"source": {"source_type": "local_file", "file_path": str(file)}}
     with server.http() as http:
         response = http.post("/dataset/columns", json=body).json()
-    assert set(response) == {"status", "columns", "samples", "total_rows", "suggested_mapping", "warnings"}
+    assert set(response) == {
+        "status", "columns", "samples", "total_rows", "suggested_mapping", "detected_format", "warnings"
+    }  # fmt: skip
     assert response["columns"] == ["Question", "accepted", "rejected", "note"]
     assert response["samples"] == rows[:10]
     assert response["total_rows"] == 37
     assert response["suggested_mapping"] == {"Question": "prompt", "accepted": "chosen"}
+    assert response["detected_format"] is None
 
 
 def test_the_count_follows_a_file_that_changes(server: Server) -> None:
@@ -259,6 +262,28 @@ def test_the_count_follows_a_file_that_changes(server: Server) -> None:
         assert http.post("/dataset/columns", json=body).json()["total_rows"] == 3
         write_rows(file, [{"a": 1}] * 5)
         assert http.post("/dataset/columns", json=body).json()["total_rows"] == 5
+
+
+def test_the_detected_format_is_part_of_previews_and_columns_and_needs_no_mapping(server: Server) -> None:
+    row = {
+        "instruction": "Translate.",
+        "input": "The cat.",
+        "output": ["Le chat.", "El gato."],
+        "notes": "Checked by me.",
+    }
+    file = write_rows(server.root / "alpaca.jsonl", [row] * 3)
+    body = {"source": {"source_type": "local_file", "file_path": str(file)}}
+    with server.http() as http:
+        for path in ("preview", "preview-formatted", "columns"):
+            response = http.post(f"/dataset/{path}", json=body).json()
+            assert response["detected_format"] == {"name": "alpaca", "title": "Alpaca"}
+        assert response["suggested_mapping"] == {}
+        formatted = http.post("/dataset/preview-formatted", json=body).json()
+        refused = http.post("/dataset/preview-formatted", json={**body, "row_format": "nectar"}).json()
+    assert "Translate.\nThe cat.<|im_end|>" in formatted["samples"][0]["prompt"]
+    assert {finding["kind"]: finding["count"] for finding in formatted["findings"]}["unused_columns"] == 3
+    assert (refused["detected_format"]["name"], refused["samples"]) == ("alpaca", [])
+    assert refused["warnings"][0].startswith("row 1 cannot be used: answers is missing")
 
 
 def test_a_preview_with_a_model_shows_the_tokens_that_are_trained_on(

@@ -106,6 +106,7 @@ def test_a_job_that_never_ran_was_cancelled_while_it_waited(server: Server, conf
 def test_the_log_accounts_for_every_row(server: Server, done: str) -> None:
     with server.client() as client:
         lines = [line.message for line in client.logs(done).logs]
+    assert "Format of the rows: Standard columns (detected)" in lines
     assert "40 rows read, all of them usable" in lines
     assert "36 pairs to train on, 4 held out for evaluation" in lines
 

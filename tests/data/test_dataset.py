@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 
 from merlina import samples
 from merlina.data.columns import map_columns
-from merlina.data.conversation import Message, Pair, assistant
-from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
+from merlina.data.conversation import Pair, SkippedRow
+from merlina.data.dataset import held_out_rows, read_pairs
+from merlina.data.fingerprint import fingerprint
 from merlina.data.preview import preview_formatted, preview_rows, text_sample_builder
 from merlina.data.readers.sources import resolve_file
 from merlina.data.row_examiner import RowExaminer
+from merlina.data.row_formats.conversion import conversion_of
 from merlina.errors import DataError, ForbiddenError, NotFoundError
 from merlina.paths import AllowedPaths
 from merlina.schemas.datasets import DatasetConfig
@@ -30,6 +33,10 @@ def config(path: Path, **changes: Any) -> DatasetConfig:
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def examiner_of(unused_columns: Sequence[str]) -> RowExaminer:
+    return RowExaminer(unused_columns=unused_columns)
 
 
 def test_every_row_becomes_a_pair_or_is_reported_with_a_reason(tmp_path: Path) -> None:
@@ -67,19 +74,63 @@ def test_a_mapped_column_replaces_one_with_the_same_name() -> None:
 
 @given(count=st.integers(0, 60), share=st.floats(0, 0.99), seed=st.integers(0, 9))
 def test_the_split_is_complete_and_reproducible(count: int, share: float, seed: int) -> None:
-    pairs = [Pair((Message("user", str(index)),), assistant("c"), assistant("r")) for index in range(count)]
-    training, held_out = split_pairs(pairs, share, seed)
-    assert sorted(map(pairs.index, training + held_out)) == list(range(count))
-    assert (training, held_out) == split_pairs(pairs, share, seed)
+    held_out = held_out_rows(range(count), share, seed)
+    assert held_out <= set(range(count))
+    assert held_out == held_out_rows(range(count), share, seed)
     assert bool(held_out) == (share > 0 and count > 1)
-    assert training or not pairs
+    assert len(held_out) < count or not count
+
+
+NECTAR = [
+    {"prompt": f"Question {number}", "answers": [{"answer": f"a{rank}", "rank": rank} for rank in (1, 2, 3)]}
+    for number in range(20)
+]
+
+
+@given(share=st.floats(0.01, 0.99), seed=st.integers(0, 9))
+def test_pairs_of_one_row_stay_on_one_side_of_the_split(share: float, seed: int) -> None:
+    conversion = conversion_of(config(Path("x.jsonl"), pairs_per_row="all"), NECTAR)
+    numbers = [pair.number for pair in conversion.outcomes(NECTAR)]
+    assert len(numbers) == 60
+    assert held_out_rows(numbers, share, seed) == held_out_rows(range(1, 21), share, seed)
+
+
+@pytest.mark.parametrize(
+    ("share", "seed", "rows"), [(0.1, 42, [2, 8, 18, 41, 48]), (0.02, 7, [21]), (0.06, 0, [25, 27, 49])]
+)
+def test_the_split_of_single_pairs_is_that_of_earlier_versions(share: float, seed: int, rows: list[int]) -> None:
+    assert sorted(held_out_rows(range(1, 51), share, seed)) == rows
+
+
+def test_findings_and_fingerprint_count_a_row_with_several_pairs_once(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "x.jsonl", [*NECTAR, NECTAR[0], {"prompt": "x", "answers": []}])
+    spec = config(file, pairs_per_row="all", test_size=0.1)
+    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), examiner_of, 5)
+    assert [sample["row"] for sample in shown.samples] == [1, 1, 1, 2, 2]
+    assert shown.rows_examined == 22
+    assert {found.kind: (found.count, found.rows) for found in shown.findings} == {
+        "empty_side": (1, [22]),
+        "duplicates": (1, [21]),
+        "evaluation_leak": (1, [21]),
+    }
+    made = fingerprint((row for row in read_pairs(spec, file, None) if isinstance(row, Pair)), 0.1, None)
+    assert (made.rows, made.held_out, len(made.blocks)) == (21, 2, 1)
+
+
+def test_merged_rows_are_counted_as_the_rows_that_they_were(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Q{n // 3}", "response": f"A{n}", "helpfulness": 1 if n < 3 else n} for n in range(6)]
+    file = jsonl(tmp_path / "x.jsonl", rows)
+    spec = config(file, test_size=0)
+    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), examiner_of, 5)
+    assert ([sample["row"] for sample in shown.samples], shown.rows_examined) == ([4], 6)
+    assert [(found.kind, found.count, found.rows) for found in shown.findings] == [("unusable", 3, [1])]
 
 
 def test_previews_show_stored_rows_and_formatted_text(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 20 + [{"broken": 1}])
     spec = config(file, column_mapping=MAPPING)
     assert preview_rows(spec, file, None, 10).samples == [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 10
-    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), RowExaminer(), 5)
+    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), examiner_of, 5)
     assert [sample["chosen"] for sample in shown.samples] == ["So.<|im_end|>"] * 5
     assert not shown.warnings
 

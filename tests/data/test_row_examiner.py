@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
-from merlina.data.dataset import SkippedRow, split_pairs
+from merlina.data.conversation import Message, Pair, SkippedRow, UnusableRowError, assistant
+from merlina.data.dataset import held_out_rows
 from merlina.data.pairs import to_pair
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets import DataFinding
@@ -22,8 +22,8 @@ def examine(rows: list[dict[str, Any]], test_size: float = 0.0, **examiner: Any)
             seen.add_skipped(SkippedRow(number, error.message, error.kind))
         else:
             seen.add_pair(pairs[-1])
-    _, held_out = split_pairs(pairs, test_size, 42)
-    return {finding.kind: finding for finding in seen.findings(pair.number for pair in held_out)}
+    held_out = held_out_rows((pair.number for pair in pairs), test_size, 42)
+    return {finding.kind: finding for finding in seen.findings(held_out)}
 
 
 def pair(prompt: str, chosen: str = "yes", rejected: str = "no!") -> dict[str, Any]:

@@ -13,18 +13,19 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
+from merlina.schemas.datasets import RowFormat
 from merlina.schemas.training import TrainingConfig
 from tests.tiny import build_tiny_model
 
 pytestmark = pytest.mark.slow
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {
         "prompt": f"What is {number} plus {number}?",
         "chosen": f"It is {2 * number}. " * (1 + number % 3),
@@ -35,6 +36,11 @@ ROWS = [
     }
     for number in range(12)
 ]
+RANKED = [
+    {"prompt": row["prompt"], "answers": [{"answer": f"{rank} fingers.", "rank": rank} for rank in (1, 2, 3)]}
+    for row in ROWS
+]
+TRANSCRIPTS = [{**row, "prompt": f"\n\nHuman: {row['prompt']}\n\nAssistant:"} for row in ROWS]
 BASE: dict[str, Any] = {
     "output_name": "x", "use_4bit": False, "lora_r": 4, "lora_dropout": 0.0, "batch_size": 4,
     "gradient_accumulation_steps": 1, "optimizer_type": "adamw_torch", "learning_rate": 1e-3, "num_epochs": 1,
@@ -131,6 +137,8 @@ CASES = [
         for column in ("prompt", "chosen", "rejected", "system", "reasoning")
     ),
     Case({"dataset.source": "half"}),
+    Case({"dataset.source": "ranked", "dataset.pairs_per_row": "all"}, {"dataset.source": "ranked"}),
+    Case({"dataset.source": "transcripts", "dataset.row_format": "standard"}, {"dataset.source": "transcripts"}),
 ]  # fmt: skip
 
 # No effect on a CPU's training, with what holds it instead.
@@ -159,6 +167,11 @@ ELSEWHERE = {
     },
 }
 CHOICES_ELSEWHERE = {
+    **{
+        ("dataset.row_format", name): "gives the same pairs as if detected; tests/data/test_row_formats.py"
+        for name in get_args(RowFormat)
+        if name != "standard"
+    },
     ("optimizer_type", "adamw_torch_fused"): "the same steps by another kernel; tests/training/test_trainer.py",
     ("attn_implementation", "eager"): "the same attention by another kernel; tests/training/test_attention.py",
     ("attn_implementation", "sdpa"): "the same attention by another kernel; tests/training/test_attention.py",
@@ -189,7 +202,7 @@ class Runs:
         self._models["dropping"] = Path(shutil.copytree(folder / "plain", folder / "dropping"))
         settings = json.loads((folder / "dropping" / "config.json").read_text())
         (folder / "dropping" / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.5}))
-        for name, rows in (("all", ROWS), ("half", ROWS[:6])):
+        for name, rows in (("all", ROWS), ("half", ROWS[:6]), ("ranked", RANKED), ("transcripts", TRANSCRIPTS)):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def configuration(self, changes: dict[str, Any]) -> TrainingConfig:

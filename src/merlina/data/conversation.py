@@ -26,6 +26,19 @@ class UnusableRowError(DataError):
 
 
 @dataclass(frozen=True)
+class SkippedRow:
+    """A row that cannot be converted to a pair; rows are numbered from 1.
+
+    `rows` is 0 if another pair or reason of the same row precedes it, above 1 for merged rows.
+    """
+
+    number: int
+    reason: str
+    kind: UnusableKind = "unusable"
+    rows: int = 1
+
+
+@dataclass(frozen=True)
 class Message:
     """One message of a conversation; `role` is system, user, assistant or tool.
 
@@ -53,7 +66,8 @@ def assistant(content: str, reasoning: str | None = None) -> Message:
 class Pair:
     """`prompt` ends with the turn to answer; a system message, if any, comes first. `rejected` is None for sft.
 
-    `remarks` are the kinds of findings that the conversion of its row gave rise to.
+    `remarks` are the kinds of findings that the conversion of its row gave rise to. `rows` is the number of rows that
+    it was made from, 0 for a further pair of the same row.
     """
 
     prompt: tuple[Message, ...]
@@ -62,6 +76,7 @@ class Pair:
     tools: tuple[Mapping[str, Any], ...] = ()
     number: int = field(default=0, compare=False)  # number of its row, from 1
     remarks: frozenset[FindingKind] = field(default=frozenset(), compare=False)
+    rows: int = field(default=1, compare=False)
 
     @property
     def answers(self) -> tuple[Message, ...]:

@@ -7,8 +7,7 @@ from itertools import islice
 from typing import TypeVar
 
 from merlina.data.chat_formats import MARKERS
-from merlina.data.conversation import Pair, UnusableRowError
-from merlina.data.dataset import SkippedRow
+from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets import FindingKind, FormatType
 
@@ -17,9 +16,12 @@ Converted = tuple[_T, Lengths | None, Iterable[FindingKind]]
 """A pair's conversion, its lengths if it has tokens, and remarks."""
 
 
-def row_examiner(format_type: FormatType, special_tokens: Sequence[str] = ()) -> RowExaminer:
+def row_examiner(
+    format_type: FormatType, unused_columns: Sequence[str], special_tokens: Sequence[str] = ()
+) -> RowExaminer:
     """Return the examiner of rows for a chat format; `tokenizer` uses the `special_tokens` as markers."""
-    return RowExaminer(MARKERS.get(format_type, special_tokens), expects_formatted=format_type == "raw")
+    markers = MARKERS.get(format_type, special_tokens)
+    return RowExaminer(markers, unused_columns, expects_formatted=format_type == "raw")
 
 
 def examine(
@@ -55,7 +57,7 @@ def examine_batches(
             if isinstance(row, SkippedRow):
                 skipped = row
             elif isinstance(conversion := next(conversions), UnusableRowError):
-                skipped = SkippedRow(row.number, conversion.message, conversion.kind)
+                skipped = SkippedRow(row.number, conversion.message, conversion.kind, row.rows)
             else:
                 converted, lengths, remarks = conversion
                 examiner.add_pair(row, lengths, remarks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from merlina.schemas.datasets import FindingKind
 
-# `of` is the number of rows, `prompts` and `answers` are numbers of truncated tokens.
+# `of` is the number of rows, `prompts` and `answers` are numbers of truncated tokens, `columns` are names.
 MESSAGES: dict[FindingKind, str] = {
     "unusable": "{count} of {of} rows cannot be used: {reasons}",
     "empty_side": "{count} of {of} rows lack a prompt or an answer and cannot be used: {reasons}",
@@ -46,4 +46,6 @@ MESSAGES: dict[FindingKind, str] = {
         "{count} of {of} rows are longer than max_length: {prompts} tokens are truncated from the beginning of prompts "
         "and {answers} from the end of answers"
     ),
+    "parsed_from_text": "{count} of {of} rows contain messages or lists as text, which were parsed",
+    "unused_columns": "there are columns of text that are not used: {columns}",
 }

@@ -13,18 +13,23 @@ from merlina.schemas.inspection import ROWS_PER_BLOCK, FileStamp, Fingerprint
 
 
 class FingerprintBuilder:
-    """Makes a fingerprint of pairs that are added one at a time, before any of the file's rows are read."""
+    """Makes a fingerprint of pairs that are added one at a time, before any of the file's rows are read.
+
+    Several pairs of one row count as one usable row.
+    """
 
     def __init__(self, file: Path | None) -> None:
         # Before reading: a file that is replaced meanwhile must appear replaced.
         self._stamp = stamp(file) if file is not None else None
         self._digests: list[xxh3_64] = []
+        self._latest = 0
         self.rows = 0
 
     def add(self, pair: Pair) -> None:
-        if self.rows % ROWS_PER_BLOCK == 0:
-            self._digests.append(xxh3_64())
-        self.rows += 1
+        if pair.number != self._latest:
+            if self.rows % ROWS_PER_BLOCK == 0:
+                self._digests.append(xxh3_64())
+            self.rows, self._latest = self.rows + 1, pair.number
         self._digests[-1].update(_content(pair))
 
     def finish(self, test_size: float) -> Fingerprint:
@@ -36,7 +41,7 @@ class FingerprintBuilder:
 
 
 def fingerprint(pairs: Iterable[Pair], test_size: float, file: Path | None) -> Fingerprint:
-    """Return the fingerprint of all usable pairs in the order of the file, holding one pair at a time."""
+    """Return the fingerprint of all pairs in the order of the file, holding one pair at a time."""
     builder = FingerprintBuilder(file)
     for pair in pairs:
         builder.add(pair)

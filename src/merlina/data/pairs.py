@@ -20,21 +20,28 @@ from merlina.data.conversation import Message, Pair, UnusableRowError
 from merlina.data.readers.files import Row
 from merlina.data.tools import read_tool_calls, read_tool_fields, read_tools
 
+# In lower case.
 _ROLES = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "assistant": "assistant",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
     "function_call": "assistant",
 }
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+_MEDIA_PARTS = ("image", "audio", "video")
 _CONVERSATION_COLUMNS = ("conversations", "conversation", "messages")
 _LIST_COLUMNS_SHOWN = 12
+_MAX_BITS_SHOWN = 4096
 
 
 def to_pair(row: Row) -> Pair:
@@ -57,7 +64,7 @@ def to_demonstration(row: Row) -> Pair:
 
     Without a chosen column, the last turn of a conversation is the chosen answer. Raises UnusableRowError.
     """
-    conversation = next((name for name in _CONVERSATION_COLUMNS if not _is_missing(row.get(name))), None)
+    conversation = next((name for name in _CONVERSATION_COLUMNS if not is_missing(row.get(name))), None)
     if "chosen" not in row and conversation is not None:
         row = {**{name: value for name, value in row.items() if name != conversation}, "chosen": row[conversation]}
     chosen = _turns(row, "chosen", "assistant")
@@ -72,14 +79,20 @@ def to_demonstration(row: Row) -> Pair:
 
 
 def _check_encodable(pair: Pair) -> None:
-    names = ("chosen", "rejected")
-    texts = [(name, turn.content) for name, turn in zip(names, pair.answers, strict=False)]
-    texts += [("reasoning", turn.reasoning or "") for turn in (*pair.answers, *pair.prompt)]
-    for name, text in [*texts, *(("prompt", turn.content) for turn in pair.prompt)]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UnusableRowError(f"{name} has half of a surrogate pair at character {error.start + 1}") from error
+    # Nearly all texts are ASCII, which Python knows without reading them.
+    if all(turn.content.isascii() and turn.reasoning is None for turn in (*pair.prompt, *pair.answers)):
+        return
+    names = (*("prompt" for _ in pair.prompt), "chosen", "rejected")
+    for name, turn in zip(names, (*pair.prompt, *pair.answers), strict=False):
+        _check_text(name, turn.content)
+        _check_text("reasoning", turn.reasoning or "")
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UnusableRowError(f"{name} has half of a surrogate pair at character {error.start + 1}") from error
 
 
 def _turns(row: Row, column: str, role: str) -> list[Message]:
@@ -87,15 +100,15 @@ def _turns(row: Row, column: str, role: str) -> list[Message]:
     value = row.get(column)
     if column not in row:
         raise UnusableRowError(_missing(column, list(row)))
-    if _is_missing(value):
+    if is_missing(value):
         raise UnusableRowError(f"{column} is empty", "empty_side")
     if isinstance(value, str):
         return [Message(role, value)]
     if isinstance(value, dict):
         return [_message(value, column)]
     if isinstance(value, list):
-        return [_message(item, column) for item in value]
-    raise UnusableRowError(f"{column} has the type {type(value).__name__} ({str(value)[:40]}), not text or messages")
+        return [turn for turn in [_message(item, column) for item in value] if not _is_empty_system(turn)]
+    raise UnusableRowError(f"{column} has the type {type(value).__name__} ({_shown(value)}), not text or messages")
 
 
 def _missing(column: str, columns: Sequence[str]) -> str:
@@ -111,7 +124,8 @@ def _message(item: Any, column: str) -> Message:
         raise UnusableRowError(f"{column} contains {type(item).__name__}s instead of messages")
     role = item.get("role", item.get("from"))
     content = item.get("content", item.get("value"))
-    if not isinstance(role, str) or role not in _ROLES:
+    known = _ROLES.get(role.lower()) if isinstance(role, str) else None
+    if known is None:
         raise UnusableRowError(f"{column} has a message with the role {role!r}; supported are {', '.join(_ROLES)}")
     if role == "function_call":
         return Message("assistant", "", tool_calls=read_tool_calls(content, column))
@@ -122,13 +136,33 @@ def _message(item: Any, column: str) -> Message:
         content = ""
     if not isinstance(content, str):
         raise UnusableRowError(f"{column} has a message with the role {role!r} but without text")
-    thought = next((item[name] for name in _REASONING_KEYS if isinstance(item.get(name), str)), None)
-    fields = read_tool_fields(item) if _ROLES[role] == "tool" else {}
-    return Message(_ROLES[role], content, thought or None, calls, fields)
+    if known == "assistant":
+        return Message(known, content, _own_reasoning(item, column), calls)
+    return Message(known, content, tool_fields=read_tool_fields(item)) if known == "tool" else Message(known, content)
+
+
+def _own_reasoning(item: dict[str, Any], column: str) -> str | None:
+    """Return the thought that a message of the assistant has beside its content. Raises UnusableRowError."""
+    for key in _REASONING_KEYS:
+        if key in item and not is_missing(thought := item[key]):
+            if not isinstance(thought, str):
+                raise UnusableRowError(f"{column} has a message whose {key} is not text")
+            return thought
+    return None
+
+
+def _is_empty_system(turn: Message) -> bool:
+    return turn.role == "system" and not turn.content.strip()
 
 
 def _joined_parts(parts: list[Any], column: str) -> str:
     """Return the text of content that is a list of typed parts. Raises UnusableRowError if one is not text."""
+    kinds = [str(part.get("type")) for part in parts if isinstance(part, dict)]
+    medium = next((kind for kind in kinds if any(name in kind for name in _MEDIA_PARTS)), None)
+    if medium is not None:
+        raise UnusableRowError(
+            f"{column} has a message with a part of the type {medium}, and training is on text only; remove such rows"
+        )
     texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
     if not all(isinstance(text, str) for text in texts):
         raise UnusableRowError(f"{column} has a message with parts that are not text")
@@ -138,7 +172,9 @@ def _joined_parts(parts: list[Any], column: str) -> str:
 def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:
     """Return the common beginning of two conversations, excluding the last message of each."""
     max_shared = min(len(chosen), len(rejected)) - 1
-    count = next((index for index in range(max_shared) if chosen[index] != rejected[index]), max(max_shared, 0))
+    if max_shared <= 0:
+        return []
+    count = next((index for index in range(max_shared) if chosen[index] != rejected[index]), max_shared)
     return list(chosen[:count])
 
 
@@ -154,12 +190,14 @@ def _answer(turns: Sequence[Message], column: str, row: Row) -> Message:
         raise UnusableRowError(f"{column} ends with a {turn.role} turn, not with an assistant turn")
     if not turn.has_content:
         raise UnusableRowError(f"{column} is empty", "empty_side")
-    return turn if turn.reasoning is not None else replace(turn, reasoning=_optional_text(row, "reasoning"))
+    if turn.reasoning is not None or (thought := _optional_text(row, "reasoning")) is None:
+        return turn
+    return replace(turn, reasoning=thought)
 
 
 def _prompt(row: Row, shared: list[Message]) -> list[Message]:
     """Return the turns before the answer: from the prompt or a conversation column, or shared by both answers."""
-    column = next((name for name in ("prompt", *_CONVERSATION_COLUMNS) if not _is_missing(row.get(name))), None)
+    column = _prompt_column(row)
     given = _turns(row, column, "user") if column else []
     given = _joined(given, shared)
     if not given:
@@ -175,11 +213,19 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
     return given
 
 
+def _prompt_column(row: Row) -> str | None:
+    if not is_missing(row.get("prompt")):
+        return "prompt"
+    return next((name for name in _CONVERSATION_COLUMNS if not is_missing(row.get(name))), None)
+
+
 def _joined(given: list[Message], shared: list[Message]) -> list[Message]:
     """Return the turns of the prompt column, followed by those that both answers share, without their overlap.
 
     Data sets repeat the prompt in the answers in different ways: completely, its last turn, or the turns before it.
     """
+    if not shared:
+        return given
     texts = [turn.content.strip() for turn in given]
     repeated = [turn.content.strip() for turn in shared]
     if texts in (repeated[: len(texts)], repeated[len(repeated) - len(texts) :]):
@@ -199,19 +245,26 @@ def _with_system(prompt: list[Message], row: Row) -> tuple[Message, ...]:
 
 def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
     value = row.get("tools")
-    return () if _is_missing(value) else read_tools(value)
+    return () if is_missing(value) else read_tools(value)
 
 
 def _optional_text(row: Row, column: str) -> str | None:
     value = row.get(column)
-    if _is_missing(value):
+    if is_missing(value):
         return None
     if not isinstance(value, str):
-        raise UnusableRowError(f"{column} has the type {type(value).__name__} ({str(value)[:40]}), not text")
+        raise UnusableRowError(f"{column} has the type {type(value).__name__} ({_shown(value)}), not text")
     return value
 
 
-def _is_missing(value: Any) -> bool:
+def _shown(value: Any) -> str:
+    """Return the beginning of a value for a message; Python refuses to format integers of thousands of digits."""
+    is_long = isinstance(value, int) and value.bit_length() > _MAX_BITS_SHOWN
+    return f"{value.bit_length():,} bits" if is_long else str(value)[:40]
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a column has no value: null, NaN, an empty list, or blank text."""
     if isinstance(value, str):
         return not value.strip()
     return value is None or value == [] or (isinstance(value, float) and math.isnan(value))

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from merlina.data.chat_formats import formatter
-from merlina.data.conversation import Pair
-from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
+from merlina.data.conversation import Pair, SkippedRow
+from merlina.data.dataset import first_rows, held_out_rows, read_pairs
 from merlina.data.examination import Converted, examine
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import open_rows
 from merlina.data.row_examiner import RowExaminer
+from merlina.data.row_formats.conversion import conversion_of
+from merlina.data.row_formats.registry import described
 from merlina.data.truncation import truncate_name, truncate_row
 from merlina.errors import DataError
-from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat, FindingKind
+from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat, DetectedFormat, FindingKind
 
 _MAX_ROWS_EXAMINED = 500
 _EXAMINE_SECONDS = 0.2
@@ -36,6 +38,7 @@ class RawPreview:
     samples: list[dict[str, Any]]
     columns: list[str]
     warnings: list[str]
+    detected_format: DetectedFormat | None
 
 
 def preview_rows(
@@ -45,7 +48,9 @@ def preview_rows(
     samples: list[dict[str, Any]] = []
     columns: dict[str, None] = {}
     max_rows = min(limit, config.max_samples or limit)
-    for row in islice(open_rows(config.source, file, token, limit=row_limit), max_rows):
+    rows = islice(open_rows(config.source, file, token, limit=row_limit), max_rows)
+    first = first_rows(rows)
+    for row in chain(first, rows):
         samples.append(truncate_row(row))
         columns |= dict.fromkeys(row)
     if not samples:
@@ -53,7 +58,7 @@ def preview_rows(
     names = list(map(truncate_name, islice(columns, _COLUMNS_SHOWN)))
     hidden = len(columns) - len(names)
     warnings = [f"{hidden:,} more columns are not listed; {_COLUMNS_SHOWN:,} are"] if hidden else []
-    return RawPreview(samples, names, warnings)
+    return RawPreview(samples, names, warnings, described(conversion_of(config, first).detected))
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class FormattedPreview:
     warnings: list[str]
     findings: list[DataFinding]
     rows_examined: int
+    detected_format: DetectedFormat | None
 
 
 SampleBuilder = Callable[[Pair], Converted[Callable[[], dict[str, Any]]]]
@@ -75,18 +81,18 @@ def preview_formatted(
     file: Path | None,
     token: str | None,
     show: SampleBuilder,
-    examiner: RowExaminer,
+    make_examiner: Callable[[Sequence[str]], RowExaminer],
     limit: int,
     row_limit: RowLimit = _USUAL_LIMIT,
 ) -> FormattedPreview:
     """Return up to `limit` samples, with findings on those and on further rows, for up to 0.2 s. Raises DataError."""
+    pairs = read_pairs(config, file, token, needs_rejected=config.training_mode != "sft", limit=row_limit)
+    examiner = make_examiner(pairs.conversion.unused_columns)
     samples: list[dict[str, Any]] = []
     warnings: list[str] = []
     numbers: list[int] = []
     enough_at = time.monotonic() + _EXAMINE_SECONDS
     give_up_at = time.monotonic() + _TIMEOUT_SECONDS
-    needs_rejected = config.training_mode != "sft"
-    pairs = read_pairs(config, file, token, needs_rejected=needs_rejected, limit=row_limit)
     for outcome in examine(islice(pairs, _MAX_ROWS_EXAMINED), examiner, show):
         if not isinstance(outcome, SkippedRow):
             pair, make_sample = outcome
@@ -98,8 +104,14 @@ def preview_formatted(
             break
     if not examiner.rows:
         raise DataError("The data set has no rows")
-    _, held_out = split_pairs(numbers, config.test_size, _PREVIEW_SEED)
-    return FormattedPreview(samples, warnings[:_WARNINGS_SHOWN], examiner.findings(held_out), examiner.rows)
+    held_out = held_out_rows(numbers, config.test_size, _PREVIEW_SEED)
+    return FormattedPreview(
+        samples,
+        warnings[:_WARNINGS_SHOWN],
+        examiner.findings(held_out),
+        examiner.rows,
+        described(pairs.conversion.detected),
+    )
 
 
 def text_sample_builder(spec: DatasetFormat) -> SampleBuilder:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
-from merlina.data.conversation import Pair
-from merlina.data.dataset import SkippedRow
+from merlina.data.conversation import Pair, SkippedRow
 from merlina.data.finding_messages import MESSAGES
+from merlina.data.truncation import truncate_name
 from merlina.schemas.datasets import DataFinding, FindingKind
 
 _EXAMPLES = 5
@@ -59,9 +59,14 @@ class Lengths:
 class _Count:
     rows: int = 0
     examples: list[int] = field(default_factory=list)
+    latest: int | None = None
 
-    def add(self, number: int) -> None:
-        self.rows += 1
+    def add(self, number: int, rows: int = 1) -> None:
+        """Count a row, once for all of its pairs; merged `rows` have the number of the first."""
+        if number == self.latest:
+            return
+        self.latest = number
+        self.rows += rows
         if len(self.examples) < _EXAMPLES:
             self.examples.append(number)
 
@@ -70,12 +75,15 @@ class _Count:
 class RowExaminer:
     """Collector of findings; `findings` may be called at any time.
 
-    `markers` are those of the chat format. `expects_formatted` rows have a format already, with whichever markers.
+    `markers` are those of the chat format. `unused_columns` are columns with text that is not trained on.
+    `expects_formatted` rows have a format already, with whichever markers.
+
     `longest`, `most_tokens` and `highest_id` are maxima over all Lengths, 0 without any; `highest_id_row` is the first
     row with that id.
     """
 
     markers: Sequence[str] = ()
+    unused_columns: Sequence[str] = ()
     expects_formatted: bool = False
     rows: int = 0
     longest: int = 0
@@ -112,9 +120,9 @@ class RowExaminer:
 
     def add_skipped(self, row: SkippedRow) -> None:
         """Add a row that is not usable."""
-        self.rows += 1
+        self.rows += row.rows
         kind: FindingKind = row.kind
-        self._count(kind).add(row.number)
+        self._count(kind).add(row.number, max(row.rows, 1))
         reasons = self._reasons.setdefault(kind, [])
         if len(reasons) < _EXAMPLES:
             reasons.append(f"row {row.number}: {row.reason}")
@@ -132,7 +140,7 @@ class RowExaminer:
 
     def add_pair(self, pair: Pair, lengths: Lengths | None = None, remarks: Iterable[FindingKind] = ()) -> None:
         """Add a pair, with its `lengths` if it was tokenized and the `remarks` of its formatting."""
-        self.rows += 1
+        self.rows += pair.rows
         for kind in (*pair.remarks, *remarks):
             self._count(kind).add(pair.number)
         if len({turn.content.strip() for turn in pair.answers}) < len(pair.answers):
@@ -146,6 +154,8 @@ class RowExaminer:
     def findings(self, held_out: Iterable[int]) -> list[DataFinding]:
         """Return all findings, the most serious first. `held_out` contains the numbers of the held-out pairs."""
         counts = {**self._counts, **self._counts_of_all(np.fromiter(held_out, np.int64))}
+        if self.unused_columns:
+            counts["unused_columns"] = _Count(self.rows)
         found = [self._finding(kind, counts[kind]) for kind in MESSAGES if kind in counts]
         bias = self._length_bias()
         return [*found, bias] if bias else found
@@ -198,8 +208,9 @@ class RowExaminer:
         is_held_out = np.isin(numbers, held_out)
         is_leaked = is_held_out & np.isin(prompts, prompts[~is_held_out])
         found: dict[FindingKind, NDArray[np.int64]] = {
-            "duplicates": numbers[is_repeated],
-            "evaluation_leak": numbers[is_leaked],
+            # A row may have several pairs.
+            "duplicates": np.unique(numbers[is_repeated]),
+            "evaluation_leak": np.unique(numbers[is_leaked]),
         }
         return {kind: _Count(len(rows), rows[:_EXAMPLES].tolist()) for kind, rows in found.items() if len(rows)}
 
@@ -228,6 +239,7 @@ class RowExaminer:
             reasons="; ".join(self._reasons.get(kind, [])),
             prompts=f"{prompts:,}",
             answers=f"{answers:,}",
+            columns=", ".join(map(truncate_name, self.unused_columns)),
         )
         return DataFinding(kind=kind, count=count.rows, rows=count.examples, message=message)
 

@@ -16,6 +16,29 @@ Encoding = Literal["utf-8", "utf-16", "cp1252", "latin-1"]
 TrainingMode = Literal["orpo", "dpo", "simpo", "cpo", "ipo", "kto", "sft"]
 FormatType = Literal["chatml", "llama3", "mistral", "qwen3", "tokenizer", "custom", "raw"]
 PairColumn = Literal["prompt", "chosen", "rejected", "system", "reasoning"]
+PairsPerRow = Literal["best_worst", "all"]
+RowFormat = Literal[
+    "standard",
+    "sharegpt",
+    "messages",
+    "hh_rlhf",
+    "alpaca",
+    "openai_preference",
+    "orca_dpo",
+    "argilla",
+    "ultrafeedback",
+    "rated_generations",
+    "nectar",
+    "helpsteer",
+    "helpsteer_preference",
+    "arena",
+    "safe_rlhf",
+    "stack_exchange",
+    "shp",
+    "unpaired",
+    "prompt_completion",
+    "question_answer",
+]
 
 FindingKind = Literal[
     "unusable",
@@ -32,6 +55,8 @@ FindingKind = Literal[
     "reasoning_unused",
     "over_max_length",
     "same_after_truncation",
+    "parsed_from_text",
+    "unused_columns",
     "length_bias",
 ]
 
@@ -204,6 +229,16 @@ class DatasetConfig(RequestModel):
         description="Mapping from the data set's column names to prompt, chosen, rejected, system and reasoning. "
         "Columns that have these names need none.",
     )
+    row_format: RowFormat | None = Field(
+        default=None,
+        description="Layout of the rows, after column_mapping. null: detected from the first rows, and shown in "
+        "previews. Set it if the detection is wrong.",
+    )
+    pairs_per_row: PairsPerRow = Field(
+        default="best_worst",
+        description="Pairs from a row with several ranked or scored answers. best_worst: the best answer with the "
+        "worst. all: each answer with every worse one. Answers with the same rank or score give no pair.",
+    )
     test_size: float = Field(
         default=0.01,
         ge=0,
@@ -247,6 +282,16 @@ class DataFinding(ResponseModel):
     message: str
 
 
+class DetectedFormat(ResponseModel):
+    """The format of a data set's rows, as detected from the first of them."""
+
+    name: RowFormat
+    title: str = Field(description="Name of the format for people, such as OpenAI preference.")
+
+
+_DETECTED = "Format that the first rows have after column_mapping; null if they have none that is known."
+
+
 class PreviewResponse(ResponseModel):
     """The first rows of a data set, as they are stored or as formatted text."""
 
@@ -268,6 +313,7 @@ class PreviewResponse(ResponseModel):
         default_factory=list, description="Problems found in the first rows_examined rows."
     )
     rows_examined: int = Field(default=0, description="Number of rows that were examined, from the first row on.")
+    detected_format: DetectedFormat | None = Field(default=None, description=_DETECTED)
 
 
 class ColumnsResponse(ResponseModel):
@@ -279,7 +325,10 @@ class ColumnsResponse(ResponseModel):
     total_rows: int | None = Field(
         description="Number of rows in the data set; null if counting them would require a download."
     )
-    suggested_mapping: dict[str, PairColumn] = Field(description="column_mapping suggested by the column names.")
+    suggested_mapping: dict[str, PairColumn] = Field(
+        description="column_mapping suggested by the column names; empty for a detected format that needs none."
+    )
+    detected_format: DetectedFormat | None = Field(default=None, description=_DETECTED)
     warnings: list[str] = Field(
         default_factory=list,
         description="The encoding, if the file is not UTF-8, and columns that are not listed, and why.",

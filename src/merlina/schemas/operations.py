@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from merlina.schemas.chat import AnswerEnds, ChatMessage, Sampling, Side
-from merlina.schemas.datasets import DataFinding, DatasetConfig, Encoding, FileFormat
+from merlina.schemas.datasets import DataFinding, DatasetConfig, DetectedFormat, Encoding, FileFormat
 from merlina.schemas.inspection import DataFacts, Fingerprint, ModelFacts, RunFacts, TokenizerFacts
 from merlina.schemas.training import TrainingConfig
 
@@ -50,6 +50,7 @@ class RawRows(BaseModel):
     samples: list[dict[str, Any]]
     columns: list[str]
     warnings: list[str]
+    detected_format: DetectedFormat | None
     total_rows: int | None
 
 
@@ -60,6 +61,7 @@ class FormattedRows(BaseModel):
     warnings: list[str]
     findings: list[DataFinding]
     rows_examined: int
+    detected_format: DetectedFormat | None
     total_rows: int | None
 
 

@@ -107,9 +107,9 @@ class PairEncoder:
         except UnusableRowError as error:
             return error
 
-    def row_examiner(self) -> RowExaminer:
+    def row_examiner(self, unused_columns: Sequence[str]) -> RowExaminer:
         """Return a new examiner of rows for this format and tokenizer."""
-        return row_examiner(self._format_type, self._special_tokens)
+        return row_examiner(self._format_type, unused_columns, self._special_tokens)
 
     def token_text(self, token_id: int) -> str:
         """Return a token in the tokenizer's notation."""

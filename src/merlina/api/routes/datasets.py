@@ -119,6 +119,7 @@ def _preview(services: Services, config: DatasetRequest, *, closed: threading.Ev
         num_samples=len(found.samples),
         total_rows=services.rows.known(config.source, file, found.total_rows),
         warnings=found.warnings,
+        detected_format=found.detected_format,
     )
 
 
@@ -144,6 +145,7 @@ def _preview_as_trained(
         warnings=found.warnings,
         findings=found.findings,
         rows_examined=found.rows_examined,
+        detected_format=found.detected_format,
     )
 
 
@@ -160,9 +162,15 @@ def _columns(services: Services, config: DatasetRequest, *, closed: threading.Ev
         columns=found.columns,
         samples=found.samples,
         total_rows=total,
-        suggested_mapping=guess_mapping(found.columns),
+        suggested_mapping=guess_mapping(found.columns) if _needs_mapping(found) else {},
         warnings=found.warnings,
+        detected_format=found.detected_format,
     )
+
+
+def _needs_mapping(found: RawRows) -> bool:
+    """Return whether a mapping of column names may help; formats other than the standard one have their own names."""
+    return found.detected_format is None or found.detected_format.name == "standard"
 
 
 def _file(services: Services, config: DatasetRequest) -> Path | None:

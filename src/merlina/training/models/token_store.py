@@ -40,10 +40,15 @@ class TokenStore:
             self._ends.append(len(self._ids))
         self._rows.append(pair.row)
 
-    def select(self, indices: NDArray[np.int64]) -> StoredPairs:
-        """Return the pairs at `indices`, in that order. No further pair can be added while it is in use."""
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The row numbers of all pairs in the data set, shape [pairs]."""
+        return np.array(self._rows)
+
+    def select(self, chosen: NDArray[np.bool_]) -> StoredPairs:
+        """Return the pairs that are True in `chosen`, shape [pairs]. No pair can be added while they are in use."""
         ids, ends, rows = (np.frombuffer(part, part.typecode) for part in (self._ids, self._ends, self._rows))
-        return StoredPairs(ids, np.concatenate(([0], ends)), rows, indices)
+        return StoredPairs(ids, np.concatenate(([0], ends)), rows, np.flatnonzero(chosen))
 
 
 class StoredPairs(Sequence[TokenPair]):
@@ -74,12 +79,6 @@ class StoredPairs(Sequence[TokenPair]):
         return TokenPair(
             ids[first:second].tolist(), ids[second:third].tolist(), ids[third:end].tolist(), int(self._rows[place])
         )
-
-    @property
-    def rows(self) -> list[int]:
-        """The row numbers of the pairs in the data set."""
-        rows: list[int] = self._rows[self._indices].tolist()
-        return rows
 
     def largest(self, count: int) -> StoredPairs:
         """Return the `count` pairs with the most tokens in all texts together, in the order of the data set."""

@@ -6,8 +6,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from merlina.data.conversation import Pair
-from merlina.data.dataset import SkippedRow, read_pairs, split_pairs
+from merlina.data.conversation import Pair, SkippedRow
+from merlina.data.dataset import held_out_rows, read_pairs
 from merlina.data.examination import examine, row_examiner
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
@@ -33,10 +33,11 @@ def examine_data(
     Without an `encoder`, the text alone is examined. Raises DataError.
     """
     dataset = training.dataset
-    examiner = encoder.row_examiner() if encoder else row_examiner(dataset.format.format_type)
+    rows = read_pairs(dataset, file, token, needs_rejected=training.needs_rejected, limit=row_limit)
+    unused = rows.conversion.unused_columns
+    examiner = encoder.row_examiner(unused) if encoder else row_examiner(dataset.format.format_type, unused)
     numbers: list[int] = []
     deadline = time.monotonic() + _MAX_SECONDS
-    rows = read_pairs(dataset, file, token, needs_rejected=training.needs_rejected, limit=row_limit)
     for outcome in examine(rows, examiner, partial(_measure, encoder=encoder)):
         if not isinstance(outcome, SkippedRow):
             numbers.append(outcome[0].number)
@@ -44,7 +45,7 @@ def examine_data(
             break
     # Reading one more row shows whether there are further rows.
     has_more = next(rows, None) is not None
-    _, held_out = split_pairs(numbers, dataset.test_size, training.seed)
+    held_out = held_out_rows(numbers, dataset.test_size, training.seed)
     means = examiner.mean_tokens
     return DataFacts(
         rows=examiner.rows,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from merlina.data.conversation import Pair
@@ -37,19 +38,19 @@ def preview_formatted(operation: PreviewFormatted) -> FormattedRows:
     """Format the first rows, with token ids if the configuration has `model_name`. Raises DataError, ModelError."""
     with PHASES.during("Reading the first rows", _MAX_SECONDS, DataError):
         row_limit = RowLimit.of_megabytes(operation.max_row_mb)
-        show, examiner = _sample_builder(operation)
+        show, make_examiner = _sample_builder(operation)
         preview = preview_pairs(
-            operation.config, operation.file, operation.token, show, examiner, operation.limit, row_limit
+            operation.config, operation.file, operation.token, show, make_examiner, operation.limit, row_limit
         )
         config, file = operation.config, operation.file
         warnings = [*describe_encoding(config.source, file), *preview.warnings]
         return FormattedRows(**{**vars(preview), "warnings": warnings}, total_rows=stated_rows(config, file))
 
 
-def _sample_builder(operation: PreviewFormatted) -> tuple[SampleBuilder, RowExaminer]:
+def _sample_builder(operation: PreviewFormatted) -> tuple[SampleBuilder, Callable[[Sequence[str]], RowExaminer]]:
     config = operation.config
     if config.model_name is None:
-        return text_sample_builder(config.format), row_examiner(config.format.format_type)
+        return text_sample_builder(config.format), partial(row_examiner, config.format.format_type)
     # This import takes seconds, and a preview of text alone does not need it.
     from merlina.worker.helper.inspection import cached_tokenizer
 
@@ -57,7 +58,7 @@ def _sample_builder(operation: PreviewFormatted) -> tuple[SampleBuilder, RowExam
     encoder = PairEncoder(
         tokenizer, config.model_name, config.format, operation.max_length, operation.max_prompt_length
     )
-    return _token_sample_builder(encoder, tokenizer), encoder.row_examiner()
+    return _token_sample_builder(encoder, tokenizer), encoder.row_examiner
 
 
 def _token_sample_builder(encoder: PairEncoder, tokenizer: Any) -> SampleBuilder:

@@ -16,6 +16,8 @@ from merlina import checkpoints
 from merlina.data.dataset import read_pairs
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
+from merlina.data.row_formats.conversion import RowConversion
+from merlina.data.row_formats.registry import ROW_FORMATS
 from merlina.domain.adapter_targets import describe, warn_about_experts
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
@@ -141,6 +143,7 @@ class Stages:
         rows = read_pairs(
             dataset, file, self._token, needs_rejected=config.needs_rejected, download=download, limit=limit
         )
+        self._report_row_format(rows.conversion)
         encoder = PairEncoder.for_run(loaded.tokenizer, config)
         data, found = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter).load(rows, file)
         self._check_data_is_unchanged(found)
@@ -220,3 +223,8 @@ class Stages:
         device = "GPU" if training_device().type == "cuda" else "CPU"
         place = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
         self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
+
+    def _report_row_format(self, conversion: RowConversion) -> None:
+        how = "detected" if self.order.config.dataset.row_format is None else "set by row_format"
+        if conversion.detected is not None or how != "detected":
+            self.reporter.note("info", f"Format of the rows: {ROW_FORMATS[conversion.row_format].title} ({how})")

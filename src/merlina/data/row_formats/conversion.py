@@ -1,0 +1,139 @@
+"""Conversion of a data set's rows to pairs: the format is detected once, then each row is converted by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from merlina.data.columns import map_columns
+from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
+from merlina.data.pairs import to_demonstration, to_pair
+from merlina.data.readers.files import Row
+from merlina.data.row_formats.conversations import STANDARD, is_standard
+from merlina.data.row_formats.media import refuse_media
+from merlina.data.row_formats.ranked_answers import RankedAnswers
+from merlina.data.row_formats.registry import ROW_FORMATS, detect
+from merlina.data.row_formats.text_values import parsed, parsed_if_possible
+from merlina.data.row_formats.unpaired import refuse_unpaired
+from merlina.data.row_formats.unused_columns import unused_text_columns
+from merlina.schemas.datasets import DatasetConfig, FindingKind, RowFormat
+
+_NO_REMARKS: frozenset[FindingKind] = frozenset()
+_PARSED: frozenset[FindingKind] = frozenset({"parsed_from_text"})
+
+
+class _Converted(NamedTuple):
+    """A converted row or adjacent rows of one prompt: `number` of the first, `rows` of them."""
+
+    number: int
+    content: Row | RankedAnswers
+    remarks: frozenset[FindingKind]
+    rows: int = 1
+
+
+@dataclass(frozen=True)
+class RowConversion:
+    """How the rows of a data set become pairs.
+
+    `detected` is the format that the first rows have, None if it is unknown; `row_format` is the one that is used.
+    `unused_columns` contain text that is not trained on.
+    """
+
+    config: DatasetConfig
+    needs_rejected: bool
+    detected: RowFormat | None
+    row_format: RowFormat
+    unused_columns: tuple[str, ...]
+
+    def outcomes(self, rows: Iterable[Row]) -> Iterator[Pair | SkippedRow]:
+        """Yield the pairs of each row, or the row with the reason for which it is skipped; rows count from 1."""
+        converted = self._converted(rows)
+        for item in _merged(converted) if ROW_FORMATS[self.row_format].merges_adjacent else converted:
+            if isinstance(item, SkippedRow):
+                yield item
+            elif isinstance(item.content, RankedAnswers):
+                yield from self._ranked_pairs(item, item.content)
+            else:
+                yield self._pair(item.content, item, item.rows)
+
+    def _converted(self, rows: Iterable[Row]) -> Iterator[_Converted | SkippedRow]:
+        mapping = self.config.column_mapping
+        columns = ROW_FORMATS[self.row_format].columns | STANDARD.columns
+        for number, stored in enumerate(rows, start=1):
+            try:
+                mapped = map_columns(stored, mapping)
+                refuse_media(mapped)
+                row = parsed(mapped, columns)
+                remarks = _NO_REMARKS if row is mapped else _PARSED
+                yield _Converted(number, self._convert(row), remarks)
+            except UnusableRowError as error:
+                yield SkippedRow(number, error.message, error.kind)
+
+    def _convert(self, row: Row) -> Row | RankedAnswers:
+        """Convert a row by the format; one that does not fit a detected format may still be a standard row."""
+        try:
+            return ROW_FORMATS[self.row_format].convert(row)
+        except UnusableRowError:
+            if self.config.row_format is None and is_standard(row):
+                return row
+            raise
+
+    def _ranked_pairs(self, item: _Converted, content: RankedAnswers) -> Iterator[Pair | SkippedRow]:
+        try:
+            rows = content.pairs(self.config.pairs_per_row) if self.needs_rejected else [content.best()]
+        except UnusableRowError as error:
+            yield SkippedRow(item.number, error.message, error.kind, item.rows)
+            return
+        for place, row in enumerate(rows):
+            yield self._pair(row, item, item.rows if place == 0 else 0)
+
+    def _pair(self, row: Row, item: _Converted, rows: int) -> Pair | SkippedRow:
+        try:
+            self._check_answers(row)
+            pair = to_pair(row) if self.needs_rejected else to_demonstration(row)
+        except UnusableRowError as error:
+            return SkippedRow(item.number, error.message, error.kind, rows)
+        return Pair(pair.prompt, pair.chosen, pair.rejected, pair.tools, item.number, item.remarks, rows)
+
+    def _check_answers(self, row: Row) -> None:
+        """Raise UnusableRowError if the row does not have the answers that the method needs."""
+        if self.row_format == "unpaired" and "label" in row and "rejected" not in row:
+            refuse_unpaired(row, needs_rejected=self.needs_rejected)
+        elif self.needs_rejected and "rejected" not in row and self.row_format != "standard":
+            title = ROW_FORMATS[self.row_format].title
+            raise UnusableRowError(
+                f"there is one answer and none that is rejected ({title}); training_mode sft needs none"
+            )
+
+
+def conversion_of(config: DatasetConfig, first: Sequence[Row], *, needs_rejected: bool = True) -> RowConversion:
+    """Return the conversion for a data set with these first rows, from which the format is detected."""
+    rows = [parsed_if_possible(map_columns(row, config.column_mapping)) for row in first]
+    detected = detect(rows)
+    row_format = config.row_format or detected or "standard"
+    unused = unused_text_columns(rows, ROW_FORMATS[row_format].columns)
+    return RowConversion(config, needs_rejected, detected, row_format, unused)
+
+
+def _merged(items: Iterable[_Converted | SkippedRow]) -> Iterator[_Converted | SkippedRow]:
+    """Merge adjacent rows with answers to the same question; other rows pass between them."""
+    group: list[tuple[_Converted, RankedAnswers]] = []
+    for item in items:
+        if isinstance(item, SkippedRow) or not isinstance(item.content, RankedAnswers):
+            yield item
+            continue
+        if group and item.content.question != group[0][1].question:
+            yield _joined(group)
+            group = []
+        group.append((item, item.content))
+    if group:
+        yield _joined(group)
+
+
+def _joined(group: Sequence[tuple[_Converted, RankedAnswers]]) -> _Converted:
+    """Return one item with the answers of all rows."""
+    first, content = group[0]
+    answers = tuple(answer for _, each in group for answer in each.answers)
+    remarks = _NO_REMARKS.union(*(item.remarks for item, _ in group))
+    return _Converted(first.number, RankedAnswers(content.question, answers), remarks, len(group))
