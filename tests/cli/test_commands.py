@@ -208,6 +208,7 @@ def test_a_configuration_is_checked_and_its_data_shown(server: Server, config: C
         assert expected in valid.stdout
     shown = command("preview", str(file), url=server.url)
     assert "1\n  prompt (23 tokens): <|im_start|>user\nWhat is 0 plus 0?<|im_end|>" in shown.stdout
+    assert "detected: Standard columns" in shown.stdout
     raw = json.loads(command("preview", str(file), "--raw", "--json", url=server.url).stdout)
     assert raw["samples"][0]["prompt"] == "What is 0 plus 0?"
     file.write_text(json.dumps({**body, "gpu_ids": [3]}))
@@ -238,7 +239,8 @@ def test_data_sets_configurations_and_gpus_by_command(server: Server, tmp_path: 
     file = pairs_file(tmp_path / "mine.jsonl", rows=12)
     dataset_id = json.loads(command("datasets", "upload", str(file), "--json", url=server.url).stdout)["dataset_id"]
     assert "mine.jsonl" in command("datasets", "list", url=server.url).stdout
-    assert "12 rows" in command("datasets", "columns", dataset_id, url=server.url).stdout
+    columns = command("datasets", "columns", dataset_id, url=server.url).stdout
+    assert "detected: Standard columns\n12 rows" in columns
     assert "deleted successfully" in command("datasets", "delete", dataset_id, url=server.url).stdout
     assert command("datasets", "delete", dataset_id, url=server.url).returncode == 1
     part = tmp_path / "part.yaml"

@@ -196,7 +196,8 @@ BROKEN: list[tuple[RowFormat, dict[str, Any], str]] = [
     ("sharegpt", {"rejected": WITHOUT}, "there is one answer and none that is rejected (ShareGPT conversations); "
      "training_mode sft needs none"),
     ("sharegpt", {"chosen": {"from": "narrator", "value": "x"}}, "chosen has a message with the role 'narrator'; "
-     "supported are system, developer, user, human, assistant, gpt, chatgpt, model, bot, ai, tool, function, observation, function_call"),
+     "supported are system, developer, user, human, assistant, gpt, chatgpt, model, bot, "
+     "ai, tool, function, observation, function_call"),
     ("hh_rlhf", {"chosen": WITHOUT}, "chosen is missing (columns here: rejected)"),
     ("hh_rlhf", {"rejected": None}, "rejected is empty"),
     ("hh_rlhf", {"rejected": 7}, "rejected has the type int, not the text of a transcript"),

@@ -15,7 +15,7 @@ from merlina.cli.console import ApiKey, AsJson, Url, client, duration, output, p
 from merlina.client import DEFAULT_URL
 from merlina.domain.units import GIB, MIB, gib
 from merlina.errors import Finding, InvalidRequestError, NotFoundError
-from merlina.schemas.datasets import PreviewResponse
+from merlina.schemas.datasets import DetectedFormat, PreviewResponse
 from merlina.schemas.validation import MemoryEstimate, ValidationChecks, ValidationResponse, ValidationResults
 
 ConfigFile = Annotated[Path, typer.Argument(help="A TrainingConfig as JSON or YAML.")]
@@ -132,8 +132,14 @@ def _show_pairs(response: PreviewResponse) -> None:
 def _show_rest(response: PreviewResponse) -> None:
     total = f" of {response.total_rows:,}" if response.total_rows is not None else ""
     output.print(f"[dim]{response.num_samples}{total} rows shown[/]")
+    show_detected_format(response.detected_format)
     for line in [*response.warnings, *(finding.message for finding in response.findings)]:
         output.print(f"[yellow]·[/] {escape(line)}")
+
+
+def show_detected_format(found: DetectedFormat | None) -> None:
+    """Print the detected format of a data set's rows."""
+    output.print(f"[dim]detected: {found.title}[/]" if found else "[dim]the format of the rows is not known[/]")
 
 
 def _token_count(sample: dict[str, Any], name: str) -> str:

@@ -11,6 +11,7 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
+from merlina.cli.check import show_detected_format
 from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json, print_table
 from merlina.client import DEFAULT_URL
 from merlina.errors import InvalidRequestError, NotFoundError
@@ -77,6 +78,7 @@ def columns(dataset_id: DatasetId, as_json: AsJson = False, url: Url = DEFAULT_U
     for name in response.columns:
         target = response.suggested_mapping.get(name)
         output.print(escape(name) + (f" [dim]→ {target}[/]" if target else ""))
+    show_detected_format(response.detected_format)
     output.print(f"[dim]{response.total_rows:,} rows[/]" if response.total_rows is not None else "")
 
 
