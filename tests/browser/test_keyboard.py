@@ -43,7 +43,7 @@ def fill_in(page: Page, server: Server, model: Path) -> None:
     expect(page.get_by_label("Chosen answer")).to_have_value("chosen")
     tab_to(page, "Prompt")
     page.keyboard.type("ask")
-    tab_to(page, "Format")
+    tab_to(page, "Chat format")
     page.keyboard.type("ChatML")
     expect(page.get_by_role("region", name="Formatted pair")).to_contain_text("What is 0 plus 0?")
     tab_to(page, "CPU")

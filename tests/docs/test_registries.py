@@ -11,6 +11,7 @@ import typer
 from merlina.api.page import _VIEWS
 from merlina.cli.main import commands
 from merlina.client import Client
+from merlina.data.row_formats.registry import ROW_FORMATS
 from merlina.schemas.datasets import FormatType, TrainingMode
 from tests.docs.pages import FOLDER, PAGES, REPOSITORY, inline_code
 
@@ -21,6 +22,12 @@ def test_the_page_offers_every_chat_format() -> None:
     text = (UI / "components/new-run/DatasetSection.svelte").read_text()
     (formats,) = re.findall(r"const formats: .*?= \[(.*?)\];", text, re.DOTALL)
     assert set(re.findall(r"\['(\w+)',", formats)) == set(get_args(FormatType))
+
+
+def test_the_page_offers_every_row_format_by_its_title() -> None:
+    (formats,) = re.findall(r"const ROW_FORMATS: .*?= \[(.*?)\n\];", (UI / "lib/row-formats.ts").read_text(), re.DOTALL)
+    titles = {name: converter.title for name, converter in ROW_FORMATS.items()}
+    assert dict(re.findall(r"\['(\w+)', '(.*?)'\],", formats)) == titles
 
 
 def test_every_training_method_is_in_the_table_of_methods() -> None:

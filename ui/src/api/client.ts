@@ -140,7 +140,8 @@ export const api = {
   upload: (file: File, onprogress: (fraction: number) => void) => upload<Schemas['UploadResponse']>('/dataset/upload-file', file, onprogress),
   samplePairs: async () => new File([await (await request('GET', '/assets/sample_pairs.jsonl')).blob()], 'sample_pairs.jsonl'),
   uploads: () => requestJson<Schemas['UploadList']>('GET', '/dataset/uploads'),
-  columns: (source: unknown, hf_token: string | null, signal: AbortSignal) => requestJson<Schemas['ColumnsResponse']>('POST', '/dataset/columns', { source, hf_token }, signal),
+  columns: (dataset: { source: unknown; column_mapping?: unknown }, hf_token: string | null, signal: AbortSignal) =>
+    requestJson<Schemas['ColumnsResponse']>('POST', '/dataset/columns', { ...dataset, hf_token }, signal),
   formatted: (dataset: Record<string, unknown> | null, hf_token: string | null, maxLength: number, maxPromptLength: number, signal: AbortSignal) =>
     requestJson<Schemas['PreviewResponse']>('POST', `/dataset/preview-formatted?max_length=${maxLength}&max_prompt_length=${maxPromptLength}`, { ...dataset, hf_token }, signal),
   preload: (model_name: string, hf_token: string | null, signal: AbortSignal) => requestJson<Schemas['PreloadResponse']>('POST', '/model/preload', { model_name, hf_token }, signal),

@@ -41,6 +41,8 @@ test('a data set survives the form unchanged', () => {
     source: { source_type: 'huggingface', repo_id: 'a/b', split: 'test', file_format: 'csv' },
     format: { format_type: 'custom', custom_templates: { user_prefix: 'Q: ', assistant_suffix: '\n' }, enable_thinking: false, system_as_user: true },
     column_mapping: { good: 'chosen' },
+    row_format: 'nectar',
+    pairs_per_row: 'all',
     test_size: 0.3,
     max_samples: 7,
     field_without_an_input: ['kept'],

@@ -21,6 +21,9 @@ export function isSameSource(one: Source | null, other: Source | null): boolean 
 export interface DataDraft {
   source: Source | null;
   mapping: Record<string, string>;
+  /** Format of the rows; '' for the detected one. */
+  rowFormat: string;
+  pairsPerRow: string;
   format: string;
   /** Texts of the custom format: system_prefix, system_suffix, user_prefix, … */
   templates: Record<string, string>;
@@ -34,7 +37,7 @@ export interface DataDraft {
 }
 
 /** Initial values of the form. They suit small data sets better than the API's defaults. */
-export const DEFAULT_DATA: DataDraft = { source: null, mapping: {}, format: 'tokenizer', templates: {}, keepsReasoning: true, systemAsUser: false, testSize: 0.05, maxSamples: null, otherFields: {} };
+export const DEFAULT_DATA: DataDraft = { source: null, mapping: {}, rowFormat: '', pairsPerRow: 'best_worst', format: 'tokenizer', templates: {}, keepsReasoning: true, systemAsUser: false, testSize: 0.05, maxSamples: null, otherFields: {} };
 
 /** Return the data set for the API; null without a source. `modelName` and `trainingMode` are for previews only: a run has its own. */
 export function datasetOf(data: DataDraft, modelName: string, trainingMode?: string): Values | null {
@@ -45,6 +48,8 @@ export function datasetOf(data: DataDraft, modelName: string, trainingMode?: str
   if (!data.keepsReasoning) format.enable_thinking = false;
   if (data.systemAsUser) format.system_as_user = true;
   const dataset: Values = { ...data.otherFields, source: data.source, format, test_size: data.testSize, column_mapping: mapping };
+  if (data.rowFormat) dataset.row_format = data.rowFormat;
+  if (data.pairsPerRow !== DATASET_DEFAULTS.pairs_per_row) dataset.pairs_per_row = data.pairsPerRow;
   if (data.maxSamples !== null) dataset.max_samples = data.maxSamples;
   if (modelName) dataset.model_name = modelName;
   if (trainingMode) dataset.training_mode = trainingMode;
@@ -68,6 +73,8 @@ export function suggestName(model: string): string {
 interface DatasetConfig {
   source?: Source;
   column_mapping?: Record<string, string> | null;
+  row_format?: string | null;
+  pairs_per_row?: string;
   format?: { format_type?: string; custom_templates?: Record<string, string> | null; enable_thinking?: boolean; system_as_user?: boolean };
   test_size?: number;
   max_samples?: number | null;
@@ -83,10 +90,12 @@ function changedFields(fields: Values): Values {
 /** Return the parts of the form for a saved configuration or that of an earlier run. */
 export function draftFromConfig(config: Values): { model: string; name: string; data: DataDraft; values: Values } {
   const { base_model, output_name, dataset: datasetConfig, ...rest } = config;
-  const { source, column_mapping, format, test_size, max_samples, ...otherFields } = (datasetConfig ?? {}) as DatasetConfig;
+  const { source, column_mapping, row_format, pairs_per_row, format, test_size, max_samples, ...otherFields } = (datasetConfig ?? {}) as DatasetConfig;
   const data: DataDraft = {
     source: source ? (Object.fromEntries(Object.entries(source).filter(([, value]) => value != null)) as unknown as Source) : null,
     mapping: column_mapping ?? {},
+    rowFormat: row_format ?? '',
+    pairsPerRow: pairs_per_row ?? DATASET_DEFAULTS.pairs_per_row,
     format: format?.format_type ?? DATASET_DEFAULTS.format.format_type,
     templates: format?.custom_templates ?? {},
     keepsReasoning: format?.enable_thinking ?? DATASET_DEFAULTS.format.enable_thinking,
