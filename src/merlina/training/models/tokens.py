@@ -206,8 +206,8 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 
 
 def _all_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    if len(texts) == 1:
-        return [_ids(tokenizer, texts[0])]
+    if len(texts) < 2:
+        return [_ids(tokenizer, text) for text in texts]
     found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
     return list(found["input_ids"])
 
