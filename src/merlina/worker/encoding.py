@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -29,7 +30,7 @@ class EncodedPair:
     tokens: TokenPair
     cut: Truncation
 
-    @property
+    @cached_property
     def lengths(self) -> Lengths:
         prompt, chosen, rejected = self.tokens.prompt, self.tokens.chosen, self.tokens.rejected
         return Lengths(
@@ -44,8 +45,10 @@ class EncodedPair:
 
     def id_outside(self, vocabulary_size: int) -> int | None:
         """Return the first token id that a model with `vocabulary_size` token ids does not have, or None."""
+        if self.lengths.highest_id < vocabulary_size:
+            return None
         ids = chain(self.tokens.prompt, self.tokens.chosen, self.tokens.rejected)
-        return next((token for token in ids if token >= vocabulary_size), None)
+        return next(token for token in ids if token >= vocabulary_size)
 
 
 class PairEncoder:

@@ -208,6 +208,14 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
 def _all_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     if len(texts) < 2:
         return [_ids(tokenizer, text) for text in texts]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        # Without offsets and without the other fields that transformers adds for each text.
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        if encodings[0].ids == _ids(tokenizer, texts[0]):
+            return [encoding.ids for encoding in encodings]
     found = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
     return list(found["input_ids"])
 
