@@ -63,6 +63,7 @@ class Case:
 
 
 EVALUATED = {"eval_steps": 1, "dataset.test_size": 0.25, "learning_rate": 0.9, "num_epochs": 3}
+SHORT = {"max_length": 52, "max_prompt_length": 30}  # some pairs are longer
 CASES = [
     *(Case({"training_mode": mode}) for mode in ("dpo", "simpo", "cpo", "ipo", "kto", "sft")),
     Case({"beta": 0.5}),
@@ -130,6 +131,8 @@ CASES = [
         {"dataset.format": {"format_type": "raw", "system_as_user": True}},
         {"dataset.format": {"format_type": "chatml", "system_as_user": True}},
     ),
+    Case({"dataset.strip": True}),
+    Case({"dataset.drop_overlong": True, **SHORT}, SHORT),
     Case({"dataset.test_size": 0.25}),
     Case({"dataset.max_samples": 5}),
     *(
@@ -158,6 +161,10 @@ ELSEWHERE = {
     ),
     "dataset.model_name": "only previews use it; tests/api/test_datasets.py",
     "dataset.training_mode": "accepted from older clients, the run's own counts; tests/schemas/test_training.py",
+    **dict.fromkeys(
+        ("dataset.default_system", "dataset.drop_duplicates", "dataset.drop_identical_answers"),
+        "decides which rows and messages there are; tests/data/test_cleaning.py",
+    ),
     **{
         f"dataset.source.{name}": "another way to the same rows; tests/data"
         for name in (

@@ -11,7 +11,14 @@ from merlina.schemas.datasets import FindingKind
 
 _MAX_REASON_LENGTH = 300
 
-UnusableKind = Literal["unusable", "empty_side", "differing_prompts"]
+UnusableKind = Literal[
+    "unusable",
+    "empty_side",
+    "differing_prompts",
+    "dropped_duplicates",
+    "dropped_identical_answers",
+    "dropped_overlong",
+]
 
 
 class UnusableRowError(DataError):
@@ -81,3 +88,8 @@ class Pair:
     @property
     def answers(self) -> tuple[Message, ...]:
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+
+    @property
+    def has_identical_answers(self) -> bool:
+        """Whether both answers are the same text, apart from surrounding whitespace."""
+        return self.rejected is not None and self.chosen.content.strip() == self.rejected.content.strip()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+from merlina.data.cleaning import Cleaning
 from merlina.data.columns import check_mapping
 from merlina.data.conversation import Pair, SkippedRow
 from merlina.data.readers.files import Row
@@ -25,7 +26,7 @@ class PairRows(Iterator[Pair | SkippedRow]):
 
     def __init__(self, conversion: RowConversion, rows: Iterable[Row]) -> None:
         self.conversion = conversion
-        self._outcomes = conversion.outcomes(rows)
+        self._outcomes = Cleaning(conversion.config).outcomes(conversion.outcomes(rows))
 
     def __next__(self) -> Pair | SkippedRow:
         return next(self._outcomes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merlina.schemas.datasets import FindingKind
+from merlina.schemas.datasets import DatasetOption, FindingKind
 
 # `of` is the number of rows, `prompts` and `answers` are numbers of truncated tokens, `columns` are names.
 MESSAGES: dict[FindingKind, str] = {
@@ -11,6 +11,11 @@ MESSAGES: dict[FindingKind, str] = {
     "differing_prompts": (
         "{count} of {of} rows have answers to different prompts, which cannot be compared: {reasons}"
     ),
+    "dropped_duplicates": "{count} of {of} rows repeat an earlier one and are dropped (drop_duplicates)",
+    "dropped_identical_answers": (
+        "{count} of {of} rows have the same text as chosen and rejected and are dropped (drop_identical_answers)"
+    ),
+    "dropped_overlong": "{count} of {of} rows are longer than max_length and are dropped (drop_overlong)",
     "already_formatted": (
         "{count} of {of} rows already contain the markers of a chat format, to which this format adds its own: set "
         "format_type to raw to train them as they are, or remove the markers"
@@ -48,4 +53,13 @@ MESSAGES: dict[FindingKind, str] = {
     ),
     "parsed_from_text": "{count} of {of} rows contain messages or lists as text, which were parsed",
     "unused_columns": "there are columns of text that are not used: {columns}",
+}
+
+# The settings of a data set that resolve findings when they are true.
+OPTIONS: dict[FindingKind, DatasetOption] = {
+    "identical_answers": "drop_identical_answers",
+    "same_after_truncation": "drop_overlong",
+    "duplicates": "drop_duplicates",
+    "system_dropped": "format.system_as_user",
+    "over_max_length": "drop_overlong",
 }

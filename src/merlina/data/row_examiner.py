@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
 from merlina.data.conversation import Pair, SkippedRow
-from merlina.data.finding_messages import MESSAGES
+from merlina.data.digests import pair_digest, prompt_digest
+from merlina.data.finding_messages import MESSAGES, OPTIONS
 from merlina.data.truncation import truncate_name
 from merlina.schemas.datasets import DataFinding, FindingKind
 
@@ -143,7 +143,7 @@ class RowExaminer:
         self.rows += pair.rows
         for kind in (*pair.remarks, *remarks):
             self._count(kind).add(pair.number)
-        if len({turn.content.strip() for turn in pair.answers}) < len(pair.answers):
+        if pair.has_identical_answers:
             self._count("identical_answers").add(pair.number)
         self._remember(pair)
         self._measure_answers(pair)
@@ -164,10 +164,10 @@ class RowExaminer:
         return self._counts.setdefault(kind, _Count())
 
     def _remember(self, pair: Pair) -> None:
-        prompt = _digest([part for turn in pair.prompt for part in (turn.role, turn.content.strip())])
+        prompt = prompt_digest(pair)
         self._numbers.append(pair.number)
         self._prompts.append(prompt)
-        self._wholes.append(_digest([f"{prompt:x}", *(turn.content.strip() for turn in pair.answers)]))
+        self._wholes.append(pair_digest(pair, prompt))
 
     def _check_markers(self, pair: Pair) -> None:
         if self.expects_formatted:
@@ -241,11 +241,7 @@ class RowExaminer:
             answers=f"{answers:,}",
             columns=", ".join(map(truncate_name, self.unused_columns)),
         )
-        return DataFinding(kind=kind, count=count.rows, rows=count.examples, message=message)
-
-
-def _digest(parts: Sequence[str]) -> int:
-    return xxh3_64_intdigest("\0".join(parts).encode("utf-8", "surrogatepass"))
+        return DataFinding(kind=kind, count=count.rows, rows=count.examples, message=message, option=OPTIONS.get(kind))
 
 
 def _is_formatted(pair: Pair) -> bool:

@@ -44,6 +44,9 @@ FindingKind = Literal[
     "unusable",
     "empty_side",
     "differing_prompts",
+    "dropped_duplicates",
+    "dropped_identical_answers",
+    "dropped_overlong",
     "identical_answers",
     "duplicates",
     "evaluation_leak",
@@ -59,6 +62,8 @@ FindingKind = Literal[
     "unused_columns",
     "length_bias",
 ]
+
+DatasetOption = Literal["drop_duplicates", "drop_identical_answers", "drop_overlong", "format.system_as_user"]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
@@ -239,6 +244,17 @@ class DatasetConfig(RequestModel):
         description="Pairs from a row with several ranked or scored answers. best_worst: the best answer with the "
         "worst. all: each answer with every worse one. Answers with the same rank or score give no pair.",
     )
+    strip: bool = Field(default=False, description="Remove whitespace at the beginning and end of every message.")
+    default_system: str | None = Field(
+        default=None, min_length=1, description="System message of rows that have none. null: none is added."
+    )
+    drop_duplicates: bool = Field(default=False, description="Drop rows that repeat an earlier one.")
+    drop_identical_answers: bool = Field(
+        default=False, description="Drop rows with the same text as chosen and rejected, which teach no preference."
+    )
+    drop_overlong: bool = Field(
+        default=False, description="Drop rows that are longer than max_length instead of truncating them."
+    )
     test_size: float = Field(
         default=0.01,
         ge=0,
@@ -280,6 +296,9 @@ class DataFinding(ResponseModel):
     count: int = Field(description="Number of affected rows among those examined.")
     rows: list[int] = Field(description="Numbers of the first affected rows, from 1.")
     message: str
+    option: DatasetOption | None = Field(
+        default=None, description="Setting of `dataset` that resolves it when it is true; null if there is none."
+    )
 
 
 class DetectedFormat(ResponseModel):

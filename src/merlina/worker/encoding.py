@@ -65,9 +65,13 @@ class PairEncoder:
         spec: DatasetFormat,
         max_length: int = UNLIMITED,
         max_prompt_length: int = UNLIMITED - 1,
+        *,
+        drop_overlong: bool = False,
     ) -> None:
         own = TokenizerTemplate(tokenizer, tokenizer_name) if spec.format_type == "tokenizer" else None
         self._format_type = spec.format_type
+        self._max_length = max_length
+        self._drops_overlong = drop_overlong
         self._special_tokens = own.special_tokens if own else ()
         self._tokenizer = tokenizer
         self._render = formatter(spec, own)
@@ -79,8 +83,8 @@ class PairEncoder:
     @staticmethod
     def for_run(tokenizer: Any, config: TrainingConfig) -> PairEncoder:
         """Return the encoder that a run with this configuration trains with."""
-        spec = config.dataset.format
-        return PairEncoder(tokenizer, config.base_model, spec, config.max_length, config.max_prompt_length)
+        dataset, lengths = config.dataset, (config.max_length, config.max_prompt_length)
+        return PairEncoder(tokenizer, config.base_model, dataset.format, *lengths, drop_overlong=dataset.drop_overlong)
 
     @property
     def end_token(self) -> int | None:
@@ -100,7 +104,7 @@ class PairEncoder:
         texts = [text for text in rendered if isinstance(text, Rendered)]
         ids = iter(self._tokens.encode_all([(text.prompt, text.chosen, text.rejected) for text in texts]))
         return [
-            _encoded(pair, text, *next(ids)) if isinstance(text, Rendered) else text
+            self._encoded(pair, text, *next(ids)) if isinstance(text, Rendered) else text
             for pair, text in zip(pairs, rendered, strict=True)
         ]
 
@@ -114,6 +118,15 @@ class PairEncoder:
         """Return a new examiner of rows for this format and tokenizer."""
         return row_examiner(self._format_type, unused_columns, self._special_tokens)
 
+    def _encoded(
+        self, pair: Pair, text: Rendered, tokens: TokenPair, cut: Truncation
+    ) -> EncodedPair | UnusableRowError:
+        if not tokens.prompt:
+            return UnusableRowError("its prompt has no tokens in this format")
+        if cut and self._drops_overlong:
+            return UnusableRowError(f"it is longer than {self._max_length:,} tokens", "dropped_overlong")
+        return EncodedPair(text, TokenPair(tokens.prompt, tokens.chosen, tokens.rejected, pair.number), cut)
+
     def token_text(self, token_id: int) -> str:
         """Return a token in the tokenizer's notation."""
         return str(self._tokenizer.convert_ids_to_tokens(token_id))
@@ -126,9 +139,3 @@ class PairEncoder:
             return ""
         after_chosen, after_rejected = text.chosen.rpartition("Yes")[2], (text.rejected or "").rpartition("No")[2]
         return after_chosen if after_chosen == after_rejected else ""
-
-
-def _encoded(pair: Pair, text: Rendered, tokens: TokenPair, cut: Truncation) -> EncodedPair | UnusableRowError:
-    if not tokens.prompt:
-        return UnusableRowError("its prompt has no tokens in this format")
-    return EncodedPair(text, TokenPair(tokens.prompt, tokens.chosen, tokens.rejected, pair.number), cut)

@@ -45,6 +45,9 @@ test('a data set survives the form unchanged', () => {
     pairs_per_row: 'all',
     test_size: 0.3,
     max_samples: 7,
+    drop_duplicates: true,
+    strip: true,
+    default_system: 'Be brief.',
     field_without_an_input: ['kept'],
   };
   const parts = draftFromConfig({ base_model: 'm', output_name: 'n', dataset });

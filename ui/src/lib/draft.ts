@@ -29,6 +29,10 @@ export interface DataDraft {
   templates: Record<string, string>;
   keepsReasoning: boolean;
   systemAsUser: boolean;
+  /** Names of the cleaning options that are on. */
+  cleaning: string[];
+  /** System message of rows without one; '' for none. */
+  defaultSystem: string;
   testSize: number;
   /** Use only this many rows, from the first on; null for all. */
   maxSamples: number | null;
@@ -36,8 +40,20 @@ export interface DataDraft {
   otherFields: Values;
 }
 
+export const CLEANING_OPTIONS: [string, string][] = [
+  ['strip', 'Remove whitespace around messages'],
+  ['drop_duplicates', 'Drop repeated rows'],
+  ['drop_identical_answers', 'Drop rows with the same text as both answers'],
+  ['drop_overlong', 'Drop rows longer than the maximum length'],
+];
+
+/** Return the form with an option on that a finding names. */
+export function withOption(data: DataDraft, option: string): DataDraft {
+  return option === 'format.system_as_user' ? { ...data, systemAsUser: true } : { ...data, cleaning: [...data.cleaning, option] };
+}
+
 /** Initial values of the form. They suit small data sets better than the API's defaults. */
-export const DEFAULT_DATA: DataDraft = { source: null, mapping: {}, rowFormat: '', pairsPerRow: 'best_worst', format: 'tokenizer', templates: {}, keepsReasoning: true, systemAsUser: false, testSize: 0.05, maxSamples: null, otherFields: {} };
+export const DEFAULT_DATA: DataDraft = { source: null, mapping: {}, rowFormat: '', pairsPerRow: 'best_worst', format: 'tokenizer', templates: {}, keepsReasoning: true, systemAsUser: false, cleaning: [], defaultSystem: '', testSize: 0.05, maxSamples: null, otherFields: {} };
 
 /** Return the data set for the API; null without a source. `modelName` and `trainingMode` are for previews only: a run has its own. */
 export function datasetOf(data: DataDraft, modelName: string, trainingMode?: string): Values | null {
@@ -48,6 +64,8 @@ export function datasetOf(data: DataDraft, modelName: string, trainingMode?: str
   if (!data.keepsReasoning) format.enable_thinking = false;
   if (data.systemAsUser) format.system_as_user = true;
   const dataset: Values = { ...data.otherFields, source: data.source, format, test_size: data.testSize, column_mapping: mapping };
+  for (const option of data.cleaning) dataset[option] = true;
+  if (data.defaultSystem) dataset.default_system = data.defaultSystem;
   if (data.rowFormat) dataset.row_format = data.rowFormat;
   if (data.pairsPerRow !== DATASET_DEFAULTS.pairs_per_row) dataset.pairs_per_row = data.pairsPerRow;
   if (data.maxSamples !== null) dataset.max_samples = data.maxSamples;
@@ -80,17 +98,20 @@ interface DatasetConfig {
   max_samples?: number | null;
 }
 
-/** Return the fields that differ from their defaults. `model_name` and `training_mode` are for previews, which set their own. */
+/** Fields that have an input, and those that previews set themselves. */
+const INPUTS_OF_THEIR_OWN = new Set([...CLEANING_OPTIONS.map(([name]) => name), 'default_system', 'model_name', 'training_mode']);
+
+/** Return the fields that differ from their defaults and have no input on the page. */
 function changedFields(fields: Values): Values {
   const defaults = DATASET_DEFAULTS as Values;
   const isChanged = ([name, value]: [string, unknown]): boolean => JSON.stringify(value) !== JSON.stringify(defaults[name] ?? null);
-  return Object.fromEntries(Object.entries(fields).filter((field) => isChanged(field) && !['model_name', 'training_mode'].includes(field[0])));
+  return Object.fromEntries(Object.entries(fields).filter((field) => isChanged(field) && !INPUTS_OF_THEIR_OWN.has(field[0])));
 }
 
 /** Return the parts of the form for a saved configuration or that of an earlier run. */
 export function draftFromConfig(config: Values): { model: string; name: string; data: DataDraft; values: Values } {
   const { base_model, output_name, dataset: datasetConfig, ...rest } = config;
-  const { source, column_mapping, row_format, pairs_per_row, format, test_size, max_samples, ...otherFields } = (datasetConfig ?? {}) as DatasetConfig;
+  const { source, column_mapping, row_format, pairs_per_row, format, test_size, max_samples, ...otherFields } = (datasetConfig ?? {}) as DatasetConfig & Values;
   const data: DataDraft = {
     source: source ? (Object.fromEntries(Object.entries(source).filter(([, value]) => value != null)) as unknown as Source) : null,
     mapping: column_mapping ?? {},
@@ -102,6 +123,8 @@ export function draftFromConfig(config: Values): { model: string; name: string; 
     systemAsUser: format?.system_as_user ?? DATASET_DEFAULTS.format.system_as_user,
     testSize: test_size ?? DATASET_DEFAULTS.test_size,
     maxSamples: max_samples ?? null,
+    cleaning: CLEANING_OPTIONS.map(([name]) => name).filter((name) => otherFields[name] === true),
+    defaultSystem: String(otherFields.default_system ?? ''),
     otherFields: changedFields(otherFields),
   };
   const changed = Object.entries(rest).filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(defaultOf(name, rest) ?? null));

@@ -56,7 +56,12 @@ def _sample_builder(operation: PreviewFormatted) -> tuple[SampleBuilder, Callabl
 
     tokenizer = cached_tokenizer(config.model_name, operation.token, operation.trust_remote_code)
     encoder = PairEncoder(
-        tokenizer, config.model_name, config.format, operation.max_length, operation.max_prompt_length
+        tokenizer,
+        config.model_name,
+        config.format,
+        operation.max_length,
+        operation.max_prompt_length,
+        drop_overlong=config.drop_overlong,
     )
     return _token_sample_builder(encoder, tokenizer), encoder.row_examiner
 
