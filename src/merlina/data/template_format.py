@@ -91,6 +91,8 @@ class TemplateFormat:
 
     def _refuse_ignored_tools(self, pair: Pair) -> None:
         """Raise UnusableRowError if the pair has tools or calls that the template does not render."""
+        if not (pair.tools or any(turn.tool_calls for turn in (*pair.prompt, *pair.answers))):
+            return
         for name, without in (("tools", replace(pair, tools=())), ("tool_calls", _without_calls(pair))):
             ignored = without != pair and any(
                 self.finished(pair, answer) == self.finished(without, other)
@@ -116,8 +118,9 @@ class TemplateFormat:
 
     def finished(self, pair: Pair, answer: Message) -> str:
         """Return the prompt followed by the answer as a turn, up to the end of the answer."""
-        text = self._render(pair, (*pair.prompt, answer), add_generation_prompt=False)
-        return text.removesuffix(self._find_next_turn(pair) if self._next_turn is None else self._next_turn)
+        if self._next_turn is None:
+            self._next_turn = self._find_next_turn(pair)
+        return self._whole_turn(pair, answer).removesuffix(self._next_turn)
 
     def head(self, pair: Pair, finished: Sequence[str] = ()) -> str:
         """Return what a finished turn has in front of any answer, including those in `finished`."""
@@ -125,14 +128,15 @@ class TemplateFormat:
 
     def _find_next_turn(self, pair: Pair) -> str:
         """Return what the template puts after the end of every answer: whitespace, or a generation prompt."""
-        self._next_turn = ""
-        after = _common_ending([self.finished(pair, answer) for answer in _OTHER_ANSWERS])
+        after = _common_ending([self._whole_turn(pair, answer) for answer in _OTHER_ANSWERS])
         end, special = after.rstrip(), self._template.special_tokens
         if not end.endswith(special):
             # Some templates add a generation prompt after every message.
             end = end[: min((end.find(token) + len(token) for token in special if token in end), default=len(end))]
-        self._next_turn = after[len(end) :]
-        return self._next_turn
+        return after[len(end) :]
+
+    def _whole_turn(self, pair: Pair, answer: Message) -> str:
+        return self._render(pair, (*pair.prompt, answer), add_generation_prompt=False)
 
     def _render(self, pair: Pair, turns: Sequence[Message], *, add_generation_prompt: bool) -> str:
         return self._template.render(
