@@ -125,3 +125,22 @@ def test_reasoning_that_is_not_trained_is_remarked_on(spec: DatasetFormat, is_un
     rendered = formatter(spec, None)(Pair(TURN, assistant("C", "T"), assistant("R")))
     assert ("reasoning_unused" in rendered.remarks) == is_unused
     assert ("T" in rendered.chosen) != is_unused
+
+
+@pytest.mark.parametrize(
+    ("answer", "thinks", "expected"),
+    [
+        ("<think>\n\n</think>\n\nA", False, "A<|im_end|>"),
+        ("<think>t</think>A", True, "<think>t</think>A<|im_end|>"),
+        ("t\n</think>\n\nA", True, "<think>\nt\n</think>\n\nA<|im_end|>"),
+    ],
+)
+def test_qwen3_has_every_thought_once_and_closed(answer: str, thinks: bool, expected: str) -> None:
+    spec = DatasetFormat(format_type="qwen3", enable_thinking=thinks)
+    assert formatter(spec, None)(Pair(TURN, assistant(answer), None)).chosen == expected
+
+
+def test_an_answer_of_a_thought_alone_is_refused_without_thinking() -> None:
+    spec = DatasetFormat(format_type="qwen3", enable_thinking=False)
+    with pytest.raises(UnusableRowError, match="consists of its thought alone"):
+        formatter(spec, None)(Pair(TURN, assistant("<think>t</think>"), None))

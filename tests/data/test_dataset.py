@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from merlina import samples
 from merlina.data.columns import map_columns
-from merlina.data.conversation import Pair, SkippedRow
+from merlina.data.conversation import Message, Pair, SkippedRow, assistant
 from merlina.data.dataset import held_out_rows, read_pairs
 from merlina.data.fingerprint import fingerprint
 from merlina.data.preview import preview_formatted, preview_rows, text_sample_builder
@@ -162,3 +162,18 @@ def test_all_chosen_sample_answers_and_no_rejected_one_contain_wizard_words() ->
     assert all(samples.has_wizard_words(row["chosen"]) for row in rows)
     assert not any(samples.has_wizard_words(row["rejected"]) for row in rows)
     assert not {row["prompt"] for row in rows} & set(samples.QUESTIONS)
+
+
+def test_a_fingerprint_covers_tools_calls_and_results() -> None:
+    call = {"function": {"name": "find", "arguments": {"city": "Ulm"}}}
+    user, plain = Message("user", "Hi"), assistant("Yes")
+    called = Message("assistant", "", tool_calls=(call,))
+    variants = [
+        Pair((user,), plain, None),
+        Pair((user,), plain, None, tools=({"name": "find"},)),
+        Pair((user,), called, None),
+        Pair((user, called, Message("tool", "1")), plain, None),
+        Pair((user, called, Message("tool", "1", tool_fields={"name": "find"})), plain, None),
+        Pair((user,), assistant("Yes", "thought"), None),
+    ]
+    assert len({fingerprint([pair], 0.1, None).blocks for pair in variants}) == len(variants)

@@ -187,3 +187,87 @@ def test_a_demonstration_without_an_answer_is_unusable_with_a_reason() -> None:
 def test_a_missing_column_is_reported_with_a_likely_candidate() -> None:
     with pytest.raises(UnusableRowError, match=r'column_mapping {"bad": "rejected"} would map it\. training_mode sft'):
         to_pair({"prompt": "Why?", "chosen": "So.", "bad": "No."})
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [
+        {"role": role, "content": text} for role, text in zip(["user", "assistant"] * len(texts), texts, strict=False)
+    ]
+
+
+@pytest.mark.parametrize("column", ["messages", "conversation"])
+def test_a_conversation_that_repeats_the_chosen_answer_gives_it_once(column: str) -> None:
+    row = {column: turns("Q", "A"), "chosen": turns("Q", "A"), "rejected": turns("Q", "B")}
+    assert to_pair(row) == Pair((Message("user", "Q"),), assistant("A"), assistant("B"))
+    longer = {
+        column: turns("1", "a", "2", "A"),
+        "chosen": turns("1", "a", "2", "A"),
+        "rejected": turns("1", "a", "2", "B"),
+    }
+    assert [turn.content for turn in to_pair(longer).prompt] == ["1", "a", "2"]
+
+
+def test_a_conversation_may_precede_what_the_answers_begin_with() -> None:
+    row = {"messages": turns("1", "a"), "chosen": turns("2", "A"), "rejected": turns("2", "B")}
+    assert [turn.content for turn in to_pair(row).prompt] == ["1", "a", "2"]
+
+
+@pytest.mark.parametrize(
+    ("convert", "row"),
+    [
+        (to_pair, {"prompt": "River", "chosen": turns("Name a river", "A"), "rejected": turns("Name a river", "B")}),
+        (to_demonstration, {"prompt": "geography", "messages": turns("Name a river", "A")}),
+    ],
+)
+def test_two_different_questions_are_refused(convert: Any, row: dict[str, Any]) -> None:
+    with pytest.raises(UnusableRowError, match=r"prompt and the beginning of .* are different questions"):
+        convert(row)
+
+
+def test_an_answers_own_thought_wins_over_the_reasoning_column() -> None:
+    pair = to_pair({**FORMS["plain"], "chosen": "<think>own</think>So.", "reasoning": "column"})
+    assert pair.chosen == assistant("<think>own</think>So.")
+    assert pair.rejected == assistant("No.", "column")
+
+
+def test_a_thought_that_a_message_has_twice_is_kept_once() -> None:
+    twice = {"role": "assistant", "content": "<think>own</think>So.", "reasoning_content": "own"}
+    assert to_pair({**FORMS["plain"], "chosen": [twice]}).chosen == assistant("So.", "own")
+
+
+def test_keys_without_a_value_are_as_good_as_missing() -> None:
+    message = {"role": None, "from": "gpt", "content": None, "value": "So.", "tool_calls": None}
+    assert to_pair({**FORMS["plain"], "chosen": [message], "tools": None}) == to_pair(FORMS["plain"])
+    assert to_demonstration({"messages": turns("Why?", "So."), "chosen": None}) == Pair((USER,), assistant("So."), None)
+
+
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"city": "Ulm"}}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "find", "arguments": '{"city": "Ulm"}'}}]},
+        {"from": "function_call", "value": '{"name": "find", "arguments": {"city": "Ulm", "unit": null}}'},
+    ],
+)
+def test_tool_calls_are_read_in_every_notation(message: dict[str, Any]) -> None:
+    assert to_pair({**FORMS["plain"], "chosen": [message]}).chosen == Message("assistant", "", tool_calls=(CALL,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tools": "find"}, "tools is not a list of objects"),
+        ({"tools": [{"name": "\ud800"}]}, "tools has half of a surrogate pair"),
+        ({"chosen": [{"role": "assistant", "tool_calls": "find"}]}, "tool_calls that are not a list"),
+        (
+            {"chosen": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+            "a tool call without the name of a function",
+        ),
+    ],
+)
+def test_broken_tools_are_refused(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UnusableRowError, match=reason):
+        to_pair({**FORMS["plain"], **changes})

@@ -135,3 +135,23 @@ def test_remarks_and_truncation_to_the_same_answers_are_counted() -> None:
     examiner.add_pair(to_pair(pair("a")), lengths, ["thought_restored"])
     kinds = [finding.kind for finding in examiner.findings([])]
     assert kinds == ["same_after_truncation", "thought_restored", "over_max_length"]
+
+
+def test_pairs_that_differ_only_in_calls_thoughts_or_tools_are_not_the_same() -> None:
+    def call(city: str) -> Message:
+        return Message("assistant", "", tool_calls=({"function": {"name": "find", "arguments": {"city": city}}},))
+
+    user = (Message("user", "Hi"),)
+    examiner = RowExaminer()
+    for number, made in enumerate(
+        [
+            Pair(user, call("Ulm"), call("Bonn")),
+            Pair(user, call("Ulm"), call("Kiel")),
+            Pair(user, call("Ulm"), call("Kiel"), tools=({"name": "find"},)),
+            Pair(user, assistant("Yes", "a"), assistant("Yes", "b")),
+            Pair(user, assistant("Yes", "a"), assistant("Yes", "c")),
+        ],
+        start=1,
+    ):
+        examiner.add_pair(replace(made, number=number))
+    assert examiner.findings([]) == []

@@ -292,8 +292,8 @@ UNPAIRED = {"prompt": ASK, "completion": GOOD, "label": True}
 @pytest.mark.parametrize(
     ("row", "sft", "reason"),
     [
-        (UNPAIRED, False, "the row is unpaired: it has one answer with a label, which needs kto; training_mode sft "
-         "uses answers with a true label"),
+        (UNPAIRED, False, "the row is unpaired: it has one answer with a label, and training needs a chosen and a "
+         "rejected one; training_mode sft uses answers with a true label"),
         ({**UNPAIRED, "label": False}, True, "the label of the answer is false, and sft trains on good answers only"),
         ({**UNPAIRED, "label": None}, True, "label is null; true (a good answer) or false is needed"),
         ({**UNPAIRED, "label": 0.5}, True, "label is 0.5; true (a good answer) or false is needed"),
@@ -503,7 +503,7 @@ def test_messages_in_text_that_cannot_be_parsed_are_refused(text: str) -> None:
     (skipped,) = read([{"prompt": text, "chosen": GOOD, "rejected": BAD}], [example("standard")])
     assert isinstance(skipped, SkippedRow)
     assert skipped.reason == (
-        "prompt begins like messages in a text, but is neither JSON nor a Python value; write it as JSON"
+        "prompt begins like messages in a text, but is neither JSON nor a Python value of messages; write it as JSON"
     )
 
 

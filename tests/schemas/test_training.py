@@ -44,7 +44,7 @@ def test_defaults_are_those_documented() -> None:
     assert {name: config[name] for name in DEFAULTS} == DEFAULTS
     assert config["dataset"]["source"]["split"] == "train"
     assert config["dataset"]["format"] == {
-        "format_type": "chatml", "custom_templates": None, "enable_thinking": True,
+        "format_type": "chatml", "custom_templates": None, "enable_thinking": True, "system_as_user": False,
     }  # fmt: skip
     assert (config["dataset"]["test_size"], config["dataset"]["max_samples"]) == (0.01, None)
 

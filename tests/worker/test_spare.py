@@ -67,7 +67,7 @@ class Spare:
 
     def until_ready(self) -> None:
         """Wait until the imports are complete, which the process title shows."""
-        until(lambda: psutil.Process(self.process.pid).cmdline()[0] == "merlina spare", 120, "the imports")
+        until(lambda: psutil.Process(self.process.pid).cmdline()[:1] == ["merlina spare"], 120, "the imports")
 
     def order(self, role: str, arguments: Sequence[str], files: Sequence[int], **environment: str) -> None:
         order = {"role": role, "arguments": arguments, "environment": child_environment() | environment}

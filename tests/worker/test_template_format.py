@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import pytest
@@ -234,3 +235,82 @@ def test_a_template_without_tools_refuses_them(tokenizer: Any) -> None:
         encode(tokenizer, PLAIN["chatml"], Pair((QUESTION,), *answers, tools=TOOLS))
     with pytest.raises(UnusableRowError, match="chat template ignores tool_calls"):
         encode(tokenizer, PLAIN["chatml"], Pair((QUESTION,), Message("assistant", "", tool_calls=(CALL,)), None))
+
+
+def test_a_pair_whose_answers_the_template_renders_as_the_same_text_is_refused(tokenizer: Any) -> None:
+    call_alone = PLAIN["tools section"].replace(
+        "{{ m.content }}{% for", "{% if not m.tool_calls %}{{ m.content }}{% endif %}{% for"
+    )
+    answers = (Message("assistant", text, tool_calls=(CALL,)) for text in ("Good.", "Bad."))
+    with pytest.raises(UnusableRowError, match="renders both answers as the same text"):
+        encode(tokenizer, call_alone, Pair((QUESTION,), *answers, tools=TOOLS))
+
+
+def test_results_of_tools_that_the_template_drops_are_refused(tokenizer: Any) -> None:
+    prompt = (QUESTION, Message("assistant", "", tool_calls=(CALL,)), Message("tool", "Rhine"))
+    dropping = PLAIN["tools section"].replace("{{ m.content }}", "{{ m.content if m.role != 'tool' }}")
+    with pytest.raises(UnusableRowError, match="ignores messages with the role tool"):
+        encode(tokenizer, dropping, Pair(prompt, assistant("The Rhine."), None, tools=TOOLS))
+
+
+def test_a_template_that_needs_the_calls_of_a_conversation_is_followed(tokenizer: Any) -> None:
+    strict = (
+        "{% for m in messages %}{% if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls %}"
+        "{{ raise_exception('no call before this result') }}{% endif %}{% endfor %}" + PLAIN["tools section"]
+    )
+    prompt = (QUESTION, Message("assistant", "", tool_calls=(CALL,)), Message("tool", "Rhine"))
+    made = encode(tokenizer, strict, Pair(prompt, assistant("The Rhine."), None, tools=TOOLS))
+    assert made.text.chosen == "The Rhine.<|im_end|>"
+
+
+QWEN_LIKE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% set thought = '' %}"
+    "{% set text = m.content %}{% if m.reasoning_content is string %}{% set thought = m.reasoning_content %}"
+    "{% elif '</think>' in text %}{% set thought = text.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set text = text.split('</think>')[-1].lstrip('\n') %}{% endif %}{{ '<think>\n' + thought.strip('\n') + "
+    "'\n</think>\n\n' + text }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought"), [("The tag </think> matters.", "why"), ("A", "I should emit <think> first")]
+)
+def test_texts_that_mention_the_tags_are_trained_whole(tokenizer: Any, text: str, thought: str) -> None:
+    answer = assistant(text, thought)
+    made = encode(tokenizer, QWEN_LIKE, Pair((QUESTION,), answer, assistant("No.")))
+    assert made.text.prompt + made.text.chosen == rendered(tokenizer, (QUESTION, answer), opens=False).rstrip()
+
+
+@pytest.mark.parametrize("text", ["Close it with </think> and go on.", "It writes <think>...</think> first."])
+def test_a_text_that_mentions_a_thought_has_none(tokenizer: Any, text: str) -> None:
+    for template in (PLAIN["chatml"], OPENS_THOUGHT["opens a thought and keeps it"]):
+        for thinks in (True, False):
+            made = encode(tokenizer, template, Pair((QUESTION,), assistant(text), None), enable_thinking=thinks)
+            assert made.text.chosen == f"{text}<|im_end|>"
+            assert not made.text.remarks
+
+
+def test_a_moved_prompt_keeps_what_the_template_puts_before_every_answer(tokenizer: Any) -> None:
+    template = MOVES_SYSTEM["system message before the generation prompt"].replace(
+        "{{ m.content }}<|eot|>", "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}{{ m.content }}<|eot|>"
+    )
+    made = encode(tokenizer, template, Pair(PROMPTS["system"], assistant("The Rhine."), assistant("A hill.", "why")))
+    assert made.text.prompt == rendered(tokenizer, PROMPTS["system"], opens=True)
+    assert made.text.chosen == "<think>\n\n</think>\n\nThe Rhine.<|eot|>"
+    assert made.text.rejected == "<think>\nwhy\n</think>\n\nA hill.<|eot|>"
+
+
+def test_a_generation_prompt_that_closes_a_thought_does_not_precede_one(tokenizer: Any) -> None:
+    template = "{% for m in messages %}<|turn|>{{ m.role }}<|msg|>{{ '</think>' if m.role == 'assistant' }}"
+    template += "{{ m.content.split('</think>')[-1] }}<|eot|>{% endfor %}"
+    template += "{% if add_generation_prompt %}<|turn|>assistant<|msg|></think>{% endif %}"
+    made = encode(tokenizer, template, Pair((QUESTION,), assistant("The Rhine.", "why"), assistant("A hill.", "so")))
+    assert made.text.prompt.endswith("<|turn|>assistant<|msg|>")
+    assert made.text.chosen == "<think>\nwhy\n</think>\n\nThe Rhine.<|eot|>"
+
+
+def test_blanks_at_the_beginning_take_no_time(tokenizer: Any) -> None:
+    began = time.monotonic()
+    encode(tokenizer, PLAIN["chatml"], Pair((QUESTION,), assistant(" \n" * 20_000 + "a"), None))
+    assert time.monotonic() - began < 20  # minutes, if the search for a thought were quadratic

@@ -63,13 +63,16 @@ def _without_unused_thoughts(pair: Pair, spec: DatasetFormat) -> Pair:
     if spec.format_type not in _FORMATS_WITH_THOUGHTS:
         has_thoughts = any(turn.reasoning for turn in pair.answers)
         return _without_thoughts(pair, lambda turn: replace(turn, reasoning=None)) if has_thoughts else pair
-    has_thoughts = any(with_separate_thought(turn).reasoning for turn in pair.answers)
+    has_thoughts = any(with_separate_thought(turn).reasoning is not None for turn in pair.answers)
     return _without_thoughts(pair, without_thought) if has_thoughts and not spec.enable_thinking else pair
 
 
 def _without_thoughts(pair: Pair, remove: Callable[[Message], Message]) -> Pair:
     rejected = None if pair.rejected is None else remove(pair.rejected)
-    return replace(pair, chosen=remove(pair.chosen), rejected=rejected)
+    without = replace(pair, chosen=remove(pair.chosen), rejected=rejected)
+    if not all(turn.has_content for turn in without.answers):
+        raise UnusableRowError("an answer consists of its thought alone, which is not trained here", "empty_side")
+    return without
 
 
 def _chatml(pair: Pair, _spec: DatasetFormat) -> Rendered:
@@ -84,7 +87,13 @@ def _qwen3(pair: Pair, spec: DatasetFormat) -> Rendered:
     prompt = _chatml_prompt(pair.prompt)
     if not spec.enable_thinking:
         return _ended(f"{prompt}<think>\n\n</think>\n\n", pair, "<|im_end|>")
-    return render_answers(prompt, pair, lambda answer: f"{thought_text(answer)}{answer.content}<|im_end|>")
+    return render_answers(prompt, pair, lambda answer: f"{_with_thought(answer)}<|im_end|>")
+
+
+def _with_thought(answer: Message) -> str:
+    separate = with_separate_thought(answer)
+    is_complete = answer.content.lstrip().startswith("<think>")
+    return answer.content if is_complete and not answer.reasoning else thought_text(separate) + separate.content
 
 
 def _llama3(pair: Pair, _spec: DatasetFormat) -> Rendered:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from merlina.errors import DataError, shorten
@@ -91,5 +91,7 @@ class Pair:
 
     @property
     def has_identical_answers(self) -> bool:
-        """Whether both answers are the same text, apart from surrounding whitespace."""
-        return self.rejected is not None and self.chosen.content.strip() == self.rejected.content.strip()
+        """Whether both answers are the same, apart from whitespace around their texts."""
+        if self.rejected is None or self.chosen.content.strip() != self.rejected.content.strip():
+            return False
+        return replace(self.chosen, content="") == replace(self.rejected, content="")

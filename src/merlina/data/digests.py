@@ -6,16 +6,22 @@ from collections.abc import Sequence
 
 from xxhash import xxh3_64_intdigest
 
-from merlina.data.conversation import Pair
+from merlina.data.conversation import Message, Pair
 
 
 def prompt_digest(pair: Pair) -> int:
-    return _digest([part for turn in pair.prompt for part in (turn.role, turn.content.strip())])
+    tools = [repr(pair.tools)] if pair.tools else []
+    return _digest([*tools, *(part for turn in pair.prompt for part in (turn.role, *_parts(turn)))])
 
 
 def pair_digest(pair: Pair, prompt: int) -> int:
     """Return the digest of a pair whose prompt has the digest `prompt`."""
-    return _digest([f"{prompt:x}", *(turn.content.strip() for turn in pair.answers)])
+    return _digest([f"{prompt:x}", *(part for turn in pair.answers for part in _parts(turn))])
+
+
+def _parts(turn: Message) -> list[str]:
+    others = (turn.reasoning, turn.tool_calls)
+    return [turn.content.strip(), repr(others)] if any(others) else [turn.content.strip()]
 
 
 def _digest(parts: Sequence[str]) -> int:

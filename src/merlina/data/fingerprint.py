@@ -22,7 +22,7 @@ class FingerprintBuilder:
         # Before reading: a file that is replaced meanwhile must appear replaced.
         self._stamp = stamp(file) if file is not None else None
         self._digests: list[xxh3_64] = []
-        self._latest = 0
+        self._latest: int | None = None
         self.rows = 0
 
     def add(self, pair: Pair) -> None:
@@ -58,6 +58,11 @@ def _content(pair: Pair) -> bytes:
     turns = [(message.role, message.content) for message in pair.prompt]
     rejected = pair.rejected.content if pair.rejected else None
     content = (pair.number, turns, pair.chosen.content, rejected, pair.chosen.reasoning)
-    others = [(place, turn.reasoning) for place, turn in enumerate((*pair.answers[1:], *pair.prompt)) if turn.reasoning]
-    # repr makes the boundaries between the parts unambiguous. `others` is omitted if empty, as by earlier versions.
-    return repr((*content, others) if others else content).encode("utf-8", "replace")
+    others = [
+        (place, turn.reasoning, turn.tool_calls, turn.tool_fields)
+        for place, turn in enumerate((*pair.answers, *pair.prompt))
+        if (turn.reasoning and place) or turn.tool_calls or turn.tool_fields
+    ]
+    # repr makes the boundaries between the parts unambiguous. What is empty is omitted, as by earlier versions.
+    added = [part for part in (others, pair.tools) if part]
+    return repr((*content, *added)).encode("utf-8", "replace")

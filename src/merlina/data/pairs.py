@@ -10,6 +10,7 @@ For sft, a row without a rejected answer becomes a demonstration.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from typing import Any
 from merlina.data.columns import guess_mapping
 from merlina.data.conversation import Message, Pair, UnusableRowError
 from merlina.data.readers.files import Row
+from merlina.data.thoughts import with_separate_thought
 from merlina.data.tools import read_tool_calls, read_tool_fields, read_tools
 
 # In lower case.
@@ -65,7 +67,7 @@ def to_demonstration(row: Row) -> Pair:
     Without a chosen column, the last turn of a conversation is the chosen answer. Raises UnusableRowError.
     """
     conversation = next((name for name in _CONVERSATION_COLUMNS if not is_missing(row.get(name))), None)
-    if "chosen" not in row and conversation is not None:
+    if is_missing(row.get("chosen")) and conversation is not None:
         row = {**{name: value for name, value in row.items() if name != conversation}, "chosen": row[conversation]}
     chosen = _turns(row, "chosen", "assistant")
     pair = Pair(
@@ -79,6 +81,7 @@ def to_demonstration(row: Row) -> Pair:
 
 
 def _check_encodable(pair: Pair) -> None:
+    _check_tools(pair)
     # Nearly all texts are ASCII, which Python knows without reading them.
     if all(turn.content.isascii() and turn.reasoning is None for turn in (*pair.prompt, *pair.answers)):
         return
@@ -86,6 +89,14 @@ def _check_encodable(pair: Pair) -> None:
     for name, turn in zip(names, (*pair.prompt, *pair.answers), strict=False):
         _check_text(name, turn.content)
         _check_text("reasoning", turn.reasoning or "")
+
+
+def _check_tools(pair: Pair) -> None:
+    described: list[Any] = [pair.tools]
+    for turn in (*pair.prompt, *pair.answers):
+        described += [turn.tool_calls, turn.tool_fields]
+    for part in filter(None, described):
+        _check_text("tools", json.dumps(part, ensure_ascii=False, default=str))
 
 
 def _check_text(name: str, text: str) -> None:
@@ -122,8 +133,9 @@ def _missing(column: str, columns: Sequence[str]) -> str:
 def _message(item: Any, column: str) -> Message:
     if not isinstance(item, dict):
         raise UnusableRowError(f"{column} contains {type(item).__name__}s instead of messages")
-    role = item.get("role", item.get("from"))
-    content = item.get("content", item.get("value"))
+    # Columnar files add keys without a value.
+    role = item["from"] if item.get("role") is None and "from" in item else item.get("role")
+    content = item["value"] if item.get("content") is None and "value" in item else item.get("content")
     known = _ROLES.get(role.lower()) if isinstance(role, str) else None
     if known is None:
         raise UnusableRowError(f"{column} has a message with the role {role!r}; supported are {', '.join(_ROLES)}")
@@ -137,8 +149,20 @@ def _message(item: Any, column: str) -> Message:
     if not isinstance(content, str):
         raise UnusableRowError(f"{column} has a message with the role {role!r} but without text")
     if known == "assistant":
-        return Message(known, content, _own_reasoning(item, column), calls)
+        message = Message(known, content, _own_reasoning(item, column), calls)
+        # A thought that is there twice, inline and in a key of its own, is kept in its key.
+        return message if message.reasoning is None else _without_inline_thought(message)
     return Message(known, content, tool_fields=read_tool_fields(item)) if known == "tool" else Message(known, content)
+
+
+def is_role(value: Any) -> bool:
+    """Return whether a value is the name of a role."""
+    return isinstance(value, str) and value.lower() in _ROLES
+
+
+def _without_inline_thought(message: Message) -> Message:
+    separate = with_separate_thought(replace(message, reasoning=None))
+    return replace(message, content=separate.content)
 
 
 def _own_reasoning(item: dict[str, Any], column: str) -> str | None:
@@ -192,25 +216,33 @@ def _answer(turns: Sequence[Message], column: str, row: Row) -> Message:
         raise UnusableRowError(f"{column} is empty", "empty_side")
     if turn.reasoning is not None or (thought := _optional_text(row, "reasoning")) is None:
         return turn
-    return replace(turn, reasoning=thought)
+    has_inline_thought = with_separate_thought(turn).reasoning is not None
+    return turn if has_inline_thought else replace(turn, reasoning=thought)
 
 
 def _prompt(row: Row, shared: list[Message]) -> list[Message]:
     """Return the turns before the answer: from the prompt or a conversation column, or shared by both answers."""
     column = _prompt_column(row)
     given = _turns(row, column, "user") if column else []
-    given = _joined(given, shared)
-    if not given:
+    # Some data sets repeat the chosen answer at the end of the conversation.
+    asked = _without_last_answers(given) if column in _CONVERSATION_COLUMNS else given
+    joined = _joined(asked, shared)
+    if joined is None and asked != given:
+        joined = _joined(given, shared)
+    if joined is None:
+        raise UnusableRowError(
+            f"{column} and the beginning of chosen and rejected are different questions; remove one of them",
+            "differing_prompts",
+        )
+    if not joined:
         if "prompt" in row:
             raise UnusableRowError("prompt is empty", "empty_side")
         _turns(row, "prompt", "user")
-    while given and given[-1].role == "assistant" and column in _CONVERSATION_COLUMNS:
-        given = given[:-1]  # some data sets repeat the chosen answer at the end of the conversation
-    if not given or given[-1].role not in ("user", "tool"):
+    if not joined or joined[-1].role not in ("user", "tool"):
         raise UnusableRowError(f"{column or 'the prompt'} does not end with a user turn")
-    if not given[-1].content.strip():
+    if not joined[-1].content.strip():
         raise UnusableRowError("prompt is empty", "empty_side")
-    return given
+    return joined
 
 
 def _prompt_column(row: Row) -> str | None:
@@ -219,13 +251,21 @@ def _prompt_column(row: Row) -> str | None:
     return next((name for name in _CONVERSATION_COLUMNS if not is_missing(row.get(name))), None)
 
 
-def _joined(given: list[Message], shared: list[Message]) -> list[Message]:
+def _without_last_answers(turns: list[Message]) -> list[Message]:
+    kept = list(turns)
+    while kept and kept[-1].role == "assistant":
+        kept.pop()
+    return kept
+
+
+def _joined(given: list[Message], shared: list[Message]) -> list[Message] | None:
     """Return the turns of the prompt column, followed by those that both answers share, without their overlap.
 
     Data sets repeat the prompt in the answers in different ways: completely, its last turn, or the turns before it.
+    None if they do not overlap and one does not continue the other: both end with a question of the user.
     """
-    if not shared:
-        return given
+    if not shared or not given:
+        return shared or given
     texts = [turn.content.strip() for turn in given]
     repeated = [turn.content.strip() for turn in shared]
     if texts in (repeated[: len(texts)], repeated[len(repeated) - len(texts) :]):
@@ -233,6 +273,8 @@ def _joined(given: list[Message], shared: list[Message]) -> list[Message]:
     overlap = next(
         size for size in range(min(len(texts), len(repeated)), -1, -1) if texts[len(texts) - size :] == repeated[:size]
     )
+    if overlap == 0 and given[-1].role == "user":
+        return None
     return given + shared[overlap:]
 
 

@@ -91,19 +91,31 @@ class TemplateFormat:
 
     def _refuse_ignored_tools(self, pair: Pair) -> None:
         """Raise UnusableRowError if the pair has tools or calls that the template does not render."""
-        if not (pair.tools or any(turn.tool_calls for turn in (*pair.prompt, *pair.answers))):
+        if not (pair.tools or any(turn.tool_calls or turn.role == "tool" for turn in (*pair.prompt, *pair.answers))):
             return
-        for name, without in (("tools", replace(pair, tools=())), ("tool_calls", _without_calls(pair))):
-            ignored = without != pair and any(
-                self.finished(pair, answer) == self.finished(without, other)
-                for answer, other in zip(pair.answers, without.answers, strict=True)
-                if name == "tools" or answer != other or pair.prompt != without.prompt
-            )
-            if ignored:
+        variants = {
+            "tools": replace(pair, tools=()),
+            "tool_calls": _without_calls(pair),
+            "messages with the role tool": _with_other_results(pair),
+        }
+        for name, without in variants.items():
+            if without != pair and self._renders_the_same(pair, without):
                 raise UnusableRowError(
                     f"the model's chat template ignores {name}; use a model whose chat template renders them, or "
                     "remove them from the rows"
                 )
+
+    def _renders_the_same(self, pair: Pair, other: Pair) -> bool:
+        """Return whether an answer that differs, with its prompt, from the other pair's is the same text."""
+        differing = [
+            (answer, others)
+            for answer, others in zip(pair.answers, other.answers, strict=True)
+            if (pair.tools, pair.prompt, answer) != (other.tools, other.prompt, others)
+        ]
+        try:
+            return any(self.finished(pair, answer) == self.finished(other, others) for answer, others in differing)
+        except UnusableRowError:
+            return False  # a template that refuses one of the two does not ignore what differs
 
     def _accepts(self, pair: Pair) -> bool:
         try:
@@ -122,9 +134,9 @@ class TemplateFormat:
             self._next_turn = self._find_next_turn(pair)
         return self._whole_turn(pair, answer).removesuffix(self._next_turn)
 
-    def head(self, pair: Pair, finished: Sequence[str] = ()) -> str:
-        """Return what a finished turn has in front of any answer, including those in `finished`."""
-        return _common_beginning([*(self.finished(pair, answer) for answer in _OTHER_ANSWERS), *finished])
+    def head(self, pair: Pair) -> str:
+        """Return what a finished turn has in front of any answer without a thought."""
+        return _common_beginning([self.finished(pair, answer) for answer in _OTHER_ANSWERS])
 
     def _find_next_turn(self, pair: Pair) -> str:
         """Return what the template puts after the end of every answer: whitespace, or a generation prompt."""
@@ -164,6 +176,11 @@ class _PairRendering:
         if any(turn.role == "system" and turn.content.strip() not in self._opened for turn in self._pair.prompt):
             self._remarks.add("system_dropped")
         answers = [text[begins:] for text in finished]
+        if len(set(answers)) < len(answers) and not self._pair.has_identical_answers:
+            raise UnusableRowError(
+                "the model's chat template renders both answers as the same text, for instance a tool call without the "
+                "text beside it"
+            )
         return Rendered(prompt, answers[0], (*answers[1:], None)[0], form, frozenset(self._remarks))
 
     def _divide(self, finished: Sequence[str]) -> tuple[str, int, str]:
@@ -171,11 +188,20 @@ class _PairRendering:
         opened = self._opened
         if all(text.startswith(opened) for text in finished):
             return opened, len(opened), _CONTINUES
-        head = self._how.head(self._pair, finished)
+        head = self._head(finished)
         if opened.startswith(head):
             return head, len(head), _FINISHED_TURN.format(tail=opened[len(head) :])
         self._remarks.add("prompt_rearranged")
-        return without_opened_thought(opened), len(head), _REARRANGED
+        # What the template puts in front of every answer belongs to the answer.
+        begins = len(without_opened_thought(without_empty_thought(head)))
+        return without_opened_thought(without_empty_thought(opened)), begins, _REARRANGED
+
+    def _head(self, finished: Sequence[str]) -> str:
+        """Return what these finished turns have in front of their answers and thoughts."""
+        head = self._how.head(self._pair)
+        if all(text.startswith(head) for text in finished):
+            return head
+        return _common_beginning([without_empty_thought(head), *finished])
 
     def _finished(self, answer: Message) -> str:
         """Return the finished turn with the answer's thought once and closed."""
@@ -185,19 +211,23 @@ class _PairRendering:
         thought = thought_text(separate)
         inline = replace(separate, content=thought + separate.content, reasoning=None)
         plain = self._how.finished(self._pair, replace(separate, reasoning=None))
-        # As the row has it, then in the other notations.
-        for written in (answer, separate, inline):
+        as_given = answer if answer.reasoning else replace(answer, content=answer.content.lstrip())
+        for written in (as_given, separate, inline):
             text = self._how.finished(self._pair, written)
-            if text != plain and self._has_one_thought(text, is_inline=written.reasoning is None):
+            if text != plain and self._has_one_thought(text, separate, is_inline=written.reasoning is None):
                 return text
         self._remarks.add("thought_restored")
-        head = self._how.head(self._pair, [plain])
+        head = self._how.head(self._pair)
         return without_empty_thought(head) + thought + plain[len(head) :]
 
-    def _has_one_thought(self, finished: str, *, is_inline: bool) -> bool:
-        """Return whether the answer has one closed thought; templates may have other tags for one in `reasoning`."""
-        before = count_tags(without_opened_thought(without_empty_thought(self._opened)))
-        added = tuple(count - earlier for count, earlier in zip(count_tags(finished), before, strict=True))
+    def _has_one_thought(self, finished: str, answer: Message, *, is_inline: bool) -> bool:
+        """Return whether the answer has one closed thought; templates may have other tags for one in `reasoning`.
+
+        The thought and the content of `answer` may mention tags, which do not count.
+        """
+        before = without_opened_thought(without_empty_thought(self._opened))
+        mentioned = count_tags(f"{before} {answer.reasoning} {answer.content}")
+        added = tuple(count - others for count, others in zip(count_tags(finished), mentioned, strict=True))
         return added == (1, 1) or (added == (0, 0) and not is_inline)
 
 
@@ -206,6 +236,11 @@ def _without_calls(pair: Pair) -> Pair:
         tuple(replace(turn, tool_calls=()) for turn in turns) for turns in (pair.prompt, *zip(pair.answers))
     )
     return replace(pair, prompt=prompt, chosen=chosen[0], rejected=rejected[0][0] if rejected else None)
+
+
+def _with_other_results(pair: Pair) -> Pair:
+    prompt = (replace(turn, content=f"{turn.content} 0") if turn.role == "tool" else turn for turn in pair.prompt)
+    return replace(pair, prompt=tuple(prompt))
 
 
 def _common_beginning(texts: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """Thoughts of an assistant: the text between <think> and </think> that precedes its answer.
 
 A row has a thought as `reasoning` of a message, or inline at the beginning of its content. Answers that were recorded
-after a generation prompt with an opened thought lack the opening tag.
+after a generation prompt with an opened thought lack the opening tag; then the closing tag begins or ends a line, since
+a text may also mention it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from dataclasses import replace
 
 from merlina.data.conversation import Message
 
-_INLINE = re.compile(r"\s*(?:<think>)?(.*?)</think>\s*(.*)", re.DOTALL)
-_EMPTY = re.compile(r"<think>\s*</think>\s*\Z")
+_OPENING, _CLOSING = "<think>", "</think>"
+# Also the end of one, with which some generation prompts state that the answer has no thought.
+_EMPTY = re.compile(r"(?:<think>\s*)?</think>\s*\Z")
 _OPENED = re.compile(r"<think>\s*\Z")
 
 
@@ -20,8 +22,17 @@ def with_separate_thought(message: Message) -> Message:
     """Return the assistant's message with an inline thought moved to `reasoning`."""
     if message.role != "assistant" or message.reasoning is not None:
         return message
-    found = _INLINE.fullmatch(message.content)
-    return message if found is None else replace(message, content=found[2], reasoning=found[1].strip())
+    thought, closing, content = message.content.partition(_CLOSING)
+    if not closing or not _is_thought(thought, content):
+        return message
+    return replace(message, content=content.lstrip(), reasoning=thought.lstrip().removeprefix(_OPENING).strip())
+
+
+def _is_thought(before: str, after: str) -> bool:
+    """Return whether a closing tag between these texts ends a thought at the beginning of an answer."""
+    if before.lstrip().startswith(_OPENING):
+        return True
+    return _OPENING not in before and (before.endswith("\n") or after.startswith("\n") or not after)
 
 
 def without_thought(message: Message) -> Message:
@@ -46,4 +57,4 @@ def without_opened_thought(text: str) -> str:
 
 def count_tags(text: str) -> tuple[int, int]:
     """Return the numbers of opening and of closing tags."""
-    return text.count("<think>"), text.count("</think>")
+    return text.count(_OPENING), text.count(_CLOSING)

@@ -13,7 +13,7 @@ _FIELDS_OF_TOOL_MESSAGES = ("name", "tool_call_id")
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """Return the descriptions of tools in a `tools` column: objects, or their JSON. Raises UnusableRowError."""
-    tools = _parsed(value)
+    tools = _parsed(value) or []
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise UnusableRowError("tools is not a list of objects, each with the name and parameters of a function")
     return tuple(map(_without_nulls, tools))
@@ -22,6 +22,8 @@ def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
 def read_tool_calls(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
     """Return the calls of an assistant's message, with `arguments` as an object. Raises UnusableRowError."""
     calls = _parsed(value) or []
+    if isinstance(calls, Mapping):
+        calls = [calls]
     if not isinstance(calls, list):
         raise UnusableRowError(f"{column} has tool_calls that are not a list")
     return tuple(_call(item, column) for item in calls)
@@ -36,7 +38,7 @@ def _call(item: Any, column: str) -> Mapping[str, Any]:
     function = item.get("function", item) if isinstance(item, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UnusableRowError(f"{column} has a tool call without the name of a function")
-    arguments = _parsed(function.get("arguments", {}))
+    arguments = _without_nulls(_parsed(function.get("arguments") or {}))
     call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {**call, "id": item["id"]} if isinstance(item.get("id"), str) else call
 

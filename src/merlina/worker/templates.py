@@ -113,7 +113,8 @@ class TokenizerTemplate:
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
-        return tuple(str(token) for token in self.tokenizer.added_tokens_decoder.values())
+        added = self.tokenizer.added_tokens_decoder.values()
+        return tuple(str(token) for token in added if token.special and str(token).strip())
 
     def render(
         self,

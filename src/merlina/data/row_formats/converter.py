@@ -48,8 +48,9 @@ def has(row: Row, *names: str) -> bool:
 
 
 def first_of(row: Row, names: Iterable[str]) -> str | None:
-    """Return the first of the names that is a column of the row."""
-    return next((name for name in names if name in row), None)
+    """Return the first of the names that is a column of the row, preferably one with a value."""
+    found = [name for name in names if name in row]
+    return next((name for name in found if row[name] is not None), found[0] if found else None)
 
 
 def value_of(row: Row, *names: str) -> Any:

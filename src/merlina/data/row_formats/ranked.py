@@ -48,16 +48,20 @@ def _has_items(row: Row, column: str, keys: tuple[str, ...]) -> bool:
 def _from_items(row: Row, column: str, keys: tuple[str, ...], sign: int) -> RankedAnswers:
     """Return the answers in a column of objects with one of the keys as score; with sign -1, the lowest is best."""
     items = _list(value_of(row, column), column)
-    answers = []
-    for place, item in enumerate(items, start=1):
+    for item in items:
         if not isinstance(item, dict):
             raise UnusableRowError(f"{column} contains {type(item).__name__}s instead of objects with an answer")
-        key, text = first_of(item, keys), first_of(item, _TEXTS)
+    # Scores of different scales cannot be compared.
+    in_all = (name for name in keys if all(item.get(name) is not None for item in items))
+    key = next(in_all, first_of(items[0], keys) if items else None) or keys[0]
+    answers = []
+    for place, item in enumerate(items, start=1):
+        text = first_of(item, _TEXTS)
         if text is None:
             raise UnusableRowError(
                 f"answer {place} of {column} has no text; one of the keys {', '.join(_TEXTS)} is needed"
             )
-        answers.append((sign * _score(item.get(key or keys[0]), key or keys[0], place), item[text]))
+        answers.append((sign * _score(item.get(key), key, place), item[text]))
     return RankedAnswers(_question(row), tuple(answers))
 
 

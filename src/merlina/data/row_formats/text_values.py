@@ -14,6 +14,7 @@ from collections.abc import Collection
 from typing import Any
 
 from merlina.data.conversation import UnusableRowError
+from merlina.data.pairs import is_role
 from merlina.data.readers.files import Row
 
 # Columns that hold no text in the formats that have them. Others are parsed only if they contain messages.
@@ -23,7 +24,7 @@ _STRUCTURED = frozenset(
 _MAX_PYTHON_CHARACTERS = 200_000
 _OPENING = frozenset("[{")
 _KEYS = ("role", "from", "content", "value")
-_MESSAGE = re.compile(rf"""\[?\s*\{{\s*['"]({"|".join(_KEYS)})['"]\s*:""")
+_MESSAGE = re.compile(rf"""\[\s*\{{\s*['"]({"|".join(_KEYS)})['"]\s*:|\{{\s*['"](role|from)['"]\s*:""")
 # In the text of a value, a line break inside a string is written as \n, so that this one is between two objects.
 _BETWEEN_OBJECTS = re.compile(r"\}\s*\n\s*\{")
 
@@ -57,9 +58,10 @@ def _value(column: str, text: str) -> Any:
     value = _parse(text)
     if _is_structure(value, column):
         return value
-    if looks_like_messages:
+    if looks_like_messages and (value is None or (isinstance(value, list) and any(map(_is_message, value)))):
         raise UnusableRowError(
-            f"{column} begins like messages in a text, but is neither JSON nor a Python value; write it as JSON"
+            f"{column} begins like messages in a text, but is neither JSON nor a Python value of messages; write it as "
+            "JSON"
         )
     return None
 
@@ -74,7 +76,7 @@ def _is_structure(value: Any, column: str) -> bool:
 
 
 def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and ("role" in value or "from" in value)
+    return isinstance(value, dict) and is_role(value.get("role", value.get("from")))
 
 
 def _parse(text: str) -> Any:

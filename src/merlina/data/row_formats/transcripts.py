@@ -58,6 +58,8 @@ def _messages(parts: list[str]) -> list[dict[str, str]]:
 def _fits(row: Row) -> bool:
     prompt = row.get("prompt")
     if isinstance(prompt, str) and "chosen" in row:
+        if is_transcript(row["chosen"]) and is_transcript(row.get("rejected", row["chosen"])):
+            return True
         return is_transcript(prompt) and prompt.rstrip().endswith("\n\nAssistant:")
     return prompt is None and is_transcript(row.get("chosen")) and is_transcript(row.get("rejected"))
 
@@ -66,6 +68,10 @@ def _convert(row: Row) -> Row:
     """Return chosen and rejected as messages, or as text after a prompt of messages."""
     parts = {name: row[name] for name in ("chosen", "rejected") if name in row}
     if (prompt := row.get("prompt")) is not None:
+        if any(map(is_transcript, parts.values())):
+            # Whole conversations, whose common beginning is the prompt.
+            whole = {name: turns_of(_text(value, name), name) for name, value in parts.items()}
+            return standard_row(row, prompt=question_turns(_text(prompt, "prompt"), "prompt"), **whole)
         parts = {name: _stripped(value) for name, value in parts.items()}
         return standard_row(row, prompt=question_turns(_text(prompt, "prompt"), "prompt"), **parts)
     value_of(row, "chosen")

@@ -21,10 +21,12 @@ from merlina.data.row_formats.instructions import instruction_turns
 _PROMPTS = ("prompt", "question", "query", "input")
 _ANSWERS = ("completion", "response", "answer", "output")
 _LABELS = ("label", "kto_tag", "feedback", "thumbs_up", "thumbs", "thumb")
-_TRUE = frozenset({"true", "1", "good", "desirable", "thumbs_up", "thumbs up", "up", "like", "liked", "positive", "👍"})
+_TRUE = frozenset(
+    {"true", "yes", "1", "good", "desirable", "thumbs_up", "thumbs up", "up", "like", "liked", "positive", "👍"}
+)
 _FALSE = frozenset(
-    {"false", "0", "-1", "bad", "undesirable", "thumbs_down", "thumbs down", "down", "dislike", "disliked", "negative"}
-    | {"👎"}
+    {"false", "no", "0", "-1", "bad", "undesirable", "thumbs_down", "thumbs down", "down", "dislike", "disliked"}
+    | {"negative", "👎"}
 )
 
 
@@ -43,8 +45,8 @@ def refuse_unpaired(row: Row, *, needs_rejected: bool) -> None:
     """Raise UnusableRowError if a converted row cannot be used: pairs are needed, or the label is false."""
     if needs_rejected:
         raise UnusableRowError(
-            "the row is unpaired: it has one answer with a label, which needs kto; training_mode sft uses answers "
-            "with a true label"
+            "the row is unpaired: it has one answer with a label, and training needs a chosen and a rejected one; "
+            "training_mode sft uses answers with a true label"
         )
     if not row["label"]:
         raise UnusableRowError("the label of the answer is false, and sft trains on good answers only")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +44,6 @@ class DataLoading:
         self._vocabulary_size = vocabulary_size
         self._reporter = reporter
         self._store = TokenStore()
-        self._numbers = array("q")  # the row numbers of all pairs
 
     def load(self, rows: PairRows, file: Path | None) -> tuple[TrainingData, Fingerprint]:
         """Return the usable pairs, and the fingerprint of all rows. Reports findings.
@@ -59,9 +57,10 @@ class DataLoading:
                 self._store.add(outcome[1])
         if digest.rows == 0:
             raise DataError(examiner.why_none_is_usable())
-        held_out = held_out_rows(self._numbers, self._config.dataset.test_size, self._config.seed)
+        numbers = self._store.rows
+        held_out = held_out_rows(numbers.tolist(), self._config.dataset.test_size, self._config.seed)
         self._report_findings(examiner, held_out)
-        is_held_out = np.isin(self._store.rows, list(held_out))
+        is_held_out = np.isin(numbers, list(held_out))
         data = TrainingData(self._store.select(~is_held_out), self._store.select(is_held_out))
         if not data.training:
             raise DataError(
@@ -83,7 +82,6 @@ class DataLoading:
                     self._reporter.note("info", f"{count:,} pairs have been read and encoded so far")
             if isinstance(row, Pair):
                 digest.add(row)
-                self._numbers.append(row.number)
             yield row
 
     def _encode(self, pairs: Sequence[Pair]) -> Iterator[Converted[TokenPair] | UnusableRowError]:
