@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from merlina.worker.chat.detokenizer import Detokenizer
@@ -36,6 +36,7 @@ def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
 def test_no_character_is_split(by_bytes: Any, text: str) -> None:
+    assume(not any(token in text for token in by_bytes.all_special_tokens))  # they are no text
     found = pieces(by_bytes, by_bytes.encode(f"{text}<|im_end|>", add_special_tokens=False))
     assert "".join(found) == text.lstrip()
     assert not any("\ufffd" in piece for piece in found)
