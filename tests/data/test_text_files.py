@@ -54,7 +54,7 @@ def write(path: Path, data: bytes) -> Path:
 
 
 def endless(path: Path, suffix: str, before: bytes, megabytes: int) -> Path:
-    """Write a compressed file whose text ends with so many MiB of one letter."""
+    """Write a compressed file whose text ends with the given number of MiB of a single letter."""
     with pa.CompressedOutputStream(str(path), "gzip" if suffix == ".gz" else "zstd") as file:
         file.write(before)
         for _ in range(megabytes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import Any
 
 import pytest
@@ -310,7 +309,7 @@ def test_a_generation_prompt_that_closes_a_thought_does_not_precede_one(tokenize
     assert made.text.chosen == "<think>\nwhy\n</think>\n\nThe Rhine.<|eot|>"
 
 
-def test_blanks_at_the_beginning_take_no_time(tokenizer: Any) -> None:
-    began = time.monotonic()
-    encode(tokenizer, PLAIN["chatml"], Pair((QUESTION,), assistant(" \n" * 20_000 + "a"), None))
-    assert time.monotonic() - began < 20  # minutes, if the search for a thought were quadratic
+def test_the_search_for_a_thought_is_linear_in_the_length_of_the_answer(tokenizer: Any) -> None:
+    # A quadratic search in this answer would exceed the time limit of a test by far.
+    made = encode(tokenizer, PLAIN["chatml"], Pair((QUESTION,), assistant(" \n" * 200_000 + "a"), None))
+    assert made.text.chosen.endswith("\na<|im_end|>")

@@ -1,4 +1,4 @@
-"""Digests by which equal prompts and equal pairs are recognized, whatever whitespace surrounds their texts."""
+"""Digests that identify equal prompts and equal pairs; whitespace around their texts does not count."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class RowExaminer:
     """Collector of findings; `findings` may be called at any time.
 
     `markers` are those of the chat format. `unused_columns` are columns with text that is not trained on.
-    `expects_formatted` rows have a format already, with whichever markers.
+    With `expects_formatted`, markers of any chat format are expected.
 
     `longest`, `most_tokens` and `highest_id` are maxima over all Lengths, 0 without any; `highest_id_row` is the first
     row with that id.

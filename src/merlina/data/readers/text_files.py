@@ -1,4 +1,4 @@
-"""Text files as streams of UTF-8, whatever their encoding and compression."""
+"""Text files of any supported encoding and compression as streams of UTF-8."""
 
 from __future__ import annotations
 

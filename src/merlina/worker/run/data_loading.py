@@ -36,7 +36,7 @@ class TrainingData:
 
 
 class DataLoading:
-    """The rows of a run on their way to token ids; `vocabulary_size` is the number of token ids of the model."""
+    """Loads the rows of one run as token ids; `vocabulary_size` is the number of token ids of the model."""
 
     def __init__(self, config: TrainingConfig, encoder: PairEncoder, vocabulary_size: int, reporter: Reporter) -> None:
         self._config = config
