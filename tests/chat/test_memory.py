@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from merlina.chat.memory import ChatMemory
+from merlina.domain.units import MIB
 from merlina.errors import ConflictError
 from merlina.executors.chat_process import ChatProcess, Claim
 from merlina.hardware.gpus import Gpu
+from merlina.hardware.host import available_memory
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
@@ -75,6 +77,19 @@ def test_the_model_is_unloaded_only_if_a_run_needs_its_memory(machine: Machine, 
         machine.chat_memory.unload_for(machine.add(f"{needs}{gpus}", "initializing", gpus=gpus, memory_needed_mb=needs))
         assert machine.chat_process.status.state == "ready"
     machine.chat_memory.unload_for(machine.add("unknown", "initializing", gpus=[1], memory_needed_mb=None))
+    assert machine.chat_process.status.state == "empty"
+
+
+def test_the_memory_of_the_run_that_starts_is_counted_once(machine: Machine, trained: Trained) -> None:
+    load(machine.chat_process, trained.spec(), Claim(None, 500))
+    needed_mb = int(0.6 * available_memory() / MIB)
+    starts = machine.add("starts", "initializing", gpus=None, memory_needed_mb=needed_mb)
+    with machine.database.write() as connection:
+        jobs.change(connection, starts, {"attempt": starts.attempt + 1})
+    machine.chat_memory.unload_for(starts)
+    assert machine.chat_process.status.state == "ready"
+    machine.add("runs", "training", gpus=None, memory_needed_mb=needed_mb)
+    machine.chat_memory.unload_for(starts)
     assert machine.chat_process.status.state == "empty"
 
 

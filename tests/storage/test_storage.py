@@ -56,8 +56,15 @@ def test_the_queue_goes_by_priority_then_age(database: Database) -> None:
         waiting = jobs.queued(connection)
         assert [record.job_id for record in waiting] == ["c", "e", "a", "d", "b"]
         assert [jobs.queue_position(connection, record) for record in waiting] == [1, 2, 3, 4, 5]
-        assert jobs.counts(connection) == (6, 5, 1, 0)
+        assert jobs.counts(connection) == jobs.Counts(total=6, queued=5, running=1, paused=0, occupied_slots=1)
         assert [record.job_id for record in jobs.running(connection)] == ["r"]
+
+
+def test_a_deleted_job_occupies_its_slot_until_its_worker_has_ended(database: Database) -> None:
+    for state in ("queued", "training", "paused", "completed"):
+        add(database, state, state=state, deleting=True)
+    with database.read() as connection:
+        assert jobs.counts(connection) == jobs.Counts(total=0, queued=0, running=0, paused=0, occupied_slots=1)
 
 
 def test_a_change_is_made_only_if_the_job_is_unchanged_since_it_was_read(database: Database) -> None:

@@ -56,7 +56,7 @@ class ChatMemory:
         claim = status.claim
         if claim is None or not _on_same_device(claim, record):
             return
-        free = self._free_ram(record) if claim.gpu is None else _free_on_gpu(self.list_gpus(), claim.gpu)
+        free = self._free_ram(record.job_id) if claim.gpu is None else _free_on_gpu(self.list_gpus(), claim.gpu)
         if status.state == "loading":
             free -= claim.needed_mb
         if record.memory_needed_mb is None or record.memory_needed_mb > free:
@@ -75,14 +75,14 @@ class ChatMemory:
             wanted |= dict.fromkeys(record.gpus or [], f"is used by {record.job_id}")
         return wanted
 
-    def _free_ram(self, starting: JobRecord | None = None) -> int:
-        """Return the MiB that are available, less what running jobs have yet to allocate. `starting` is not counted."""
+    def _free_ram(self, starting_id: str | None = None) -> int:
+        """Return the MiB that are available, less what running jobs other than `starting_id` have yet to allocate."""
         with self.database.read() as connection:
             running = jobs.running(connection)
         yet_to_allocate = sum(
             max(0, record.memory_needed_mb - self._resident_mb(record))
             for record in running
-            if record.gpus is None and record.memory_needed_mb is not None and record != starting
+            if record.gpus is None and record.memory_needed_mb is not None and record.job_id != starting_id
         )
         return available_memory() // MIB - yet_to_allocate
 

@@ -128,16 +128,28 @@ def queue_position(connection: Connection, record: JobRecord) -> int:
     return 1 + int(connection.execute(query).scalar_one())
 
 
-def counts(connection: Connection) -> tuple[int, int, int, int]:
-    """Return the number of all jobs, and of queued, running and paused ones."""
+class Counts(NamedTuple):
+    """Numbers of jobs. All but `occupied_slots` leave out jobs that are being deleted."""
+
+    total: int
+    queued: int
+    running: int
+    paused: int
+    occupied_slots: int
+    """Running jobs, including deleted ones whose worker has not ended yet."""
+
+
+def counts(connection: Connection) -> Counts:
+    """Return how many jobs there are, in all and per kind."""
+    kept = ~jobs.c.deleting
     query = select(
-        func.count(),
-        func.count().filter(jobs.c.state == "queued"),
+        func.count().filter(kept),
+        func.count().filter(kept & (jobs.c.state == "queued")),
+        func.count().filter(kept & _RUNNING),
+        func.count().filter(kept & (jobs.c.state == "paused")),
         func.count().filter(_RUNNING),
-        func.count().filter(jobs.c.state == "paused"),
-    ).where(~jobs.c.deleting)
-    total, waiting, active, paused = connection.execute(query).one()
-    return total, waiting, active, paused
+    ).select_from(jobs)
+    return Counts(*connection.execute(query).one())
 
 
 def counts_by_state(connection: Connection) -> dict[JobState, int]:

@@ -11,7 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from merlina.api import docs, prometheus
 from merlina.api.long_requests import run_while_connected
-from merlina.api.services import ServicesDep
+from merlina.api.services import Services, ServicesDep
 from merlina.schemas.jobs import QueueStats
 from merlina.schemas.system import ApiInfo, DatabaseStats, Health, Stats, WebSocketStats
 from merlina.schemas.training import TrainingConfig
@@ -59,13 +59,13 @@ def prometheus_metrics(services: ServicesDep) -> Response:
 def stats(services: ServicesDep) -> Stats:
     """Return counts of jobs, metric rows and connections."""
     with services.database.read() as connection:
-        total, queued, running, paused = jobs.counts(connection)
+        counts = jobs.counts(connection)
         rows = metrics.count(connection)
     size = services.database.size_bytes() / 1024**2
     return Stats(
-        database=DatabaseStats(total_jobs=total, total_metrics=rows, db_size_mb=round(size, 3)),
+        database=DatabaseStats(total_jobs=counts.total, total_metrics=rows, db_size_mb=round(size, 3)),
         websockets=WebSocketStats(total_connections=services.websockets),
-        queue=queue_stats(services, queued, running, paused),
+        queue=queue_stats(services, counts),
     )
 
 
@@ -76,12 +76,12 @@ async def validate(config: TrainingConfig, connection: Request, services: Servic
     return report.response()
 
 
-def queue_stats(services: ServicesDep, queued: int, running: int, paused: int) -> QueueStats:
+def queue_stats(services: Services, counts: jobs.Counts) -> QueueStats:
     slots = services.settings.max_concurrent_jobs
     return QueueStats(
-        queued_count=queued,
-        running_count=running,
-        paused_count=paused,
+        queued_count=counts.queued,
+        running_count=counts.running,
+        paused_count=counts.paused,
         max_concurrent=slots,
-        available_slots=max(0, slots - running),
+        available_slots=max(0, slots - counts.occupied_slots),
     )

@@ -16,25 +16,23 @@ router = APIRouter(prefix="/queue", tags=["queue"])
 @router.get("/status")
 def queue_status(services: ServicesDep) -> QueueStatus:
     """Return queue statistics with all queued and running jobs."""
-    queued, running = _lists(services)
-    with services.database.read() as connection:
-        *_, paused = jobs.counts(connection)
-    stats = queue_stats(services, len(queued), len(running), paused)
-    return QueueStatus(stats=stats, queued_jobs=queued, running_jobs=running)
+    counts, queued, running = _queue(services)
+    return QueueStatus(stats=queue_stats(services, counts), queued_jobs=queued, running_jobs=running)
 
 
 @router.get("/jobs")
 def queue_jobs(services: ServicesDep) -> QueueJobs:
     """List queued jobs in the order in which they will start, and running jobs."""
-    queued, running = _lists(services)
+    _, queued, running = _queue(services)
     return QueueJobs(queued=queued, running=running)
 
 
-def _lists(services: Services) -> tuple[list[QueuedJob], list[RunningJob]]:
+def _queue(services: Services) -> tuple[jobs.Counts, list[QueuedJob], list[RunningJob]]:
     with services.database.read() as connection:
-        queued, running = jobs.queued(connection), jobs.running(connection)
+        counts, queued, running = jobs.counts(connection), jobs.queued(connection), jobs.running(connection)
     waiting = services.supervisor.plan().waiting
     return (
+        counts,
         [
             QueuedJob(
                 job_id=record.job_id,
