@@ -7,6 +7,7 @@ import pytest
 
 from merlina.data.conversation import Message, Pair, SkippedRow, UnusableRowError, assistant
 from merlina.data.dataset import held_out_rows
+from merlina.data.label_balance import LabelWeights
 from merlina.data.pairs import to_pair
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets import DataFinding
@@ -94,6 +95,54 @@ def test_length_bias_in_few_rows_is_not_a_finding(answers: list[tuple[str, str]]
     for number, (chosen, rejected) in enumerate(answers, start=1):
         examiner.add_pair(Pair((Message("user", f"q{number}"),), assistant(chosen), assistant(rejected), number=number))
     assert "length_bias" not in [finding.kind for finding in examiner.findings([])]
+
+
+def labeled(good: int, bad: int) -> RowExaminer:
+    examiner = RowExaminer()
+    for number in range(good + bad):
+        prompt, answer = (Message("user", f"q{number}"),), assistant("a")
+        sides = (answer, None) if number < good else (None, answer)
+        lengths = Lengths(prompt=3, chosen=2 * (number < good), rejected=4 * (number >= good))
+        examiner.add_pair(Pair(prompt, *sides, number=number + 1), lengths)
+    return examiner
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "weights", "message"),
+    [
+        (90, 10, (1, 1), "90 answers are labeled true and 10 false, so that with these weights one label outweighs the "
+         "other: set undesirable_weight to a value between 6 and 9"),
+        (10, 90, (1, 1), "10 answers are labeled true and 90 false, so that with these weights one label outweighs the "
+         "other: set desirable_weight to a value between 9 and 14"),
+        (90, 10, (2, 1), "90 answers are labeled true and 10 false, so that with these weights one label outweighs the "
+         "other: set undesirable_weight to a value between 12 and 18"),
+        (50, 50, (1, 4), "50 answers are labeled true and 50 false, so that with these weights one label outweighs the "
+         "other: set desirable_weight to a value between 4 and 6"),
+        (30, 0, (1, 1), "all 30 answers are labeled true: there is nothing to tell them from"),
+        (0, 30, (1, 1), "all 30 answers are labeled false: there is nothing to tell them from"),
+        (90, 10, (1, 6), None), (90, 10, (1, 9), None), (55, 45, (1, 1), None), (48, 52, (1, 1), None),
+        (9, 1, (1, 1), None),
+    ],
+)  # fmt: skip
+def test_an_imbalance_of_labels_is_reported_with_the_weight_that_resolves_it(
+    good: int, bad: int, weights: tuple[float, float], message: str | None
+) -> None:
+    findings = labeled(good, bad).findings([], LabelWeights(*weights))
+    assert [finding.message for finding in findings] == ([] if message is None else [message])
+
+
+def test_unpaired_answers_have_one_mean_length() -> None:
+    assert labeled(30, 10).mean_tokens == (3, 2.5, 0)
+    assert labeled(30, 0).mean_tokens == (3, 2, 0)
+    assert labeled(0, 10).mean_tokens == (3, 4, 0)
+
+
+def test_the_same_answer_with_another_label_is_not_a_repetition() -> None:
+    examiner = RowExaminer()
+    for sides in ((assistant("a"), None), (None, assistant("a")), (assistant("a"), None)):
+        examiner.add_pair(Pair((Message("user", "q"),), *sides, number=examiner.rows + 1))
+    (finding,) = examiner.findings([])
+    assert (finding.kind, finding.rows) == ("duplicates", [3])
 
 
 def test_markers_of_the_format_in_the_text_are_found() -> None:

@@ -11,7 +11,7 @@ from merlina.data.conversation import Message, Pair, SkippedRow, assistant
 from merlina.data.pairs import to_demonstration
 from merlina.data.row_formats.conversion import RowConversion, conversion_of
 from merlina.data.row_formats.registry import ROW_FORMATS
-from merlina.schemas.datasets import DatasetConfig, RowFormat
+from merlina.schemas.datasets import AnswersNeeded, DatasetConfig, RowFormat
 
 Rows = list[dict[str, Any]]
 ASK, GOOD, BAD = "Name a river.", "The Rhine.", "A hill."
@@ -48,13 +48,15 @@ def ranked(*ranks: Any) -> list[dict[str, Any]]:
     return [{"answer": item["response"], "rank": item["rank"]} for item in rated("rank", *ranks)]
 
 
-def conversion(first: Rows, *, sft: bool = False, **settings: Any) -> RowConversion:
+def conversion(first: Rows, needs: AnswersNeeded = "both", **settings: Any) -> RowConversion:
     source = {"source_type": "local_file", "file_path": "rows.jsonl"}
-    return conversion_of(DatasetConfig.model_validate({"source": source, **settings}), first, needs_rejected=not sft)
+    return conversion_of(DatasetConfig.model_validate({"source": source, **settings}), first, needs)
 
 
-def read(rows: Rows, first: Rows | None = None, *, sft: bool = False, **settings: Any) -> list[Pair | SkippedRow]:
-    return list(conversion(first or rows, sft=sft, **settings).outcomes(rows))
+def read(
+    rows: Rows, first: Rows | None = None, *, needs: AnswersNeeded = "both", **settings: Any
+) -> list[Pair | SkippedRow]:
+    return list(conversion(first or rows, needs, **settings).outcomes(rows))
 
 
 # Each gives PAIR, in the format that is detected.
@@ -170,8 +172,8 @@ DEMONSTRATIONS: list[tuple[RowFormat, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "row"), DEMONSTRATIONS)
 def test_sft_trains_on_the_good_answer_of_every_format(name: RowFormat, row: dict[str, Any]) -> None:
-    assert conversion([row], sft=True).detected == name
-    assert read([row], sft=True) == [Pair((USER,), assistant(GOOD), None)]
+    assert conversion([row], "chosen").detected == name
+    assert read([row], needs="chosen") == [Pair((USER,), assistant(GOOD), None)]
 
 
 def test_every_format_is_registered_and_has_an_example() -> None:
@@ -290,29 +292,57 @@ UNPAIRED = {"prompt": ASK, "completion": GOOD, "label": True}
 
 
 @pytest.mark.parametrize(
-    ("row", "sft", "reason"),
+    ("row", "needs", "reason"),
     [
-        (UNPAIRED, False, "the row is unpaired: it has one answer with a label, and training needs a chosen and a "
-         "rejected one; training_mode sft uses answers with a true label"),
-        ({**UNPAIRED, "label": False}, True, "the label of the answer is false, and sft trains on good answers only"),
-        ({**UNPAIRED, "label": None}, True, "label is null; true (a good answer) or false is needed"),
-        ({**UNPAIRED, "label": 0.5}, True, "label is 0.5; true (a good answer) or false is needed"),
-        ({**UNPAIRED, "completion": ""}, True, "chosen is empty"),
-        ({"completion": GOOD, "label": 1}, True,
+        (UNPAIRED, "both", "the row is unpaired: it has one answer with a label, and training needs a chosen and a "
+         "rejected one; training_mode kto uses unpaired answers, and sft those with a true label"),
+        ({**UNPAIRED, "label": False}, "chosen",
+         "the label of the answer is false, and sft trains on good answers only"),
+        ({**UNPAIRED, "label": None}, "chosen", "label is null; true (a good answer) or false is needed"),
+        ({**UNPAIRED, "label": 0.5}, "chosen", "label is 0.5; true (a good answer) or false is needed"),
+        ({**UNPAIRED, "completion": ""}, "chosen", "chosen is empty"),
+        ({"completion": GOOD, "label": 1}, "chosen",
          "prompt or question or query or input or conversations or conversation or messages is missing "
          "(columns here: completion, label)"),
-        ({"prompt": ASK, "label": 1}, True,
+        ({"prompt": ASK, "label": 1}, "chosen",
          "completion or response or answer or output is missing (columns here: prompt, label)"),
-        ({"prompt": ASK, "completion": GOOD}, True, "label or kto_tag or feedback or thumbs_up or thumbs or thumb "
+        ({"prompt": ASK, "completion": GOOD}, "chosen", "label or kto_tag or feedback or thumbs_up or thumbs or thumb "
          "is missing (columns here: prompt, completion)"),
     ],
 )  # fmt: skip
 def test_an_unpaired_row_is_used_for_sft_only_if_its_answer_is_good(
-    row: dict[str, Any], sft: bool, reason: str
+    row: dict[str, Any], needs: AnswersNeeded, reason: str
 ) -> None:
-    (skipped,) = read([row], [UNPAIRED], sft=sft)
+    (skipped,) = read([row], [UNPAIRED], needs=needs)
     assert isinstance(skipped, SkippedRow)
     assert skipped.reason == reason
+
+
+def test_kto_uses_unpaired_rows_with_either_label() -> None:
+    rows = [UNPAIRED, {**UNPAIRED, "label": False}, {**UNPAIRED, "label": None}, {"prompt": ASK, "completion": ""}]
+    good, bad, *skipped = read(rows, needs="any")
+    assert (good, bad) == (Pair((USER,), assistant(GOOD), None), Pair((USER,), None, assistant(GOOD)))
+    assert [type(row) for row in skipped] == [SkippedRow, SkippedRow]
+
+
+def test_the_answers_of_a_pair_among_unpaired_rows_count_by_themselves() -> None:
+    first, *both = read([UNPAIRED, {"prompt": ASK, "chosen": GOOD, "rejected": BAD}], needs="any")
+    assert first == Pair((USER,), assistant(GOOD), None)
+    assert both == [Pair((USER,), assistant(GOOD), None), Pair((USER,), None, assistant(BAD))]
+    assert [(pair.number, pair.rows) for pair in (first, *both)] == [(1, 1), (2, 1), (2, 0)]
+
+
+def test_kto_uses_the_same_pairs_as_other_methods() -> None:
+    for _, row in PAIRS:
+        assert read([row], needs="any") == read([row])
+
+
+def test_any_columns_can_be_mapped_to_an_answer_and_its_label() -> None:
+    mapping = {"asked": "prompt", "reply": "completion", "is_good": "label"}
+    for label in (True, False):
+        (pair,) = read([{"asked": ASK, "reply": GOOD, "is_good": label}], needs="any", column_mapping=mapping)
+        assert isinstance(pair, Pair)
+        assert (pair.chosen, pair.rejected) == ((assistant(GOOD), None) if label else (None, assistant(GOOD)))
 
 
 @pytest.mark.parametrize("value", [False, 0, -1, "0", "False", "bad", "thumbs_down", "👎", "undesirable"])
@@ -396,7 +426,7 @@ def test_adjacent_rows_of_helpsteer_with_the_same_prompt_give_one_pair() -> None
         "the 2 answers are tied, so that none of them is preferred",
     ]
     assert read([*[example("standard")] * 2, HELPSTEER, worse], [HELPSTEER]) == [PAIR] * 3
-    assert read([worse, HELPSTEER], sft=True) == [Pair((USER,), assistant(GOOD), None)]
+    assert read([worse, HELPSTEER], needs="chosen") == [Pair((USER,), assistant(GOOD), None)]
 
 
 def test_the_format_is_that_of_most_rows_and_other_standard_rows_are_used() -> None:
@@ -411,7 +441,7 @@ def test_the_format_is_that_of_most_rows_and_other_standard_rows_are_used() -> N
 def test_standard_rows_among_unpaired_ones_are_used() -> None:
     standard = example("standard")
     assert read([standard, {**standard, "label": False}], [UNPAIRED]) == [PAIR, PAIR]
-    assert read([standard], [UNPAIRED], sft=True) == [Pair((USER,), assistant(GOOD), None)]
+    assert read([standard], [UNPAIRED], needs="chosen") == [Pair((USER,), assistant(GOOD), None)]
 
 
 def test_unknown_rows_are_read_as_standard_ones() -> None:
@@ -588,13 +618,13 @@ NAMES = sorted(set().union(*(converter.columns for converter in ROW_FORMATS.valu
 @given(
     row=st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), json_values, max_size=8),
     name=st.none() | st.sampled_from(get_args(RowFormat)),
-    sft=st.booleans(),
+    needs=st.sampled_from(get_args(AnswersNeeded)),
     pairs_per_row=st.sampled_from(["best_worst", "all"]),
 )
 def test_any_json_values_give_pairs_or_a_reason(
-    row: dict[str, Any], name: str | None, sft: bool, pairs_per_row: str
+    row: dict[str, Any], name: str | None, needs: AnswersNeeded, pairs_per_row: str
 ) -> None:
-    outcomes = read([row], row_format=name, sft=sft, pairs_per_row=pairs_per_row)
+    outcomes = read([row], row_format=name, needs=needs, pairs_per_row=pairs_per_row)
     assert outcomes
     assert sum(outcome.rows for outcome in outcomes) == 1
     assert all(outcome.reason for outcome in outcomes if isinstance(outcome, SkippedRow))

@@ -27,7 +27,7 @@ def test_an_example_gives_the_pair_that_the_page_states(name: RowFormat, text: s
     row = json.loads(text)
     rows = [row, {**row, "response": "A hill.", "helpfulness": 0}] if name == "helpsteer" else [row]
     compared = "`sft` only" not in _line(name) and name != "unpaired"
-    conversion = conversion_of(_CONFIG, rows, needs_rejected=compared)
+    conversion = conversion_of(_CONFIG, rows, "both" if compared else "chosen")
     assert conversion.detected == name
     (pair,) = conversion.outcomes(rows)
     assert isinstance(pair, Pair)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.schemas.training import TrainingMode
+from merlina.schemas.training import TrainingConfig, TrainingMode
 from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.loop.trainer import PreferenceTrainer
@@ -41,6 +41,20 @@ def test_loss_and_adapter_gradients_of_a_batch_with_a_divergence(tmp_path: Path)
     _assert_same(_ours("kto", model, PAIRS), theirs)
 
 
+def test_loss_and_adapter_gradients_of_unpaired_answers_with_weights(tmp_path: Path) -> None:
+    model = adapted(random_model())
+    settings = config("kto", desirable_weight=1.5, undesirable_weight=0.25)
+    answers = [pair.chosen for pair in PAIRS[:3]] + [pair.rejected for pair in PAIRS[3:]]
+    labels = [True] * 3 + [False] * 2
+    examples = [PackedExample(pair.prompt, (answer,)) for pair, answer in zip(PAIRS, answers, strict=True)]
+    ours = _losses_of_examples("kto", settings, copy.deepcopy(model), examples, torch.tensor(labels))
+    trainer = _trls_kto_trainer(model, tmp_path, desirable_weight=1.5, undesirable_weight=0.25)
+    model.zero_grad()
+    loss = trainer.compute_loss(trainer.model, _trls_kto_batch(examples, UNRELATED, labels))
+    loss.backward()
+    _assert_same(ours, (loss.item(), gradients(model)))
+
+
 def test_ten_steps_of_training_have_the_same_losses(tmp_path: Path) -> None:
     ours = _our_course(tmp_path / "ours")
     theirs = _trls_course(tmp_path / "theirs")
@@ -56,9 +70,19 @@ def _assert_same(ours: Found, theirs: Found) -> None:
 
 
 def _ours(mode: TrainingMode, model: Any, pairs: list[TokenPair]) -> Found:
-    objective, settings = OBJECTIVES[mode], config(mode)
-    answers = [(pair.chosen, pair.rejected) if settings.needs_rejected else (pair.chosen,) for pair in pairs]
+    answers = [(pair.chosen,) if mode == "sft" else (pair.chosen, pair.rejected) for pair in pairs]
     examples = [PackedExample(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
+    return _losses_of_examples(mode, config(mode), model, examples)
+
+
+def _losses_of_examples(
+    mode: TrainingMode,
+    settings: TrainingConfig,
+    model: Any,
+    examples: list[PackedExample],
+    labels: torch.Tensor | None = None,
+) -> Found:
+    objective = OBJECTIVES[mode]
     pack = build_pack(examples, with_prompt_targets=objective.needs_prompt_targets)
     run, reason = choose_logprob_model(model, pack, 0, "auto", nullcontext())
     assert reason is None
@@ -68,7 +92,8 @@ def _ours(mode: TrainingMode, model: Any, pairs: list[TokenPair]) -> Found:
         with model.disable_adapter():
             reference, near = run(pack), run(unrelated).total_logprob(1)
     model.zero_grad()
-    loss = objective.loss(ObjectiveInputs(run(pack), reference, (far - near).mean()), settings).loss.mean()
+    inputs = ObjectiveInputs(run(pack), reference, (far - near).mean(), labels)
+    loss = objective.loss(inputs, settings).loss.mean()
     loss.backward()
     return loss.item(), gradients(model)
 
@@ -126,6 +151,14 @@ def _trls_dpo(mode: str, model: Any, pairs: list[TokenPair], folder: Path) -> to
 
 
 def _trls_kto(_mode: str, model: Any, pairs: list[TokenPair], folder: Path) -> torch.Tensor:
+    trainer = _trls_kto_trainer(model, folder)
+    examples = [PackedExample(pair.prompt, (pair.chosen,)) for pair in pairs]
+    examples += [PackedExample(pair.prompt, (pair.rejected,)) for pair in pairs]
+    labels = [True] * len(pairs) + [False] * len(pairs)
+    return trainer.compute_loss(trainer.model, _trls_kto_batch(examples, UNRELATED * 2, labels))
+
+
+def _trls_kto_trainer(model: Any, folder: Path, **weights: float) -> Any:
     from datasets import Dataset
     from trl import KTOConfig, KTOTrainer
 
@@ -134,19 +167,26 @@ def _trls_kto(_mode: str, model: Any, pairs: list[TokenPair], folder: Path) -> t
         beta=config().beta,
         per_device_train_batch_size=2,
         train_sampling_strategy="sequential",
+        **weights,
         **_TRL_ARGUMENTS,
     )
     rows = Dataset.from_list([{"prompt": p, "completion": "b", "label": p == "a"} for p in ("a", "c")])
     trainer = KTOTrainer(model, args=settings, train_dataset=rows, processing_class=_tokenizer(folder))
     trainer.model.delete_adapter("ref")
-    prompts = [len(pair.prompt) for pair in pairs]
-    batch = _masked_batch(
-        [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs], prompts * 2
-    )
-    mismatched = _masked_batch([example.prompt + example.answers[0] for example in UNRELATED] * 2, prompts * 2)
-    batch |= {f"KL_{name}": values for name, values in mismatched.items()}
-    batch["label"] = torch.tensor([True] * len(pairs) + [False] * len(pairs))
-    return trainer.compute_loss(trainer.model, batch)
+    return trainer
+
+
+def _trls_kto_batch(
+    examples: list[PackedExample], unrelated: list[PackedExample], labels: list[bool]
+) -> dict[str, torch.Tensor]:
+    """Return a batch of examples with one answer each, and of the mismatched examples for the divergence."""
+
+    def masked(examples: list[PackedExample]) -> dict[str, torch.Tensor]:
+        rows = [example.prompt + example.answers[0] for example in examples]
+        return _masked_batch(rows, [len(example.prompt) for example in examples])
+
+    mismatched = {f"KL_{name}": values for name, values in masked(unrelated).items()}
+    return {**masked(examples), **mismatched, "label": torch.tensor(labels)}
 
 
 def _trls_sft(_mode: str, model: Any, pairs: list[TokenPair], _folder: Path) -> torch.Tensor:

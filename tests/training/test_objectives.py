@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from merlina.schemas.training import TrainingConfig, TrainingMode
 from merlina.training.engine.logprobs import Logprobs
-from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
+from merlina.training.objectives import COUNT, OBJECTIVES, ObjectiveInputs
 
 pytestmark = pytest.mark.slow
 
 logprob = st.floats(-30, -1e-4)
 three_counts = st.tuples(st.integers(1, 50), st.integers(1, 50), st.integers(1, 50))
 count = st.integers(1, 50)
+weight = st.floats(0.1, 10)
 
 
 def config(mode: str = "orpo", **changes: Any) -> TrainingConfig:
@@ -67,9 +68,15 @@ def test_objectives_without_reference_are_their_equations(
     tokens=st.tuples(count, count),
     beta=st.floats(0.01, 10),
     divergence=st.floats(-3, 3),
+    weights=st.tuples(weight, weight),
 )
 def test_objectives_with_a_reference_are_their_equations(
-    policy: tuple[float, float], reference: tuple[float, float], tokens: tuple[int, int], beta: float, divergence: float
+    policy: tuple[float, float],
+    reference: tuple[float, float],
+    tokens: tuple[int, int],
+    beta: float,
+    divergence: float,
+    weights: tuple[float, float],
 ) -> None:
     inputs = ObjectiveInputs(
         logprobs([0, *policy], [0, *tokens]),
@@ -81,13 +88,37 @@ def test_objectives_with_a_reference_are_their_equations(
     expected = {
         "dpo": -log_sigmoid(beta * (chosen - rejected)),
         "ipo": (chosen / tokens[0] - rejected / tokens[1] - 1 / (2 * beta)) ** 2,
-        "kto": (2 - 1 / (1 + math.exp(-beta * (chosen - z))) - 1 / (1 + math.exp(-beta * (z - rejected)))) / 2,
+        "kto": (
+            weights[0] * (1 - 1 / (1 + math.exp(-beta * (chosen - z))))
+            + weights[1] * (1 - 1 / (1 + math.exp(-beta * (z - rejected))))
+        )
+        / 2,
     }
     for mode, value in expected.items():
-        losses = OBJECTIVES[mode].loss(inputs, config(mode, beta=beta))
+        settings = config(mode, beta=beta, desirable_weight=weights[0], undesirable_weight=weights[1])
+        losses = OBJECTIVES[mode].loss(inputs, settings)
         assert losses.loss.item() == pytest.approx(value, rel=1e-9, abs=1e-9)
         margin = losses.metrics["reward_margin"].item()
         assert losses.metrics["reward_accuracy"].item() == (0.5 if margin == 0 else margin > 0)
+
+
+@given(policy=logprob, reference=logprob, tokens=count, beta=st.floats(0.01, 10), label=st.booleans(), weight=weight)
+def test_the_loss_of_an_unpaired_answer_is_that_of_its_side_in_a_pair(
+    policy: float, reference: float, tokens: int, beta: float, label: bool, weight: float
+) -> None:
+    settings = config("kto", beta=beta, **{"desirable_weight" if label else "undesirable_weight": weight})
+    divergence = torch.tensor(0.3, dtype=torch.float64)
+    inputs = ObjectiveInputs(
+        logprobs([0, policy], [0, tokens]), logprobs([0, reference], [0, tokens]), divergence, torch.tensor([label])
+    )
+    found = OBJECTIVES["kto"].loss(inputs, settings)
+    ratio = policy - reference
+    signed = ratio - 0.3 if label else 0.3 - ratio
+    assert found.loss.item() == pytest.approx(weight * (1 - 1 / (1 + math.exp(-beta * signed))), rel=1e-9, abs=1e-9)
+    side, other = ("chosen", "rejected") if label else ("rejected", "chosen")
+    assert found.metrics[f"rewards_{side}"].item() == pytest.approx(beta * ratio)
+    assert found.metrics[f"logps_{side}"].item() == pytest.approx(policy / tokens)
+    assert [found.metrics[f"{COUNT}rewards_{name}"].item() for name in (side, other)] == [1, 0]
 
 
 def test_orpo_stays_finite_if_the_model_is_certain() -> None:

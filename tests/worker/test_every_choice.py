@@ -40,6 +40,16 @@ RANKED = [
     {"prompt": row["prompt"], "answers": [{"answer": f"{rank} fingers.", "rank": rank} for rank in (1, 2, 3)]}
     for row in ROWS
 ]
+LABELED = [
+    {
+        "prompt": row["prompt"],
+        "completion": row["chosen"],
+        "other": row["other"],
+        "label": number % 2 == 0,
+        "liked": number % 3 == 0,
+    }
+    for number, row in enumerate(ROWS)
+]
 TRANSCRIPTS = [{**row, "prompt": f"\n\nHuman: {row['prompt']}\n\nAssistant:"} for row in ROWS]
 BASE: dict[str, Any] = {
     "output_name": "x", "use_4bit": False, "lora_r": 4, "lora_dropout": 0.0, "batch_size": 4,
@@ -68,6 +78,8 @@ CASES = [
     *(Case({"training_mode": mode}) for mode in ("dpo", "simpo", "cpo", "ipo", "kto", "sft")),
     Case({"beta": 0.5}),
     Case({"simpo_gamma": 3.0}, {"training_mode": "simpo"}),
+    Case({"desirable_weight": 2.0}, {"training_mode": "kto"}),
+    Case({"undesirable_weight": 2.0}, {"training_mode": "kto"}),
     Case({"use_lora": False}),
     Case({"lora_r": 8}),
     Case({"lora_alpha": 64}),
@@ -139,6 +151,10 @@ CASES = [
         Case({"dataset.column_mapping": {"other": column}}, {"dataset.format": {"format_type": "qwen3"}})
         for column in ("prompt", "chosen", "rejected", "system", "reasoning")
     ),
+    *(
+        Case({"dataset.column_mapping": mapping}, {"dataset.source": "labeled", "training_mode": "kto"})
+        for mapping in ({"other": "completion"}, {"liked": "label"})
+    ),
     Case({"dataset.source": "half"}),
     Case({"dataset.source": "ranked", "dataset.pairs_per_row": "all"}, {"dataset.source": "ranked"}),
     Case({"dataset.source": "transcripts", "dataset.row_format": "standard"}, {"dataset.source": "transcripts"}),
@@ -209,7 +225,8 @@ class Runs:
         self._models["dropping"] = Path(shutil.copytree(folder / "plain", folder / "dropping"))
         settings = json.loads((folder / "dropping" / "config.json").read_text())
         (folder / "dropping" / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.5}))
-        for name, rows in (("all", ROWS), ("half", ROWS[:6]), ("ranked", RANKED), ("transcripts", TRANSCRIPTS)):
+        files = {"all": ROWS, "half": ROWS[:6], "ranked": RANKED, "transcripts": TRANSCRIPTS, "labeled": LABELED}
+        for name, rows in files.items():
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def configuration(self, changes: dict[str, Any]) -> TrainingConfig:

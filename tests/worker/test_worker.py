@@ -225,3 +225,44 @@ def test_the_finished_model_uses_the_format_of_its_training(tiny_model: Path, tm
     saved = AutoTokenizer.from_pretrained(run.read_order().output_dir)
     text = saved.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True)
     assert text == "Q: {{ Hi A: "
+
+
+def labeled_answers(path: Path, count: int, *, each_true: int) -> Path:
+    """Write unpaired answers, of which one in `each_true` is labeled false."""
+    with path.open("w") as file:
+        for number in range(count):
+            is_good = number % each_true != 0
+            answer = f"It is {2 * number}. The runes agree." if is_good else "Nobody can say."
+            row = {"prompt": f"What is {number} plus {number}?", "completion": answer, "label": is_good}
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def test_unpaired_answers_are_trained_on_by_their_labels(tiny_model: Path, tmp_path: Path) -> None:
+    dataset = labeled_answers(tmp_path / "thumbs.jsonl", 48, each_true=4)
+    changes = {"training_mode": "kto", "num_epochs": 4, "learning_rate": 1e-2, "eval_steps": 10, "logging_steps": 5}
+    source = {"source": {"source_type": "local_file", "file_path": str(dataset)}, "test_size": 0.25}
+    run = run_worker(tmp_path, tiny_model, dataset, **changes, dataset=source)
+    events = log_of(run)
+    assert (events[-1].state, events[-1].error) == ("completed", None)
+    final = events[-1].final_metrics
+    assert final["initial_eval_reward_margin"] == 0
+    assert final["final_eval_reward_margin"] > 0.5
+    assert final["final_eval_loss"] < final["initial_eval_loss"] == pytest.approx(0.5)
+    assert not [name for event in events if event.type == "metrics" for name in event.metrics if "accuracy" in name]
+    notes = [event.message for event in events if event.type == "log"]
+    assert any("36 answers are labeled true and 12 false" in note for note in notes), notes
+    card = (tmp_path / "models" / "tuned" / "README.md").read_text()
+    assert "on 36 labeled answers" in card
+    assert "Reward margin on held-out pairs" in card
+    assert "count:" not in run.events_file.read_text()
+
+
+def test_a_margin_of_held_out_answers_with_one_label_cannot_select_the_best_model(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    dataset = labeled_answers(tmp_path / "thumbs.jsonl", 12, each_true=50)
+    changes = {"training_mode": "kto", "load_best_at_end": "eval_reward_margin"}
+    ended = log_of(run_worker(tmp_path, tiny_model, dataset, **changes))[-1]
+    assert ended.state == "failed"
+    assert ended.error.startswith("All 1 held-out answers are labeled true, so that there is no eval_reward_margin")

@@ -68,8 +68,7 @@ def _without_unused_thoughts(pair: Pair, spec: DatasetFormat) -> Pair:
 
 
 def _without_thoughts(pair: Pair, remove: Callable[[Message], Message]) -> Pair:
-    rejected = None if pair.rejected is None else remove(pair.rejected)
-    without = replace(pair, chosen=remove(pair.chosen), rejected=rejected)
+    without = pair.with_answers(remove)
     if not all(turn.has_content for turn in without.answers):
         raise UnusableRowError("an answer consists of its thought alone, which is not trained here", "empty_side")
     return without

@@ -43,12 +43,7 @@ class Cleaning:
 
 
 def _stripped(pair: Pair) -> Pair:
-    return replace(
-        pair,
-        prompt=tuple(map(_stripped_message, pair.prompt)),
-        chosen=_stripped_message(pair.chosen),
-        rejected=None if pair.rejected is None else _stripped_message(pair.rejected),
-    )
+    return replace(pair.with_answers(_stripped_message), prompt=tuple(map(_stripped_message, pair.prompt)))
 
 
 def _stripped_message(message: Message) -> Message:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -71,14 +71,17 @@ def assistant(content: str, reasoning: str | None = None) -> Message:
 
 @dataclass(frozen=True)
 class Pair:
-    """`prompt` ends with the turn to answer; a system message, if any, comes first. `rejected` is None for sft.
+    """`prompt` ends with the turn to answer; a system message, if any, comes first.
+
+    `rejected` is None for sft. An unpaired answer is `chosen` if its label is true, otherwise `rejected`, and the other
+    one is None.
 
     `remarks` are the kinds of findings that the conversion of its row gave rise to. `rows` is the number of rows that
     it was made from, 0 for a further pair of the same row.
     """
 
     prompt: tuple[Message, ...]
-    chosen: Message
+    chosen: Message | None
     rejected: Message | None
     tools: tuple[Mapping[str, Any], ...] = ()
     number: int = field(default=0, compare=False)  # number of its row, from 1
@@ -87,11 +90,16 @@ class Pair:
 
     @property
     def answers(self) -> tuple[Message, ...]:
-        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+        return tuple(answer for answer in (self.chosen, self.rejected) if answer is not None)
+
+    def with_answers(self, change: Callable[[Message], Message]) -> Pair:
+        """Return the pair with each answer changed."""
+        chosen, rejected = (None if answer is None else change(answer) for answer in (self.chosen, self.rejected))
+        return replace(self, chosen=chosen, rejected=rejected)
 
     @property
     def has_identical_answers(self) -> bool:
         """Whether both answers are the same, apart from whitespace around their texts."""
-        if self.rejected is None or self.chosen.content.strip() != self.rejected.content.strip():
+        if self.chosen is None or self.rejected is None or self.chosen.content.strip() != self.rejected.content.strip():
             return False
         return replace(self.chosen, content="") == replace(self.rejected, content="")

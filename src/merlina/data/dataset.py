@@ -14,7 +14,7 @@ from merlina.data.readers.files import Row
 from merlina.data.readers.row_limit import RowLimit, approximate_size
 from merlina.data.readers.sources import open_rows
 from merlina.data.row_formats.conversion import RowConversion, conversion_of
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets import AnswersNeeded, DatasetConfig
 
 _ROWS_WITH_ALL_COLUMNS = 20
 _BYTES_HELD_FOR_COLUMNS = 16 * 1024**2
@@ -37,19 +37,19 @@ def read_pairs(
     file: Path | None,
     token: str | None,
     *,
-    needs_rejected: bool = True,
+    answers_needed: AnswersNeeded = "both",
     download: bool = False,
     limit: RowLimit = _USUAL_LIMIT,
 ) -> PairRows:
     """Return at most `max_samples` rows as pairs or as SkippedRows with the reason; the first are read at once.
 
-    Rejected answers are ignored unless `needs_rejected`. With `download`, a Hub data set is cached first. Raises
+    Pairs have the answers that are needed. With `download`, a Hub data set is cached first. Raises
     DataError if `column_mapping` names a column that none of the first rows has.
     """
     rows = islice(open_rows(config.source, file, token, download=download, limit=limit), config.max_samples)
     first = first_rows(rows)
     check_mapping(first, config.column_mapping)
-    return PairRows(conversion_of(config, first, needs_rejected=needs_rejected), chain(first, rows))
+    return PairRows(conversion_of(config, first, answers_needed), chain(first, rows))
 
 
 def first_rows(rows: Iterator[Row]) -> list[Row]:

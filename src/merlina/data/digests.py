@@ -16,7 +16,9 @@ def prompt_digest(pair: Pair) -> int:
 
 def pair_digest(pair: Pair, prompt: int) -> int:
     """Return the digest of a pair whose prompt has the digest `prompt`."""
-    return _digest([f"{prompt:x}", *(part for turn in pair.answers for part in _parts(turn))])
+    # The same answer with the other label is another pair.
+    label = ["rejected"] if pair.chosen is None else []
+    return _digest([f"{prompt:x}", *label, *(part for turn in pair.answers for part in _parts(turn))])
 
 
 def _parts(turn: Message) -> list[str]:

@@ -56,12 +56,18 @@ def stamp(file: Path) -> FileStamp:
 
 def _content(pair: Pair) -> bytes:
     turns = [(message.role, message.content) for message in pair.prompt]
-    rejected = pair.rejected.content if pair.rejected else None
-    content = (pair.number, turns, pair.chosen.content, rejected, pair.chosen.reasoning)
+    chosen, rejected = pair.chosen, pair.rejected
+    content = (
+        pair.number,
+        turns,
+        chosen.content if chosen else None,
+        rejected.content if rejected else None,
+        chosen.reasoning if chosen else None,
+    )
     others = [
         (place, turn.reasoning, turn.tool_calls, turn.tool_fields)
         for place, turn in enumerate((*pair.answers, *pair.prompt))
-        if (turn.reasoning and place) or turn.tool_calls or turn.tool_fields
+        if (turn.reasoning and turn is not chosen) or turn.tool_calls or turn.tool_fields
     ]
     # repr makes the boundaries between the parts unambiguous. What is empty is omitted, as by earlier versions.
     added = [part for part in (others, pair.tools) if part]

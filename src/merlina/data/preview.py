@@ -20,7 +20,14 @@ from merlina.data.row_formats.conversion import conversion_of
 from merlina.data.row_formats.registry import described
 from merlina.data.truncation import truncate_name, truncate_row
 from merlina.errors import DataError
-from merlina.schemas.datasets import DataFinding, DatasetConfig, DatasetFormat, DetectedFormat, FindingKind
+from merlina.schemas.datasets import (
+    DataFinding,
+    DatasetConfig,
+    DatasetFormat,
+    DetectedFormat,
+    FindingKind,
+    answers_needed,
+)
 
 _MAX_ROWS_EXAMINED = 500
 _EXAMINE_SECONDS = 0.2
@@ -86,7 +93,7 @@ def preview_formatted(
     row_limit: RowLimit = _USUAL_LIMIT,
 ) -> FormattedPreview:
     """Return up to `limit` samples, with findings on those and on further rows, for up to 0.2 s. Raises DataError."""
-    pairs = read_pairs(config, file, token, needs_rejected=config.training_mode != "sft", limit=row_limit)
+    pairs = read_pairs(config, file, token, answers_needed=answers_needed(config.training_mode), limit=row_limit)
     examiner = make_examiner(pairs.conversion.unused_columns)
     samples: list[dict[str, Any]] = []
     warnings: list[str] = []

@@ -11,14 +11,14 @@ from merlina.schemas.datasets import FindingKind
 
 @dataclass(frozen=True)
 class Rendered:
-    """The prompt and the answers of a pair as strings; the model reads prompt + answer.
+    """The prompt and the answers of a pair as strings; the model reads prompt + answer. An answer may be missing.
 
     `form` states for people which of several forms the format chose, and why; None if there is only one. `remarks` are
     the kinds of findings that it gave rise to.
     """
 
     prompt: str
-    chosen: str
+    chosen: str | None
     rejected: str | None
     form: str | None = None
     remarks: frozenset[FindingKind] = frozenset()
@@ -38,5 +38,5 @@ def render_answers(
     remarks: Sequence[FindingKind] = (),
 ) -> Rendered:
     """Return the prompt with each answer as `render` gives it."""
-    rejected = None if pair.rejected is None else render(pair.rejected)
-    return Rendered(prompt, render(pair.chosen), rejected, form, frozenset(remarks))
+    chosen, rejected = (None if answer is None else render(answer) for answer in (pair.chosen, pair.rejected))
+    return Rendered(prompt, chosen, rejected, form, frozenset(remarks))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from merlina.data.conversation import Pair, SkippedRow
 from merlina.data.digests import pair_digest, prompt_digest
 from merlina.data.finding_messages import MESSAGES, OPTIONS
+from merlina.data.label_balance import NO_LABEL_WEIGHTS, LabelWeights, label_imbalance
 from merlina.data.truncation import truncate_name
 from merlina.schemas.datasets import DataFinding, FindingKind
 
@@ -98,6 +99,8 @@ class RowExaminer:
     _wholes: array[int] = field(default_factory=lambda: array("Q"))
     _chosen_longer: int = 0
     _chosen_shorter: int = 0
+    _labeled_true: int = 0
+    _labeled_false: int = 0
     _characters: tuple[int, int] = (0, 0)
     _cut_tokens: tuple[int, int] = (0, 0)
     _tokens: tuple[int, int, int] = (0, 0, 0)
@@ -112,10 +115,15 @@ class RowExaminer:
 
     @property
     def mean_tokens(self) -> tuple[float, float, float] | None:
-        """Mean tokens of prompt, chosen and rejected answer over the pairs with Lengths; None without any."""
+        """Mean tokens of prompt, chosen and rejected answer over the pairs with Lengths; None without any.
+
+        Unpaired answers all count as chosen.
+        """
         if self._tokenized == 0:
             return None
         prompt, chosen, rejected = self._tokens
+        if self._labeled_false:
+            chosen, rejected = chosen + rejected, 0
         return prompt / self._tokenized, chosen / self._tokenized, rejected / self._tokenized
 
     def add_skipped(self, row: SkippedRow) -> None:
@@ -151,14 +159,14 @@ class RowExaminer:
         if lengths is not None:
             self._measure_tokens(pair, lengths)
 
-    def findings(self, held_out: Iterable[int]) -> list[DataFinding]:
+    def findings(self, held_out: Iterable[int], label_weights: LabelWeights = NO_LABEL_WEIGHTS) -> list[DataFinding]:
         """Return all findings, the most serious first. `held_out` contains the numbers of the held-out pairs."""
         counts = {**self._counts, **self._counts_of_all(np.fromiter(held_out, np.int64))}
         if self.unused_columns:
             counts["unused_columns"] = _Count(self.rows)
         found = [self._finding(kind, counts[kind]) for kind in MESSAGES if kind in counts]
-        bias = self._length_bias()
-        return [*found, bias] if bias else found
+        imbalance = label_imbalance(self._labeled_true, self._labeled_false, label_weights)
+        return [*found, *filter(None, (self._length_bias(), imbalance))]
 
     def _count(self, kind: FindingKind) -> _Count:
         return self._counts.setdefault(kind, _Count())
@@ -178,7 +186,9 @@ class RowExaminer:
             self._count("markers_in_text").add(pair.number)
 
     def _measure_answers(self, pair: Pair) -> None:
-        if pair.rejected is None:
+        if pair.chosen is None or pair.rejected is None:
+            self._labeled_true += pair.rejected is None
+            self._labeled_false += pair.chosen is None
             return
         chosen, rejected = len(pair.chosen.content), len(pair.rejected.content)
         self._chosen_longer += chosen > rejected

@@ -102,7 +102,7 @@ def compare_with(helper: HelperPool, max_row_mb: int) -> CompareData:
             operation = CompareRows(
                 config=config.dataset,
                 file=file,
-                needs_rejected=config.needs_rejected,
+                answers_needed=config.answers_needed,
                 earlier=then,
                 max_row_mb=max_row_mb,
             )

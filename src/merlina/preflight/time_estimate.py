@@ -121,9 +121,8 @@ def _devices(config: TrainingConfig) -> int:
 
 
 def _counted_tokens(config: TrainingConfig, tokens: PairTokens) -> float:
-    if config.training_mode == "sft":
-        return tokens.prompt + tokens.chosen
-    return 2 * tokens.prompt + tokens.chosen + tokens.rejected
+    answers = _answers(config, tokens)
+    return len(answers) * tokens.prompt + sum(answers)
 
 
 def _evaluations(config: TrainingConfig, steps: int) -> int:
@@ -135,7 +134,9 @@ def _evaluations(config: TrainingConfig, steps: int) -> int:
 
 
 def _answers(config: TrainingConfig, tokens: PairTokens) -> tuple[float, ...]:
-    return (tokens.chosen,) if config.training_mode == "sft" else (tokens.chosen, tokens.rejected)
+    """Return the mean lengths of a pair's answers; unpaired answers count as chosen."""
+    both = config.training_mode != "sft" and tokens.rejected > 0
+    return (tokens.chosen, tokens.rejected) if both else (tokens.chosen,)
 
 
 def _layer_flops(model: ModelFacts, prompt: float, *answers: float) -> float:

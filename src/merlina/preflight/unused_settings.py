@@ -7,7 +7,12 @@ from merlina.preflight.report import CheckResult
 from merlina.schemas.training import SchedulerType, TrainingConfig, TrainingMode
 
 _COMPARING: tuple[TrainingMode, ...] = ("orpo", "dpo", "ipo", "simpo", "cpo", "kto")
-_USED_BY: dict[str, tuple[TrainingMode, ...]] = {"beta": _COMPARING, "simpo_gamma": ("simpo",)}
+_USED_BY: dict[str, tuple[TrainingMode, ...]] = {
+    "beta": _COMPARING,
+    "simpo_gamma": ("simpo",),
+    "desirable_weight": ("kto",),
+    "undesirable_weight": ("kto",),
+}
 _USED_BY_SCHEDULE: dict[str, SchedulerType] = {
     "lr_scheduler_cycles": "cosine_with_restarts",
     "lr_scheduler_power": "polynomial",

@@ -15,7 +15,9 @@ FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet"]
 Encoding = Literal["utf-8", "utf-16", "cp1252", "latin-1"]
 TrainingMode = Literal["orpo", "dpo", "simpo", "cpo", "ipo", "kto", "sft"]
 FormatType = Literal["chatml", "llama3", "mistral", "qwen3", "tokenizer", "custom", "raw"]
-PairColumn = Literal["prompt", "chosen", "rejected", "system", "reasoning"]
+PairColumn = Literal["prompt", "chosen", "rejected", "system", "reasoning", "completion", "label"]
+AnswersNeeded = Literal["chosen", "both", "any"]
+"""Answers that a method needs of each row: a chosen one, a chosen and a rejected one, or at least one of the two."""
 PairsPerRow = Literal["best_worst", "all"]
 RowFormat = Literal[
     "standard",
@@ -61,6 +63,7 @@ FindingKind = Literal[
     "parsed_from_text",
     "unused_columns",
     "length_bias",
+    "label_imbalance",
 ]
 
 DatasetOption = Literal["drop_duplicates", "drop_identical_answers", "drop_overlong", "format.system_as_user"]
@@ -231,8 +234,8 @@ class DatasetConfig(RequestModel):
     )
     column_mapping: dict[str, PairColumn] | None = Field(
         default=None,
-        description="Mapping from the data set's column names to prompt, chosen, rejected, system and reasoning. "
-        "Columns that have these names need none.",
+        description="Mapping from the data set's column names to prompt, chosen, rejected, system and reasoning, or, "
+        "for unpaired answers, completion and label. Columns that have these names need none.",
     )
     row_format: RowFormat | None = Field(
         default=None,
@@ -267,8 +270,8 @@ class DatasetConfig(RequestModel):
     )
     training_mode: TrainingMode | None = Field(
         default=None,
-        description="Only for a preview: with sft, rows without rejected answers are accepted. For a run, set "
-        "training_mode of the configuration.",
+        description="Only for a preview: with sft, rows without rejected answers are accepted, with kto also unpaired "
+        "answers. For a run, set training_mode of the configuration.",
     )
 
     @field_validator("column_mapping")
@@ -287,6 +290,11 @@ class DatasetRequest(DatasetConfig):
     hf_token: Token | None = Field(
         default=None, description="Hugging Face token for gated or private data sets and models. Not stored."
     )
+
+
+def answers_needed(training_mode: TrainingMode | None) -> AnswersNeeded:
+    """Return the answers that a method needs; None stands for a method that compares pairs."""
+    return "chosen" if training_mode == "sft" else "any" if training_mode == "kto" else "both"
 
 
 class DataFinding(ResponseModel):

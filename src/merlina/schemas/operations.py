@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from merlina.schemas.chat import AnswerEnds, ChatMessage, Sampling, Side
-from merlina.schemas.datasets import DataFinding, DatasetConfig, DetectedFormat, Encoding, FileFormat
+from merlina.schemas.datasets import AnswersNeeded, DataFinding, DatasetConfig, DetectedFormat, Encoding, FileFormat
 from merlina.schemas.inspection import DataFacts, Fingerprint, ModelFacts, RunFacts, TokenizerFacts
 from merlina.schemas.training import TrainingConfig
 
@@ -124,7 +124,7 @@ class CompareRows(Operation[str | None]):
 
     config: DatasetConfig
     file: Path
-    needs_rejected: bool
+    answers_needed: AnswersNeeded
     earlier: Fingerprint
     max_row_mb: int
 

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from merlina.domain.adapter_targets import ALL_LINEAR
 from merlina.schemas.base import RequestModel, Token
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets import AnswersNeeded, DatasetConfig, answers_needed
 from merlina.schemas.datasets import TrainingMode as TrainingMode
 from merlina.schemas.parsing.validation_errors import at_field
 
@@ -118,6 +118,17 @@ class TrainingConfig(RequestModel):
     )
     simpo_gamma: float = Field(
         default=0.5, ge=0, le=10, description="simpo: target reward margin of the chosen over the rejected answer."
+    )
+
+    desirable_weight: float = Field(
+        default=1.0, gt=0, le=1000, description="kto: weight of the loss of chosen answers and of those labeled true."
+    )
+    undesirable_weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="kto: weight of the loss of rejected answers and of those labeled false. Raise it if there are "
+        "many more answers labeled true.",
     )
 
     use_lora: bool = Field(
@@ -433,9 +444,9 @@ class TrainingConfig(RequestModel):
         return weight_bytes * (1.5 if self.base_model.lower().endswith(".gguf") else 1.1)
 
     @property
-    def needs_rejected(self) -> bool:
-        """Whether the method compares a chosen with a rejected answer."""
-        return self.training_mode != "sft"
+    def answers_needed(self) -> AnswersNeeded:
+        """The answers that the method needs of each row."""
+        return answers_needed(self.training_mode)
 
     @property
     def pairs_per_step(self) -> int:

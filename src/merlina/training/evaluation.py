@@ -66,7 +66,11 @@ def held_out_metrics(
         if unrelated_references is not None:
             totals = torch.cat([model.logprobs(example).total_logprob(1) for example in unrelated[batch]])
             divergence = (totals - unrelated_references[batch, 0]).mean()
-        losses = objective.loss(ObjectiveInputs(policy, _as_logprobs(reference, batch, policy), divergence), config)
+        labels = [pair.label for pair in pairs[batch] if pair.label is not None]
+        inputs = ObjectiveInputs(
+            policy, _as_logprobs(reference, batch, policy), divergence, torch.tensor(labels) if labels else None
+        )
+        losses = objective.loss(inputs, config)
         means.add({"loss": losses.loss, **losses.metrics})
     # The number of pairs turns sums into means; there are no other ranks.
     means.gather(SINGLE_PROCESS, len(examples))

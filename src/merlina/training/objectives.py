@@ -29,6 +29,7 @@ from merlina.schemas.training import TrainingConfig, TrainingMode
 from merlina.training.engine.logprobs import Logprobs
 
 CHOSEN, REJECTED = 1, 2
+COUNT = "count:"
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,16 @@ class ObjectiveInputs:
     policy: Logprobs  # [U, 3], or [U, 2] for methods that do not use rejected answers
     reference: Logprobs | None = None  # the reference's log-probabilities, in the same shape
     divergence: Tensor | None = None  # scalar, mean of log pi/ref over answers that belong to other prompts
+    labels: Tensor | None = None  # [U] bool, of unpaired answers: then policy and reference are [U, 2]
 
 
 @dataclass(frozen=True)
 class PairLosses:
-    """The loss of each pair, shape [U], with its graph, and metrics by name, shape [U], without."""
+    """The loss of each pair, shape [U], with its graph, and metrics by name, shape [U], without.
+
+    A metric that applies to some pairs only is 0 for the others, and is accompanied by another one, COUNT and its name,
+    which is 1 for the pairs that it applies to and 0 for the others.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -123,20 +129,22 @@ def cpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
 
 
 def kto(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
-    """Kahneman-Tversky optimization (arXiv 2402.01306, equations 7 and 8), both weights 1.
+    """Kahneman-Tversky optimization (arXiv 2402.01306, equations 7 and 8).
 
-    loss = mean of 1 - sigmoid(beta * (r(y_w) - z)) and 1 - sigmoid(beta * (z - r(y_l))), r(y) = log pi(y|x)/ref(y|x).
-    z estimates the divergence of pi from ref as the mean of r over answers that belong to other prompts, at least 0; it
+    The loss of a desirable answer is w_d * (1 - sigmoid(beta * (r(y) - z))), that of an undesirable one
+    w_u * (1 - sigmoid(beta * (z - r(y)))), with r(y) = log pi(y|x)/ref(y|x). The loss of a pair is the mean of both. z
+    estimates the divergence of pi from ref as the mean of r over answers that belong to other prompts, at least 0; it
     has no gradient.
     """
     assert inputs.divergence is not None
-    chosen, rejected = _log_ratio(inputs, CHOSEN), _log_ratio(inputs, REJECTED)
     # A negative estimate of a divergence is noise.
     divergence = inputs.divergence.clamp(min=0)
-    desirable = 1 - torch.sigmoid(config.beta * (chosen - divergence))
-    undesirable = 1 - torch.sigmoid(config.beta * (divergence - rejected))
+    if inputs.labels is not None:
+        return _kto_of_unpaired(inputs, divergence, inputs.labels, config)
+    chosen, rejected = _log_ratio(inputs, CHOSEN), _log_ratio(inputs, REJECTED)
+    loss = (_loss_of_desirable(chosen, divergence, config) + _loss_of_undesirable(rejected, divergence, config)) / 2
     metrics = {"divergence": divergence.expand_as(chosen)}
-    return _losses((desirable + undesirable) / 2, config.beta * chosen, config.beta * rejected, inputs.policy, metrics)
+    return _losses(loss, config.beta * chosen, config.beta * rejected, inputs.policy, metrics)
 
 
 def sft(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:  # noqa: ARG001
@@ -154,6 +162,26 @@ OBJECTIVES: dict[TrainingMode, Objective] = {
     "kto": Objective(kto, needs_reference=True, needs_divergence=True),
     "sft": Objective(sft),
 }
+
+
+def _kto_of_unpaired(inputs: ObjectiveInputs, divergence: Tensor, labels: Tensor, config: TrainingConfig) -> PairLosses:
+    ratio = _log_ratio(inputs, 1)
+    desirable, undesirable = (loss(ratio, divergence, config) for loss in (_loss_of_desirable, _loss_of_undesirable))
+    reward, mean_logprob = (config.beta * ratio).detach(), inputs.policy.mean_logprob(1).detach()
+    metrics = {"divergence": divergence.expand_as(ratio).detach()}
+    for answer, applies in (("chosen", labels), ("rejected", ~labels)):
+        for name, values in ((f"rewards_{answer}", reward), (f"logps_{answer}", mean_logprob)):
+            metrics[name] = values.where(applies, 0)
+            metrics[f"{COUNT}{name}"] = applies.to(values.dtype)
+    return PairLosses(loss=desirable.where(labels, undesirable), metrics=metrics)
+
+
+def _loss_of_desirable(ratio: Tensor, divergence: Tensor, config: TrainingConfig) -> Tensor:
+    return config.desirable_weight * (1 - torch.sigmoid(config.beta * (ratio - divergence)))
+
+
+def _loss_of_undesirable(ratio: Tensor, divergence: Tensor, config: TrainingConfig) -> Tensor:
+    return config.undesirable_weight * (1 - torch.sigmoid(config.beta * (divergence - ratio)))
 
 
 def _log_odds(logprob: Tensor) -> Tensor:

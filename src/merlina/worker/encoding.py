@@ -137,5 +137,6 @@ class PairEncoder:
             text = self._render(Pair((Message("user", "Hi"),), assistant("Yes"), assistant("No")))
         except UnusableRowError:
             return ""
-        after_chosen, after_rejected = text.chosen.rpartition("Yes")[2], (text.rejected or "").rpartition("No")[2]
+        after_chosen = (text.chosen or "").rpartition("Yes")[2]
+        after_rejected = (text.rejected or "").rpartition("No")[2]
         return after_chosen if after_chosen == after_rejected else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from merlina.data.columns import map_columns
@@ -15,9 +15,9 @@ from merlina.data.row_formats.media import refuse_media
 from merlina.data.row_formats.ranked_answers import RankedAnswers
 from merlina.data.row_formats.registry import ROW_FORMATS, detect
 from merlina.data.row_formats.text_values import parsed, parsed_if_possible
-from merlina.data.row_formats.unpaired import refuse_unpaired
+from merlina.data.row_formats.unpaired import is_unpaired, to_unpaired
 from merlina.data.row_formats.unused_columns import unused_text_columns
-from merlina.schemas.datasets import DatasetConfig, FindingKind, RowFormat
+from merlina.schemas.datasets import AnswersNeeded, DatasetConfig, FindingKind, RowFormat
 
 _NO_REMARKS: frozenset[FindingKind] = frozenset()
 _PARSED: frozenset[FindingKind] = frozenset({"parsed_from_text"})
@@ -37,11 +37,11 @@ class RowConversion:
     """How the rows of a data set become pairs.
 
     `detected` is the format that the first rows have, None if it is unknown; `row_format` is the one that is used.
-    `unused_columns` contain text that is not trained on.
+    `unused_columns` contain text that is not trained on. `answers_needed` are those that the training method needs.
     """
 
     config: DatasetConfig
-    needs_rejected: bool
+    answers_needed: AnswersNeeded
     detected: RowFormat | None
     row_format: RowFormat
     unused_columns: tuple[str, ...]
@@ -55,7 +55,7 @@ class RowConversion:
             elif isinstance(item.content, RankedAnswers):
                 yield from self._ranked_pairs(item, item.content)
             else:
-                yield self._pair(item.content, item, item.rows)
+                yield from self._pairs(item.content, item)
 
     def _converted(self, rows: Iterable[Row]) -> Iterator[_Converted | SkippedRow]:
         mapping = self.config.column_mapping
@@ -81,39 +81,53 @@ class RowConversion:
 
     def _ranked_pairs(self, item: _Converted, content: RankedAnswers) -> Iterator[Pair | SkippedRow]:
         try:
-            rows = content.pairs(self.config.pairs_per_row) if self.needs_rejected else [content.best()]
+            rows = [content.best()] if self.answers_needed == "chosen" else content.pairs(self.config.pairs_per_row)
         except UnusableRowError as error:
             yield SkippedRow(item.number, error.message, error.kind, item.rows)
             return
         for place, row in enumerate(rows):
             yield self._pair(row, item, item.rows if place == 0 else 0)
 
+    def _pairs(self, row: Row, item: _Converted) -> Iterator[Pair | SkippedRow]:
+        """Yield the pair of a row; both answers of a pair among unpaired rows, each by itself."""
+        pair = self._pair(row, item, item.rows)
+        if isinstance(pair, SkippedRow) or self.row_format != "unpaired" or None in (pair.chosen, pair.rejected):
+            yield pair
+        elif self.answers_needed == "any":
+            # All pairs of one run have equally many answers.
+            yield replace(pair, rejected=None)
+            yield replace(pair, chosen=None, rows=0)
+        else:
+            yield pair
+
     def _pair(self, row: Row, item: _Converted, rows: int) -> Pair | SkippedRow:
         try:
-            self._check_answers(row)
-            pair = to_pair(row) if self.needs_rejected else to_demonstration(row)
+            pair = self._converted_pair(row)
         except UnusableRowError as error:
             return SkippedRow(item.number, error.message, error.kind, rows)
         return Pair(pair.prompt, pair.chosen, pair.rejected, pair.tools, item.number, item.remarks, rows)
 
-    def _check_answers(self, row: Row) -> None:
+    def _converted_pair(self, row: Row) -> Pair:
         """Raise UnusableRowError if the row does not have the answers that the method needs."""
-        if self.row_format == "unpaired" and "label" in row and "rejected" not in row:
-            refuse_unpaired(row, needs_rejected=self.needs_rejected)
-        elif self.needs_rejected and "rejected" not in row and self.row_format != "standard":
+        if self.row_format == "unpaired" and is_unpaired(row):
+            return to_unpaired(row, self.answers_needed)
+        if self.answers_needed == "chosen":
+            return to_demonstration(row)
+        if "rejected" not in row and self.row_format != "standard":
             title = ROW_FORMATS[self.row_format].title
             raise UnusableRowError(
                 f"there is one answer and none that is rejected ({title}); training_mode sft needs none"
             )
+        return to_pair(row)
 
 
-def conversion_of(config: DatasetConfig, first: Sequence[Row], *, needs_rejected: bool = True) -> RowConversion:
+def conversion_of(config: DatasetConfig, first: Sequence[Row], answers_needed: AnswersNeeded = "both") -> RowConversion:
     """Return the conversion for a data set with these first rows, from which the format is detected."""
     rows = [parsed_if_possible(map_columns(row, config.column_mapping)) for row in first]
     detected = detect(rows)
     row_format = config.row_format or detected or "standard"
     unused = unused_text_columns(rows, ROW_FORMATS[row_format].columns)
-    return RowConversion(config, needs_rejected, detected, row_format, unused)
+    return RowConversion(config, answers_needed, detected, row_format, unused)
 
 
 def _merged(items: Iterable[_Converted | SkippedRow]) -> Iterator[_Converted | SkippedRow]:

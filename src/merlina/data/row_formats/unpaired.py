@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from merlina.data.conversation import UnusableRowError
+from merlina.data.conversation import Pair, UnusableRowError
+from merlina.data.pairs import to_demonstration
 from merlina.data.readers.files import Row
 from merlina.data.row_formats.conversations import CONVERSATION_COLUMNS
 from merlina.data.row_formats.converter import (
@@ -17,6 +19,7 @@ from merlina.data.row_formats.converter import (
     value_of,
 )
 from merlina.data.row_formats.instructions import instruction_turns
+from merlina.schemas.datasets import AnswersNeeded
 
 _PROMPTS = ("prompt", "question", "query", "input")
 _ANSWERS = ("completion", "response", "answer", "output")
@@ -41,15 +44,25 @@ def label_of(value: Any) -> bool | None:
     return None if number not in (-1, 0, 1) else number == 1
 
 
-def refuse_unpaired(row: Row, *, needs_rejected: bool) -> None:
-    """Raise UnusableRowError if a converted row cannot be used: pairs are needed, or the label is false."""
-    if needs_rejected:
+def is_unpaired(row: Row) -> bool:
+    """Return whether a converted row has one answer with a label; a pair may occur among such rows."""
+    return "label" in row and "rejected" not in row
+
+
+def to_unpaired(row: Row, answers_needed: AnswersNeeded) -> Pair:
+    """Return a converted row as a pair with one answer: `chosen` if its label is true, otherwise `rejected`.
+
+    Raises UnusableRowError if the answers that are needed include another one.
+    """
+    if answers_needed == "both":
         raise UnusableRowError(
             "the row is unpaired: it has one answer with a label, and training needs a chosen and a rejected one; "
-            "training_mode sft uses answers with a true label"
+            "training_mode kto uses unpaired answers, and sft those with a true label"
         )
-    if not row["label"]:
+    if answers_needed == "chosen" and not row["label"]:
         raise UnusableRowError("the label of the answer is false, and sft trains on good answers only")
+    pair = to_demonstration(row)
+    return pair if row["label"] else replace(pair, chosen=None, rejected=pair.chosen)
 
 
 def _fits(row: Row) -> bool:

@@ -55,14 +55,14 @@ class Alarms:
     def step(self, step: int, loss: float, metrics: Mapping[str, float]) -> None:
         """Check the mean metrics of one optimizer step. Raises TrainingError if the loss has exploded."""
         self._watch_loss(step, loss)
-        if "reward_margin" not in metrics:
+        if not {"reward_margin", "logps_chosen"} <= metrics.keys():
             return
         if len(self._first) < _WINDOW:
             self._first.append(metrics)
         self._latest.append(metrics)
         if len(self._latest) == _WINDOW and step >= 2 * _WINDOW:
             self._watch_chosen(step)
-            if not self._has_evaluations:
+            if not self._has_evaluations and "reward_accuracy" in metrics:
                 self._watch_accuracy(step, self._mean("reward_accuracy", self._latest), "of the latest steps")
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -73,7 +73,8 @@ class BatchItems:
         unrelated = unrelated_examples(examples, config.max_length)
         # [U, 1]: an unrelated example has a single answer.
         unrelated_references = self._reference(f"{name}-unrelated", unrelated, for_evaluation=for_evaluation)
-        table = zip(examples, rows, references, unrelated, unrelated_references[:, 0], strict=True)
+        labels = [pair.label for pair in pairs]
+        table = zip(examples, rows, references, unrelated, unrelated_references[:, 0], labels, strict=True)
         return [BatchItem(*columns) for columns in table]
 
     def _reference(self, name: str, examples: Sequence[PackedExample], *, for_evaluation: bool) -> Tensor:

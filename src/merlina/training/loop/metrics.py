@@ -15,10 +15,14 @@ from torch import Tensor
 
 from merlina.domain.units import GIB
 from merlina.training.distributed.ranks import Ranks
+from merlina.training.objectives import COUNT
 
 
 class RunningMeans:
-    """Means of per-pair metrics. Sums stay on the device until they are needed, so that nothing waits."""
+    """Means of per-pair metrics, each over the pairs that it applies to.
+
+    Sums stay on the device until they are needed, so that nothing waits.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
@@ -27,7 +31,7 @@ class RunningMeans:
         self._pairs = 0
 
     def add(self, metrics: dict[str, Tensor]) -> None:
-        """Add the metrics of pairs, each of shape [U]."""
+        """Add the metrics of pairs, each of shape [U]; see PairLosses for those that apply to some pairs only."""
         values = torch.stack([value.detach() for value in metrics.values()])
         # float64 on a CPU, where it is free; some GPUs do not support it.
         sums = values.double().sum(1) if values.device.type == "cpu" else values.float().sum(1)
@@ -63,7 +67,16 @@ class RunningMeans:
         self._sums, self._pairs = dict(state["sums"]), state["pairs"]
 
     def take(self) -> dict[str, float]:
-        means = {name: total / max(self._pairs, 1) for name, total in self._transferred().items()}
+        """Return the means and start anew. A metric that applies to none of the pairs is left out."""
+        sums = self._transferred()
+        means = {}
+        for name, total in sums.items():
+            pairs = sums.get(f"{COUNT}{name}", max(self._pairs, 1))
+            if not name.startswith(COUNT) and pairs:
+                means[name] = total / pairs
+        if "rewards_chosen" in means and "rewards_rejected" in means:
+            # Unpaired answers have no margin of their own.
+            means.setdefault("reward_margin", means["rewards_chosen"] - means["rewards_rejected"])
         self._sums, self._pairs = {}, 0
         return means
 

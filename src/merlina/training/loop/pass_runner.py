@@ -72,7 +72,13 @@ class PassRunner:
         """Run one pass over `items` and compute the objective."""
         # Losses are computed outside of autocast, in the float32 of the log-probabilities.
         policy = self.forward([item.example for item in items])
-        inputs = ObjectiveInputs(policy, _reference(items, policy), divergence)
+        labels = [item.label for item in items if item.label is not None]
+        inputs = ObjectiveInputs(
+            policy,
+            _reference(items, policy),
+            divergence,
+            torch.tensor(labels, device=policy.sums.device) if labels else None,
+        )
         return self.packer.objective.loss(inputs, self.packer.config)
 
     @torch.no_grad()
@@ -101,8 +107,9 @@ class PassRunner:
 
 
 def packed_example(pair: TokenPair, config: TrainingConfig) -> PackedExample:
-    """Return a pair with the answers that the objective uses."""
-    return PackedExample(pair.prompt, (pair.chosen, pair.rejected) if config.needs_rejected else (pair.chosen,))
+    """Return a pair with those of its answers that the objective uses."""
+    answers = (pair.chosen,) if config.training_mode == "sft" else tuple(filter(None, (pair.chosen, pair.rejected)))
+    return PackedExample(pair.prompt, answers)
 
 
 def _reference(items: Sequence[BatchItem], policy: Logprobs) -> Logprobs | None:

@@ -30,13 +30,18 @@ _SUBSTITUTES = ("\n", ".")
 class TokenPair:
     """The token ids of a prompt and its two answers; `row` is its number in the data set.
 
-    `rejected` is empty for methods that do not use it.
+    An answer that the pair does not have is empty: `rejected` for sft, either of them for unpaired answers.
     """
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
     row: int = 0
+
+    @property
+    def label(self) -> bool | None:
+        """The label of an unpaired answer; None for a pair."""
+        return None if self.chosen and self.rejected else bool(self.chosen)
 
 
 @dataclass(frozen=True)
@@ -81,20 +86,20 @@ class PairTokenizer:
         self._own_ends = _special_ids(tokenizer) - self._ends if keeps_own_end else frozenset()
         self._is_blank: dict[int, bool] = {}
 
-    def encode(self, prompt: str, chosen: str, rejected: str | None) -> tuple[TokenPair, Truncation]:
+    def encode(self, prompt: str, chosen: str | None, rejected: str | None) -> tuple[TokenPair, Truncation]:
         """Return the token ids to train on, and the number of tokens that were truncated to fit the lengths."""
         return self.encode_all([(prompt, chosen, rejected)])[0]
 
-    def encode_all(self, texts: Sequence[tuple[str, str, str | None]]) -> list[tuple[TokenPair, Truncation]]:
+    def encode_all(self, texts: Sequence[tuple[str, str | None, str | None]]) -> list[tuple[TokenPair, Truncation]]:
         """Encode many pairs of (prompt, chosen, rejected) at once, which is several times as fast."""
         prompts = [_with_one_bos(prompt, self._bos) for prompt, _, _ in texts]
         starts = _all_ids(self._tokenizer, prompts)
         answers = [(place, answer) for place, (_, *both) in enumerate(texts) for answer in both if answer is not None]
         ids = iter(self._encode_answers(prompts, starts, answers))
         encoded = []
-        for start, (_, _, rejected) in zip(starts, texts, strict=True):
-            whole = TokenPair(start, self._ended(next(ids)), [] if rejected is None else self._ended(next(ids)))
-            encoded.append(self._fitted(whole))
+        for start, (_, *both) in zip(starts, texts, strict=True):
+            chosen, rejected = ([] if answer is None else self._ended(next(ids)) for answer in both)
+            encoded.append(self._fitted(TokenPair(start, chosen, rejected)))
         return encoded
 
     def _encode_answers(

@@ -9,6 +9,7 @@ from pathlib import Path
 from merlina.data.conversation import Pair, SkippedRow
 from merlina.data.dataset import held_out_rows, read_pairs
 from merlina.data.examination import examine, row_examiner
+from merlina.data.label_balance import label_weights
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import Lengths
@@ -33,7 +34,7 @@ def examine_data(
     Without an `encoder`, the text alone is examined. Raises DataError.
     """
     dataset = training.dataset
-    rows = read_pairs(dataset, file, token, needs_rejected=training.needs_rejected, limit=row_limit)
+    rows = read_pairs(dataset, file, token, answers_needed=training.answers_needed, limit=row_limit)
     unused = rows.conversion.unused_columns
     examiner = encoder.row_examiner(unused) if encoder else row_examiner(dataset.format.format_type, unused)
     numbers: list[int] = []
@@ -56,7 +57,7 @@ def examine_data(
         highest_id_row=examiner.highest_id_row or None,
         most_tokens=examiner.most_tokens or None,
         mean_tokens=PairTokens(prompt=means[0], chosen=means[1], rejected=means[2]) if means else None,
-        findings=examiner.findings(held_out),
+        findings=examiner.findings(held_out, label_weights(training)),
         notes=describe_encoding(dataset.source, file),
     )
 

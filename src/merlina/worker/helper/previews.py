@@ -73,7 +73,7 @@ def _token_sample_builder(encoder: PairEncoder, tokenizer: Any) -> SampleBuilder
         text, ids = encoded.text, encoded.tokens
         tokens = {
             "prompt": _tokens(tokenizer, special, ids.prompt, text.prompt),
-            "chosen": _tokens(tokenizer, special, ids.chosen, text.chosen, text.prompt),
+            "chosen": _tokens(tokenizer, special, ids.chosen, text.chosen or "", text.prompt),
             "rejected": _tokens(tokenizer, special, ids.rejected, text.rejected or "", text.prompt),
         }
         return {**truncate_row(text.sample), "tokens": tokens, "cut": asdict(encoded.cut)}

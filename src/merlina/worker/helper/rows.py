@@ -76,6 +76,6 @@ def compare_rows(operation: CompareRows) -> str | None:
     """Describe how rows and split of a file differ from an earlier fingerprint; None if they do not."""
     with PHASES.during("Comparing the rows", _WHOLE_FILE_SECONDS, HelperError):
         config, row_limit = operation.config, RowLimit.of_megabytes(operation.max_row_mb)
-        rows = read_pairs(config, operation.file, None, needs_rejected=operation.needs_rejected, limit=row_limit)
+        rows = read_pairs(config, operation.file, None, answers_needed=operation.answers_needed, limit=row_limit)
         pairs = (row for row in rows if isinstance(row, Pair))
         return operation.earlier.difference(fingerprint(pairs, config.test_size, operation.file))

@@ -13,6 +13,7 @@ from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.dataset import PairRows, held_out_rows
 from merlina.data.examination import Converted, examine_batches
 from merlina.data.fingerprint import FingerprintBuilder
+from merlina.data.label_balance import label_weights
 from merlina.data.row_examiner import RowExaminer
 from merlina.errors import DataError
 from merlina.schemas.inspection import Fingerprint
@@ -68,7 +69,19 @@ class DataLoading:
                 f"({examiner.reason_to_skip() or 'no pair is left to train on'}); "
                 "correct the rows, or choose another format, such as chatml"
             )
+        self._check_margin(data.held_out)
         return data, digest.finish(self._config.dataset.test_size)
+
+    def _check_margin(self, held_out: Sequence[TokenPair]) -> None:
+        """Raise DataError if the best model cannot be selected by a margin between both labels."""
+        if self._config.load_best_at_end != "eval_reward_margin":
+            return
+        labels = {pair.label for pair in held_out}
+        if len(labels) == 1 and None not in labels:
+            raise DataError(
+                f"All {len(held_out):,} held-out answers are labeled {str(labels.pop()).lower()}, so that there is no "
+                "eval_reward_margin for load_best_at_end; raise dataset.test_size, or use eval_loss"
+            )
 
     def _counted(self, rows: Iterable[Pair | SkippedRow], digest: FingerprintBuilder) -> Iterator[Pair | SkippedRow]:
         """Yield the rows, and check for a stop between them, since there may be millions."""
@@ -103,5 +116,5 @@ class DataLoading:
     def _report_findings(self, examiner: RowExaminer, held_out: Iterable[int]) -> None:
         if examiner.reason_to_skip() is None:
             self._reporter.note("info", f"{examiner.rows} rows read, all of them usable")
-        for finding in examiner.findings(held_out):
+        for finding in examiner.findings(held_out, label_weights(self._config)):
             self._reporter.note("warning", finding.message)

@@ -48,7 +48,7 @@ def model_card(order: RunOrder, data: TrainingData, metrics: str, location: Mode
 
 # {name}
 
-`{config.base_model}`, fine-tuned with {config.training_mode.upper()} on {len(data.training)} {_examples(config)}
+`{config.base_model}`, fine-tuned with {config.training_mode.upper()} on {len(data.training)} {_examples(config, data)}
 ({len(data.held_out)} more were held out){_quantized_in_training(config)}.
 
 ## Load it
@@ -71,9 +71,11 @@ All settings are in `merlina.json`. Made with Merlina {current().number}, {libra
 """
 
 
-def _examples(config: TrainingConfig) -> str:
+def _examples(config: TrainingConfig, data: TrainingData) -> str:
     # Supervised fine-tuning shows the model answers and compares none.
-    return "preference pairs" if config.needs_rejected else "examples"
+    if config.training_mode == "sft":
+        return "examples"
+    return "preference pairs" if data.training[0].label is None else "labeled answers"
 
 
 def _quantized_in_training(config: TrainingConfig) -> str:

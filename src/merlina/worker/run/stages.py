@@ -141,7 +141,7 @@ class Stages:
         for note in describe_encoding(dataset.source, file):
             self.reporter.note("warning", note)
         rows = read_pairs(
-            dataset, file, self._token, needs_rejected=config.needs_rejected, download=download, limit=limit
+            dataset, file, self._token, answers_needed=config.answers_needed, download=download, limit=limit
         )
         self._report_row_format(rows.conversion)
         encoder = PairEncoder.for_run(loaded.tokenizer, config)
