@@ -56,6 +56,8 @@ class RunOrder(BaseModel):
     resume_step: int = Field(0, ge=0)
     config: TrainingConfig
     dataset_file: str | None = None
+    # The files of further sources, by their field in `dataset`, such as `sources.1` or `eval_sources.news`.
+    source_files: dict[str, str] = {}
     output_dir: str
     trust_remote_code: bool = False
     # The number of the last event before this attempt, including the server's own transitions.

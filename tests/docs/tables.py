@@ -22,7 +22,7 @@ def fields_table() -> str:
     """Return the table of all fields of TrainingConfig, nested ones by their dotted path."""
     schema = TrainingConfig.model_json_schema()
     lines = ["| Field | Default | Allowed | Meaning |", "| --- | --- | --- | --- |"]
-    for path, field, required in _fields(schema, schema["$defs"]):
+    for path, field, required in _fields(schema, schema["$defs"], {}):
         default = "required" if required else _code(field.get("default", "…"))
         lines.append(f"| `{path}` | {default} | {_allowed(field)} | {_escaped(field.get('description', ''))} |")
     return "\n".join(lines)
@@ -55,23 +55,41 @@ def with_table(page: Path) -> str:
     return text
 
 
-def _fields(schema: dict[str, Any], known: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any, bool]]:
+def _fields(
+    schema: dict[str, Any], known: dict[str, Any], listed: dict[str, str], above: str = ""
+) -> Iterator[tuple[str, Any, bool]]:
+    """Yield path, schema and necessity of each field. `listed` has the path of each model whose fields are listed."""
     for name, field in schema["properties"].items():
-        inner = _inner(field, known)
+        path, required = above + name, name in schema.get("required", ())
+        inner, container = _inner(field)
         if inner is None:
             meaning = {"description": schema["description"].split("\n")[0]} if above else {}
-            yield above + name, {**meaning, **_defaults(name), **field}, name in schema.get("required", ())
+            yield path, {**meaning, **_defaults(name), **field}, required
             continue
-        if "anyOf" in field:
-            yield above + name, {**field, "anyOf": [{"type": "object"}]}, False
-        yield from _fields(inner, known, f"{above}{name}.")
+        is_new = inner not in listed
+        listed.setdefault(inner, path)
+        if not is_new or container or "anyOf" in field:
+            like = "" if is_new else f" like `{listed[inner]}`"
+            yield path, {**field, "anyOf": [{"shown": _CONTAINERS[container].format(like=like)}]}, required
+        if is_new:
+            yield from _fields(known[inner], known, listed, f"{path}[]." if container else f"{path}.")
 
 
-def _inner(field: dict[str, Any], known: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the schema of the model that a field contains; None if it contains none."""
-    options = [field, *field.get("anyOf", ()), *field.get("allOf", ())]
-    found = next((option["$ref"] for option in options if "$ref" in option), None)
-    return known[found.rsplit("/", 1)[-1]] if found else None
+_CONTAINERS = {"": "object{like}", "list": "list of objects{like}", "names": "objects{like}, by name"}
+
+
+def _inner(field: dict[str, Any]) -> tuple[str | None, str]:
+    """Return the name of the model that a field contains, None if it contains none, and in which container."""
+    for option in (field, *field.get("anyOf", ()), *field.get("allOf", ())):
+        places = {
+            "": option,
+            "list": option.get("items", {}),
+            "names": next(iter(option.get("patternProperties", {}).values()), option.get("additionalProperties")),
+        }
+        for container, place in places.items():
+            if isinstance(place, dict) and "$ref" in place:
+                return place["$ref"].rsplit("/", 1)[-1], container
+    return None, ""
 
 
 def _defaults(name: str) -> dict[str, Any]:
@@ -87,12 +105,15 @@ def _allowed(field: dict[str, Any]) -> str:
 
 
 def _range(option: dict[str, Any]) -> str:
+    if "shown" in option:
+        return str(option["shown"])
     if "enum" in option:
         return ", ".join(f"`{value}`" for value in option["enum"])
     if "const" in option:
         return f"`{option['const']}`"
     if option.get("type") == "array":
-        return f"list of {_range(option['items'])}s"
+        kind, *bounds = _range(option["items"]).split(", ")
+        return ", ".join([f"list of {kind}s", *bounds])
     if option.get("type") == "object":
         return "object"
     if option.get("type") == "boolean":

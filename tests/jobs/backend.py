@@ -61,7 +61,7 @@ class Backend:
             self.database, self.moves, self.executor, runs_dir=self.runs_dir, max_concurrent=max_concurrent,
             share_gpus=False, stop_grace_seconds=GRACE_SECONDS, trust_remote_code=False, max_row_mb=1,
             list_gpus=lambda: self.gpus, free_memory_for=lambda record: self.freed_for.append(record.job_id),
-            clock=self.clock, monotonic=self.clock,
+            find_files=lambda _: {}, clock=self.clock, monotonic=self.clock,
         )  # fmt: skip
 
     def submit(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from merlina.training.engine.packing import PackedExample
+from merlina.training.evaluation_sets import HELD_OUT, EvaluationSet
 from merlina.training.models.tokens import TokenPair
 
 TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
@@ -20,6 +21,12 @@ PAIRS = [
     TokenPair([60, 61, 3], [2], [2]),
 ]
 EXAMPLES = [PackedExample(pair.prompt, (pair.chosen, pair.rejected)) for pair in PAIRS]
+
+
+def held_out_set(pairs: list[TokenPair] | None) -> tuple[EvaluationSet, ...]:
+    """Return the pairs as the only set to evaluate on; none without pairs."""
+    return (EvaluationSet(HELD_OUT, pairs),) if pairs else ()
+
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "Llama": {},

@@ -255,7 +255,7 @@ def _our_course(folder: Path) -> list[float]:
         shuffle_dataset=False, eval_steps=0, save_steps=0, use_4bit=False, **_COURSE,
     )  # fmt: skip
     trainer = PreferenceTrainer(
-        adapted(random_model()), settings, training=PAIRS, held_out=[], pad_id=0, dtype=torch.float32,
+        adapted(random_model()), settings, training=PAIRS, evaluation=(), pad_id=0, dtype=torch.float32,
         folder=folder, reporter=recorder, resuming=False,
     )  # fmt: skip
     trainer.run(None)

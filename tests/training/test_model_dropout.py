@@ -42,7 +42,7 @@ def first_loss(family: str, folder: Path, **changes: Any) -> float:
     trainable = make_trainable(model, config).model
     recorder = Recorder()
     PreferenceTrainer(
-        trainable, config, training=PAIRS, held_out=[], pad_id=0, dtype=torch.float32, folder=folder,
+        trainable, config, training=PAIRS, evaluation=(), pad_id=0, dtype=torch.float32, folder=folder,
         reporter=recorder, resuming=False,
     ).run(None)  # fmt: skip
     ((_, metrics),) = recorder.rows

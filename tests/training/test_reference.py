@@ -17,6 +17,7 @@ from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import StoppedEarly
+from tests.training.models import held_out_set
 from tests.training.test_trainer import Recorder, configure
 
 pytestmark = pytest.mark.slow
@@ -82,7 +83,7 @@ def begin(config: Any, folder: Path, recorder: Recorder) -> PreferenceTrainer:
     spec = ModelSpec(config.base_model, "float32", config.weight_bits, "auto", folder)
     model = make_trainable(load_model(spec), config).model
     return PreferenceTrainer(
-        model, config, training=LONG, held_out=LONG[:1], pad_id=0, dtype=torch.float32,
+        model, config, training=LONG, evaluation=held_out_set(LONG[:1]), pad_id=0, dtype=torch.float32,
         folder=folder / "checkpoints", reporter=recorder, resuming=False,
     )  # fmt: skip
 

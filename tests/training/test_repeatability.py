@@ -14,6 +14,7 @@ from merlina.schemas.training import TrainingConfig
 from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model
+from tests.training.models import held_out_set
 from tests.training.test_trainer import PAIRS, SWAPPED, Recorder, configure
 
 pytestmark = pytest.mark.slow
@@ -27,7 +28,7 @@ def train(config: TrainingConfig, folder: Path, recorder: Recorder, *, resume: b
     torch.manual_seed(0)
     model = make_trainable(load_model(ModelSpec(config.base_model, "float32", None, "auto", folder)), config).model
     trainer = PreferenceTrainer(
-        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
+        model, config, training=PAIRS, evaluation=held_out_set(SWAPPED), pad_id=0, dtype=torch.float32,
         folder=folder / "checkpoints", reporter=recorder, resuming=resume,
     )  # fmt: skip
     # Random numbers that other parts of a run consumed before must not matter.

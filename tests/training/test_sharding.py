@@ -21,6 +21,7 @@ from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model
 from merlina.training.models.tokens import TokenPair
 from tests.harness import training_config
+from tests.training.models import held_out_set
 
 pytestmark = pytest.mark.slow
 
@@ -74,7 +75,7 @@ def train(rank: int, folder: Path, base_model: Path, count: int) -> None:
         assert is_sharded(model) == (count > 1)
         recorder = MetricsRecorder()
         trainer = PreferenceTrainer(
-            model, config, training=pairs()[:8], held_out=pairs()[8:], pad_id=0, dtype=torch.float32,
+            model, config, training=pairs()[:8], evaluation=held_out_set(pairs()[8:]), pad_id=0, dtype=torch.float32,
             folder=folder / f"{mode}-{count}", reporter=recorder, resuming=False, ranks=ranks,
         )  # fmt: skip
         trainer.run(None)

@@ -19,6 +19,7 @@ from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, compute_dtype, load_model, training_device
 from merlina.training.models.tokens import TokenPair
+from tests.training.models import held_out_set
 
 pytestmark = pytest.mark.slow
 
@@ -75,7 +76,7 @@ def train(config: TrainingConfig, folder: Path, recorder: Recorder, held_out: li
     spec = ModelSpec(config.base_model, config.dtype, config.weight_bits, config.attn_implementation, folder)
     model = make_trainable(load_model(spec), config).model
     trainer = PreferenceTrainer(
-        model, config, training=PAIRS, held_out=held_out or [], pad_id=0,
+        model, config, training=PAIRS, evaluation=held_out_set(held_out), pad_id=0,
         dtype=compute_dtype(config.dtype, training_device()),
         folder=folder / "checkpoints", reporter=recorder, resuming=False,
     )  # fmt: skip
@@ -171,7 +172,7 @@ def test_gradients_that_are_not_finite_are_never_applied(
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     trained[0].register_hook(lambda gradient: gradient * float("nan"))
     trainer = PreferenceTrainer(
-        model, config, training=PAIRS, held_out=[], pad_id=0, dtype=torch.float32,
+        model, config, training=PAIRS, evaluation=(), pad_id=0, dtype=torch.float32,
         folder=tmp_path, reporter=Recorder(), resuming=False,
     )  # fmt: skip
     with pytest.raises(TrainingError, match="gradients became nan in step 1"):
@@ -188,7 +189,7 @@ def test_a_diverged_loss_ends_the_run_naming_the_step(tiny_model: Path, tmp_path
         # Not in the queries or keys: on some processors, torch's attention returns 0 for a query that is NaN.
         model.get_parameter("base_model.model.model.layers.0.mlp.down_proj.lora_A.default.weight").fill_(float("inf"))
     trainer = PreferenceTrainer(
-        model, config, training=PAIRS, held_out=[], pad_id=0, dtype=torch.float32,
+        model, config, training=PAIRS, evaluation=(), pad_id=0, dtype=torch.float32,
         folder=tmp_path, reporter=recorder, resuming=False,
     )  # fmt: skip
     with pytest.raises(
@@ -267,7 +268,7 @@ def resume(config: TrainingConfig, folder: Path, recorder: Recorder, **known: An
     """Resume from the newest checkpoint. Returns the trainer and whether it was stopped."""
     model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", folder)), config).model
     trainer = PreferenceTrainer(
-        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
+        model, config, training=PAIRS, evaluation=held_out_set(SWAPPED), pad_id=0, dtype=torch.float32,
         folder=folder / "checkpoints", reporter=recorder, resuming=True,
     )  # fmt: skip
     return trainer, trainer.run(checkpoints.survey(folder / "checkpoints").newest, **known)
@@ -303,7 +304,7 @@ def test_a_run_that_does_not_improve_ends_early_and_does_not_count_as_stopped(ti
     config = configure(tiny_model, early_stopping_patience=2, **_EVERY_STEP)
     model = make_trainable(load_model(ModelSpec(config.base_model, "auto", None, "auto", tmp_path)), config).model
     trainer = PreferenceTrainer(
-        model, config, training=PAIRS, held_out=SWAPPED, pad_id=0, dtype=torch.float32,
+        model, config, training=PAIRS, evaluation=held_out_set(SWAPPED), pad_id=0, dtype=torch.float32,
         folder=tmp_path / "checkpoints", reporter=recorder, resuming=False,
     )  # fmt: skip
     assert trainer.run(None) is False

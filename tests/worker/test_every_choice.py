@@ -175,6 +175,10 @@ ELSEWHERE = {
         ("use_wandb", "wandb_key", "wandb_project", "wandb_run_name", "wandb_tags", "wandb_notes"),
         "metrics are sent to another service; tests/system/test_readiness.py",
     ),
+    **dict.fromkeys(
+        ("dataset.sources", "dataset.source_order", "dataset.eval_source", "dataset.eval_sources"),
+        "several sources of rows; tests/worker/test_sources.py",
+    ),
     "dataset.model_name": "only previews use it; tests/api/test_datasets.py",
     "dataset.training_mode": "accepted from older clients, the run's own counts; tests/schemas/test_training.py",
     **dict.fromkeys(
@@ -339,7 +343,8 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def _fields(model: type[BaseModel], above: str = "") -> Iterator[tuple[str, Any]]:
     for name, field_ in model.model_fields.items():
-        inner = _model_in(field_.annotation)
+        # Several sources have the same fields as the only one.
+        inner = None if name in ("sources", "eval_source", "eval_sources") else _model_in(field_.annotation)
         if inner is None:
             yield above + name, field_.annotation
         else:

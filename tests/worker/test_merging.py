@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
-from merlina.training.evaluation import PlainModel, held_out_metrics
+from merlina.training.evaluation import PlainModel, evaluation_metrics
 from merlina.training.models.adapters import ignore_known_warnings
 from merlina.worker.run.merging import Merged, MergeError, save_merged
 from merlina.worker.run.model_card import merged_metrics_table
@@ -55,7 +55,9 @@ class Run:
         return save_merged(folder, self.order, self.tokenizer, self.data, self.folder.checkpoints_dir, cpu)
 
     def metrics(self, model: Any) -> dict[str, float]:
-        return held_out_metrics(PlainModel(model), self.data.held_out, self.order.config, self.folder.checkpoints_dir)
+        return evaluation_metrics(
+            PlainModel(model), self.data.evaluation, self.order.config, self.folder.checkpoints_dir
+        )
 
 
 class StopAt(EventReporter):
@@ -103,6 +105,11 @@ def loaded_by_its_code(card: str, address: str, place: Path) -> Any:
     names: dict[str, Any] = {}
     with ignore_known_warnings():
         exec(code, names)
+    for module in names["model"].modules():
+        # For inference, bitsandbytes repacks 4-bit weights on processors with AVX512-BF16, which fails for layers as
+        # small as those of the tiny model.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return names["model"]
 
 

@@ -41,10 +41,14 @@ def run_in_own_process(folder: Path, order: RunOrder) -> RunFolder:
 
 
 def run_worker(folder: Path, base_model: Path, dataset_file: Path, **changes: Any) -> RunFolder:
-    """Run an order to its end in this process, by the code of the worker, which saves the seconds of its imports."""
+    """Run to the end in this process, by the code of the worker, which saves the seconds of its imports."""
+    return carry_out_order(folder, order_of(folder, base_model, dataset_file, **changes))
+
+
+def carry_out_order(folder: Path, order: RunOrder) -> RunFolder:
+    """Run an order to its end in this process."""
     run = RunFolder(folder / "run")
     run.path.mkdir()
-    order = order_of(folder, base_model, dataset_file, **changes)
     run.write_order(order)
     log = EventLog(run.events_file)
     carry_out(run, order, log, ReceivedRequests(run.stop_file, run.pause_file))

@@ -23,6 +23,7 @@ from merlina.api.uploads.receiving import recover_uploads
 from merlina.chat.comparisons import Comparisons
 from merlina.chat.memory import ChatMemory
 from merlina.chat.service import ChatService
+from merlina.data.readers.sources import resolve_further_files
 from merlina.executors.chat_process import ChatProcess
 from merlina.executors.helper_pools import HelperPools
 from merlina.executors.local import LocalExecutor
@@ -109,6 +110,7 @@ def build_services(settings: Settings) -> Services:
         max_row_mb=settings.max_row_size_mb,
         list_gpus=list_gpus,
         free_memory_for=chat_memory.unload_for,
+        find_files=lambda dataset: resolve_further_files(dataset, settings.uploads_dir, allowed),
     )
     helpers = HelperPools.build(settings.helper_idle_seconds, settings.helper_log, spares)
     compare_data = compare_with(helpers.rows, settings.max_row_size_mb)

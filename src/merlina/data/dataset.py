@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -22,14 +23,80 @@ _USUAL_LIMIT = RowLimit()
 
 
 class PairRows(Iterator[Pair | SkippedRow]):
-    """The rows of a data set as pairs and skipped rows, with the `conversion` that they pass."""
+    """The rows of a data set as pairs and skipped rows, with the `conversion` that they pass.
 
-    def __init__(self, conversion: RowConversion, rows: Iterable[Row]) -> None:
+    `count` is the number of rows that were read so far.
+    """
+
+    def __init__(self, conversion: RowConversion, rows: Iterable[Row], cleaning: Cleaning) -> None:
         self.conversion = conversion
-        self._outcomes = Cleaning(conversion.config).outcomes(conversion.outcomes(rows))
+        self.count = 0
+        self._outcomes = cleaning.outcomes(conversion.outcomes(self._counted(rows)))
 
     def __next__(self) -> Pair | SkippedRow:
         return next(self._outcomes)
+
+    def _counted(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            self.count += 1
+            yield row
+
+
+class ChainedRows(Iterator[Pair | SkippedRow]):
+    """The rows of several sources, one source after the other; row numbers continue from source to source.
+
+    `begins` are the numbers of the rows before each source that was begun. Example: with 100 rows in the first source,
+    the first row of the second has the number 101, and `begins` is [0, 100].
+    """
+
+    def __init__(self, sources: Sequence[PairRows]) -> None:
+        self.conversions = [source.conversion for source in sources]
+        self.begins: list[int] = []
+        self._outcomes = self._numbered(sources)
+
+    def __next__(self) -> Pair | SkippedRow:
+        return next(self._outcomes)
+
+    @property
+    def unused_columns(self) -> tuple[str, ...]:
+        """Columns of any source that contain text that is not trained on."""
+        return tuple(dict.fromkeys(name for each in self.conversions for name in each.unused_columns))
+
+    def _numbered(self, sources: Sequence[PairRows]) -> Iterator[Pair | SkippedRow]:
+        before = 0
+        for source in sources:
+            self.begins.append(before)
+            for row in source:
+                yield replace(row, number=before + row.number) if before else row
+            before += source.count
+
+
+def read_sources(
+    parts: Sequence[tuple[DatasetConfig, Path | None]],
+    token: str | None,
+    *,
+    answers_needed: AnswersNeeded = "both",
+    limit: RowLimit = _USUAL_LIMIT,
+) -> ChainedRows:
+    """Return the rows of several sources, each with its file, None for the Hub, cached before it is read in whole.
+
+    Raises DataError as `read_pairs`. A row that repeats one of an earlier source repeats an earlier row.
+    """
+    cleaning = Cleaning(parts[0][0])
+    return ChainedRows(
+        [
+            read_pairs(
+                config,
+                file,
+                token,
+                answers_needed=answers_needed,
+                download=config.max_samples is None,
+                limit=limit,
+                cleaning=cleaning,
+            )
+            for config, file in parts
+        ]
+    )
 
 
 def read_pairs(
@@ -40,16 +107,18 @@ def read_pairs(
     answers_needed: AnswersNeeded = "both",
     download: bool = False,
     limit: RowLimit = _USUAL_LIMIT,
+    cleaning: Cleaning | None = None,
 ) -> PairRows:
     """Return at most `max_samples` rows as pairs or as SkippedRows with the reason; the first are read at once.
 
-    Pairs have the answers that are needed. With `download`, a Hub data set is cached first. Raises
-    DataError if `column_mapping` names a column that none of the first rows has.
+    Pairs have the answers that are needed. With `download`, a Hub data set is cached first. Sources that are read
+    together share their `cleaning`. Raises DataError if `column_mapping` names a column that none of the first rows
+    has.
     """
     rows = islice(open_rows(config.source, file, token, download=download, limit=limit), config.max_samples)
     first = first_rows(rows)
     check_mapping(first, config.column_mapping)
-    return PairRows(conversion_of(config, first, answers_needed), chain(first, rows))
+    return PairRows(conversion_of(config, first, answers_needed), chain(first, rows), cleaning or Cleaning(config))
 
 
 def first_rows(rows: Iterator[Row]) -> list[Row]:

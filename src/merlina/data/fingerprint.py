@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from xxhash import xxh3_64
@@ -32,12 +32,19 @@ class FingerprintBuilder:
             self.rows, self._latest = self.rows + 1, pair.number
         self._digests[-1].update(_content(pair))
 
-    def finish(self, test_size: float) -> Fingerprint:
-        """Return the fingerprint of all pairs that were added."""
-        blocks = tuple(digest.hexdigest() for digest in self._digests)
+    def finish(self, test_size: float, evaluation: Mapping[str, str] | None = None) -> Fingerprint:
+        """Return the fingerprint of all pairs that were added, and of `evaluation`, digests of data sets by name."""
         return Fingerprint(
-            rows=self.rows, held_out=held_out_count(self.rows, test_size), blocks=blocks, file=self._stamp
+            rows=self.rows,
+            held_out=held_out_count(self.rows, test_size),
+            blocks=self.blocks(),
+            file=self._stamp,
+            evaluation=dict(evaluation or {}),
         )
+
+    def blocks(self) -> tuple[str, ...]:
+        """Return the digests of all blocks of pairs that were added."""
+        return tuple(digest.hexdigest() for digest in self._digests)
 
 
 def fingerprint(pairs: Iterable[Pair], test_size: float, file: Path | None) -> Fingerprint:

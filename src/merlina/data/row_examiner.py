@@ -168,6 +168,10 @@ class RowExaminer:
         imbalance = label_imbalance(self._labeled_true, self._labeled_false, label_weights)
         return [*found, *filter(None, (self._length_bias(), imbalance))]
 
+    def prompts_shared_with(self, other: RowExaminer) -> int:
+        """Return the number of pairs whose prompt is that of a pair of `other`."""
+        return int(np.isin(np.array(self._prompts), np.array(other._prompts)).sum())
+
     def _count(self, kind: FindingKind) -> _Count:
         return self._counts.setdefault(kind, _Count())
 

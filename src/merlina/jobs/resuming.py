@@ -138,15 +138,17 @@ def describe_next_steps(record: JobRecord, folder: RunFolder) -> str:
 def _refuse_other_data(record: JobRecord, folder: RunFolder, step: int, compare: CompareData) -> None:
     """Raise StartOverError if the checkpoint was trained on other rows or with another split.
 
-    The file is read only if it was replaced. The worker compares data sets from the Hub.
+    The file is read only if it was replaced. The worker compares data sets from the Hub, several sources, and data sets
+    to evaluate on.
     """
     file = Path(record.dataset_file) if record.dataset_file else None
-    if file is None or not folder.fingerprint_file.is_file():
+    config = read_stored_config(record.config, record.job_id)
+    if file is None or len(config.dataset.training_parts) > 1 or not folder.fingerprint_file.is_file():
         return
     then = Fingerprint.model_validate_json(folder.fingerprint_file.read_bytes())
     if then.file == stamp(file):
         return
-    difference = compare(read_stored_config(record.config, record.job_id), file, then)
+    difference = compare(config, file, then)
     if difference is not None:
         raise StartOverError(
             f"The data set {file} is not the one that job {record.job_id} was trained on until step {step}: "

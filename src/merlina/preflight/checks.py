@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from merlina.data.readers.sources import resolve_file
 from merlina.errors import BusyError, ForbiddenError, MerlinaError
@@ -35,6 +36,7 @@ from merlina.preflight.time_estimate import estimate_time, find_earlier_run
 from merlina.preflight.unused_settings import check_unused_settings
 from merlina.preflight.upload import UploadCheck
 from merlina.preflight.wandb import check_wandb
+from merlina.schemas.datasets import DatasetConfig, DatasetPart
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.operations import CountHubRows, ExamineRows, InspectRun, MeasureMatrixSpeed
 from merlina.schemas.training import TrainingConfig
@@ -42,6 +44,7 @@ from merlina.schemas.validation import TimeEstimate
 from merlina.settings import Settings
 from merlina.storage.database import Database
 
+_T = TypeVar("_T")
 _INSPECTION_SECONDS = 90.0
 _SPEED_SECONDS = 10.0
 _HUB_SECONDS = 10.0
@@ -73,6 +76,9 @@ class Preflight:
             config.base_model, self.settings.hub_token(config.hf_token), self.helpers.hub_reachability
         )
         report.results["dataset_valid"] = self._resolve_dataset(config, report)
+        further = [self._check_part(config, part, closed) for part in _further_parts(config)]
+        if further:
+            report.results["sources_valid"] = _joined(further)
         facts = self._inspect(config, report, closed)
         if facts is not None:
             report.results["model_supported"] = check_architecture(facts)
@@ -112,6 +118,24 @@ class Preflight:
             token, hub = self.settings.hub_token(config.hf_token), self.helpers.hub_reachability
             return check_repo(str(source.repo_id), "dataset", "dataset.source.repo_id", token, hub)
         return CheckResult()
+
+    def _check_part(self, config: TrainingConfig, part: DatasetPart, closed: threading.Event | None) -> CheckResult:
+        """Check a source other than the first one: that it can be read, and that its first rows can be used."""
+        source, field = part.config.source, f"dataset.{part.location}"
+        try:
+            file = resolve_file(source, self.settings.uploads_dir, self.allowed)
+            if file is None:
+                token, hub = self.settings.hub_token(config.hf_token), self.helpers.hub_reachability
+                return check_repo(str(source.repo_id), "dataset", f"{field}.repo_id", token, hub)
+            content = config.without_secrets().model_copy(update={"dataset": part.config})
+            operation = ExamineRows(config=content, file=file, max_row_mb=self.settings.max_row_size_mb)
+            facts = self.helpers.rows.call(operation, closed=closed)
+        except (BusyError, ForbiddenError):
+            raise
+        except MerlinaError as error:
+            return reports.error(field, error.message)
+        found = check_rows(facts, None)
+        return CheckResult(found.passed, tuple(replace(finding, field=field) for finding in found.findings))
 
     def _inspect(self, config: TrainingConfig, report: Report, closed: threading.Event | None) -> RunFacts | None:
         """Have a helper inspect model and data; None if either is not accessible."""
@@ -188,22 +212,39 @@ class Preflight:
             lambda dtype, width: self.helpers.local.call(
                 MeasureMatrixSpeed(dtype=dtype, width=width), timeout=_SPEED_SECONDS, closed=closed
             ),
+            evaluation_rows=sum(self._count_part(config, part, closed) or 0 for part in config.dataset.eval_parts),
         )
 
     def _count_rows(self, config: TrainingConfig, report: Report, closed: threading.Event | None) -> int | None:
-        """Return the number of rows that the run will read; None if counting them would mean reading them all."""
-        if report.data is None or report.data.all_rows:
-            return report.data.rows if report.data else None
-        dataset = config.dataset
-        if report.dataset_file is None:
-            rows = self._ask_hub_for_rows(config, closed)
+        """Return the number of rows that the run will train on in an epoch, by the weights of its sources.
+
+        None if counting them would mean reading them all.
+        """
+        if report.data is None:
+            return None
+        first, *others = config.dataset.training_parts
+        counts = [report.data.rows if report.data.all_rows else self._count_part(config, first, closed)]
+        counts += [self._count_part(config, part, closed) for part in others]
+        weights = [part.weight for part in (first, *others)]
+        known = [count * weight for count, weight in zip(counts, weights, strict=True) if count is not None]
+        return round(sum(known)) if len(known) == len(counts) else None
+
+    def _count_part(self, config: TrainingConfig, part: DatasetPart, closed: threading.Event | None) -> int | None:
+        dataset = part.config
+        file = _or_none(partial(resolve_file, dataset.source, self.settings.uploads_dir, self.allowed))
+        if dataset.source.source_type == "huggingface":
+            rows = self._ask_hub_for_rows(config, dataset, closed)
+        elif file is not None:
+            rows = _or_none(partial(self.rows.count_if_quick, dataset.source, file, closed))
         else:
-            rows = _or_none(partial(self.rows.count_if_quick, dataset.source, report.dataset_file, closed))
+            return None
         return rows if rows is None or dataset.max_samples is None else min(rows, dataset.max_samples)
 
-    def _ask_hub_for_rows(self, config: TrainingConfig, closed: threading.Event | None) -> int | None:
-        operation = CountHubRows(config=config.dataset, token=self.settings.hub_token(config.hf_token))
-        repos = [Repo("dataset", str(config.dataset.source.repo_id))]
+    def _ask_hub_for_rows(
+        self, config: TrainingConfig, dataset: DatasetConfig, closed: threading.Event | None
+    ) -> int | None:
+        operation = CountHubRows(config=dataset, token=self.settings.hub_token(config.hf_token))
+        repos = [Repo("dataset", str(dataset.source.repo_id))]
         return _or_none(partial(self.helpers.call, operation, repos, timeout=_HUB_SECONDS, closed=closed))
 
     def _wandb_key(self, config: TrainingConfig) -> str | None:
@@ -211,8 +252,21 @@ class Preflight:
         return key.get_secret_value() if key else None
 
 
-def _or_none(count: Callable[[], int | None]) -> int | None:
-    """Return a count, or None on errors: other checks report what is wrong with the data set."""
+def _further_parts(config: TrainingConfig) -> list[DatasetPart]:
+    """Return all sources but the first one to train on."""
+    return [*config.dataset.training_parts[1:], *config.dataset.eval_parts]
+
+
+def _joined(results: Sequence[CheckResult]) -> CheckResult:
+    return CheckResult(
+        all(result.passed for result in results),
+        tuple(finding for result in results for finding in result.findings),
+        not_checked=tuple(line for result in results for line in result.not_checked),
+    )
+
+
+def _or_none(count: Callable[[], _T | None]) -> _T | None:
+    """Return a count or a file, or None on errors: other checks report what is wrong with the data set."""
     try:
         return count()
     except MerlinaError:

@@ -70,8 +70,12 @@ def estimate_time(
     device: str,
     earlier: EarlierRun | None,
     product_rate: Callable[[str, int], float],
+    *,
+    evaluation_rows: int = 0,
 ) -> TimeEstimate | None:
-    """Return the time estimate for `rows` rows; `product_rate` returns the CPU's FLOP/s for a dtype and a width.
+    """Return the time estimate for `rows` rows to train on or hold out, and `evaluation_rows` to evaluate on.
+
+    `product_rate` returns the CPU's FLOP/s for a dtype and a width.
 
     None if rows or tokens are unknown, or on a GPU without an earlier run.
     """
@@ -96,8 +100,8 @@ def estimate_time(
     pairs, steps = rows * data.usable / data.rows, plan.steps
     held_out = pairs - plan.pairs
     trained = steps / plan.steps_per_epoch * plan.pairs
-    evaluated = _evaluations(config, steps) * held_out
-    referenced = pairs if config.training_mode in _REFERENCED else 0
+    evaluated = _evaluations(config, steps) * (held_out + evaluation_rows)
+    referenced = pairs + evaluation_rows if config.training_mode in _REFERENCED else 0
     probed = (
         _PROBED_PACKS
         * largest_pack(config, data, device, PACK_POSITIONS[device])

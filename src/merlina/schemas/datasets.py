@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,6 +21,8 @@ PairColumn = Literal["prompt", "chosen", "rejected", "system", "reasoning", "com
 AnswersNeeded = Literal["chosen", "both", "any"]
 """Answers that a method needs of each row: a chosen one, a chosen and a rejected one, or at least one of the two."""
 PairsPerRow = Literal["best_worst", "all"]
+SourceOrder = Literal["interleave", "concatenate"]
+EvaluationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")]
 RowFormat = Literal[
     "standard",
     "sharegpt",
@@ -167,6 +171,13 @@ class DatasetSource(RequestModel):
             raise ValueError(f"{value[:100]!r} is not an upload id, such as upload_20260101_120000_a1b2c3d4")
         return value
 
+    @property
+    def name(self) -> str:
+        """The Hub id with the configuration, the name of the file, or the id of the upload."""
+        if self.source_type == "huggingface":
+            return f"{self.repo_id}/{self.config_name}" if self.config_name else str(self.repo_id)
+        return PurePath(str(self.file_path)).name if self.source_type == "local_file" else str(self.dataset_id)
+
     @model_validator(mode="after")
     def _has_required_field(self) -> Self:
         needed = _NEEDED[self.source_type]
@@ -176,6 +187,14 @@ class DatasetSource(RequestModel):
             # The library reads a bare name such as `csv` as a file format, and data_files as files on this machine.
             raise at_field("repo_id", f"must have the form org/name with data_files, which {self.repo_id!r} has not")
         return self
+
+
+def _with_one_source_per_column(mapping: dict[str, PairColumn] | None) -> dict[str, PairColumn] | None:
+    targets = list((mapping or {}).values())
+    twice = sorted({target for target in targets if targets.count(target) > 1})
+    if twice:
+        raise ValueError(f"more than one column is mapped to {', '.join(twice)}; map one")
+    return mapping
 
 
 class CustomTemplates(RequestModel):
@@ -222,10 +241,72 @@ class DatasetFormat(RequestModel):
         return self
 
 
+class SourceOptions(RequestModel):
+    """One of several sources that are trained on together."""
+
+    source: DatasetSource = Field(description="Where the rows are.")
+    column_mapping: dict[str, PairColumn] | None = Field(
+        default=None, description="As that of the data set. null: that of the data set."
+    )
+    row_format: RowFormat | None = Field(
+        default=None, description="Layout of the rows. null: that of the data set, otherwise detected."
+    )
+    max_samples: int | None = Field(
+        default=None, ge=1, description="Maximum number of rows to read of this source. null: that of the data set."
+    )
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=100,
+        description="How often each pair is trained on in an epoch: 0.5 uses a random half of the pairs, 2 each pair "
+        "twice.",
+    )
+
+    @field_validator("column_mapping")
+    @classmethod
+    def _one_source_per_column(cls, value: dict[str, PairColumn] | None) -> dict[str, PairColumn] | None:
+        return _with_one_source_per_column(value)
+
+
+class DatasetPart(NamedTuple):
+    """One source of a data set, as a data set of its own.
+
+    `location` is its field in the configuration, such as `sources.1`; `name` is for people.
+    """
+
+    location: str
+    name: str
+    config: DatasetConfig
+    weight: float = 1.0
+
+
 class DatasetConfig(RequestModel):
     """A preference data set: where it is, how it is read and how much of it is held out."""
 
-    source: DatasetSource
+    source: DatasetSource = Field(
+        description="Where the rows are. With sources, it may be left out and is the first of them."
+    )
+    sources: list[SourceOptions] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Several sources to train on together. null: source alone.",
+    )
+    source_order: SourceOrder = Field(
+        default="interleave",
+        description="Order of several sources without shuffle_dataset. interleave: their pairs alternate in proportion "
+        "to their numbers. concatenate: one source after the other.",
+    )
+    eval_source: DatasetSource | None = Field(
+        default=None, description="Data set to evaluate on, with the same settings. null: none."
+    )
+    eval_sources: dict[EvaluationName, DatasetSource] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=16,
+        description="Several data sets to evaluate on, by name; each has metrics of its own, such as eval_loss/NAME. "
+        "null: none.",
+    )
     format: DatasetFormat = Field(default_factory=lambda: DatasetFormat())
     model_name: str | None = Field(
         default=None,
@@ -262,8 +343,8 @@ class DatasetConfig(RequestModel):
         default=0.01,
         ge=0,
         lt=1,
-        description="Fraction of the pairs held out for evaluation; 0 disables evaluation. With only hundreds of "
-        "pairs, use 0.1.",
+        description="Fraction of the pairs held out for evaluation; 0 holds out none. With only hundreds of pairs, use "
+        "0.1. With eval_source or eval_sources, the default is 0.",
     )
     max_samples: int | None = Field(
         default=None, ge=1, description="Maximum number of rows to read, from the first row on. null: all."
@@ -274,14 +355,73 @@ class DatasetConfig(RequestModel):
         "answers. For a run, set training_mode of the configuration.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _derive(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        derived: dict[str, Any] = {}
+        sources = given.get("sources")
+        if given.get("source") is None and isinstance(sources, list) and sources:
+            first = sources[0]
+            derived["source"] = first.get("source") if isinstance(first, dict) else getattr(first, "source", None)
+        if given.get("eval_source") is not None or given.get("eval_sources") is not None:
+            derived["test_size"] = 0.0
+        return {**derived, **{name: value for name, value in given.items() if (name, value) != ("source", None)}}
+
     @field_validator("column_mapping")
     @classmethod
     def _one_source_per_column(cls, value: dict[str, PairColumn] | None) -> dict[str, PairColumn] | None:
-        targets = list((value or {}).values())
-        twice = sorted({target for target in targets if targets.count(target) > 1})
-        if twice:
-            raise ValueError(f"more than one column is mapped to {', '.join(twice)}; map one")
-        return value
+        return _with_one_source_per_column(value)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.sources is not None and self.source != self.sources[0].source:
+            raise at_field("source", "differs from the first of sources; leave it out")
+        if self.eval_source is not None and self.eval_sources is not None:
+            raise at_field("eval_source", "is mutually exclusive with eval_sources; add it there by a name")
+        return self
+
+    @property
+    def has_evaluation(self) -> bool:
+        """Whether any pairs are evaluated on."""
+        return self.test_size > 0 or bool(self.eval_parts)
+
+    @property
+    def training_parts(self) -> list[DatasetPart]:
+        """The sources to train on, each with its own settings."""
+        if self.sources is None:
+            return [DatasetPart("source", self.source.name, self)]
+        return [
+            DatasetPart(f"sources.{index}", one.source.name, self._part(one.source, one), one.weight)
+            for index, one in enumerate(self.sources)
+        ]
+
+    @property
+    def eval_parts(self) -> list[DatasetPart]:
+        """The data sets to evaluate on, apart from the pairs that are held out."""
+        named = [(f"eval_sources.{name}", name, source) for name, source in (self.eval_sources or {}).items()]
+        if self.eval_source is not None:
+            named.append(("eval_source", "eval_source", self.eval_source))
+        return [DatasetPart(location, name, self._part(source)) for location, name, source in named]
+
+    def _part(self, source: DatasetSource, options: SourceOptions | None = None) -> DatasetConfig:
+        changes: dict[str, Any] = {"source": source, "sources": None, "eval_source": None, "eval_sources": None}
+        for name in ("column_mapping", "row_format", "max_samples"):
+            if options is not None and getattr(options, name) is not None:
+                changes[name] = getattr(options, name)
+        return self.model_copy(update=changes)
+
+    def with_sources(self, change: Callable[[DatasetSource], DatasetSource]) -> DatasetConfig:
+        """Return the configuration with each source changed."""
+        changes: dict[str, Any] = {"source": change(self.source)}
+        if self.sources is not None:
+            changes["sources"] = [one.model_copy(update={"source": change(one.source)}) for one in self.sources]
+        if self.eval_source is not None:
+            changes["eval_source"] = change(self.eval_source)
+        if self.eval_sources is not None:
+            changes["eval_sources"] = {name: change(source) for name, source in self.eval_sources.items()}
+        return self.model_copy(update=changes)
 
 
 class DatasetRequest(DatasetConfig):

@@ -102,7 +102,10 @@ class FileStamp(BaseModel):
 
 
 class Fingerprint(BaseModel):
-    """Digests of the usable rows, ROWS_PER_BLOCK rows per block, in order; a row's number is part of its digest."""
+    """Digests of the usable rows, ROWS_PER_BLOCK rows per block, in order; a row's number is part of its digest.
+
+    `evaluation` has a digest of all usable rows of each further data set to evaluate on, by name.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -110,6 +113,7 @@ class Fingerprint(BaseModel):
     held_out: int
     blocks: tuple[str, ...]
     file: FileStamp | None = None
+    evaluation: dict[str, str] = {}
 
     def difference(self, now: Fingerprint) -> str | None:
         """Describe how the data of a resume differs; None if rows and split are the same."""
@@ -123,4 +127,8 @@ class Fingerprint(BaseModel):
         if first is not None:
             last = min((first + 1) * ROWS_PER_BLOCK, max(self.rows, now.rows))
             found.append(f"the first difference is in usable rows {first * ROWS_PER_BLOCK + 1:,} to {last:,}")
+        names = sorted({*self.evaluation, *now.evaluation})
+        changed = [name for name in names if self.evaluation.get(name) != now.evaluation.get(name)]
+        if changed:
+            found.append(f"other rows to evaluate on in {', '.join(changed)}")
         return "; ".join(found) or None

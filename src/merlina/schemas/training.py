@@ -407,8 +407,12 @@ class TrainingConfig(RequestModel):
                 f"{self.dataset.training_mode!r} differs from training_mode {self.training_mode!r}; leave it out",
             )
         for name in ("early_stopping_patience", "load_best_at_end"):
-            if getattr(self, name) is not None and (self.eval_steps == 0 or self.dataset.test_size == 0):
-                raise at_field(name, "needs evaluations: eval_steps and dataset.test_size must be above 0")
+            if getattr(self, name) is not None and (self.eval_steps == 0 or not self.dataset.has_evaluation):
+                raise at_field(
+                    name,
+                    "needs evaluations: eval_steps and dataset.test_size must be above 0, unless there is an "
+                    "eval_source",
+                )
         if self.training_mode == "sft" and self.load_best_at_end == "eval_reward_margin":
             raise at_field("load_best_at_end", "sft has no eval_reward_margin; use eval_loss")
         if "/" in self.output_name and not self.push_to_hub:

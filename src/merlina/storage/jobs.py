@@ -7,7 +7,20 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, TextClause, delete, func, insert, literal, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Text,
+    TextClause,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    text,
+    update,
+)
 
 from merlina.domain.job_states import END_STATES, RUN_STATES, WAITING_STATES, JobState
 from merlina.storage.tables import jobs
@@ -246,11 +259,16 @@ def jobs_with_nested_models(connection: Connection, target_dir: str, *, excludin
     return _records(connection, ~jobs.c.deleting & (jobs.c.job_id != (excluding or "")) & (has_one | may_save))
 
 
-def needing_data(connection: Connection) -> list[JobRecord]:
-    """Return jobs that may still read a data file: those that have not ended or have a checkpoint to resume from."""
+def needing_data(connection: Connection, dataset_id: str) -> list[JobRecord]:
+    """Return jobs with a data file that may be that of an upload, and that may still read it.
+
+    These are jobs that have not ended or have a checkpoint to resume from.
+    """
     resumable = jobs.c.last_checkpoint.is_not(None) & (jobs.c.state != "completed")
     still = jobs.c.state.not_in(END_STATES) | resumable
-    return _records(connection, jobs.c.dataset_file.is_not(None) & ~jobs.c.deleting & still)
+    names_it = cast(jobs.c.config, Text).contains(dataset_id, autoescape=True)
+    # A file may be read through a link, so that its path does not name the upload.
+    return _records(connection, (names_it | jobs.c.dataset_file.is_not(None)) & ~jobs.c.deleting & still)
 
 
 def completed_with(connection: Connection, base_model: str, limit: int) -> list[JobRecord]:

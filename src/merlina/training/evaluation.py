@@ -13,6 +13,7 @@ from merlina.schemas.training import TrainingConfig
 from merlina.training.distributed.ranks import SINGLE_PROCESS
 from merlina.training.engine.logprobs import Logprobs, PaddedModel
 from merlina.training.engine.packing import PackedExample, build_pack
+from merlina.training.evaluation_sets import EvaluationSet, metric_names
 from merlina.training.loop.metrics import RunningMeans
 from merlina.training.loop.pass_runner import packed_example
 from merlina.training.loop.reference import load_reference_logprobs, unrelated_examples
@@ -42,20 +43,35 @@ def mean_answer_logprobs(model: PlainModel, pairs: Sequence[TokenPair]) -> Tenso
     return torch.cat([(each.sums[0, 1:] / each.tokens[0, 1:]).double() for each in found])
 
 
-def held_out_metrics(
-    model: PlainModel, pairs: Sequence[TokenPair], config: TrainingConfig, reference_folder: Path
+def evaluation_metrics(
+    model: PlainModel, sets: Sequence[EvaluationSet], config: TrainingConfig, reference_folder: Path
 ) -> dict[str, float]:
     """Return the metrics of an evaluation: empty if the method needs a reference that `reference_folder` lacks."""
+    overall, by_set = RunningMeans(), dict[str, float]()
+    for each in sets:
+        means = _means_over(model, each, config, reference_folder)
+        if means is None:
+            return {}
+        by_set |= metric_names(means.means(), each.name)
+        overall.merge(means)
+    metrics = {f"eval_{name}": value for name, value in overall.take().items()}
+    return metrics | by_set if len(sets) > 1 else metrics
+
+
+def _means_over(
+    model: PlainModel, each: EvaluationSet, config: TrainingConfig, reference_folder: Path
+) -> RunningMeans | None:
+    pairs, name = each.pairs, each.reference_name
     objective = OBJECTIVES[config.training_mode]
     examples = [packed_example(pair, config) for pair in pairs]
-    reference = load_reference_logprobs("held-out", examples, reference_folder) if objective.needs_reference else None
+    reference = load_reference_logprobs(name, examples, reference_folder) if objective.needs_reference else None
     unrelated = unrelated_examples(examples, config.max_length) if objective.needs_divergence else []
     unrelated_references = (
-        load_reference_logprobs("held-out-unrelated", unrelated, reference_folder) if unrelated else None
+        load_reference_logprobs(f"{name}-unrelated", unrelated, reference_folder) if unrelated else None
     )
     # The model is trained already, so the reference cannot be computed from it.
     if (objective.needs_reference and reference is None) or (unrelated and unrelated_references is None):
-        return {}
+        return None
     means = RunningMeans()
     size = config.pairs_per_step
     for begin in range(0, len(examples), size):
@@ -74,7 +90,7 @@ def held_out_metrics(
         means.add({"loss": losses.loss, **losses.metrics})
     # The number of pairs turns sums into means; there are no other ranks.
     means.gather(SINGLE_PROCESS, len(examples))
-    return {f"eval_{name}": value for name, value in means.take().items()}
+    return means
 
 
 def _as_logprobs(reference: Tensor | None, batch: slice, policy: Logprobs) -> Logprobs | None:

@@ -1,5 +1,7 @@
 /** The charts of a run: which metrics each one shows, and their labels. */
 
+import type { Values } from './draft';
+
 export interface Line {
   name: string;
   label: string;
@@ -65,3 +67,21 @@ export const CHARTS: ChartSpec[] = [
     ],
   },
 ];
+
+const SET_COLORS = ['--chosen', '--rejected', '--text', '--text-muted'];
+
+/** Return the names of the sets that a configuration evaluates on; none if there is only one, whose metrics are the overall ones. */
+export function evaluationSets(config: Values | undefined): string[] {
+  const dataset = (config?.dataset ?? {}) as { test_size?: number; eval_source?: unknown; eval_sources?: Record<string, unknown> | null };
+  const names = Object.keys(dataset.eval_sources ?? {});
+  if (dataset.eval_source) names.push('eval_source');
+  if (dataset.test_size && names.length > 0) names.unshift('held_out');
+  return names.length > 1 ? names : [];
+}
+
+/** Return the charts with a line for each set beside every line of evaluations. */
+export function chartsWith(sets: string[]): ChartSpec[] {
+  const lineOf = (line: Line, set: string, index: number): Line => ({ name: `${line.name}/${set}`, label: set, color: SET_COLORS[index % SET_COLORS.length] ?? '--text', points: true, dash: [2, 3] });
+  const withSets = (line: Line): Line[] => (line.name.startsWith('eval_') ? [line, ...sets.map((set, index) => lineOf(line, set, index))] : [line]);
+  return CHARTS.map((spec) => ({ ...spec, lines: spec.lines.flatMap(withSets) }));
+}

@@ -10,3 +10,12 @@ test('a run is summarized, defaults included', () => {
   expect(summarize({ base_model: 'm', output_name: 'n', dataset, use_wandb: true })).toContain('saved as n; settings and metrics are sent to Weights & Biases.');
   expect(summarize({ base_model: 'm', output_name: 'n', dataset, push_to_hub: true })).toContain('saved as n and uploaded to the Hub.');
 });
+
+test('all sources to train on and to evaluate on are named', () => {
+  const file = (name: string): unknown => ({ source_type: 'local_file', file_path: `/data/${name}.jsonl` });
+  const dataset = { source: file('a'), sources: [{ source: file('a') }, { source: file('b') }], eval_sources: { news: file('c') }, test_size: 0 };
+  const summary = summarize({ base_model: 'm', output_name: 'n', dataset });
+  expect(summary).toContain('on /data/a.jsonl, /data/b.jsonl for');
+  expect(summary).toContain('Evaluates on news.');
+  expect(summary).not.toContain('held out');
+});

@@ -24,10 +24,11 @@ from merlina.api.long_requests import run_in_thread, run_while_connected
 from merlina.api.services import Services
 from merlina.api.uploads.multipart import receive_file
 from merlina.checkpoints import sync
-from merlina.errors import BusyError, NotFoundError, OverridableError
+from merlina.errors import BusyError, NotFoundError, OverridableError, StoredConfigError
 from merlina.run_folder import write_private
 from merlina.schemas.datasets import FileFormat
 from merlina.schemas.operations import ParseUpload
+from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.storage import jobs, uploads
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
@@ -84,7 +85,7 @@ def delete_upload(services: Services, dataset_id: str, *, force: bool) -> None:
         with services.database.write() as connection:
             if uploads.get(connection, dataset_id) is None:
                 raise NotFoundError(f"There is no upload {dataset_id!r}; GET /dataset/uploads lists them")
-            in_folder = [job for job in jobs.needing_data(connection) if _is_in(job.dataset_file, folder)]
+            in_folder = [job for job in jobs.needing_data(connection, dataset_id) if _reads(job, folder)]
             if in_folder and not force:
                 raise OverridableError(_needed_by(dataset_id, in_folder))
             uploads.remove(connection, dataset_id)
@@ -155,8 +156,17 @@ def _read_record(folder: Path) -> UploadRecord | None:
     return record if is_complete else None
 
 
-def _is_in(file: str | None, folder: Path) -> bool:
-    return file is not None and os.path.realpath(Path(file).parent) == os.path.realpath(folder)
+def _reads(job: JobRecord, folder: Path) -> bool:
+    """Return whether a job reads the upload in a folder, by its id or by the path of its file."""
+    files = [Path(job.dataset_file)] if job.dataset_file else []
+    # The job of a configuration that cannot be read cannot run again either.
+    with contextlib.suppress(StoredConfigError):
+        dataset = read_stored_config(job.config, job.job_id).dataset
+        for part in (*dataset.training_parts, *dataset.eval_parts):
+            if part.config.source.dataset_id == folder.name:
+                return True
+            files += [Path(part.config.source.file_path)] if part.config.source.file_path else []
+    return any(os.path.realpath(file.parent) == os.path.realpath(folder) for file in files)
 
 
 def _needed_by(dataset_id: str, users: Sequence[JobRecord]) -> str:

@@ -11,7 +11,7 @@ from merlina.data.readers.hub import check_not_a_folder, read_hub_rows
 from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import NotFoundError
 from merlina.paths import AllowedPaths
-from merlina.schemas.datasets import DatasetSource, FileFormat
+from merlina.schemas.datasets import DatasetConfig, DatasetSource, FileFormat
 
 _USUAL_LIMIT = RowLimit()
 
@@ -28,6 +28,15 @@ def resolve_file(source: DatasetSource, uploads_dir: Path, allowed: AllowedPaths
         return _local_file(str(source.file_path), allowed)
     check_not_a_folder(str(source.repo_id))
     return None
+
+
+def resolve_further_files(config: DatasetConfig, uploads_dir: Path, allowed: AllowedPaths) -> dict[str, str]:
+    """Return the files of all sources but the first one of training, by field. Raises as `resolve_file`."""
+    resolved = {
+        part.location: resolve_file(part.config.source, uploads_dir, allowed)
+        for part in (*config.training_parts[1:], *config.eval_parts)
+    }
+    return {location: str(file) for location, file in resolved.items() if file is not None}
 
 
 def open_rows(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from merlina.errors import StoredConfigError
+from merlina.errors import MerlinaError
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
 from merlina.jobs.ingest import ingest_all
@@ -21,6 +21,7 @@ from merlina.jobs.supervisor.failure_log import FailureLog
 from merlina.jobs.supervisor.observations import Observations
 from merlina.processes import ProcessId
 from merlina.run_folder import RunFolder, RunOrder
+from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 class Starter:
     """Starts the workers of jobs that the scheduler chose. `free_memory_for` is called before each launch.
 
+    `find_files` returns the files of further sources by their field, and raises MerlinaError if one is missing.
     `committed` are the jobs whose start the previous server committed, perhaps without launching their workers.
     """
 
@@ -44,6 +46,7 @@ class Starter:
     trust_remote_code: bool
     max_row_mb: int
     free_memory_for: Callable[[JobRecord], None]
+    find_files: Callable[[DatasetConfig], dict[str, str]]
     monotonic: Callable[[], float]
     committed: set[str] = field(default_factory=set)
 
@@ -93,7 +96,7 @@ class Starter:
             _log.exception("memory could not be freed for %s", record.job_id)
         try:
             self.executor.launch(folder, self._order(record), record.gpus)
-        except (OSError, ValueError, StoredConfigError) as error:
+        except (OSError, ValueError, MerlinaError) as error:
             observed.start_error = f"The worker could not be started: {error}"
             self._finalize_not_started(record, folder, observed.start_error)
             self.observations.end_unless_running(record)
@@ -109,14 +112,16 @@ class Starter:
             self.dead_workers.finalize_in_database(record, start_error)
 
     def _order(self, record: JobRecord) -> RunOrder:
+        config = read_stored_config(record.config, record.job_id)
         return RunOrder(
             job_id=record.job_id,
             attempt=record.attempt,
             resume=record.attempt > 1,
             after_seq=record.last_seq,
             resume_step=record.last_checkpoint or 0,
-            config=read_stored_config(record.config, record.job_id),
+            config=config,
             dataset_file=record.dataset_file,
+            source_files=self.find_files(config.dataset),
             output_dir=record.target_dir,
             trust_remote_code=self.trust_remote_code,
             max_row_mb=self.max_row_mb,

@@ -27,6 +27,7 @@ from merlina.jobs.supervisor.observations import Observations
 from merlina.jobs.supervisor.run_monitor import RunMonitor
 from merlina.jobs.supervisor.starts import Starter
 from merlina.run_folder import RunFolder
+from merlina.schemas.datasets import DatasetConfig
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord
@@ -38,7 +39,7 @@ _WAITING_TICK_SECONDS = 1.0
 
 
 class Supervisor:
-    """Runs cycles until closed. `free_memory_for` is called before each start.
+    """Runs cycles until closed. `free_memory_for` is called before each start, `find_files` to locate further sources.
 
     `clock` returns epoch seconds, for timestamps. Durations are measured by `monotonic`, from this server's own
     observation: a run that was asked to stop has its whole grace period again after a restart of the server.
@@ -58,6 +59,7 @@ class Supervisor:
         max_row_mb: int,
         list_gpus: Callable[[], Sequence[Gpu]],
         free_memory_for: Callable[[JobRecord], None],
+        find_files: Callable[[DatasetConfig], dict[str, str]],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,6 +90,7 @@ class Supervisor:
             trust_remote_code,
             max_row_mb,
             free_memory_for,
+            find_files,
             monotonic,
         )
         self._monitor = RunMonitor(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from merlina.schemas.training import TrainingConfig
 from merlina.training.engine.packing import PackedExample
+from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.loop.pass_runner import PassRunner, packed_example
 from merlina.training.loop.reference import BatchItem, reference_logprobs, unrelated_examples
 from merlina.training.models.tokens import TokenPair
@@ -56,9 +57,9 @@ class BatchItems:
         """Build the items of the training pairs. Raises StoppedEarly if a stop is requested meanwhile."""
         return self._build("training", pairs, for_evaluation=False)
 
-    def held_out(self, pairs: Sequence[TokenPair]) -> Sequence[BatchItem]:
-        """Build the items of the held-out pairs. Raises StoppedEarly if a stop is requested meanwhile."""
-        return self._build("held-out", pairs, for_evaluation=True)
+    def evaluation(self, each: EvaluationSet) -> Sequence[BatchItem]:
+        """Build the items of a set to evaluate on. Raises StoppedEarly if a stop is requested meanwhile."""
+        return self._build(each.reference_name, each.pairs, for_evaluation=True)
 
     def _build(self, name: str, pairs: Sequence[TokenPair], *, for_evaluation: bool) -> Sequence[BatchItem]:
         objective, config = self._runner.packer.objective, self._runner.packer.config

@@ -67,7 +67,13 @@ class RunningMeans:
         self._sums, self._pairs = dict(state["sums"]), state["pairs"]
 
     def take(self) -> dict[str, float]:
-        """Return the means and start anew. A metric that applies to none of the pairs is left out."""
+        """Return the means and start anew."""
+        means = self.means()
+        self._sums, self._pairs = {}, 0
+        return means
+
+    def means(self) -> dict[str, float]:
+        """Return the means so far. A metric that applies to none of the pairs is left out."""
         sums = self._transferred()
         means = {}
         for name, total in sums.items():
@@ -77,7 +83,6 @@ class RunningMeans:
         if "rewards_chosen" in means and "rewards_rejected" in means:
             # Unpaired answers have no margin of their own.
             means.setdefault("reward_margin", means["rewards_chosen"] - means["rewards_rejected"])
-        self._sums, self._pairs = {}, 0
         return means
 
 

@@ -61,6 +61,7 @@ from merlina.training.engine.fast_path import choose_logprob_model, trial_exampl
 from merlina.training.engine.kernel_choice import kernel_obstacle
 from merlina.training.engine.logprobs import unwrap
 from merlina.training.engine.passes import PassPlanner, rope_length_limits
+from merlina.training.evaluation_sets import EvaluationSet, metric_names
 from merlina.training.loop.alarms import Alarms, check_losses
 from merlina.training.loop.arguments import trainer_arguments
 from merlina.training.loop.batch_items import BatchItems
@@ -77,7 +78,7 @@ from merlina.training.reporter import Reporter
 
 
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
-    """Trains a model on pairs of token ids and evaluates it on `held_out` pairs, which may be empty.
+    """Trains a model on pairs of token ids and evaluates it on the sets of `evaluation`, of which there may be none.
 
     `memory_limit` is in bytes for each GPU. Raises TrainingError if the largest pass does not fit, and StoppedEarly if
     a stop is requested while the reference is computed.
@@ -89,7 +90,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         config: TrainingConfig,
         *,
         training: Sequence[TokenPair],
-        held_out: Sequence[TokenPair],
+        evaluation: Sequence[EvaluationSet],
         pad_id: int,
         dtype: torch.dtype,
         folder: Path,
@@ -105,7 +106,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self._saved_step: int | None = None
         self._window = MetricsWindow()
         self._throughput = Throughput()
-        evaluates = bool(held_out) and config.eval_steps > 0
+        evaluates = bool(evaluation) and config.eval_steps > 0
         self._alarms = Alarms(reporter.note, has_evaluations=evaluates)
         self._early_stopping = EarlyStopping(config, folder, reporter.note)
         super().__init__(
@@ -113,7 +114,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             args=trainer_arguments(config, folder, evaluates=evaluates, resuming=resuming, dtype=dtype),
             data_collator=list,
             train_dataset=training,
-            eval_dataset=held_out if evaluates else None,
+            eval_dataset=list(evaluation) if evaluates else None,
             callbacks=[ProgressCallback(reporter, ranks, evaluates=evaluates), self._early_stopping],
         )
         # Adapters are initialized at random on each rank.
@@ -125,10 +126,11 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = True
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        self._runner, reason = self._prepare([*largest_pairs(training), *largest_pairs(held_out)], pad_id, memory_limit)
+        pairs = [pair for pairs in (training, *(each.pairs for each in evaluation)) for pair in largest_pairs(pairs)]
+        self._runner, reason = self._prepare(pairs, pad_id, memory_limit)
         items = BatchItems(self._runner, model, folder, reporter, resuming=resuming)
         self.train_dataset = items.training(training)
-        self.eval_dataset = items.held_out(held_out) if evaluates else None
+        self._evaluation = {each.name: items.evaluation(each) for each in evaluation if evaluates}
         if config.optimizer_type.startswith("paged") and not torch.cuda.is_available():
             reporter.note("info", f"{config.optimizer_type}: without a GPU its state is not paged and stays in RAM")
         obstacle = kernel_obstacle(self.args.device)
@@ -185,7 +187,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
 
     def _resume(self, checkpoint: Path, evaluation: Mapping[str, float]) -> None:
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        is_due = self.eval_dataset is not None and not evaluation and checkpoints.evaluation_is_due(checkpoint)
+        is_due = self._evaluation and not evaluation and checkpoints.evaluation_is_due(checkpoint)
         if is_due and not checkpoints.is_final(checkpoint):
             self._load(checkpoint, state)
             self._early_stopping.forget_lost_best(state)
@@ -310,20 +312,33 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         All pairs have the same weight. An evaluation is completed before a pause, since a resume does not repeat it.
         """
         with self._throughput.paused():
-            metrics = self._held_out_means()
+            metrics = self._evaluation_metrics()
         if metrics:
             self._reporter.metrics(self.state.global_step, metrics)
             self._alarms.evaluation(self.state.global_step, metrics)
             self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _held_out_means(self) -> dict[str, float]:
+    def _evaluation_metrics(self) -> dict[str, float]:
+        """Return the means over the pairs of all sets, and over those of each set if there are several."""
+        overall, by_set = RunningMeans(), dict[str, float]()
+        for name, items in self._evaluation.items():
+            means = self._means_over(items)
+            if means is None:
+                return {}
+            by_set |= metric_names(means.means(), name)
+            overall.merge(means)
+        metrics = {f"eval_{name}": value for name, value in overall.take().items()}
+        return metrics | by_set if len(self._evaluation) > 1 else metrics
+
+    def _means_over(self, items: Sequence[BatchItem]) -> RunningMeans | None:
+        """Return the means over one set; None if a stop is requested meanwhile."""
         means, pairs = RunningMeans(), 0
         self.model.eval()
-        for inputs in self.get_eval_dataloader():
+        for inputs in self.get_eval_dataloader(items):
             if self._ranks.from_first(self._reporter.should_stop() and not self._reporter.is_pausing()):
                 self.model.train()
-                return {}
+                return None
             with torch.no_grad(), self._runner.unchanged_weights():
                 divergence = self._runner.divergence(inputs)
                 for indices, is_filler in self._runner.planner.for_rank([item.example for item in inputs]):
@@ -333,7 +348,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             pairs += len(inputs)
         self.model.train()
         means.gather(self._ranks, pairs)
-        return {f"eval_{name}": value for name, value in means.take().items()}
+        return means
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:  # noqa: ARG002
         """Report the metrics of the steps since the last report."""

@@ -45,10 +45,10 @@ class TokenStore:
         """The row numbers of all pairs in the data set, shape [pairs]."""
         return np.array(self._rows)
 
-    def select(self, chosen: NDArray[np.bool_]) -> StoredPairs:
-        """Return the pairs that are True in `chosen`, shape [pairs]. No pair can be added while they are in use."""
+    def select(self, indices: NDArray[np.int64]) -> StoredPairs:
+        """Return the pairs at `indices`, in this order. No pair can be added while they are in use."""
         ids, ends, rows = (np.frombuffer(part, part.typecode) for part in (self._ids, self._ends, self._rows))
-        return StoredPairs(ids, np.concatenate(([0], ends)), rows, np.flatnonzero(chosen))
+        return StoredPairs(ids, np.concatenate(([0], ends)), rows, indices)
 
 
 class StoredPairs(Sequence[TokenPair]):

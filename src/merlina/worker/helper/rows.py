@@ -78,4 +78,6 @@ def compare_rows(operation: CompareRows) -> str | None:
         config, row_limit = operation.config, RowLimit.of_megabytes(operation.max_row_mb)
         rows = read_pairs(config, operation.file, None, answers_needed=operation.answers_needed, limit=row_limit)
         pairs = (row for row in rows if isinstance(row, Pair))
-        return operation.earlier.difference(fingerprint(pairs, config.test_size, operation.file))
+        now = fingerprint(pairs, config.test_size, operation.file)
+        # The worker compares the data sets to evaluate on, when it reads them.
+        return operation.earlier.difference(now.model_copy(update={"evaluation": operation.earlier.evaluation}))

@@ -5,23 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
-from merlina.data.dataset import PairRows, held_out_rows
+from merlina.data.dataset import ChainedRows, held_out_rows
 from merlina.data.examination import Converted, examine_batches
 from merlina.data.fingerprint import FingerprintBuilder
 from merlina.data.label_balance import label_weights
 from merlina.data.row_examiner import RowExaminer
 from merlina.errors import DataError
+from merlina.schemas.datasets import DatasetPart
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.training import TrainingConfig
+from merlina.training.evaluation_sets import HELD_OUT, EvaluationSet
 from merlina.training.models.token_store import TokenStore
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter, StoppedEarly
 from merlina.worker.encoding import EncodedPair, PairEncoder
+from merlina.worker.run.run_sources import RunSources
+from merlina.worker.run.training_order import training_order
 
 # The tokenizer encodes many texts at once in several threads. A stop is honored between two batches.
 _PAIRS_PER_BATCH = 512
@@ -30,10 +34,15 @@ _SECONDS_BETWEEN_NOTES = 10.0
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Token ids of the pairs that are trained on and of the held-out pairs."""
+    """Token ids of the pairs to train on, in order, and the sets to evaluate on, none of which is empty."""
 
     training: Sequence[TokenPair]
-    held_out: Sequence[TokenPair]
+    evaluation: tuple[EvaluationSet, ...]
+
+    @property
+    def num_evaluated(self) -> int:
+        """The number of pairs in all sets to evaluate on."""
+        return sum(len(each.pairs) for each in self.evaluation)
 
 
 class DataLoading:
@@ -46,41 +55,83 @@ class DataLoading:
         self._reporter = reporter
         self._store = TokenStore()
 
-    def load(self, rows: PairRows, file: Path | None) -> tuple[TrainingData, Fingerprint]:
+    def load(self, sources: RunSources) -> tuple[TrainingData, Fingerprint]:
         """Return the usable pairs, and the fingerprint of all rows. Reports findings.
 
         Raises DataError if no row is usable or has a token that the model does not have, StoppedEarly on a stop.
         """
-        examiner, digest = self._encoder.row_examiner(rows.conversion.unused_columns), FingerprintBuilder(file)
+        digest = FingerprintBuilder(sources.single_file)
+        rows = sources.open_training()
+        examiner = self._read(rows, digest)
+        numbers = self._store.rows
+        held_out = held_out_rows(numbers.tolist(), self._config.dataset.test_size, self._config.seed)
+        self._report_findings(examiner, held_out)
+        if len(sources.training_parts) > 1:
+            self._report_numbering(sources.training_parts, rows.begins)
+        is_held_out = np.isin(numbers, list(held_out))
+        order = training_order(self._config, numbers, ~is_held_out, rows.begins)
+        if not len(order):
+            raise DataError(
+                "No row can be used in this chat format "
+                f"({examiner.reason_to_skip() or 'no pair is left to train on'}); "
+                "correct the rows, or choose another format, such as chatml"
+            )
+        ranges = {HELD_OUT: np.flatnonzero(is_held_out)} if is_held_out.any() else {}
+        digests = {}
+        for part in sources.eval_parts:
+            ranges[part.name], digests[part.name] = self._read_evaluation(part, sources, examiner)
+        evaluation = tuple(EvaluationSet(name, self._store.select(indices)) for name, indices in ranges.items())
+        data = TrainingData(self._store.select(order), evaluation)
+        self._check_margin(data)
+        return data, digest.finish(self._config.dataset.test_size, digests)
+
+    def _read(self, rows: ChainedRows, digest: FingerprintBuilder) -> RowExaminer:
+        """Add the pairs of all rows to the store, and return what was found. Raises DataError if none is usable."""
+        examiner = self._encoder.row_examiner(rows.unused_columns)
         counted = self._counted(rows, digest)
         for outcome in examine_batches(counted, examiner, self._encode, size=_PAIRS_PER_BATCH):
             if not isinstance(outcome, SkippedRow):
                 self._store.add(outcome[1])
         if digest.rows == 0:
             raise DataError(examiner.why_none_is_usable())
-        numbers = self._store.rows
-        held_out = held_out_rows(numbers.tolist(), self._config.dataset.test_size, self._config.seed)
-        self._report_findings(examiner, held_out)
-        is_held_out = np.isin(numbers, list(held_out))
-        data = TrainingData(self._store.select(~is_held_out), self._store.select(is_held_out))
-        if not data.training:
-            raise DataError(
-                "No row can be used in this chat format "
-                f"({examiner.reason_to_skip() or 'no pair is left to train on'}); "
-                "correct the rows, or choose another format, such as chatml"
-            )
-        self._check_margin(data.held_out)
-        return data, digest.finish(self._config.dataset.test_size)
+        return examiner
 
-    def _check_margin(self, held_out: Sequence[TokenPair]) -> None:
+    def _read_evaluation(
+        self, part: DatasetPart, sources: RunSources, training: RowExaminer
+    ) -> tuple[NDArray[np.int64], str]:
+        """Return the places of the pairs of a data set to evaluate on, and a digest of its rows. Raises DataError."""
+        before, digest = len(self._store), FingerprintBuilder(None)
+        try:
+            examiner = self._read(sources.open_evaluation(part), digest)
+        except DataError as error:
+            raise DataError(f"dataset.{part.location}: {error.message}") from error
+        places = np.arange(before, len(self._store))
+        if not len(places):
+            raise DataError(f"dataset.{part.location}: no row can be used ({examiner.reason_to_skip()})")
+        for finding in examiner.findings([], label_weights(self._config)):
+            self._reporter.note("warning", f"dataset.{part.location}: {finding.message}")
+        if shared := examiner.prompts_shared_with(training):
+            self._reporter.note(
+                "warning",
+                f"dataset.{part.location}: {shared:,} of {examiner.usable:,} pairs share their prompt with a pair of "
+                "the training data: the evaluation will be too optimistic",
+            )
+        return places, "-".join(digest.blocks())
+
+    def _report_numbering(self, parts: Sequence[DatasetPart], begins: Sequence[int]) -> None:
+        """Report which rows are those of which source."""
+        firsts = (f"{begin + 1:,} ({part.name})" for part, begin in zip(parts, begins, strict=True))
+        self._reporter.note("info", f"Rows are numbered through all sources, which begin at {', '.join(firsts)}")
+
+    def _check_margin(self, data: TrainingData) -> None:
         """Raise DataError if the best model cannot be selected by a margin between both labels."""
         if self._config.load_best_at_end != "eval_reward_margin":
             return
-        labels = {pair.label for pair in held_out}
+        labels = {pair.label for each in data.evaluation for pair in each.pairs}
         if len(labels) == 1 and None not in labels:
             raise DataError(
-                f"All {len(held_out):,} held-out answers are labeled {str(labels.pop()).lower()}, so that there is no "
-                "eval_reward_margin for load_best_at_end; raise dataset.test_size, or use eval_loss"
+                f"All {data.num_evaluated:,} answers to evaluate on are labeled {str(labels.pop()).lower()}, so that "
+                "there is no eval_reward_margin for load_best_at_end; raise dataset.test_size, or use eval_loss"
             )
 
     def _counted(self, rows: Iterable[Pair | SkippedRow], digest: FingerprintBuilder) -> Iterator[Pair | SkippedRow]:

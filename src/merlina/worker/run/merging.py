@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from merlina.errors import TrainingError
 from merlina.run_folder import RunOrder
 from merlina.schemas.training import TrainingConfig
-from merlina.training.evaluation import PlainModel, held_out_metrics, mean_answer_logprobs
+from merlina.training.evaluation import PlainModel, evaluation_metrics, mean_answer_logprobs
+from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.models.adapters import ignore_known_warnings
 from merlina.training.models.loading import (
     clear_quantization_config,
@@ -27,7 +28,6 @@ from merlina.training.models.loading import (
     weight_source,
 )
 from merlina.training.models.merging import merge_adapter
-from merlina.training.models.tokens import TokenPair
 from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.generation_config import GENERATION_CONFIG_FILE
 
@@ -94,7 +94,7 @@ def save_merged(
 
     Raises MergeError if the reloaded model differs from the adapter's by more than the tolerance.
     """
-    pairs = (data.held_out or data.training)[:_SAMPLE_PAIRS]
+    pairs = (data.evaluation[0].pairs if data.evaluation else data.training)[:_SAMPLE_PAIRS]
     dtype = merged_dtype(order.config)
     adapted = _load_adapter(order, device)
     expected = mean_answer_logprobs(PlainModel(adapted), pairs)
@@ -115,17 +115,21 @@ def save_merged(
             f"after reloading, the merged model's log-probabilities of {len(found)} answers differ from the adapter's "
             f"by up to {largest:.3g} per token ({float(differences.mean()):.3g} on average), more than {tolerance:g}"
         )
-    metrics = _held_out_metrics(reloaded, data.held_out, order.config, reference_folder, device)
+    metrics = _evaluation_metrics(reloaded, data.evaluation, order.config, reference_folder, device)
     return Merged(dtype, len(found), largest, float(differences.mean()), rounding.fraction, metrics)
 
 
-def _held_out_metrics(
-    model: PlainModel, pairs: Sequence[TokenPair], config: TrainingConfig, reference_folder: Path, device: torch.device
+def _evaluation_metrics(
+    model: PlainModel,
+    sets: Sequence[EvaluationSet],
+    config: TrainingConfig,
+    reference_folder: Path,
+    device: torch.device,
 ) -> dict[str, float]:
-    """Return the metrics of the held-out pairs, or none if the CPU would have to compute what needed a GPU."""
-    if not pairs or config.eval_steps == 0 or device != training_device():
+    """Return the metrics of an evaluation, or none if the CPU would have to compute what needed a GPU."""
+    if not sets or config.eval_steps == 0 or device != training_device():
         return {}
-    return held_out_metrics(model, pairs, config, reference_folder)
+    return evaluation_metrics(model, sets, config, reference_folder)
 
 
 def _load_adapter(order: RunOrder, device: torch.device) -> Any:

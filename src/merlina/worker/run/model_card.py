@@ -9,6 +9,7 @@ import yaml
 
 from merlina.run_folder import RunOrder
 from merlina.schemas.training import TrainingConfig
+from merlina.training.evaluation_sets import HELD_OUT
 from merlina.version import current
 from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.loading_code import ModelLocation, loading_code
@@ -49,7 +50,7 @@ def model_card(order: RunOrder, data: TrainingData, metrics: str, location: Mode
 # {name}
 
 `{config.base_model}`, fine-tuned with {config.training_mode.upper()} on {len(data.training)} {_examples(config, data)}
-({len(data.held_out)} more were held out){_quantized_in_training(config)}.
+({_evaluated(data)}){_quantized_in_training(config)}.
 
 ## Load it
 
@@ -71,6 +72,13 @@ All settings are in `merlina.json`. Made with Merlina {current().number}, {libra
 """
 
 
+def _evaluated(data: TrainingData) -> str:
+    """Return what was evaluated on, as the end of a sentence."""
+    if [each.name for each in data.evaluation] in ([], [HELD_OUT]):
+        return f"{data.num_evaluated} more were held out"
+    return "evaluated on " + ", ".join(f"{len(each.pairs)} of {each.name}" for each in data.evaluation)
+
+
 def _examples(config: TrainingConfig, data: TrainingData) -> str:
     # Supervised fine-tuning shows the model answers and compares none.
     if config.training_mode == "sft":
@@ -86,8 +94,9 @@ def _metadata(config: TrainingConfig, location: ModelLocation) -> dict[str, Any]
     metadata: dict[str, Any] = {"tags": ["merlina", config.training_mode]}
     if location.base_on_hub:
         metadata["base_model"] = location.base
-    if config.dataset.source.repo_id:
-        metadata["datasets"] = [config.dataset.source.repo_id]
+    sources = [part.config.source.repo_id for part in config.dataset.training_parts]
+    if datasets := list(dict.fromkeys(filter(None, sources))):
+        metadata["datasets"] = datasets
     return metadata | {"library_name": "peft" if location.is_adapter else "transformers"}
 
 
@@ -102,7 +111,7 @@ def run_metrics_table(final_metrics: dict[str, float], data: TrainingData, locat
     computed = "" if precision == dtype else f" and computed in {dtype}"
     return (
         _table({"Before": "initial_", "After": "final_"}, final_metrics)
-        + f"Measured on the {len(data.held_out)} held-out pairs, with weights in {precision}{computed}; "
+        + f"Measured on the {data.num_evaluated} held-out pairs, with weights in {precision}{computed}; "
         f"the saved model is that of step {step}.\n"
     )
 
@@ -115,7 +124,7 @@ def merged_metrics_table(final_metrics: dict[str, float], data: TrainingData, me
     base, adapter = f"Before ({precision})", f"Adapter ({precision})"
     columns = {base: "initial_", adapter: "final_", f"This model ({merged.dtype_name})": "merged_"}
     metrics = final_metrics | {f"merged_{name}": value for name, value in merged.metrics.items()}
-    return _table(columns, metrics) + f"Measured on the {len(data.held_out)} held-out pairs.\n" + summary
+    return _table(columns, metrics) + f"Measured on the {data.num_evaluated} held-out pairs.\n" + summary
 
 
 def _table(columns: dict[str, str], metrics: dict[str, float]) -> str:

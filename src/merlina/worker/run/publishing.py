@@ -23,6 +23,7 @@ from merlina.errors import InvalidRequestError, MerlinaError, first_line
 from merlina.hardware.host import available_memory, release_freed_memory
 from merlina.hub_errors import describe_hub_error
 from merlina.run_folder import RunOrder
+from merlina.schemas.datasets import DatasetSource
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
 from merlina.worker.run.data_loading import TrainingData
@@ -218,13 +219,16 @@ def _set_base_model(adapter_config: Path, base_model: str) -> None:
     adapter_config.write_text(json.dumps({**content, "base_model_name_or_path": base_model}, indent=2) + "\n")
 
 
+def _without_folder(source: DatasetSource) -> DatasetSource:
+    if source.file_path is None:
+        return source
+    return source.model_copy(update={"file_path": Path(source.file_path).name})
+
+
 def _public_config(config: TrainingConfig) -> TrainingConfig:
     """Return the configuration without tokens and without paths of this machine."""
-    source = config.dataset.source
-    if source.file_path is not None:
-        source = source.model_copy(update={"file_path": Path(source.file_path).name})
     base_model = config.base_model
     if not is_on_hub(base_model):
         base_model = Path(base_model).name
-    changes = {"base_model": base_model, "dataset": config.dataset.model_copy(update={"source": source})}
+    changes = {"base_model": base_model, "dataset": config.dataset.with_sources(_without_folder)}
     return config.without_secrets().model_copy(update=changes)

@@ -13,11 +13,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import set_seed
 
 from merlina import checkpoints
-from merlina.data.dataset import read_pairs
-from merlina.data.readers.row_limit import RowLimit
-from merlina.data.readers.sources import describe_encoding
-from merlina.data.row_formats.conversion import RowConversion
-from merlina.data.row_formats.registry import ROW_FORMATS
 from merlina.domain.adapter_targets import describe, warn_about_experts
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
@@ -45,6 +40,7 @@ from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.data_loading import DataLoading, TrainingData
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.resuming import choose_checkpoint
+from merlina.worker.run.run_sources import RunSources
 from merlina.worker.run.wandb_logging import with_wandb
 
 _HELD_AS = {4: "4-bit NF4", 8: "8-bit integers", None: ""}
@@ -132,24 +128,12 @@ class Stages:
         return LoadedModel(trainable.model, tokenizer, dtype)
 
     def load_data(self, loaded: LoadedModel) -> TrainingData:
-        config, dataset = self.order.config, self.order.config.dataset
-        file = Path(self.order.dataset_file) if self.order.dataset_file else None
-        if file is not None and not file.is_file():
-            raise DataError(f"The data set's file {file} no longer exists; upload it again and start a new run")
-        download = dataset.max_samples is None
-        limit = RowLimit.of_megabytes(self.order.max_row_mb)
-        for note in describe_encoding(dataset.source, file):
-            self.reporter.note("warning", note)
-        rows = read_pairs(
-            dataset, file, self._token, answers_needed=config.answers_needed, download=download, limit=limit
-        )
-        self._report_row_format(rows.conversion)
+        config = self.order.config
         encoder = PairEncoder.for_run(loaded.tokenizer, config)
-        data, found = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter).load(rows, file)
+        sources = RunSources(self.order, self._token, self.reporter)
+        data, found = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter).load(sources)
         self._check_data_is_unchanged(found)
-        self.reporter.note(
-            "info", f"{len(data.training)} pairs to train on, {len(data.held_out)} held out for evaluation"
-        )
+        self.reporter.note("info", f"{len(data.training)} pairs to train on, {data.num_evaluated} to evaluate on")
         for finding in StepPlan(config, len(data.training)).findings():
             self.reporter.note("warning", str(finding))
         self._raise_if_stopped()
@@ -165,7 +149,7 @@ class Stages:
                 loaded.model,
                 self.order.config,
                 training=data.training,
-                held_out=data.held_out,
+                evaluation=data.evaluation,
                 pad_id=loaded.pad_id,
                 dtype=loaded.dtype,
                 folder=self.folder.checkpoints_dir,
@@ -223,8 +207,3 @@ class Stages:
         device = "GPU" if training_device().type == "cuda" else "CPU"
         place = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
         self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
-
-    def _report_row_format(self, conversion: RowConversion) -> None:
-        how = "detected" if self.order.config.dataset.row_format is None else "set by row_format"
-        if conversion.detected is not None or how != "detected":
-            self.reporter.note("info", f"Format of the rows: {ROW_FORMATS[conversion.row_format].title} ({how})")

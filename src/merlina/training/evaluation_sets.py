@@ -1,0 +1,28 @@
+"""The sets of pairs that a run evaluates on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from merlina.training.models.tokens import TokenPair
+
+HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Pairs to evaluate on: those that are held out of the training data, HELD_OUT, or a data set of its own."""
+
+    name: str
+    pairs: Sequence[TokenPair]
+
+    @property
+    def reference_name(self) -> str:
+        """The name of its stored log-probabilities of the reference (see `reference_logprobs`)."""
+        return "held-out" if self.name == HELD_OUT else f"evaluation-{self.name}"
+
+
+def metric_names(metrics: dict[str, float], set_name: str) -> dict[str, float]:
+    """Return the metrics of one of several sets by their reported names, such as `eval_loss/news`."""
+    return {f"eval_{name}/{set_name}": value for name, value in metrics.items()}

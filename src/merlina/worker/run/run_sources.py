@@ -1,0 +1,73 @@
+"""The sources of a run's rows, opened with the files that the server resolved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from merlina.data.dataset import ChainedRows, read_sources
+from merlina.data.readers.row_limit import RowLimit
+from merlina.data.readers.sources import describe_encoding
+from merlina.data.row_formats.registry import ROW_FORMATS
+from merlina.errors import DataError
+from merlina.run_folder import RunOrder
+from merlina.schemas.datasets import DatasetPart
+from merlina.training.reporter import Reporter
+
+
+class RunSources:
+    """Opens the sources to train on and the data sets to evaluate on, and reports how they are read."""
+
+    def __init__(self, order: RunOrder, token: str | None, reporter: Reporter) -> None:
+        self._order = order
+        self._token = token
+        self._reporter = reporter
+        dataset = order.config.dataset
+        self.training_parts = dataset.training_parts
+        self.eval_parts = dataset.eval_parts
+
+    @property
+    def single_file(self) -> Path | None:
+        """The file of the only source to train on; None for the Hub and for several sources."""
+        return self._file(self.training_parts[0]) if len(self.training_parts) == 1 else None
+
+    def open_training(self) -> ChainedRows:
+        """Open all sources to train on. Raises DataError."""
+        return self._open(self.training_parts)
+
+    def open_evaluation(self, part: DatasetPart) -> ChainedRows:
+        """Open one of `eval_parts`. Raises DataError."""
+        return self._open([part])
+
+    def _open(self, parts: list[DatasetPart]) -> ChainedRows:
+        located = [(part.config, self._existing_file(part)) for part in parts]
+        for config, file in located:
+            for note in describe_encoding(config.source, file):
+                self._reporter.note("warning", note)
+        rows = read_sources(
+            located,
+            self._token,
+            answers_needed=self._order.config.answers_needed,
+            limit=RowLimit.of_megabytes(self._order.max_row_mb),
+        )
+        for part, conversion in zip(parts, rows.conversions, strict=True):
+            how = "detected" if part.config.row_format is None else "set by row_format"
+            if conversion.detected is not None or how != "detected":
+                title = ROW_FORMATS[conversion.row_format].title
+                self._reporter.note("info", f"Format of the rows{self._of(part)}: {title} ({how})")
+        return rows
+
+    def _of(self, part: DatasetPart) -> str:
+        """Return the name of the source as the end of a phrase; empty if there is only one."""
+        return f" of {part.name}" if len(self.training_parts) + len(self.eval_parts) > 1 else ""
+
+    def _existing_file(self, part: DatasetPart) -> Path | None:
+        file = self._file(part)
+        if file is not None and not file.is_file():
+            raise DataError(f"The data set's file {file} no longer exists; upload it again and start a new run")
+        return file
+
+    def _file(self, part: DatasetPart) -> Path | None:
+        order = self._order
+        is_first = part.location in ("source", "sources.0")
+        file = order.dataset_file if is_first else order.source_files.get(part.location)
+        return Path(file) if file else None

@@ -1,0 +1,163 @@
+"""Runs on several sources, and with data sets of their own to evaluate on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from merlina.run_folder import RunFolder, RunOrder
+from merlina.schemas.training import TrainingConfig
+from merlina.worker.run.training_order import training_order
+from tests.harness import training_config
+from tests.worker.test_worker import carry_out_order, log_of
+
+pytestmark = pytest.mark.slow
+
+
+def rows_file(path: Path, subject: str, count: int, first: int = 0) -> Path:
+    with path.open("w") as file:
+        for number in range(first, first + count):
+            row = {
+                "prompt": f"What is {number} {subject} {number}?",
+                "chosen": f"It is {number}, by {subject}.",
+                "rejected": "Nobody knows.",
+            }
+            file.write(json.dumps(row) + "\n")
+    return path
+
+
+def local(file: Path) -> dict[str, Any]:
+    return {"source_type": "local_file", "file_path": str(file)}
+
+
+def run_on(folder: Path, model: Path, dataset: dict[str, Any], **changes: Any) -> RunFolder:
+    """Carry out a run; the server would have resolved the same files."""
+    content = training_config(model, Path("unused"), "tuned", **changes, dataset=dataset)
+    config = TrainingConfig.model_validate(content)
+    first, *others = (*config.dataset.training_parts, *config.dataset.eval_parts)
+    order = RunOrder(
+        job_id="job_1",
+        attempt=1,
+        config=config,
+        dataset_file=first.config.source.file_path,
+        source_files={part.location: str(part.config.source.file_path) for part in others},
+        output_dir=str(folder / "models" / "tuned"),
+    )
+    return carry_out_order(folder, order)
+
+
+def notes_of(run: RunFolder) -> list[str]:
+    return [event.message for event in log_of(run) if event.type == "log"]
+
+
+def test_all_sources_are_trained_on_and_evaluated_by_name(tiny_model: Path, tmp_path: Path) -> None:
+    plus, times = rows_file(tmp_path / "plus.jsonl", "plus", 24), rows_file(tmp_path / "times.jsonl", "times", 16)
+    news = rows_file(tmp_path / "news.jsonl", "minus", 6, first=100)
+    seen = rows_file(tmp_path / "seen.jsonl", "plus", 4)
+    dataset = {
+        "sources": [{"source": local(plus)}, {"source": local(times), "max_samples": 10, "weight": 2}],
+        "eval_sources": {"news": local(news), "seen": local(seen)},
+    }
+    run = run_on(tmp_path, tiny_model, dataset, eval_steps=5, num_epochs=2, learning_rate=1e-2)
+    ended = log_of(run)[-1]
+    assert (ended.state, ended.error) == ("completed", None)
+    notes = notes_of(run)
+    assert "44 pairs to train on, 10 to evaluate on" in notes
+    assert "Rows are numbered through all sources, which begin at 1 (plus.jsonl), 25 (times.jsonl)" in notes
+    assert [note for note in notes if note.startswith("Format of the rows of times.jsonl: ")]
+    shared = "dataset.eval_sources.seen: 4 of 4 pairs share their prompt with a pair of the training data"
+    assert [note for note in notes if note.startswith(shared)]
+    assert not [note for note in notes if note.startswith("dataset.eval_sources.news")]
+    final = ended.final_metrics
+    assert final["final_eval_loss"] == pytest.approx(
+        0.6 * final["final_eval_loss/news"] + 0.4 * final["final_eval_loss/seen"], rel=1e-5
+    )
+    assert final["final_eval_loss/seen"] < final["final_eval_loss/news"] < final["initial_eval_loss/news"]
+    card = (tmp_path / "models" / "tuned" / "README.md").read_text()
+    assert "on 44 preference pairs\n(evaluated on 6 of news, 4 of seen)" in card
+
+
+@pytest.mark.parametrize("mode", ["dpo", "kto"])
+def test_a_reference_is_computed_for_each_set(tiny_model: Path, tmp_path: Path, mode: str) -> None:
+    dataset = {
+        "source": local(rows_file(tmp_path / "a.jsonl", "plus", 8)),
+        "eval_sources": {"news": local(rows_file(tmp_path / "b.jsonl", "minus", 5))},
+        "test_size": 0.25,
+    }
+    run = run_on(tmp_path, tiny_model, dataset, training_mode=mode, eval_steps=1, max_steps=2)
+    final = log_of(run)[-1].final_metrics
+    expected = 0.5 if mode == "kto" else pytest.approx(0.6931472, abs=1e-6)
+    for name in ("eval_loss", "eval_loss/news", "eval_loss/held_out"):
+        assert final[f"initial_{name}"] == expected
+    assert final["initial_eval_reward_accuracy/news"] == 0.5
+
+
+def test_a_single_set_has_no_metrics_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    training = rows_file(tmp_path / "a.jsonl", "plus", 8)
+    dataset = {"source": local(training), "eval_source": local(rows_file(tmp_path / "b.jsonl", "minus", 5))}
+    run = run_on(tmp_path, tiny_model, dataset, eval_steps=1, max_steps=1)
+    final = log_of(run)[-1].final_metrics
+    assert "8 pairs to train on, 5 to evaluate on" in notes_of(run)
+    assert "final_eval_loss" in final
+    assert not [name for name in final if "/" in name]
+
+
+def test_an_unusable_data_set_to_evaluate_on_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text('{"prompt": "a", "chosen": "", "rejected": "b"}\n')
+    dataset = {
+        "source": local(rows_file(tmp_path / "a.jsonl", "plus", 8)),
+        "eval_sources": {"news": local(tmp_path / "empty.jsonl")},
+    }
+    ended = log_of(run_on(tmp_path, tiny_model, dataset))[-1]
+    assert ended.state == "failed"
+    assert ended.error.startswith("dataset.eval_sources.news: None of the data set's 1 rows can be used: row 1: chosen")
+
+
+def test_a_row_that_repeats_one_of_another_source_is_dropped(tiny_model: Path, tmp_path: Path) -> None:
+    files = [rows_file(tmp_path / f"{name}.jsonl", "plus", 6, first) for name, first in (("a", 0), ("b", 4))]
+    dataset = {"sources": [{"source": local(file)} for file in files], "drop_duplicates": True, "test_size": 0}
+    notes = notes_of(run_on(tmp_path, tiny_model, dataset, max_steps=1))
+    assert "10 pairs to train on, 0 to evaluate on" in notes
+    assert any("2 of 12 rows repeat an earlier one and are dropped" in note for note in notes), notes
+
+
+def order_of(weights: list[float], source_order: str, held_out: Collection[int] = (), seed: int = 0) -> list[int]:
+    """Return the order of the pairs of sources with four pairs each; the rows of the first are 1 to 4."""
+    source = local(Path("x"))
+    dataset = {"sources": [{"source": source, "weight": weight} for weight in weights], "source_order": source_order}
+    config = TrainingConfig.model_validate(training_config(Path("m"), Path("x"), "o", dataset=dataset, seed=seed))
+    numbers = np.arange(1, 4 * len(weights) + 1)
+    is_training = np.array([number not in held_out for number in numbers.tolist()])
+    return training_order(config, numbers, is_training, [4 * index for index in range(len(weights))]).tolist()
+
+
+def test_sources_follow_or_interleave_each_other() -> None:
+    assert order_of([1, 1], "concatenate") == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert order_of([1, 1], "interleave") == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert order_of([1, 1], "interleave", held_out={6, 8}) == [0, 4, 1, 2, 6, 3]
+
+
+def test_a_weight_repeats_pairs_or_takes_a_random_share_of_them() -> None:
+    assert order_of([1, 2], "concatenate") == [0, 1, 2, 3, 4, 5, 6, 7, 4, 5, 6, 7]
+    halves = {tuple(order_of([1, 0.5], "concatenate", seed=seed)[4:]) for seed in range(20)}
+    assert {len(set(half)) for half in halves} == {2}
+    assert {index for half in halves for index in half} == {4, 5, 6, 7}
+    assert order_of([2.5], "concatenate", seed=3) == order_of([2.5], "concatenate", seed=3)
+    assert len(order_of([2.5], "concatenate")) == 10
+
+
+@given(st.lists(st.floats(0.01, 5), min_size=1, max_size=5), st.sampled_from(["interleave", "concatenate"]))
+def test_each_pair_is_there_as_often_as_its_weight_rounded_either_way(weights: list[float], source_order: str) -> None:
+    counts = Counter(order_of(weights, source_order))
+    for index, weight in enumerate(weights):
+        for place in range(4 * index, 4 * index + 4):
+            assert counts[place] in (math.floor(weight), math.ceil(weight))

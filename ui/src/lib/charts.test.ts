@@ -1,0 +1,17 @@
+import { expect, test } from 'vitest';
+import { CHARTS, chartsWith, evaluationSets } from './charts';
+
+test('a single set to evaluate on has no lines of its own', () => {
+  expect(evaluationSets(undefined)).toEqual([]);
+  expect(evaluationSets({ dataset: { test_size: 0.1 } })).toEqual([]);
+  expect(evaluationSets({ dataset: { test_size: 0, eval_source: {} } })).toEqual([]);
+  expect(chartsWith([])).toEqual(CHARTS);
+});
+
+test('each of several sets has a line beside that of all pairs', () => {
+  const sets = evaluationSets({ dataset: { test_size: 0.1, eval_sources: { news: {}, code: {} } } });
+  expect(sets).toEqual(['held_out', 'news', 'code']);
+  const loss = chartsWith(sets)[0]!;
+  expect(loss.lines.map((line) => line.name)).toEqual(['loss', 'eval_loss', 'eval_loss/held_out', 'eval_loss/news', 'eval_loss/code']);
+  expect(loss.lines.map((line) => line.label)).toEqual(['training', 'evaluation', 'held_out', 'news', 'code']);
+});
