@@ -113,7 +113,7 @@ def test_findings_and_fingerprint_count_a_row_with_several_pairs_once(tmp_path: 
         "duplicates": (1, [21]),
         "evaluation_leak": (1, [21]),
     }
-    made = fingerprint((row for row in read_pairs(spec, file, None) if isinstance(row, Pair)), 0.1, None)
+    made = fingerprint((row for row in read_pairs(spec, file, None) if isinstance(row, Pair)), 0.1)
     assert (made.rows, made.held_out, len(made.blocks)) == (21, 2, 1)
 
 
@@ -176,4 +176,4 @@ def test_a_fingerprint_covers_tools_calls_and_results() -> None:
         Pair((user, called, Message("tool", "1", tool_fields={"name": "find"})), plain, None),
         Pair((user,), assistant("Yes", "thought"), None),
     ]
-    assert len({fingerprint([pair], 0.1, None).blocks for pair in variants}) == len(variants)
+    assert len({fingerprint([pair], 0.1).blocks for pair in variants}) == len(variants)

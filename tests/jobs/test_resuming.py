@@ -15,4 +15,4 @@ def test_rows_that_the_server_cannot_compare_in_time_are_left_to_the_worker(tmp_
     then = Fingerprint(rows=1, held_out=0, blocks=("another",))
     helper = HelperPool(60, tmp_path / "log")
     helper.close()
-    assert compare_with(helper, 16)(config, file, then) is None
+    assert compare_with(helper, 16, lambda _: {})(config, file, then) is None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from merlina.errors import ConflictError
 from tests.harness import Server, acting_worker, pairs_file
 from tests.system.test_recovery import Config
 
@@ -47,11 +48,12 @@ def test_a_run_on_several_sources_has_metrics_of_each_set_and_resumes_only_with_
 
         kept = news.read_text()
         pairs_file(news, rows=5)
-        client.resume(job)
-        status = server.until_ended(job)
-        assert status.status == "failed"
-        assert "other rows to evaluate on in news" in status.error
-
+        with pytest.raises(ConflictError, match="other rows to evaluate on in news"):
+            client.resume(job)
+        files[1].rename(server.root / "moved.jsonl")
+        with pytest.raises(ConflictError, match="There is no file"):
+            client.resume(job)
+        (server.root / "moved.jsonl").rename(files[1])
         news.write_text(kept)
         client.resume(job)
         status = server.until_ended(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -98,6 +99,7 @@ def build_services(settings: Settings) -> Services:
     executor = LocalExecutor(_server_tokens(settings), spares)
     chat_process = ChatProcess(settings.chat_idle_seconds, settings.chat_log, spares)
     chat_memory = ChatMemory(database, chat_process, settings.runs_dir, list_gpus)
+    find_files = partial(resolve_further_files, uploads_dir=settings.uploads_dir, allowed=allowed)
     supervisor = Supervisor(
         database,
         moves,
@@ -110,10 +112,10 @@ def build_services(settings: Settings) -> Services:
         max_row_mb=settings.max_row_size_mb,
         list_gpus=list_gpus,
         free_memory_for=chat_memory.unload_for,
-        find_files=lambda dataset: resolve_further_files(dataset, settings.uploads_dir, allowed),
+        find_files=find_files,
     )
     helpers = HelperPools.build(settings.helper_idle_seconds, settings.helper_log, spares)
-    compare_data = compare_with(helpers.rows, settings.max_row_size_mb)
+    compare_data = compare_with(helpers.rows, settings.max_row_size_mb, find_files)
     commands = JobCommands(
         database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data
     )

@@ -13,14 +13,9 @@ from merlina.schemas.inspection import ROWS_PER_BLOCK, FileStamp, Fingerprint
 
 
 class FingerprintBuilder:
-    """Makes a fingerprint of pairs that are added one at a time, before any of the file's rows are read.
+    """Makes a fingerprint of pairs that are added one at a time. Several pairs of one row count as one usable row."""
 
-    Several pairs of one row count as one usable row.
-    """
-
-    def __init__(self, file: Path | None) -> None:
-        # Before reading: a file that is replaced meanwhile must appear replaced.
-        self._stamp = stamp(file) if file is not None else None
+    def __init__(self) -> None:
         self._digests: list[xxh3_64] = []
         self._latest: int | None = None
         self.rows = 0
@@ -37,22 +32,30 @@ class FingerprintBuilder:
         return Fingerprint(
             rows=self.rows,
             held_out=held_out_count(self.rows, test_size),
-            blocks=self.blocks(),
-            file=self._stamp,
+            blocks=tuple(digest.hexdigest() for digest in self._digests),
             evaluation=dict(evaluation or {}),
         )
 
-    def blocks(self) -> tuple[str, ...]:
-        """Return the digests of all blocks of pairs that were added."""
-        return tuple(digest.hexdigest() for digest in self._digests)
+    def digest(self) -> str:
+        """Return one digest of all pairs that were added."""
+        return "-".join(digest.hexdigest() for digest in self._digests)
 
 
-def fingerprint(pairs: Iterable[Pair], test_size: float, file: Path | None) -> Fingerprint:
+def fingerprint(pairs: Iterable[Pair], test_size: float, evaluation: Mapping[str, str] | None = None) -> Fingerprint:
     """Return the fingerprint of all pairs in the order of the file, holding one pair at a time."""
-    builder = FingerprintBuilder(file)
+    return _builder_with(pairs).finish(test_size, evaluation)
+
+
+def digest_of(pairs: Iterable[Pair]) -> str:
+    """Return one digest of all pairs in the order of the file, holding one pair at a time."""
+    return _builder_with(pairs).digest()
+
+
+def _builder_with(pairs: Iterable[Pair]) -> FingerprintBuilder:
+    builder = FingerprintBuilder()
     for pair in pairs:
         builder.add(pair)
-    return builder.finish(test_size)
+    return builder
 
 
 def stamp(file: Path) -> FileStamp:

@@ -13,10 +13,11 @@ from pathlib import Path
 from merlina import checkpoints
 from merlina.checkpoints import Survey
 from merlina.data.fingerprint import stamp
-from merlina.errors import BusyError, DataError, HelperError, InvalidRequestError, StartOverError
+from merlina.errors import BusyError, DataError, HelperError, InvalidRequestError, NotFoundError, StartOverError
 from merlina.executors.helper_process import HelperPool
 from merlina.model_placement import placement_awaiting_end
 from merlina.run_folder import RunFolder
+from merlina.schemas.datasets import DatasetConfig
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.operations import CompareRows
 from merlina.schemas.parsing.stored_config import read_stored_config
@@ -52,8 +53,8 @@ def request_start_over(folder: RunFolder, *, wanted: bool) -> None:
         folder.start_over_file.unlink(missing_ok=True)
 
 
-CompareData = Callable[[TrainingConfig, Path, Fingerprint], str | None]
-"""Returns how the data set in a file differs from the one with the fingerprint; None if it does not."""
+CompareData = Callable[[TrainingConfig, Path | None, Fingerprint], str | None]
+"""Returns how the data set differs from the one with the fingerprint, None if it does not; takes its first file."""
 
 
 def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, force: bool) -> Resumption:
@@ -91,29 +92,44 @@ def _cancelled_in_queue(record: JobRecord) -> InvalidRequestError:
     )
 
 
-def compare_with(helper: HelperPool, max_row_mb: int) -> CompareData:
+def compare_with(
+    helper: HelperPool, max_row_mb: int, find_files: Callable[[DatasetConfig], dict[str, str]]
+) -> CompareData:
     """Return a function that compares rows in a helper process. An unreadable file counts as different.
 
-    If the helper fails or takes too long, the comparison is left to the worker.
+    `find_files` returns the files of further sources by their field. If the helper fails or takes too long, the
+    comparison is left to the worker.
     """
 
-    def compare(config: TrainingConfig, file: Path, then: Fingerprint) -> str | None:
+    def compare(config: TrainingConfig, file: Path | None, then: Fingerprint) -> str | None:
         try:
+            further = {location: Path(path) for location, path in find_files(config.dataset).items()}
+            if file is None or len(further) < config.dataset.num_sources - 1 or _are_same(then, file, further):
+                return None
             operation = CompareRows(
                 config=config.dataset,
                 file=file,
+                source_files=further,
                 answers_needed=config.answers_needed,
                 earlier=then,
                 max_row_mb=max_row_mb,
             )
             return helper.call(operation, timeout=_COMPARE_SECONDS)
-        except DataError as error:
+        except (DataError, NotFoundError) as error:
             return error.message
         except (BusyError, HelperError) as error:
             _log.warning("the rows of %s will be compared by the worker only: %s", file, error.message)
             return None
 
     return compare
+
+
+def _are_same(then: Fingerprint, file: Path, further: dict[str, Path]) -> bool:
+    """Return whether no file was replaced since the fingerprint was taken. Raises NotFoundError if one is missing."""
+    try:
+        return then.file == stamp(file) and then.files == {name: stamp(path) for name, path in further.items()}
+    except FileNotFoundError as error:
+        raise NotFoundError(f"the file {error.filename} is missing") from error
 
 
 def available_checkpoints(folder: RunFolder) -> Survey:
@@ -138,21 +154,17 @@ def describe_next_steps(record: JobRecord, folder: RunFolder) -> str:
 def _refuse_other_data(record: JobRecord, folder: RunFolder, step: int, compare: CompareData) -> None:
     """Raise StartOverError if the checkpoint was trained on other rows or with another split.
 
-    The file is read only if it was replaced. The worker compares data sets from the Hub, several sources, and data sets
-    to evaluate on.
+    Files are read only if one of them was replaced. The worker compares data sets from the Hub.
     """
+    if not folder.fingerprint_file.is_file():
+        return
     file = Path(record.dataset_file) if record.dataset_file else None
-    config = read_stored_config(record.config, record.job_id)
-    if file is None or len(config.dataset.training_parts) > 1 or not folder.fingerprint_file.is_file():
-        return
     then = Fingerprint.model_validate_json(folder.fingerprint_file.read_bytes())
-    if then.file == stamp(file):
-        return
-    difference = compare(config, file, then)
+    difference = compare(read_stored_config(record.config, record.job_id), file, then)
     if difference is not None:
         raise StartOverError(
-            f"The data set {file} is not the one that job {record.job_id} was trained on until step {step}: "
-            f"{difference}. Restore the file, or send force=true to start over at step 1"
+            f"The data set {file or ''} is not the one that job {record.job_id} was trained on until step {step}: "
+            f"{difference}. Restore the file, or send force=true to start over at step 1".replace("  ", " ")
         )
 
 

@@ -388,6 +388,11 @@ class DatasetConfig(RequestModel):
         return self.test_size > 0 or bool(self.eval_parts)
 
     @property
+    def num_sources(self) -> int:
+        """The number of sources to train on and to evaluate on."""
+        return len(self.training_parts) + len(self.eval_parts)
+
+    @property
     def training_parts(self) -> list[DatasetPart]:
         """The sources to train on, each with its own settings."""
         if self.sources is None:

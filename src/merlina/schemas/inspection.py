@@ -104,7 +104,8 @@ class FileStamp(BaseModel):
 class Fingerprint(BaseModel):
     """Digests of the usable rows, ROWS_PER_BLOCK rows per block, in order; a row's number is part of its digest.
 
-    `evaluation` has a digest of all usable rows of each further data set to evaluate on, by name.
+    `file` is the stamp of the first source's file, and `files` are those of further sources by their field.
+    `evaluation` has a digest of all usable rows of each data set to evaluate on, by name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -113,6 +114,7 @@ class Fingerprint(BaseModel):
     held_out: int
     blocks: tuple[str, ...]
     file: FileStamp | None = None
+    files: dict[str, FileStamp] = {}
     evaluation: dict[str, str] = {}
 
     def difference(self, now: Fingerprint) -> str | None:

@@ -120,10 +120,14 @@ class ParseUpload(Operation[ParsedUpload]):
 
 
 class CompareRows(Operation[str | None]):
-    """Describe how rows and split of a file differ from an earlier fingerprint; None if they do not."""
+    """Describe how rows and split of a data set differ from an earlier fingerprint; None if they do not.
+
+    `file` is that of the first source, `source_files` are those of further ones by their field.
+    """
 
     config: DatasetConfig
     file: Path
+    source_files: dict[str, Path]
     answers_needed: AnswersNeeded
     earlier: Fingerprint
     max_row_mb: int

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from merlina.data import preview
 from merlina.data.conversation import Pair
-from merlina.data.dataset import read_pairs
-from merlina.data.fingerprint import fingerprint
+from merlina.data.dataset import read_sources
+from merlina.data.fingerprint import digest_of, fingerprint
 from merlina.data.readers.files import count_rows as count_rows_of
 from merlina.data.readers.files import detect_format, parse_all
 from merlina.data.readers.row_limit import RowLimit
@@ -73,11 +74,18 @@ def examine_rows(operation: ExamineRows) -> DataFacts:
 
 
 def compare_rows(operation: CompareRows) -> str | None:
-    """Describe how rows and split of a file differ from an earlier fingerprint; None if they do not."""
+    """Describe how rows and split of a data set differ from an earlier fingerprint; None if they do not."""
     with PHASES.during("Comparing the rows", _WHOLE_FILE_SECONDS, HelperError):
-        config, row_limit = operation.config, RowLimit.of_megabytes(operation.max_row_mb)
-        rows = read_pairs(config, operation.file, None, answers_needed=operation.answers_needed, limit=row_limit)
-        pairs = (row for row in rows if isinstance(row, Pair))
-        now = fingerprint(pairs, config.test_size, operation.file)
-        # The worker compares the data sets to evaluate on, when it reads them.
-        return operation.earlier.difference(now.model_copy(update={"evaluation": operation.earlier.evaluation}))
+        config, files = operation.config, operation.source_files
+        first, *others = config.training_parts
+        located = [(first.config, operation.file), *((part.config, files[part.location]) for part in others)]
+        evaluation = {
+            part.name: digest_of(_pairs(operation, [(part.config, files[part.location])])) for part in config.eval_parts
+        }
+        return operation.earlier.difference(fingerprint(_pairs(operation, located), config.test_size, evaluation))
+
+
+def _pairs(operation: CompareRows, located: Sequence[tuple[DatasetConfig, Path]]) -> Iterator[Pair]:
+    row_limit = RowLimit.of_megabytes(operation.max_row_mb)
+    rows = read_sources(located, None, answers_needed=operation.answers_needed, limit=row_limit)
+    return (row for row in rows if isinstance(row, Pair))

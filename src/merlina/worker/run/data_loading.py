@@ -24,7 +24,7 @@ from merlina.training.models.token_store import TokenStore
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter, StoppedEarly
 from merlina.worker.encoding import EncodedPair, PairEncoder
-from merlina.worker.run.run_sources import RunSources
+from merlina.worker.run.run_sources import FIRST, RunSources
 from merlina.worker.run.training_order import training_order
 
 # The tokenizer encodes many texts at once in several threads. A stop is honored between two batches.
@@ -60,7 +60,9 @@ class DataLoading:
 
         Raises DataError if no row is usable or has a token that the model does not have, StoppedEarly on a stop.
         """
-        digest = FingerprintBuilder(sources.single_file)
+        # Before reading: a file that is replaced meanwhile must appear replaced.
+        stamps = sources.stamps()
+        digest = FingerprintBuilder()
         rows = sources.open_training()
         examiner = self._read(rows, digest)
         numbers = self._store.rows
@@ -83,7 +85,8 @@ class DataLoading:
         evaluation = tuple(EvaluationSet(name, self._store.select(indices)) for name, indices in ranges.items())
         data = TrainingData(self._store.select(order), evaluation)
         self._check_margin(data)
-        return data, digest.finish(self._config.dataset.test_size, digests)
+        found = digest.finish(self._config.dataset.test_size, digests)
+        return data, found.model_copy(update={"file": stamps.pop(FIRST, None), "files": stamps})
 
     def _read(self, rows: ChainedRows, digest: FingerprintBuilder) -> RowExaminer:
         """Add the pairs of all rows to the store, and return what was found. Raises DataError if none is usable."""
@@ -100,7 +103,7 @@ class DataLoading:
         self, part: DatasetPart, sources: RunSources, training: RowExaminer
     ) -> tuple[NDArray[np.int64], str]:
         """Return the places of the pairs of a data set to evaluate on, and a digest of its rows. Raises DataError."""
-        before, digest = len(self._store), FingerprintBuilder(None)
+        before, digest = len(self._store), FingerprintBuilder()
         try:
             examiner = self._read(sources.open_evaluation(part), digest)
         except DataError as error:
@@ -116,7 +119,7 @@ class DataLoading:
                 f"dataset.{part.location}: {shared:,} of {examiner.usable:,} pairs share their prompt with a pair of "
                 "the training data: the evaluation will be too optimistic",
             )
-        return places, "-".join(digest.blocks())
+        return places, digest.digest()
 
     def _report_numbering(self, parts: Sequence[DatasetPart], begins: Sequence[int]) -> None:
         """Report which rows are those of which source."""

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from merlina.data.dataset import ChainedRows, read_sources
+from merlina.data.fingerprint import stamp
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_formats.registry import ROW_FORMATS
 from merlina.errors import DataError
 from merlina.run_folder import RunOrder
 from merlina.schemas.datasets import DatasetPart
+from merlina.schemas.inspection import FileStamp
 from merlina.training.reporter import Reporter
+
+FIRST = "first"
 
 
 class RunSources:
@@ -25,10 +29,11 @@ class RunSources:
         self.training_parts = dataset.training_parts
         self.eval_parts = dataset.eval_parts
 
-    @property
-    def single_file(self) -> Path | None:
-        """The file of the only source to train on; None for the Hub and for several sources."""
-        return self._file(self.training_parts[0]) if len(self.training_parts) == 1 else None
+    def stamps(self) -> dict[str, FileStamp]:
+        """Return the stamps of all files that exist: of the first source by FIRST, of others by their field."""
+        first, *others = (*self.training_parts, *self.eval_parts)
+        files = {FIRST: self._file(first), **{part.location: self._file(part) for part in others}}
+        return {name: stamp(file) for name, file in files.items() if file is not None and file.is_file()}
 
     def open_training(self) -> ChainedRows:
         """Open all sources to train on. Raises DataError."""
