@@ -135,6 +135,18 @@ def test_unpaired_answers_have_one_mean_length() -> None:
     assert labeled(30, 10).mean_tokens == (3, 2.5, 0)
     assert labeled(30, 0).mean_tokens == (3, 2, 0)
     assert labeled(0, 10).mean_tokens == (3, 4, 0)
+    assert labeled(5, 5).mean_characters == (2, 1, 0)
+
+
+def test_mean_characters_and_skipped_rows_cover_all_rows() -> None:
+    examiner = RowExaminer()
+    assert (examiner.mean_characters, examiner.skipped) == (None, 0)
+    for number, chosen in enumerate(("yes", "yes yes"), start=1):
+        examiner.add_pair(replace(to_pair(pair("Well?", chosen, "no")), number=number))
+    examiner.add_skipped(SkippedRow(3, "prompt is missing"))
+    examiner.add_skipped(SkippedRow(4, "chosen is empty", "empty_side"))
+    assert examiner.mean_characters == (5, 5, 2)
+    assert (examiner.skipped, list(examiner.numbers)) == (2, [1, 2])
 
 
 def test_the_same_answer_with_another_label_is_not_a_repetition() -> None:

@@ -14,6 +14,8 @@ from merlina.schemas.datasets import FindingKind, FormatType
 _T = TypeVar("_T")
 Converted = tuple[_T, Lengths | None, Iterable[FindingKind]]
 """A pair's conversion, its lengths if it has tokens, and remarks."""
+BatchConversion = Callable[[Sequence[Pair]], Iterable[Converted[_T] | UnusableRowError]]
+"""Return for each pair its conversion, or the error for which it is skipped."""
 
 
 def row_examiner(
@@ -31,6 +33,11 @@ def examine(
 
     `convert` raises UnusableRowError to skip a pair.
     """
+    return examine_batches(rows, examiner, one_by_one(convert), size=1)
+
+
+def one_by_one(convert: Callable[[Pair], Converted[_T]]) -> BatchConversion[_T]:
+    """Return the conversion of many pairs by a function that converts one or raises UnusableRowError."""
 
     def convert_all(pairs: Sequence[Pair]) -> Iterator[Converted[_T] | UnusableRowError]:
         for pair in pairs:
@@ -39,13 +46,13 @@ def examine(
             except UnusableRowError as error:
                 yield error
 
-    return examine_batches(rows, examiner, convert_all, size=1)
+    return convert_all
 
 
 def examine_batches(
     rows: Iterable[Pair | SkippedRow],
     examiner: RowExaminer,
-    convert_all: Callable[[Sequence[Pair]], Iterable[Converted[_T] | UnusableRowError]],
+    convert_all: BatchConversion[_T],
     *,
     size: int,
 ) -> Iterator[tuple[Pair, _T] | SkippedRow]:

@@ -12,7 +12,7 @@ from typing import Any
 from merlina.data.chat_formats import formatter
 from merlina.data.conversation import Pair, SkippedRow
 from merlina.data.dataset import first_rows, held_out_rows, read_pairs
-from merlina.data.examination import Converted, examine
+from merlina.data.examination import BatchConversion, examine_batches, one_by_one
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import open_rows
 from merlina.data.row_examiner import RowExaminer
@@ -35,7 +35,7 @@ _WARNINGS_SHOWN = 20
 _COLUMNS_SHOWN = 1000
 _TIMEOUT_SECONDS = 10.0
 _USUAL_LIMIT = RowLimit()
-_PREVIEW_SEED = 42  # default of TrainingConfig.seed
+PREVIEW_SEED = 42  # default of TrainingConfig.seed
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class FormattedPreview:
     detected_format: DetectedFormat | None
 
 
-SampleBuilder = Callable[[Pair], Converted[Callable[[], dict[str, Any]]]]
-"""Return a function that builds a pair's sample, since only a few samples are shown."""
+SampleBuilder = BatchConversion[Callable[[], dict[str, Any]]]
+"""Return for each pair a function that builds its sample, since only a few samples are shown."""
 
 
 def preview_formatted(
@@ -97,13 +97,11 @@ def preview_formatted(
     examiner = make_examiner(pairs.conversion.unused_columns)
     samples: list[dict[str, Any]] = []
     warnings: list[str] = []
-    numbers: list[int] = []
     enough_at = time.monotonic() + _EXAMINE_SECONDS
     give_up_at = time.monotonic() + _TIMEOUT_SECONDS
-    for outcome in examine(islice(pairs, _MAX_ROWS_EXAMINED), examiner, show):
+    for outcome in examine_batches(islice(pairs, _MAX_ROWS_EXAMINED), examiner, show, size=1):
         if not isinstance(outcome, SkippedRow):
             pair, make_sample = outcome
-            numbers.append(pair.number)
             samples += [{**make_sample(), "row": pair.number}] if len(samples) < limit else []
         elif len(samples) < limit:
             warnings.append(f"row {outcome.number} cannot be used: {outcome.reason}")
@@ -111,7 +109,7 @@ def preview_formatted(
             break
     if not examiner.rows:
         raise DataError("The data set has no rows")
-    held_out = held_out_rows(numbers, config.test_size, _PREVIEW_SEED)
+    held_out = held_out_rows(examiner.numbers, config.test_size, PREVIEW_SEED)
     return FormattedPreview(
         samples,
         warnings[:_WARNINGS_SHOWN],
@@ -129,4 +127,4 @@ def text_sample_builder(spec: DatasetFormat) -> SampleBuilder:
         text = render(pair)
         return lambda: truncate_row(text.sample), None, text.remarks
 
-    return show
+    return one_by_one(show)

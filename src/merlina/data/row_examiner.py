@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from merlina.data.conversation import Pair, SkippedRow
+from merlina.data.conversation import Message, Pair, SkippedRow
 from merlina.data.digests import pair_digest, prompt_digest
 from merlina.data.finding_messages import MESSAGES, OPTIONS
 from merlina.data.label_balance import NO_LABEL_WEIGHTS, LabelWeights, label_imbalance
@@ -36,7 +36,10 @@ _HEADER = re.compile(
 
 @dataclass(frozen=True)
 class Lengths:
-    """Numbers of tokens in a pair after truncation, its highest token id, and the numbers of truncated tokens."""
+    """Numbers of tokens in a pair after truncation, its highest token id, and the numbers of truncated tokens.
+
+    `longest_whole` is what `longest` would be without truncation.
+    """
 
     prompt: int
     chosen: int
@@ -45,6 +48,7 @@ class Lengths:
     cut_prompt: int = 0
     cut_answers: int = 0
     same_after_truncation: bool = False
+    longest_whole: int = 0
 
     @property
     def longest(self) -> int:
@@ -101,7 +105,7 @@ class RowExaminer:
     _chosen_shorter: int = 0
     _labeled_true: int = 0
     _labeled_false: int = 0
-    _characters: tuple[int, int] = (0, 0)
+    _characters: tuple[int, int, int] = (0, 0, 0)
     _cut_tokens: tuple[int, int] = (0, 0)
     _tokens: tuple[int, int, int] = (0, 0, 0)
     _tokenized: int = 0
@@ -114,17 +118,27 @@ class RowExaminer:
         return len(self._numbers)
 
     @property
+    def numbers(self) -> Sequence[int]:
+        """The number of each pair's row, in the order of the pairs."""
+        return self._numbers
+
+    @property
+    def skipped(self) -> int:
+        """Number of rows that are not usable."""
+        return sum(self._counts[kind].rows for kind in self._reasons)
+
+    @property
     def mean_tokens(self) -> tuple[float, float, float] | None:
         """Mean tokens of prompt, chosen and rejected answer over the pairs with Lengths; None without any.
 
         Unpaired answers all count as chosen.
         """
-        if self._tokenized == 0:
-            return None
-        prompt, chosen, rejected = self._tokens
-        if self._labeled_false:
-            chosen, rejected = chosen + rejected, 0
-        return prompt / self._tokenized, chosen / self._tokenized, rejected / self._tokenized
+        return self._means(self._tokens, self._tokenized)
+
+    @property
+    def mean_characters(self) -> tuple[float, float, float] | None:
+        """Mean characters of the messages of prompt, chosen and rejected answer over all pairs, as `mean_tokens`."""
+        return self._means(self._characters, self.usable)
 
     def add_skipped(self, row: SkippedRow) -> None:
         """Add a row that is not usable."""
@@ -154,7 +168,7 @@ class RowExaminer:
         if pair.has_identical_answers:
             self._count("identical_answers").add(pair.number)
         self._remember(pair)
-        self._measure_answers(pair)
+        self._measure_messages(pair)
         self._check_markers(pair)
         if lengths is not None:
             self._measure_tokens(pair, lengths)
@@ -175,6 +189,14 @@ class RowExaminer:
     def _count(self, kind: FindingKind) -> _Count:
         return self._counts.setdefault(kind, _Count())
 
+    def _means(self, totals: tuple[int, int, int], pairs: int) -> tuple[float, float, float] | None:
+        if pairs == 0:
+            return None
+        prompt, chosen, rejected = totals
+        if self._labeled_false:
+            chosen, rejected = chosen + rejected, 0
+        return prompt / pairs, chosen / pairs, rejected / pairs
+
     def _remember(self, pair: Pair) -> None:
         prompt = prompt_digest(pair)
         self._numbers.append(pair.number)
@@ -189,15 +211,16 @@ class RowExaminer:
         elif self._marker and any(self._marker.search(turn.content) for turn in (*pair.answers, *pair.prompt)):
             self._count("markers_in_text").add(pair.number)
 
-    def _measure_answers(self, pair: Pair) -> None:
+    def _measure_messages(self, pair: Pair) -> None:
+        prompt, chosen, rejected = (_characters(turns) for turns in (pair.prompt, (pair.chosen,), (pair.rejected,)))
+        totals = self._characters
+        self._characters = (totals[0] + prompt, totals[1] + chosen, totals[2] + rejected)
         if pair.chosen is None or pair.rejected is None:
             self._labeled_true += pair.rejected is None
             self._labeled_false += pair.chosen is None
             return
-        chosen, rejected = len(pair.chosen.content), len(pair.rejected.content)
         self._chosen_longer += chosen > rejected
         self._chosen_shorter += chosen < rejected
-        self._characters = (self._characters[0] + chosen, self._characters[1] + rejected)
 
     def _measure_tokens(self, pair: Pair, lengths: Lengths) -> None:
         self.longest = max(self.longest, lengths.longest)
@@ -232,7 +255,7 @@ class RowExaminer:
         pairs = self.usable
         if pairs < _MIN_PAIRS_FOR_BIAS:
             return None
-        chosen, rejected = (total / pairs for total in self._characters)
+        _, chosen, rejected = (total / pairs for total in self._characters)
         ratio = chosen / max(rejected, 1)
         longer = self._chosen_longer / pairs >= _ONE_SIDED_FRACTION
         shorter = self._chosen_shorter / pairs >= _ONE_SIDED_FRACTION
@@ -256,6 +279,10 @@ class RowExaminer:
             columns=", ".join(map(truncate_name, self.unused_columns)),
         )
         return DataFinding(kind=kind, count=count.rows, rows=count.examples, message=message, option=OPTIONS.get(kind))
+
+
+def _characters(turns: Iterable[Message | None]) -> int:
+    return sum(len(turn.content) for turn in turns if turn is not None)
 
 
 def _is_formatted(pair: Pair) -> bool:

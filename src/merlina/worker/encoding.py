@@ -41,6 +41,9 @@ class EncodedPair:
             cut_prompt=self.cut.prompt,
             cut_answers=self.cut.chosen + self.cut.rejected,
             same_after_truncation=bool(self.cut) and chosen == rejected,
+            longest_whole=len(prompt)
+            + self.cut.prompt
+            + max(len(chosen) + self.cut.chosen, len(rejected) + self.cut.rejected),
         )
 
     def id_outside(self, vocabulary_size: int) -> int | None:

@@ -6,7 +6,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from merlina.data.conversation import Pair, SkippedRow
+from merlina.data.conversation import Pair
 from merlina.data.dataset import held_out_rows, read_pairs
 from merlina.data.examination import examine, row_examiner
 from merlina.data.label_balance import label_weights
@@ -37,16 +37,13 @@ def examine_data(
     rows = read_pairs(dataset, file, token, answers_needed=training.answers_needed, limit=row_limit)
     unused = rows.conversion.unused_columns
     examiner = encoder.row_examiner(unused) if encoder else row_examiner(dataset.format.format_type, unused)
-    numbers: list[int] = []
     deadline = time.monotonic() + _MAX_SECONDS
-    for outcome in examine(rows, examiner, partial(_measure, encoder=encoder)):
-        if not isinstance(outcome, SkippedRow):
-            numbers.append(outcome[0].number)
+    for _ in examine(rows, examiner, partial(_measure, encoder=encoder)):
         if examiner.rows >= max_rows or time.monotonic() > deadline:
             break
     # Reading one more row shows whether there are further rows.
     has_more = next(rows, None) is not None
-    held_out = held_out_rows(numbers, dataset.test_size, training.seed)
+    held_out = held_out_rows(examiner.numbers, dataset.test_size, training.seed)
     means = examiner.mean_tokens
     return DataFacts(
         rows=examiner.rows,

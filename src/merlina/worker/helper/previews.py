@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from merlina.data.conversation import Pair
-from merlina.data.examination import row_examiner
+from merlina.data.conversation import Pair, UnusableRowError
+from merlina.data.examination import Converted, row_examiner
 from merlina.data.preview import SampleBuilder, text_sample_builder
 from merlina.data.preview import preview_formatted as preview_pairs
 from merlina.data.readers.hub import count_hub_rows as count_hub_rows_of
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
-from merlina.data.row_examiner import Lengths, RowExaminer
+from merlina.data.row_examiner import RowExaminer
 from merlina.data.truncation import truncate_row
 from merlina.errors import DataError, shorten
-from merlina.schemas.datasets import FindingKind
 from merlina.schemas.operations import CountHubRows, FormattedRows, PreviewFormatted
 from merlina.worker.encoding import EncodedPair, PairEncoder
 from merlina.worker.helper.phases import PHASES
@@ -38,7 +37,7 @@ def preview_formatted(operation: PreviewFormatted) -> FormattedRows:
     """Format the first rows, with token ids if the configuration has `model_name`. Raises DataError, ModelError."""
     with PHASES.during("Reading the first rows", _MAX_SECONDS, DataError):
         row_limit = RowLimit.of_megabytes(operation.max_row_mb)
-        show, make_examiner = _sample_builder(operation)
+        show, make_examiner = sample_builder(operation)
         preview = preview_pairs(
             operation.config, operation.file, operation.token, show, make_examiner, operation.limit, row_limit
         )
@@ -47,7 +46,13 @@ def preview_formatted(operation: PreviewFormatted) -> FormattedRows:
         return FormattedRows(**{**vars(preview), "warnings": warnings}, total_rows=stated_rows(config, file))
 
 
-def _sample_builder(operation: PreviewFormatted) -> tuple[SampleBuilder, Callable[[Sequence[str]], RowExaminer]]:
+def sample_builder(
+    operation: PreviewFormatted,
+) -> tuple[SampleBuilder, Callable[[Sequence[str]], RowExaminer]]:
+    """Return what formats pairs, with token ids if the configuration has `model_name`, and makes their row examiner.
+
+    Raises DataError, ModelError.
+    """
     config = operation.config
     if config.model_name is None:
         return text_sample_builder(config.format), partial(row_examiner, config.format.format_type)
@@ -78,9 +83,12 @@ def _token_sample_builder(encoder: PairEncoder, tokenizer: Any) -> SampleBuilder
         }
         return {**truncate_row(text.sample), "tokens": tokens, "cut": asdict(encoded.cut)}
 
-    def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], Lengths, frozenset[FindingKind]]:
-        encoded = encoder.encode(pair)
-        return lambda: sample(encoded), encoded.lengths, encoded.text.remarks
+    def show(pairs: Sequence[Pair]) -> Iterator[Converted[Callable[[], dict[str, Any]]] | UnusableRowError]:
+        for encoded in encoder.encode_all(pairs):
+            if isinstance(encoded, UnusableRowError):
+                yield encoded
+            else:
+                yield partial(sample, encoded), encoded.lengths, encoded.text.remarks
 
     return show
 
