@@ -262,7 +262,7 @@ def test_data_sets_configurations_and_gpus_by_command(server: Server, tmp_path: 
 def test_help_is_there_for_every_command() -> None:
     shown = command("--help").stdout
     for name in (
-        "serve", "validate", "preview", "train", "watch", "resume", "status", "jobs", "logs", "stop", "gpus",
+        "serve", "validate", "preview", "data", "train", "watch", "resume", "status", "jobs", "logs", "stop", "gpus",
         "datasets", "configs", "demo",
     ):  # fmt: skip
         assert f" {name} " in shown

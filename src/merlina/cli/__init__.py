@@ -1,1 +1,1 @@
-"""The `merlina` commands: most call a server through the client; `serve`, `bench` and `demo` run on this machine."""
+"""The `merlina` commands: most call a server; `serve`, `data`, `bench` and `demo` run on this machine."""

@@ -123,10 +123,15 @@ def _show_rows(response: PreviewResponse) -> None:
 def _show_pairs(response: PreviewResponse) -> None:
     for sample in response.samples:
         output.print(f"[bold]{sample['row']}[/]")
-        # An sft run may have no rejected answers.
-        for name in (name for name in ("prompt", "chosen", "rejected") if sample[name] is not None):
-            output.print(f"  [cyan]{name}[/]{_token_count(sample, name)}: {escape(str(sample[name]))}")
+        show_pair(sample)
     _show_rest(response)
+
+
+def show_pair(sample: dict[str, Any]) -> None:
+    """Print the texts of a formatted preview's sample, with their numbers of tokens if they are known."""
+    # An sft run may have no rejected answers, and an unpaired answer has no counterpart.
+    for name in (name for name in ("prompt", "chosen", "rejected") if sample[name] is not None):
+        output.print(f"  [cyan]{name}[/]{_token_count(sample, name)}: {escape(str(sample[name]))}")
 
 
 def _show_rest(response: PreviewResponse) -> None:

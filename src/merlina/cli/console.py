@@ -69,7 +69,9 @@ def print_table(table: Table) -> None:
 
 
 def print_json(response: BaseModel) -> None:
-    typer.echo(response.model_dump_json(indent=2))
+    """Print a response as JSON, in which control characters are escapes, too; JSON requires that only of some."""
+    text = response.model_dump_json(indent=2)
+    typer.echo("".join(f"\\u{ord(sign):04x}" if _is_control(sign) else sign for sign in text))
 
 
 def duration(seconds: float) -> str:

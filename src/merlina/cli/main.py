@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from merlina.cli import bench, check, configs, datasets, demo, gpus, jobs, serve, train
+from merlina.cli import bench, check, configs, data, datasets, demo, gpus, jobs, serve, train
 from merlina.cli.console import errors
 from merlina.errors import InvalidRequestError, MerlinaError
 from merlina.version import current
@@ -23,6 +23,7 @@ commands = typer.Typer(
 commands.command()(serve.serve)
 commands.command()(check.validate)
 commands.command()(check.preview)
+commands.command()(data.data)
 commands.command()(train.train)
 commands.command()(train.watch)
 commands.command()(train.resume)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,6 +66,7 @@ class HelperPools:
         *,
         timeout: float = _TIMEOUT_SECONDS,
         closed: threading.Event | None = None,
+        on_rows: Callable[[int], None] | None = None,
     ) -> R:
         """Carry out an operation that needs these repositories of the Hub; without any, it runs offline.
 
@@ -76,9 +77,9 @@ class HelperPools:
         if not repos or problem is not None:
             for repo in filter(lambda repo: repo.required, repos):
                 _check_is_cached(repo, problem)
-            return self.local.call(operation, timeout=timeout, closed=closed, hub_problem=problem)
+            return self.local.call(operation, timeout=timeout, closed=closed, hub_problem=problem, on_rows=on_rows)
         try:
-            return self.hub.call(operation, timeout=timeout, closed=closed)
+            return self.hub.call(operation, timeout=timeout, closed=closed, on_rows=on_rows)
         except MerlinaError:
             # The Hub may have become unreachable: the next call checks again.
             self.hub_reachability.invalidate()

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,17 +74,20 @@ class HelperPool:
         timeout: float = _TIMEOUT_SECONDS,
         closed: threading.Event | None = None,
         hub_problem: str | None = None,
+        on_rows: Callable[[int], None] | None = None,
     ) -> R:
         """Carry out the operation in a process and return its result, or raise the same error as there.
 
         `closed` is set once the client has disconnected; the call then ends, and its process if necessary.
+        `on_rows` receives the numbers of rows that were read so far from an operation that reports them.
 
         Raises HelperError if the process dies or takes longer than `timeout` seconds, not counting the time in which it
         waits for a processor; the next call starts another process. Raises the error of the operation's current phase
         if that exceeds its time or memory limit. Raises BusyError if too many calls are running or waiting already,
         since each occupies a thread of the server.
         """
-        call = _Call(operation.name, closed or threading.Event(), time.monotonic() + timeout, self._limits)
+        deadline = time.monotonic() + timeout
+        call = _Call(operation.name, closed or threading.Event(), deadline, self._limits, on_rows)
         self._enter(call)
         try:
             process = call.process = self._take_process()
@@ -194,6 +197,7 @@ class _Call:
     closed: threading.Event
     deadline: float
     limits: HelperLimits
+    on_rows: Callable[[int], None] | None = None
     process: PipeProcess | None = None
     is_complete: bool = False
     _phase: Mapping[str, Any] | None = None
@@ -226,6 +230,10 @@ class _Call:
             if "phase" in reply:
                 self._phase = reply["phase"]
                 self._phase_deadline = clock.now() + reply["phase"]["seconds"]
+                continue
+            if "rows" in reply:
+                if self.on_rows is not None:
+                    self.on_rows(reply["rows"])
                 continue
             self.is_complete = True
             return reply

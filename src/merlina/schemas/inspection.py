@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import zip_longest
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from merlina.domain.adapter_targets import Site
-from merlina.schemas.datasets import DataFinding
+from merlina.schemas.datasets import DataFinding, DetectedFormat
 
 ROWS_PER_BLOCK = 1000
 
@@ -57,12 +58,37 @@ class TokenizerFacts(_Facts):
     bos_token: str | None
 
 
-class PairTokens(_Facts):
-    """Mean numbers of tokens of the parts of a pair."""
-
+class _PairMeans(_Facts):
     prompt: float
     chosen: float
-    rejected: float
+    rejected: float = Field(description="0 without pairs: single answers all count as chosen")
+
+
+class PairTokens(_PairMeans):
+    """Mean numbers of tokens of the parts of a pair."""
+
+
+class PairCharacters(_PairMeans):
+    """Mean numbers of characters in the messages of a pair."""
+
+
+class LengthBin(_Facts):
+    """Number of pairs with `first` to `last` tokens, both included."""
+
+    first: int
+    last: int
+    pairs: int
+
+
+class TokenLengths(_Facts):
+    """Lengths of pairs in tokens: of the prompt with its longest answer, before truncation."""
+
+    median: int
+    percentile_95: int
+    longest: int
+    max_length: int
+    over_max_length: int = Field(description="number of pairs that are longer than max_length")
+    histogram: list[LengthBin]
 
 
 class DataFacts(_Facts):
@@ -78,6 +104,21 @@ class DataFacts(_Facts):
     mean_tokens: PairTokens | None = None
     findings: list[DataFinding]
     notes: list[str] = Field(default=[], description="how the file was decoded, if it is not UTF-8")
+
+
+class DataReport(_Facts):
+    """All rows of a data set as a run would read them; the fields about tokens are null without a model."""
+
+    detected_format: DetectedFormat | None
+    notes: list[str] = Field(description="how the file was decoded, if it is not UTF-8")
+    rows: int = Field(description="number of rows read")
+    skipped: int = Field(description="number of rows that cannot be used")
+    pairs: int = Field(description="number of pairs, or of unpaired answers, that the usable rows give")
+    mean_characters: PairCharacters
+    mean_tokens: PairTokens | None = Field(description="means after truncation to max_length")
+    token_lengths: TokenLengths | None
+    findings: list[DataFinding]
+    example: dict[str, Any] = Field(description="the first pair, in the form of a formatted preview")
 
 
 class RunFacts(_Facts):

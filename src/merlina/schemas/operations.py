@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from merlina.schemas.chat import AnswerEnds, ChatMessage, Sampling, Side
 from merlina.schemas.datasets import AnswersNeeded, DataFinding, DatasetConfig, DetectedFormat, Encoding, FileFormat
-from merlina.schemas.inspection import DataFacts, Fingerprint, ModelFacts, RunFacts, TokenizerFacts
+from merlina.schemas.inspection import DataFacts, DataReport, Fingerprint, ModelFacts, RunFacts, TokenizerFacts
 from merlina.schemas.training import TrainingConfig
 
 R = TypeVar("R")
@@ -89,6 +89,21 @@ class PreviewFormatted(Operation[FormattedRows]):
     file: Path | None
     token: str | None = Field(repr=False)
     limit: int
+    max_row_mb: int
+    max_length: int
+    max_prompt_length: int
+    trust_remote_code: bool
+
+
+class DescribeData(Operation[DataReport]):
+    """Examine all rows, with token ids if the configuration has `model_name`; reports the number of rows meanwhile.
+
+    Raises DataError if no row can be used, ModelError.
+    """
+
+    config: DatasetConfig
+    file: Path | None
+    token: str | None = Field(repr=False)
     max_row_mb: int
     max_length: int
     max_prompt_length: int

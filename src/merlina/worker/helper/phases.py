@@ -1,4 +1,7 @@
-"""Phases of a call, which a helper process reports so that the server can name the cause when it ends the process."""
+"""Phases and progress of a call, which a helper process reports to its caller.
+
+By the phase, the caller can name the cause when it ends the process.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ class Phases:
 
     def __init__(self) -> None:
         self.report: Callable[[Phase], None] | None = None
+        self.report_rows: Callable[[int], None] | None = None
         self.current = _CALL
 
     @contextlib.contextmanager
@@ -41,6 +45,11 @@ class Phases:
             # When memory is short the report may fail, too; the error being raised is more informative.
             with contextlib.suppress(MemoryError):
                 self._enter(enclosing)
+
+    def read(self, rows: int) -> None:
+        """Report the number of rows that were read so far."""
+        if self.report_rows is not None:
+            self.report_rows(rows)
 
     def _enter(self, phase: Phase) -> None:
         self.current = phase

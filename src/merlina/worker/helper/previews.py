@@ -17,7 +17,7 @@ from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import RowExaminer
 from merlina.data.truncation import truncate_row
 from merlina.errors import DataError, shorten
-from merlina.schemas.operations import CountHubRows, FormattedRows, PreviewFormatted
+from merlina.schemas.operations import CountHubRows, DescribeData, FormattedRows, PreviewFormatted
 from merlina.worker.encoding import EncodedPair, PairEncoder
 from merlina.worker.helper.phases import PHASES
 from merlina.worker.helper.rows import stated_rows
@@ -47,7 +47,7 @@ def preview_formatted(operation: PreviewFormatted) -> FormattedRows:
 
 
 def sample_builder(
-    operation: PreviewFormatted,
+    operation: PreviewFormatted | DescribeData,
 ) -> tuple[SampleBuilder, Callable[[Sequence[str]], RowExaminer]]:
     """Return what formats pairs, with token ids if the configuration has `model_name`, and makes their row examiner.
 

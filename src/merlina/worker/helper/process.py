@@ -1,9 +1,9 @@
 """`python -m merlina.worker.helper`: carries out the operations of `merlina.schemas.operations` for the server.
 
 Each line of standard input is a call as a JSON object: {"id", "op", "args", "memory_mb", "hub_problem"}. The process
-writes any number of {"id", "phase"}, then {"id", "result"} or {"id", "error": {"kind", "message"}}. `memory_mb` limits
-the memory of the call, and `hub_problem` states why the Hub is not available. The process ends with its input. The
-output of libraries goes to standard error.
+writes any number of {"id", "phase"} and {"id", "rows"}, then {"id", "result"} or {"id", "error": {"kind", "message"}}.
+`memory_mb` limits the memory of the call, and `hub_problem` states why the Hub is not available. The process ends with
+its input. The output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main() -> None:
             replies.flush()
 
         PHASES.report = lambda phase, send=send: send({"phase": _as_json(phase)})
+        PHASES.report_rows = lambda rows, send=send: send({"rows": rows})
         send(_carry_out(request))
 
 
@@ -95,6 +96,7 @@ OPERATIONS: dict[type[Operation[Any]], str] = {
     operations.CompareRows: "rows",
     operations.PreviewFormatted: "previews",
     operations.CountHubRows: "previews",
+    operations.DescribeData: "data_report",
     operations.InspectTokenizer: "inspection",
     operations.InspectModel: "inspection",
     operations.InspectRun: "inspection",

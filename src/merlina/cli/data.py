@@ -1,0 +1,211 @@
+"""`merlina data`: examines the rows of a data set on this machine, without a server."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePath
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from merlina.cli.check import show_pair
+from merlina.cli.console import AsJson, errors, output, print_json, print_table
+from merlina.cli.serve import read_settings
+from merlina.errors import DataError, InvalidRequestError, NotFoundError
+from merlina.executors.helper_pools import HelperPools, Repo
+from merlina.preflight.models import model_repos
+from merlina.schemas.datasets import DataFinding, DatasetConfig, FormatType, TrainingMode
+from merlina.schemas.inspection import DataReport, LengthBin, PairCharacters, PairTokens, TokenLengths
+from merlina.schemas.operations import DescribeData
+from merlina.schemas.parsing.validation_errors import describe
+from merlina.schemas.training import MAX_TEXT_TOKENS, TrainingConfig, default_prompt_length
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst"}
+_TIMEOUT_SECONDS = 24 * 3600.0
+_IDLE_SECONDS = 60.0
+_BAR_WIDTH = 40
+
+
+def data(
+    rows: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A json, jsonl, csv, tsv or parquet file; text may be compressed (.gz, .zst). `org/name` reads the "
+            "split train of a data set on the Hub.",
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer counts tokens: Hub id, folder or `.gguf` file.")
+    ] = None,
+    format_type: Annotated[
+        FormatType | None,
+        typer.Option(
+            "--format",
+            help="Chat format. Default: chatml; with --model, tokenizer: the model's own.",
+            show_default=False,
+        ),
+    ] = None,
+    training_mode: Annotated[
+        TrainingMode,
+        typer.Option(help="Training method: sft needs no rejected answers, kto also accepts unpaired ones."),
+    ] = "orpo",
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=16,
+            max=MAX_TEXT_TOKENS,
+            help="With --model: maximum length of a prompt with its answer, in tokens. Default: 2048.",
+            show_default=False,
+        ),
+    ] = None,
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Read at most this number of rows.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Examine all rows of a data file, without a server: format, problems, lengths, and a pair as it is trained on.
+
+    Exits with 1 if no row can be used.
+    """
+    if max_length is not None and model is None:
+        raise InvalidRequestError("--max-length is in tokens, which --model is needed to count")
+    config = _config(rows, model, format_type or ("tokenizer" if model else "chatml"), training_mode, max_samples)
+    report = _examine(config, max_length or TrainingConfig.model_fields["max_length"].default)
+    if as_json:
+        print_json(report)
+    else:
+        _show_report(report)
+
+
+def _config(
+    rows: str, model: str | None, format_type: FormatType, training_mode: TrainingMode, max_samples: int | None
+) -> DatasetConfig:
+    """Return the configuration of the data set. Raises InvalidRequestError, NotFoundError."""
+    if format_type == "tokenizer" and model is None:
+        raise InvalidRequestError("--format tokenizer uses the chat template of a model, which --model must name")
+    if format_type == "custom":
+        raise InvalidRequestError("--format custom has no templates here; use `merlina preview` with a configuration")
+    content = {
+        "source": _source(rows),
+        "format": {"format_type": format_type},
+        "model_name": model,
+        "training_mode": training_mode,
+        "max_samples": max_samples,
+    }
+    try:
+        return DatasetConfig.model_validate(content)
+    except ValidationError as error:
+        raise InvalidRequestError(f"{rows!r} cannot be read", describe(error, DatasetConfig)) from error
+
+
+def _source(rows: str) -> dict[str, str]:
+    """Return the source of the rows: a file, or a data set on the Hub. Raises NotFoundError, DataError."""
+    if Path(rows).is_dir():
+        raise DataError(f"{rows!r} is a folder; name one of its files")
+    if not Path(rows).exists() and _HUB_ID.fullmatch(rows) and PurePath(rows).suffix.lower() not in _FILE_SUFFIXES:
+        return {"source_type": "huggingface", "repo_id": rows}
+    if not Path(rows).is_file():
+        raise NotFoundError(f"There is no file {rows!r}")
+    try:
+        Path(rows).open("rb").close()
+    except OSError as error:
+        raise DataError(f"{rows!r} cannot be read: {error.strerror}") from error
+    return {"source_type": "local_file", "file_path": rows}
+
+
+def _examine(config: DatasetConfig, max_length: int) -> DataReport:
+    settings, source = read_settings({}), config.source
+    operation = DescribeData(
+        config=config,
+        file=Path(source.file_path) if source.file_path else None,
+        token=settings.hub_token(),
+        max_row_mb=settings.max_row_size_mb,
+        max_length=max_length,
+        max_prompt_length=default_prompt_length(max_length),
+        trust_remote_code=settings.trust_remote_code,
+    )
+    repos = [Repo("dataset", source.repo_id)] if source.repo_id else []
+    repos += model_repos(config.model_name, settings.trust_remote_code) if config.model_name else []
+    with tempfile.TemporaryDirectory(prefix="merlina-data-") as folder, _row_counter() as on_rows:
+        helpers = HelperPools.build(_IDLE_SECONDS, Path(folder) / "helper.log", spares=None)
+        try:
+            return helpers.call(operation, repos, timeout=_TIMEOUT_SECONDS, on_rows=on_rows)
+        finally:
+            helpers.close()
+
+
+@contextlib.contextmanager
+def _row_counter() -> Iterator[Callable[[int], None]]:
+    """Show the number of rows that were read so far on standard error, if it is a terminal."""
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,} rows read"), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda rows: progress.update(task, completed=rows)
+
+
+def _show_report(report: DataReport) -> None:
+    print_table(_summary(report))
+    if report.token_lengths is not None:
+        _show_lengths(report.token_lengths, report.pairs)
+    output.print("\n[bold]findings[/]" if report.findings else "\n[bold]no findings[/]")
+    for finding in report.findings:
+        output.print(f"[yellow]·[/] {escape(_with_setting(finding))}")
+    output.print(f"\n[bold]row {report.example['row']:,} as it is trained on[/]")
+    show_pair(report.example)
+
+
+def _summary(report: DataReport) -> Table:
+    found = report.detected_format
+    rows = [
+        ("format", f"{found.title} ({found.name})" if found else "not known; read as columns of text"),
+        *(("encoding", note) for note in report.notes),
+        ("rows", f"{report.rows:,} read, {report.rows - report.skipped:,} usable, {report.skipped:,} skipped"),
+        ("pairs" if report.mean_characters.rejected else "answers", f"{report.pairs:,}"),
+        ("mean characters", _means(report.mean_characters)),
+    ]
+    if report.mean_tokens is not None:
+        rows.append(("mean tokens", _means(report.mean_tokens)))
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in rows:
+        table.add_row(f"[dim]{name}[/]", escape(value))
+    return table
+
+
+def _means(means: PairCharacters | PairTokens) -> str:
+    if not means.rejected:
+        return f"prompt {means.prompt:,.0f}, answer {means.chosen:,.0f}"
+    return f"prompt {means.prompt:,.0f}, chosen {means.chosen:,.0f}, rejected {means.rejected:,.0f}"
+
+
+def _show_lengths(lengths: TokenLengths, pairs: int) -> None:
+    output.print("\n[bold]tokens of the prompt with its longest answer[/]")
+    print_table(_histogram(lengths.histogram))
+    output.print(
+        f"median {lengths.median:,}, 95% have at most {lengths.percentile_95:,}, longest {lengths.longest:,}; "
+        f"{lengths.over_max_length:,} of {pairs:,} ({lengths.over_max_length / pairs:.1%}) are longer than max_length, "
+        f"{lengths.max_length:,}"
+    )
+
+
+def _histogram(bins: list[LengthBin]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for justify in ("right", "left", "right"):
+        table.add_column(justify=justify)
+    most = max(one.pairs for one in bins)
+    for one in bins:
+        bar = "█" * -(-_BAR_WIDTH * one.pairs // most)
+        tokens = f"{one.first:,}" if one.first == one.last else f"{one.first:,} - {one.last:,}"
+        table.add_row(tokens, f"[cyan]{bar}[/]", f"{one.pairs:,}")
+    return table
+
+
+def _with_setting(finding: DataFinding) -> str:
+    """Return the finding's message with the setting of a run that resolves it, if there is one."""
+    return f"{finding.message}. dataset.{finding.option}: true resolves it" if finding.option else finding.message

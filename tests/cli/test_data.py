@@ -1,0 +1,212 @@
+"""`merlina data`: the report on a data set of this machine or the Hub, without a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_commands import command
+from tests.harness import pairs_file
+from tests.hub import fake_hub
+
+pytestmark = pytest.mark.slow
+
+PAIR = {"prompt": "Name a river.", "chosen": "The Rhine.", "rejected": "A hill."}
+
+
+def rows_file(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def report(*arguments: object) -> dict[str, Any]:
+    done = command("data", *map(str, arguments), "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_all_rows_are_examined_and_one_pair_is_shown_as_it_is_trained_on(tmp_path: Path) -> None:
+    rows = [{**PAIR, "prompt": f"Name river {number}."} for number in range(1200)]
+    rows[0] = {"prompt": "Name a river.", "chosen": "The Rhine."}
+    rows[700] = {**PAIR, "chosen": ""}
+    rows[1100] = rows[1099]
+    done = command("data", str(rows_file(tmp_path / "pairs.jsonl", rows)))
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.rstrip() for line in done.stdout.splitlines()]
+    for expected in (
+        "format           Standard columns (standard)",
+        "rows             1,200 read, 1,198 usable, 2 skipped",
+        "pairs            1,198",
+        "mean characters  prompt 15, chosen 10, rejected 7",
+        "· 1 of 1,200 rows lack a prompt or an answer and cannot be used: row 701: chosen is empty",
+        "· 1 of 1,200 rows repeat an earlier one: each copy adds weight in training. dataset.drop_duplicates: true "
+        "resolves it",
+        "row 2 as it is trained on",
+        "  prompt: <|im_start|>user",
+        "Name river 1.<|im_end|>",
+        "  chosen: The Rhine.<|im_end|>",
+        "  rejected: A hill.<|im_end|>",
+    ):
+        assert expected in lines
+    assert any(line.startswith("· 1 of 1,200 rows cannot be used: row 1: rejected is missing") for line in lines)
+    assert "tokens" not in done.stdout
+
+
+def test_a_model_counts_tokens_and_formats_by_its_own_template(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{**PAIR, "prompt": "Name a river. " * (number + 1)} for number in range(20)]
+    file = rows_file(tmp_path / "pairs.jsonl", rows)
+    found = report(file, "--model", tiny_model, "--max-length", 100)
+    lengths = found["token_lengths"]
+    assert sum(one["pairs"] for one in lengths["histogram"]) == found["pairs"] == 20
+    assert lengths["histogram"][-1]["last"] >= lengths["longest"] > lengths["percentile_95"] > lengths["median"]
+    (finding,) = (finding for finding in found["findings"] if finding["kind"] == "over_max_length")
+    assert (finding["count"], finding["option"]) == (lengths["over_max_length"], "drop_overlong")
+    assert 0 < lengths["over_max_length"] < 20
+    # Only the format tokenizer, the default with a model, states its form.
+    assert found["example"]["form"] is not None
+    assert found["mean_tokens"]["prompt"] <= 100
+    shown = command("data", str(file), "--model", str(tiny_model), "--max-length", "100").stdout
+    share = f"{lengths['over_max_length']} of 20 ({lengths['over_max_length'] / 20:.1%})"
+    assert f"{share} are longer than max_length, 100" in shown
+    assert "█" in shown
+    assert f"  chosen ({found['example']['tokens']['chosen']['count']} tokens): The Rhine.<|im_end|>" in shown
+    assert "form" not in report(file, "--model", tiny_model, "--format", "chatml")["example"]
+
+
+def test_unpaired_answers_are_for_kto_and_their_labels_are_weighed(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Why {n}?", "completion": "So.", "label": n >= 5} for n in range(50)]
+    file = rows_file(tmp_path / "thumbs.jsonl", rows)
+    refused = command("data", str(file))
+    assert refused.returncode == 1
+    assert "training_mode kto uses unpaired answers" in refused.stderr
+    found = report(file, "--training-mode", "kto")
+    assert found["detected_format"] == {"name": "unpaired", "title": "Unpaired answers with a label"}
+    assert found["mean_characters"] == {"prompt": pytest.approx(6, abs=1), "chosen": 3, "rejected": 0}
+    assert [finding["kind"] for finding in found["findings"]] == ["label_imbalance"]
+    shown = command("data", str(file), "--training-mode", "kto").stdout
+    assert "answers          50" in shown
+    assert "  rejected: So.<|im_end|>" in shown
+
+
+def test_conversations_with_one_answer_are_for_sft(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
+    file = rows_file(tmp_path / "chats.jsonl", [{"messages": messages}])
+    refused = command("data", str(file))
+    assert refused.returncode == 1
+    assert "training_mode sft needs none" in refused.stderr
+    assert report(file, "--training-mode", "sft")["example"]["chosen"] == "Hello.<|im_end|>"
+
+
+def test_the_encoding_is_reported_if_it_is_not_utf_8(tmp_path: Path) -> None:
+    file = tmp_path / "paires.csv"
+    file.write_text("prompt,chosen,rejected\nOù est le café ?,Là-bas,Non\n", encoding="cp1252")
+    shown = command("data", str(file)).stdout
+    assert "encoding         The file is read as cp1252: " in shown
+    assert "Où est le café ?<|im_end|>" in shown
+    assert report(pairs_file(tmp_path / "pairs.jsonl", rows=2))["notes"] == []
+
+
+def test_at_most_max_samples_rows_are_read(tmp_path: Path) -> None:
+    assert report(pairs_file(tmp_path / "pairs.jsonl", rows=9), "--max-samples", 5)["rows"] == 5
+
+
+def test_terminal_commands_in_rows_are_printed_as_text(tmp_path: Path) -> None:
+    row = {"prompt": "red \x1b[31m \x9b2J", "chosen": "\u202eesrever", "rejected": "title \x1b]0;owned\x07"}
+    file = rows_file(tmp_path / "rows.jsonl", [row, {"prompt": "x", "chos\x1b[31men": "y"}])
+    shown, as_json = (command("data", str(file), *options).stdout for options in ((), ("--json",)))
+    assert not {"\x1b", "\x9b", "\x07", "\u202e"} & set(shown + as_json)
+    assert r"red \x1b[31m \x9b2J" in shown
+    assert json.loads(as_json)["example"]["chosen"] == "\u202eesrever<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("none.jsonl", None, "There is no file '{file}'"),
+        ("empty.jsonl", "", "The data set has no rows"),
+        ("broken.jsonl", '{"prompt": oops}', "line 1 is not valid JSON: a value was expected at column 12"),
+        ("rows.jsonl", '{"a": 1}', "None of the data set's 1 rows can be used: row 1: "),
+        ("notes.txt", "Dear diary", "notes.txt: unknown file format; supported are json, jsonl, csv, tsv and parquet"),
+    ],
+)
+def test_a_file_without_usable_rows_is_one_sentence(
+    tmp_path: Path, name: str, content: str | None, problem: str
+) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    for options in ((), ("--json",)):
+        done = command("data", str(file), *options)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(problem.format(file=file))
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--format", "tokenizer"], "--model must name"),
+        (["--format", "custom"], "--format custom has no templates here"),
+        (["--max-length", "100"], "which --model is needed to count"),
+        (["--model", "/nowhere"], "'/nowhere'"),
+    ],
+)
+def test_options_that_have_no_effect_or_no_model_are_refused(tmp_path: Path, options: list[str], problem: str) -> None:
+    done = command("data", str(pairs_file(tmp_path / "pairs.jsonl", rows=2)), *options)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert problem in done.stderr
+
+
+def test_a_folder_is_no_data_file(tmp_path: Path) -> None:
+    done = command("data", str(tmp_path))
+    assert (done.returncode, done.stderr) == (1, f"'{tmp_path}' is a folder; name one of its files\n")
+
+
+def test_a_data_set_of_the_hub_is_read_by_its_id(tmp_path: Path) -> None:
+    rows = "".join(json.dumps({**PAIR, "prompt": f"Why {number}?"}) + "\n" for number in range(3))
+    with fake_hub({"datasets/org/pairs": {"train.jsonl": rows.encode()}}) as hub:
+        done = subprocess.run(
+            [sys.executable, "-m", "merlina.cli.main", "data", "org/pairs", "--json"],
+            env={**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["pairs"] == 3
+
+
+def test_a_terminal_shows_the_number_of_rows_and_keeps_it_out_of_the_results(tmp_path: Path) -> None:
+    file = rows_file(tmp_path / "pairs.jsonl", ({**PAIR, "prompt": f"Why {number}?"} for number in range(30_000)))
+    terminal, errors = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "merlina.cli.main", "data", str(file), "--json"],
+        env={**os.environ, "TERM": "xterm"}, stdout=subprocess.PIPE, stderr=errors,
+    )  # fmt: skip
+    os.close(errors)
+    shown = _read_all(terminal)
+    results, _ = process.communicate(timeout=60)
+    assert json.loads(results)["rows"] == 30_000
+    numbers = [int(part.split()[-1].replace(b",", b"")) for part in shown.split(b" rows read")[:-1]]
+    assert 0 < max(numbers) <= 30_000
+
+
+def _read_all(terminal: int) -> bytes:
+    """Return what a process writes until it closes the terminal."""
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(terminal, 1 << 16)
+        except OSError:  # Linux reports that the other end is closed as an error.
+            chunk = b""
+        if not chunk:
+            os.close(terminal)
+            return shown
+        shown += chunk
