@@ -131,7 +131,7 @@ def test_terminal_commands_in_rows_are_printed_as_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("none.jsonl", None, "There is no file '{file}'"),
+        ("none.jsonl", None, "'{file}' cannot be read: No such file or directory"),
         ("empty.jsonl", "", "The data set has no rows"),
         ("broken.jsonl", '{"prompt": oops}', "line 1 is not valid JSON: a value was expected at column 12"),
         ("rows.jsonl", '{"a": 1}', "None of the data set's 1 rows can be used: row 1: "),
@@ -166,9 +166,12 @@ def test_options_that_have_no_effect_or_no_model_are_refused(tmp_path: Path, opt
     assert problem in done.stderr
 
 
-def test_a_folder_is_no_data_file(tmp_path: Path) -> None:
-    done = command("data", str(tmp_path))
-    assert (done.returncode, done.stderr) == (1, f"'{tmp_path}' is a folder; name one of its files\n")
+def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name, problem in ((".", "is a folder"), ("pipe", "is not a regular file"), ("x" * 300, "File name too long")):
+        done = command("data", f"{tmp_path}/{name}")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert problem in done.stderr
 
 
 def test_a_data_set_of_the_hub_is_read_by_its_id(tmp_path: Path) -> None:

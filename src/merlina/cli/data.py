@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -107,16 +108,17 @@ def _config(
 
 def _source(rows: str) -> dict[str, str]:
     """Return the source of the rows: a file, or a data set on the Hub. Raises NotFoundError, DataError."""
-    if Path(rows).is_dir():
-        raise DataError(f"{rows!r} is a folder; name one of its files")
-    if not Path(rows).exists() and _HUB_ID.fullmatch(rows) and PurePath(rows).suffix.lower() not in _FILE_SUFFIXES:
+    is_there = os.path.exists(rows)  # unlike the method of Path, it never raises
+    if not is_there and _HUB_ID.fullmatch(rows) and PurePath(rows).suffix.lower() not in _FILE_SUFFIXES:
         return {"source_type": "huggingface", "repo_id": rows}
-    if not Path(rows).is_file():
-        raise NotFoundError(f"There is no file {rows!r}")
+    if os.path.isdir(rows):
+        raise DataError(f"{rows!r} is a folder; name one of its files")
+    if is_there and not os.path.isfile(rows):
+        raise DataError(f"{rows!r} is not a regular file; its rows are read more than once")
     try:
         Path(rows).open("rb").close()
     except OSError as error:
-        raise DataError(f"{rows!r} cannot be read: {error.strerror}") from error
+        raise NotFoundError(f"{rows!r} cannot be read: {error.strerror}") from error
     return {"source_type": "local_file", "file_path": rows}
 
 
