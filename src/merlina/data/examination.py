@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
@@ -33,7 +34,7 @@ def examine(
 
     `convert` raises UnusableRowError to skip a pair.
     """
-    return examine_batches(rows, examiner, one_by_one(convert), size=1)
+    return examine_each(rows, examiner, one_by_one(convert))
 
 
 def one_by_one(convert: Callable[[Pair], Converted[_T]]) -> BatchConversion[_T]:
@@ -49,6 +50,14 @@ def one_by_one(convert: Callable[[Pair], Converted[_T]]) -> BatchConversion[_T]:
     return convert_all
 
 
+def examine_each(
+    rows: Iterable[Pair | SkippedRow], examiner: RowExaminer, convert_all: BatchConversion[_T]
+) -> Iterator[tuple[Pair, _T] | SkippedRow]:
+    """Do the same as `examine` with a conversion of many pairs, which is given one at a time."""
+    for row in rows:
+        yield from _examined([row], examiner, convert_all(_pairs_of([row])))
+
+
 def examine_batches(
     rows: Iterable[Pair | SkippedRow],
     examiner: RowExaminer,
@@ -56,19 +65,45 @@ def examine_batches(
     *,
     size: int,
 ) -> Iterator[tuple[Pair, _T] | SkippedRow]:
-    """Do the same as `examine` with a conversion of up to `size` pairs at once, which returns errors instead."""
+    """Do the same as `examine` with a conversion of up to `size` pairs at once, which returns errors instead.
+
+    While a batch is converted in another thread, the rows of the next one are read: tokenizers release the lock of the
+    interpreter for half of the time.
+    """
     remaining = iter(rows)
-    while batch := list(islice(remaining, size)):
-        conversions = iter(convert_all([row for row in batch if isinstance(row, Pair)]))
-        for row in batch:
-            if isinstance(row, SkippedRow):
-                skipped = row
-            elif isinstance(conversion := next(conversions), UnusableRowError):
-                skipped = SkippedRow(row.number, conversion.message, conversion.kind, row.rows)
-            else:
-                converted, lengths, remarks = conversion
-                examiner.add_pair(row, lengths, remarks)
-                yield row, converted
-                continue
-            examiner.add_skipped(skipped)
-            yield skipped
+    with ThreadPoolExecutor(1, "conversion") as thread:
+        batch, conversions = _started(remaining, size, convert_all, thread)
+        while batch:
+            following, to_come = _started(remaining, size, convert_all, thread)
+            yield from _examined(batch, examiner, conversions.result())
+            batch, conversions = following, to_come
+
+
+def _started(
+    rows: Iterator[Pair | SkippedRow], size: int, convert_all: BatchConversion[_T], thread: ThreadPoolExecutor
+) -> tuple[list[Pair | SkippedRow], Future[list[Converted[_T] | UnusableRowError]]]:
+    """Return the next rows, none at the end, and their conversions to come."""
+    batch = list(islice(rows, size))
+    return batch, thread.submit(lambda pairs: list(convert_all(pairs)), _pairs_of(batch))
+
+
+def _pairs_of(rows: Iterable[Pair | SkippedRow]) -> list[Pair]:
+    return [row for row in rows if isinstance(row, Pair)]
+
+
+def _examined(
+    rows: Iterable[Pair | SkippedRow], examiner: RowExaminer, conversions: Iterable[Converted[_T] | UnusableRowError]
+) -> Iterator[tuple[Pair, _T] | SkippedRow]:
+    remaining = iter(conversions)
+    for row in rows:
+        if isinstance(row, SkippedRow):
+            skipped = row
+        elif isinstance(conversion := next(remaining), UnusableRowError):
+            skipped = SkippedRow(row.number, conversion.message, conversion.kind, row.rows)
+        else:
+            converted, lengths, remarks = conversion
+            examiner.add_pair(row, lengths, remarks)
+            yield row, converted
+            continue
+        examiner.add_skipped(skipped)
+        yield skipped

@@ -12,7 +12,7 @@ from typing import Any
 from merlina.data.chat_formats import formatter
 from merlina.data.conversation import Pair, SkippedRow
 from merlina.data.dataset import first_rows, held_out_rows, read_pairs
-from merlina.data.examination import BatchConversion, examine_batches, one_by_one
+from merlina.data.examination import BatchConversion, examine_each, one_by_one
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import open_rows
 from merlina.data.row_examiner import RowExaminer
@@ -99,7 +99,7 @@ def preview_formatted(
     warnings: list[str] = []
     enough_at = time.monotonic() + _EXAMINE_SECONDS
     give_up_at = time.monotonic() + _TIMEOUT_SECONDS
-    for outcome in examine_batches(islice(pairs, _MAX_ROWS_EXAMINED), examiner, show, size=1):
+    for outcome in examine_each(islice(pairs, _MAX_ROWS_EXAMINED), examiner, show):
         if not isinstance(outcome, SkippedRow):
             pair, make_sample = outcome
             samples += [{**make_sample(), "row": pair.number}] if len(samples) < limit else []
