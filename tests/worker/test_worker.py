@@ -269,4 +269,6 @@ def test_a_margin_of_held_out_answers_with_one_label_cannot_select_the_best_mode
     changes = {"training_mode": "kto", "load_best_at_end": "eval_reward_margin"}
     ended = log_of(run_worker(tmp_path, tiny_model, dataset, **changes))[-1]
     assert ended.state == "failed"
-    assert ended.error.startswith("All 1 held-out answers are labeled true, so that there is no eval_reward_margin")
+    assert ended.error.startswith(
+        "All 1 answers to evaluate on are labeled true, so that there is no eval_reward_margin"
+    )

@@ -55,6 +55,9 @@ MESSAGES: dict[FindingKind, str] = {
     "unused_columns": "there are columns of text that are not used: {columns}",
 }
 
+# What harms training but no evaluation.
+TRAINING_ONLY: frozenset[FindingKind] = frozenset({"label_imbalance", "length_bias"})
+
 # The settings of a data set that resolve findings when they are true.
 OPTIONS: dict[FindingKind, DatasetOption] = {
     "identical_answers": "drop_identical_answers",

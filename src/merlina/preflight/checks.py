@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from merlina.data.finding_messages import TRAINING_ONLY
 from merlina.data.readers.sources import resolve_file
 from merlina.errors import BusyError, ForbiddenError, MerlinaError
 from merlina.executors.chat_process import ChatProcess
@@ -134,6 +135,9 @@ class Preflight:
             raise
         except MerlinaError as error:
             return reports.error(field, error.message)
+        if part in config.dataset.eval_parts:
+            kept = [finding for finding in facts.findings if finding.kind not in TRAINING_ONLY]
+            facts = facts.model_copy(update={"findings": kept})
         found = check_rows(facts, None)
         return CheckResult(found.passed, tuple(replace(finding, field=field) for finding in found.findings))
 

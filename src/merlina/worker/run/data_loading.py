@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.dataset import ChainedRows, held_out_rows
 from merlina.data.examination import Converted, examine_batches
+from merlina.data.finding_messages import TRAINING_ONLY
 from merlina.data.fingerprint import FingerprintBuilder
 from merlina.data.label_balance import label_weights
 from merlina.data.row_examiner import RowExaminer
@@ -111,8 +112,9 @@ class DataLoading:
         places = np.arange(before, len(self._store))
         if not len(places):
             raise DataError(f"dataset.{part.location}: no row can be used ({examiner.reason_to_skip()})")
-        for finding in examiner.findings([], label_weights(self._config)):
-            self._reporter.note("warning", f"dataset.{part.location}: {finding.message}")
+        for finding in examiner.findings([]):
+            if finding.kind not in TRAINING_ONLY:
+                self._reporter.note("warning", f"dataset.{part.location}: {finding.message}")
         if shared := examiner.prompts_shared_with(training):
             self._reporter.note(
                 "warning",
