@@ -97,6 +97,16 @@ def test_unpaired_answers_are_for_kto_and_their_labels_are_weighed(tmp_path: Pat
     assert "  rejected: So.<|im_end|>" in shown
 
 
+def test_columns_are_mapped_and_a_format_is_set(tmp_path: Path) -> None:
+    rows = [{"asked": f"Why {n}?", "reply": "So.", "is_good": n % 2} for n in range(20)]
+    mapping = [part for pair in ("asked=prompt", "reply=completion", "is_good=label") for part in ("--map", pair)]
+    file = rows_file(tmp_path / "thumbs.jsonl", rows)
+    assert report(file, "--training-mode", "kto", *mapping)["pairs"] == 20
+    refused = command("data", str(file), "--training-mode", "kto", *mapping, "--row-format", "standard")
+    assert refused.returncode == 1
+    assert "rejected is missing" in refused.stderr or "chosen is missing" in refused.stderr
+
+
 def test_conversations_with_one_answer_are_for_sft(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     file = rows_file(tmp_path / "chats.jsonl", [{"messages": messages}])
@@ -158,6 +168,9 @@ def test_a_file_without_usable_rows_is_one_sentence(
         (["--format", "custom"], "--format custom has no templates here"),
         (["--max-length", "100"], "which --model is needed to count"),
         (["--model", "/nowhere"], "'/nowhere'"),
+        (["--map", "reply"], "--map 'reply' should have the form COLUMN=NAME"),
+        (["--map", "reply=answer"], "column_mapping.reply: should be 'prompt', 'chosen',"),
+        (["--map", "reply=chosen"], "column_mapping"),
     ],
 )
 def test_options_that_have_no_effect_or_no_model_are_refused(tmp_path: Path, options: list[str], problem: str) -> None:

@@ -144,3 +144,13 @@ def test_an_answer_of_a_thought_alone_is_refused_without_thinking() -> None:
     spec = DatasetFormat(format_type="qwen3", enable_thinking=False)
     with pytest.raises(UnusableRowError, match="consists of its thought alone"):
         formatter(spec, None)(Pair(TURN, assistant("<think>t</think>"), None))
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "raw"])
+@pytest.mark.parametrize("as_user", [False, True])
+def test_an_answer_labeled_false_is_the_same_text_on_the_other_side(name: FormatType, as_user: bool) -> None:
+    templates = CustomTemplates(assistant_suffix="<end>") if name == "custom" else None
+    show = formatter(DatasetFormat(format_type=name, custom_templates=templates, system_as_user=as_user), None)
+    answer = assistant("C", "thought" if name == "qwen3" else None)
+    good, bad = show(Pair(WITH_SYSTEM, answer, None)), show(Pair(WITH_SYSTEM, None, answer))
+    assert (bad.prompt, bad.chosen, bad.rejected) == (good.prompt, None, good.chosen)

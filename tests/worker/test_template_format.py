@@ -108,6 +108,17 @@ def test_a_pair_is_the_finished_turn_of_its_template(tokenizer: Any, name: str) 
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("answer", [assistant("The Rhine."), assistant("The Rhine.", "It is long.")])
+def test_an_answer_labeled_false_is_the_same_text_on_the_other_side(tokenizer: Any, name: str, answer: Message) -> None:
+    good = encode(tokenizer, ALL[name], Pair((QUESTION,), answer, None))
+    bad = encode(tokenizer, ALL[name], Pair((QUESTION,), None, answer))
+    assert (bad.text.prompt, bad.text.chosen, bad.text.rejected) == (good.text.prompt, None, good.text.chosen)
+    assert (bad.tokens.prompt, bad.tokens.rejected) == (good.tokens.prompt, good.tokens.chosen)
+    assert (good.tokens.rejected, bad.tokens.chosen) == ([], [])
+    assert (good.tokens.label, bad.tokens.label) == (True, False)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_a_pair_is_that_of_trl(tokenizer: Any, name: str) -> None:
     from trl.data_utils import apply_chat_template
 

@@ -8,7 +8,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -22,7 +22,7 @@ from merlina.cli.serve import read_settings
 from merlina.errors import DataError, InvalidRequestError, NotFoundError
 from merlina.executors.helper_pools import HelperPools, Repo
 from merlina.preflight.models import model_repos
-from merlina.schemas.datasets import DataFinding, DatasetConfig, FormatType, TrainingMode
+from merlina.schemas.datasets import DataFinding, DatasetConfig, FormatType, RowFormat, TrainingMode
 from merlina.schemas.inspection import DataReport, LengthBin, PairCharacters, PairTokens, TokenLengths
 from merlina.schemas.operations import DescribeData
 from merlina.schemas.parsing.validation_errors import describe
@@ -69,6 +69,17 @@ def data(
         ),
     ] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Read at most this number of rows.")] = None,
+    mapping: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="COLUMN=NAME",
+            help="Read a column as prompt, chosen, rejected, system, reasoning, completion or label. May be repeated.",
+        ),
+    ] = None,
+    row_format: Annotated[
+        RowFormat | None, typer.Option(help="Layout of the rows. Default: detected.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Examine all rows of a data file, without a server: format, problems, lengths, and a pair as it is trained on.
@@ -77,7 +88,16 @@ def data(
     """
     if max_length is not None and model is None:
         raise InvalidRequestError("--max-length is in tokens, which --model is needed to count")
-    config = _config(rows, model, format_type or ("tokenizer" if model else "chatml"), training_mode, max_samples)
+    content = {
+        "source": _source(rows),
+        "format": {"format_type": format_type or ("tokenizer" if model else "chatml")},
+        "model_name": model,
+        "training_mode": training_mode,
+        "max_samples": max_samples,
+        "column_mapping": dict(map(_mapped, mapping)) if mapping else None,
+        "row_format": row_format,
+    }
+    config = _config(rows, content)
     report = _examine(config, max_length or TrainingConfig.model_fields["max_length"].default)
     if as_json:
         print_json(report)
@@ -85,21 +105,21 @@ def data(
         _show_report(report)
 
 
-def _config(
-    rows: str, model: str | None, format_type: FormatType, training_mode: TrainingMode, max_samples: int | None
-) -> DatasetConfig:
-    """Return the configuration of the data set. Raises InvalidRequestError, NotFoundError."""
-    if format_type == "tokenizer" and model is None:
+def _mapped(text: str) -> tuple[str, str]:
+    """Return the column and the name that `--map` gives to it. Raises InvalidRequestError."""
+    column, found, name = text.rpartition("=")
+    if not (found and column and name):
+        raise InvalidRequestError(f"--map {text!r} should have the form COLUMN=NAME, such as reply=completion")
+    return column, name
+
+
+def _config(rows: str, content: dict[str, Any]) -> DatasetConfig:
+    """Return the configuration of the data set. Raises InvalidRequestError."""
+    format_type = content["format"]["format_type"]
+    if format_type == "tokenizer" and content["model_name"] is None:
         raise InvalidRequestError("--format tokenizer uses the chat template of a model, which --model must name")
     if format_type == "custom":
         raise InvalidRequestError("--format custom has no templates here; use `merlina preview` with a configuration")
-    content = {
-        "source": _source(rows),
-        "format": {"format_type": format_type},
-        "model_name": model,
-        "training_mode": training_mode,
-        "max_samples": max_samples,
-    }
     try:
         return DatasetConfig.model_validate(content)
     except ValidationError as error:

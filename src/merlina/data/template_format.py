@@ -24,7 +24,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from merlina.data.conversation import Message, Pair, UnusableRowError
-from merlina.data.rendered import Rendered
+from merlina.data.rendered import Rendered, render_answers
 from merlina.data.system_messages import has_system_message, system_as_user
 from merlina.data.thoughts import (
     count_tags,
@@ -181,7 +181,8 @@ class _PairRendering:
                 "the model's chat template renders both answers as the same text, for instance a tool call without the "
                 "text beside it"
             )
-        return Rendered(prompt, answers[0], (*answers[1:], None)[0], form, frozenset(self._remarks))
+        texts = iter(answers)
+        return render_answers(prompt, self._pair, lambda _: next(texts), form, tuple(self._remarks))
 
     def _divide(self, finished: Sequence[str]) -> tuple[str, int, str]:
         """Return the prompt, the position in `finished` at which the answers begin, and the form that was chosen."""
@@ -232,10 +233,10 @@ class _PairRendering:
 
 
 def _without_calls(pair: Pair) -> Pair:
-    prompt, chosen, *rejected = (
-        tuple(replace(turn, tool_calls=()) for turn in turns) for turns in (pair.prompt, *zip(pair.answers))
-    )
-    return replace(pair, prompt=prompt, chosen=chosen[0], rejected=rejected[0][0] if rejected else None)
+    def without(turn: Message) -> Message:
+        return replace(turn, tool_calls=())
+
+    return replace(pair.with_answers(without), prompt=tuple(map(without, pair.prompt)))
 
 
 def _with_other_results(pair: Pair) -> Pair:
