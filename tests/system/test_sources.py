@@ -84,6 +84,28 @@ def test_a_source_that_cannot_be_read_is_refused_by_its_field(server: Server, co
         assert http.post("/train", json=content).status_code == 403
 
 
+def test_all_sources_are_examined_before_a_run(server: Server, config: Config) -> None:
+    short, long = pairs_file(server.root / "short.jsonl", rows=30), server.root / "long.jsonl"
+    row = {"prompt": "Tell me.", "chosen": "so " * 400, "rejected": "no " * 300}
+    long.write_text("".join(json.dumps({**row, "prompt": f"Tell me {n}."}) + "\n" for n in range(10)))
+    alone = {"source": local(short), "test_size": 0}
+    with server.http() as http:
+        reports = [
+            http.post("/validate", json=config(server, "examined", dataset=dataset)).json()["results"]
+            for dataset in (
+                alone,
+                {**alone, "sources": [{"source": local(short)}, {"source": local(long)}]},
+                {**alone, "eval_source": local(long)},
+            )
+        ]
+    memory = [report["memory"]["minimum_mb"] for report in reports]
+    assert memory[0] < memory[1] == memory[2]
+    assert not [warning for warning in reports[0]["warnings"] if "max_length" in warning]
+    assert any("10 of 40 rows are longer than max_length" in warning for warning in reports[1]["warnings"]), reports[1]
+    # With four pairs in a step.
+    assert [report["time"]["steps"] for report in reports] == [8, 10, 8]
+
+
 def test_a_source_that_is_gone_at_the_start_fails_the_job_with_its_name(server: Server, config: Config) -> None:
     files = [pairs_file(server.root / f"{name}.jsonl", rows=4) for name in ("stays", "goes")]
     # The one slot is taken until the file is gone.

@@ -57,18 +57,23 @@ class ChainedRows(Iterator[Pair | SkippedRow]):
     def __next__(self) -> Pair | SkippedRow:
         return next(self._outcomes)
 
-    @property
-    def unused_columns(self) -> tuple[str, ...]:
-        """Columns of any source that contain text that is not trained on."""
-        return tuple(dict.fromkeys(name for each in self.conversions for name in each.unused_columns))
-
     def _numbered(self, sources: Sequence[PairRows]) -> Iterator[Pair | SkippedRow]:
         before = 0
         for source in sources:
             self.begins.append(before)
-            for row in source:
-                yield replace(row, number=before + row.number) if before else row
+            yield from numbered_from(before, source)
             before += source.count
+
+
+def unused_columns(conversions: Iterable[RowConversion]) -> tuple[str, ...]:
+    """Return the columns of any source that contain text that is not trained on."""
+    return tuple(dict.fromkeys(name for each in conversions for name in each.unused_columns))
+
+
+def numbered_from(before: int, rows: Iterable[Pair | SkippedRow]) -> Iterator[Pair | SkippedRow]:
+    """Yield the rows of a source with numbers that continue after `before` rows of earlier sources."""
+    for row in rows:
+        yield replace(row, number=before + row.number) if before else row
 
 
 def read_sources(

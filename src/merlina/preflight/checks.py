@@ -77,7 +77,7 @@ class Preflight:
             config.base_model, self.settings.hub_token(config.hf_token), self.helpers.hub_reachability
         )
         report.results["dataset_valid"] = self._resolve_dataset(config, report)
-        further = [self._check_part(config, part, closed) for part in _further_parts(config)]
+        further = [self._check_part(config, part, report, closed) for part in _further_parts(config)]
         if further:
             report.results["sources_valid"] = _joined(further)
         facts = self._inspect(config, report, closed)
@@ -120,14 +120,19 @@ class Preflight:
             return check_repo(str(source.repo_id), "dataset", "dataset.source.repo_id", token, hub)
         return CheckResult()
 
-    def _check_part(self, config: TrainingConfig, part: DatasetPart, closed: threading.Event | None) -> CheckResult:
+    def _check_part(
+        self, config: TrainingConfig, part: DatasetPart, report: Report, closed: threading.Event | None
+    ) -> CheckResult:
         """Check a source other than the first one: that it can be read, and that its first rows can be used."""
         source, field = part.config.source, f"dataset.{part.location}"
         try:
             file = resolve_file(source, self.settings.uploads_dir, self.allowed)
             if file is None:
                 token, hub = self.settings.hub_token(config.hf_token), self.helpers.hub_reachability
-                return check_repo(str(source.repo_id), "dataset", f"{field}.repo_id", token, hub)
+                access = check_repo(str(source.repo_id), "dataset", f"{field}.repo_id", token, hub)
+                if access.passed:
+                    report.files[part.location] = None
+                return access
             content = config.without_secrets().model_copy(update={"dataset": part.config})
             operation = ExamineRows(config=content, file=file, max_row_mb=self.settings.max_row_size_mb)
             facts = self.helpers.rows.call(operation, closed=closed)
@@ -138,6 +143,7 @@ class Preflight:
         if part in config.dataset.eval_parts:
             kept = [finding for finding in facts.findings if finding.kind not in TRAINING_ONLY]
             facts = facts.model_copy(update={"findings": kept})
+        report.files[part.location] = file
         found = check_rows(facts, None)
         return CheckResult(found.passed, tuple(replace(finding, field=field) for finding in found.findings))
 
@@ -148,7 +154,7 @@ class Preflight:
         try:
             operation = InspectRun(
                 config=config.without_secrets(),
-                file=report.dataset_file,
+                files={config.dataset.training_parts[0].location: report.dataset_file, **report.files},
                 token=self.settings.hub_token(config.hf_token),
                 trust_remote_code=self.settings.trust_remote_code,
                 max_row_mb=self.settings.max_row_size_mb,
@@ -162,8 +168,10 @@ class Preflight:
             return None
 
     def _repos(self, config: TrainingConfig) -> list[Repo]:
-        source = config.dataset.source
-        dataset_repos = [Repo("dataset", str(source.repo_id))] if source.source_type == "huggingface" else []
+        sources = [part.config.source for part in (*config.dataset.training_parts, *config.dataset.eval_parts)]
+        dataset_repos = [
+            Repo("dataset", str(source.repo_id)) for source in sources if source.source_type == "huggingface"
+        ]
         return [*model_repos(config.base_model, self.settings.trust_remote_code), *dataset_repos]
 
     def _check_dataset(
@@ -226,11 +234,11 @@ class Preflight:
         """
         if report.data is None:
             return None
-        first, *others = config.dataset.training_parts
-        counts = [report.data.rows if report.data.all_rows else self._count_part(config, first, closed)]
-        counts += [self._count_part(config, part, closed) for part in others]
-        weights = [part.weight for part in (first, *others)]
-        known = [count * weight for count, weight in zip(counts, weights, strict=True) if count is not None]
+        parts = config.dataset.training_parts
+        if len(parts) == 1 and report.data.all_rows:
+            return round(report.data.rows * parts[0].weight)
+        counts = [(self._count_part(config, part, closed), part.weight) for part in parts]
+        known = [count * weight for count, weight in counts if count is not None]
         return round(sum(known)) if len(known) == len(counts) else None
 
     def _count_part(self, config: TrainingConfig, part: DatasetPart, closed: threading.Event | None) -> int | None:

@@ -53,10 +53,14 @@ def warning(field: str | None, message: str, *, passed: bool = False) -> CheckRe
 
 @dataclass
 class Report:
-    """Results of all checks by name, with the facts and estimates they are based on."""
+    """Results of all checks by name, with the facts and estimates they are based on.
+
+    `files` are those of all sources that can be read by their field, None for the Hub; `dataset_file` is the first.
+    """
 
     results: dict[str, CheckResult] = field(default_factory=dict)
     dataset_file: Path | None = None
+    files: dict[str, Path | None] = field(default_factory=dict)
     adapters: list[AdapterKind] = field(default_factory=list)
     memory: MemoryEstimate | None = None
     time: TimeEstimate | None = None

@@ -173,10 +173,13 @@ class InspectModel(Operation[ModelFacts]):
 
 
 class InspectRun(Operation[RunFacts]):
-    """Inspect model, tokenizer and data of a run; errors are part of the result."""
+    """Inspect model, tokenizer and data of a run; errors are part of the result.
+
+    `files` are those of the sources to examine by their field, null for the Hub.
+    """
 
     config: TrainingConfig
-    file: Path | None
+    files: dict[str, Path | None]
     token: str | None = Field(repr=False)
     trust_remote_code: bool
     max_row_mb: int

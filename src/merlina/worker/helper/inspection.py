@@ -91,7 +91,7 @@ def _examine_data(operation: InspectRun, tokenizer: Any | None) -> DataFacts:
     """Examine the first rows, in tokens if there is a tokenizer. Raises DataError, ModelError."""
     encoder = None if tokenizer is None else PairEncoder.for_run(tokenizer, operation.config)
     row_limit = RowLimit.of_megabytes(operation.max_row_mb)
-    return examine_data(operation.config, operation.file, operation.token, row_limit, _MAX_ROWS_EXAMINED, encoder)
+    return examine_data(operation.config, operation.files, operation.token, row_limit, _MAX_ROWS_EXAMINED, encoder)
 
 
 def cached_tokenizer(name: str, token: str | None, trust_remote_code: bool = False) -> Any:

@@ -70,7 +70,8 @@ def examine_rows(operation: ExamineRows) -> DataFacts:
     """Examine a file's first rows as text. Raises DataError."""
     with PHASES.during("Reading the data set", _PREVIEW_SECONDS, DataError):
         row_limit = RowLimit.of_megabytes(operation.max_row_mb)
-        return examine_data(operation.config, operation.file, None, row_limit, _MAX_ROWS_EXAMINED, None)
+        files = {operation.config.dataset.training_parts[0].location: operation.file}
+        return examine_data(operation.config, files, None, row_limit, _MAX_ROWS_EXAMINED, None)
 
 
 def compare_rows(operation: CompareRows) -> str | None:

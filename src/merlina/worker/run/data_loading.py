@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
-from merlina.data.dataset import ChainedRows, held_out_rows
+from merlina.data.dataset import ChainedRows, held_out_rows, unused_columns
 from merlina.data.examination import Converted, examine_batches
 from merlina.data.finding_messages import TRAINING_ONLY
 from merlina.data.fingerprint import FingerprintBuilder
@@ -91,7 +91,7 @@ class DataLoading:
 
     def _read(self, rows: ChainedRows, digest: FingerprintBuilder) -> RowExaminer:
         """Add the pairs of all rows to the store, and return what was found. Raises DataError if none is usable."""
-        examiner = self._encoder.row_examiner(rows.unused_columns)
+        examiner = self._encoder.row_examiner(unused_columns(rows.conversions))
         counted = self._counted(rows, digest)
         for outcome in examine_batches(counted, examiner, self._encode, size=_PAIRS_PER_BATCH):
             if not isinstance(outcome, SkippedRow):
