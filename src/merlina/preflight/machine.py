@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from merlina.domain.run_sizes import KEPT_CHECKPOINTS, OPTIMIZER_BYTES
 from merlina.domain.units import MIB, gib
 from merlina.errors import Finding
 from merlina.hardware.gpus import Gpu, count_in_words
@@ -14,7 +15,7 @@ from merlina.hardware.host import available_memory, existing_parent, free_disk
 from merlina.preflight.memory_estimate import compute_bytes, trained_weights
 from merlina.preflight.report import CheckResult, error, warning
 from merlina.schemas.inspection import ModelFacts
-from merlina.schemas.training import KEPT_CHECKPOINTS, OPTIMIZER_BYTES, TrainingConfig
+from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings
 
 _MIN_FREE_DISK = 256 * MIB

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from merlina.domain.adapter_targets import match
+from merlina.domain.run_sizes import OPTIMIZER_BYTES, PACK_POSITIONS, pack_positions, smaller_budget
 from merlina.domain.units import GIB, MIB, gib
 from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory
 from merlina.preflight.report import CheckResult, error
 from merlina.schemas.inspection import DataFacts, ModelFacts
-from merlina.schemas.training import OPTIMIZER_BYTES, PACK_POSITIONS, TrainingConfig, pack_positions, smaller_budget
+from merlina.schemas.training import TrainingConfig
 from merlina.schemas.validation import MemoryEstimate
 
 # Bytes per quantized weight by its bits, including the scales, which NF4 quantizes as well.

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from merlina.domain.run_sizes import OPTIMIZER_BYTES, smaller_budget
 from merlina.domain.units import gib
 from merlina.errors import TrainingError
-from merlina.schemas.training import OPTIMIZER_BYTES, smaller_budget
 from merlina.training.engine.packing import PackedExample
 from merlina.training.engine.passes import PassPlanner
 from merlina.training.loop.alarms import Notify

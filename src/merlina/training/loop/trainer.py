@@ -51,10 +51,11 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerState
 
 from merlina import checkpoints
+from merlina.domain.run_sizes import KEPT_CHECKPOINTS, pack_positions
 from merlina.errors import TrainingError
 from merlina.faults import FaultPoint, reach
 from merlina.schemas.step_plan import rate_factor
-from merlina.schemas.training import KEPT_CHECKPOINTS, TrainingConfig, pack_positions
+from merlina.schemas.training import TrainingConfig
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from merlina.training.distributed.sharding import is_sharded
 from merlina.training.engine.fast_path import choose_logprob_model, trial_examples

@@ -1,0 +1,36 @@
+"""Sizes that the estimates before a run share with the run itself."""
+
+from __future__ import annotations
+
+# Without those of the best evaluated model.
+KEPT_CHECKPOINTS = 2
+# Token positions of one forward pass. On a CPU, enough for matrix products at the full rate. On a GPU, a pass of any
+# size takes the CPU the same time to launch, so few large ones are better, but not with a dense attention mask, whose
+# cost grows with the square of the positions. The memory probe reduces what does not fit.
+PACK_POSITIONS = {"cpu": 1024, "cuda": 16384}
+_DENSE_PACK_POSITIONS = 8192
+
+
+def pack_positions(device: str, *, is_dense: bool) -> int:
+    """Return the largest number of positions of a pass on `device`, cpu or cuda, with or without a dense mask."""
+    largest = PACK_POSITIONS.get(device, PACK_POSITIONS["cuda"])
+    return min(largest, _DENSE_PACK_POSITIONS) if is_dense else largest
+
+
+def smaller_budget(positions: int) -> int:
+    """Return the next smaller number of positions to try when a forward pass does not fit into GPU memory."""
+    return positions * 3 // 4
+
+
+# Optimizer state per trained weight, in bytes.
+OPTIMIZER_BYTES: dict[str, float] = {
+    "adamw_torch": 8.0,
+    "adamw_torch_fused": 8.0,
+    "adamw_8bit": 2.0,
+    "paged_adamw_8bit": 2.0,
+    "paged_adamw_32bit": 8.0,
+    "lion_8bit": 1.0,
+    "paged_lion_8bit": 1.0,
+    "adafactor": 0.1,
+    "sgd": 0.0,
+}
