@@ -442,3 +442,42 @@ def test_a_second_deletion_does_not_undo_the_first(server: Server, tmp_path: Pat
     assert leaving.exists()
     assert not (uploads / dataset_id).exists()
     leaving.rmdir()
+
+
+def browse(server: Server, body: dict[str, Any], path: str = "preview-formatted", **query: Any) -> httpx.Response:
+    with server.http() as http:
+        return http.post(f"/dataset/{path}", json=body, params=query)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_previews_begin_at_any_row(server: Server, suffix: str) -> None:
+    rows = [{"prompt": f"Why {n}?", "chosen": "So.", "rejected": "No."} for n in range(1, 1201)]
+    file = write_rows(server.root / f"browsed.{suffix}", rows)
+    body = {"source": {"source_type": "local_file", "file_path": str(file)}}
+    raw = browse(server, body, "preview", row=1000).json()
+    assert (raw["samples"], raw["next_row"]) == (rows[999:1009], 1010)
+    formatted = browse(server, body, row=1198).json()
+    assert [(row["row"], row["stored"]) for row in formatted["rows"]] == [
+        (n, [rows[n - 1]]) for n in (1198, 1199, 1200)
+    ]
+    assert [sample["row"] for sample in formatted["samples"]] == [1198, 1199, 1200]
+    assert (formatted["next_row"], formatted["rows_examined"]) == (None, 3)
+    for path in ("preview", "preview-formatted"):
+        refused = browse(server, body, path, row=1201)
+        assert (refused.status_code, refused.json()["detail"].split(":")[0]) == (400, "There is no row 1,201")
+        assert browse(server, body, path, row=0).status_code == 400
+
+
+def test_a_search_shows_truncated_rows_with_their_lengths(server: Server, tiny_model: Path) -> None:
+    rows = [
+        {"prompt": f"Why {n}?", "chosen": "So. " * (1 + 99 * (n % 40 == 0)), "rejected": "No."} for n in range(1, 91)
+    ]
+    file = write_rows(server.root / "truncated.jsonl", rows)
+    body = {"source": {"source_type": "local_file", "file_path": str(file)}, "model_name": str(tiny_model)}
+    found = browse(server, body, only="over_max_length", max_length=64).json()
+    assert [row["row"] for row in found["rows"]] == [40, 80]
+    assert all("over_max_length" in row["findings"] for row in found["rows"])
+    assert [sample["row"] for sample in found["samples"]] == [40, 80]
+    assert (found["next_row"], found["lengths"]["unit"], sum(found["lengths"]["counts"])) == (None, "tokens", 90)
+    assert found["lengths"]["longest"] > 64
+    assert browse(server, body, only="length_bias").status_code == 400

@@ -131,6 +131,24 @@ def test_previews_of_large_rows_are_cut_to_a_small_response(server: Server) -> N
     file.unlink()
 
 
+def test_far_rows_and_searches_end_in_time_and_with_their_client(server: Server) -> None:
+    file = server.root / "many-rows.jsonl"
+    line = json.dumps({"prompt": "Why?" + " x" * 500, "chosen": "So.", "rejected": "No."}) + "\n"
+    file.write_text(line * 200_000)
+    with watched(server), server.http() as http:
+        last = http.post("/dataset/preview-formatted", json=local(file), params={"row": 200_000})
+        assert (last.status_code, last.json()["rows"][0]["row"]) == (200, 200_000)
+        search = http.post("/dataset/preview-formatted", json=local(file), params={"only": "empty_side"}).json()
+        assert search["rows"] == []
+        assert search["next_row"] == search["rows_examined"] + 1 < 200_000
+        for _ in range(4):
+            with pytest.raises(httpx.ReadTimeout):
+                http.post("/dataset/preview-formatted", json=local(file), params={"only": "empty_side"}, timeout=0.5)
+        # The clients that disconnected do not occupy the four helpers that read rows.
+        assert http.post("/dataset/preview", json=local(file), timeout=10).status_code == 200
+    file.unlink()
+
+
 def test_pipes_and_devices_are_no_data_sets(server: Server) -> None:
     zero, pipe = server.root / "zero.csv", server.root / "pipe.csv"
     zero.symlink_to("/dev/zero")

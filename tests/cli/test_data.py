@@ -66,8 +66,9 @@ def test_a_model_counts_tokens_and_formats_by_its_own_template(tiny_model: Path,
     file = rows_file(tmp_path / "pairs.jsonl", rows)
     found = report(file, "--model", tiny_model, "--max-length", 100)
     lengths = found["token_lengths"]
-    assert sum(one["pairs"] for one in lengths["histogram"]) == found["pairs"] == 20
-    assert lengths["histogram"][-1]["last"] >= lengths["longest"] > lengths["percentile_95"] > lengths["median"]
+    histogram = lengths["histogram"]
+    assert sum(histogram["counts"]) == found["pairs"] == 20
+    assert histogram["edges"][-1] > histogram["longest"] > lengths["percentile_95"] > histogram["median"]
     (finding,) = (finding for finding in found["findings"] if finding["kind"] == "over_max_length")
     assert (finding["count"], finding["option"]) == (lengths["over_max_length"], "drop_overlong")
     assert 0 < lengths["over_max_length"] < 20

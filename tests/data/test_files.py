@@ -278,3 +278,31 @@ def test_tsv_is_separated_by_tabs_only(tmp_path: Path) -> None:
     assert detect_format(path) == "tsv"
     assert list(read_rows(path, "tsv")) == [{"prompt": "1\t2", "chosen, or not": "a,b;c|d"}]
     assert count_rows(path, "tsv") == parse_all(path, "tsv") == 1
+
+
+@pytest.mark.parametrize("file_format", ["json", "jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("start", [1, 2, 70, 150, 200, 201])
+def test_reading_begins_at_any_row(tmp_path: Path, file_format: Any, start: int) -> None:
+    content = [{"prompt": f"{number}\n", "chosen": "b"} for number in range(1, 201)]
+    path = write(tmp_path / "rows", file_format, content)
+    assert list(read_rows(path, file_format, start=start)) == content[start - 1 :]
+
+
+def test_row_groups_before_the_first_row_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    content = [{"prompt": f"{number} " * 50, "chosen": "b"} for number in range(1, 301)]
+    pq.write_table(pa.Table.from_pylist(content), path, row_group_size=100)
+    first = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    damaged = bytearray(path.read_bytes())
+    begin = first.dictionary_page_offset
+    damaged[begin : begin + first.total_compressed_size] = bytes(first.total_compressed_size)
+    path.write_bytes(damaged)
+    assert list(read_rows(path, "parquet", start=101)) == content[100:]
+    with pytest.raises(DataError, match="after row 0"):
+        list(read_rows(path, "parquet", start=100))
+
+
+def test_lines_before_the_first_row_are_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": 1}\n\n{broken\n{"a": 3}\n')
+    assert list(read_rows(path, "jsonl", start=3)) == [{"a": 3}]

@@ -1,36 +1,16 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from merlina.data.length_statistics import token_lengths
+from merlina.data.length_statistics import length_histogram, token_lengths
 
 
 def bins(lengths: list[int]) -> list[tuple[int, int, int]]:
-    return [(one.first, one.last, one.pairs) for one in token_lengths(lengths, 100).histogram]
-
-
-def test_a_few_very_long_pairs_share_the_last_bin() -> None:
-    lengths = [*np.linspace(37, 415, 199).astype(int).tolist(), 9000]
-    found = bins(lengths)
-    assert [first for first, _, _ in found] == [1, 51, 101, 151, 201, 251, 301, 351, 401, 451]
-    assert found[-1] == (451, 9000, 1)
-    assert sum(pairs for _, _, pairs in found) == 200
-
-
-@pytest.mark.parametrize(
-    ("lengths", "expected"),
-    [
-        ([1], [(1, 1, 1)]),
-        ([7, 7, 7], [(7, 7, 3)]),
-        ([10, 12, 12], [(10, 10, 1), (11, 11, 0), (12, 12, 2)]),
-        ([20, 21, 40], [(19, 20, 1), (21, 22, 1), *((first, first + 1, 0) for first in range(23, 39, 2)), (39, 40, 1)]),
-    ],
-)
-def test_bins_have_a_round_width_and_begin_with_the_shortest_pair(
-    lengths: list[int], expected: list[tuple[int, int, int]]
-) -> None:
-    assert bins(lengths) == expected
+    found = token_lengths(lengths, 100).histogram
+    firsts, ends = found.edges[:-1], found.edges[1:]
+    return [(first, end - 1, pairs) for first, end, pairs in zip(firsts, ends, found.counts, strict=True)]
 
 
 def test_every_pair_is_in_the_bin_of_its_length() -> None:
@@ -41,5 +21,28 @@ def test_every_pair_is_in_the_bin_of_its_length() -> None:
 
 def test_percentiles_are_lengths_of_pairs_and_max_length_itself_is_not_too_long() -> None:
     found = token_lengths([*range(1, 101), 101, 102], 100)
-    assert (found.median, found.percentile_95, found.longest) == (51, 97, 102)
+    assert (found.histogram.median, found.percentile_95, found.histogram.longest) == (52, 97, 102)
     assert (found.max_length, found.over_max_length) == (100, 2)
+
+
+def test_a_few_very_long_pairs_share_the_last_bin() -> None:
+    found = length_histogram([*range(1, 200), 50_000], "tokens")
+    assert found is not None
+    assert (found.edges, found.counts[-1]) == ([*range(0, 201, 10), 50_001], 1)
+    assert (found.median, found.longest) == (100, 50_000)
+    assert length_histogram([], "tokens") is None
+
+
+def test_the_first_bin_contains_the_shortest_pair() -> None:
+    found = length_histogram([*range(1000, 1100)], "tokens")
+    assert found is not None
+    assert (found.edges[0], found.edges[-1], sum(found.counts)) == (1000, 1100, 100)
+
+
+@given(st.lists(st.integers(0, 1_000_000), min_size=1, max_size=50))
+def test_every_length_is_in_one_of_at_most_22_bins(lengths: list[int]) -> None:
+    found = length_histogram(lengths, "tokens")
+    assert found is not None
+    assert sum(found.counts) == len(lengths)
+    assert len(found.edges) == len(found.counts) + 1 <= 23
+    assert found.edges == sorted(set(found.edges))

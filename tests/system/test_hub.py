@@ -306,3 +306,17 @@ def test_data_files_are_inside_the_repository(online: tuple[FakeHub, Server], da
     problem = "should be a path inside the repository, such as data/*.parquet, or a list of up to 1,000"
     assert refused.json()["detail"]["errors"] == [f"source.data_files: {problem}"]
     assert bare.json()["detail"]["errors"][0].startswith("source.repo_id: must have the form org/name with data_files")
+
+
+def test_previews_of_a_hub_data_set_begin_at_any_row(online: tuple[FakeHub, Server]) -> None:
+    hub, server = online
+    hub.repos.update({"datasets/org/browsed": REPOS["datasets/org/pairs"]})
+    body = {"source": {"source_type": "huggingface", "repo_id": "org/browsed"}}
+    with server.http() as http:
+        formatted = http.post("/dataset/preview-formatted", json=body, params={"row": 28}).json()
+        assert [row["stored"][0]["prompt"] for row in formatted["rows"]] == ["Why 27?", "Why 28?", "Why 29?"]
+        assert ([row["row"] for row in formatted["rows"]], formatted["next_row"]) == ([28, 29, 30], None)
+        stored = http.post("/dataset/preview", json=body, params={"row": 12}).json()
+        assert (stored["samples"][0]["prompt"], stored["next_row"]) == ("Why 11?", 22)
+        beyond = http.post("/dataset/preview", json=body, params={"row": 31})
+        assert (beyond.status_code, "There is no row 31" in beyond.text) == (400, True)

@@ -22,8 +22,8 @@ from merlina.cli.serve import read_settings
 from merlina.errors import DataError, InvalidRequestError, NotFoundError
 from merlina.executors.helper_pools import HelperPools, Repo
 from merlina.preflight.models import model_repos
-from merlina.schemas.datasets import DataFinding, DatasetConfig, FormatType, RowFormat, TrainingMode
-from merlina.schemas.inspection import DataReport, LengthBin, PairCharacters, PairTokens, TokenLengths
+from merlina.schemas.datasets import DataFinding, DatasetConfig, FormatType, LengthHistogram, RowFormat, TrainingMode
+from merlina.schemas.inspection import DataReport, PairCharacters, PairTokens, TokenLengths
 from merlina.schemas.operations import DescribeData
 from merlina.schemas.parsing.validation_errors import describe
 from merlina.schemas.training import MAX_TEXT_TOKENS, TrainingConfig, default_prompt_length
@@ -210,21 +210,22 @@ def _show_lengths(lengths: TokenLengths, pairs: int) -> None:
     output.print("\n[bold]tokens of the prompt with its longest answer[/]")
     print_table(_histogram(lengths.histogram))
     output.print(
-        f"median {lengths.median:,}, 95% have at most {lengths.percentile_95:,}, longest {lengths.longest:,}; "
+        f"median {lengths.histogram.median:,}, 95% have at most {lengths.percentile_95:,}, longest "
+        f"{lengths.histogram.longest:,}; "
         f"{lengths.over_max_length:,} of {pairs:,} ({lengths.over_max_length / pairs:.1%}) are longer than max_length, "
         f"{lengths.max_length:,}"
     )
 
 
-def _histogram(bins: list[LengthBin]) -> Table:
+def _histogram(histogram: LengthHistogram) -> Table:
     table = Table(box=None, pad_edge=False, show_header=False)
     for justify in ("right", "left", "right"):
         table.add_column(justify=justify)
-    most = max(one.pairs for one in bins)
-    for one in bins:
-        bar = "█" * -(-_BAR_WIDTH * one.pairs // most)
-        tokens = f"{one.first:,}" if one.first == one.last else f"{one.first:,} - {one.last:,}"
-        table.add_row(tokens, f"[cyan]{bar}[/]", f"{one.pairs:,}")
+    most = max(histogram.counts)
+    for first, end, pairs in zip(histogram.edges[:-1], histogram.edges[1:], histogram.counts, strict=True):
+        bar = "█" * -(-_BAR_WIDTH * pairs // most)
+        tokens = f"{first:,}" if end == first + 1 else f"{first:,} - {end - 1:,}"
+        table.add_row(tokens, f"[cyan]{bar}[/]", f"{pairs:,}")
     return table
 
 

@@ -31,6 +31,7 @@ from merlina.schemas.datasets import (
     ColumnsResponse,
     DatasetConfig,
     PreviewResponse,
+    RowFilter,
     UploadDeleted,
     UploadList,
     UploadResponse,
@@ -214,10 +215,10 @@ class Client:
         params = {"force": True} if force else None
         return parse(self._send("DELETE", f"/dataset/uploads/{_segment(dataset_id)}", params=params), UploadDeleted)
 
-    def preview(self, config: DatasetConfig, hf_token: str | None = None) -> PreviewResponse:
-        """Return the first rows of a data set without changes."""
+    def preview(self, config: DatasetConfig, hf_token: str | None = None, *, row: int = 1) -> PreviewResponse:
+        """Return up to 10 rows of a data set from number `row` on, without changes."""
         body = sendable(config) | _not_none(hf_token=hf_token)
-        return parse(self._send("POST", "/dataset/preview", json=body), PreviewResponse)
+        return parse(self._send("POST", "/dataset/preview", json=body, params={"row": row}), PreviewResponse)
 
     def preview_formatted(
         self,
@@ -225,11 +226,18 @@ class Client:
         max_length: int | None = None,
         max_prompt_length: int | None = None,
         hf_token: str | None = None,
+        *,
+        row: int = 1,
+        only: RowFilter | None = None,
     ) -> PreviewResponse:
-        """Return the first pairs as training uses them; with `model_name`, also as tokens, truncated to the lengths."""
+        """Return up to 5 pairs from number `row` on as training uses them, or from rows with the findings of `only`.
+
+        With `model_name`, the pairs are also tokens, truncated to the lengths. A search for findings ends after 3 s;
+        continue it from `next_row`.
+        """
         body = sendable(config) | _not_none(hf_token=hf_token)
-        lengths = _not_none(max_length=max_length, max_prompt_length=max_prompt_length)
-        response = self._send("POST", "/dataset/preview-formatted", json=body, params=lengths)
+        query = _not_none(max_length=max_length, max_prompt_length=max_prompt_length, row=row, only=only)
+        response = self._send("POST", "/dataset/preview-formatted", json=body, params=query)
         return parse(response, PreviewResponse)
 
     def columns(self, config: DatasetConfig, hf_token: str | None = None) -> ColumnsResponse:

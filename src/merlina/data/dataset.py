@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -20,18 +20,27 @@ from merlina.schemas.datasets import AnswersNeeded, DatasetConfig
 _ROWS_WITH_ALL_COLUMNS = 20
 _BYTES_HELD_FOR_COLUMNS = 16 * 1024**2
 _USUAL_LIMIT = RowLimit()
+# More rows than data sets have for one prompt: two in HelpSteer, for example.
+MOST_MERGED_ROWS = 100
+
+Watch = Callable[[Iterator[Row], int], Iterator[Row]]
+"""Receives the rows that are converted and the number of the first of them, and yields the same rows."""
 
 
 class PairRows(Iterator[Pair | SkippedRow]):
     """The rows of a data set as pairs and skipped rows, with the `conversion` that they pass.
 
-    `count` is the number of rows that were read so far.
+    `count` is the number of the last row that was read so far.
     """
 
-    def __init__(self, conversion: RowConversion, rows: Iterable[Row], cleaning: Cleaning) -> None:
+    def __init__(
+        self, conversion: RowConversion, rows: Iterable[Row], cleaning: Cleaning, first: int = 1, start: int = 1
+    ) -> None:
+        """`first` is the number of the first of `rows`; outcomes of rows before `start` are omitted."""
         self.conversion = conversion
-        self.count = 0
-        self._outcomes = cleaning.outcomes(conversion.outcomes(self._counted(rows)))
+        self.count = first - 1
+        outcomes = cleaning.outcomes(conversion.outcomes(self._counted(rows), first))
+        self._outcomes = outcomes if first == start else _from_row(start, outcomes)
 
     def __next__(self) -> Pair | SkippedRow:
         return next(self._outcomes)
@@ -112,18 +121,37 @@ def read_pairs(
     answers_needed: AnswersNeeded = "both",
     download: bool = False,
     limit: RowLimit = _USUAL_LIMIT,
+    start: int = 1,
+    watch: Watch | None = None,
     cleaning: Cleaning | None = None,
 ) -> PairRows:
     """Return at most `max_samples` rows as pairs or as SkippedRows with the reason; the first are read at once.
 
-    Pairs have the answers that are needed. With `download`, a Hub data set is cached first. Sources that are read
-    together share their `cleaning`. Raises DataError if `column_mapping` names a column that none of the first rows
-    has.
+    Pairs have the answers that are needed. With `download`, a Hub data set is cached first. With `start`, the first
+    outcome is that of this row, and equal to its outcome in a run. Sources that are read together share their
+    `cleaning`. Raises DataError if `column_mapping` names a column that none of the first rows has.
     """
     rows = islice(open_rows(config.source, file, token, download=download, limit=limit), config.max_samples)
     first = first_rows(rows)
     check_mapping(first, config.column_mapping)
-    return PairRows(conversion_of(config, first, answers_needed), chain(first, rows), cleaning or Cleaning(config))
+    conversion = conversion_of(config, first, answers_needed)
+    begin = _first_converted(conversion, start)
+    remaining = rows_from(begin, chain(first, rows), config, file, limit)
+    watched = watch(remaining, begin) if watch else remaining
+    return PairRows(conversion, watched, cleaning or Cleaning(config), begin, start)
+
+
+def rows_from(
+    start: int, rows: Iterator[Row], config: DatasetConfig, file: Path | None, limit: RowLimit
+) -> Iterator[Row]:
+    """Return the rows from number `start` on, given all `rows`.
+
+    A file is opened again, because its reader skips rows without parsing them. A stream from the Hub continues.
+    """
+    if file is None or start == 1:
+        return islice(rows, start - 1, None)
+    count = None if config.max_samples is None else max(0, config.max_samples - start + 1)
+    return islice(open_rows(config.source, file, None, limit=limit, start=start), count)
 
 
 def first_rows(rows: Iterator[Row]) -> list[Row]:
@@ -136,6 +164,23 @@ def first_rows(rows: Iterator[Row]) -> list[Row]:
         if budget <= 0:
             break
     return first
+
+
+def _first_converted(conversion: RowConversion, start: int) -> int:
+    """Return the row at which conversion must begin so that the outcomes from row `start` on are those of a run."""
+    if conversion.config.drop_duplicates:
+        return 1
+    return max(1, start - MOST_MERGED_ROWS) if conversion.merges_adjacent else start
+
+
+def _from_row(start: int, outcomes: Iterable[Pair | SkippedRow]) -> Iterator[Pair | SkippedRow]:
+    """Yield the outcomes of row `start`, including those of merged rows that precede it, and of later rows."""
+    kept: int | None = None
+    for outcome in outcomes:
+        # Further pairs of a row count no rows of their own.
+        if outcome.number == kept or outcome.number + max(outcome.rows, 1) > start:
+            kept = outcome.number
+            yield outcome
 
 
 def held_out_count(rows: int, test_size: float) -> int:

@@ -1,54 +1,68 @@
-"""Statistics of the lengths of pairs in tokens: percentiles and a histogram."""
+"""Statistics of the lengths of pairs: a histogram with bins of a round width, and percentiles."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from merlina.schemas.inspection import LengthBin, TokenLengths
+from merlina.data.conversation import Pair
+from merlina.schemas.datasets import LengthHistogram
+from merlina.schemas.inspection import TokenLengths
 
-_MOST_BINS = 10
-_ROUND_WIDTHS: list[int] = [number * 10**zeros for zeros in range(12) for number in (1, 2, 5)]
-# Longer pairs share the last bin, so that a few very long ones do not squeeze all others into one.
-_PERCENT_IN_BINS_OF_ONE_WIDTH = 99
+_USUAL_BINS = 20
+# A few very long pairs share the last bin, so that the others do not share the first.
+_USUAL_PERCENT = 98
+_ROUND_FACTORS = (1, 2, 5, 10)
 
 
-def token_lengths(lengths: Sequence[int], max_length: int) -> TokenLengths:
-    """Return the statistics of the lengths of at least one pair."""
-    values = np.asarray(lengths, dtype=np.int64)
-    return TokenLengths(
-        median=_percentile(values, 50),
-        percentile_95=_percentile(values, 95),
-        longest=int(values.max()),
-        max_length=max_length,
-        over_max_length=int(np.count_nonzero(values > max_length)),
-        histogram=list(_histogram(values)),
+def character_length(pair: Pair) -> int:
+    """Return the number of characters of the prompt with the longer answer."""
+    return sum(len(turn.content) for turn in pair.prompt) + max(len(answer.content) for answer in pair.answers)
+
+
+def length_histogram(lengths: Sequence[int], unit: Literal["tokens", "characters"]) -> LengthHistogram | None:
+    """Return the histogram of these lengths; None if there are none.
+
+    Example: the lengths 3, 12, 14 and 900 give a bin for each length from 3 to 14 and a last one from 15 to 900.
+    """
+    if not lengths:
+        return None
+    shortest, longest = min(lengths), max(lengths)
+    usual = int(np.percentile(lengths, _USUAL_PERCENT, method="lower"))
+    width = _round_up((usual + 1 - shortest) / _USUAL_BINS)
+    first = shortest // width
+    bins = math.ceil((usual + 1) / width) - first
+    edges = [width * index for index in range(first, first + bins + 1)]
+    if longest >= edges[-1]:
+        edges.append(longest + 1)
+    counts, _ = np.histogram(lengths, edges)
+    return LengthHistogram(
+        unit=unit,
+        edges=edges,
+        counts=counts.tolist(),
+        median=round(statistics.median(lengths)),
+        longest=longest,
     )
 
 
-def _percentile(values: NDArray[np.int64], percent: int) -> int:
-    """Return the smallest of the values that at least `percent` percent of them do not exceed."""
-    return int(np.percentile(values, percent, method="inverted_cdf"))
+def token_lengths(lengths: Sequence[int], max_length: int) -> TokenLengths:
+    """Return the statistics of the lengths of at least one pair, in tokens."""
+    histogram = length_histogram(lengths, "tokens")
+    assert histogram is not None
+    values = np.asarray(lengths, dtype=np.int64)
+    return TokenLengths(
+        percentile_95=int(np.percentile(values, 95, method="inverted_cdf")),
+        max_length=max_length,
+        over_max_length=int(np.count_nonzero(values > max_length)),
+        histogram=histogram,
+    )
 
 
-def _histogram(values: NDArray[np.int64]) -> Iterator[LengthBin]:
-    """Yield bins of one round width, and a last one for all longer pairs if there are any.
-
-    With 99 of 100 lengths from 37 to 415, the width is 50, and the bins are 1-50, 51-100, … 401-450 and 451 and above.
-    """
-    shortest, high, longest = int(values.min()), _percentile(values, _PERCENT_IN_BINS_OF_ONE_WIDTH), int(values.max())
-    width = _round_width(high - shortest)
-    first_bin, last_bin = (shortest - 1) // width, (high - 1) // width
-    places = np.minimum((values - 1) // width - first_bin, last_bin - first_bin + 1)
-    counts = np.bincount(places)
-    for place, pairs in enumerate(counts.tolist()):
-        first = (first_bin + place) * width + 1
-        is_last = first_bin + place > last_bin
-        yield LengthBin(first=first, last=longest if is_last else first + width - 1, pairs=pairs)
-
-
-def _round_width(span: int) -> int:
-    """Return the smallest of 1, 2, 5, 10, 20, 50, … of which ten cover the span."""
-    return next(width for width in _ROUND_WIDTHS if width * _MOST_BINS >= span)
+def _round_up(width: float) -> int:
+    """Return the smallest of 1, 2, 5, 10, 20, 50, … that is at least `width`."""
+    power = int(10 ** max(0, math.floor(math.log10(width))))
+    return next(power * factor for factor in _ROUND_FACTORS if power * factor >= width)

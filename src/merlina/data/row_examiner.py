@@ -38,7 +38,7 @@ _HEADER = re.compile(
 class Lengths:
     """Numbers of tokens in a pair after truncation, its highest token id, and the numbers of truncated tokens.
 
-    `longest_whole` is what `longest` would be without truncation.
+    `untruncated` is what `longest` would be without truncation.
     """
 
     prompt: int
@@ -48,7 +48,8 @@ class Lengths:
     cut_prompt: int = 0
     cut_answers: int = 0
     same_after_truncation: bool = False
-    longest_whole: int = 0
+    untruncated: int = 0
+    """Tokens of the prompt with its longer answer before truncation."""
 
     @property
     def longest(self) -> int:
@@ -172,6 +173,10 @@ class RowExaminer:
         self._check_markers(pair)
         if lengths is not None:
             self._measure_tokens(pair, lengths)
+
+    def kinds_of(self, number: int) -> list[FindingKind]:
+        """Return the kinds of findings on the row that was added last, other than those that compare rows."""
+        return [kind for kind, count in self._counts.items() if count.latest == number]
 
     def findings(self, held_out: Iterable[int], label_weights: LabelWeights = NO_LABEL_WEIGHTS) -> list[DataFinding]:
         """Return all findings, the most serious first. `held_out` contains the numbers of the held-out pairs."""

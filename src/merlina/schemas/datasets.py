@@ -46,7 +46,7 @@ RowFormat = Literal[
     "question_answer",
 ]
 
-FindingKind = Literal[
+RowFindingKind = Literal[
     "unusable",
     "empty_side",
     "differing_prompts",
@@ -55,7 +55,6 @@ FindingKind = Literal[
     "dropped_overlong",
     "identical_answers",
     "duplicates",
-    "evaluation_leak",
     "already_formatted",
     "markers_in_text",
     "prompt_rearranged",
@@ -65,10 +64,12 @@ FindingKind = Literal[
     "over_max_length",
     "same_after_truncation",
     "parsed_from_text",
-    "unused_columns",
-    "length_bias",
-    "label_imbalance",
 ]
+"""Kinds of findings that a single row may have."""
+FindingKind = Literal[RowFindingKind, "evaluation_leak", "unused_columns", "length_bias", "label_imbalance"]
+"""Kinds of findings; those that are not of a single row concern the data set."""
+RowFilter = Literal["findings", RowFindingKind]
+"""Rows to show: those with a finding of any kind but parsed_from_text, or of one kind."""
 
 DatasetOption = Literal["drop_duplicates", "drop_identical_answers", "drop_overlong", "format.system_as_user"]
 
@@ -464,8 +465,36 @@ class DetectedFormat(ResponseModel):
 _DETECTED = "Format that the first rows have after column_mapping; null if they have none that is known."
 
 
+class RowPreview(ResponseModel):
+    """A row of a formatted preview, or adjacent rows that are merged into one question with several answers."""
+
+    row: int = Field(description="Number of the row, from 1, or of the first merged row; samples have the same `row`.")
+    last_row: int = Field(description="Number of the last merged row; equals `row` if none are merged.")
+    stored: list[dict[str, Any]] = Field(description="The row as it is in the file, or up to 5 merged rows.")
+    pairs: int = Field(description="Number of pairs that the row gives; `samples` may contain fewer of them.")
+    findings: list[RowFindingKind] = Field(
+        description="Kinds of the findings on this row. Repetitions are found among the rows that were examined."
+    )
+    reason: str | None = Field(default=None, description="Why the row cannot be used; null if it can.")
+
+
+class LengthHistogram(ResponseModel):
+    """Lengths of the pairs that were examined: the prompt with the longer answer, before truncation."""
+
+    unit: Literal["tokens", "characters"] = Field(
+        description="tokens with model_name; otherwise characters, without the text that the chat format adds."
+    )
+    edges: list[int] = Field(
+        description="Bin i contains lengths from edges[i] to below edges[i + 1]. All bins have the same width, except "
+        "that the last one is wider if a few lengths are much greater than the others."
+    )
+    counts: list[int] = Field(description="Number of pairs in each bin.")
+    median: int
+    longest: int
+
+
 class PreviewResponse(ResponseModel):
-    """The first rows of a data set, as they are stored or as formatted text."""
+    """Rows of a data set, as they are stored or as formatted text."""
 
     status: Literal["success"] = "success"
     samples: list[dict[str, Any]] = Field(
@@ -481,11 +510,21 @@ class PreviewResponse(ResponseModel):
         default_factory=list,
         description="The encoding, if the file is not UTF-8, and rows missing from the samples, each with the reason.",
     )
-    findings: list[DataFinding] = Field(
-        default_factory=list, description="Problems found in the first rows_examined rows."
-    )
-    rows_examined: int = Field(default=0, description="Number of rows that were examined, from the first row on.")
+    findings: list[DataFinding] = Field(default_factory=list, description="Problems found in the rows_examined rows.")
+    rows_examined: int = Field(default=0, description="Number of rows that were examined, from the requested row on.")
     detected_format: DetectedFormat | None = Field(default=None, description=_DETECTED)
+    rows: list[RowPreview] = Field(
+        default_factory=list,
+        description="Formatted preview: up to 5 rows, from the requested row on, with their findings.",
+    )
+    next_row: int | None = Field(
+        default=None,
+        description="Row to request next: it follows the shown rows or, if a search found fewer, the last one that "
+        "was examined. null at the end of the data set.",
+    )
+    lengths: LengthHistogram | None = Field(
+        default=None, description="Formatted preview: lengths of the pairs in the rows_examined rows."
+    )
 
 
 class ColumnsResponse(ResponseModel):

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from merlina.domain.adapter_targets import Site
-from merlina.schemas.datasets import DataFinding, DetectedFormat
+from merlina.schemas.datasets import DataFinding, DetectedFormat, LengthHistogram
 
 ROWS_PER_BLOCK = 1000
 
@@ -72,23 +72,13 @@ class PairCharacters(_PairMeans):
     """Mean numbers of characters in the messages of a pair."""
 
 
-class LengthBin(_Facts):
-    """Number of pairs with `first` to `last` tokens, both included."""
-
-    first: int
-    last: int
-    pairs: int
-
-
 class TokenLengths(_Facts):
     """Lengths of pairs in tokens: of the prompt with its longest answer, before truncation."""
 
-    median: int
-    percentile_95: int
-    longest: int
+    percentile_95: int = Field(description="the length that 95 % of the pairs do not exceed")
     max_length: int
     over_max_length: int = Field(description="number of pairs that are longer than max_length")
-    histogram: list[LengthBin]
+    histogram: LengthHistogram
 
 
 class DataFacts(_Facts):

@@ -14,7 +14,17 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from merlina.schemas.chat import AnswerEnds, ChatMessage, Sampling, Side
-from merlina.schemas.datasets import AnswersNeeded, DataFinding, DatasetConfig, DetectedFormat, Encoding, FileFormat
+from merlina.schemas.datasets import (
+    AnswersNeeded,
+    DataFinding,
+    DatasetConfig,
+    DetectedFormat,
+    Encoding,
+    FileFormat,
+    LengthHistogram,
+    RowFilter,
+    RowPreview,
+)
 from merlina.schemas.inspection import DataFacts, DataReport, Fingerprint, ModelFacts, RunFacts, TokenizerFacts
 from merlina.schemas.training import TrainingConfig
 
@@ -45,23 +55,27 @@ def _adapter(operation: type[Operation[Any]]) -> TypeAdapter[Any]:
 
 
 class RawRows(BaseModel):
-    """The first rows as stored; `total_rows` if the file states the number (Parquet)."""
+    """Rows as stored; `total_rows` if the file states the number (Parquet)."""
 
     samples: list[dict[str, Any]]
     columns: list[str]
     warnings: list[str]
     detected_format: DetectedFormat | None
+    next_row: int | None
     total_rows: int | None
 
 
 class FormattedRows(BaseModel):
-    """The first rows in the form that training uses; `total_rows` if the file states the number (Parquet)."""
+    """Rows in the form that training uses; `total_rows` if the file states the number (Parquet)."""
 
     samples: list[dict[str, Any]]
     warnings: list[str]
     findings: list[DataFinding]
     rows_examined: int
     detected_format: DetectedFormat | None
+    rows: list[RowPreview]
+    next_row: int | None
+    lengths: LengthHistogram | None
     total_rows: int | None
 
 
@@ -73,22 +87,28 @@ class ParsedUpload(BaseModel):
 
 
 class PreviewRows(Operation[RawRows]):
-    """Read the first rows of a data set. Raises DataError."""
+    """Read up to `limit` rows of a data set from number `row` on. Raises DataError."""
 
     config: DatasetConfig
     file: Path | None
     token: str | None = Field(repr=False)
     limit: int
+    row: int = 1
     max_row_mb: int
 
 
 class PreviewFormatted(Operation[FormattedRows]):
-    """Format the first rows, with token ids if the configuration has `model_name`. Raises DataError, ModelError."""
+    """Format up to `limit` rows from number `row` on, or those that `only` selects.
+
+    With token ids if the configuration has `model_name`. Raises DataError, ModelError.
+    """
 
     config: DatasetConfig
     file: Path | None
     token: str | None = Field(repr=False)
     limit: int
+    row: int = 1
+    only: RowFilter | None = None
     max_row_mb: int
     max_length: int
     max_prompt_length: int

@@ -33,6 +33,7 @@ class EncodedPair:
     @cached_property
     def lengths(self) -> Lengths:
         prompt, chosen, rejected = self.tokens.prompt, self.tokens.chosen, self.tokens.rejected
+        answers = (len(chosen) + self.cut.chosen, len(rejected) + self.cut.rejected)
         return Lengths(
             prompt=len(prompt),
             chosen=len(chosen),
@@ -41,9 +42,7 @@ class EncodedPair:
             cut_prompt=self.cut.prompt,
             cut_answers=self.cut.chosen + self.cut.rejected,
             same_after_truncation=bool(self.cut) and chosen == rejected,
-            longest_whole=len(prompt)
-            + self.cut.prompt
-            + max(len(chosen) + self.cut.chosen, len(rejected) + self.cut.rejected),
+            untruncated=len(prompt) + self.cut.prompt + max(answers),
         )
 
     def id_outside(self, vocabulary_size: int) -> int | None:

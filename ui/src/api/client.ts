@@ -18,6 +18,8 @@ export type Gpu = Schemas['GpuInfo'];
 export type Comparison = Schemas['Comparison'];
 export type Upload = Schemas['UploadEntry'];
 export type Finding = Schemas['Finding'];
+export type Preview = Schemas['PreviewResponse'];
+export type LengthHistogram = Schemas['LengthHistogram'];
 
 /** Values of `status` for requests without a response. */
 export const UNREACHABLE = 0;
@@ -142,8 +144,10 @@ export const api = {
   uploads: () => requestJson<Schemas['UploadList']>('GET', '/dataset/uploads'),
   columns: (dataset: { source: unknown; column_mapping?: unknown }, hf_token: string | null, signal: AbortSignal) =>
     requestJson<Schemas['ColumnsResponse']>('POST', '/dataset/columns', { ...dataset, hf_token }, signal),
-  formatted: (dataset: Record<string, unknown> | null, hf_token: string | null, maxLength: number, maxPromptLength: number, signal: AbortSignal) =>
-    requestJson<Schemas['PreviewResponse']>('POST', `/dataset/preview-formatted?max_length=${maxLength}&max_prompt_length=${maxPromptLength}`, { ...dataset, hf_token }, signal),
+  preview: (dataset: Record<string, unknown>, hf_token: string | null, row: number, signal: AbortSignal) =>
+    requestJson<Preview>('POST', `/dataset/preview?row=${row}`, { ...dataset, hf_token }, signal),
+  formatted: (dataset: Record<string, unknown>, hf_token: string | null, query: Record<string, string>, signal: AbortSignal) =>
+    requestJson<Preview>('POST', `/dataset/preview-formatted?${new URLSearchParams(query)}`, { ...dataset, hf_token }, signal),
   preload: (model_name: string, hf_token: string | null, signal: AbortSignal) => requestJson<Schemas['PreloadResponse']>('POST', '/model/preload', { model_name, hf_token }, signal),
   cachedModels: () => requestJson<Schemas['CachedModels']>('GET', '/model/cached'),
   savedConfigs: () => requestJson<Schemas['ConfigList']>('GET', '/configs/list'),

@@ -1,14 +1,27 @@
 /** Mapping from the columns of a data set to the standard columns. A column with a standard name needs no entry. */
 
-export const STANDARD_COLUMNS = [
-  { name: 'prompt', label: 'Prompt', isRequired: false },
-  { name: 'chosen', label: 'Chosen answer', isRequired: true },
-  { name: 'rejected', label: 'Rejected answer', isRequired: true },
-  { name: 'system', label: 'System message', isRequired: false },
-  { name: 'reasoning', label: 'Reasoning', isRequired: false },
-];
+export interface StandardColumn {
+  name: string;
+  label: string;
+  isRequired: boolean;
+}
 
 type Mapping = Record<string, string>;
+
+/** Return the standard columns to offer for a training mode. A mapped column is always among them, so that it can be removed. */
+export function standardColumns(trainingMode: string, mapping: Mapping): StandardColumn[] {
+  const takesUnpaired = trainingMode === 'kto';
+  const unpaired = [{ name: 'completion', label: 'Single answer' }, { name: 'label', label: 'Label' }];
+  const mapped = Object.values(mapping);
+  return [
+    { name: 'prompt', label: 'Prompt', isRequired: false },
+    { name: 'chosen', label: 'Chosen answer', isRequired: !takesUnpaired },
+    { name: 'rejected', label: 'Rejected answer', isRequired: !takesUnpaired },
+    ...unpaired.filter(({ name }) => takesUnpaired || mapped.includes(name)).map((column) => ({ ...column, isRequired: false })),
+    { name: 'system', label: 'System message', isRequired: false },
+    { name: 'reasoning', label: 'Reasoning', isRequired: false },
+  ];
+}
 
 /** Return the column that `standard` is read from; '' if there is none. */
 export function columnFor(standard: string, columns: string[], mapping: Mapping): string {

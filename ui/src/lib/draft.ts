@@ -10,6 +10,10 @@ export interface Source {
   file_path?: string;
   repo_id?: string;
   split?: string;
+  config_name?: string;
+  revision?: string;
+  data_files?: string | string[];
+  encoding?: string;
 }
 
 /** Return whether both sources have the same fields, in any order. */

@@ -23,6 +23,7 @@ from merlina.schemas.datasets import (
     ColumnsResponse,
     DatasetRequest,
     PreviewResponse,
+    RowFilter,
     UploadDeleted,
     UploadList,
     UploadResponse,
@@ -51,6 +52,9 @@ _UPLOAD_BODY = {
 _RAW_SAMPLES = 10
 _CLIENT_CLOSED_REQUEST = 499
 _FORMATTED_SAMPLES = 5
+_FirstRow = Annotated[
+    int, Query(ge=1, le=1_000_000_000_000, description="Number of the first row to show. Rows count from 1.")
+]
 
 
 @router.post("/upload-file", openapi_extra=_UPLOAD_BODY)
@@ -80,9 +84,11 @@ def remove_upload(dataset_id: str, services: ServicesDep, force: bool = False) -
 
 
 @router.post("/preview")
-async def preview(config: DatasetRequest, connection: Request, services: ServicesDep) -> PreviewResponse:
-    """Return the first rows as they are in the file."""
-    return await run_while_connected(connection, services.long_request_threads, _preview, services, config)
+async def preview(
+    config: DatasetRequest, connection: Request, services: ServicesDep, row: _FirstRow = 1
+) -> PreviewResponse:
+    """Return rows as they are in the file."""
+    return await run_while_connected(connection, services.long_request_threads, _preview, services, config, row)
 
 
 @router.post("/preview-formatted")
@@ -92,16 +98,36 @@ async def preview_as_trained(
     services: ServicesDep,
     max_length: Annotated[int, Query(ge=16, le=1_048_576)] = 2048,
     max_prompt_length: Annotated[int | None, Query(ge=8, le=1_048_576)] = None,
+    row: _FirstRow = 1,
+    only: Annotated[
+        RowFilter | None,
+        Query(
+            description="Show only rows with findings of this kind. findings: of any kind but parsed_from_text. The "
+            "search ends after 3 s; next_row is the row from which to continue it."
+        ),
+    ] = None,
 ) -> PreviewResponse:
-    """Return the first pairs as formatted for training, with `model_name` also as tokens, and findings on the rows."""
+    """Return pairs as formatted for training, with `model_name` also as tokens, and findings on the rows."""
     max_prompt_length = max_prompt_length or default_prompt_length(max_length)
     if max_prompt_length >= max_length:
         raise InvalidRequestError(
             "The request is not valid",
             [Finding(f"{max_prompt_length} must be below max_length {max_length}", "max_prompt_length")],
         )
+    operation = PreviewFormatted(
+        config=config,
+        file=None,
+        token=services.settings.hub_token(config.hf_token),
+        limit=_FORMATTED_SAMPLES,
+        row=row,
+        only=only,
+        max_length=max_length,
+        max_prompt_length=max_prompt_length,
+        trust_remote_code=services.settings.trust_remote_code,
+        max_row_mb=services.settings.max_row_size_mb,
+    )
     return await run_while_connected(
-        connection, services.long_request_threads, _preview_as_trained, services, config, max_length, max_prompt_length
+        connection, services.long_request_threads, _preview_as_trained, services, config, operation
     )
 
 
@@ -111,33 +137,24 @@ async def columns(config: DatasetRequest, connection: Request, services: Service
     return await run_while_connected(connection, services.long_request_threads, _columns, services, config)
 
 
-def _preview(services: Services, config: DatasetRequest, *, closed: threading.Event) -> PreviewResponse:
+def _preview(services: Services, config: DatasetRequest, row: int, *, closed: threading.Event) -> PreviewResponse:
     file = _file(services, config)
-    found = _first_rows(services, config, file, closed)
+    found = _stored_rows(services, config, file, closed, row)
     return PreviewResponse(
         samples=found.samples,
         num_samples=len(found.samples),
         total_rows=services.rows.known(config.source, file, found.total_rows),
         warnings=found.warnings,
         detected_format=found.detected_format,
+        next_row=found.next_row,
     )
 
 
 def _preview_as_trained(
-    services: Services, config: DatasetRequest, max_length: int, max_prompt_length: int, *, closed: threading.Event
+    services: Services, config: DatasetRequest, operation: PreviewFormatted, *, closed: threading.Event
 ) -> PreviewResponse:
     file = _file(services, config)
-    operation = PreviewFormatted(
-        config=config,
-        file=file,
-        token=services.settings.hub_token(config.hf_token),
-        limit=_FORMATTED_SAMPLES,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        trust_remote_code=services.settings.trust_remote_code,
-        max_row_mb=services.settings.max_row_size_mb,
-    )
-    found = _call_helper(services, operation, config, file, closed)
+    found = _call_helper(services, operation.model_copy(update={"file": file}), config, file, closed)
     return PreviewResponse(
         samples=found.samples,
         num_samples=len(found.samples),
@@ -146,12 +163,15 @@ def _preview_as_trained(
         findings=found.findings,
         rows_examined=found.rows_examined,
         detected_format=found.detected_format,
+        rows=found.rows,
+        next_row=found.next_row,
+        lengths=found.lengths,
     )
 
 
 def _columns(services: Services, config: DatasetRequest, *, closed: threading.Event) -> ColumnsResponse:
     file = _file(services, config)
-    found = _first_rows(services, config, file, closed)
+    found = _stored_rows(services, config, file, closed)
     total = services.rows.known(config.source, file, found.total_rows)
     if total is None and file is None:
         operation = CountHubRows(config=config, token=services.settings.hub_token(config.hf_token))
@@ -177,7 +197,9 @@ def _file(services: Services, config: DatasetRequest) -> Path | None:
     return resolve_file(config.source, services.settings.uploads_dir, services.allowed)
 
 
-def _first_rows(services: Services, config: DatasetRequest, file: Path | None, closed: threading.Event) -> RawRows:
+def _stored_rows(
+    services: Services, config: DatasetRequest, file: Path | None, closed: threading.Event, row: int = 1
+) -> RawRows:
     # The columns of a data set do not depend on the tokenizer.
     config = config.model_copy(update={"model_name": None})
     operation = PreviewRows(
@@ -185,6 +207,7 @@ def _first_rows(services: Services, config: DatasetRequest, file: Path | None, c
         file=file,
         token=services.settings.hub_token(config.hf_token),
         limit=_RAW_SAMPLES,
+        row=row,
         max_row_mb=services.settings.max_row_size_mb,
     )
     return _call_helper(services, operation, config, file, closed)

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, TextIO
 
 from merlina.data.readers.encodings import SET_ENCODING
@@ -17,8 +18,8 @@ _MAX_HEADER_BYTES = 1024**2
 _SEPARATORS = ",;\t|"
 
 
-def read_csv(file: TextFile, limit: RowLimit, separator: str | None = None) -> Iterator[dict[str, Any]]:
-    """Yield rows with text in all cells; a row with too few cells lacks its last columns.
+def read_csv(file: TextFile, limit: RowLimit, start: int = 1, separator: str | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows from `start` on with text in all cells; a row with too few cells lacks its last columns.
 
     Without a `separator`, the header determines it. Raises DataError, which names the line, if the file is not valid.
     """
@@ -29,7 +30,7 @@ def read_csv(file: TextFile, limit: RowLimit, separator: str | None = None) -> I
         limit.check_columns(len(names), "the header")
         if len(set(names)) < len(names):
             raise DataError(f"The header names a column twice: {', '.join(names)}")
-        for cells in lines:
+        for cells in islice(lines, start - 1, None):
             if len(cells) > len(names):
                 raise DataError(f"line {lines.number} has more cells than the header has columns")
             yield dict(zip(names, cells, strict=False))

@@ -28,7 +28,7 @@ _EXTENSIONS: dict[str, FileFormat] = {
 _SUPPORTED = "supported are json, jsonl, csv, tsv and parquet, and all but parquet also as .gz or .zst"
 _USUAL_LIMIT = RowLimit()
 
-_READERS: dict[FileFormat, Callable[[TextFile, RowLimit], Iterator[Row]]] = {
+_READERS: dict[FileFormat, Callable[[TextFile, RowLimit, int], Iterator[Row]]] = {
     "json": json_files.read_json,
     "jsonl": json_files.read_jsonl,
     "csv": csv_files.read_csv,
@@ -56,15 +56,20 @@ def detect_format(path: Path, name: str | None = None, encoding: Encoding | None
 
 
 def read_rows(
-    path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT, encoding: Encoding | None = None
+    path: Path,
+    file_format: FileFormat,
+    limit: RowLimit = _USUAL_LIMIT,
+    encoding: Encoding | None = None,
+    start: int = 1,
 ) -> Iterator[Row]:
-    """Yield the rows in order. Without an `encoding`, the text's beginning determines it.
+    """Yield the rows from number `start` on in order; those before are skipped with as little work as possible.
 
-    Raises DataError, which names the line (csv, tsv, jsonl) or row, if one cannot be read or exceeds the limit.
+    Without an `encoding`, the text's beginning determines it. Raises DataError, which names the line (csv, tsv, jsonl)
+    or row, if one cannot be read or exceeds the limit.
     """
     if file_format == "parquet":
-        return parquet_files.read_parquet(path, limit)
-    return _READERS[file_format](TextFile.inspect(path, encoding), limit)
+        return parquet_files.read_parquet(path, limit, start)
+    return _READERS[file_format](TextFile.inspect(path, encoding), limit, start)
 
 
 def parse_all(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> int:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator
 from io import BufferedReader
+from itertools import islice
 from typing import Any
 
 from merlina.data.readers.encodings import SET_ENCODING
@@ -22,15 +23,15 @@ _MAX_WORD_LENGTH = 16
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_jsonl(file: TextFile, limit: RowLimit) -> Iterator[dict[str, Any]]:
+def read_jsonl(file: TextFile, limit: RowLimit, start: int = 1) -> Iterator[dict[str, Any]]:
     """Yield one object per line, skipping blank lines; read an array or an indented object like `read_json`.
 
-    Raises DataError, which names the line or row.
+    Lines before row `start` are not parsed. Raises DataError, which names the line or row.
     """
     if _holds_one_value(file):
-        yield from read_json(file, limit)
+        yield from read_json(file, limit, start)
     else:
-        for number, line in _lines(file, limit):
+        for number, line in islice(_lines(file, limit), start - 1, None):
             limit.check_json(line, f"line {number}")
             row = _json_object(line, number)
             limit.check_columns(len(row), f"line {number}")
@@ -41,20 +42,20 @@ def count_jsonl(file: TextFile, limit: RowLimit) -> int:
     return count_json(file, limit) if _holds_one_value(file) else sum(1 for _ in _lines(file, limit))
 
 
-def read_json(file: TextFile, limit: RowLimit) -> Iterator[dict[str, Any]]:
+def read_json(file: TextFile, limit: RowLimit, start: int = 1) -> Iterator[dict[str, Any]]:
     """Yield the rows of an array (incrementally) or of an object of columns, or the single row that an object is.
 
-    Raises DataError, which names the row.
+    The first of them is row `start`. Raises DataError, which names the row.
     """
     with file.open() as stream:
-        start = _skip_to_json(stream)
-        if start == b"[":
-            yield from _read_array(stream, limit)
-        elif start == b"{" and holds_lines(stream.read(HEAD_BYTES)):
-            yield from read_jsonl(file, limit)
-        elif start == b"{":
-            yield from _read_one_object(file, limit)
-        elif start:
+        opening = _skip_to_json(stream)
+        if opening == b"[":
+            yield from islice(_read_array(stream, limit), start - 1, None)
+        elif opening == b"{" and holds_lines(stream.read(HEAD_BYTES)):
+            yield from read_jsonl(file, limit, start)
+        elif opening == b"{":
+            yield from islice(_read_one_object(file, limit), start - 1, None)
+        elif opening:
             raise DataError("The JSON file must contain an array of objects, one object of columns, or one row")
 
 

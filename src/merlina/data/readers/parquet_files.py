@@ -19,15 +19,16 @@ _MAX_BATCH_BYTES = 1024**3
 _MAX_VALUES_AT_ONCE = 100_000
 
 
-def read_parquet(path: Path, limit: RowLimit) -> Iterator[dict[str, Any]]:
-    """Yield the rows in order. Raises DataError, which names the last readable row, if the file is damaged."""
-    number = 0
-    for batch in _small_batches(path, limit):
+def read_parquet(path: Path, limit: RowLimit, start: int = 1) -> Iterator[dict[str, Any]]:
+    """Yield the rows from number `start` on in order, without reading the row groups that precede it.
+
+    Raises DataError, which names the last readable row, if the file is damaged.
+    """
+    for number, batch in _small_batches(path, limit, start):
         try:
             rows = batch.to_pylist()
         except (ValueError, OverflowError) as error:  # text that is not UTF-8, times outside Python's range
             raise DataError(f"The Parquet file cannot be read after row {number}: {first_line(error)}") from error
-        number += len(rows)
         for row in rows:
             yield {name: _finite(value) for name, value in row.items()}
 
@@ -40,24 +41,34 @@ def count_parquet(path: Path) -> int:
 
 def parse_parquet(path: Path, limit: RowLimit) -> int:
     """Decompress and validate the whole file, and return the number of rows. Raises DataError."""
-    return sum(batch.num_rows for batch in _small_batches(path, limit, checked=True))
+    return sum(batch.num_rows for _, batch in _small_batches(path, limit, checked=True))
 
 
-def _small_batches(path: Path, limit: RowLimit, *, checked: bool = False) -> Iterator[Any]:
-    """Yield batches small enough to convert to Python objects. Raises DataError if a row exceeds the limit."""
-    number = 0
-    for batch in _batches(path, checked=checked):
+def _small_batches(path: Path, limit: RowLimit, start: int = 1, *, checked: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield batches small enough to convert to Python objects, each with the number of rows that precede it.
+
+    The first of them begins with row `start`. Raises DataError if a row exceeds the limit.
+    """
+    for before, whole in _batches(path, start, checked=checked):
+        number = max(before, start - 1)
+        if before + whole.num_rows <= number:
+            continue
+        batch = whole.slice(number - before)
         limit.check_columns(batch.num_columns, "the Parquet file")
         if _decoded_size(batch) <= limit.size and _value_count(batch) <= _MAX_VALUES_AT_ONCE:
-            yield batch
+            yield number, batch
         else:
-            for offset in range(batch.num_rows):
-                row, place = batch.slice(offset, 1), f"row {number + offset + 1}"
-                if _decoded_size(row) > limit.size:
-                    raise limit.exceeded(place)
-                limit.check_values(_value_count(row), place)
-                yield row
-        number += batch.num_rows
+            yield from _single_rows(number, batch, limit)
+
+
+def _single_rows(number: int, batch: Any, limit: RowLimit) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a large batch one by one, as `_small_batches` does. Raises DataError."""
+    for before in range(number, number + batch.num_rows):
+        row, place = batch.slice(before - number, 1), f"row {before + 1}"
+        if _decoded_size(row) > limit.size:
+            raise limit.exceeded(place)
+        limit.check_values(_value_count(row), place)
+        yield before, row
 
 
 def _value_count(batch: Any) -> int:
@@ -86,25 +97,38 @@ def _values_in(array: Any) -> int:
     return count
 
 
-def _batches(path: Path, *, checked: bool = False) -> Iterator[Any]:
+def _batches(path: Path, start: int = 1, *, checked: bool = False) -> Iterator[tuple[int, Any]]:
+    """Yield batches from the row group of row `start` on, each with the number of rows that precede it."""
     import pyarrow
 
-    number, decompressed = 0, 0
+    decompressed = 0
     max_bytes = max_decompressed(path.stat().st_size)
     with _opened(path) as file:
         _check_declared_sizes(file.metadata)
+        number, groups = _row_groups_from(file.metadata, start)
         try:
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups):
                 size = _decoded_size(batch)
                 decompressed += size
                 if decompressed > max_bytes or size > _MAX_BATCH_BYTES:
                     raise DataError(_decompresses_to_too_much(number, decompressed))
                 if checked:
                     batch.validate(full=True)
-                yield batch
+                yield number, batch
                 number += batch.num_rows
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"The Parquet file cannot be read after row {number}: {first_line(error)}") from error
+
+
+def _row_groups_from(metadata: Any, start: int) -> tuple[int, list[int]]:
+    """Return the number of rows before the row group that holds row `start`, and this group with all later ones."""
+    before = 0
+    for index in range(metadata.num_row_groups):
+        rows = metadata.row_group(index).num_rows
+        if before + rows >= start:
+            return before, list(range(index, metadata.num_row_groups))
+        before += rows
+    return before, []
 
 
 def _decoded_size(batch: Any) -> int:

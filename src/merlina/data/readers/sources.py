@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from merlina.data.readers.files import Row, detect_format, encoding_note, read_rows
@@ -46,11 +47,15 @@ def open_rows(
     *,
     download: bool = False,
     limit: RowLimit = _USUAL_LIMIT,
+    start: int = 1,
 ) -> Iterator[Row]:
-    """Yield the rows of the resolved source; `download` caches a Hub data set instead of streaming it."""
+    """Yield the rows of the resolved source from number `start` on.
+
+    `download` caches a Hub data set instead of streaming it.
+    """
     if file is None:
-        return read_hub_rows(source, token, download=download, limit=limit)
-    return read_rows(file, file_format_of(source, file), limit, source.encoding)
+        return islice(read_hub_rows(source, token, download=download, limit=limit), start - 1, None)
+    return read_rows(file, file_format_of(source, file), limit, source.encoding, start)
 
 
 def file_format_of(source: DatasetSource, file: Path) -> FileFormat:

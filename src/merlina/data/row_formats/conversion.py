@@ -46,10 +46,18 @@ class RowConversion:
     row_format: RowFormat
     unused_columns: tuple[str, ...]
 
-    def outcomes(self, rows: Iterable[Row]) -> Iterator[Pair | SkippedRow]:
-        """Yield the pairs of each row, or the row with the reason for which it is skipped; rows count from 1."""
-        converted = self._converted(rows)
-        for item in _merged(converted) if ROW_FORMATS[self.row_format].merges_adjacent else converted:
+    @property
+    def merges_adjacent(self) -> bool:
+        """Whether adjacent rows with the same prompt are converted as one."""
+        return ROW_FORMATS[self.row_format].merges_adjacent
+
+    def outcomes(self, rows: Iterable[Row], start: int = 1) -> Iterator[Pair | SkippedRow]:
+        """Yield the pairs of each row, or the row with the reason for which it is skipped.
+
+        `start` is the number of the first of `rows`.
+        """
+        converted = self._converted(rows, start)
+        for item in _merged(converted) if self.merges_adjacent else converted:
             if isinstance(item, SkippedRow):
                 yield item
             elif isinstance(item.content, RankedAnswers):
@@ -57,10 +65,10 @@ class RowConversion:
             else:
                 yield from self._pairs(item.content, item)
 
-    def _converted(self, rows: Iterable[Row]) -> Iterator[_Converted | SkippedRow]:
+    def _converted(self, rows: Iterable[Row], start: int) -> Iterator[_Converted | SkippedRow]:
         mapping = self.config.column_mapping
         columns = ROW_FORMATS[self.row_format].columns | STANDARD.columns
-        for number, stored in enumerate(rows, start=1):
+        for number, stored in enumerate(rows, start):
             try:
                 mapped = map_columns(stored, mapping)
                 refuse_media(mapped)

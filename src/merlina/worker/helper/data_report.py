@@ -11,7 +11,7 @@ from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.dataset import held_out_rows, read_pairs
 from merlina.data.examination import BatchConversion, Converted, examine_batches
 from merlina.data.length_statistics import token_lengths
-from merlina.data.preview import PREVIEW_SEED
+from merlina.data.previews.formatted_rows import PREVIEW_SEED
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import RowExaminer
@@ -65,7 +65,7 @@ def _measuring(convert_all: BatchConversion[_Sample], lengths: array[int]) -> Ba
     def convert_and_measure(pairs: Sequence[Pair]) -> Iterator[Converted[_Sample] | UnusableRowError]:
         for conversion in convert_all(pairs):
             if not isinstance(conversion, UnusableRowError) and conversion[1] is not None:
-                lengths.append(conversion[1].longest_whole)
+                lengths.append(conversion[1].untruncated)
             yield conversion
 
     return convert_and_measure

@@ -9,8 +9,8 @@ from typing import Any
 
 from merlina.data.conversation import Pair, UnusableRowError
 from merlina.data.examination import Converted, row_examiner
-from merlina.data.preview import SampleBuilder, text_sample_builder
-from merlina.data.preview import preview_formatted as preview_pairs
+from merlina.data.previews.formatted_rows import RowSelection, SampleBuilder, text_sample_builder
+from merlina.data.previews.formatted_rows import preview_formatted as preview_pairs
 from merlina.data.readers.hub import count_hub_rows as count_hub_rows_of
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
@@ -20,7 +20,7 @@ from merlina.errors import DataError, shorten
 from merlina.schemas.operations import CountHubRows, DescribeData, FormattedRows, PreviewFormatted
 from merlina.worker.encoding import EncodedPair, PairEncoder
 from merlina.worker.helper.phases import PHASES
-from merlina.worker.helper.rows import stated_rows
+from merlina.worker.helper.rows import phase_name, stated_rows
 from merlina.worker.helper.token_texts import token_texts
 
 _MAX_SECONDS = 60.0
@@ -34,12 +34,13 @@ def count_hub_rows(operation: CountHubRows) -> int | None:
 
 
 def preview_formatted(operation: PreviewFormatted) -> FormattedRows:
-    """Format the first rows, with token ids if the configuration has `model_name`. Raises DataError, ModelError."""
-    with PHASES.during("Reading the first rows", _MAX_SECONDS, DataError):
+    """Format rows, with token ids if the configuration has `model_name`. Raises DataError, ModelError."""
+    with PHASES.during(phase_name(operation.row), _MAX_SECONDS, DataError):
         row_limit = RowLimit.of_megabytes(operation.max_row_mb)
+        selection = RowSelection(operation.limit, operation.row, operation.only)
         show, make_examiner = sample_builder(operation)
         preview = preview_pairs(
-            operation.config, operation.file, operation.token, show, make_examiner, operation.limit, row_limit
+            operation.config, operation.file, operation.token, show, make_examiner, selection, row_limit
         )
         config, file = operation.config, operation.file
         warnings = [*describe_encoding(config.source, file), *preview.warnings]

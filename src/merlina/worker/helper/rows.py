@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from merlina.data import preview
 from merlina.data.conversation import Pair
 from merlina.data.dataset import read_sources
 from merlina.data.fingerprint import digest_of, fingerprint
+from merlina.data.previews import stored_rows
 from merlina.data.readers.files import count_rows as count_rows_of
 from merlina.data.readers.files import detect_format, parse_all
 from merlina.data.readers.row_limit import RowLimit
@@ -34,12 +34,17 @@ _MAX_ROWS_EXAMINED = 500
 
 
 def preview_rows(operation: PreviewRows) -> RawRows:
-    """Return the first rows as stored. Raises DataError."""
-    with PHASES.during("Reading the first rows", _PREVIEW_SECONDS, DataError):
+    """Return rows as stored. Raises DataError."""
+    with PHASES.during(phase_name(operation.row), _PREVIEW_SECONDS, DataError):
         config, file, row_limit = operation.config, operation.file, RowLimit.of_megabytes(operation.max_row_mb)
-        found = preview.preview_rows(config, file, operation.token, operation.limit, row_limit)
+        found = stored_rows.preview_rows(config, file, operation.token, operation.limit, row_limit, start=operation.row)
         warnings = [*describe_encoding(config.source, file), *found.warnings]
         return RawRows(**{**vars(found), "warnings": warnings}, total_rows=stated_rows(config, file))
+
+
+def phase_name(row: int) -> str:
+    """Return the name of the phase that reads rows from this number on."""
+    return "Reading the first rows" if row == 1 else f"Reading the data set up to row {row:,}"
 
 
 def stated_rows(dataset: DatasetConfig, file: Path | None) -> int | None:
