@@ -93,7 +93,7 @@ def _tokenized(arguments: argparse.Namespace, model: Path, folder: Path) -> Path
 
     from merlina.data.conversation import Pair
     from merlina.data.dataset import read_pairs
-    from merlina.schemas.datasets import DatasetConfig
+    from merlina.schemas.datasets.config import DatasetConfig
     from merlina.training.models.loading import load_tokenizer
     from merlina.worker.encoding import PairEncoder
 

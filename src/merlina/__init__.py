@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merlina.client import AsyncClient, Client
-    from merlina.schemas.datasets import DatasetConfig
+    from merlina.schemas.datasets.config import DatasetConfig
     from merlina.schemas.training import TrainingConfig
 
     __version__: str

@@ -14,7 +14,7 @@ import pytest
 from merlina.client import AsyncClient, Client
 from merlina.errors import ConflictError, InsufficientMemoryError, InvalidRequestError, NotFoundError
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerRequest, AnswerText, ComparisonRequest
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 from merlina.storage.database import Database
 from tests.chat.trained import QUESTION, Trained, reference_answer
 from tests.harness import Server, acting_worker, has_ended, pairs_file, training_config, until

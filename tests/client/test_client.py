@@ -24,7 +24,7 @@ from merlina.errors import (
     UnauthorizedError,
 )
 from merlina.run_folder import EventLog
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.events import Ended, Metrics
 from merlina.schemas.messages import JobMessage, MetricsMessage
 from merlina.schemas.training import TrainingConfig

@@ -7,7 +7,7 @@ import pytest
 from merlina.data.chat_formats import FORMATS, MARKERS, formatter
 from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
 from merlina.errors import DataError
-from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
+from merlina.schemas.datasets.config import CustomTemplates, DatasetFormat, FormatType
 
 TURN = (Message("user", "P"),)
 WITH_SYSTEM = (Message("system", "S"), *TURN)

@@ -10,7 +10,7 @@ from merlina.data.conversation import Message, Pair, SkippedRow
 from merlina.data.dataset import read_pairs
 from merlina.data.previews.formatted_rows import RowSelection, preview_formatted, text_sample_builder
 from merlina.data.row_examiner import RowExaminer
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 
 ROWS = [
     {"prompt": "Name a river.", "chosen": " The Rhine.\n", "rejected": "A hill."},

@@ -21,7 +21,7 @@ from merlina.data.row_examiner import RowExaminer
 from merlina.data.row_formats.conversion import conversion_of
 from merlina.errors import DataError, ForbiddenError, NotFoundError
 from merlina.paths import AllowedPaths
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 
 GOOD = {"question": "Why?", "good": "So.", "bad": "No."}
 MAPPING = {"question": "prompt", "good": "chosen", "bad": "rejected"}

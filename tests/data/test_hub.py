@@ -34,7 +34,7 @@ import json, sys
 from itertools import islice
 from merlina.data.readers.hub import read_hub_rows
 from merlina.errors import DataError
-from merlina.schemas.datasets import DatasetSource
+from merlina.schemas.datasets.sources import DatasetSource
 def look(repo_id, token=None, count=99, download=False, **fields):
     source = DatasetSource(source_type="huggingface", repo_id=repo_id, **fields)
     try:

@@ -17,7 +17,7 @@ from merlina.data.previews.formatted_rows import (
 from merlina.data.previews.stored_rows import preview_rows
 from merlina.data.row_examiner import RowExaminer
 from merlina.errors import DataError
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 
 
 def config(path: Path, rows: Sequence[dict[str, Any]], **changes: Any) -> DatasetConfig:

@@ -10,7 +10,7 @@ from merlina.data.dataset import held_out_rows
 from merlina.data.label_balance import LabelWeights
 from merlina.data.pairs import to_pair
 from merlina.data.row_examiner import Lengths, RowExaminer
-from merlina.schemas.datasets import DataFinding
+from merlina.schemas.datasets.responses import DataFinding
 
 
 def examine(rows: list[dict[str, Any]], test_size: float = 0.0, **examiner: Any) -> dict[str, DataFinding]:

@@ -11,7 +11,7 @@ from merlina.data.conversation import Message, Pair, SkippedRow, assistant
 from merlina.data.pairs import to_demonstration
 from merlina.data.row_formats.conversion import RowConversion, conversion_of
 from merlina.data.row_formats.registry import ROW_FORMATS
-from merlina.schemas.datasets import AnswersNeeded, DatasetConfig, RowFormat
+from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, RowFormat
 
 Rows = list[dict[str, Any]]
 ASK, GOOD, BAD = "Name a river.", "The Rhine.", "A hill."

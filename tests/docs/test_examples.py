@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 
 from merlina.cli.config_file import read_mapping
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.parsing.stored_config import check_partial
 from merlina.schemas.training import TrainingConfig
 from tests.docs.pages import PAGES, REPOSITORY, Block, blocks

@@ -12,7 +12,7 @@ import pytest
 from merlina.data.chat_formats import formatter
 from merlina.data.conversation import Message, Pair, assistant
 from merlina.domain.job_states import JobState
-from merlina.schemas.datasets import DatasetFormat, FindingKind, FormatType
+from merlina.schemas.datasets.config import DatasetFormat, FindingKind, FormatType
 from tests.docs.pages import FOLDER, PAGES, REPOSITORY, anchors, inline_code, links
 from tests.docs.tables import TABLES, with_table
 from tests.harness import Server

@@ -12,7 +12,7 @@ from merlina.api.page import _VIEWS
 from merlina.cli.main import commands
 from merlina.client import Client
 from merlina.data.row_formats.registry import ROW_FORMATS
-from merlina.schemas.datasets import FormatType, TrainingMode
+from merlina.schemas.datasets.config import FormatType, TrainingMode
 from tests.docs.pages import FOLDER, PAGES, REPOSITORY, inline_code
 
 UI = REPOSITORY / "ui" / "src"

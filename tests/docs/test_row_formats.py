@@ -10,7 +10,7 @@ import pytest
 
 from merlina.data.conversation import Pair, assistant
 from merlina.data.row_formats.conversion import conversion_of
-from merlina.schemas.datasets import DatasetConfig, RowFormat
+from merlina.schemas.datasets.config import DatasetConfig, RowFormat
 from tests.docs.pages import FOLDER
 
 _PAGE = (FOLDER / "datasets.md").read_text().split("\n## Row layouts\n")[1].split("\n### ")[0]

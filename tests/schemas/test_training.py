@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from merlina.schemas.chat import AnswerRequest
 from merlina.schemas.configs import ImportConfigRequest, SaveConfigRequest
-from merlina.schemas.datasets import DatasetConfig, DatasetSource
+from merlina.schemas.datasets.config import DatasetConfig
+from merlina.schemas.datasets.sources import DatasetSource
 from merlina.schemas.parsing.validation_errors import describe
 from merlina.schemas.training import TrainingConfig
 

@@ -19,7 +19,7 @@ _SCRIPT = """\
 from typing import Any
 
 from merlina import AsyncClient, Client, DatasetConfig, TrainingConfig
-from merlina.schemas.datasets import DatasetSource
+from merlina.schemas.datasets.sources import DatasetSource
 
 source = DatasetSource(source_type="local_file", file_path="pairs.jsonl")
 config = TrainingConfig(base_model="org/model", output_name="tuned", dataset=DatasetConfig(source=source))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from merlina.data.conversation import Message, Pair, assistant
-from merlina.schemas.datasets import DatasetFormat, FormatType
+from merlina.schemas.datasets.config import DatasetFormat, FormatType
 from merlina.worker.encoding import PairEncoder
 from tests.tiny import build_tiny_sentencepiece_tokenizer, build_tiny_tokenizer
 

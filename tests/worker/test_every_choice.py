@@ -19,7 +19,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
-from merlina.schemas.datasets import RowFormat
+from merlina.schemas.datasets.config import RowFormat
 from merlina.schemas.training import TrainingConfig
 from tests.tiny import build_tiny_model
 

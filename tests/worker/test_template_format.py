@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
-from merlina.schemas.datasets import DatasetFormat
+from merlina.schemas.datasets.config import DatasetFormat
 from merlina.worker.encoding import EncodedPair, PairEncoder
 from tests.tiny import build_tiny_tokenizer
 from tests.worker.chat_templates import (

@@ -9,7 +9,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from merlina.data.chat_formats import formatter
 from merlina.data.conversation import Message, Pair, assistant
-from merlina.schemas.datasets import DatasetFormat, FormatType
+from merlina.schemas.datasets.config import DatasetFormat, FormatType
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.templates import chat_template, saved_template
 from tests.tiny import build_tiny_sentencepiece_tokenizer

@@ -10,7 +10,7 @@ from merlina.domain.timestamps import iso
 from merlina.executors.chat_process import ChatStatus
 from merlina.jobs.requests import pending_requests
 from merlina.schemas.chat import ChatState
-from merlina.schemas.datasets import UploadEntry, UploadResponse
+from merlina.schemas.datasets.responses import UploadEntry, UploadResponse
 from merlina.schemas.events import BaseEvent, Ended, Logged, Paused, Started, StateChanged
 from merlina.schemas.jobs import (
     PRIORITY_NUMBER,

@@ -15,7 +15,7 @@ from merlina.cli.console import ApiKey, AsJson, Url, client, duration, output, p
 from merlina.client import DEFAULT_URL
 from merlina.domain.units import GIB, MIB, gib
 from merlina.errors import Finding, InvalidRequestError, NotFoundError
-from merlina.schemas.datasets import DetectedFormat, PreviewResponse
+from merlina.schemas.datasets.responses import DetectedFormat, PreviewResponse
 from merlina.schemas.validation import MemoryEstimate, ValidationChecks, ValidationResponse, ValidationResults
 
 ConfigFile = Annotated[Path, typer.Argument(help="A TrainingConfig as JSON or YAML.")]

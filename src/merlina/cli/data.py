@@ -22,7 +22,8 @@ from merlina.cli.serve import read_settings
 from merlina.errors import DataError, InvalidRequestError, NotFoundError
 from merlina.executors.helper_pools import HelperPools, Repo
 from merlina.preflight.models import model_repos
-from merlina.schemas.datasets import DataFinding, DatasetConfig, FormatType, LengthHistogram, RowFormat, TrainingMode
+from merlina.schemas.datasets.config import DatasetConfig, FormatType, RowFormat, TrainingMode
+from merlina.schemas.datasets.responses import DataFinding, LengthHistogram
 from merlina.schemas.inspection import DataReport, PairCharacters, PairTokens, TokenLengths
 from merlina.schemas.operations import DescribeData
 from merlina.schemas.parsing.validation_errors import describe

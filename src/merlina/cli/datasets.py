@@ -15,7 +15,7 @@ from merlina.cli.check import show_detected_format
 from merlina.cli.console import ApiKey, AsJson, Url, client, output, print_json, print_table
 from merlina.client import DEFAULT_URL
 from merlina.errors import InvalidRequestError, NotFoundError
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.parsing.validation_errors import describe
 
 commands = typer.Typer(no_args_is_help=True)

@@ -22,7 +22,7 @@ from merlina.cli.serve import read_settings
 from merlina.client import Client
 from merlina.errors import InvalidRequestError, ModelError
 from merlina.schemas.chat import AnswerRequest, AnswerText, ChatMessage, Side
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.messages import CompletedMessage, ErrorMessage
 from merlina.schemas.training import TrainingConfig
 from merlina.settings import Settings

@@ -27,11 +27,10 @@ from merlina.schemas.configs import (
     ConfigWritten,
     SavedConfig,
 )
-from merlina.schemas.datasets import (
+from merlina.schemas.datasets.config import DatasetConfig, RowFilter
+from merlina.schemas.datasets.responses import (
     ColumnsResponse,
-    DatasetConfig,
     PreviewResponse,
-    RowFilter,
     UploadDeleted,
     UploadList,
     UploadResponse,

@@ -15,7 +15,7 @@ from merlina.data.system_messages import system_as_user
 from merlina.data.template_format import ChatTemplate, TemplateFormat
 from merlina.data.thoughts import thought_text, with_separate_thought, without_thought
 from merlina.errors import DataError
-from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
+from merlina.schemas.datasets.config import CustomTemplates, DatasetFormat, FormatType
 
 Formatter = Callable[[Pair], Rendered]
 _Renderer = Callable[[Pair, DatasetFormat], Rendered]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from merlina.data.conversation import Message, Pair, SkippedRow
 from merlina.data.digests import pair_digest, prompt_digest
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 
 
 class Cleaning:

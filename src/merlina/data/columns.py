@@ -8,7 +8,7 @@ from typing import get_args
 
 from merlina.data.readers.files import Row
 from merlina.errors import DataError
-from merlina.schemas.datasets import PairColumn
+from merlina.schemas.datasets.config import PairColumn
 
 
 def check_mapping(rows: Sequence[Row], mapping: Mapping[str, PairColumn] | None) -> None:

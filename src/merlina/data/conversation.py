@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from merlina.errors import DataError, shorten
-from merlina.schemas.datasets import FindingKind
+from merlina.schemas.datasets.config import FindingKind
 
 _MAX_REASON_LENGTH = 300
 

@@ -15,7 +15,7 @@ from merlina.data.readers.files import Row
 from merlina.data.readers.row_limit import RowLimit, approximate_size
 from merlina.data.readers.sources import open_rows
 from merlina.data.row_formats.conversion import RowConversion, conversion_of
-from merlina.schemas.datasets import AnswersNeeded, DatasetConfig
+from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig
 
 _ROWS_WITH_ALL_COLUMNS = 20
 _BYTES_HELD_FOR_COLUMNS = 16 * 1024**2

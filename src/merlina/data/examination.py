@@ -10,7 +10,7 @@ from typing import TypeVar
 from merlina.data.chat_formats import MARKERS
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.row_examiner import Lengths, RowExaminer
-from merlina.schemas.datasets import FindingKind, FormatType
+from merlina.schemas.datasets.config import FindingKind, FormatType
 
 _T = TypeVar("_T")
 Converted = tuple[_T, Lengths | None, Iterable[FindingKind]]

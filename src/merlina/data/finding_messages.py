@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from merlina.schemas.datasets import DatasetOption, FindingKind
+from merlina.schemas.datasets.config import DatasetOption, FindingKind
 
 # `of` is the number of rows, `prompts` and `answers` are numbers of truncated tokens, `columns` are names.
 MESSAGES: dict[FindingKind, str] = {

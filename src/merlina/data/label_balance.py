@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from merlina.schemas.datasets import DataFinding
+from merlina.schemas.datasets.responses import DataFinding
 from merlina.schemas.training import TrainingConfig
 
 _MIN_ANSWERS = 20

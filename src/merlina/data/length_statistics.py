@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from merlina.data.conversation import Pair
-from merlina.schemas.datasets import LengthHistogram
+from merlina.schemas.datasets.responses import LengthHistogram
 from merlina.schemas.inspection import TokenLengths
 
 _USUAL_BINS = 20

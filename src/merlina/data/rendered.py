@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from merlina.data.conversation import Message, Pair
-from merlina.schemas.datasets import FindingKind
+from merlina.schemas.datasets.config import FindingKind
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from merlina.data.digests import pair_digest, prompt_digest
 from merlina.data.finding_messages import MESSAGES, OPTIONS
 from merlina.data.label_balance import NO_LABEL_WEIGHTS, LabelWeights, label_imbalance
 from merlina.data.truncation import truncate_name
-from merlina.schemas.datasets import DataFinding, FindingKind
+from merlina.schemas.datasets.config import FindingKind
+from merlina.schemas.datasets.responses import DataFinding
 
 _EXAMPLES = 5
 _REASONS_SHOWN = 3

@@ -33,7 +33,7 @@ from merlina.data.thoughts import (
     without_empty_thought,
     without_opened_thought,
 )
-from merlina.schemas.datasets import FindingKind
+from merlina.schemas.datasets.config import FindingKind
 
 # Their first and last characters differ, so that what their renderings have in common belongs to the template.
 _OTHER_ANSWERS = (Message("assistant", "Yes"), Message("assistant", "No"))

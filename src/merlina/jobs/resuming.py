@@ -17,7 +17,7 @@ from merlina.errors import BusyError, DataError, HelperError, InvalidRequestErro
 from merlina.executors.helper_process import HelperPool
 from merlina.model_placement import placement_awaiting_end
 from merlina.run_folder import RunFolder
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.operations import CompareRows
 from merlina.schemas.parsing.stored_config import read_stored_config

@@ -37,7 +37,7 @@ from merlina.preflight.time_estimate import estimate_time, find_earlier_run
 from merlina.preflight.unused_settings import check_unused_settings
 from merlina.preflight.upload import UploadCheck
 from merlina.preflight.wandb import check_wandb
-from merlina.schemas.datasets import DatasetConfig, DatasetPart
+from merlina.schemas.datasets.config import DatasetConfig, DatasetPart
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.operations import CountHubRows, ExamineRows, InspectRun, MeasureMatrixSpeed
 from merlina.schemas.training import TrainingConfig

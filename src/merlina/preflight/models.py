@@ -16,7 +16,7 @@ from merlina.hub_reachability import HubReachability
 from merlina.paths import read_small_file
 from merlina.preflight.hub_access import check_repo
 from merlina.preflight.report import CheckResult, error, warning
-from merlina.schemas.datasets import FormatType
+from merlina.schemas.datasets.config import FormatType
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.parsing.json_text import why_not_json
 from merlina.schemas.training import TrainingConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from merlina.data.readers.compression import compression_of
 from merlina.executors.helper_process import HelperPool
-from merlina.schemas.datasets import DatasetSource
+from merlina.schemas.datasets.sources import DatasetSource
 from merlina.schemas.operations import CountRows
 from merlina.storage import uploads
 from merlina.storage.database import Database

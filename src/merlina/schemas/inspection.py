@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from merlina.domain.adapter_targets import Site
-from merlina.schemas.datasets import DataFinding, DetectedFormat, LengthHistogram
+from merlina.schemas.datasets.responses import DataFinding, DetectedFormat, LengthHistogram
 
 ROWS_PER_BLOCK = 1000
 

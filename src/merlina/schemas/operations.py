@@ -14,17 +14,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from merlina.schemas.chat import AnswerEnds, ChatMessage, Sampling, Side
-from merlina.schemas.datasets import (
-    AnswersNeeded,
-    DataFinding,
-    DatasetConfig,
-    DetectedFormat,
-    Encoding,
-    FileFormat,
-    LengthHistogram,
-    RowFilter,
-    RowPreview,
-)
+from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, RowFilter
+from merlina.schemas.datasets.responses import DataFinding, DetectedFormat, LengthHistogram, RowPreview
+from merlina.schemas.datasets.sources import Encoding, FileFormat
 from merlina.schemas.inspection import DataFacts, DataReport, Fingerprint, ModelFacts, RunFacts, TokenizerFacts
 from merlina.schemas.training import TrainingConfig
 

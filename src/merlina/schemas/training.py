@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 
 from merlina.domain.adapter_targets import ALL_LINEAR
 from merlina.schemas.base import RequestModel, Token
-from merlina.schemas.datasets import AnswersNeeded, DatasetConfig, answers_needed
-from merlina.schemas.datasets import TrainingMode as TrainingMode
+from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, answers_needed
+from merlina.schemas.datasets.config import TrainingMode as TrainingMode
 from merlina.schemas.parsing.validation_errors import at_field
 
 OptimizerType = Literal[

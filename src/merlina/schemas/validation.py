@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 from merlina.domain.adapter_targets import AdapterKind
 from merlina.errors import Finding
 from merlina.schemas.base import ResponseModel
-from merlina.schemas.datasets import DataFinding
+from merlina.schemas.datasets.responses import DataFinding
 
 
 class ValidationChecks(ResponseModel):

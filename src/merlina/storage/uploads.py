@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, delete, insert, select
 
-from merlina.schemas.datasets import FileFormat
+from merlina.schemas.datasets.sources import FileFormat
 from merlina.storage.tables import uploads
 
 

@@ -13,7 +13,7 @@ from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
 from merlina.data.examination import row_examiner
 from merlina.data.rendered import Rendered
 from merlina.data.row_examiner import Lengths, RowExaminer
-from merlina.schemas.datasets import DatasetFormat
+from merlina.schemas.datasets.config import DatasetFormat
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.tokens import PairTokenizer, TokenPair, Truncation, end_token
 from merlina.worker.templates import TokenizerTemplate

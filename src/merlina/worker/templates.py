@@ -14,7 +14,7 @@ from typing import Any
 
 from merlina.data.conversation import Message, UnusableRowError
 from merlina.errors import ModelError
-from merlina.schemas.datasets import CustomTemplates, DatasetFormat, FormatType
+from merlina.schemas.datasets.config import CustomTemplates, DatasetFormat, FormatType
 from merlina.training.models.tokens import automatic_bos
 from merlina.worker.rendering import render_template
 

@@ -22,7 +22,7 @@ from merlina.schemas.chat import (
     LoadRequest,
     Vote,
 )
-from merlina.schemas.datasets import UploadResponse
+from merlina.schemas.datasets.responses import UploadResponse
 
 router = APIRouter(prefix="/chat", tags=["chat"])
 

@@ -19,11 +19,10 @@ from merlina.data.readers.sources import resolve_file
 from merlina.errors import Finding, InvalidRequestError
 from merlina.executors.helper_pools import Repo
 from merlina.preflight.models import model_repos
-from merlina.schemas.datasets import (
+from merlina.schemas.datasets.config import DatasetRequest, RowFilter
+from merlina.schemas.datasets.responses import (
     ColumnsResponse,
-    DatasetRequest,
     PreviewResponse,
-    RowFilter,
     UploadDeleted,
     UploadList,
     UploadResponse,

@@ -26,7 +26,7 @@ from merlina.api.uploads.multipart import receive_file
 from merlina.checkpoints import sync
 from merlina.errors import BusyError, NotFoundError, OverridableError, StoredConfigError
 from merlina.run_folder import write_private
-from merlina.schemas.datasets import FileFormat
+from merlina.schemas.datasets.sources import FileFormat
 from merlina.schemas.operations import ParseUpload
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.storage import jobs, uploads

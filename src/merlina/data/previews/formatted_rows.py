@@ -21,18 +21,15 @@ from merlina.data.readers.row_limit import RowLimit
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.data.row_formats.registry import described
 from merlina.data.truncation import truncate_row
-from merlina.schemas.datasets import (
-    DataFinding,
+from merlina.schemas.datasets.config import (
     DatasetConfig,
     DatasetFormat,
-    DetectedFormat,
     FindingKind,
-    LengthHistogram,
     RowFilter,
     RowFindingKind,
-    RowPreview,
     answers_needed,
 )
+from merlina.schemas.datasets.responses import DataFinding, DetectedFormat, LengthHistogram, RowPreview
 
 _MAX_ROWS_EXAMINED = 500
 _EXAMINE_SECONDS = 0.2

@@ -16,7 +16,8 @@ from merlina.data.row_formats.conversion import conversion_of
 from merlina.data.row_formats.registry import described
 from merlina.data.truncation import truncate_name, truncate_row
 from merlina.errors import DataError
-from merlina.schemas.datasets import DatasetConfig, DetectedFormat
+from merlina.schemas.datasets.config import DatasetConfig
+from merlina.schemas.datasets.responses import DetectedFormat
 
 _COLUMNS_SHOWN = 1000
 # A row ends when the outcome of the next one is known.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 from merlina.errors import DataError
-from merlina.schemas.datasets import Encoding
+from merlina.schemas.datasets.sources import Encoding
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

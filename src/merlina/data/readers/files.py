@@ -13,7 +13,7 @@ from merlina.data.readers.encodings import is_utf_8
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.text_files import TextFile
 from merlina.errors import DataError
-from merlina.schemas.datasets import Encoding, FileFormat
+from merlina.schemas.datasets.sources import Encoding, FileFormat
 
 Row = dict[str, Any]
 

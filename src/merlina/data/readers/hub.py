@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import DataError, first_line
 from merlina.hub_errors import check_access, describe_hub_error, is_access_denied, is_unknown_revision
-from merlina.schemas.datasets import DatasetSource
+from merlina.schemas.datasets.sources import DatasetSource
 
 _USUAL_LIMIT = RowLimit()
 _NAMES_SHOWN = 50

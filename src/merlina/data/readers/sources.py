@@ -12,7 +12,8 @@ from merlina.data.readers.hub import check_not_a_folder, read_hub_rows
 from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import NotFoundError
 from merlina.paths import AllowedPaths
-from merlina.schemas.datasets import DatasetConfig, DatasetSource, FileFormat
+from merlina.schemas.datasets.config import DatasetConfig
+from merlina.schemas.datasets.sources import DatasetSource, FileFormat
 
 _USUAL_LIMIT = RowLimit()
 

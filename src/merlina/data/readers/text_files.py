@@ -9,7 +9,7 @@ from pathlib import Path
 
 from merlina.data.readers.compression import Compression, DecompressedStream, compression_of
 from merlina.data.readers.encodings import DetectedEncoding, Utf8Stream, codec_of, detect_encoding
-from merlina.schemas.datasets import Encoding
+from merlina.schemas.datasets.sources import Encoding
 
 HEAD_BYTES = 1024**2
 _BLOCK = 256 * 1024

@@ -17,7 +17,7 @@ from merlina.data.row_formats.registry import ROW_FORMATS, detect
 from merlina.data.row_formats.text_values import parsed, parsed_if_possible
 from merlina.data.row_formats.unpaired import is_unpaired, to_unpaired
 from merlina.data.row_formats.unused_columns import unused_text_columns
-from merlina.schemas.datasets import AnswersNeeded, DatasetConfig, FindingKind, RowFormat
+from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, FindingKind, RowFormat
 
 _NO_REMARKS: frozenset[FindingKind] = frozenset()
 _PARSED: frozenset[FindingKind] = frozenset({"parsed_from_text"})

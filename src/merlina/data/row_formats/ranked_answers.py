@@ -9,7 +9,7 @@ from typing import Any
 
 from merlina.data.conversation import UnusableRowError
 from merlina.data.readers.files import Row
-from merlina.schemas.datasets import PairsPerRow
+from merlina.schemas.datasets.config import PairsPerRow
 
 _MAX_ANSWERS_FOR_ALL = 64
 

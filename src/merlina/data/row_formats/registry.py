@@ -15,7 +15,8 @@ from merlina.data.row_formats.openai_preference import OPENAI_PREFERENCE
 from merlina.data.row_formats.ranked import HELPSTEER, NECTAR, RATED_GENERATIONS, ULTRAFEEDBACK
 from merlina.data.row_formats.transcripts import HH_RLHF
 from merlina.data.row_formats.unpaired import UNPAIRED
-from merlina.schemas.datasets import DetectedFormat, RowFormat
+from merlina.schemas.datasets.config import RowFormat
+from merlina.schemas.datasets.responses import DetectedFormat
 
 # In the order of detection: a row that fits several formats has the first of them.
 ROW_FORMATS: dict[RowFormat, RowConverter] = {

@@ -19,7 +19,7 @@ from merlina.data.row_formats.converter import (
     value_of,
 )
 from merlina.data.row_formats.instructions import instruction_turns
-from merlina.schemas.datasets import AnswersNeeded
+from merlina.schemas.datasets.config import AnswersNeeded
 
 _PROMPTS = ("prompt", "question", "query", "input")
 _ANSWERS = ("completion", "response", "answer", "output")

@@ -21,7 +21,7 @@ from merlina.jobs.supervisor.failure_log import FailureLog
 from merlina.jobs.supervisor.observations import Observations
 from merlina.processes import ProcessId
 from merlina.run_folder import RunFolder, RunOrder
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord

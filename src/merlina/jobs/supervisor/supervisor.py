@@ -27,7 +27,7 @@ from merlina.jobs.supervisor.observations import Observations
 from merlina.jobs.supervisor.run_monitor import RunMonitor
 from merlina.jobs.supervisor.starts import Starter
 from merlina.run_folder import RunFolder
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord

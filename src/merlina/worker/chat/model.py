@@ -19,7 +19,7 @@ from merlina.data.conversation import Message, Pair, assistant
 from merlina.domain.units import MIB
 from merlina.errors import ConflictError, InvalidRequestError
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText, EndReason, Sampling, Side
-from merlina.schemas.datasets import DatasetFormat
+from merlina.schemas.datasets.config import DatasetFormat
 from merlina.schemas.operations import AnswerMessages, FinishedAnswer, LoadChatModel
 from merlina.training.models.loading import ModelSpec, load_model, load_tokenizer, readable_errors, training_device
 from merlina.worker.chat.detokenizer import Detokenizer

@@ -14,7 +14,7 @@ from merlina.data.label_balance import label_weights
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import Lengths, RowExaminer
-from merlina.schemas.datasets import DatasetPart, FindingKind
+from merlina.schemas.datasets.config import DatasetPart, FindingKind
 from merlina.schemas.inspection import DataFacts, PairTokens
 from merlina.schemas.training import TrainingConfig
 from merlina.worker.encoding import PairEncoder

@@ -17,7 +17,8 @@ from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import RowExaminer
 from merlina.data.row_formats.registry import described
 from merlina.errors import DataError
-from merlina.schemas.datasets import DetectedFormat, answers_needed
+from merlina.schemas.datasets.config import answers_needed
+from merlina.schemas.datasets.responses import DetectedFormat
 from merlina.schemas.inspection import DataReport, PairCharacters, PairTokens
 from merlina.schemas.operations import DescribeData
 from merlina.worker.helper.phases import PHASES

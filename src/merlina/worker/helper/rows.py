@@ -14,7 +14,7 @@ from merlina.data.readers.files import detect_format, parse_all
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding, file_format_of
 from merlina.errors import DataError, HelperError
-from merlina.schemas.datasets import DatasetConfig
+from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.inspection import DataFacts
 from merlina.schemas.operations import (
     CompareRows,

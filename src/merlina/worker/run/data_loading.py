@@ -17,7 +17,7 @@ from merlina.data.fingerprint import FingerprintBuilder
 from merlina.data.label_balance import label_weights
 from merlina.data.row_examiner import RowExaminer
 from merlina.errors import DataError
-from merlina.schemas.datasets import DatasetPart
+from merlina.schemas.datasets.config import DatasetPart
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.training import TrainingConfig
 from merlina.training.evaluation_sets import HELD_OUT, EvaluationSet

@@ -23,7 +23,7 @@ from merlina.errors import InvalidRequestError, MerlinaError, first_line
 from merlina.hardware.host import available_memory, release_freed_memory
 from merlina.hub_errors import describe_hub_error
 from merlina.run_folder import RunOrder
-from merlina.schemas.datasets import DatasetSource
+from merlina.schemas.datasets.sources import DatasetSource
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
 from merlina.worker.run.data_loading import TrainingData

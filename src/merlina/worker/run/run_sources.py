@@ -11,7 +11,7 @@ from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_formats.registry import ROW_FORMATS
 from merlina.errors import DataError
 from merlina.run_folder import RunOrder
-from merlina.schemas.datasets import DatasetPart
+from merlina.schemas.datasets.config import DatasetPart
 from merlina.schemas.inspection import FileStamp
 from merlina.training.reporter import Reporter
 
