@@ -2,11 +2,11 @@
 
 The loss of a pair does not depend on other pairs, so the division of a step into passes does not change gradients. (The
 divergence of KTO is the exception; it is computed for the whole step beforehand.) To add an objective, write its
-function here with an entry in OBJECTIVES, and add its name to `TrainingMode` in schemas/datasets/config.py; ARCHITECTURE.md,
-"A training method", lists the rest.
+function here with an entry in OBJECTIVES, and add its name to `TrainingMode` in schemas/datasets/config.py;
+ARCHITECTURE.md, "A training method", lists the rest.
 
-Legend: U pairs, x a prompt, y_w its chosen and y_l its rejected answer, pi the trained model, ref the reference (the
-model before training). log pi(y|x) is a sum over the answer's tokens.
+Legend: U pairs (or unpaired answers), x a prompt, y_w its chosen and y_l its rejected answer, pi the trained model, ref
+the reference (the model before training). log pi(y|x) is a sum over the answer's tokens.
 
 The reward of an answer is what its method raises for chosen and lowers for rejected answers: beta * log pi/ref with a
 reference, otherwise beta times the mean or total log-probability. Metrics show rewards, their margin and accuracy.
