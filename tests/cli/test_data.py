@@ -110,11 +110,14 @@ def test_columns_are_mapped_and_a_format_is_set(tmp_path: Path) -> None:
 
 def test_conversations_with_one_answer_are_for_sft(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
-    file = rows_file(tmp_path / "chats.jsonl", [{"messages": messages}])
+    others = [[{**messages[0], "content": f"Why {number}?"}, messages[1]] for number in range(30)]
+    file = rows_file(tmp_path / "chats.jsonl", [{"messages": chat} for chat in (messages, *others)])
     refused = command("data", str(file))
     assert refused.returncode == 1
     assert "training_mode sft needs none" in refused.stderr
-    assert report(file, "--training-mode", "sft")["example"]["chosen"] == "Hello.<|im_end|>"
+    found = report(file, "--training-mode", "sft")
+    assert found["example"]["chosen"] == "Hello.<|im_end|>"
+    assert found["findings"] == []
 
 
 def test_the_encoding_is_reported_if_it_is_not_utf_8(tmp_path: Path) -> None:

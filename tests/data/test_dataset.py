@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from merlina import samples
 from merlina.data.columns import map_columns
 from merlina.data.conversation import Message, Pair, SkippedRow, assistant
-from merlina.data.dataset import held_out_rows, read_pairs
+from merlina.data.dataset import held_out_rows, read_pairs, read_sources
 from merlina.data.fingerprint import fingerprint
 from merlina.data.previews.formatted_rows import RowSelection, preview_formatted, text_sample_builder
 from merlina.data.previews.stored_rows import preview_rows
@@ -178,3 +178,40 @@ def test_a_fingerprint_covers_tools_calls_and_results() -> None:
         Pair((user,), assistant("Yes", "thought"), None),
     ]
     assert len({fingerprint([pair], 0.1).blocks for pair in variants}) == len(variants)
+
+
+PAIR = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+THUMB = {"prompt": "q", "completion": "so", "label": False}
+
+
+def sides(rows: Iterable[Pair | SkippedRow]) -> list[tuple[int, int, str | None, str | None]]:
+    pairs = [row for row in rows if isinstance(row, Pair)]
+    return [
+        (pair.number, pair.rows, pair.chosen and pair.chosen.content, pair.rejected and pair.rejected.content)
+        for pair in pairs
+    ]
+
+
+def test_the_answers_of_a_pair_among_unpaired_rows_count_by_themselves(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "mixed.jsonl", [THUMB, PAIR])
+    assert sides(read_pairs(config(file), file, None, answers_needed="any")) == [
+        (1, 1, None, "so"), (2, 1, "good", None), (2, 0, None, "bad"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("unpaired_at", ["first", "second", "evaluation"])
+def test_all_that_is_read_together_has_pairs_or_single_answers(tmp_path: Path, unpaired_at: str) -> None:
+    pairs, thumbs = jsonl(tmp_path / "p.jsonl", [PAIR]), jsonl(tmp_path / "u.jsonl", [THUMB])
+    kinds = {name: thumbs if name == unpaired_at else pairs for name in ("first", "second", "evaluation")}
+    first, second, evaluated = ((config(file), file) for file in kinds.values())
+    training, evaluation = read_sources([first, second], [evaluated], None, answers_needed="any")
+    assert len(sides(training)) == (4 if unpaired_at == "evaluation" else 3)
+    assert len(sides(evaluation[0])) == (1 if unpaired_at == "evaluation" else 2)
+    training, evaluation = read_sources([first, second], [evaluated], None)
+    assert len(sides(training)) + len(sides(evaluation[0])) == 2
+
+
+def test_pairs_are_cleaned_before_they_are_split(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "mixed.jsonl", [THUMB, {**PAIR, "rejected": "good"}])
+    spec = config(file, drop_identical_answers=True)
+    assert sides(read_pairs(spec, file, None, answers_needed="any")) == [(1, 1, None, "so")]

@@ -7,7 +7,7 @@ import pytest
 
 from merlina.data.conversation import Message, Pair, SkippedRow, UnusableRowError, assistant
 from merlina.data.dataset import held_out_rows
-from merlina.data.label_balance import LabelWeights
+from merlina.data.label_balance import LabelWeights, label_imbalance
 from merlina.data.pairs import to_pair
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets.responses import DataFinding
@@ -107,17 +107,21 @@ def labeled(good: int, bad: int) -> RowExaminer:
     return examiner
 
 
+UNEVEN = "{} answers are labeled true and {} false, and with desirable_weight {} and undesirable_weight {} one label "
+UNEVEN += "outweighs the other: "
+SET = "set {} to a value between {} and {}"
+
+
 @pytest.mark.parametrize(
     ("good", "bad", "weights", "message"),
     [
-        (90, 10, (1, 1), "90 answers are labeled true and 10 false, so that with these weights one label outweighs the "
-         "other: set undesirable_weight to a value between 6 and 9"),
-        (10, 90, (1, 1), "10 answers are labeled true and 90 false, so that with these weights one label outweighs the "
-         "other: set desirable_weight to a value between 9 and 14"),
-        (90, 10, (2, 1), "90 answers are labeled true and 10 false, so that with these weights one label outweighs the "
-         "other: set undesirable_weight to a value between 12 and 18"),
-        (50, 50, (1, 4), "50 answers are labeled true and 50 false, so that with these weights one label outweighs the "
-         "other: set desirable_weight to a value between 4 and 6"),
+        (90, 10, (1, 1), UNEVEN.format(90, 10, 1, 1) + SET.format("undesirable_weight", 6, 9)),
+        (10, 90, (1, 1), UNEVEN.format(10, 90, 1, 1) + SET.format("desirable_weight", 9, 14)),
+        (90, 10, (2, 1), UNEVEN.format(90, 10, 2, 1) + SET.format("undesirable_weight", 12, 18)),
+        (50, 50, (1, 4), UNEVEN.format(50, 50, 1, 4) + SET.format("desirable_weight", 4, 6)),
+        (1200, 1, (1, 1), UNEVEN.format("1,200", 1, 1, 1) + SET.format("undesirable_weight", 800, "1,000")),
+        (5000, 1, (1, 1), UNEVEN.format("5,000", 1, 1, 1)
+         + "no weight balances them, so use fewer of those that are many"),
         (30, 0, (1, 1), "all 30 answers are labeled true: there is nothing to tell them from"),
         (0, 30, (1, 1), "all 30 answers are labeled false: there is nothing to tell them from"),
         (90, 10, (1, 6), None), (90, 10, (1, 9), None), (55, 45, (1, 1), None), (48, 52, (1, 1), None),
@@ -127,8 +131,13 @@ def labeled(good: int, bad: int) -> RowExaminer:
 def test_an_imbalance_of_labels_is_reported_with_the_weight_that_resolves_it(
     good: int, bad: int, weights: tuple[float, float], message: str | None
 ) -> None:
-    findings = labeled(good, bad).findings([], LabelWeights(*weights))
-    assert [finding.message for finding in findings] == ([] if message is None else [message])
+    found = label_imbalance(good, bad, LabelWeights(*weights))
+    assert (found and found.message) == message
+    assert label_imbalance(good, bad, None) is None
+
+
+def test_labels_are_counted() -> None:
+    assert labeled(3, 5).labels == (3, 5)
 
 
 def test_unpaired_answers_have_one_mean_length() -> None:

@@ -325,13 +325,6 @@ def test_kto_uses_unpaired_rows_with_either_label() -> None:
     assert [type(row) for row in skipped] == [SkippedRow, SkippedRow]
 
 
-def test_the_answers_of_a_pair_among_unpaired_rows_count_by_themselves() -> None:
-    first, *both = read([UNPAIRED, {"prompt": ASK, "chosen": GOOD, "rejected": BAD}], needs="any")
-    assert first == Pair((USER,), assistant(GOOD), None)
-    assert both == [Pair((USER,), assistant(GOOD), None), Pair((USER,), None, assistant(BAD))]
-    assert [(pair.number, pair.rows) for pair in (first, *both)] == [(1, 1), (2, 1), (2, 0)]
-
-
 def test_kto_uses_the_same_pairs_as_other_methods() -> None:
     for _, row in PAIRS:
         assert read([row], needs="any") == read([row])

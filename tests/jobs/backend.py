@@ -53,7 +53,7 @@ class Backend:
         self.wakes = 0
         self.commands = JobCommands(
             self.database, self.moves, self.executor, self.runs_dir, root / "models", self._wake,
-            compare_data=lambda *given: None, clock=self.clock,
+            compare_data=lambda *given: None, find_files=lambda _: {}, clock=self.clock,
         )  # fmt: skip
 
     def new_supervisor(self, max_concurrent: int = 1) -> Supervisor:

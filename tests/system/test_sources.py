@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from merlina.errors import ConflictError
+from merlina.errors import ConflictError, InvalidRequestError
 from tests.harness import Server, acting_worker, pairs_file
 from tests.system.test_recovery import Config
 
@@ -51,8 +51,9 @@ def test_a_run_on_several_sources_has_metrics_of_each_set_and_resumes_only_with_
         with pytest.raises(ConflictError, match="other rows to evaluate on in news"):
             client.resume(job)
         files[1].rename(server.root / "moved.jsonl")
-        with pytest.raises(ConflictError, match="There is no file"):
-            client.resume(job)
+        for force in (False, True):
+            with pytest.raises(InvalidRequestError, match=r"dataset\.sources\.1: There is no file"):
+                client.resume(job, force=force)
         (server.root / "moved.jsonl").rename(files[1])
         news.write_text(kept)
         client.resume(job)
@@ -82,6 +83,45 @@ def test_a_source_that_cannot_be_read_is_refused_by_its_field(server: Server, co
         outside = pairs_file(tmp_path / "outside.jsonl", rows=4)
         content = config(server, "refused", dataset={"source": local(good), "eval_source": local(outside)})
         assert http.post("/train", json=content).status_code == 403
+
+
+def test_a_resume_refuses_rows_that_moved_from_one_source_to_another(server: Server, config: Config) -> None:
+    one, two = (pairs_file(server.root / f"{name}-half.jsonl", rows=count) for name, count in (("one", 8), ("two", 4)))
+    lines = [*one.read_text().splitlines(True), *two.read_text().splitlines(True)]
+    dataset = {"sources": [{"source": local(one)}, {"source": local(two), "weight": 3}], "test_size": 0}
+    server.crash_file.write_text("save.reported:1")
+    job = server.train(config(server, "moved-rows", dataset=dataset, max_steps=12, num_epochs=50, save_steps=3))
+    assert server.until_ended(job).status == "failed"
+    one.write_text("".join(lines[:4]))
+    two.write_text("".join(lines[4:]))
+    with server.client() as client, pytest.raises(ConflictError, match="began after rows 8 begin after 4 now"):
+        client.resume(job)
+
+
+def test_settings_of_the_first_source_and_evaluation_sets_are_checked(server: Server, config: Config) -> None:
+    file = server.root / "renamed.jsonl"
+    rows = [{"asked": f"What is {n}?", "good": f"It is {n}.", "bad": "No."} for n in range(12)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mapping = {"asked": "prompt", "good": "chosen", "bad": "rejected"}
+    other = pairs_file(server.root / "other.jsonl", rows=6)
+    first = {"source": local(file), "column_mapping": mapping, "max_samples": 8}
+    dataset = {"sources": [first, {"source": local(other)}], "eval_source": local(other)}
+    content = config(server, "checked", dataset=dataset, load_best_at_end="eval_loss", early_stopping_patience=2)
+    with server.http() as http:
+        report = http.post("/validate", json=content).json()
+        assert report["valid"], report
+        assert report["results"]["time"]["steps"] == 4  # 8 and 6 pairs, 4 in a step
+        leaks = [line for line in report["results"]["warnings"] if "share their prompt" in line]
+        assert leaks[0].startswith("dataset: 6 of 6 pairs to evaluate on share their prompt")
+        shown = http.post("/dataset/preview-formatted", json=dataset).json()
+        assert "What is 0?" in shown["samples"][0]["prompt"]
+        unused = http.post("/validate", json={**config(server, "unused", dataset=dataset), "eval_steps": 0}).json()
+        assert any(line.startswith("dataset.eval_source: eval_steps 0") for line in unused["results"]["warnings"])
+        for name in ("held_out", "eval_source", "a/b", "x" * 41):
+            bad = {"source": local(other), "eval_sources": {name: local(other)}}
+            refused = http.post("/validate", json=config(server, "named", dataset=bad))
+            assert refused.status_code == 422 or refused.status_code == 400, refused.text
+            assert f"has the name '{name}'" in refused.text
 
 
 def test_all_sources_are_examined_before_a_run(server: Server, config: Config) -> None:

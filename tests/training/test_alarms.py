@@ -109,4 +109,4 @@ def test_held_out_accuracy_counts_if_there_is_an_evaluation() -> None:
     for step in (0, 50, 100):
         alarms.evaluation(step, kept)
     assert len(warnings) == 1
-    assert "in 75% of the pairs on the held-out pairs" in warnings[0]
+    assert "in 75% of the pairs of the evaluation" in warnings[0]

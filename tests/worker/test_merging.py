@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Setting `save
 
 _TITLES = {
     "Evaluation loss": "eval_loss",
-    "Reward accuracy on held-out pairs": "eval_reward_accuracy",
-    "Reward margin on held-out pairs": "eval_reward_margin",
+    "Reward accuracy": "eval_reward_accuracy",
+    "Reward margin": "eval_reward_margin",
 }
 _QUICK: dict[str, Any] = {"max_steps": 4, "eval_steps": 2, "learning_rate": 1e-2, "max_grad_norm": 1.0}
 

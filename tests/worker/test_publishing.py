@@ -33,7 +33,7 @@ for config, token, result in json.loads(sys.argv[2]):
     os.environ["HF_TOKEN"] = token
     config = TrainingConfig.model_validate(config)
     order = RunOrder(job_id="job", attempt=1, config=config, output_dir=str(folder / result))
-    publish(None, None, order, TrainingData([], ()), {}, reporter, folder)
+    publish(None, None, order, TrainingData([], (), 0), {}, reporter, folder)
 """
 
 

@@ -51,7 +51,7 @@ def test_a_saved_model_ends_answers_as_in_training(base: Path, tmp_path: Path, u
     reporter = EventReporter(
         EventLog(tmp_path / "events.jsonl"), ReceivedRequests(tmp_path / "stop", tmp_path / "pause")
     )
-    save_model(model, tokenizer, order, TrainingData([], ()), {}, reporter, 1, was_stopped=False)
+    save_model(model, tokenizer, order, TrainingData([], (), 0), {}, reporter, 1, was_stopped=False)
     saved, how = AutoTokenizer.from_pretrained(tmp_path / "m"), GenerationConfig.from_pretrained(tmp_path / "m")
     assert saved.convert_ids_to_tokens(how.eos_token_id) == ["<|endoftext|>", "<|im_end|>"]
     assert trained.chosen[-1] == how.eos_token_id[1]

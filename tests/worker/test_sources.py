@@ -71,7 +71,7 @@ def test_all_sources_are_trained_on_and_evaluated_by_name(tiny_model: Path, tmp_
     ended = log_of(run)[-1]
     assert (ended.state, ended.error) == ("completed", None)
     notes = notes_of(run)
-    assert "44 pairs to train on, 28 to evaluate on" in notes
+    assert "44 pairs (34 different ones) to train on, 28 to evaluate on" in notes
     assert "Rows are numbered through all sources, which begin at 1 (plus.jsonl), 25 (times.jsonl)" in notes
     assert [note for note in notes if note.startswith("Format of the rows of times.jsonl: ")]
     shared = "dataset.eval_sources.seen: 4 of 4 pairs share their prompt with a pair of the training data"
@@ -84,7 +84,8 @@ def test_all_sources_are_trained_on_and_evaluated_by_name(tiny_model: Path, tmp_
     )
     assert final["final_eval_loss/seen"] < final["final_eval_loss/news"] < final["initial_eval_loss/news"]
     card = (tmp_path / "models" / "tuned" / "README.md").read_text()
-    assert "on 44 preference pairs\n(evaluated on 24 of news, 4 of seen)" in card
+    assert "on 34 preference pairs\n(evaluated on 24 of news, 4 of seen)" in card
+    assert "Measured on the 28 pairs of news, seen" in card
 
 
 @pytest.mark.parametrize("mode", ["dpo", "kto"])
@@ -100,6 +101,68 @@ def test_a_reference_is_computed_for_each_set(tiny_model: Path, tmp_path: Path, 
     for name in ("eval_loss", "eval_loss/news", "eval_loss/held_out"):
         assert final[f"initial_{name}"] == expected
     assert final["initial_eval_reward_accuracy/news"] == 0.5
+
+
+def thumbs_file(path: Path, count: int) -> Path:
+    rows = [{"prompt": f"Why {n}?", "completion": f"So, {n}.", "label": n % 2 == 0} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("source_order", ["interleave", "concatenate"])
+def test_pairs_and_unpaired_answers_are_trained_on_and_evaluated_together(
+    tiny_model: Path, tmp_path: Path, source_order: str
+) -> None:
+    pairs, thumbs = rows_file(tmp_path / "pairs.jsonl", "plus", 8), thumbs_file(tmp_path / "thumbs.jsonl", 8)
+    dataset = {
+        "sources": [{"source": local(pairs)}, {"source": local(thumbs)}],
+        "source_order": source_order,
+        "eval_sources": {"pairs": local(pairs), "thumbs": local(thumbs)},
+    }
+    settings = {"training_mode": "kto", "shuffle_dataset": False, "eval_steps": 2, "learning_rate": 1e-2}
+    run = run_on(tmp_path, tiny_model, dataset, **settings, num_epochs=2)
+    ended = log_of(run)[-1]
+    assert (ended.state, ended.error) == ("completed", None)
+    notes = notes_of(run)
+    assert "24 pairs to train on, 24 to evaluate on" in notes
+    assert not [note for note in notes if "fail on packed texts" in note]
+    final = ended.final_metrics
+    for name in ("rewards_chosen", "rewards_rejected"):
+        overall, (low, high) = (
+            final[f"final_eval_{name}"],
+            sorted(final[f"final_eval_{name}/{each}"] for each in ("pairs", "thumbs")),
+        )
+        assert low <= overall <= high
+    assert final["final_eval_reward_margin"] == pytest.approx(
+        final["final_eval_rewards_chosen"] - final["final_eval_rewards_rejected"], abs=1e-6
+    )
+
+
+def test_the_best_model_is_selected_on_a_data_set_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
+    training, news = rows_file(tmp_path / "a.jsonl", "plus", 8), rows_file(tmp_path / "b.jsonl", "minus", 5)
+    dataset = {"source": local(training), "eval_source": local(news)}
+    settings = {"load_best_at_end": "eval_loss", "early_stopping_patience": 2, "eval_steps": 1, "max_steps": 3}
+    ended = log_of(run_on(tmp_path, tiny_model, dataset, **settings))[-1]
+    assert (ended.state, ended.error) == ("completed", None)
+    assert ended.final_metrics["kept_step"] > 0
+
+
+def test_the_balance_of_labels_counts_the_weights_of_sources(tiny_model: Path, tmp_path: Path) -> None:
+    def thumbs(name: str, count: int, label: bool) -> Path:
+        rows = [{"prompt": f"{name} {n}?", "completion": f"So, {n}.", "label": label} for n in range(count)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    up, down = thumbs("up.jsonl", 40, True), thumbs("down.jsonl", 8, False)
+    notes = {}
+    for weight in (1, 5):
+        sources = [{"source": local(up)}, {"source": local(down), "weight": weight}]
+        folder = tmp_path / str(weight)
+        folder.mkdir()
+        run = run_on(folder, tiny_model, {"sources": sources, "test_size": 0}, training_mode="kto", max_steps=1)
+        notes[weight] = [note for note in notes_of(run) if "are labeled" in note]
+    assert notes[5] == []
+    assert notes[1][0].startswith("40 answers are labeled true and 8 false")
 
 
 def test_a_single_set_has_no_metrics_of_its_own(tiny_model: Path, tmp_path: Path) -> None:
@@ -145,6 +208,10 @@ def test_sources_follow_or_interleave_each_other() -> None:
     assert order_of([1, 1], "concatenate") == [0, 1, 2, 3, 4, 5, 6, 7]
     assert order_of([1, 1], "interleave") == [0, 4, 1, 5, 2, 6, 3, 7]
     assert order_of([1, 1], "interleave", held_out={6, 8}) == [0, 4, 1, 2, 6, 3]
+
+
+def test_a_small_weight_leaves_at_least_one_pair_of_a_source() -> None:
+    assert [index for index in order_of([1, 0.01], "concatenate") if index >= 4] != []
 
 
 def test_a_weight_repeats_pairs_or_takes_a_random_share_of_them() -> None:

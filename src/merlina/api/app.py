@@ -117,7 +117,7 @@ def build_services(settings: Settings) -> Services:
     helpers = HelperPools.build(settings.helper_idle_seconds, settings.helper_log, spares)
     compare_data = compare_with(helpers.rows, settings.max_row_size_mb, find_files)
     commands = JobCommands(
-        database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data
+        database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data, find_files
     )
     rows = RowCounts(database, helpers.rows, settings.max_row_size_mb)
     chat = ChatService(settings, commands, helpers, chat_memory, chat_process)

@@ -30,7 +30,9 @@ Watch = Callable[[Iterator[Row], int], Iterator[Row]]
 class PairRows(Iterator[Pair | SkippedRow]):
     """The rows of a data set as pairs and skipped rows, with the `conversion` that they pass.
 
-    `count` is the number of the last row that was read so far.
+    `count` is the number of the last row that was read so far. With `splits_pairs`, each answer of a pair is a pair of
+    its own, since all pairs of a run have equally many answers: it is true for unpaired answers and for what is read
+    together with them.
     """
 
     def __init__(
@@ -40,7 +42,8 @@ class PairRows(Iterator[Pair | SkippedRow]):
         self.conversion = conversion
         self.count = first - 1
         outcomes = cleaning.outcomes(conversion.outcomes(self._counted(rows), first))
-        self._outcomes = outcomes if first == start else _from_row(start, outcomes)
+        self.splits_pairs = conversion.has_unpaired
+        self._outcomes = self._split(outcomes if first == start else _from_row(start, outcomes))
 
     def __next__(self) -> Pair | SkippedRow:
         return next(self._outcomes)
@@ -49,6 +52,14 @@ class PairRows(Iterator[Pair | SkippedRow]):
         for row in rows:
             self.count += 1
             yield row
+
+    def _split(self, outcomes: Iterable[Pair | SkippedRow]) -> Iterator[Pair | SkippedRow]:
+        for outcome in outcomes:
+            if isinstance(outcome, SkippedRow) or not self.splits_pairs or len(outcome.answers) == 1:
+                yield outcome
+            else:
+                yield replace(outcome, rejected=None)
+                yield replace(outcome, chosen=None, rows=0)
 
 
 class ChainedRows(Iterator[Pair | SkippedRow]):
@@ -59,6 +70,7 @@ class ChainedRows(Iterator[Pair | SkippedRow]):
     """
 
     def __init__(self, sources: Sequence[PairRows]) -> None:
+        self.sources = sources
         self.conversions = [source.conversion for source in sources]
         self.begins: list[int] = []
         self._outcomes = self._numbered(sources)
@@ -85,32 +97,39 @@ def numbered_from(before: int, rows: Iterable[Pair | SkippedRow]) -> Iterator[Pa
         yield replace(row, number=before + row.number) if before else row
 
 
+LocatedSource = tuple[DatasetConfig, Path | None]
+"""A source as a data set of its own, with its file, None for the Hub."""
+
+
 def read_sources(
-    parts: Sequence[tuple[DatasetConfig, Path | None]],
+    training: Sequence[LocatedSource],
+    evaluation: Sequence[LocatedSource],
     token: str | None,
     *,
     answers_needed: AnswersNeeded = "both",
+    download: bool = False,
     limit: RowLimit = _USUAL_LIMIT,
-) -> ChainedRows:
-    """Return the rows of several sources, each with its file, None for the Hub, cached before it is read in whole.
+) -> tuple[ChainedRows, list[ChainedRows]]:
+    """Return the rows of all sources to train on, and those of each data set to evaluate on.
 
-    Raises DataError as `read_pairs`. A row that repeats one of an earlier source repeats an earlier row.
+    With `download`, data sets of the Hub that are read in whole are cached first. A row that repeats one of an earlier
+    source to train on repeats an earlier row. Raises DataError as `read_pairs`.
     """
-    cleaning = Cleaning(parts[0][0])
-    return ChainedRows(
-        [
-            read_pairs(
-                config,
-                file,
-                token,
-                answers_needed=answers_needed,
-                download=config.max_samples is None,
-                limit=limit,
-                cleaning=cleaning,
-            )
-            for config, file in parts
-        ]
-    )
+
+    def opened(source: LocatedSource, cleaning: Cleaning) -> PairRows:
+        config, file = source
+        caches = download and config.max_samples is None
+        return read_pairs(
+            config, file, token, answers_needed=answers_needed, download=caches, limit=limit, cleaning=cleaning
+        )
+
+    shared = Cleaning(training[0][0]) if training else None
+    trained = [opened(source, shared or Cleaning(source[0])) for source in training]
+    evaluated = [opened(source, Cleaning(source[0])) for source in evaluation]
+    splits = any(rows.splits_pairs for rows in (*trained, *evaluated))
+    for rows in (*trained, *evaluated):
+        rows.splits_pairs = splits
+    return ChainedRows(trained), [ChainedRows([rows]) for rows in evaluated]
 
 
 def read_pairs(

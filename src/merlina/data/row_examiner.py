@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from merlina.data.conversation import Message, Pair, SkippedRow
 from merlina.data.digests import pair_digest, prompt_digest
 from merlina.data.finding_messages import MESSAGES, OPTIONS
-from merlina.data.label_balance import NO_LABEL_WEIGHTS, LabelWeights, label_imbalance
 from merlina.data.truncation import truncate_name
 from merlina.schemas.datasets.config import FindingKind
 from merlina.schemas.datasets.responses import DataFinding
@@ -142,6 +141,11 @@ class RowExaminer:
         """Mean characters of the messages of prompt, chosen and rejected answer over all pairs, as `mean_tokens`."""
         return self._means(self._characters, self.usable)
 
+    @property
+    def labels(self) -> tuple[int, int]:
+        """The numbers of pairs with a chosen answer alone, and with a rejected one alone."""
+        return self._labeled_true, self._labeled_false
+
     def add_skipped(self, row: SkippedRow) -> None:
         """Add a row that is not usable."""
         self.rows += row.rows
@@ -179,14 +183,14 @@ class RowExaminer:
         """Return the kinds of findings on the row that was added last, other than those that compare rows."""
         return [kind for kind, count in self._counts.items() if count.latest == number]
 
-    def findings(self, held_out: Iterable[int], label_weights: LabelWeights = NO_LABEL_WEIGHTS) -> list[DataFinding]:
+    def findings(self, held_out: Iterable[int]) -> list[DataFinding]:
         """Return all findings, the most serious first. `held_out` contains the numbers of the held-out pairs."""
         counts = {**self._counts, **self._counts_of_all(np.fromiter(held_out, np.int64))}
         if self.unused_columns:
             counts["unused_columns"] = _Count(self.rows)
         found = [self._finding(kind, counts[kind]) for kind in MESSAGES if kind in counts]
-        imbalance = label_imbalance(self._labeled_true, self._labeled_false, label_weights)
-        return [*found, *filter(None, (self._length_bias(), imbalance))]
+        bias = self._length_bias()
+        return [*found, bias] if bias else found
 
     def prompts_shared_with(self, other: RowExaminer) -> int:
         """Return the number of pairs whose prompt is that of a pair of `other`."""

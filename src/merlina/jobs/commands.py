@@ -19,7 +19,7 @@ from sqlalchemy import Connection
 
 from merlina import checkpoints
 from merlina.domain.job_states import END_STATE_FOR, RESUMABLE_STATES, EndReason, JobState
-from merlina.errors import ConflictError, DiskFullError, InvalidRequestError, NotFoundError
+from merlina.errors import ConflictError, DataError, DiskFullError, InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
 from merlina.jobs.ingest import is_log_intact, repair_end_of_log
@@ -29,6 +29,7 @@ from merlina.jobs.requests import deliver_request, pause_changes, requeue_change
 from merlina.jobs.resuming import CompareData, Resumption, has_run_or_checkpoint, plan_resume, request_start_over
 from merlina.jobs.run_folders import remove_run_files, write_mark
 from merlina.run_folder import RunFolder
+from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.jobs import PRIORITY_NUMBER, Priority
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.schemas.training import TrainingConfig
@@ -39,7 +40,10 @@ from merlina.storage.jobs import JobRecord
 
 @dataclass(frozen=True)
 class JobCommands:
-    """Commands on jobs. `wake` starts the supervisor's next cycle; `clock` returns epoch seconds."""
+    """Commands on jobs. `wake` starts the supervisor's next cycle; `clock` returns epoch seconds.
+
+    `find_files` returns the files of sources other than the first by their field. It raises DataError if one is missing.
+    """
 
     database: Database
     moves: Moves
@@ -48,6 +52,7 @@ class JobCommands:
     models_dir: Path
     wake: Callable[[], None]
     compare_data: CompareData
+    find_files: Callable[[DatasetConfig], dict[str, str]]
     clock: Callable[[], float] = time.time
 
     def find(self, job_id: str) -> JobRecord:
@@ -117,6 +122,7 @@ class JobCommands:
         record = self.find(job_id)
         folder = self.folder(job_id)
         _refuse_unresumable(record)
+        self._check_further_files(record)
         resumption = plan_resume(record, folder, self.compare_data, force=force)
 
         def changes(record: JobRecord) -> dict[str, object]:
@@ -158,6 +164,13 @@ class JobCommands:
         config = read_stored_config({**record.config, **secrets}, job_id)
         priority = next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
         return config, priority, record.preemptible
+
+    def _check_further_files(self, record: JobRecord) -> None:
+        """Raise InvalidRequestError if the file of a source other than the first no longer exists."""
+        try:
+            self.find_files(read_stored_config(record.config, record.job_id).dataset)
+        except DataError as error:
+            raise InvalidRequestError(f"{error.message}; restore it") from error
 
     def folder(self, job_id: str) -> RunFolder:
         return RunFolder(self.runs_dir / job_id)

@@ -160,11 +160,13 @@ def _refuse_other_data(record: JobRecord, folder: RunFolder, step: int, compare:
         return
     file = Path(record.dataset_file) if record.dataset_file else None
     then = Fingerprint.model_validate_json(folder.fingerprint_file.read_bytes())
-    difference = compare(read_stored_config(record.config, record.job_id), file, then)
+    config = read_stored_config(record.config, record.job_id)
+    difference = compare(config, file, then)
     if difference is not None:
+        where = f"{file} " if file and config.dataset.num_sources == 1 else ""
         raise StartOverError(
-            f"The data set {file or ''} is not the one that job {record.job_id} was trained on until step {step}: "
-            f"{difference}. Restore the file, or send force=true to start over at step 1".replace("  ", " ")
+            f"The data set {where}is not the one that job {record.job_id} was trained on until step {step}: "
+            f"{difference}. Restore it, or send force=true to start over at step 1"
         )
 
 

@@ -133,8 +133,9 @@ class Preflight:
                 if access.passed:
                     report.files[part.location] = None
                 return access
-            content = config.without_secrets().model_copy(update={"dataset": part.config})
-            operation = ExamineRows(config=content, file=file, max_row_mb=self.settings.max_row_size_mb)
+            operation = ExamineRows(
+                config=config.without_secrets(), files={part.location: file}, max_row_mb=self.settings.max_row_size_mb
+            )
             facts = self.helpers.rows.call(operation, closed=closed)
         except (BusyError, ForbiddenError):
             raise
@@ -142,7 +143,10 @@ class Preflight:
             return reports.error(field, error.message)
         if part in config.dataset.eval_parts:
             kept = [finding for finding in facts.findings if finding.kind not in TRAINING_ONLY]
-            facts = facts.model_copy(update={"findings": kept})
+        else:
+            # Balance is that of all sources together.
+            kept = [finding for finding in facts.findings if finding.kind != "label_imbalance"]
+        facts = facts.model_copy(update={"findings": kept})
         report.files[part.location] = file
         found = check_rows(facts, None)
         return CheckResult(found.passed, tuple(replace(finding, field=field) for finding in found.findings))
@@ -197,7 +201,9 @@ class Preflight:
         """Return the facts on the first rows of a file without token counts, or why they cannot be read."""
         try:
             operation = ExamineRows(
-                config=config.without_secrets(), file=file, max_row_mb=self.settings.max_row_size_mb
+                config=config.without_secrets(),
+                files={config.dataset.training_parts[0].location: file},
+                max_row_mb=self.settings.max_row_size_mb,
             )
             return self.helpers.rows.call(operation, closed=closed), None
         except BusyError:

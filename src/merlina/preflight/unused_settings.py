@@ -31,6 +31,11 @@ def check_unused_settings(config: TrainingConfig) -> CheckResult:
         for name, schedule in _USED_BY_SCHEDULE.items()
         if config.lr_scheduler_type != schedule and _is_changed(config, name)
     ]
+    unused += [
+        Finding("eval_steps 0 disables evaluation, so that it is not used", f"dataset.{part.location}", "warning")
+        for part in config.dataset.eval_parts
+        if config.eval_steps == 0
+    ]
     return CheckResult(passed=not unused, findings=tuple(unused))
 
 

@@ -136,7 +136,8 @@ class Fingerprint(BaseModel):
     """Digests of the usable rows, ROWS_PER_BLOCK rows per block, in order; a row's number is part of its digest.
 
     `file` is the stamp of the first source's file, and `files` are those of further sources by their field.
-    `evaluation` has a digest of all usable rows of each data set to evaluate on, by name.
+    `begins` are the numbers of the rows before each source but the first, and `evaluation` has a digest of all usable
+    rows of each data set to evaluate on, by name.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -146,6 +147,7 @@ class Fingerprint(BaseModel):
     blocks: tuple[str, ...]
     file: FileStamp | None = None
     files: dict[str, FileStamp] = {}
+    begins: tuple[int, ...] = ()
     evaluation: dict[str, str] = {}
 
     def difference(self, now: Fingerprint) -> str | None:
@@ -160,8 +162,16 @@ class Fingerprint(BaseModel):
         if first is not None:
             last = min((first + 1) * ROWS_PER_BLOCK, max(self.rows, now.rows))
             found.append(f"the first difference is in usable rows {first * ROWS_PER_BLOCK + 1:,} to {last:,}")
+        if now.begins != self.begins and now.rows == self.rows:
+            found.append(
+                f"sources that began after rows {_numbers(self.begins)} begin after {_numbers(now.begins)} now"
+            )
         names = sorted({*self.evaluation, *now.evaluation})
         changed = [name for name in names if self.evaluation.get(name) != now.evaluation.get(name)]
         if changed:
             found.append(f"other rows to evaluate on in {', '.join(changed)}")
         return "; ".join(found) or None
+
+
+def _numbers(numbers: tuple[int, ...]) -> str:
+    return ", ".join(f"{number:,}" for number in numbers)

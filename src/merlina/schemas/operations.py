@@ -161,10 +161,13 @@ class CompareRows(Operation[str | None]):
 
 
 class ExamineRows(Operation[DataFacts]):
-    """Examine the first rows of a file as text, for a run without an available tokenizer. Raises DataError."""
+    """Examine the first rows of sources as text, for a run without an available tokenizer. Raises DataError.
+
+    `files` are those of the sources to examine by their field.
+    """
 
     config: TrainingConfig
-    file: Path
+    files: dict[str, Path | None]
     max_row_mb: int
 
 

@@ -34,6 +34,7 @@ SECRET_FIELDS = ("hf_token", "wandb_key")
 # A frozen model that takes more than this fraction of a GPU's free memory is sharded over the GPUs of the run.
 _WHOLE_MODEL_FRACTION = 0.5
 MAX_TEXT_TOKENS = 1_048_576
+MAX_LABEL_WEIGHT = 1000
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 _DEFAULT_TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
 
@@ -90,12 +91,15 @@ class TrainingConfig(RequestModel):
     )
 
     desirable_weight: float = Field(
-        default=1.0, gt=0, le=1000, description="kto: weight of the loss of chosen answers and of those labeled true."
+        default=1.0,
+        gt=0,
+        le=MAX_LABEL_WEIGHT,
+        description="kto: weight of the loss of chosen answers and of those labeled true.",
     )
     undesirable_weight: float = Field(
         default=1.0,
         gt=0,
-        le=1000,
+        le=MAX_LABEL_WEIGHT,
         description="kto: weight of the loss of rejected answers and of those labeled false. Raise it if there are "
         "many more answers labeled true.",
     )
@@ -379,8 +383,7 @@ class TrainingConfig(RequestModel):
             if getattr(self, name) is not None and (self.eval_steps == 0 or not self.dataset.has_evaluation):
                 raise at_field(
                     name,
-                    "needs evaluations: eval_steps and dataset.test_size must be above 0, unless there is an "
-                    "eval_source",
+                    "needs evaluations: eval_steps above 0, and dataset.test_size above 0 or an eval_source",
                 )
         if self.training_mode == "sft" and self.load_best_at_end == "eval_reward_margin":
             raise at_field("load_best_at_end", "sft has no eval_reward_margin; use eval_loss")

@@ -67,7 +67,7 @@ def _means_over(
     reference = load_reference_logprobs(name, examples, reference_folder) if objective.needs_reference else None
     unrelated = unrelated_examples(examples, config.max_length) if objective.needs_divergence else []
     unrelated_references = (
-        load_reference_logprobs(f"{name}-unrelated", unrelated, reference_folder) if unrelated else None
+        load_reference_logprobs(each.unrelated_name, unrelated, reference_folder) if unrelated else None
     )
     # The model is trained already, so the reference cannot be computed from it.
     if (objective.needs_reference and reference is None) or (unrelated and unrelated_references is None):

@@ -22,6 +22,11 @@ class EvaluationSet:
         """The name of its stored log-probabilities of the reference (see `reference_logprobs`)."""
         return "held-out" if self.name == HELD_OUT else f"evaluation-{self.name}"
 
+    @property
+    def unrelated_name(self) -> str:
+        """The same for answers to other prompts. No name of a set makes it that of another set's `reference_name`."""
+        return "held-out-unrelated" if self.name == HELD_OUT else f"unrelated-{self.name}"
+
 
 def metric_names(metrics: dict[str, float], set_name: str) -> dict[str, float]:
     """Return the metrics of one of several sets by their reported names, such as `eval_loss/news`."""

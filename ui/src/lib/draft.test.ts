@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { configOf, DEFAULT_DATA, draftFromConfig, suggestName } from './draft';
+import { configOf, datasetOf, DEFAULT_DATA, draftFromConfig, suggestName } from './draft';
 
 const data = { ...DEFAULT_DATA, source: { source_type: 'upload' as const, dataset_id: 'u' } };
 
@@ -52,4 +52,15 @@ test('a data set survives the form unchanged', () => {
   };
   const parts = draftFromConfig({ base_model: 'm', output_name: 'n', dataset });
   expect(configOf('m', 'n', parts.data, parts.values)).toEqual({ base_model: 'm', output_name: 'n', dataset });
+});
+
+test('several sources and data sets to evaluate on survive the form, until another source is selected', () => {
+  const file = (name: string): { source_type: 'local_file'; file_path: string } => ({ source_type: 'local_file', file_path: name });
+  const sources = [{ source: file('a') }, { source: file('b'), weight: 2 }];
+  const { data } = draftFromConfig({ base_model: 'm', output_name: 'n', dataset: { sources, eval_sources: { news: file('c') } } });
+  expect(data.source).toEqual(file('a'));
+  expect(data.testSize).toBe(0);
+  const dataset = datasetOf(data, '');
+  expect(dataset).toMatchObject({ source: file('a'), sources, eval_sources: { news: file('c') }, test_size: 0 });
+  expect(datasetOf({ ...data, source: file('z') }, '')).not.toHaveProperty('sources');
 });

@@ -59,6 +59,12 @@ export function withOption(data: DataDraft, option: string): DataDraft {
 /** Initial values of the form. They suit small data sets better than the API's defaults. */
 export const DEFAULT_DATA: DataDraft = { source: null, mapping: {}, rowFormat: '', pairsPerRow: 'best_worst', format: 'tokenizer', templates: {}, keepsReasoning: true, systemAsUser: false, cleaning: [], defaultSystem: '', testSize: 0.05, maxSamples: null, otherFields: {} };
 
+/** Return the fields without `sources` if another source than the first of them was selected. */
+function fieldsFor(source: Source, fields: Values): Values {
+  const { sources, ...others } = fields as Values & { sources?: { source: Source }[] };
+  return !sources || isSameSource(sources[0]?.source ?? null, source) ? fields : others;
+}
+
 /** Return the data set for the API; null without a source. `modelName` and `trainingMode` are for previews only: a run has its own. */
 export function datasetOf(data: DataDraft, modelName: string, trainingMode?: string): Values | null {
   if (data.source === null) return null;
@@ -67,7 +73,7 @@ export function datasetOf(data: DataDraft, modelName: string, trainingMode?: str
   if (data.format === 'custom') format.custom_templates = data.templates;
   if (!data.keepsReasoning) format.enable_thinking = false;
   if (data.systemAsUser) format.system_as_user = true;
-  const dataset: Values = { ...data.otherFields, source: data.source, format, test_size: data.testSize, column_mapping: mapping };
+  const dataset: Values = { ...fieldsFor(data.source, data.otherFields), source: data.source, format, test_size: data.testSize, column_mapping: mapping };
   for (const option of data.cleaning) dataset[option] = true;
   if (data.defaultSystem) dataset.default_system = data.defaultSystem;
   if (data.rowFormat) dataset.row_format = data.rowFormat;
@@ -115,7 +121,9 @@ function changedFields(fields: Values): Values {
 /** Return the parts of the form for a saved configuration or that of an earlier run. */
 export function draftFromConfig(config: Values): { model: string; name: string; data: DataDraft; values: Values } {
   const { base_model, output_name, dataset: datasetConfig, ...rest } = config;
-  const { source, column_mapping, row_format, pairs_per_row, format, test_size, max_samples, ...otherFields } = (datasetConfig ?? {}) as DatasetConfig & Values;
+  const { source: onlySource, column_mapping, row_format, pairs_per_row, format, test_size, max_samples, ...otherFields } = (datasetConfig ?? {}) as DatasetConfig & Values;
+  const source = onlySource ?? (otherFields.sources as { source: Source }[] | null)?.[0]?.source;
+  const hasEvaluationSets = Boolean(otherFields.eval_source ?? otherFields.eval_sources);
   const data: DataDraft = {
     source: source ? (Object.fromEntries(Object.entries(source).filter(([, value]) => value != null)) as unknown as Source) : null,
     mapping: column_mapping ?? {},
@@ -125,7 +133,7 @@ export function draftFromConfig(config: Values): { model: string; name: string; 
     templates: format?.custom_templates ?? {},
     keepsReasoning: format?.enable_thinking ?? DATASET_DEFAULTS.format.enable_thinking,
     systemAsUser: format?.system_as_user ?? DATASET_DEFAULTS.format.system_as_user,
-    testSize: test_size ?? DATASET_DEFAULTS.test_size,
+    testSize: test_size ?? (hasEvaluationSets ? 0 : DATASET_DEFAULTS.test_size),
     maxSamples: max_samples ?? null,
     cleaning: CLEANING_OPTIONS.map(([name]) => name).filter((name) => otherFields[name] === true),
     defaultSystem: String(otherFields.default_system ?? ''),

@@ -15,6 +15,7 @@ from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.dataset import MOST_MERGED_ROWS, held_out_rows, read_pairs
 from merlina.data.digests import pair_digest, prompt_digest
 from merlina.data.examination import BatchConversion, Converted, examine_each, one_by_one
+from merlina.data.label_balance import label_imbalance, preview_weights
 from merlina.data.length_statistics import character_length, length_histogram
 from merlina.data.previews.stored_rows import PassingRows, no_such_row
 from merlina.data.readers.row_limit import RowLimit
@@ -88,10 +89,11 @@ def preview_formatted(
     selection: RowSelection,
     row_limit: RowLimit = _USUAL_LIMIT,
 ) -> FormattedPreview:
-    """Return the samples of the selected rows, with findings on those and on further rows.
+    """Return the samples of the selected rows of the first source, with findings on those and on further rows.
 
     Further rows are examined for up to 0.2 s. A search for rows with findings ends after 3 s. Raises DataError.
     """
+    config = config.training_parts[0].config
     passing = PassingRows()
     needed = answers_needed(config.training_mode)
     pairs = read_pairs(
@@ -110,10 +112,11 @@ def preview_formatted(
     if not examiner.rows:
         raise no_such_row(selection.start)
     held_out = held_out_rows(examiner.numbers, config.test_size, PREVIEW_SEED)
+    imbalance = label_imbalance(*examiner.labels, preview_weights(config.training_mode))
     return FormattedPreview(
         shown.samples,
         shown.warnings[:_WARNINGS_SHOWN],
-        examiner.findings(held_out),
+        [*examiner.findings(held_out), *filter(None, [imbalance])],
         examiner.rows,
         described(pairs.conversion.detected),
         sorted(shown.rows, key=lambda row: row.row),

@@ -48,6 +48,7 @@ def preview_rows(
 
     Raises DataError.
     """
+    config = config.training_parts[0].config
     rows = islice(open_rows(config.source, file, token, limit=row_limit), config.max_samples)
     first = first_rows(rows)
     shown = rows_from(start, chain(first, rows), config, file, row_limit)

@@ -10,7 +10,7 @@ from pathlib import Path
 from merlina.data.readers.files import Row, detect_format, encoding_note, read_rows
 from merlina.data.readers.hub import check_not_a_folder, read_hub_rows
 from merlina.data.readers.row_limit import RowLimit
-from merlina.errors import NotFoundError
+from merlina.errors import DataError, MerlinaError, NotFoundError
 from merlina.paths import AllowedPaths
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.datasets.sources import DatasetSource, FileFormat
@@ -33,12 +33,16 @@ def resolve_file(source: DatasetSource, uploads_dir: Path, allowed: AllowedPaths
 
 
 def resolve_further_files(config: DatasetConfig, uploads_dir: Path, allowed: AllowedPaths) -> dict[str, str]:
-    """Return the files of all sources but the first one of training, by field. Raises as `resolve_file`."""
-    resolved = {
-        part.location: resolve_file(part.config.source, uploads_dir, allowed)
-        for part in (*config.training_parts[1:], *config.eval_parts)
-    }
-    return {location: str(file) for location, file in resolved.items() if file is not None}
+    """Return the files of all sources but the first one to train on, by field. Raises DataError, naming the field."""
+    resolved = {}
+    for part in (*config.training_parts[1:], *config.eval_parts):
+        try:
+            file = resolve_file(part.config.source, uploads_dir, allowed)
+        except MerlinaError as error:
+            raise DataError(f"dataset.{part.location}: {error.message}") from error
+        if file is not None:
+            resolved[part.location] = str(file)
+    return resolved
 
 
 def open_rows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from merlina.data.columns import map_columns
@@ -51,6 +51,11 @@ class RowConversion:
         """Whether adjacent rows with the same prompt are converted as one."""
         return ROW_FORMATS[self.row_format].merges_adjacent
 
+    @property
+    def has_unpaired(self) -> bool:
+        """Whether the rows are unpaired answers that the method trains on."""
+        return self.row_format == "unpaired" and self.answers_needed == "any"
+
     def outcomes(self, rows: Iterable[Row], start: int = 1) -> Iterator[Pair | SkippedRow]:
         """Yield the pairs of each row, or the row with the reason for which it is skipped.
 
@@ -63,7 +68,7 @@ class RowConversion:
             elif isinstance(item.content, RankedAnswers):
                 yield from self._ranked_pairs(item, item.content)
             else:
-                yield from self._pairs(item.content, item)
+                yield self._pair(item.content, item, item.rows)
 
     def _converted(self, rows: Iterable[Row], start: int) -> Iterator[_Converted | SkippedRow]:
         mapping = self.config.column_mapping
@@ -95,18 +100,6 @@ class RowConversion:
             return
         for place, row in enumerate(rows):
             yield self._pair(row, item, item.rows if place == 0 else 0)
-
-    def _pairs(self, row: Row, item: _Converted) -> Iterator[Pair | SkippedRow]:
-        """Yield the pair of a row; both answers of a pair among unpaired rows, each by itself."""
-        pair = self._pair(row, item, item.rows)
-        if isinstance(pair, SkippedRow) or self.row_format != "unpaired" or None in (pair.chosen, pair.rejected):
-            yield pair
-        elif self.answers_needed == "any":
-            # All pairs of one run have equally many answers.
-            yield replace(pair, rejected=None)
-            yield replace(pair, chosen=None, rows=0)
-        else:
-            yield pair
 
     def _pair(self, row: Row, item: _Converted, rows: int) -> Pair | SkippedRow:
         try:

@@ -37,6 +37,8 @@ def label_of(value: Any) -> bool | None:
     """Return whether a label says that the answer is good; None if it is not a label."""
     if isinstance(value, str):
         name = value.strip().lower()
+        # CSV files have numbers as text, those of columns with gaps as 1.0 and 0.0.
+        name = name.removesuffix(".0")
         return True if name in _TRUE else False if name in _FALSE else None
     if isinstance(value, bool):
         return value

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,7 +19,8 @@ AnswersNeeded = Literal["chosen", "both", "any"]
 """Answers that a method needs of each row: a chosen one, a chosen and a rejected one, or at least one of the two."""
 PairsPerRow = Literal["best_worst", "all"]
 SourceOrder = Literal["interleave", "concatenate"]
-EvaluationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")]
+_EVALUATION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
+_RESERVED_NAMES = ("held_out", "eval_source")
 RowFormat = Literal[
     "standard",
     "sharegpt",
@@ -181,12 +183,12 @@ class DatasetConfig(RequestModel):
     eval_source: DatasetSource | None = Field(
         default=None, description="Data set to evaluate on, with the same settings. null: none."
     )
-    eval_sources: dict[EvaluationName, DatasetSource] | None = Field(
+    eval_sources: dict[str, DatasetSource] | None = Field(
         default=None,
         min_length=1,
         max_length=16,
-        description="Several data sets to evaluate on, by name; each has metrics of its own, such as eval_loss/NAME. "
-        "null: none.",
+        description="Several data sets to evaluate on, by name (up to 40 letters, digits, '.', '_' and '-'); each has "
+        "metrics of its own, such as eval_loss/NAME. null: none.",
     )
     format: DatasetFormat = Field(default_factory=lambda: DatasetFormat())
     model_name: str | None = Field(
@@ -243,7 +245,7 @@ class DatasetConfig(RequestModel):
             return given
         derived: dict[str, Any] = {}
         sources = given.get("sources")
-        if given.get("source") is None and isinstance(sources, list) and sources:
+        if given.get("source") is None and isinstance(sources, list | tuple) and sources:
             first = sources[0]
             derived["source"] = first.get("source") if isinstance(first, dict) else getattr(first, "source", None)
         if given.get("eval_source") is not None or given.get("eval_sources") is not None:
@@ -254,6 +256,19 @@ class DatasetConfig(RequestModel):
     @classmethod
     def _one_source_per_column(cls, value: dict[str, PairColumn] | None) -> dict[str, PairColumn] | None:
         return _with_one_source_per_column(value)
+
+    @field_validator("eval_sources")
+    @classmethod
+    def _have_names(cls, value: dict[str, DatasetSource] | None) -> dict[str, DatasetSource] | None:
+        for name in value or {}:
+            if not _EVALUATION_NAME.fullmatch(name):
+                raise ValueError(
+                    f"has the name {name[:100]!r}; use up to 40 letters, digits, '.', '_' and '-', a letter or digit "
+                    "first"
+                )
+            if name in _RESERVED_NAMES:
+                raise ValueError(f"has the name {name!r}, which Merlina uses itself; choose another one")
+        return value
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

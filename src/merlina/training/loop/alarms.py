@@ -71,7 +71,7 @@ class Alarms:
             self._evaluations.append(metrics["eval_loss"])
             self._watch_evaluations(step)
         if "eval_reward_accuracy" in metrics and len(self._evaluations) > 2:
-            self._watch_accuracy(step, metrics["eval_reward_accuracy"], "on the held-out pairs")
+            self._watch_accuracy(step, metrics["eval_reward_accuracy"], "of the evaluation")
 
     def _watch_loss(self, step: int, loss: float) -> None:
         if len(self._healthy) >= _MIN_LOSSES:

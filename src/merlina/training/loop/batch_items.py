@@ -55,13 +55,15 @@ class BatchItems:
 
     def training(self, pairs: Sequence[TokenPair]) -> Sequence[BatchItem]:
         """Build the items of the training pairs. Raises StoppedEarly if a stop is requested meanwhile."""
-        return self._build("training", pairs, for_evaluation=False)
+        return self._build(pairs, "training", "training-unrelated", for_evaluation=False)
 
     def evaluation(self, each: EvaluationSet) -> Sequence[BatchItem]:
         """Build the items of a set to evaluate on. Raises StoppedEarly if a stop is requested meanwhile."""
-        return self._build(each.reference_name, each.pairs, for_evaluation=True)
+        return self._build(each.pairs, each.reference_name, each.unrelated_name, for_evaluation=True)
 
-    def _build(self, name: str, pairs: Sequence[TokenPair], *, for_evaluation: bool) -> Sequence[BatchItem]:
+    def _build(
+        self, pairs: Sequence[TokenPair], name: str, unrelated_name: str, *, for_evaluation: bool
+    ) -> Sequence[BatchItem]:
         objective, config = self._runner.packer.objective, self._runner.packer.config
         # Without a reference there is nothing to compute.
         if not objective.needs_reference:
@@ -73,7 +75,7 @@ class BatchItems:
         rows = [pair.row for pair in pairs]
         unrelated = unrelated_examples(examples, config.max_length)
         # [U, 1]: an unrelated example has a single answer.
-        unrelated_references = self._reference(f"{name}-unrelated", unrelated, for_evaluation=for_evaluation)
+        unrelated_references = self._reference(unrelated_name, unrelated, for_evaluation=for_evaluation)
         labels = [pair.label for pair in pairs]
         table = zip(examples, rows, references, unrelated, unrelated_references[:, 0], labels, strict=True)
         return [BatchItem(*columns) for columns in table]

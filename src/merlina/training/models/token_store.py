@@ -45,6 +45,12 @@ class TokenStore:
         """The row numbers of all pairs in the data set, shape [pairs]."""
         return np.array(self._rows)
 
+    def labels(self, indices: NDArray[np.int64]) -> tuple[int, int]:
+        """Return how many of the pairs at `indices` have a chosen answer alone, and how many a rejected one alone."""
+        ends = np.array(self._ends).reshape(-1, _TEXTS)[indices]  # [pairs, texts]
+        has_chosen, has_rejected = ends[:, 1] > ends[:, 0], ends[:, 2] > ends[:, 1]
+        return int((has_chosen & ~has_rejected).sum()), int((~has_chosen & has_rejected).sum())
+
     def select(self, indices: NDArray[np.int64]) -> StoredPairs:
         """Return the pairs at `indices`, in this order. No pair can be added while they are in use."""
         ids, ends, rows = (np.frombuffer(part, part.typecode) for part in (self._ids, self._ends, self._rows))

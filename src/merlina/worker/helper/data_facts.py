@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from merlina.data.conversation import Pair
-from merlina.data.dataset import held_out_rows, numbered_from, read_pairs, unused_columns
+from merlina.data.dataset import LocatedSource, PairRows, held_out_rows, numbered_from, read_sources, unused_columns
 from merlina.data.examination import examine, row_examiner
-from merlina.data.label_balance import label_weights
+from merlina.data.label_balance import label_imbalance, label_weights
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import Lengths, RowExaminer
-from merlina.schemas.datasets.config import DatasetPart, FindingKind
+from merlina.schemas.datasets.config import FindingKind
+from merlina.schemas.datasets.responses import DataFinding
 from merlina.schemas.inspection import DataFacts, PairTokens
 from merlina.schemas.training import TrainingConfig
 from merlina.worker.encoding import PairEncoder
@@ -37,47 +39,91 @@ def examine_data(
     `encoder`, the text alone is examined. Raises DataError.
     """
     dataset = training.dataset
-    training_parts, eval_parts = (
-        [part for part in parts if part.location in files] for parts in (dataset.training_parts, dataset.eval_parts)
+    parts = [part for part in (*dataset.training_parts, *dataset.eval_parts) if part.location in files]
+    trained = [part for part in parts if part in dataset.training_parts]
+    located: list[LocatedSource] = [(part.config, files[part.location]) for part in parts]
+    training_rows, evaluation = read_sources(
+        located[: len(trained)],
+        located[len(trained) :],
+        token,
+        answers_needed=training.answers_needed,
+        limit=row_limit,
     )
-    share = 1 / len([*training_parts, *eval_parts])
+    examination = _Examination(training, encoder, max(1, max_rows // len(parts)), _MAX_SECONDS / len(parts))
+    first = examination.of(training_rows.sources, [part.weight for part in trained])
+    others = examination.of([rows.sources[0] for rows in evaluation], [1.0] * len(evaluation))
+    # Without a source to train on, the data sets to evaluate on are examined by themselves.
+    examined = first if trained else others
+    examiner = examined.examiner
+    held_out = held_out_rows(examiner.numbers, dataset.test_size, training.seed) if trained else []
+    findings = examiner.findings(held_out)
+    if trained:
+        imbalance = label_imbalance(*examined.labels, label_weights(training))
+        findings += [finding for finding in (_leak(first, others), imbalance) if finding is not None]
+    means = examiner.mean_tokens
+    return DataFacts(
+        rows=examiner.rows,
+        all_rows=not examined.has_more,
+        usable=examiner.usable,
+        longest=max(first.examiner.longest, others.examiner.longest) or None,
+        highest_id=examiner.highest_id or None,
+        highest_id_row=examiner.highest_id_row or None,
+        most_tokens=max(first.examiner.most_tokens, others.examiner.most_tokens) or None,
+        mean_tokens=PairTokens(prompt=means[0], chosen=means[1], rejected=means[2]) if means else None,
+        findings=findings,
+        notes=[note for config, file in located for note in describe_encoding(config.source, file)],
+    )
 
-    def examine_parts(parts: Sequence[DatasetPart]) -> tuple[RowExaminer, bool]:
-        sources = [
-            read_pairs(
-                part.config, files[part.location], token, answers_needed=training.answers_needed, limit=row_limit
+
+@dataclass(frozen=True)
+class _Examined:
+    """What was found in the first rows of sources. `labels` are as those of RowExaminer, times the sources' weights."""
+
+    examiner: RowExaminer
+    labels: tuple[float, float]
+    has_more: bool
+
+
+@dataclass(frozen=True)
+class _Examination:
+    """Examines up to `max_rows` rows of each source, or those that can be read in `max_seconds`."""
+
+    training: TrainingConfig
+    encoder: PairEncoder | None
+    max_rows: int
+    max_seconds: float
+
+    def of(self, sources: Sequence[PairRows], weights: Sequence[float]) -> _Examined:
+        unused, encoder = unused_columns(source.conversion for source in sources), self.encoder
+        format_type = self.training.dataset.format.format_type
+        examiner = encoder.row_examiner(unused) if encoder else row_examiner(format_type, unused)
+        before, has_more, labels = 0, False, (0.0, 0.0)
+        for source, weight in zip(sources, weights, strict=True):
+            labeled, enough, deadline = (
+                examiner.labels,
+                examiner.rows + self.max_rows,
+                time.monotonic() + self.max_seconds,
             )
-            for part in parts
-        ]
-        unused = unused_columns(source.conversion for source in sources)
-        examiner = encoder.row_examiner(unused) if encoder else row_examiner(dataset.format.format_type, unused)
-        before, has_more = 0, False
-        for source in sources:
-            enough, deadline = examiner.rows + max(1, int(max_rows * share)), time.monotonic() + _MAX_SECONDS * share
             for _ in examine(numbered_from(before, source), examiner, partial(_measure, encoder=encoder)):
                 if examiner.rows >= enough or time.monotonic() > deadline:
                     break
             # Reading one more row shows whether there are further rows.
             has_more |= next(source, None) is not None
             before += source.count
-        return examiner, has_more
+            true, false = (now - then for now, then in zip(examiner.labels, labeled, strict=True))
+            labels = (labels[0] + weight * true, labels[1] + weight * false)
+        return _Examined(examiner, labels, has_more)
 
-    examiner, has_more = examine_parts(training_parts)
-    evaluated, _ = examine_parts(eval_parts)
-    held_out = held_out_rows(examiner.numbers, dataset.test_size, training.seed)
-    means = examiner.mean_tokens
-    return DataFacts(
-        rows=examiner.rows,
-        all_rows=not has_more,
-        usable=examiner.usable,
-        longest=max(examiner.longest, evaluated.longest) or None,
-        highest_id=examiner.highest_id or None,
-        highest_id_row=examiner.highest_id_row or None,
-        most_tokens=max(examiner.most_tokens, evaluated.most_tokens) or None,
-        mean_tokens=PairTokens(prompt=means[0], chosen=means[1], rejected=means[2]) if means else None,
-        findings=examiner.findings(held_out, label_weights(training)),
-        notes=[note for part in training_parts for note in describe_encoding(part.config.source, files[part.location])],
+
+def _leak(trained: _Examined, evaluated: _Examined) -> DataFinding | None:
+    shared, usable = evaluated.examiner.prompts_shared_with(trained.examiner), evaluated.examiner.usable
+    if not shared:
+        return None
+    message = (
+        f"{shared:,} of {usable:,} pairs to evaluate on share their prompt with a pair of the training data: the "
+        "evaluation will be too optimistic"
     )
+    return DataFinding(kind="evaluation_leak", count=shared, rows=[], message=message)
 
 
 def _measure(pair: Pair, encoder: PairEncoder | None) -> tuple[None, Lengths | None, frozenset[FindingKind]]:

@@ -10,6 +10,7 @@ from typing import Any
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.dataset import held_out_rows, read_pairs
 from merlina.data.examination import BatchConversion, Converted, examine_batches
+from merlina.data.label_balance import label_imbalance, preview_weights
 from merlina.data.length_statistics import token_lengths
 from merlina.data.previews.formatted_rows import PREVIEW_SEED
 from merlina.data.readers.row_limit import RowLimit
@@ -83,6 +84,7 @@ def _report(
     characters, tokens = examiner.mean_characters, examiner.mean_tokens
     assert characters is not None
     held_out = held_out_rows(examiner.numbers, config.test_size, PREVIEW_SEED)
+    imbalance = label_imbalance(*examiner.labels, preview_weights(config.training_mode))
     return DataReport(
         detected_format=detected,
         notes=describe_encoding(config.source, operation.file),
@@ -92,6 +94,6 @@ def _report(
         mean_characters=PairCharacters(prompt=characters[0], chosen=characters[1], rejected=characters[2]),
         mean_tokens=PairTokens(prompt=tokens[0], chosen=tokens[1], rejected=tokens[2]) if tokens else None,
         token_lengths=token_lengths(lengths, operation.max_length) if lengths else None,
-        findings=examiner.findings(held_out),
+        findings=[*examiner.findings(held_out), *filter(None, [imbalance])],
         example=example,
     )

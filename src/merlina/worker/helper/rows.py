@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from merlina.data.conversation import Pair
-from merlina.data.dataset import read_sources
+from merlina.data.dataset import ChainedRows, LocatedSource, read_sources
 from merlina.data.fingerprint import digest_of, fingerprint
 from merlina.data.previews import stored_rows
 from merlina.data.readers.files import count_rows as count_rows_of
@@ -75,8 +75,7 @@ def examine_rows(operation: ExamineRows) -> DataFacts:
     """Examine a file's first rows as text. Raises DataError."""
     with PHASES.during("Reading the data set", _PREVIEW_SECONDS, DataError):
         row_limit = RowLimit.of_megabytes(operation.max_row_mb)
-        files = {operation.config.dataset.training_parts[0].location: operation.file}
-        return examine_data(operation.config, files, None, row_limit, _MAX_ROWS_EXAMINED, None)
+        return examine_data(operation.config, operation.files, None, row_limit, _MAX_ROWS_EXAMINED, None)
 
 
 def compare_rows(operation: CompareRows) -> str | None:
@@ -84,14 +83,20 @@ def compare_rows(operation: CompareRows) -> str | None:
     with PHASES.during("Comparing the rows", _WHOLE_FILE_SECONDS, HelperError):
         config, files = operation.config, operation.source_files
         first, *others = config.training_parts
-        located = [(first.config, operation.file), *((part.config, files[part.location]) for part in others)]
-        evaluation = {
-            part.name: digest_of(_pairs(operation, [(part.config, files[part.location])])) for part in config.eval_parts
-        }
-        return operation.earlier.difference(fingerprint(_pairs(operation, located), config.test_size, evaluation))
+        located: list[LocatedSource] = [(first.config, operation.file)]
+        located += [(part.config, files[part.location]) for part in others]
+        training, evaluation = read_sources(
+            located,
+            [(part.config, files[part.location]) for part in config.eval_parts],
+            None,
+            answers_needed=operation.answers_needed,
+            limit=RowLimit.of_megabytes(operation.max_row_mb),
+        )
+        names = [part.name for part in config.eval_parts]
+        digests = {name: digest_of(_pairs(rows)) for name, rows in zip(names, evaluation, strict=True)}
+        now = fingerprint(_pairs(training), config.test_size, digests)
+        return operation.earlier.difference(now.model_copy(update={"begins": tuple(training.begins[1:])}))
 
 
-def _pairs(operation: CompareRows, located: Sequence[tuple[DatasetConfig, Path]]) -> Iterator[Pair]:
-    row_limit = RowLimit.of_megabytes(operation.max_row_mb)
-    rows = read_sources(located, None, answers_needed=operation.answers_needed, limit=row_limit)
+def _pairs(rows: ChainedRows) -> Iterator[Pair]:
     return (row for row in rows if isinstance(row, Pair))

@@ -14,7 +14,7 @@ from merlina.data.dataset import ChainedRows, held_out_rows, unused_columns
 from merlina.data.examination import Converted, examine_batches
 from merlina.data.finding_messages import TRAINING_ONLY
 from merlina.data.fingerprint import FingerprintBuilder
-from merlina.data.label_balance import label_weights
+from merlina.data.label_balance import label_imbalance, label_weights
 from merlina.data.row_examiner import RowExaminer
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import DatasetPart
@@ -35,10 +35,14 @@ _SECONDS_BETWEEN_NOTES = 10.0
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Token ids of the pairs to train on, in order, and the sets to evaluate on, none of which is empty."""
+    """Token ids of the pairs to train on, in order, and the sets to evaluate on, none of which is empty.
+
+    Weights of sources repeat pairs; `distinct` of them are different.
+    """
 
     training: Sequence[TokenPair]
     evaluation: tuple[EvaluationSet, ...]
+    distinct: int
 
     @property
     def num_evaluated(self) -> int:
@@ -64,15 +68,15 @@ class DataLoading:
         # Before reading: a file that is replaced meanwhile must appear replaced.
         stamps = sources.stamps()
         digest = FingerprintBuilder()
-        rows = sources.open_training()
+        rows, evaluated = sources.open()
         examiner = self._read(rows, digest)
         numbers = self._store.rows
         held_out = held_out_rows(numbers.tolist(), self._config.dataset.test_size, self._config.seed)
-        self._report_findings(examiner, held_out)
-        if len(sources.training_parts) > 1:
-            self._report_numbering(sources.training_parts, rows.begins)
         is_held_out = np.isin(numbers, list(held_out))
         order = training_order(self._config, numbers, ~is_held_out, rows.begins)
+        self._report_findings(examiner, held_out, self._store.labels(order))
+        if len(sources.training_parts) > 1:
+            self._report_numbering(sources.training_parts, rows.begins)
         if not len(order):
             raise DataError(
                 "No row can be used in this chat format "
@@ -81,13 +85,14 @@ class DataLoading:
             )
         ranges = {HELD_OUT: np.flatnonzero(is_held_out)} if is_held_out.any() else {}
         digests = {}
-        for part in sources.eval_parts:
-            ranges[part.name], digests[part.name] = self._read_evaluation(part, sources, examiner)
+        for part, its_rows in zip(sources.eval_parts, evaluated, strict=True):
+            ranges[part.name], digests[part.name] = self._read_evaluation(part, its_rows, examiner)
         evaluation = tuple(EvaluationSet(name, self._store.select(indices)) for name, indices in ranges.items())
-        data = TrainingData(self._store.select(order), evaluation)
+        data = TrainingData(self._store.select(order), evaluation, len(np.unique(order)))
         self._check_margin(data)
         found = digest.finish(self._config.dataset.test_size, digests)
-        return data, found.model_copy(update={"file": stamps.pop(FIRST, None), "files": stamps})
+        begins = tuple(rows.begins[1:])
+        return data, found.model_copy(update={"file": stamps.pop(FIRST, None), "files": stamps, "begins": begins})
 
     def _read(self, rows: ChainedRows, digest: FingerprintBuilder) -> RowExaminer:
         """Add the pairs of all rows to the store, and return what was found. Raises DataError if none is usable."""
@@ -101,12 +106,12 @@ class DataLoading:
         return examiner
 
     def _read_evaluation(
-        self, part: DatasetPart, sources: RunSources, training: RowExaminer
+        self, part: DatasetPart, rows: ChainedRows, training: RowExaminer
     ) -> tuple[NDArray[np.int64], str]:
         """Return the places of the pairs of a data set to evaluate on, and a digest of its rows. Raises DataError."""
         before, digest = len(self._store), FingerprintBuilder()
         try:
-            examiner = self._read(sources.open_evaluation(part), digest)
+            examiner = self._read(rows, digest)
         except DataError as error:
             raise DataError(f"dataset.{part.location}: {error.message}") from error
         places = np.arange(before, len(self._store))
@@ -169,8 +174,10 @@ class DataLoading:
                 "to another model, or has tokens that were added after the model was saved"
             )
 
-    def _report_findings(self, examiner: RowExaminer, held_out: Iterable[int]) -> None:
+    def _report_findings(self, examiner: RowExaminer, held_out: Iterable[int], labels: tuple[int, int]) -> None:
+        """`labels` are the numbers of unpaired answers in an epoch that are labeled true and false."""
         if examiner.reason_to_skip() is None:
             self._reporter.note("info", f"{examiner.rows} rows read, all of them usable")
-        for finding in examiner.findings(held_out, label_weights(self._config)):
+        imbalance = label_imbalance(*labels, label_weights(self._config))
+        for finding in (*examiner.findings(held_out), *filter(None, [imbalance])):
             self._reporter.note("warning", finding.message)

@@ -29,10 +29,11 @@ _SHOWN_SETTINGS = (
     "lr_scheduler_type",
     "seed",
 )
+_LABEL_SETTINGS = ("desirable_weight", "undesirable_weight")
 _SHOWN_METRICS = (
     ("Evaluation loss", "eval_loss"),
-    ("Reward accuracy on held-out pairs", "eval_reward_accuracy"),
-    ("Reward margin on held-out pairs", "eval_reward_margin"),
+    ("Reward accuracy", "eval_reward_accuracy"),
+    ("Reward margin", "eval_reward_margin"),
 )
 _LIBRARIES = ("torch", "transformers", "peft")
 
@@ -41,7 +42,8 @@ def model_card(order: RunOrder, data: TrainingData, metrics: str, location: Mode
     """Return the card in Markdown with the Hub's metadata; `metrics` is the text of one of the functions below."""
     config = order.config
     name = config.output_name.rsplit("/", 1)[-1]
-    settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in _SHOWN_SETTINGS)
+    shown = (*_SHOWN_SETTINGS, *(_LABEL_SETTINGS if config.training_mode == "kto" else ()))
+    settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in shown)
     libraries = ", ".join(f"{library} {version(library)}" for library in _LIBRARIES)
     return f"""---
 {yaml.safe_dump(_metadata(config, location), sort_keys=False).strip()}
@@ -49,8 +51,8 @@ def model_card(order: RunOrder, data: TrainingData, metrics: str, location: Mode
 
 # {name}
 
-`{config.base_model}`, fine-tuned with {config.training_mode.upper()} on {len(data.training)} {_examples(config, data)}
-({_evaluated(data)}){_quantized_in_training(config)}.
+`{config.base_model}`, fine-tuned with {config.training_mode.upper()} on {data.distinct} {_examples(config, data)}
+({_evaluated(config, data)}){_quantized_in_training(config)}.
 
 ## Load it
 
@@ -72,11 +74,20 @@ All settings are in `merlina.json`. Made with Merlina {current().number}, {libra
 """
 
 
-def _evaluated(data: TrainingData) -> str:
-    """Return what was evaluated on, as the end of a sentence."""
+def _evaluated(config: TrainingConfig, data: TrainingData) -> str:
+    """Return what was evaluated on, as a part of a sentence."""
+    if config.eval_steps == 0 and config.dataset.eval_parts:
+        return "without an evaluation"
     if [each.name for each in data.evaluation] in ([], [HELD_OUT]):
         return f"{data.num_evaluated} more were held out"
     return "evaluated on " + ", ".join(f"{len(each.pairs)} of {each.name}" for each in data.evaluation)
+
+
+def _measured_pairs(data: TrainingData) -> str:
+    names = [each.name for each in data.evaluation]
+    if names in ([], [HELD_OUT]):
+        return f"the {data.num_evaluated} held-out pairs"
+    return f"the {data.num_evaluated} pairs of {', '.join(names)}"
 
 
 def _examples(config: TrainingConfig, data: TrainingData) -> str:
@@ -111,7 +122,7 @@ def run_metrics_table(final_metrics: dict[str, float], data: TrainingData, locat
     computed = "" if precision == dtype else f" and computed in {dtype}"
     return (
         _table({"Before": "initial_", "After": "final_"}, final_metrics)
-        + f"Measured on the {data.num_evaluated} held-out pairs, with weights in {precision}{computed}; "
+        + f"Measured on {_measured_pairs(data)}, with weights in {precision}{computed}; "
         f"the saved model is that of step {step}.\n"
     )
 
@@ -124,7 +135,7 @@ def merged_metrics_table(final_metrics: dict[str, float], data: TrainingData, me
     base, adapter = f"Before ({precision})", f"Adapter ({precision})"
     columns = {base: "initial_", adapter: "final_", f"This model ({merged.dtype_name})": "merged_"}
     metrics = final_metrics | {f"merged_{name}": value for name, value in merged.metrics.items()}
-    return _table(columns, metrics) + f"Measured on the {data.num_evaluated} held-out pairs.\n" + summary
+    return _table(columns, metrics) + f"Measured on {_measured_pairs(data)}.\n" + summary
 
 
 def _table(columns: dict[str, str], metrics: dict[str, float]) -> str:

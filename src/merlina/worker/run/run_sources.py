@@ -35,31 +35,29 @@ class RunSources:
         files = {FIRST: self._file(first), **{part.location: self._file(part) for part in others}}
         return {name: stamp(file) for name, file in files.items() if file is not None and file.is_file()}
 
-    def open_training(self) -> ChainedRows:
-        """Open all sources to train on. Raises DataError."""
-        return self._open(self.training_parts)
-
-    def open_evaluation(self, part: DatasetPart) -> ChainedRows:
-        """Open one of `eval_parts`. Raises DataError."""
-        return self._open([part])
-
-    def _open(self, parts: list[DatasetPart]) -> ChainedRows:
+    def open(self) -> tuple[ChainedRows, list[ChainedRows]]:
+        """Open all sources: those to train on as one, and each data set to evaluate on. Raises DataError."""
+        parts = [*self.training_parts, *self.eval_parts]
         located = [(part.config, self._existing_file(part)) for part in parts]
         for config, file in located:
             for note in describe_encoding(config.source, file):
                 self._reporter.note("warning", note)
-        rows = read_sources(
-            located,
+        count = len(self.training_parts)
+        training, evaluation = read_sources(
+            located[:count],
+            located[count:],
             self._token,
             answers_needed=self._order.config.answers_needed,
+            download=True,
             limit=RowLimit.of_megabytes(self._order.max_row_mb),
         )
-        for part, conversion in zip(parts, rows.conversions, strict=True):
+        opened = [*training.conversions, *(rows.conversions[0] for rows in evaluation)]
+        for part, conversion in zip(parts, opened, strict=True):
             how = "detected" if part.config.row_format is None else "set by row_format"
             if conversion.detected is not None or how != "detected":
                 title = ROW_FORMATS[conversion.row_format].title
                 self._reporter.note("info", f"Format of the rows{self._of(part)}: {title} ({how})")
-        return rows
+        return training, evaluation
 
     def _of(self, part: DatasetPart) -> str:
         """Return the name of the source as the end of a phrase; empty if there is only one."""

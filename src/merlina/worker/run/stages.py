@@ -133,7 +133,10 @@ class Stages:
         sources = RunSources(self.order, self._token, self.reporter)
         data, found = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter).load(sources)
         self._check_data_is_unchanged(found)
-        self.reporter.note("info", f"{len(data.training)} pairs to train on, {data.num_evaluated} to evaluate on")
+        repeated = "" if data.distinct == len(data.training) else f" ({data.distinct} different ones)"
+        self.reporter.note(
+            "info", f"{len(data.training)} pairs{repeated} to train on, {data.num_evaluated} to evaluate on"
+        )
         for finding in StepPlan(config, len(data.training)).findings():
             self.reporter.note("warning", str(finding))
         self._raise_if_stopped()

@@ -36,8 +36,13 @@ def training_order(
 
 
 def _weighted(indices: _Indices, weight: float, generator: np.random.Generator) -> _Indices:
-    """Repeat all indices as often as the whole part of the weight, and add a random share of them for the rest."""
+    """Repeat all indices as often as the whole part of the weight, and add a random share of them for the rest.
+
+    Any source with pairs has at least one in an epoch.
+    """
     rest = round((weight % 1) * len(indices))
+    if weight < 1 and len(indices):
+        rest = max(1, rest)
     chosen = np.sort(generator.permutation(len(indices))[:rest])
     return np.concatenate([np.tile(indices, int(weight)), indices[chosen]])
 
