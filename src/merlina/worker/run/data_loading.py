@@ -45,6 +45,11 @@ class TrainingData:
     distinct: int
 
     @property
+    def has_labels(self) -> bool:
+        """Whether the pairs have one answer each."""
+        return bool(self.training) and self.training[0].label is not None
+
+    @property
     def num_evaluated(self) -> int:
         """The number of pairs in all sets to evaluate on."""
         return sum(len(each.pairs) for each in self.evaluation)

@@ -94,7 +94,7 @@ def _examples(config: TrainingConfig, data: TrainingData) -> str:
     # Supervised fine-tuning shows the model answers and compares none.
     if config.training_mode == "sft":
         return "examples"
-    return "preference pairs" if data.training[0].label is None else "labeled answers"
+    return "labeled answers" if data.has_labels else "preference pairs"
 
 
 def _quantized_in_training(config: TrainingConfig) -> str:
