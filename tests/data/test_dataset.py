@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from merlina import samples
 from merlina.data.columns import map_columns
 from merlina.data.conversation import Message, Pair, SkippedRow, assistant
-from merlina.data.dataset import held_out_rows, read_pairs, read_sources
+from merlina.data.dataset import LocatedSource, held_out_rows, read_pairs, read_sources
 from merlina.data.fingerprint import fingerprint
 from merlina.data.previews.formatted_rows import RowSelection, preview_formatted, text_sample_builder
 from merlina.data.previews.stored_rows import preview_rows
@@ -203,7 +203,7 @@ def test_the_answers_of_a_pair_among_unpaired_rows_count_by_themselves(tmp_path:
 def test_all_that_is_read_together_has_pairs_or_single_answers(tmp_path: Path, unpaired_at: str) -> None:
     pairs, thumbs = jsonl(tmp_path / "p.jsonl", [PAIR]), jsonl(tmp_path / "u.jsonl", [THUMB])
     kinds = {name: thumbs if name == unpaired_at else pairs for name in ("first", "second", "evaluation")}
-    first, second, evaluated = ((config(file), file) for file in kinds.values())
+    first, second, evaluated = (LocatedSource(config(file), file) for file in kinds.values())
     training, evaluation = read_sources([first, second], [evaluated], None, answers_needed="any")
     assert len(sides(training)) == (4 if unpaired_at == "evaluation" else 3)
     assert len(sides(evaluation[0])) == (1 if unpaired_at == "evaluation" else 2)
@@ -215,3 +215,15 @@ def test_pairs_are_cleaned_before_they_are_split(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "mixed.jsonl", [THUMB, {**PAIR, "rejected": "good"}])
     spec = config(file, drop_identical_answers=True)
     assert sides(read_pairs(spec, file, None, answers_needed="any")) == [(1, 1, None, "so")]
+
+
+def test_errors_of_one_of_several_sources_name_it(tmp_path: Path) -> None:
+    good, broken = jsonl(tmp_path / "good.jsonl", [PAIR] * 25), tmp_path / "broken.jsonl"
+    broken.write_text(good.read_text() + "{\n")
+    sources = [LocatedSource(config(good), good), LocatedSource(config(broken), broken, "dataset.sources.1")]
+    training, _ = read_sources(sources, [], None)
+    with pytest.raises(DataError, match=r"^dataset\.sources\.1: line 26 is not valid JSON"):
+        list(training)
+    mapped = config(good, column_mapping={"nope": "prompt"})
+    with pytest.raises(DataError, match=r"^dataset\.eval_source: column_mapping names 'nope'"):
+        read_sources(sources[:1], [LocatedSource(mapped, good, "dataset.eval_source")], None)

@@ -121,9 +121,9 @@ SET = "set {} to a value between {} and {}"
         (50, 50, (1, 4), UNEVEN.format(50, 50, 1, 4) + SET.format("desirable_weight", 4, 6)),
         (1200, 1, (1, 1), UNEVEN.format("1,200", 1, 1, 1) + SET.format("undesirable_weight", 800, "1,000")),
         (5000, 1, (1, 1), UNEVEN.format("5,000", 1, 1, 1)
-         + "no weight balances them, so use fewer of those that are many"),
-        (30, 0, (1, 1), "all 30 answers are labeled true: there is nothing to tell them from"),
-        (0, 30, (1, 1), "all 30 answers are labeled false: there is nothing to tell them from"),
+         + "no weight balances them; use fewer answers of the larger label"),
+        (30, 0, (1, 1), "all 30 answers are labeled true: kto needs answers of both labels"),
+        (0, 30, (1, 1), "all 30 answers are labeled false: kto needs answers of both labels"),
         (90, 10, (1, 6), None), (90, 10, (1, 9), None), (55, 45, (1, 1), None), (48, 52, (1, 1), None),
         (9, 1, (1, 1), None),
     ],

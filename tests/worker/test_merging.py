@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
 from merlina.schemas.training import TrainingConfig
-from merlina.training.evaluation import PlainModel, evaluation_metrics
+from merlina.training.evaluation import PlainModel, metrics_of
 from merlina.training.models.adapters import ignore_known_warnings
 from merlina.worker.run.merging import Merged, MergeError, save_merged
 from merlina.worker.run.model_card import merged_metrics_table
@@ -55,9 +55,7 @@ class Run:
         return save_merged(folder, self.order, self.tokenizer, self.data, self.folder.checkpoints_dir, cpu)
 
     def metrics(self, model: Any) -> dict[str, float]:
-        return evaluation_metrics(
-            PlainModel(model), self.data.evaluation, self.order.config, self.folder.checkpoints_dir
-        )
+        return metrics_of(PlainModel(model), self.data.evaluation, self.order.config, self.folder.checkpoints_dir)
 
 
 class StopAt(EventReporter):

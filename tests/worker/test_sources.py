@@ -74,7 +74,9 @@ def test_all_sources_are_trained_on_and_evaluated_by_name(tiny_model: Path, tmp_
     assert "44 pairs (34 different ones) to train on, 28 to evaluate on" in notes
     assert "Rows are numbered through all sources, which begin at 1 (plus.jsonl), 25 (times.jsonl)" in notes
     assert [note for note in notes if note.startswith("Format of the rows of times.jsonl: ")]
-    shared = "dataset.eval_sources.seen: 4 of 4 pairs share their prompt with a pair of the training data"
+    shared = (
+        "dataset.eval_sources.seen: 4 of 4 pairs to evaluate on share their prompt with a pair of the training data"
+    )
     assert [note for note in notes if note.startswith(shared)]
     # Length bias is no defect of a data set to evaluate on.
     assert not [note for note in notes if note.startswith("dataset.eval_sources.news")]
@@ -184,6 +186,14 @@ def test_an_unusable_data_set_to_evaluate_on_is_named(tiny_model: Path, tmp_path
     ended = log_of(run_on(tmp_path, tiny_model, dataset))[-1]
     assert ended.state == "failed"
     assert ended.error.startswith("dataset.eval_sources.news: None of the data set's 1 rows can be used: row 1: chosen")
+
+
+def test_a_source_without_a_usable_pair_ends_the_run(tiny_model: Path, tmp_path: Path) -> None:
+    good, long = rows_file(tmp_path / "good.jsonl", "plus", 8), rows_file(tmp_path / "long.jsonl", "plus " * 100, 3)
+    dataset = {"sources": [{"source": local(good)}, {"source": local(long)}], "drop_overlong": True}
+    ended = log_of(run_on(tmp_path, tiny_model, dataset, max_steps=1))[-1]
+    assert ended.state == "failed"
+    assert ended.error == "dataset.sources.1: no row of long.jsonl can be used; correct it or leave it out"
 
 
 def test_a_row_that_repeats_one_of_another_source_is_dropped(tiny_model: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 from merlina.data.cleaning import Cleaning
 from merlina.data.columns import check_mapping
@@ -15,7 +16,8 @@ from merlina.data.readers.files import Row
 from merlina.data.readers.row_limit import RowLimit, approximate_size
 from merlina.data.readers.sources import open_rows
 from merlina.data.row_formats.conversion import RowConversion, conversion_of
-from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig
+from merlina.errors import DataError
+from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, DatasetPart
 
 _ROWS_WITH_ALL_COLUMNS = 20
 _BYTES_HELD_FOR_COLUMNS = 16 * 1024**2
@@ -32,7 +34,7 @@ class PairRows(Iterator[Pair | SkippedRow]):
 
     `count` is the number of the last row that was read so far. With `splits_pairs`, each answer of a pair is a pair of
     its own, since all pairs of a run have equally many answers: it is true for unpaired answers and for what is read
-    together with them.
+    together with them. Errors begin with the `label`, if there is one.
     """
 
     def __init__(
@@ -43,10 +45,14 @@ class PairRows(Iterator[Pair | SkippedRow]):
         self.count = first - 1
         outcomes = cleaning.outcomes(conversion.outcomes(self._counted(rows), first))
         self.splits_pairs = conversion.has_unpaired
+        self.label = ""
         self._outcomes = self._split(outcomes if first == start else _from_row(start, outcomes))
 
     def __next__(self) -> Pair | SkippedRow:
-        return next(self._outcomes)
+        try:
+            return next(self._outcomes)
+        except DataError as error:
+            raise _labeled(error, self.label) from error
 
     def _counted(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
@@ -97,8 +103,21 @@ def numbered_from(before: int, rows: Iterable[Pair | SkippedRow]) -> Iterator[Pa
         yield replace(row, number=before + row.number) if before else row
 
 
-LocatedSource = tuple[DatasetConfig, Path | None]
-"""A source as a data set of its own, with its file, None for the Hub."""
+class LocatedSource(NamedTuple):
+    """A source as a data set of its own, with its file, None for the Hub. Errors begin with the `label`."""
+
+    config: DatasetConfig
+    file: Path | None
+    label: str = ""
+
+
+def located(part: DatasetPart, file: Path | None) -> LocatedSource:
+    """Return a source with its file. Its label is its field, unless it is the only one to train on."""
+    return LocatedSource(part.config, file, "" if part.location == "source" else f"dataset.{part.location}")
+
+
+def _labeled(error: DataError, label: str) -> DataError:
+    return DataError(f"{label}: {error.message}") if label else error
 
 
 def read_sources(
@@ -117,15 +136,20 @@ def read_sources(
     """
 
     def opened(source: LocatedSource, cleaning: Cleaning) -> PairRows:
-        config, file = source
+        config, file, label = source
         caches = download and config.max_samples is None
-        return read_pairs(
-            config, file, token, answers_needed=answers_needed, download=caches, limit=limit, cleaning=cleaning
-        )
+        try:
+            rows = read_pairs(
+                config, file, token, answers_needed=answers_needed, download=caches, limit=limit, cleaning=cleaning
+            )
+        except DataError as error:
+            raise _labeled(error, label) from error
+        rows.label = label
+        return rows
 
-    shared = Cleaning(training[0][0]) if training else None
-    trained = [opened(source, shared or Cleaning(source[0])) for source in training]
-    evaluated = [opened(source, Cleaning(source[0])) for source in evaluation]
+    shared = Cleaning(training[0].config) if training else None
+    trained = [opened(source, shared or Cleaning(source.config)) for source in training]
+    evaluated = [opened(source, Cleaning(source.config)) for source in evaluation]
     splits = any(rows.splits_pairs for rows in (*trained, *evaluated))
     for rows in (*trained, *evaluated):
         rows.splits_pairs = splits

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
 
@@ -65,26 +64,10 @@ def examine_batches(
     *,
     size: int,
 ) -> Iterator[tuple[Pair, _T] | SkippedRow]:
-    """Do the same as `examine` with a conversion of up to `size` pairs at once, which returns errors instead.
-
-    While a batch is converted in another thread, the rows of the next one are read: tokenizers release the lock of the
-    interpreter for half of the time.
-    """
+    """Do the same as `examine` with a conversion of up to `size` pairs at once, which returns errors instead."""
     remaining = iter(rows)
-    with ThreadPoolExecutor(1, "conversion") as thread:
-        batch, conversions = _started(remaining, size, convert_all, thread)
-        while batch:
-            following, to_come = _started(remaining, size, convert_all, thread)
-            yield from _examined(batch, examiner, conversions.result())
-            batch, conversions = following, to_come
-
-
-def _started(
-    rows: Iterator[Pair | SkippedRow], size: int, convert_all: BatchConversion[_T], thread: ThreadPoolExecutor
-) -> tuple[list[Pair | SkippedRow], Future[list[Converted[_T] | UnusableRowError]]]:
-    """Return the next rows, none at the end, and their conversions to come."""
-    batch = list(islice(rows, size))
-    return batch, thread.submit(lambda pairs: list(convert_all(pairs)), _pairs_of(batch))
+    while batch := list(islice(remaining, size)):
+        yield from _examined(batch, examiner, convert_all(_pairs_of(batch)))
 
 
 def _pairs_of(rows: Iterable[Pair | SkippedRow]) -> list[Pair]:

@@ -77,7 +77,7 @@ def _content(pair: Pair) -> bytes:
     others = [
         (place, turn.reasoning, turn.tool_calls, turn.tool_fields)
         for place, turn in enumerate((*pair.answers, *pair.prompt))
-        if (turn.reasoning and turn is not chosen) or turn.tool_calls or turn.tool_fields
+        if (turn.reasoning and (place or chosen is None)) or turn.tool_calls or turn.tool_fields
     ]
     # repr makes the boundaries between the parts unambiguous. What is empty is omitted, as by earlier versions.
     added = [part for part in (others, pair.tools) if part]

@@ -10,7 +10,7 @@ from merlina.schemas.training import MAX_LABEL_WEIGHT, TrainingConfig, TrainingM
 _MIN_ANSWERS = 20
 # The weighted ratio that the paper of KTO recommends (arXiv 2402.01306, section 4.2).
 _RATIO = (1.0, 1.5)
-# Leaves a random half of either label in peace.
+# Tolerates the deviation of a random half.
 _TOLERANCE = 0.1
 
 
@@ -42,7 +42,7 @@ def label_imbalance(labeled_true: float, labeled_false: float, weights: LabelWei
         return None
     if 0 in (labeled_true, labeled_false):
         label = "false" if labeled_true == 0 else "true"
-        return _finding(count, f"all {count:,} answers are labeled {label}: there is nothing to tell them from")
+        return _finding(count, f"all {count:,} answers are labeled {label}: kto needs answers of both labels")
     true, false = weights.desirable * labeled_true, weights.undesirable * labeled_false
     low, high = _RATIO
     if low - _TOLERANCE <= true / false <= high + _TOLERANCE:
@@ -53,7 +53,7 @@ def label_imbalance(labeled_true: float, labeled_false: float, weights: LabelWei
         name, least, most = "desirable_weight", false / labeled_true * low, false / labeled_true * high
     advice = f"set {name} to a value between {_shown(least)} and {_shown(min(most, MAX_LABEL_WEIGHT))}"
     if least > MAX_LABEL_WEIGHT:
-        advice = "no weight balances them, so use fewer of those that are many"
+        advice = "no weight balances them; use fewer answers of the larger label"
     return _finding(
         count,
         f"{round(labeled_true):,} answers are labeled true and {round(labeled_false):,} false, and with "

@@ -132,7 +132,7 @@ class RowExaminer:
     def mean_tokens(self) -> tuple[float, float, float] | None:
         """Mean tokens of prompt, chosen and rejected answer over the pairs with Lengths; None without any.
 
-        Unpaired answers all count as chosen.
+        Among unpaired answers, those labeled false count as chosen, too.
         """
         return self._means(self._tokens, self._tokenized)
 
@@ -192,9 +192,16 @@ class RowExaminer:
         bias = self._length_bias()
         return [*found, bias] if bias else found
 
-    def prompts_shared_with(self, other: RowExaminer) -> int:
-        """Return the number of pairs whose prompt is that of a pair of `other`."""
-        return int(np.isin(np.array(self._prompts), np.array(other._prompts)).sum())
+    def leak_from(self, training: RowExaminer) -> DataFinding | None:
+        """Return a finding if these pairs, which are evaluated on, share prompts with pairs of the training data."""
+        shared = int(np.isin(np.array(self._prompts), np.array(training._prompts)).sum())
+        if not shared:
+            return None
+        message = (
+            f"{shared:,} of {self.usable:,} pairs to evaluate on share their prompt with a pair of the training data: "
+            "the evaluation will be too optimistic"
+        )
+        return DataFinding(kind="evaluation_leak", count=shared, rows=[], message=message)
 
     def _count(self, kind: FindingKind) -> _Count:
         return self._counts.setdefault(kind, _Count())

@@ -42,7 +42,8 @@ from merlina.storage.jobs import JobRecord
 class JobCommands:
     """Commands on jobs. `wake` starts the supervisor's next cycle; `clock` returns epoch seconds.
 
-    `find_files` returns the files of sources other than the first by their field. It raises DataError if one is missing.
+    `find_files` returns the files of sources other than the first by their field, and raises DataError if one is
+    missing.
     """
 
     database: Database

@@ -13,8 +13,8 @@ from merlina.schemas.training import TrainingConfig
 from merlina.training.distributed.ranks import SINGLE_PROCESS
 from merlina.training.engine.logprobs import Logprobs, PaddedModel
 from merlina.training.engine.packing import PackedExample, build_pack
-from merlina.training.evaluation_sets import EvaluationSet, metric_names
-from merlina.training.loop.metrics import RunningMeans
+from merlina.training.evaluation_sets import EvaluationSet
+from merlina.training.loop.metrics import RunningMeans, evaluation_metrics
 from merlina.training.loop.pass_runner import packed_example
 from merlina.training.loop.reference import load_reference_logprobs, unrelated_examples
 from merlina.training.models.tokens import TokenPair
@@ -43,19 +43,17 @@ def mean_answer_logprobs(model: PlainModel, pairs: Sequence[TokenPair]) -> Tenso
     return torch.cat([(each.sums[0, 1:] / each.tokens[0, 1:]).double() for each in found])
 
 
-def evaluation_metrics(
+def metrics_of(
     model: PlainModel, sets: Sequence[EvaluationSet], config: TrainingConfig, reference_folder: Path
 ) -> dict[str, float]:
     """Return the metrics of an evaluation: empty if the method needs a reference that `reference_folder` lacks."""
-    overall, by_set = RunningMeans(), dict[str, float]()
+    found = {}
     for each in sets:
         means = _means_over(model, each, config, reference_folder)
         if means is None:
             return {}
-        by_set |= metric_names(means.means(), each.name)
-        overall.merge(means)
-    metrics = {f"eval_{name}": value for name, value in overall.take().items()}
-    return metrics | by_set if len(sets) > 1 else metrics
+        found[each.name] = means
+    return evaluation_metrics(found)
 
 
 def _means_over(

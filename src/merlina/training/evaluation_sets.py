@@ -26,8 +26,3 @@ class EvaluationSet:
     def unrelated_name(self) -> str:
         """The same for answers to other prompts. No name of a set makes it that of another set's `reference_name`."""
         return "held-out-unrelated" if self.name == HELD_OUT else f"unrelated-{self.name}"
-
-
-def metric_names(metrics: dict[str, float], set_name: str) -> dict[str, float]:
-    """Return the metrics of one of several sets by their reported names, such as `eval_loss/news`."""
-    return {f"eval_{name}/{set_name}": value for name, value in metrics.items()}

@@ -125,6 +125,8 @@ class PairEncoder:
     ) -> EncodedPair | UnusableRowError:
         if not tokens.prompt:
             return UnusableRowError("its prompt has no tokens in this format")
+        if (text.chosen is not None and not tokens.chosen) or (text.rejected is not None and not tokens.rejected):
+            return UnusableRowError("an answer has no tokens in this format", "empty_side")
         if cut and self._drops_overlong:
             return UnusableRowError(f"it is longer than {self._max_length:,} tokens", "dropped_overlong")
         return EncodedPair(text, TokenPair(tokens.prompt, tokens.chosen, tokens.rejected, pair.number), cut)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from merlina.schemas.base import RequestModel, Token
 from merlina.schemas.datasets.sources import DatasetSource
@@ -151,6 +151,15 @@ class SourceOptions(RequestModel):
         return _with_one_source_per_column(value)
 
 
+def _source_of(options: Any) -> Any:
+    """Return the source of one of several sources; a stand-in if it is not valid, which is reported once, there."""
+    source = options.get("source") if isinstance(options, dict) else getattr(options, "source", None)
+    try:
+        return DatasetSource.model_validate(source)
+    except ValidationError:
+        return DatasetSource(source_type="local_file", file_path="invalid")
+
+
 class DatasetPart(NamedTuple):
     """One source of a data set, as a data set of its own.
 
@@ -246,8 +255,7 @@ class DatasetConfig(RequestModel):
         derived: dict[str, Any] = {}
         sources = given.get("sources")
         if given.get("source") is None and isinstance(sources, list | tuple) and sources:
-            first = sources[0]
-            derived["source"] = first.get("source") if isinstance(first, dict) else getattr(first, "source", None)
+            derived["source"] = _source_of(sources[0])
         if given.get("eval_source") is not None or given.get("eval_sources") is not None:
             derived["test_size"] = 0.0
         return {**derived, **{name: value for name, value in given.items() if (name, value) != ("source", None)}}

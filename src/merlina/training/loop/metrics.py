@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class RunningMeans:
         return self._sums
 
     def merge(self, other: RunningMeans) -> None:
+        """Add the sums of other pairs, which have the same metrics."""
         sums = self._transferred()
         for name, total in other._transferred().items():
             sums[name] = sums.get(name, 0.0) + total
@@ -67,7 +68,7 @@ class RunningMeans:
         self._sums, self._pairs = dict(state["sums"]), state["pairs"]
 
     def take(self) -> dict[str, float]:
-        """Return the means and start anew."""
+        """Return the means and reset the sums."""
         means = self.means()
         self._sums, self._pairs = {}, 0
         return means
@@ -84,6 +85,19 @@ class RunningMeans:
             # Unpaired answers have no margin of their own.
             means.setdefault("reward_margin", means["rewards_chosen"] - means["rewards_rejected"])
         return means
+
+
+def evaluation_metrics(means_by_set: Mapping[str, RunningMeans]) -> dict[str, float]:
+    """Return the metrics of an evaluation over the pairs of all sets, `eval_…`.
+
+    With several sets there are also those of each, such as `eval_loss/news`.
+    """
+    overall, by_set = RunningMeans(), dict[str, float]()
+    for name, means in means_by_set.items():
+        by_set |= {f"eval_{metric}/{name}": value for metric, value in means.means().items()}
+        overall.merge(means)
+    metrics = {f"eval_{metric}": value for metric, value in overall.take().items()}
+    return metrics | by_set if len(means_by_set) > 1 else metrics
 
 
 class MetricsWindow:

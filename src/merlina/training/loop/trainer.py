@@ -62,7 +62,7 @@ from merlina.training.engine.fast_path import choose_logprob_model, trial_exampl
 from merlina.training.engine.kernel_choice import kernel_obstacle
 from merlina.training.engine.logprobs import unwrap
 from merlina.training.engine.passes import PassPlanner, rope_length_limits
-from merlina.training.evaluation_sets import EvaluationSet, metric_names
+from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.loop.alarms import Alarms, check_losses
 from merlina.training.loop.arguments import trainer_arguments
 from merlina.training.loop.batch_items import BatchItems
@@ -70,7 +70,13 @@ from merlina.training.loop.callbacks import ProgressCallback
 from merlina.training.loop.early_stopping import EarlyStopping
 from merlina.training.loop.host_memory import keep_freed_memory
 from merlina.training.loop.memory_probe import MemoryProbe
-from merlina.training.loop.metrics import MetricsWindow, RunningMeans, Throughput, memory_metrics
+from merlina.training.loop.metrics import (
+    MetricsWindow,
+    RunningMeans,
+    Throughput,
+    evaluation_metrics,
+    memory_metrics,
+)
 from merlina.training.loop.pass_runner import Packer, PassRunner, packed_example
 from merlina.training.loop.reference import BatchItem
 from merlina.training.models.token_store import largest_pairs
@@ -321,16 +327,14 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return metrics
 
     def _evaluation_metrics(self) -> dict[str, float]:
-        """Return the means over the pairs of all sets, and over those of each set if there are several."""
-        overall, by_set = RunningMeans(), dict[str, float]()
+        """Return the metrics of an evaluation; empty if a stop is requested meanwhile."""
+        found = {}
         for name, items in self._evaluation.items():
             means = self._means_over(items)
             if means is None:
                 return {}
-            by_set |= metric_names(means.means(), name)
-            overall.merge(means)
-        metrics = {f"eval_{name}": value for name, value in overall.take().items()}
-        return metrics | by_set if len(self._evaluation) > 1 else metrics
+            found[name] = means
+        return evaluation_metrics(found)
 
     def _means_over(self, items: Sequence[BatchItem]) -> RunningMeans | None:
         """Return the means over one set; None if a stop is requested meanwhile."""

@@ -40,7 +40,7 @@ class TokenPair:
 
     @property
     def label(self) -> bool | None:
-        """The label of an unpaired answer; None for a pair."""
+        """The label of a single answer, true if it is the chosen one; None for a pair of two."""
         return None if self.chosen and self.rejected else bool(self.chosen)
 
 

@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 
 from merlina.data.conversation import Pair
-from merlina.data.dataset import LocatedSource, PairRows, held_out_rows, numbered_from, read_sources, unused_columns
+from merlina.data.dataset import PairRows, held_out_rows, located, numbered_from, read_sources, unused_columns
 from merlina.data.examination import examine, row_examiner
 from merlina.data.label_balance import label_imbalance, label_weights
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets.config import FindingKind
-from merlina.schemas.datasets.responses import DataFinding
 from merlina.schemas.inspection import DataFacts, PairTokens
 from merlina.schemas.training import TrainingConfig
 from merlina.worker.encoding import PairEncoder
@@ -41,10 +40,10 @@ def examine_data(
     dataset = training.dataset
     parts = [part for part in (*dataset.training_parts, *dataset.eval_parts) if part.location in files]
     trained = [part for part in parts if part in dataset.training_parts]
-    located: list[LocatedSource] = [(part.config, files[part.location]) for part in parts]
+    sources = [located(part, files[part.location]) for part in parts]
     training_rows, evaluation = read_sources(
-        located[: len(trained)],
-        located[len(trained) :],
+        sources[: len(trained)],
+        sources[len(trained) :],
         token,
         answers_needed=training.answers_needed,
         limit=row_limit,
@@ -59,7 +58,9 @@ def examine_data(
     findings = examiner.findings(held_out)
     if trained:
         imbalance = label_imbalance(*examined.labels, label_weights(training))
-        findings += [finding for finding in (_leak(first, others), imbalance) if finding is not None]
+        findings += [
+            finding for finding in (others.examiner.leak_from(first.examiner), imbalance) if finding is not None
+        ]
     means = examiner.mean_tokens
     return DataFacts(
         rows=examiner.rows,
@@ -71,7 +72,7 @@ def examine_data(
         most_tokens=max(first.examiner.most_tokens, others.examiner.most_tokens) or None,
         mean_tokens=PairTokens(prompt=means[0], chosen=means[1], rejected=means[2]) if means else None,
         findings=findings,
-        notes=[note for config, file in located for note in describe_encoding(config.source, file)],
+        notes=[note for source in sources for note in describe_encoding(source.config.source, source.file)],
     )
 
 
@@ -113,17 +114,6 @@ class _Examination:
             true, false = (now - then for now, then in zip(examiner.labels, labeled, strict=True))
             labels = (labels[0] + weight * true, labels[1] + weight * false)
         return _Examined(examiner, labels, has_more)
-
-
-def _leak(trained: _Examined, evaluated: _Examined) -> DataFinding | None:
-    shared, usable = evaluated.examiner.prompts_shared_with(trained.examiner), evaluated.examiner.usable
-    if not shared:
-        return None
-    message = (
-        f"{shared:,} of {usable:,} pairs to evaluate on share their prompt with a pair of the training data: the "
-        "evaluation will be too optimistic"
-    )
-    return DataFinding(kind="evaluation_leak", count=shared, rows=[], message=message)
 
 
 def _measure(pair: Pair, encoder: PairEncoder | None) -> tuple[None, Lengths | None, frozenset[FindingKind]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from merlina.data.conversation import Pair
-from merlina.data.dataset import ChainedRows, LocatedSource, read_sources
+from merlina.data.dataset import ChainedRows, located, read_sources
 from merlina.data.fingerprint import digest_of, fingerprint
 from merlina.data.previews import stored_rows
 from merlina.data.readers.files import count_rows as count_rows_of
@@ -83,11 +83,9 @@ def compare_rows(operation: CompareRows) -> str | None:
     with PHASES.during("Comparing the rows", _WHOLE_FILE_SECONDS, HelperError):
         config, files = operation.config, operation.source_files
         first, *others = config.training_parts
-        located: list[LocatedSource] = [(first.config, operation.file)]
-        located += [(part.config, files[part.location]) for part in others]
         training, evaluation = read_sources(
-            located,
-            [(part.config, files[part.location]) for part in config.eval_parts],
+            [located(first, operation.file), *(located(part, files[part.location]) for part in others)],
+            [located(part, files[part.location]) for part in config.eval_parts],
             None,
             answers_needed=operation.answers_needed,
             limit=RowLimit.of_megabytes(operation.max_row_mb),

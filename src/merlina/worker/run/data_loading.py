@@ -81,6 +81,7 @@ class DataLoading:
         order = training_order(self._config, numbers, ~is_held_out, rows.begins)
         self._report_findings(examiner, held_out, self._store.labels(order))
         if len(sources.training_parts) > 1:
+            self._check_sources(sources.training_parts, rows.begins, numbers)
             self._report_numbering(sources.training_parts, rows.begins)
         if not len(order):
             raise DataError(
@@ -99,15 +100,18 @@ class DataLoading:
         begins = tuple(rows.begins[1:])
         return data, found.model_copy(update={"file": stamps.pop(FIRST, None), "files": stamps, "begins": begins})
 
-    def _read(self, rows: ChainedRows, digest: FingerprintBuilder) -> RowExaminer:
-        """Add the pairs of all rows to the store, and return what was found. Raises DataError if none is usable."""
+    def _read(self, rows: ChainedRows, digest: FingerprintBuilder, label: str = "") -> RowExaminer:
+        """Add the pairs of all rows to the store, and return what was found.
+
+        Raises DataError, which begins with the `label`, if none is usable.
+        """
         examiner = self._encoder.row_examiner(unused_columns(rows.conversions))
         counted = self._counted(rows, digest)
         for outcome in examine_batches(counted, examiner, self._encode, size=_PAIRS_PER_BATCH):
             if not isinstance(outcome, SkippedRow):
                 self._store.add(outcome[1])
         if digest.rows == 0:
-            raise DataError(examiner.why_none_is_usable())
+            raise DataError(f"{label}{examiner.why_none_is_usable()}")
         return examiner
 
     def _read_evaluation(
@@ -115,23 +119,26 @@ class DataLoading:
     ) -> tuple[NDArray[np.int64], str]:
         """Return the places of the pairs of a data set to evaluate on, and a digest of its rows. Raises DataError."""
         before, digest = len(self._store), FingerprintBuilder()
-        try:
-            examiner = self._read(rows, digest)
-        except DataError as error:
-            raise DataError(f"dataset.{part.location}: {error.message}") from error
+        examiner = self._read(rows, digest, f"dataset.{part.location}: ")
         places = np.arange(before, len(self._store))
         if not len(places):
             raise DataError(f"dataset.{part.location}: no row can be used ({examiner.reason_to_skip()})")
         for finding in examiner.findings([]):
             if finding.kind not in TRAINING_ONLY:
                 self._reporter.note("warning", f"dataset.{part.location}: {finding.message}")
-        if shared := examiner.prompts_shared_with(training):
-            self._reporter.note(
-                "warning",
-                f"dataset.{part.location}: {shared:,} of {examiner.usable:,} pairs share their prompt with a pair of "
-                "the training data: the evaluation will be too optimistic",
-            )
+        if leak := examiner.leak_from(training):
+            self._reporter.note("warning", f"dataset.{part.location}: {leak.message}")
         return places, digest.digest()
+
+    @staticmethod
+    def _check_sources(parts: Sequence[DatasetPart], begins: Sequence[int], numbers: NDArray[np.int64]) -> None:
+        """Raise DataError if a source has no pair: a run on the others alone is not what was asked for."""
+        counts = np.bincount(np.searchsorted(begins, numbers, side="left") - 1, minlength=len(parts))
+        for part, count in zip(parts, counts.tolist(), strict=True):
+            if count == 0:
+                raise DataError(
+                    f"dataset.{part.location}: no row of {part.name} can be used; correct it or leave it out"
+                )
 
     def _report_numbering(self, parts: Sequence[DatasetPart], begins: Sequence[int]) -> None:
         """Report which rows are those of which source."""

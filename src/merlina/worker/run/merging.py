@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from merlina.errors import TrainingError
 from merlina.run_folder import RunOrder
 from merlina.schemas.training import TrainingConfig
-from merlina.training.evaluation import PlainModel, evaluation_metrics, mean_answer_logprobs
+from merlina.training.evaluation import PlainModel, mean_answer_logprobs, metrics_of
 from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.models.adapters import ignore_known_warnings
 from merlina.training.models.loading import (
@@ -129,7 +129,7 @@ def _evaluation_metrics(
     """Return the metrics of an evaluation, or none if the CPU would have to compute what needed a GPU."""
     if not sets or config.eval_steps == 0 or device != training_device():
         return {}
-    return evaluation_metrics(model, sets, config, reference_folder)
+    return metrics_of(model, sets, config, reference_folder)
 
 
 def _load_adapter(order: RunOrder, device: torch.device) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from merlina.data.dataset import ChainedRows, read_sources
+from merlina.data.dataset import ChainedRows, located, read_sources
 from merlina.data.fingerprint import stamp
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
@@ -38,14 +38,14 @@ class RunSources:
     def open(self) -> tuple[ChainedRows, list[ChainedRows]]:
         """Open all sources: those to train on as one, and each data set to evaluate on. Raises DataError."""
         parts = [*self.training_parts, *self.eval_parts]
-        located = [(part.config, self._existing_file(part)) for part in parts]
-        for config, file in located:
-            for note in describe_encoding(config.source, file):
+        sources = [located(part, self._existing_file(part)) for part in parts]
+        for source in sources:
+            for note in describe_encoding(source.config.source, source.file):
                 self._reporter.note("warning", note)
         count = len(self.training_parts)
         training, evaluation = read_sources(
-            located[:count],
-            located[count:],
+            sources[:count],
+            sources[count:],
             self._token,
             answers_needed=self._order.config.answers_needed,
             download=True,
