@@ -200,7 +200,7 @@ def test_a_row_that_repeats_one_of_another_source_is_dropped(tiny_model: Path, t
     files = [rows_file(tmp_path / f"{name}.jsonl", "plus", 6, first) for name, first in (("a", 0), ("b", 4))]
     dataset = {"sources": [{"source": local(file)} for file in files], "drop_duplicates": True, "test_size": 0}
     notes = notes_of(run_on(tmp_path, tiny_model, dataset, max_steps=1))
-    assert "10 pairs to train on, 0 to evaluate on" in notes
+    assert "10 pairs to train on, 0 held out for evaluation" in notes
     assert any("2 of 12 rows repeat an earlier one and are dropped" in note for note in notes), notes
 
 

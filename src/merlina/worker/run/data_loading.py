@@ -45,6 +45,11 @@ class TrainingData:
     distinct: int
 
     @property
+    def holds_out(self) -> bool:
+        """Whether held-out pairs are all that is evaluated on."""
+        return all(each.name == HELD_OUT for each in self.evaluation)
+
+    @property
     def has_labels(self) -> bool:
         """Whether the pairs have one answer each."""
         return bool(self.training) and self.training[0].label is not None

@@ -9,7 +9,6 @@ import yaml
 
 from merlina.run_folder import RunOrder
 from merlina.schemas.training import TrainingConfig
-from merlina.training.evaluation_sets import HELD_OUT
 from merlina.version import current
 from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.loading_code import ModelLocation, loading_code
@@ -78,16 +77,15 @@ def _evaluated(config: TrainingConfig, data: TrainingData) -> str:
     """Return what was evaluated on, as a part of a sentence."""
     if config.eval_steps == 0 and config.dataset.eval_parts:
         return "without an evaluation"
-    if [each.name for each in data.evaluation] in ([], [HELD_OUT]):
+    if data.holds_out:
         return f"{data.num_evaluated} more were held out"
     return "evaluated on " + ", ".join(f"{len(each.pairs)} of {each.name}" for each in data.evaluation)
 
 
 def _measured_pairs(data: TrainingData) -> str:
-    names = [each.name for each in data.evaluation]
-    if names in ([], [HELD_OUT]):
+    if data.holds_out:
         return f"the {data.num_evaluated} held-out pairs"
-    return f"the {data.num_evaluated} pairs of {', '.join(names)}"
+    return f"the {data.num_evaluated} pairs of {', '.join(each.name for each in data.evaluation)}"
 
 
 def _examples(config: TrainingConfig, data: TrainingData) -> str:

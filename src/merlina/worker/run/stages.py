@@ -134,9 +134,8 @@ class Stages:
         data, found = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter).load(sources)
         self._check_data_is_unchanged(found)
         repeated = "" if data.distinct == len(data.training) else f" ({data.distinct} different ones)"
-        self.reporter.note(
-            "info", f"{len(data.training)} pairs{repeated} to train on, {data.num_evaluated} to evaluate on"
-        )
+        use = "held out for evaluation" if data.holds_out else "to evaluate on"
+        self.reporter.note("info", f"{len(data.training)} pairs{repeated} to train on, {data.num_evaluated} {use}")
         for finding in StepPlan(config, len(data.training)).findings():
             self.reporter.note("warning", str(finding))
         self._raise_if_stopped()
