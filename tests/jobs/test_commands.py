@@ -162,6 +162,16 @@ def test_all_jobs_are_deleted_with_their_files(backend: Backend) -> None:
         assert jobs.all_ids(connection) == set()
 
 
+def test_the_id_of_a_job_that_is_deleted_in_the_second_of_its_submission_is_not_given_again(backend: Backend) -> None:
+    first = backend.submit("first")
+    backend.commands.delete(first)
+    backend.supervisor.run_cycle()
+    assert not backend.folder(first).path.exists()
+    assert backend.submit("second") != first
+    with pytest.raises(NotFoundError):
+        backend.commands.find(first)
+
+
 @pytest.mark.parametrize("command", ["stop", "pause", "delete", "resume", "config", "submission"])
 def test_a_command_on_no_job_is_refused(backend: Backend, command: str) -> None:
     with pytest.raises(NotFoundError, match="Job not found"):

@@ -115,7 +115,7 @@ def test_unusable_run_folders_do_not_delay_other_jobs(server: Server, config: Co
     ended = server.status(unstartable)
     assert ended.status == "failed"
     assert "could not be started" in (ended.error or "")
-    until(lambda: not server.folder(unmarkable).path.exists(), what="the deletion of the folder without a mark")
+    assert not server.folder(unmarkable).path.exists()
     server.folder(unstartable).lock_file.rmdir()
     server.folder(undeletable).lock_file.rmdir()
     until(lambda: not server.folder(undeletable).path.exists(), what="the deletion, once it is possible")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -43,7 +43,7 @@ class JobCommands:
     """Commands on jobs. `wake` starts the supervisor's next cycle; `clock` returns epoch seconds.
 
     `find_files` returns the files of sources other than the first by their field, and raises DataError if one is
-    missing.
+    missing. `given_ids` are those of all jobs since the start of the server.
     """
 
     database: Database
@@ -55,6 +55,7 @@ class JobCommands:
     compare_data: CompareData
     find_files: Callable[[DatasetConfig], dict[str, str]]
     clock: Callable[[], float] = time.time
+    given_ids: set[str] = field(default_factory=set)
 
     def find(self, job_id: str) -> JobRecord:
         """Return a job that is not being deleted. Raises NotFoundError if there is none."""
@@ -177,15 +178,20 @@ class JobCommands:
         return RunFolder(self.runs_dir / job_id)
 
     def _new_folder(self) -> RunFolder:
-        """Create a run folder, which reserves its name as the job's id."""
+        """Create a run folder, which reserves its name as the job's id. The id of a deleted job is not given again."""
         moment = datetime.fromtimestamp(self.clock(), UTC).strftime("job_%Y%m%d_%H%M%S")
         self.runs_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         for number in count(1):
-            folder = self.folder(moment if number == 1 else f"{moment}_{number}")
+            job_id = moment if number == 1 else f"{moment}_{number}"
+            # A job may be deleted in the second in which it was submitted, and clients would take the next one for it.
+            if job_id in self.given_ids:
+                continue
+            folder = self.folder(job_id)
             try:
                 folder.path.mkdir(mode=0o700)
             except FileExistsError:
                 continue
+            self.given_ids.add(job_id)
             return folder
         raise AssertionError
 
