@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from merlina.schemas.base import RequestModel, Token
 from merlina.schemas.datasets.sources import DatasetSource
@@ -172,8 +172,19 @@ class DatasetPart(NamedTuple):
     weight: float = 1.0
 
 
+def _require_source_or_sources(schema: dict[str, Any]) -> None:
+    """Make the published schema require what is required: `source` or `sources`."""
+    assert schema.pop("required") == ["source"]
+    schema["anyOf"] = [
+        {"required": ["source"]},
+        {"required": ["sources"], "properties": {"sources": {"type": "array"}}},
+    ]
+
+
 class DatasetConfig(RequestModel):
     """A preference data set: where it is, how it is read and how much of it is held out."""
+
+    model_config = ConfigDict(json_schema_extra=_require_source_or_sources)
 
     source: DatasetSource = Field(
         description="Where the rows are. With sources, it may be left out and is the first of them."
