@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from merlina.data.row_formats.registry import ROW_FORMATS
 from tests.browser.views import CheckView
+from tests.docs.test_row_formats import EXAMPLES
 from tests.harness import Server
 
 pytestmark = pytest.mark.slow
@@ -185,3 +188,39 @@ def test_single_answers_and_labels_are_mapped_for_kto(own_server: Server, visit:
         "Detected: Unpaired answers with a label"
     )
     expect(page.get_by_role("region", name="Formatted pair")).to_contain_text("So.")
+
+
+def drop_file(page: Page, name: str, text: str) -> None:
+    transfer = page.evaluate_handle(
+        "([name, text]) => { const data = new DataTransfer(); data.items.add(new File([text], name)); return data; }",
+        [name, text],
+    )
+    page.locator("label", has_text="Drop a file here").dispatch_event("drop", {"dataTransfer": transfer})
+
+
+def test_each_row_format_is_recognized_when_its_file_is_dropped(own_server: Server, visit: Visit) -> None:
+    page = visit(own_server, "/new")
+    mode, row_format = page.get_by_label("Training mode"), page.get_by_label("Row format").locator("option:checked")
+    pair = page.get_by_role("region", name="Formatted pair")
+    for name, example in EXAMPLES:
+        # A text of its own tells that the previous file is no longer shown.
+        row = json.loads(example.replace("a river.", f"a river, {name}."))
+        rows = [row, {**row, "response": "A hill.", "helpfulness": 0}] if name == "helpsteer" else [row]
+        is_compared = name not in ("messages", "unpaired", "prompt_completion", "question_answer")
+        mode.select_option("orpo" if is_compared else "kto" if name == "unpaired" else "sft")
+        drop_file(page, f"{name}.jsonl", "".join(json.dumps(each) + "\n" for each in rows))
+        expect(row_format).to_have_text(f"Detected: {ROW_FORMATS[name].title}")  # type: ignore[index]
+        if name == EXAMPLES[0][0]:
+            page.get_by_label("Chat format", exact=True).select_option("chatml")
+        answers = r"The Rhine\..*A hill\." if is_compared else r"The Rhine\."
+        expect(pair).to_contain_text(re.compile(rf"Name\s+a river, {name}\..*{answers}", re.DOTALL))
+
+
+def test_a_finding_offers_the_option_that_resolves_it(own_server: Server, visit: Visit) -> None:
+    page = visit(own_server, "/new")
+    open_file(page, write_rows(own_server.root / "twice.jsonl", [pair(number) for number in (1, 2, 2, 3)]))
+    expect(page.get_by_text("1 of 4 rows repeat an earlier one: each copy adds weight")).to_be_visible()
+    page.get_by_role("button", name="Drop them").click()
+    expect(page.get_by_label("Drop repeated rows")).to_be_checked()
+    expect(page.get_by_text("1 of 4 rows repeat an earlier one and are dropped")).to_be_visible()
+    expect(page.get_by_role("button", name="Drop them")).to_have_count(0)

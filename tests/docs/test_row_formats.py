@@ -14,15 +14,15 @@ from merlina.schemas.datasets.config import DatasetConfig, RowFormat
 from tests.docs.pages import FOLDER
 
 _PAGE = (FOLDER / "datasets.md").read_text().split("\n## Row layouts\n")[1].split("\n### ")[0]
-_EXAMPLES = re.findall(r"^\| `(\w+)` \| `(\{.*?\})` \|", _PAGE, re.MULTILINE)
+EXAMPLES = re.findall(r"^\| `(\w+)` \| `(\{.*?\})` \|", _PAGE, re.MULTILINE)
 _CONFIG = DatasetConfig.model_validate({"source": {"source_type": "local_file", "file_path": "rows.jsonl"}})
 
 
 def test_the_table_has_every_format() -> None:
-    assert [name for name, _ in _EXAMPLES] == list(get_args(RowFormat))
+    assert [name for name, _ in EXAMPLES] == list(get_args(RowFormat))
 
 
-@pytest.mark.parametrize(("name", "text"), _EXAMPLES)
+@pytest.mark.parametrize(("name", "text"), EXAMPLES)
 def test_an_example_gives_the_pair_that_the_page_states(name: RowFormat, text: str) -> None:
     row = json.loads(text)
     rows = [row, {**row, "response": "A hill.", "helpfulness": 0}] if name == "helpsteer" else [row]

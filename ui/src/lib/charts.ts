@@ -85,3 +85,13 @@ export function chartsWith(sets: string[]): ChartSpec[] {
   const withSets = (line: Line): Line[] => (line.name.startsWith('eval_') ? [line, ...sets.map((set, index) => lineOf(line, set, index))] : [line]);
   return CHARTS.map((spec) => ({ ...spec, lines: spec.lines.flatMap(withSets) }));
 }
+
+/** Return a chart for each line, where colors distinguish runs, with those of all sets that one of the runs evaluates on. */
+export function chartsByLine(configs: (Values | undefined)[]): ChartSpec[] {
+  const sets = [...new Set(configs.flatMap(evaluationSets))];
+  const titleOf = (spec: ChartSpec, line: Line): string => {
+    if (spec.lines.length === 1) return spec.title;
+    return line.name.includes('/') ? `${spec.title} (evaluation on ${line.label})` : `${spec.title} (${line.label})`;
+  };
+  return chartsWith(sets).flatMap((spec) => spec.lines.map((line) => ({ ...spec, title: titleOf(spec, line), lines: [line] })));
+}

@@ -30,3 +30,9 @@ test.each(['', '{', '{}', '{"model": 1}', 'null'])('%s is not a draft', (text) =
   store.setItem(storageKey(null), text);
   expect(storedDrafts(store).size).toBe(0);
 });
+
+test('a draft of an older page, with one source only, is not restored', () => {
+  const store = new Store();
+  store.setItem(storageKey(null), JSON.stringify({ model: 'm', name: 'n', data: { source: null, mapping: {}, templates: {} }, values: {} }));
+  expect(storedDrafts(store).size).toBe(0);
+});

@@ -31,7 +31,7 @@ export function storedDrafts(storage: Storage): Map<string, StoredDraft> {
 function parsed(text: string): StoredDraft | null {
   try {
     const { model, name, isNamed, data, values, invalid } = JSON.parse(text) as Partial<StoredDraft>;
-    const isComplete = typeof model === 'string' && typeof name === 'string' && data?.mapping && data.templates && values;
+    const isComplete = typeof model === 'string' && typeof name === 'string' && data?.mapping && data.templates && data.sources && data.evaluationSets && values;
     return isComplete ? { model, name, isNamed: isNamed === true, data, values, invalid: invalid ?? {} } : null;
   } catch {
     return null;

@@ -1,31 +1,18 @@
 /** A configuration that is being edited: its parts, and conversions from and to the API's configuration. */
 
 import { DATASET_DEFAULTS, defaultOf } from './fields';
+import { evaluationFields, evaluationSets, isSameSource, nameProblem, nextKey, plainSource, trainingFields, trainingSources, unusedName, type EvaluationSet, type Source, type SourceDraft } from './sources';
 
 export type Values = Record<string, unknown>;
 
-export interface Source {
-  source_type: 'upload' | 'local_file' | 'huggingface';
-  dataset_id?: string;
-  file_path?: string;
-  repo_id?: string;
-  split?: string;
-  config_name?: string;
-  revision?: string;
-  data_files?: string | string[];
-  encoding?: string;
-}
-
-/** Return whether both sources have the same fields, in any order. */
-export function isSameSource(one: Source | null, other: Source | null): boolean {
-  const parts = (source: Source | null): string => JSON.stringify(source && Object.entries(source).filter(([, value]) => value != null).sort());
-  return parts(one) === parts(other);
-}
-
 export interface DataDraft {
-  source: Source | null;
+  /** The sources to train on, at least one. */
+  sources: SourceDraft[];
+  sourceOrder: string;
+  evaluationSets: EvaluationSet[];
+  /** Mapping of the columns of all sources without one of their own. */
   mapping: Record<string, string>;
-  /** Format of the rows; '' for the detected one. */
+  /** Format of the rows of all sources without one of their own; '' for the detected one. */
   rowFormat: string;
   pairsPerRow: string;
   format: string;
@@ -38,7 +25,7 @@ export interface DataDraft {
   /** System message of rows without one; '' for none. */
   defaultSystem: string;
   testSize: number;
-  /** Use only this many rows, from the first on; null for all. */
+  /** Use only this many rows of each source without a number of its own, from the first on; null for all. */
   maxSamples: number | null;
   /** Fields of a loaded configuration that have no input on the page. */
   otherFields: Values;
@@ -57,23 +44,80 @@ export function withOption(data: DataDraft, option: string): DataDraft {
 }
 
 /** Initial values of the form. They suit small data sets better than the API's defaults. */
-export const DEFAULT_DATA: DataDraft = { source: null, mapping: {}, rowFormat: '', pairsPerRow: 'best_worst', format: 'tokenizer', templates: {}, keepsReasoning: true, systemAsUser: false, cleaning: [], defaultSystem: '', testSize: 0.05, maxSamples: null, otherFields: {} };
+export const DEFAULT_DATA: DataDraft = { sources: [plainSource(0)], sourceOrder: DATASET_DEFAULTS.source_order, evaluationSets: [], mapping: {}, rowFormat: '', pairsPerRow: 'best_worst', format: 'tokenizer', templates: {}, keepsReasoning: true, systemAsUser: false, cleaning: [], defaultSystem: '', testSize: 0.05, maxSamples: null, otherFields: {} };
 
-/** Return the fields without `sources` if another source than the first of them was selected. */
-function fieldsFor(source: Source, fields: Values): Values {
-  const { sources, ...others } = fields as Values & { sources?: { source: Source }[] };
-  return !sources || isSameSource(sources[0]?.source ?? null, source) ? fields : others;
+/** Return the form with a further source to train on, or a further set to evaluate on. */
+export function withFurtherSource(data: DataDraft): DataDraft {
+  // The mapping of the data set is that of its first source.
+  return { ...data, sources: [...data.sources, { ...plainSource(nextKey(data.sources)), mapping: {} }] };
+}
+export function withEvaluationSet(data: DataDraft): DataDraft {
+  const added = { ...plainSource(nextKey(data.evaluationSets)), name: unusedName(data.evaluationSets) };
+  return { ...data, evaluationSets: [...data.evaluationSets, added] };
 }
 
-/** Return the data set for the API; null without a source. `modelName` and `trainingMode` are for previews only: a run has its own. */
+/** Return the form without a source to train on. The settings of a source that remains alone are those of the data set. */
+export function withoutSource(data: DataDraft, removed: SourceDraft): DataDraft {
+  const remaining = data.sources.filter(({ key }) => key !== removed.key);
+  const [first, ...further] = remaining;
+  if (!first) return data;
+  if (further.length === 0) return { ...data, ...settingsOf(data, first), sources: [{ ...first, mapping: null, rowFormat: '', maxSamples: null, weight: 1 }] };
+  if (!isFirst(data, removed)) return { ...data, sources: remaining };
+  // The mapping of the data set becomes that of the new first source, and the others keep theirs.
+  const kept = further.map((one) => ({ ...one, mapping: settingsOf(data, one).mapping }));
+  return { ...data, mapping: settingsOf(data, first).mapping, sources: [{ ...first, mapping: null }, ...kept] };
+}
+
+const isFirst = (data: DataDraft, one: SourceDraft): boolean => data.sources[0]?.key === one.key;
+
+/** Return the settings that apply to a source: its own, otherwise those of the data set. */
+export function settingsOf(data: DataDraft, one: SourceDraft): Pick<DataDraft, 'mapping' | 'rowFormat' | 'maxSamples'> {
+  return { mapping: one.mapping ?? data.mapping, rowFormat: one.rowFormat || data.rowFormat, maxSamples: one.maxSamples ?? data.maxSamples };
+}
+
+/** Return the form with a changed source to train on, which is found by its key. */
+export function withSource(data: DataDraft, changed: SourceDraft): DataDraft {
+  return { ...data, sources: data.sources.map((one) => (one.key === changed.key ? changed : one)) };
+}
+
+/** Return the form with another source selected, which resets column mapping and row format. */
+export function withSelected(data: DataDraft, one: SourceDraft, source: Source | null): DataDraft {
+  if (isSameSource(source, one.source)) return data;
+  if (!isFirst(data, one)) return withSource(data, { ...one, source, mapping: {}, rowFormat: '' });
+  return { ...withSource(data, { ...one, source, mapping: null, rowFormat: '' }), mapping: {}, rowFormat: '' };
+}
+
+/** Return the form with a changed setting of a source: for the first one that of the data set, unless it has its own. */
+export function withSetting(data: DataDraft, one: SourceDraft, setting: { mapping: Record<string, string> } | { rowFormat: string }): DataDraft {
+  const isOwn = !isFirst(data, one) || ('mapping' in setting ? one.mapping !== null : one.rowFormat !== '');
+  return isOwn ? withSource(data, { ...one, ...setting }) : { ...data, ...setting };
+}
+
+/** Return the form with one of its sources alone, for a preview. */
+export function alone(data: DataDraft, one: SourceDraft): DataDraft {
+  return { ...data, ...settingsOf(data, one), sources: [plainSource(one.key, one.source)], evaluationSets: [] };
+}
+
+/** Return what has to be entered or corrected before the data set is complete; '' if nothing has. */
+export function missingIn({ sources, evaluationSets }: DataDraft): string {
+  const source = sources.findIndex((one) => one.source === null);
+  if (source >= 0) return sources.length === 1 ? 'Select a data set.' : `Select a data set for source ${source + 1}, or remove it.`;
+  const set = evaluationSets.find((one) => one.source === null);
+  if (set) return `Select a data set for the evaluation set${set.name ? ` ${set.name}` : ''}, or remove it.`;
+  return evaluationSets.some((one) => nameProblem(one, evaluationSets) !== '') ? 'Correct the names of the evaluation sets.' : '';
+}
+
+/** Return the data set for the API; null if it is incomplete. `modelName` and `trainingMode` are for previews only: a run has its own. */
 export function datasetOf(data: DataDraft, modelName: string, trainingMode?: string): Values | null {
-  if (data.source === null) return null;
+  if (missingIn(data) !== '') return null;
   const mapping = Object.keys(data.mapping).length > 0 ? data.mapping : null;
   const format: Values = { format_type: data.format };
   if (data.format === 'custom') format.custom_templates = data.templates;
   if (!data.keepsReasoning) format.enable_thinking = false;
   if (data.systemAsUser) format.system_as_user = true;
-  const dataset: Values = { ...fieldsFor(data.source, data.otherFields), source: data.source, format, test_size: data.testSize, column_mapping: mapping };
+  const sources = { ...trainingFields(data.sources), ...evaluationFields(data.evaluationSets) };
+  const dataset: Values = { ...sources, ...data.otherFields, format, test_size: data.testSize, column_mapping: mapping };
+  if (data.sourceOrder !== DATASET_DEFAULTS.source_order) dataset.source_order = data.sourceOrder;
   for (const option of data.cleaning) dataset[option] = true;
   if (data.defaultSystem) dataset.default_system = data.defaultSystem;
   if (data.rowFormat) dataset.row_format = data.rowFormat;
@@ -99,7 +143,11 @@ export function suggestName(model: string): string {
 }
 
 interface DatasetConfig {
-  source?: Source;
+  source?: object | null;
+  sources?: Values[] | null;
+  source_order?: string;
+  eval_source?: Values | null;
+  eval_sources?: Record<string, Values> | null;
   column_mapping?: Record<string, string> | null;
   row_format?: string | null;
   pairs_per_row?: string;
@@ -121,11 +169,12 @@ function changedFields(fields: Values): Values {
 /** Return the parts of the form for a saved configuration or that of an earlier run. */
 export function draftFromConfig(config: Values): { model: string; name: string; data: DataDraft; values: Values } {
   const { base_model, output_name, dataset: datasetConfig, ...rest } = config;
-  const { source: onlySource, column_mapping, row_format, pairs_per_row, format, test_size, max_samples, ...otherFields } = (datasetConfig ?? {}) as DatasetConfig & Values;
-  const source = onlySource ?? (otherFields.sources as { source: Source }[] | null)?.[0]?.source;
-  const hasEvaluationSets = Boolean(otherFields.eval_source ?? otherFields.eval_sources);
+  const { source, sources, source_order, eval_source, eval_sources, column_mapping, row_format, pairs_per_row, format, test_size, max_samples, ...otherFields } = (datasetConfig ?? {}) as DatasetConfig & Values;
+  const sets = evaluationSets({ eval_source, eval_sources });
   const data: DataDraft = {
-    source: source ? (Object.fromEntries(Object.entries(source).filter(([, value]) => value != null)) as unknown as Source) : null,
+    sources: trainingSources({ source, sources }),
+    sourceOrder: source_order ?? DATASET_DEFAULTS.source_order,
+    evaluationSets: sets,
     mapping: column_mapping ?? {},
     rowFormat: row_format ?? '',
     pairsPerRow: pairs_per_row ?? DATASET_DEFAULTS.pairs_per_row,
@@ -133,7 +182,7 @@ export function draftFromConfig(config: Values): { model: string; name: string; 
     templates: format?.custom_templates ?? {},
     keepsReasoning: format?.enable_thinking ?? DATASET_DEFAULTS.format.enable_thinking,
     systemAsUser: format?.system_as_user ?? DATASET_DEFAULTS.format.system_as_user,
-    testSize: test_size ?? (hasEvaluationSets ? 0 : DATASET_DEFAULTS.test_size),
+    testSize: test_size ?? (sets.length > 0 ? 0 : DATASET_DEFAULTS.test_size),
     maxSamples: max_samples ?? null,
     cleaning: CLEANING_OPTIONS.map(([name]) => name).filter((name) => otherFields[name] === true),
     defaultSystem: String(otherFields.default_system ?? ''),

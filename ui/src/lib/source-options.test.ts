@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
-import type { Source } from './draft';
 import { hasOptions, optionText, withOptionText } from './source-options';
+import type { Source } from './sources';
 
 const repo: Source = { source_type: 'huggingface', repo_id: 'org/pairs', split: 'train' };
 

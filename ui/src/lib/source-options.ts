@@ -1,6 +1,6 @@
 /** Optional fields of a data set's source, as the texts of their inputs. */
 
-import type { Source } from './draft';
+import type { Source } from './sources';
 
 export const ENCODINGS: [string, string][] = [
   ['', 'Detected'],

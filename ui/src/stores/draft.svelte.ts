@@ -2,11 +2,11 @@
 
 import { api, toApiError, UNREACHABLE, type Finding } from '../api/client';
 import type { components } from '../api/types';
-import { configOf, DEFAULT_DATA, draftFromConfig, suggestName, type DataDraft, type Values } from '../lib/draft';
+import { configOf, DEFAULT_DATA, draftFromConfig, missingIn, suggestName, type DataDraft, type Values } from '../lib/draft';
 import { storedDrafts, storageKey } from '../lib/draft-storage';
 import { defaultOf, withoutSecrets, type InvalidInput } from '../lib/fields';
 import { capitalized } from '../lib/format';
-import { describe, errorsIn, settingOf, warningsIn } from '../lib/findings';
+import { describe, describeOfSource, errorsIn, settingOf, warningsIn } from '../lib/findings';
 
 const VALIDATE_MS = 800;
 
@@ -64,7 +64,7 @@ export class Draft {
   config = $derived(configOf(this.model.trim(), this.outputName, this.data, withoutSecrets(this.values)));
   /** Errors and warnings that no field of the form shows. */
   generalErrors = $derived(this.#errors.filter((each) => settingOf(each) === null).map(describe));
-  generalWarnings = $derived(this.#warnings.filter((each) => settingOf(each) === null || settingOf(each) === 'dataset').map((each) => capitalized(each.message)));
+  generalWarnings = $derived(this.#warnings.filter((each) => settingOf(each) === null || settingOf(each) === 'dataset').map(describeOfSource));
 
   get #warnings(): Finding[] {
     return warningsIn(this.results?.findings ?? []);
@@ -81,7 +81,7 @@ export class Draft {
   /** What to enter before the draft can be submitted. */
   get missing(): string {
     if (!this.model.trim()) return 'Select a base model.';
-    return this.data.source === null ? 'Select a data set.' : 'Enter an output name.';
+    return missingIn(this.data) || 'Enter an output name.';
   }
 
   /** The configuration with secrets. */
@@ -89,8 +89,12 @@ export class Draft {
     return this.config && { ...this.config, ...this.values, ...(this.token ? { hf_token: this.token } : {}) };
   }
 
+  findingsOf(field: string): Finding[] {
+    return this.#errors.filter((each) => settingOf(each) === field);
+  }
+
   errorsOf(field: string): string[] {
-    return this.#errors.filter((each) => settingOf(each) === field).map((each) => capitalized(each.message));
+    return this.findingsOf(field).map((each) => capitalized(each.message));
   }
 
   warningsOf(field: string): string[] {
@@ -125,7 +129,7 @@ export class Draft {
       this.name = parts.name;
       this.isNamed = true;
     }
-    if (config.dataset) this.data = parts.data.source ? parts.data : { ...parts.data, source: this.data.source, mapping: this.data.mapping };
+    if (config.dataset) this.data = parts.data.sources[0]?.source ? parts.data : { ...parts.data, sources: this.data.sources, mapping: this.data.mapping };
     this.setAll(parts.values);
     this.dataVersion += 1;
   }
@@ -134,7 +138,7 @@ export class Draft {
   store(): void {
     const { model, name, isNamed, data } = this;
     const invalid = withoutSecrets(this.invalid);
-    if (this.isPristine && !model && !data.source && Object.keys(invalid).length === 0) return;
+    if (this.isPristine && !model && !data.sources[0]?.source && Object.keys(invalid).length === 0) return;
     sessionStorage.setItem(storageKey(this.from), JSON.stringify({ model, name, isNamed, data, values: withoutSecrets(this.values), invalid }));
   }
 
