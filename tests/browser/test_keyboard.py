@@ -86,3 +86,42 @@ def test_a_run_is_configured_by_keyboard(server: Server, tiny_model: Path, visit
     tab_to(page, "New run")
     page.keyboard.press("Enter")
     fill_in(page, server, tiny_model)
+
+
+def test_sources_are_added_and_removed_by_keyboard(server: Server, visit: Callable[..., Page]) -> None:
+    page = visit(server, "/new")
+
+    def enter_path(file: Path) -> None:
+        """Choose a path on the server for the source whose first option has the focus."""
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Tab")
+        page.keyboard.type(str(file))
+        page.keyboard.press("Tab")
+
+    files = [pairs_file(server.root / f"typed-{number}.jsonl", rows=4) for number in range(3)]
+    tab_to(page, "Upload")
+    enter_path(files[0])
+    expect(page.get_by_role("button", name="Add source")).to_be_visible()
+    tab_to(page, "Add source")
+    page.keyboard.press("Enter")
+    enter_path(files[1])
+    second = page.get_by_role("group", name="Source 2", exact=True)
+    expect(second.get_by_label("Weight", exact=True)).to_be_visible()
+    for _ in ("that of the first source", "that of the second"):
+        tab_to(page, "Weight")
+    page.keyboard.type("0.5")
+    tab_to(page, "Add evaluation set")
+    page.keyboard.press("Enter")
+    assert "Name" in page.evaluate(_NAME)
+    page.keyboard.press("Tab")
+    enter_path(files[2])
+    tab_to(page, "Source to preview")
+    page.keyboard.type("Evaluation")
+    expect(page.get_by_label("Source to preview").locator("option:checked")).to_have_text(
+        "Evaluation set eval-1: typed-2.jsonl"
+    )
+    expect(second.get_by_label("Weight", exact=True)).to_have_value("0.5")
+    second.get_by_role("button", name="Remove").focus()
+    page.keyboard.press("Enter")
+    expect(second).to_have_count(0)
+    assert "Add source" in page.evaluate(_NAME)

@@ -12,7 +12,7 @@ from merlina.api.page import _VIEWS
 from merlina.cli.main import commands
 from merlina.client import Client
 from merlina.data.row_formats.registry import ROW_FORMATS
-from merlina.schemas.datasets.config import FormatType, TrainingMode
+from merlina.schemas.datasets.config import FormatType, SourceOrder, TrainingMode
 from tests.docs.pages import FOLDER, PAGES, REPOSITORY, inline_code
 
 UI = REPOSITORY / "ui" / "src"
@@ -28,6 +28,11 @@ def test_the_page_offers_every_row_format_by_its_title() -> None:
     (formats,) = re.findall(r"const ROW_FORMATS: .*?= \[(.*?)\n\];", (UI / "lib/row-formats.ts").read_text(), re.DOTALL)
     titles = {name: converter.title for name, converter in ROW_FORMATS.items()}
     assert dict(re.findall(r"\['(\w+)', '(.*?)'\],", formats)) == titles
+
+
+def test_the_page_offers_every_order_of_sources() -> None:
+    (orders,) = re.findall(r"const SOURCE_ORDERS: .*?= \[(.*?)\n\];", (UI / "lib/sources.ts").read_text(), re.DOTALL)
+    assert set(re.findall(r"\['(\w+)',", orders)) == set(get_args(SourceOrder))
 
 
 def test_every_training_method_is_in_the_table_of_methods() -> None:

@@ -17,8 +17,13 @@ function flatten(value: unknown, prefix = ''): Map<string, string> {
   const flat = new Map<string, string>();
   for (const [name, inner] of Object.entries(value as Record<string, unknown>)) {
     const path = prefix ? `${prefix}.${name}` : name;
-    if (inner !== null && typeof inner === 'object' && !Array.isArray(inner)) for (const [key, text] of flatten(inner, path)) flat.set(key, text);
+    if (hasFields(inner)) for (const [key, text] of flatten(inner, path)) flat.set(key, text);
     else flat.set(path, typeof inner === 'string' ? inner : JSON.stringify(inner));
   }
   return flat;
+}
+
+/** Return whether a value is an object or a list of objects. */
+function hasFields(value: unknown): boolean {
+  return Array.isArray(value) ? value.some(hasFields) : value !== null && typeof value === 'object';
 }
