@@ -63,7 +63,8 @@ def test_every_row_can_be_reached(
     stored, formatted = (page.get_by_role("region", name=name) for name in ("Original row", "Formatted pair"))
     expect(page.get_by_role("group", name="Rows", exact=True)).to_contain_text("of 1,200")
     expect(formatted).to_contain_text("What is 1 plus 1?")
-    expect(page.get_by_text("pairs in the first 500 rows, in tokens")).to_be_visible()
+    # A preview examines rows for a limited time: 500 of them if the machine is not busy.
+    expect(page.get_by_text(re.compile(r"pairs in the first \d+ rows, in tokens"))).to_be_visible()
     for row in range(2, 8):
         page.get_by_role("button", name="Next", exact=True).click()
         expect(number).to_have_value(str(row))

@@ -12,7 +12,7 @@ test('only settings that differ are returned, nested ones included', () => {
 });
 
 test('the sources of a data set are compared field by field, other lists as a whole', () => {
-  const config = (weight: number): Record<string, unknown> => ({ dataset: { sources: [{ source: { file_path: 'a' }, weight }] }, target_modules: [String(weight)] });
+  const config = (weight: number): Record<string, unknown> => ({ dataset: { sources: [{ source: { file_path: 'a', repo_id: null }, weight }] }, target_modules: [String(weight)] });
   expect(differences([config(1), config(2), {}])).toEqual([
     { name: 'dataset.sources.0.source.file_path', values: ['a', 'a', '–'] },
     { name: 'dataset.sources.0.weight', values: ['1', '2', '–'] },

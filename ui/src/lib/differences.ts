@@ -1,4 +1,4 @@
-/** Settings in which several configurations differ. */
+/** Settings in which several configurations differ; – stands for null and for a setting that a configuration lacks. */
 
 export interface Difference {
   name: string;
@@ -18,7 +18,7 @@ function flatten(value: unknown, prefix = ''): Map<string, string> {
   for (const [name, inner] of Object.entries(value as Record<string, unknown>)) {
     const path = prefix ? `${prefix}.${name}` : name;
     if (hasFields(inner)) for (const [key, text] of flatten(inner, path)) flat.set(key, text);
-    else flat.set(path, typeof inner === 'string' ? inner : JSON.stringify(inner));
+    else if (inner !== null) flat.set(path, typeof inner === 'string' ? inner : JSON.stringify(inner));
   }
   return flat;
 }
