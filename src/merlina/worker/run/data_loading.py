@@ -28,7 +28,7 @@ from merlina.worker.encoding import EncodedPair, PairEncoder
 from merlina.worker.run.run_sources import FIRST, RunSources
 from merlina.worker.run.training_order import training_order
 
-# The tokenizer encodes many texts at once in several threads. A stop is honored between two batches.
+# The tokenizer encodes many texts at once, in the background. A stop is honored between two batches.
 _PAIRS_PER_BATCH = 512
 _SECONDS_BETWEEN_NOTES = 10.0
 
@@ -176,7 +176,12 @@ class DataLoading:
             yield row
 
     def _encode(self, pairs: Sequence[Pair]) -> Iterator[Converted[TokenPair] | UnusableRowError]:
-        for pair, encoded in zip(pairs, self._encoder.encode_all(pairs), strict=True):
+        return self._converted(pairs, self._encoder.encode_all(pairs))
+
+    def _converted(
+        self, pairs: Sequence[Pair], all_encoded: Iterator[EncodedPair | UnusableRowError]
+    ) -> Iterator[Converted[TokenPair] | UnusableRowError]:
+        for pair, encoded in zip(pairs, all_encoded, strict=True):
             if isinstance(encoded, UnusableRowError):
                 yield encoded
             else:
