@@ -97,3 +97,7 @@ def test_the_command_shows_version_and_commit() -> None:
 def test_every_dependency_has_a_lower_bound() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert not [requirement for requirement in project["dependencies"] if ">=" not in requirement]
+
+
+def test_every_public_name_can_be_imported() -> None:
+    assert all(getattr(merlina, name) for name in merlina.__all__)

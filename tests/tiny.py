@@ -17,12 +17,16 @@ _TEMPLATE = (
 )
 
 
-def build_tiny_model(folder: Path, *, hidden: int = 32, layers: int = 2) -> Path:
-    """Write model and tokenizer in transformers' format and return the folder."""
+def build_tiny_model(folder: Path, *, hidden: int = 32, layers: int = 2, tokenizer_of: Path | None = None) -> Path:
+    """Write model and tokenizer in transformers' format and return the folder. Another model may give its tokenizer."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    tokenizer = build_tiny_tokenizer(folder)
+    if tokenizer_of is None:
+        tokenizer = build_tiny_tokenizer(folder)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
+        tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,

@@ -17,7 +17,7 @@ __all__ = ["AsyncClient", "Client", "DatasetConfig", "TrainingConfig", "__versio
 _HOMES = {
     "AsyncClient": "merlina.client",
     "Client": "merlina.client",
-    "DatasetConfig": "merlina.schemas.datasets",
+    "DatasetConfig": "merlina.schemas.datasets.config",
     "TrainingConfig": "merlina.schemas.training",
 }
 

@@ -154,6 +154,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def tokens_dir(self) -> Path:
+        """The token ids of a large data set, which are mapped into memory and used again by a resume."""
+        return self.path / "tokens"
+
+    @property
     def converted_dir(self) -> Path:
         """Converted weights of the base model, if the worker had to convert them."""
         return self.path / "converted"

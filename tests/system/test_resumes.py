@@ -12,7 +12,7 @@ import pytest
 from merlina import checkpoints
 from merlina.errors import ConflictError, InvalidRequestError
 from merlina.run_folder import read_events
-from tests.harness import Server, acting_worker, pairs_file
+from tests.harness import Server, acting_worker, pairs_file, until
 from tests.system.test_pauses import assert_same_weights
 from tests.system.test_recovery import Config
 
@@ -239,3 +239,37 @@ def test_a_start_over_of_a_job_that_never_began_counts_once(server: Server, conf
         assert "Continuing from the checkpoint at step 6." in client.resume(job).message
     assert server.until_ended(job).status == "completed"
     assert last_resumed(server, job)[0] == 6
+
+
+@pytest.mark.long
+def test_a_resume_uses_the_tokens_of_a_large_data_set_again(server: Server, config: Config) -> None:
+    """More than 64 MiB of them: 930 for each row."""
+    rows = server.root / "large.jsonl"
+    answers = {"chosen": "It is certain. " * 45, "rejected": "Who can say? " * 45}
+    with rows.open("w") as file:
+        for number in range(20_000):
+            file.write(json.dumps({"prompt": f"What is {number}?", **answers}) + "\n")
+    large = {"dataset": {"source": {"source_type": "local_file", "file_path": str(rows)}}, "max_length": 1024}
+    calm = server.train(config(server, "large-calm", **SHORT | large))
+    assert server.until_ended(calm).status == "completed"
+    until(lambda: not server.folder(calm).tokens_dir.exists(), 10, "removal of the tokens")
+
+    server.crash_file.write_text("save.reported:1")
+    job = server.train(config(server, "large", **SHORT | large))
+    until_crash_after_saving(server, job)
+    server.crash_file.write_text("save.reported:1")
+    with server.client() as client:
+        client.resume(job)
+        until_crash_after_saving(server, job)
+        assert last_note_on_rows(server, job) == "20,000 pairs were encoded by an earlier attempt"
+        spoil(server.folder(job).tokens_dir / "ids")
+        client.resume(job)
+    assert server.until_ended(job).status == "completed"
+    assert last_note_on_rows(server, job) == "All rows are encoded again, since ids is damaged"
+    assert_same_weights(server, "large-calm", "large")
+
+
+def last_note_on_rows(server: Server, job: str) -> str:
+    events, _ = read_events(server.folder(job).events_file)
+    notes = [event.message for event in events if event.type == "log"]
+    return next(note for note in reversed(notes) if "encoded by" in note or "encoded again" in note)

@@ -90,7 +90,9 @@ class Pair:
 
     @property
     def answers(self) -> tuple[Message, ...]:
-        return tuple(answer for answer in (self.chosen, self.rejected) if answer is not None)
+        if self.chosen is None:
+            return () if self.rejected is None else (self.rejected,)
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
     def with_answers(self, change: Callable[[Message], Message]) -> Pair:
         """Return the pair with each answer changed."""

@@ -15,7 +15,10 @@ _T = TypeVar("_T")
 Converted = tuple[_T, Lengths | None, Iterable[FindingKind]]
 """A pair's conversion, its lengths if it has tokens, and remarks."""
 BatchConversion = Callable[[Sequence[Pair]], Iterable[Converted[_T] | UnusableRowError]]
-"""Return for each pair its conversion, or the error for which it is skipped."""
+"""Return for each pair its conversion, or the error for which it is skipped.
+
+The work may begin with the call, in the background, and end with the iteration.
+"""
 
 
 def row_examiner(
@@ -64,10 +67,17 @@ def examine_batches(
     *,
     size: int,
 ) -> Iterator[tuple[Pair, _T] | SkippedRow]:
-    """Do the same as `examine` with a conversion of up to `size` pairs at once, which returns errors instead."""
+    """Do the same as `examine` with a conversion of up to `size` pairs at once, which returns errors instead.
+
+    The next pairs are read, and their conversion begins, before the results of the previous ones are awaited.
+    """
     remaining = iter(rows)
+    begun: Iterator[tuple[Pair, _T] | SkippedRow] = iter(())
     while batch := list(islice(remaining, size)):
-        yield from _examined(batch, examiner, convert_all(_pairs_of(batch)))
+        next_begun = _examined(batch, examiner, convert_all(_pairs_of(batch)))
+        yield from begun
+        begun = next_begun
+    yield from begun
 
 
 def _pairs_of(rows: Iterable[Pair | SkippedRow]) -> list[Pair]:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 _SERVER_ONLY = {"API_KEY", "MERLINA_API_KEY", "DATABASE_URL", "HF_TOKEN", "WANDB_API_KEY"}
 _ALWAYS = {
     "PYTHONUNBUFFERED": "1",
-    "TOKENIZERS_PARALLELISM": "false",
+    # The threads of a tokenizer that encodes many texts. Beyond eight, the rest of the work on the rows takes longer.
+    "TOKENIZERS_PARALLELISM": "true",
+    "RAYON_NUM_THREADS": str(min(8, os.cpu_count() or 1)),
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # A run on several GPUs forks its ranks after these imports, and a fork copies no thread.
     "OPENBLAS_NUM_THREADS": "1",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -72,6 +72,7 @@ class PairEncoder:
     ) -> None:
         own = TokenizerTemplate(tokenizer, tokenizer_name) if spec.format_type == "tokenizer" else None
         self._format_type = spec.format_type
+        self._renders_template = own is not None
         self._max_length = max_length
         self._drops_overlong = drop_overlong
         self._special_tokens = own.special_tokens if own else ()
@@ -95,20 +96,33 @@ class PairEncoder:
 
     def encode(self, pair: Pair) -> EncodedPair:
         """Encode a pair. Raises UnusableRowError if the format cannot represent it or its prompt has no tokens."""
-        (encoded,) = self.encode_all([pair])
+        encoded = next(self.encode_all([pair]))
         if isinstance(encoded, UnusableRowError):
             raise encoded
         return encoded
 
-    def encode_all(self, pairs: Sequence[Pair]) -> list[EncodedPair | UnusableRowError]:
-        """Encode many pairs at once, each to what `encode` returns or raises."""
+    def encode_all(self, pairs: Sequence[Pair]) -> Iterator[EncodedPair | UnusableRowError]:
+        """Encode many pairs at once, each to what `encode` returns or raises.
+
+        The tokenizer begins with the call, in the background; the iteration awaits it.
+        """
+        if self._renders_template:
+            # The limits of a template's time and memory are those of the process, of which the tokenizer uses both.
+            self._tokens.wait()
         rendered = [self._render_or_error(pair) for pair in pairs]
         texts = [text for text in rendered if isinstance(text, Rendered)]
-        ids = iter(self._tokens.encode_all([(text.prompt, text.chosen, text.rejected) for text in texts]))
-        return [
-            self._encoded(pair, text, *next(ids)) if isinstance(text, Rendered) else text
-            for pair, text in zip(pairs, rendered, strict=True)
-        ]
+        return self._all_encoded(
+            pairs, rendered, self._tokens.encode_all([(text.prompt, text.chosen, text.rejected) for text in texts])
+        )
+
+    def _all_encoded(
+        self,
+        pairs: Sequence[Pair],
+        rendered: Sequence[Rendered | UnusableRowError],
+        ids: Iterator[tuple[TokenPair, Truncation]],
+    ) -> Iterator[EncodedPair | UnusableRowError]:
+        for pair, text in zip(pairs, rendered, strict=True):
+            yield self._encoded(pair, text, *next(ids)) if isinstance(text, Rendered) else text
 
     def _render_or_error(self, pair: Pair) -> Rendered | UnusableRowError:
         try:

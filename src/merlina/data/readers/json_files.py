@@ -21,6 +21,9 @@ _MAX_COLUMNS_BYTES = 64 * 1024**2
 # In a truncated text, the parser reports an error within the last literal or escape, which is no longer than this.
 _MAX_WORD_LENGTH = 16
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
+# NaN and infinities, which JSON does not have, become None. A decoder of its own for each line would take longer than
+# most lines.
+_DECODER = json.JSONDecoder(parse_constant=lambda _text: None)
 
 
 def read_jsonl(file: TextFile, limit: RowLimit, start: int = 1) -> Iterator[dict[str, Any]]:
@@ -127,7 +130,7 @@ def _lines(file: TextFile, limit: RowLimit) -> Iterator[tuple[int, bytes]]:
 
 def _json_object(line: bytes, number: int) -> dict[str, Any]:
     try:
-        value = json.loads(line.rstrip(), parse_constant=_constant_as_null)
+        value = _decode(line.rstrip())
     except UnicodeDecodeError as error:
         problem = f"line {number} is not UTF-8 text ({error.reason} at byte {error.start + 1} of it)"
         raise DataError(f"{problem}. {SET_ENCODING}") from error
@@ -143,9 +146,9 @@ def _json_object(line: bytes, number: int) -> dict[str, Any]:
     return value
 
 
-def _constant_as_null(_text: str) -> None:
-    """Return None for NaN and infinities, which JSON does not have."""
-    return
+def _decode(text: bytes) -> Any:
+    """Return the value of a text. Lines of concatenated files may begin with a byte-order mark. Raises ValueError."""
+    return _DECODER.decode(text.decode("utf-8-sig", "surrogatepass"))
 
 
 def _kind(value: Any) -> str:
@@ -201,7 +204,7 @@ class _Window:
         self._stream = stream
         self._limit = limit
         self._decode = codecs.getincrementaldecoder("utf-8")().decode
-        self._parse = json.JSONDecoder(parse_constant=_constant_as_null).raw_decode
+        self._parse = _DECODER.raw_decode
         self._text = ""
         self._at = 0
         self._lines_before = 0
@@ -276,7 +279,7 @@ def _read_one_object(file: TextFile, limit: RowLimit) -> Iterator[dict[str, Any]
             "cannot be read row by row. Write it as JSONL, CSV or Parquet"
         )
     try:
-        value: dict[str, Any] = json.loads(text, parse_constant=_constant_as_null)
+        value: dict[str, Any] = _decode(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"The file {why_not_json(error)}") from error
     rows = _rows_of_columns(value) if _are_columns(value) else iter([value] if value else [])

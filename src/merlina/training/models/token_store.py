@@ -5,12 +5,15 @@ Example: two pairs, the first with prompt [5, 6], chosen [7] and rejected [8, 9]
     ids     5 6 7 8 9 5 4 4
     ends    2 3 5 | 6 8 8        where the prompt, the chosen and the rejected answer of each pair end
     rows    1 | 2                the pairs' row numbers in the data set
+
+A store with a file moves ids beyond 64 MiB to it and maps them into memory: RAM holds those in use.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -20,16 +23,31 @@ from merlina.training.models.tokens import TokenPair
 
 _TEXTS = 3
 _ENOUGH = 4096
+_IDS_IN_RAM = 16 * 1024**2
 
 
 class TokenStore:
-    """Collects pairs; `select` returns them as sequences."""
+    """Collects pairs; `select` returns them as sequences.
 
-    def __init__(self) -> None:
+    If there are more ids than it holds in RAM, `file` is replaced, and its folder created; OSError if it cannot be.
+    """
+
+    def __init__(self, file: Path | None = None) -> None:
+        self._file = file
         # Arrays of the standard library grow in place.
         self._ids = array("i")
         self._ends = array("q")
         self._rows = array("q")
+        self._ids_in_file = 0
+
+    @staticmethod
+    def reopen(file: Path, ends: NDArray[np.int64], rows: NDArray[np.int64]) -> TokenStore:
+        """Return the store that wrote this file, with its `ends` and `rows`."""
+        store = TokenStore(file)
+        store._ends.frombytes(ends.tobytes())
+        store._rows.frombytes(rows.tobytes())
+        store._ids_in_file = int(ends[-1])
+        return store
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -37,8 +55,25 @@ class TokenStore:
     def add(self, pair: TokenPair) -> None:
         for text in (pair.prompt, pair.chosen, pair.rejected):
             self._ids.extend(text)
-            self._ends.append(len(self._ids))
+            self._ends.append(self._ids_in_file + len(self._ids))
         self._rows.append(pair.row)
+        if self._file is not None and len(self._ids) >= _IDS_IN_RAM:
+            self._move_to(self._file)
+
+    @property
+    def ends(self) -> NDArray[np.int64]:
+        """Where each text of each pair ends, shape [3 * pairs]."""
+        return np.array(self._ends)
+
+    @property
+    def is_in_file(self) -> bool:
+        """Whether there are more ids than are held in RAM, so that `close_file` leaves all of them in the file."""
+        return self._ids_in_file > 0
+
+    def close_file(self) -> None:
+        """Move the remaining ids to the file, if there is one. No pair can be added afterwards."""
+        if self._file is not None and self.is_in_file and self._ids:
+            self._move_to(self._file)
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -47,14 +82,27 @@ class TokenStore:
 
     def labels(self, indices: NDArray[np.int64]) -> tuple[int, int]:
         """Return how many of the pairs at `indices` have a chosen answer alone, and how many a rejected one alone."""
-        ends = np.array(self._ends).reshape(-1, _TEXTS)[indices]  # [pairs, texts]
+        ends = self.ends.reshape(-1, _TEXTS)[indices]  # [pairs, texts]
         has_chosen, has_rejected = ends[:, 1] > ends[:, 0], ends[:, 2] > ends[:, 1]
         return int((has_chosen & ~has_rejected).sum()), int((~has_chosen & has_rejected).sum())
 
     def select(self, indices: NDArray[np.int64]) -> StoredPairs:
         """Return the pairs at `indices`, in this order. No pair can be added while they are in use."""
-        ids, ends, rows = (np.frombuffer(part, part.typecode) for part in (self._ids, self._ends, self._rows))
-        return StoredPairs(ids, np.concatenate(([0], ends)), rows, indices)
+        ends, rows = (np.frombuffer(part, part.typecode) for part in (self._ends, self._rows))
+        return StoredPairs(self._all_ids(), np.concatenate(([0], ends)), rows, indices)
+
+    def _all_ids(self) -> NDArray[np.int32]:
+        self.close_file()
+        if self._file is not None and self.is_in_file:
+            return np.memmap(self._file, np.int32, "r")
+        return np.frombuffer(self._ids, self._ids.typecode)
+
+    def _move_to(self, file: Path) -> None:
+        file.parent.mkdir(exist_ok=True)
+        with file.open("ab" if self.is_in_file else "wb") as stream:
+            self._ids.tofile(stream)
+        self._ids_in_file += len(self._ids)
+        self._ids = array("i")
 
 
 class StoredPairs(Sequence[TokenPair]):

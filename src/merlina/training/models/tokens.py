@@ -17,7 +17,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +58,8 @@ class Truncation:
 
 
 _NOT_TRUNCATED = Truncation()
+# The token ids of prompts, and of all of their answers.
+_Encoded = tuple[list[list[int]], list[list[int]]]
 
 
 class PairTokenizer:
@@ -79,28 +82,47 @@ class PairTokenizer:
         self._max_length = max_length
         self._max_prompt_length = max_prompt_length
         self._bos = automatic_bos(tokenizer)
+        self._bos_id: int | None = tokenizer.bos_token_id
         self._is_context_free = _is_context_free(tokenizer)
         self._end = end
         self._ends = frozenset({end, tokenizer.eos_token_id} - {None})
         # Any other special token may be the end of an answer that the data already formats.
         self._own_ends = _special_ids(tokenizer) - self._ends if keeps_own_end else frozenset()
         self._is_blank: dict[int, bool] = {}
+        self._background = ThreadPoolExecutor(1, "tokenizer")
+        self._begun: Future[_Encoded] | None = None
 
     def encode(self, prompt: str, chosen: str | None, rejected: str | None) -> tuple[TokenPair, Truncation]:
         """Return the token ids to train on, and the number of tokens that were truncated to fit the lengths."""
-        return self.encode_all([(prompt, chosen, rejected)])[0]
+        return next(self.encode_all([(prompt, chosen, rejected)]))
 
-    def encode_all(self, texts: Sequence[tuple[str, str | None, str | None]]) -> list[tuple[TokenPair, Truncation]]:
-        """Encode many pairs of (prompt, chosen, rejected) at once, which is several times as fast."""
+    def encode_all(self, texts: Sequence[tuple[str, str | None, str | None]]) -> Iterator[tuple[TokenPair, Truncation]]:
+        """Encode many pairs of (prompt, chosen, rejected) at once, which is several times as fast.
+
+        The tokenizer begins with the call, in a thread of its own; the iteration awaits it.
+        """
         prompts = [_with_one_bos(prompt, self._bos) for prompt, _, _ in texts]
-        starts = _all_ids(self._tokenizer, prompts)
         answers = [(place, answer) for place, (_, *both) in enumerate(texts) for answer in both if answer is not None]
-        ids = iter(self._encode_answers(prompts, starts, answers))
-        encoded = []
+        self._begun = self._background.submit(self._encode_texts, prompts, answers)
+        return self._pairs(texts, self._begun)
+
+    def wait(self) -> None:
+        """Wait until the tokenizer has encoded all texts that it began with."""
+        if self._begun is not None:
+            wait([self._begun])
+
+    def _pairs(
+        self, texts: Sequence[tuple[str, str | None, str | None]], begun: Future[_Encoded]
+    ) -> Iterator[tuple[TokenPair, Truncation]]:
+        starts, answers = begun.result()
+        ids = iter(answers)
         for start, (_, *both) in zip(starts, texts, strict=True):
             chosen, rejected = ([] if answer is None else self._ended(next(ids)) for answer in both)
-            encoded.append(self._fitted(TokenPair(start, chosen, rejected)))
-        return encoded
+            yield self._fitted(TokenPair(start, chosen, rejected))
+
+    def _encode_texts(self, prompts: list[str], answers: Sequence[tuple[int, str]]) -> _Encoded:
+        starts = _all_ids(self._tokenizer, prompts)
+        return starts, self._encode_answers(prompts, starts, answers)
 
     def _encode_answers(
         self, prompts: Sequence[str], starts: Sequence[list[int]], answers: Sequence[tuple[int, str]]
@@ -129,7 +151,7 @@ class PairTokenizer:
         return _ids(self._tokenizer, answer)
 
     def _fitted(self, whole: TokenPair) -> tuple[TokenPair, Truncation]:
-        kept = _fit(whole, self._tokenizer.bos_token_id, self._max_length, self._max_prompt_length)
+        kept = _fit(whole, self._bos_id, self._max_length, self._max_prompt_length)
         if kept is whole:
             return kept, _NOT_TRUNCATED
         cut = Truncation(

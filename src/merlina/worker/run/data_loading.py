@@ -25,12 +25,14 @@ from merlina.training.models.token_store import TokenStore
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter, StoppedEarly
 from merlina.worker.encoding import EncodedPair, PairEncoder
+from merlina.worker.run.kept_tokens import EncodedRows, KeptTokens
 from merlina.worker.run.run_sources import FIRST, RunSources
 from merlina.worker.run.training_order import training_order
 
-# The tokenizer encodes many texts at once in several threads. A stop is honored between two batches.
+# The tokenizer encodes many texts at once, in the background. A stop is honored between two batches.
 _PAIRS_PER_BATCH = 512
 _SECONDS_BETWEEN_NOTES = 10.0
+_Places = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,28 @@ class TrainingData:
 
 
 class DataLoading:
-    """Loads the rows of one run as token ids; `vocabulary_size` is the number of token ids of the model."""
+    """Loads the rows of one run as token ids; `vocabulary_size` is the number of token ids of the model.
 
-    def __init__(self, config: TrainingConfig, encoder: PairEncoder, vocabulary_size: int, reporter: Reporter) -> None:
+    The ids are those `kept` by an earlier attempt if these are still valid. Otherwise they are encoded, and kept if it
+    `keeps` them, as the first rank does.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        encoder: PairEncoder,
+        vocabulary_size: int,
+        reporter: Reporter,
+        kept: KeptTokens,
+        *,
+        keeps: bool,
+    ) -> None:
         self._config = config
         self._encoder = encoder
         self._vocabulary_size = vocabulary_size
         self._reporter = reporter
+        self._kept = kept
+        self._keeps = keeps
         self._store = TokenStore()
 
     def load(self, sources: RunSources) -> tuple[TrainingData, Fingerprint]:
@@ -77,14 +94,31 @@ class DataLoading:
         """
         # Before reading: a file that is replaced meanwhile must appear replaced.
         stamps = sources.stamps()
+        files = Fingerprint(rows=0, held_out=0, blocks=(), file=stamps.pop(FIRST, None), files=stamps)
+        rows = (self._reopen(files) if sources.are_files else None) or self._read_all(sources, files)
+        return self._data(rows), rows.fingerprint
+
+    def _reopen(self, files: Fingerprint) -> EncodedRows | None:
+        """Use the token ids that an earlier attempt kept; None if there are none, or none that can be used."""
+        found = self._kept.reopen(files)
+        if isinstance(found, tuple):
+            self._store, rows = found
+            self._reporter.note("info", f"{len(self._store):,} pairs were encoded by an earlier attempt")
+            return rows
+        if found is not None:
+            self._reporter.note("info", f"All rows are encoded again, since {found}")
+        return None
+
+    def _read_all(self, sources: RunSources, files: Fingerprint) -> EncodedRows:
+        """Encode the rows of all sources. `files` has their stamps. Reports findings."""
+        if self._keeps:
+            self._store = self._kept.new_store()
         digest = FingerprintBuilder()
         rows, evaluated = sources.open()
         examiner = self._read(rows, digest)
         numbers = self._store.rows
-        held_out = held_out_rows(numbers.tolist(), self._config.dataset.test_size, self._config.seed)
-        is_held_out = np.isin(numbers, list(held_out))
-        order = training_order(self._config, numbers, ~is_held_out, rows.begins)
-        self._report_findings(examiner, held_out, self._store.labels(order))
+        held_out, order = self._split(numbers, rows.begins)
+        self._report_findings(examiner, np.unique(numbers[held_out]), self._store.labels(order))
         if len(sources.training_parts) > 1:
             self._check_sources(sources.training_parts, rows.begins, numbers)
             self._report_numbering(sources.training_parts, rows.begins)
@@ -94,16 +128,31 @@ class DataLoading:
                 f"({examiner.reason_to_skip() or 'no pair is left to train on'}); "
                 "correct the rows, or choose another format, such as chatml"
             )
-        ranges = {HELD_OUT: np.flatnonzero(is_held_out)} if is_held_out.any() else {}
-        digests = {}
+        places, digests = {}, {}
         for part, its_rows in zip(sources.eval_parts, evaluated, strict=True):
-            ranges[part.name], digests[part.name] = self._read_evaluation(part, its_rows, examiner)
-        evaluation = tuple(EvaluationSet(name, self._store.select(indices)) for name, indices in ranges.items())
+            places[part.name], digests[part.name] = self._read_evaluation(part, its_rows, examiner)
+        found = digest.finish(self._config.dataset.test_size, digests)
+        of_files = {"file": files.file, "files": files.files, "begins": tuple(rows.begins[1:])}
+        encoded = EncodedRows(training=len(numbers), evaluation=places, fingerprint=found.model_copy(update=of_files))
+        if self._keeps and sources.are_files:
+            self._kept.keep(self._store, encoded)
+        return encoded
+
+    def _split(self, numbers: NDArray[np.int64], begins: Sequence[int]) -> tuple[_Places, _Places]:
+        """Return the places of the pairs that are held out, and of those to train on in the order of an epoch."""
+        held_out = held_out_rows(numbers.tolist(), self._config.dataset.test_size, self._config.seed)
+        is_held_out = np.isin(numbers, list(held_out))
+        return np.flatnonzero(is_held_out), training_order(self._config, numbers, ~is_held_out, begins)
+
+    def _data(self, rows: EncodedRows) -> TrainingData:
+        """Return the pairs of the store. Raises DataError if the best model cannot be selected by them."""
+        held_out, order = self._split(self._store.rows[: rows.training], (0, *rows.fingerprint.begins))
+        places = {HELD_OUT: held_out} if len(held_out) else {}
+        places |= {name: np.arange(first, end) for name, (first, end) in rows.evaluation.items()}
+        evaluation = tuple(EvaluationSet(name, self._store.select(indices)) for name, indices in places.items())
         data = TrainingData(self._store.select(order), evaluation, len(np.unique(order)))
         self._check_margin(data)
-        found = digest.finish(self._config.dataset.test_size, digests)
-        begins = tuple(rows.begins[1:])
-        return data, found.model_copy(update={"file": stamps.pop(FIRST, None), "files": stamps, "begins": begins})
+        return data
 
     def _read(self, rows: ChainedRows, digest: FingerprintBuilder, label: str = "") -> RowExaminer:
         """Add the pairs of all rows to the store, and return what was found.
@@ -121,19 +170,18 @@ class DataLoading:
 
     def _read_evaluation(
         self, part: DatasetPart, rows: ChainedRows, training: RowExaminer
-    ) -> tuple[NDArray[np.int64], str]:
+    ) -> tuple[tuple[int, int], str]:
         """Return the places of the pairs of a data set to evaluate on, and a digest of its rows. Raises DataError."""
         before, digest = len(self._store), FingerprintBuilder()
         examiner = self._read(rows, digest, f"dataset.{part.location}: ")
-        places = np.arange(before, len(self._store))
-        if not len(places):
+        if len(self._store) == before:
             raise DataError(f"dataset.{part.location}: no row can be used ({examiner.reason_to_skip()})")
         for finding in examiner.findings([]):
             if finding.kind not in TRAINING_ONLY:
                 self._reporter.note("warning", f"dataset.{part.location}: {finding.message}")
         if leak := examiner.leak_from(training):
             self._reporter.note("warning", f"dataset.{part.location}: {leak.message}")
-        return places, digest.digest()
+        return (before, len(self._store)), digest.digest()
 
     @staticmethod
     def _check_sources(parts: Sequence[DatasetPart], begins: Sequence[int], numbers: NDArray[np.int64]) -> None:
@@ -176,7 +224,12 @@ class DataLoading:
             yield row
 
     def _encode(self, pairs: Sequence[Pair]) -> Iterator[Converted[TokenPair] | UnusableRowError]:
-        for pair, encoded in zip(pairs, self._encoder.encode_all(pairs), strict=True):
+        return self._converted(pairs, self._encoder.encode_all(pairs))
+
+    def _converted(
+        self, pairs: Sequence[Pair], all_encoded: Iterator[EncodedPair | UnusableRowError]
+    ) -> Iterator[Converted[TokenPair] | UnusableRowError]:
+        for pair, encoded in zip(pairs, all_encoded, strict=True):
             if isinstance(encoded, UnusableRowError):
                 yield encoded
             else:

@@ -17,6 +17,7 @@ from merlina.schemas.events import Ended
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.resource_errors import disk_is_full, exhausted_memory
 from merlina.worker.run.data_loading import TrainingData
+from merlina.worker.run.kept_tokens import remove_kept_tokens
 from merlina.worker.run.publishing import publish
 from merlina.worker.run.reporting import EventReporter, redact_tokens
 from merlina.worker.run.saving import save_model
@@ -140,6 +141,7 @@ def _complete(stages: Stages, final_metrics: Mapping[str, float | None]) -> None
     stages.reporter.end(Ended(state="completed", output_dir=order.output_dir, final_metrics=dict(final_metrics)))
     reach(FaultPoint.END_REPORTED)
     checkpoints.remove_folder(folder.checkpoints_dir)
+    remove_kept_tokens(folder.tokens_dir)
 
 
 def describe_error(error: Exception, folder: RunFolder) -> str:

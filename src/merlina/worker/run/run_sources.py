@@ -29,6 +29,11 @@ class RunSources:
         self.training_parts = dataset.training_parts
         self.eval_parts = dataset.eval_parts
 
+    @property
+    def are_files(self) -> bool:
+        """Whether all sources are files, whose stamps tell whether they were changed."""
+        return all(self._file(part) is not None for part in (*self.training_parts, *self.eval_parts))
+
     def stamps(self) -> dict[str, FileStamp]:
         """Return the stamps of all files that exist: of the first source by FIRST, of others by their field."""
         first, *others = (*self.training_parts, *self.eval_parts)

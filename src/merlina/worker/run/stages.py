@@ -38,6 +38,7 @@ from merlina.training.models.loading import (
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.data_loading import DataLoading, TrainingData
+from merlina.worker.run.kept_tokens import KeptTokens
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.resuming import choose_checkpoint
 from merlina.worker.run.run_sources import RunSources
@@ -131,7 +132,9 @@ class Stages:
         config = self.order.config
         encoder = PairEncoder.for_run(loaded.tokenizer, config)
         sources = RunSources(self.order, self._token, self.reporter)
-        data, found = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter).load(sources)
+        kept = KeptTokens(self.folder.tokens_dir, config, loaded.tokenizer, loaded.vocabulary_size)
+        loading = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter, kept, keeps=self.ranks.is_first)
+        data, found = loading.load(sources)
         self._check_data_is_unchanged(found)
         repeated = "" if data.distinct == len(data.training) else f" ({data.distinct} different ones)"
         use = "held out for evaluation" if data.holds_out else "to evaluate on"

@@ -1,0 +1,105 @@
+"""Token ids of a large data set are the same from the file of another process, and are never used after a change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from merlina.schemas.inspection import FileStamp, Fingerprint
+from merlina.schemas.training import TrainingConfig
+from merlina.training.models.token_store import TokenStore
+from merlina.training.models.tokens import TokenPair
+from merlina.worker.run.kept_tokens import EncodedRows, KeptTokens, remove_kept_tokens
+from tests.harness import training_config
+from tests.tiny import build_tiny_tokenizer
+
+pytestmark = pytest.mark.slow
+
+STAMP = FileStamp(size=10, mtime_ns=20, inode=30)
+ROWS = EncodedRows(
+    training=18, evaluation={"news": (18, 19)}, fingerprint=Fingerprint(rows=18, held_out=2, blocks=("a",), file=STAMP)
+)
+MILLION = list(range(1_000_000))
+PAIRS = [
+    *(TokenPair([number, *MILLION], [number], [], number) for number in range(17)),
+    TokenPair([1, 2], [3], [4, 5], 17),
+    TokenPair([6], [7, 8], [9], 1),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return build_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def kept(tmp_path: Path, tokenizer: Any) -> KeptTokens:
+    config = TrainingConfig.model_validate(training_config(tmp_path, tmp_path / "pairs.jsonl", "out"))
+    return KeptTokens(tmp_path / "tokens", config, tokenizer, 1_000_000)
+
+
+def filled(store: TokenStore) -> TokenStore:
+    for pair in PAIRS:
+        store.add(pair)
+    return store
+
+
+def assert_has_all_pairs(store: TokenStore) -> None:
+    assert list(store.select(np.arange(len(PAIRS)))) == PAIRS
+    assert store.rows.tolist() == [pair.row for pair in PAIRS]
+
+
+def test_ids_in_a_file_are_those_that_were_added(kept: KeptTokens) -> None:
+    store = filled(kept.new_store())
+    kept.keep(store, ROWS)
+    assert_has_all_pairs(store)
+
+    found = kept.reopen(ROWS.fingerprint)
+    assert isinstance(found, tuple), found
+    assert_has_all_pairs(found[0])
+    assert found[1] == ROWS
+
+    in_use = found[0].select(np.arange(len(PAIRS)))
+    remove_kept_tokens(kept.folder)
+    assert not kept.folder.exists()
+    assert list(in_use) == PAIRS
+    remove_kept_tokens(kept.folder)
+
+
+def test_few_ids_leave_no_file(kept: KeptTokens) -> None:
+    store = kept.new_store()
+    store.add(PAIRS[-1])
+    kept.keep(store, ROWS)
+    assert list(store.select(np.arange(1))) == [PAIRS[-1]]
+    assert not kept.folder.exists()
+    assert kept.reopen(ROWS.fingerprint) is None
+
+
+def test_ids_are_not_used_after_any_change(kept: KeptTokens, tokenizer: Any, tmp_path: Path) -> None:
+    kept.keep(filled(kept.new_store()), ROWS)
+
+    edited = ROWS.fingerprint.model_copy(update={"file": STAMP.model_copy(update={"mtime_ns": 21})})
+    assert kept.reopen(edited) == "a file of the data set has changed"
+    further = ROWS.fingerprint.model_copy(update={"files": {"eval_source": STAMP}})
+    assert kept.reopen(further) == "a file of the data set has changed"
+
+    others = training_config(tmp_path, tmp_path / "pairs.jsonl", "out", max_length=96)
+    config = TrainingConfig.model_validate(others)
+    software = "the configuration, the model or the software has changed"
+    assert KeptTokens(kept.folder, config, tokenizer, 1_000_000).reopen(ROWS.fingerprint) == software
+    assert KeptTokens(kept.folder, kept.config, tokenizer, 999_999).reopen(ROWS.fingerprint) == software
+
+    for name in ("ids", "ends.npy", "rows.npy"):
+        file = kept.folder / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert kept.reopen(ROWS.fingerprint) == f"{name} is damaged"
+        file.write_bytes(content)
+    assert isinstance(kept.reopen(ROWS.fingerprint), tuple)
+
+    # An attempt that encodes again makes the folder invalid before it writes.
+    kept.new_store()
+    assert kept.reopen(ROWS.fingerprint) is None
