@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from merlina.data.readers.compression import compression_of
+from merlina.domain.data_urls import FileLocation
 from merlina.executors.helper_process import HelperPool
 from merlina.schemas.datasets.sources import DatasetSource
 from merlina.schemas.operations import CountRows
@@ -29,13 +30,13 @@ class RowCounts:
     max_row_mb: int
     _counted: dict[_Version, int] = field(default_factory=dict)
 
-    def known(self, source: DatasetSource, file: Path | None, stated: int | None = None) -> int | None:
+    def known(self, source: DatasetSource, file: FileLocation | None, stated: int | None = None) -> int | None:
         """Return a count that is available at once: of an upload, `stated` by the file or cached; None otherwise."""
         if source.dataset_id is not None:
             with self.database.read() as connection:
                 record = uploads.get(connection, source.dataset_id)
             return record.total_rows if record else None
-        if stated is not None or file is None:
+        if stated is not None or not isinstance(file, Path):
             return stated
         return self._counted.get(_version(source, file))
 
