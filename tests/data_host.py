@@ -37,6 +37,7 @@ class DataHost:
     cut_above: int = 0
     replace_after: int | None = None
     hangs: bool = False
+    hanging: int = 0
     bodies: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and range of each body that was sent."""
     asked: list[str] = field(default_factory=list)
@@ -86,6 +87,7 @@ def _handler(host: DataHost) -> type[BaseHTTPRequestHandler]:
 
         def _respond(self) -> None:
             if host.hangs:
+                host.hanging += 1
                 host.released.wait(60)
                 self.close_connection = True
                 return
