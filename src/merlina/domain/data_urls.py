@@ -48,12 +48,12 @@ class DataUrl:
             raise ValueError("should begin with https://, s3:// or gs://")
         if "@" in parts.netloc:
             raise ValueError(
-                "contains a user name or password, which would be stored with the run; leave it out, and give the "
+                "contains a user name or password, which would be stored; leave it out, and give the "
                 "server's process the credentials"
             )
         if "?" in text or "#" in text:
             raise ValueError(
-                "has a query string or a fragment, which may contain a signature and would be stored with the run; use "
+                "has a query string or a fragment, which may contain a signature and would be stored; use "
                 "an address without one, or upload the file"
             )
         return DataUrl(parts.scheme, _host(parts, port), _path(parts))
