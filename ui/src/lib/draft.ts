@@ -5,9 +5,10 @@ import { DATASET_DEFAULTS, defaultOf } from './fields';
 export type Values = Record<string, unknown>;
 
 export interface Source {
-  source_type: 'upload' | 'local_file' | 'huggingface';
+  source_type: 'upload' | 'local_file' | 'huggingface' | 'url';
   dataset_id?: string;
   file_path?: string;
+  url?: string;
   repo_id?: string;
   split?: string;
   config_name?: string;
