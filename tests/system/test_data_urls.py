@@ -146,17 +146,26 @@ def test_a_resume_recognizes_rows_that_were_replaced(
     assert (status.status, status.error) == ("completed", None)
 
 
-def test_a_run_on_a_file_that_breaks_off_fails_with_the_cause(
+def test_a_run_on_a_file_that_cannot_be_read_fails_with_the_cause(
     host: DataHost, hosted: tuple[DataHost, Server], config: Config
 ) -> None:
     _, server = hosted
+    signed = "/open/news.jsonl?X-Amz-Signature=s3cret"
+    host.redirects["open/signed.jsonl"] = signed
     with acting_worker(server):
-        job = server.train(config(server, "broken", dataset={"source": at(f"{host.origin}/open/pairs.jsonl")}))
-        host.cuts = 99
-    status = server.until_ended(job)
+        jobs = [
+            server.train(config(server, name, dataset={"source": at(f"{host.origin}/open/{name}.jsonl")}))
+            for name in ("pairs", "signed")
+        ]
+        host.cuts, host.statuses["open/news.jsonl"] = 99, 403
+    broken, denied = (server.until_ended(job) for job in jobs)
     host.cuts = 0
-    assert status.status == "failed"
-    assert "The connection to the server of" in str(status.error)
+    del host.statuses["open/news.jsonl"]
+    assert (broken.status, denied.status) == ("failed", "failed")
+    assert "The connection to the server of" in str(broken.error)
+    assert str(denied.error).startswith(f"Access to '{host.origin}/open/signed.jsonl' is denied")
+    assert f"GET {signed}" in host.asked
+    assert_nowhere(server.root, b"s3cret")
 
 
 def test_a_host_that_does_not_respond_delays_no_local_preview(host: DataHost, hosted: tuple[DataHost, Server]) -> None:

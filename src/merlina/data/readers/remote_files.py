@@ -94,7 +94,7 @@ class RemoteContent:
                     return block
                 problem = None
         if problem is not None:
-            raise DataError(describe_remote_error(problem, self.url, f"byte {start:,} of {self.size:,}")) from problem
+            raise DataError(describe_remote_error(problem, self.url, f"byte {start:,} of {self.size:,}"))
         raise DataError(
             f"The server of {str(self.url)!r} sent no more after byte {start + len(block):,} of {self.size:,}, so that "
             "the file is incomplete; try again later"
@@ -146,7 +146,8 @@ class RemoteContent:
         try:
             info = self._system.info(str(self.url))
         except Exception as error:  # the libraries raise errors of many kinds
-            raise DataError(describe_remote_error(error, self.url)) from error
+            # Without the cause: a traceback in a log would show the address that a redirect led to, with its signature.
+            raise DataError(describe_remote_error(error, self.url)) from None
         if info["type"] != "file":
             raise DataError(f"{str(self.url)!r} is a folder; name one of its files")
         if info["size"] is None:
