@@ -54,9 +54,7 @@ def host() -> Iterator[DataHost]:
 
 
 def remote(host: DataHost, path: str, *allowed: str) -> DataFile:
-    file = file_at(RemoteFile(f"{host.origin}/{path}", allowed or (host.origin,)))
-    assert file is not None
-    return file
+    return file_at(RemoteFile(f"{host.origin}/{path}", allowed or (host.origin,)))
 
 
 def rows_of(file: DataFile) -> list[dict[str, Any]]:
@@ -234,9 +232,7 @@ def test_objects_in_google_cloud_storage_are_read(host: DataHost, monkeypatch: p
 
 
 def _stored(url: str) -> DataFile:
-    file = file_at(RemoteFile(url, (url.rpartition("pairs")[0] + "pairs",)))
-    assert file is not None
-    return file
+    return file_at(RemoteFile(url, (url.rpartition("pairs")[0] + "pairs",)))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.data_host import DataHost, data_host
@@ -123,6 +125,28 @@ def test_a_run_on_addresses_has_the_losses_of_one_on_files(
     assert (ended[0].final_metrics or {})["final_eval_loss"] == (ended[1].final_metrics or {})["final_eval_loss"]
     for folder in (server.root / "data", server.root / "models"):
         assert_nowhere(folder, *(secret.encode() for secret in SECRETS.values()))
+
+
+def test_the_rows_of_parquet_are_counted_before_a_run(
+    host: DataHost, hosted: tuple[DataHost, Server], config: Config
+) -> None:
+    _, server = hosted
+    rows = [{"prompt": f"What is {n}?", "chosen": "It is.", "rejected": "No."} for n in range(2500)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    host.files["open/many.parquet"] = bytes(sink.getvalue())
+    host.files["open/many.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    steps, totals = {}, {}
+    with server.http() as http:
+        for name in ("many.parquet", "many.jsonl"):
+            dataset = {"source": at(f"{host.origin}/open/{name}"), "test_size": 0}
+            report = http.post("/validate", json=config(server, "counted", dataset=dataset)).json()
+            assert report["valid"], report
+            steps[name] = report["results"]["time"] and report["results"]["time"]["steps"]
+            totals[name] = http.post("/dataset/columns", json=dataset).json()["total_rows"]
+    # Four pairs in a step.
+    assert steps == {"many.parquet": 625, "many.jsonl": None}
+    assert totals == {"many.parquet": 2500, "many.jsonl": None}
 
 
 def test_a_resume_recognizes_rows_that_were_replaced(

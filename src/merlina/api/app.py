@@ -120,7 +120,7 @@ def build_services(settings: Settings) -> Services:
     commands = JobCommands(
         database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data, find_files
     )
-    rows = RowCounts(database, helpers.rows, settings.max_row_size_mb)
+    rows = RowCounts(database, helpers, settings.max_row_size_mb)
     chat = ChatService(settings, commands, helpers, chat_memory, chat_process)
     return Services(
         settings=settings,

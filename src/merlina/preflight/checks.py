@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from merlina.data.finding_messages import TRAINING_ONLY
@@ -256,7 +255,7 @@ class Preflight:
         file = _or_none(partial(resolve_file, dataset.source, self.settings.uploads_dir, self.allowed))
         if dataset.source.source_type == "huggingface":
             rows = self._ask_hub_for_rows(config, dataset, closed)
-        elif isinstance(file, Path):
+        elif file is not None:
             rows = _or_none(partial(self.rows.count_if_quick, dataset.source, file, closed))
         else:
             return None
@@ -287,7 +286,7 @@ def _joined(results: Sequence[CheckResult]) -> CheckResult:
     )
 
 
-def _or_none(count: Callable[[], _T | None]) -> _T | None:
+def _or_none(count: Callable[[], _T]) -> _T | None:
     """Return a count or a file, or None on errors: other checks report what is wrong with the data set."""
     try:
         return count()

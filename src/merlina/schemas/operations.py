@@ -133,7 +133,7 @@ class CountHubRows(Operation[int | None]):
 class CountRows(Operation[int]):
     """Count the rows of a whole file. Raises DataError."""
 
-    file: Path
+    file: FileLocation
     file_format: FileFormat | None
     encoding: Encoding | None = None
     max_row_mb: int

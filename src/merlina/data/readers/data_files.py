@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import overload
 
 from merlina.data.readers.remote_files import RemoteContent
 from merlina.domain.data_urls import FileLocation, RemoteFile
@@ -10,6 +11,10 @@ from merlina.domain.data_urls import FileLocation, RemoteFile
 DataFile = Path | RemoteContent
 
 
+@overload
+def file_at(location: FileLocation) -> DataFile: ...
+@overload
+def file_at(location: FileLocation | None) -> DataFile | None: ...
 def file_at(location: FileLocation | None) -> DataFile | None:
     """Return the file to read; None for the Hub. Raises DataError for an address that is not allowed."""
     return RemoteContent(location) if isinstance(location, RemoteFile) else location

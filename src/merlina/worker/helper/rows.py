@@ -59,9 +59,10 @@ def stated_rows(dataset: DatasetConfig, file: DataFile | None) -> int | None:
 def count_rows(operation: CountRows) -> int:
     """Count the rows of a whole file. Raises DataError."""
     with PHASES.during("Counting the rows", _WHOLE_FILE_SECONDS, DataError):
-        file_format = operation.file_format or detect_format(operation.file, encoding=operation.encoding)
+        file = file_at(operation.file)
+        file_format = operation.file_format or detect_format(file, encoding=operation.encoding)
         limit = RowLimit.of_megabytes(operation.max_row_mb)
-        return count_rows_of(operation.file, file_format, limit, operation.encoding)
+        return count_rows_of(file, file_format, limit, operation.encoding)
 
 
 def parse_upload(operation: ParseUpload) -> ParsedUpload:
