@@ -1,13 +1,14 @@
-"""Access to paths that clients name: only below the allowed folders, with symbolic links resolved."""
+"""Access to paths and addresses that clients name: only below the allowed ones, with symbolic links resolved."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from merlina.domain.data_urls import AllowedUrls, DataUrl, RemoteFile
 from merlina.errors import ForbiddenError, NotFoundError
 
 _SHOWN = 200
@@ -32,11 +33,13 @@ def read_small_file(path: Path, max_bytes: int) -> bytes:
 class AllowedPaths:
     """Folders that requests may access (`roots`), and folders inside them that they may not (`private`).
 
-    Hidden files and folders below a root are private as well, because they often contain keys and tokens.
+    Hidden files and folders below a root are private as well, because they often contain keys and tokens. `urls` are
+    the addresses outside this machine that requests may access.
     """
 
     roots: tuple[Path, ...]
     private: tuple[Path, ...] = ()
+    urls: AllowedUrls = field(default_factory=AllowedUrls)
 
     def resolve(self, text: str, field: str) -> Path:
         """Return the resolved path of `text`, the value of the request's `field`. The path need not exist.
@@ -54,6 +57,12 @@ class AllowedPaths:
                 "reserved for the server; ALLOWED_PATHS sets the folders"
             )
         return path
+
+    def remote_file(self, url: str) -> RemoteFile:
+        """Return the file at an address. Raises ForbiddenError for an address that is not allowed."""
+        if refusal := self.urls.refusal(DataUrl.parse(url)):
+            raise ForbiddenError(f"url {refusal}")
+        return RemoteFile(url, self.urls.entries)
 
     def is_allowed(self, resolved: Path) -> bool:
         """Return whether requests may access a resolved path."""

@@ -58,6 +58,8 @@ class RunOrder(BaseModel):
     dataset_file: str | None = None
     # The files of further sources, by their field in `dataset`, such as `sources.1` or `eval_sources.news`.
     source_files: dict[str, str] = {}
+    # The addresses that data may be read from, by the setting ALLOWED_DATA_URLS.
+    allowed_data_urls: tuple[str, ...] = ()
     output_dir: str
     trust_remote_code: bool = False
     # The number of the last event before this attempt, including the server's own transitions.

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from merlina.domain.data_urls import AllowedUrls
+
 _DATABASE_FILE = "merlina.db"
 
 
@@ -53,6 +55,11 @@ class Settings(BaseSettings):
         description="Folders in which requests may access files; empty: the data folder and the working directory of "
         "the server.",
     )
+    allowed_data_urls: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Addresses from which requests may read data sets, each a scheme with a host or bucket, and "
+        "possibly a path: https://data.example.com, s3://my-bucket, gs://team-bucket/folder. Empty: none.",
+    )
     max_upload_size_mb: int = Field(default=500, ge=1, description="Maximum size of an upload, in MiB.")
     max_row_size_mb: int = Field(
         default=16,
@@ -91,7 +98,7 @@ class Settings(BaseSettings):
         default="INFO", description="Minimum level of the server's log messages."
     )
 
-    @field_validator("cors_origins", "allowed_paths", mode="before")
+    @field_validator("cors_origins", "allowed_paths", "allowed_data_urls", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return split_list(value)
@@ -121,6 +128,11 @@ class Settings(BaseSettings):
         except ValueError as error:
             raise ValueError(f"is not a valid address: {error}") from error
         return value
+
+    @field_validator("allowed_data_urls")
+    @classmethod
+    def _are_addresses(cls, value: list[str]) -> list[str]:
+        return list(AllowedUrls.of(value).entries)
 
     @field_validator("data_dir", "models_dir", mode="after")
     @classmethod
@@ -177,3 +189,7 @@ class Settings(BaseSettings):
     def allowed_roots(self) -> tuple[Path, ...]:
         roots = self.allowed_paths or [self.data_dir, Path.cwd()]
         return tuple(root.expanduser().resolve() for root in roots)
+
+    @property
+    def allowed_urls(self) -> AllowedUrls:
+        return AllowedUrls(tuple(self.allowed_data_urls))

@@ -14,6 +14,7 @@ from playwright.sync_api import Page, expect
 from merlina.data.row_formats.registry import ROW_FORMATS
 from tests.browser.views import CheckView
 from tests.docs.test_row_formats import EXAMPLES
+from tests.data_host import data_host
 from tests.harness import Server
 
 pytestmark = pytest.mark.slow
@@ -146,6 +147,20 @@ def test_the_encoding_of_a_file_can_be_set(own_server: Server, tmp_path: Path, v
     expect(page.get_by_role("region", name="Original row")).to_contain_text("Pourquoi œuvre?")
     page.reload()
     expect(page.get_by_label("Encoding")).to_have_value("cp1252")
+
+
+def test_a_file_at_an_address_can_be_chosen(new_server: Callable[..., Server], many_pairs: Path, visit: Visit) -> None:
+    with data_host({"open/pairs.jsonl": many_pairs.read_bytes()}) as host:
+        page = visit(new_server(ALLOWED_DATA_URLS=host.origin), "/new")
+        page.get_by_label("Address", exact=True).check()
+        address = page.get_by_label("Address of the file (within ALLOWED_DATA_URLS)")
+        address.fill(f"{host.origin}/open/pairs.jsonl")
+        assert sent_source(page, address.blur) == {"source_type": "url", "url": f"{host.origin}/open/pairs.jsonl"}
+        page.get_by_label("Chat format", exact=True).select_option("chatml")
+        expect(page.get_by_role("region", name="Original row")).to_contain_text("What is 1 plus 1?")
+        expect(page.get_by_role("region", name="Formatted pair")).to_contain_text("What is 1 plus 1?")
+        page.reload()
+        expect(address).to_have_value(f"{host.origin}/open/pairs.jsonl")
 
 
 def test_configuration_revision_and_files_of_a_hub_data_set_can_be_set(own_server: Server, visit: Visit) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cli.test_commands import command
+from tests.data_host import data_host
 from tests.harness import pairs_file
 from tests.hub import fake_hub
 
@@ -127,6 +128,19 @@ def test_the_encoding_is_reported_if_it_is_not_utf_8(tmp_path: Path) -> None:
     assert "encoding         The file is read as cp1252: " in shown
     assert "Où est le café ?<|im_end|>" in shown
     assert report(pairs_file(tmp_path / "pairs.jsonl", rows=2))["notes"] == []
+
+
+def test_a_file_at_an_address_is_examined_without_a_setting(tmp_path: Path) -> None:
+    rows = pairs_file(tmp_path / "pairs.jsonl", rows=9)
+    with data_host({"open/pairs.jsonl": rows.read_bytes()}) as host:
+        address = f"{host.origin}/open/pairs.jsonl"
+        assert report(address) == report(rows)
+        missing = command("data", f"{host.origin}/open/none.jsonl")
+        secret = command("data", f"{address}?X-Amz-Signature=s3cret")
+    assert (missing.returncode, secret.returncode) == (1, 1)
+    assert "There is no file at" in missing.stderr
+    assert "source.url: has a query string or a fragment" in secret.stderr
+    assert "s3cret" not in secret.stderr
 
 
 def test_at_most_max_samples_rows_are_read(tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ class Backend:
         return Supervisor(
             self.database, self.moves, self.executor, runs_dir=self.runs_dir, max_concurrent=max_concurrent,
             share_gpus=False, stop_grace_seconds=GRACE_SECONDS, trust_remote_code=False, max_row_mb=1,
+            allowed_data_urls=(),
             list_gpus=lambda: self.gpus, free_memory_for=lambda record: self.freed_for.append(record.job_id),
             find_files=lambda _: {}, clock=self.clock, monotonic=self.clock,
         )  # fmt: skip

@@ -189,7 +189,7 @@ ELSEWHERE = {
         f"dataset.source.{name}": "another way to the same rows; tests/data"
         for name in (
             *("source_type", "repo_id", "config_name", "revision", "data_files", "split"),
-            *("file_format", "encoding", "dataset_id"),
+            *("file_format", "encoding", "dataset_id", "url"),
         )
     },
 }

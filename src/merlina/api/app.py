@@ -92,7 +92,7 @@ def build_services(settings: Settings) -> Services:
     database = open_database(settings.sqlalchemy_url, where)
     # This modifies files, so it must come after the database was opened successfully.
     recover_uploads(database, settings.uploads_dir)
-    allowed = AllowedPaths(settings.allowed_roots, private=settings.private_paths)
+    allowed = AllowedPaths(settings.allowed_roots, settings.private_paths, settings.allowed_urls)
     broadcast = Broadcast()
     moves = Moves(database, broadcast)
     spares = SpareProcesses(settings.helper_idle_seconds, settings.helper_log) if settings.spare_processes else None
@@ -110,6 +110,7 @@ def build_services(settings: Settings) -> Services:
         stop_grace_seconds=settings.stop_grace_seconds,
         trust_remote_code=settings.trust_remote_code,
         max_row_mb=settings.max_row_size_mb,
+        allowed_data_urls=settings.allowed_urls.entries,
         list_gpus=list_gpus,
         free_memory_for=chat_memory.unload_for,
         find_files=find_files,
@@ -119,7 +120,7 @@ def build_services(settings: Settings) -> Services:
     commands = JobCommands(
         database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data, find_files
     )
-    rows = RowCounts(database, helpers.rows, settings.max_row_size_mb)
+    rows = RowCounts(database, helpers, settings.max_row_size_mb)
     chat = ChatService(settings, commands, helpers, chat_memory, chat_process)
     return Services(
         settings=settings,

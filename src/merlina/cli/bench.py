@@ -73,15 +73,18 @@ def bench(
 def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measurement:
     settings = read_settings({})
     server_tokens = {"hf_token": settings.hf_token.get_secret_value()} if settings.hf_token else {}
-    # The user of the command may read any file.
-    allowed = AllowedPaths((Path("/"),))
+    # The user of the command may read any file, and the addresses that the configuration names.
+    parts = (*config.dataset.training_parts, *config.dataset.eval_parts)
+    urls = [part.config.source.url for part in parts if part.config.source.url]
+    allowed = AllowedPaths((Path("/"),), urls=settings.allowed_urls.with_hosts_of(urls))
     file = resolve_file(config.dataset.source, settings.uploads_dir, allowed)
     order = RunOrder(
         job_id="bench",
         attempt=1,
         config=config.without_secrets().model_copy(update=_NOT_MEASURED),
-        dataset_file=str(file) if file else None,
+        dataset_file=str(file) if isinstance(file, Path) else None,
         source_files=resolve_further_files(config.dataset, settings.uploads_dir, allowed),
+        allowed_data_urls=allowed.urls.entries,
         output_dir=str(folder / "model"),
         trust_remote_code=settings.trust_remote_code,
         max_row_mb=settings.max_row_size_mb,

@@ -19,6 +19,7 @@ from rich.table import Table
 from merlina.cli.check import show_pair
 from merlina.cli.console import AsJson, errors, output, print_json, print_table
 from merlina.cli.serve import read_settings
+from merlina.domain.data_urls import FileLocation, RemoteFile
 from merlina.errors import DataError, InvalidRequestError, NotFoundError
 from merlina.executors.helper_pools import HelperPools, Repo
 from merlina.preflight.models import model_repos
@@ -42,7 +43,7 @@ def data(
         typer.Argument(
             metavar="FILE",
             help="A json, jsonl, csv, tsv or parquet file; text may be compressed (.gz, .zst). `org/name` reads the "
-            "split train of a data set on the Hub.",
+            "split train of a data set on the Hub, and an address (https://, s3://, gs://) the file there.",
         ),
     ],
     model: Annotated[
@@ -124,12 +125,16 @@ def _config(rows: str, content: dict[str, Any]) -> DatasetConfig:
     try:
         return DatasetConfig.model_validate(content)
     except ValidationError as error:
-        raise InvalidRequestError(f"{rows!r} cannot be read", describe(error, DatasetConfig)) from error
+        # An address that is not valid may contain a password.
+        what = "The address" if "://" in rows else repr(rows)
+        raise InvalidRequestError(f"{what} cannot be read", describe(error, DatasetConfig)) from None
 
 
 def _source(rows: str) -> dict[str, str]:
-    """Return the source of the rows: a file, or a data set on the Hub. Raises NotFoundError, DataError."""
+    """Return the source of the rows: a file, an address, or a data set on the Hub. Raises NotFoundError, DataError."""
     is_there = os.path.exists(rows)  # unlike the method of Path, it never raises
+    if not is_there and "://" in rows:
+        return {"source_type": "url", "url": rows}
     if not is_there and _HUB_ID.fullmatch(rows) and PurePath(rows).suffix.lower() not in _FILE_SUFFIXES:
         return {"source_type": "huggingface", "repo_id": rows}
     if os.path.isdir(rows):
@@ -145,9 +150,13 @@ def _source(rows: str) -> dict[str, str]:
 
 def _examine(config: DatasetConfig, max_length: int) -> DataReport:
     settings, source = read_settings({}), config.source
+    file: FileLocation | None = Path(source.file_path) if source.file_path else None
+    if source.url:
+        # The user of the command may read any address.
+        file = RemoteFile(source.url, settings.allowed_urls.with_hosts_of([source.url]).entries)
     operation = DescribeData(
         config=config,
-        file=Path(source.file_path) if source.file_path else None,
+        file=file,
         token=settings.hub_token(),
         max_row_mb=settings.max_row_size_mb,
         max_length=max_length,
@@ -159,7 +168,7 @@ def _examine(config: DatasetConfig, max_length: int) -> DataReport:
     with tempfile.TemporaryDirectory(prefix="merlina-data-") as folder, _row_counter() as on_rows:
         helpers = HelperPools.build(_IDLE_SECONDS, Path(folder) / "helper.log", spares=None)
         try:
-            return helpers.call(operation, repos, timeout=_TIMEOUT_SECONDS, on_rows=on_rows)
+            return helpers.call(operation, repos, files=[file], timeout=_TIMEOUT_SECONDS, on_rows=on_rows)
         finally:
             helpers.close()
 

@@ -6,12 +6,12 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
-from pathlib import Path
 from typing import NamedTuple
 
 from merlina.data.cleaning import Cleaning
 from merlina.data.columns import check_mapping
 from merlina.data.conversation import Pair, SkippedRow
+from merlina.data.readers.data_files import DataFile
 from merlina.data.readers.files import Row
 from merlina.data.readers.row_limit import RowLimit, approximate_size
 from merlina.data.readers.sources import open_rows
@@ -107,11 +107,11 @@ class LocatedSource(NamedTuple):
     """A source as a data set of its own, with its file, None for the Hub. Errors begin with the `label`."""
 
     config: DatasetConfig
-    file: Path | None
+    file: DataFile | None
     label: str = ""
 
 
-def located(part: DatasetPart, file: Path | None) -> LocatedSource:
+def located(part: DatasetPart, file: DataFile | None) -> LocatedSource:
     """Return a source with its file. Its label is its field, unless it is the only one to train on."""
     return LocatedSource(part.config, file, "" if part.location == "source" else f"dataset.{part.location}")
 
@@ -158,7 +158,7 @@ def read_sources(
 
 def read_pairs(
     config: DatasetConfig,
-    file: Path | None,
+    file: DataFile | None,
     token: str | None,
     *,
     answers_needed: AnswersNeeded = "both",
@@ -185,7 +185,7 @@ def read_pairs(
 
 
 def rows_from(
-    start: int, rows: Iterator[Row], config: DatasetConfig, file: Path | None, limit: RowLimit
+    start: int, rows: Iterator[Row], config: DatasetConfig, file: DataFile | None, limit: RowLimit
 ) -> Iterator[Row]:
     """Return the rows from number `start` on, given all `rows`.
 

@@ -2,6 +2,7 @@
 
 rows     reads files; imports neither torch nor transformers, and starts in less than a second
 local    inspects tokenizers and models on this machine; never uses the network
+remote   as local, but reads data sets at addresses outside this machine
 hub      carries out operations that may need the Hugging Face Hub
 """
 
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
+from merlina.domain.data_urls import FileLocation, RemoteFile
 from merlina.errors import DataError, MerlinaError, ModelError, UnreachableError
 from merlina.executors.helper_process import HelperLimits, HelperPool
 from merlina.executors.spare_processes import SpareProcesses
@@ -26,7 +28,7 @@ from merlina.schemas.operations import Operation, R
 _TIMEOUT_SECONDS = 180.0
 _ROWS = HelperLimits(processes=4, call_mb=1024, process_mb=1536)
 _LOCAL = HelperLimits(processes=2, call_mb=4096, process_mb=8192)
-_HUB = HelperLimits(processes=4, call_mb=4096, process_mb=8192)
+_NETWORK = HelperLimits(processes=4, call_mb=4096, process_mb=8192)
 # The Hub's client by default waits twice as long, several times in a row.
 _SHORT_WAITS = {"HF_HUB_ETAG_TIMEOUT": "5", "HF_HUB_DOWNLOAD_TIMEOUT": "10"}
 
@@ -42,10 +44,11 @@ class Repo:
 
 @dataclass(frozen=True)
 class HelperPools:
-    """The three pools; calls may come from any thread."""
+    """The four pools; calls may come from any thread."""
 
     rows: HelperPool
     local: HelperPool
+    remote: HelperPool
     hub: HelperPool
     hub_reachability: HubReachability = field(default_factory=HubReachability)
 
@@ -56,28 +59,36 @@ class HelperPools:
         return HelperPools(
             rows=HelperPool(idle_seconds, log_file, None, _ROWS, {"HF_HUB_OFFLINE": "1"}),
             local=HelperPool(idle_seconds, log_file, spares, _LOCAL, {"HF_HUB_OFFLINE": "1"}),
-            hub=HelperPool(idle_seconds, log_file, spares, _HUB, waits),
+            remote=HelperPool(idle_seconds, log_file, spares, _NETWORK, {"HF_HUB_OFFLINE": "1"}),
+            hub=HelperPool(idle_seconds, log_file, spares, _NETWORK, waits),
         )
+
+    def reader_of(self, file: FileLocation) -> HelperPool:
+        """Return the pool that reads this file as text."""
+        return self.remote if isinstance(file, RemoteFile) else self.rows
 
     def call(
         self,
         operation: Operation[R],
         repos: Sequence[Repo],
         *,
+        files: Iterable[FileLocation | None] = (),
         timeout: float = _TIMEOUT_SECONDS,
         closed: threading.Event | None = None,
         on_rows: Callable[[int], None] | None = None,
     ) -> R:
-        """Carry out an operation that needs these repositories of the Hub; without any, it runs offline.
+        """Carry out an operation that needs these repositories of the Hub; without any, it runs without the Hub.
 
-        If the Hub cannot be reached, the operation uses this machine's cache. Raises UnreachableError if a required
-        repository is not cached (with HF_HUB_OFFLINE: DataError or ModelError), and the errors of `HelperPool.call`.
+        `files` are those that it reads; one at an address is read over the network. If the Hub cannot be reached, the
+        operation uses this machine's cache. Raises UnreachableError if a required repository is not cached (with
+        HF_HUB_OFFLINE: DataError or ModelError), and the errors of `HelperPool.call`.
         """
         problem = self.hub_reachability.problem() if repos else None
         if not repos or problem is not None:
             for repo in filter(lambda repo: repo.required, repos):
                 _check_is_cached(repo, problem)
-            return self.local.call(operation, timeout=timeout, closed=closed, hub_problem=problem, on_rows=on_rows)
+            pool = self.remote if any(isinstance(file, RemoteFile) for file in files) else self.local
+            return pool.call(operation, timeout=timeout, closed=closed, hub_problem=problem, on_rows=on_rows)
         try:
             return self.hub.call(operation, timeout=timeout, closed=closed, on_rows=on_rows)
         except MerlinaError:
@@ -87,7 +98,7 @@ class HelperPools:
 
     def close(self) -> None:
         """End all processes."""
-        for helper in (self.rows, self.local, self.hub):
+        for helper in (self.rows, self.local, self.remote, self.hub):
             helper.close()
 
 

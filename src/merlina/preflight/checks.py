@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 from merlina.data.finding_messages import TRAINING_ONLY
 from merlina.data.readers.sources import resolve_file
+from merlina.domain.data_urls import FileLocation
 from merlina.errors import BusyError, ForbiddenError, MerlinaError
 from merlina.executors.chat_process import ChatProcess
 from merlina.executors.helper_pools import HelperPools, Repo
@@ -136,7 +136,7 @@ class Preflight:
             operation = ExamineRows(
                 config=config.without_secrets(), files={part.location: file}, max_row_mb=self.settings.max_row_size_mb
             )
-            facts = self.helpers.rows.call(operation, closed=closed)
+            facts = self.helpers.reader_of(file).call(operation, closed=closed)
         except (BusyError, ForbiddenError):
             raise
         except MerlinaError as error:
@@ -156,14 +156,17 @@ class Preflight:
         if not (report.results["model_accessible"].passed and report.results["dataset_valid"].passed):
             return None
         try:
+            files = {config.dataset.training_parts[0].location: report.dataset_file, **report.files}
             operation = InspectRun(
                 config=config.without_secrets(),
-                files={config.dataset.training_parts[0].location: report.dataset_file, **report.files},
+                files=files,
                 token=self.settings.hub_token(config.hf_token),
                 trust_remote_code=self.settings.trust_remote_code,
                 max_row_mb=self.settings.max_row_size_mb,
             )
-            return self.helpers.call(operation, self._repos(config), timeout=_INSPECTION_SECONDS, closed=closed)
+            return self.helpers.call(
+                operation, self._repos(config), files=files.values(), timeout=_INSPECTION_SECONDS, closed=closed
+            )
         except BusyError:
             raise
         except MerlinaError as error:
@@ -196,7 +199,7 @@ class Preflight:
         report.results["dataset_valid"] = CheckResult(rows.passed, access.findings + rows.findings)
 
     def _examine_without_tokenizer(
-        self, config: TrainingConfig, file: Path, closed: threading.Event | None
+        self, config: TrainingConfig, file: FileLocation, closed: threading.Event | None
     ) -> tuple[DataFacts | None, str | None]:
         """Return the facts on the first rows of a file without token counts, or why they cannot be read."""
         try:
@@ -205,7 +208,7 @@ class Preflight:
                 files={config.dataset.training_parts[0].location: file},
                 max_row_mb=self.settings.max_row_size_mb,
             )
-            return self.helpers.rows.call(operation, closed=closed), None
+            return self.helpers.reader_of(file).call(operation, closed=closed), None
         except BusyError:
             raise
         except MerlinaError as error:
@@ -283,7 +286,7 @@ def _joined(results: Sequence[CheckResult]) -> CheckResult:
     )
 
 
-def _or_none(count: Callable[[], _T | None]) -> _T | None:
+def _or_none(count: Callable[[], _T]) -> _T | None:
     """Return a count or a file, or None on errors: other checks report what is wrong with the data set."""
     try:
         return count()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 from merlina.domain.adapter_targets import AdapterKind
+from merlina.domain.data_urls import FileLocation
 from merlina.errors import Finding, Severity
 from merlina.schemas.inspection import DataFacts
 from merlina.schemas.validation import (
@@ -59,8 +59,8 @@ class Report:
     """
 
     results: dict[str, CheckResult] = field(default_factory=dict)
-    dataset_file: Path | None = None
-    files: dict[str, Path | None] = field(default_factory=dict)
+    dataset_file: FileLocation | None = None
+    files: dict[str, FileLocation | None] = field(default_factory=dict)
     adapters: list[AdapterKind] = field(default_factory=list)
     memory: MemoryEstimate | None = None
     time: TimeEstimate | None = None

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from merlina.domain.data_urls import FileLocation
 from merlina.schemas.chat import AnswerEnds, ChatMessage, Sampling, Side
 from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, RowFilter
 from merlina.schemas.datasets.responses import DataFinding, DetectedFormat, LengthHistogram, RowPreview
@@ -82,7 +83,7 @@ class PreviewRows(Operation[RawRows]):
     """Read up to `limit` rows of a data set from number `row` on. Raises DataError."""
 
     config: DatasetConfig
-    file: Path | None
+    file: FileLocation | None
     token: str | None = Field(repr=False)
     limit: int
     row: int = 1
@@ -96,7 +97,7 @@ class PreviewFormatted(Operation[FormattedRows]):
     """
 
     config: DatasetConfig
-    file: Path | None
+    file: FileLocation | None
     token: str | None = Field(repr=False)
     limit: int
     row: int = 1
@@ -114,7 +115,7 @@ class DescribeData(Operation[DataReport]):
     """
 
     config: DatasetConfig
-    file: Path | None
+    file: FileLocation | None
     token: str | None = Field(repr=False)
     max_row_mb: int
     max_length: int
@@ -132,7 +133,7 @@ class CountHubRows(Operation[int | None]):
 class CountRows(Operation[int]):
     """Count the rows of a whole file. Raises DataError."""
 
-    file: Path
+    file: FileLocation
     file_format: FileFormat | None
     encoding: Encoding | None = None
     max_row_mb: int
@@ -167,7 +168,7 @@ class ExamineRows(Operation[DataFacts]):
     """
 
     config: TrainingConfig
-    files: dict[str, Path | None]
+    files: dict[str, FileLocation | None]
     max_row_mb: int
 
 
@@ -194,7 +195,7 @@ class InspectRun(Operation[RunFacts]):
     """
 
     config: TrainingConfig
-    files: dict[str, Path | None]
+    files: dict[str, FileLocation | None]
     token: str | None = Field(repr=False)
     trust_remote_code: bool
     max_row_mb: int

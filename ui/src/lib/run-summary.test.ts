@@ -13,9 +13,9 @@ test('a run is summarized, defaults included', () => {
 
 test('all sources to train on and to evaluate on are named', () => {
   const file = (name: string): unknown => ({ source_type: 'local_file', file_path: `/data/${name}.jsonl` });
-  const dataset = { source: file('a'), sources: [{ source: file('a') }, { source: file('b') }], eval_sources: { news: file('c') }, test_size: 0 };
+  const dataset = { source: file('a'), sources: [{ source: file('a') }, { source: file('b') }], eval_sources: { news: file('c') }, eval_source: { source_type: 'url', url: 's3://b/d.csv' }, test_size: 0 };
   const summary = summarize({ base_model: 'm', output_name: 'n', dataset });
   expect(summary).toContain('on /data/a.jsonl, /data/b.jsonl for');
-  expect(summary).toContain('Evaluates on news.');
+  expect(summary).toContain('Evaluates on news, s3://b/d.csv.');
   expect(summary).not.toContain('held out');
 });

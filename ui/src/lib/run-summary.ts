@@ -38,5 +38,5 @@ function weights(in4bit: unknown, in8bit: unknown): string {
 
 function nameOf(source: Source): string {
   if (source.source_type === 'huggingface') return `${source.repo_id} from the Hub`;
-  return source.source_type === 'upload' ? 'your upload' : String(source.file_path);
+  return source.source_type === 'upload' ? 'your upload' : String(source.source_type === 'url' ? source.url : source.file_path);
 }

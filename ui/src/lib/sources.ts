@@ -3,9 +3,10 @@
 import type { Values } from './draft';
 
 export interface Source {
-  source_type: 'upload' | 'local_file' | 'huggingface';
+  source_type: 'upload' | 'local_file' | 'huggingface' | 'url';
   dataset_id?: string;
   file_path?: string;
+  url?: string;
   repo_id?: string;
   split?: string;
   config_name?: string;
@@ -132,5 +133,6 @@ export function nameProblem(set: EvaluationSet, sets: EvaluationSet[]): string {
 export function nameOf(source: Source | null, files: Map<string, string>): string {
   if (source === null) return '';
   if (source.source_type === 'huggingface') return source.repo_id ?? '';
-  return source.source_type === 'upload' ? (files.get(source.dataset_id ?? '') ?? '') : ((source.file_path ?? '').split('/').at(-1) ?? '');
+  if (source.source_type === 'upload') return files.get(source.dataset_id ?? '') ?? '';
+  return (source.url ?? source.file_path ?? '').split('/').at(-1) ?? '';
 }

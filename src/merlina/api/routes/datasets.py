@@ -16,6 +16,7 @@ from merlina.api.services import Services, ServicesDep
 from merlina.api.uploads.receiving import accept_upload, delete_upload
 from merlina.data.columns import guess_mapping
 from merlina.data.readers.sources import resolve_file
+from merlina.domain.data_urls import FileLocation
 from merlina.errors import Finding, InvalidRequestError
 from merlina.executors.helper_pools import Repo
 from merlina.preflight.models import model_repos
@@ -175,7 +176,7 @@ def _columns(services: Services, config: DatasetRequest, *, closed: threading.Ev
     if total is None and file is None:
         operation = CountHubRows(config=config, token=services.settings.hub_token(config.hf_token))
         total = _call_helper(services, operation, config, None, closed)
-    elif total is None and file is not None:
+    elif total is None and isinstance(file, Path):
         total = services.rows.count(config.source, file, closed)
     return ColumnsResponse(
         columns=found.columns,
@@ -192,12 +193,12 @@ def _needs_mapping(found: RawRows) -> bool:
     return found.detected_format is None or found.detected_format.name == "standard"
 
 
-def _file(services: Services, config: DatasetRequest) -> Path | None:
+def _file(services: Services, config: DatasetRequest) -> FileLocation | None:
     return resolve_file(config.source, services.settings.uploads_dir, services.allowed)
 
 
 def _stored_rows(
-    services: Services, config: DatasetRequest, file: Path | None, closed: threading.Event, row: int = 1
+    services: Services, config: DatasetRequest, file: FileLocation | None, closed: threading.Event, row: int = 1
 ) -> RawRows:
     # The columns of a data set do not depend on the tokenizer.
     config = config.model_copy(update={"model_name": None})
@@ -213,11 +214,15 @@ def _stored_rows(
 
 
 def _call_helper(
-    services: Services, operation: Operation[R], config: DatasetRequest, file: Path | None, closed: threading.Event
+    services: Services,
+    operation: Operation[R],
+    config: DatasetRequest,
+    file: FileLocation | None,
+    closed: threading.Event,
 ) -> R:
     """Read rows in a helper process, which has a tokenizer if the configuration names a model."""
     if file is not None and config.model_name is None:
-        return services.helpers.rows.call(operation, closed=closed)
+        return services.helpers.reader_of(file).call(operation, closed=closed)
     repos = [Repo("dataset", str(config.source.repo_id))] if file is None else []
     repos += model_repos(config.model_name, services.settings.trust_remote_code) if config.model_name else []
-    return services.helpers.call(operation, repos, closed=closed)
+    return services.helpers.call(operation, repos, files=[file], closed=closed)

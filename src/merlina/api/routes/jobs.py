@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -229,9 +230,9 @@ def _submit(
     if report.errors:
         raise InvalidRequestError("Training configuration validation failed", report.findings)
     needed_mb = report.memory.needed_mb if report.memory else None
-    record = services.commands.submit(
-        config, priority, report.dataset_file, preemptible=preemptible, memory_needed_mb=needed_mb
-    )
+    # A run reads an address again, from its configuration.
+    file = report.dataset_file if isinstance(report.dataset_file, Path) else None
+    record = services.commands.submit(config, priority, file, preemptible=preemptible, memory_needed_mb=needed_mb)
     unused = [f"preemptible: a job of {priority} priority is never preempted; only low-priority jobs are"]
     ignored = unused if preemptible and priority != "low" else []
     return _queued(services, record, prefix, [*report.warnings, *ignored])

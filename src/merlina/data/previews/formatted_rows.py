@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any, get_args
 
 from merlina.data.chat_formats import formatter
@@ -18,6 +17,7 @@ from merlina.data.examination import BatchConversion, Converted, examine_each, o
 from merlina.data.label_balance import label_imbalance, preview_weights
 from merlina.data.length_statistics import character_length, length_histogram
 from merlina.data.previews.stored_rows import PassingRows, no_such_row
+from merlina.data.readers.data_files import DataFile
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.data.row_formats.registry import described
@@ -82,7 +82,7 @@ class RowSelection:
 
 def preview_formatted(
     config: DatasetConfig,
-    file: Path | None,
+    file: DataFile | None,
     token: str | None,
     show: SampleBuilder,
     make_examiner: Callable[[Sequence[str]], RowExaminer],

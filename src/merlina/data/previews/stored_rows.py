@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 from merlina.data.dataset import first_rows, rows_from
+from merlina.data.readers.data_files import DataFile
 from merlina.data.readers.files import Row
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import open_rows
@@ -38,7 +38,7 @@ class RawPreview:
 
 def preview_rows(
     config: DatasetConfig,
-    file: Path | None,
+    file: DataFile | None,
     token: str | None,
     limit: int,
     row_limit: RowLimit = _USUAL_LIMIT,

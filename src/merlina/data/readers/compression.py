@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import re
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
+from merlina.data.readers.data_files import DataFile, size_of
 from merlina.domain.units import MIB
 from merlina.errors import DataError, first_line
 
@@ -27,7 +28,7 @@ _MAGIC: dict[Compression, re.Pattern[bytes]] = {
 _MAGIC_BYTES = 4
 
 
-def compression_of(path: Path) -> Compression | None:
+def compression_of(path: DataFile) -> Compression | None:
     """Return the compression by the file's first bytes; None for a file that is not compressed."""
     with path.open("rb") as file:
         head = file.read(_MAGIC_BYTES)
@@ -52,11 +53,11 @@ class DecompressedStream(io.RawIOBase):
     Reading raises DataError if the file ends too early, is damaged, or decompresses to more than 200 times its size.
     """
 
-    def __init__(self, path: Path, compression: Compression) -> None:
+    def __init__(self, path: DataFile, compression: Compression) -> None:
         import pyarrow
 
         self._compression = compression
-        self._max_bytes = max_decompressed(path.stat().st_size)
+        self._max_bytes = max_decompressed(size_of(path))
         self._bytes = 0
         self._file = path.open("rb")
         self._stream: Any = pyarrow.CompressedInputStream(self._file, compression)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from merlina.data.readers import csv_files, json_files, parquet_files
 from merlina.data.readers.compression import Compression, compression_of, split_name
+from merlina.data.readers.data_files import DataFile
 from merlina.data.readers.encodings import is_utf_8
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.text_files import TextFile
@@ -42,7 +43,7 @@ _COUNTERS: dict[FileFormat, Callable[[TextFile, RowLimit], int]] = {
 }
 
 
-def detect_format(path: Path, name: str | None = None, encoding: Encoding | None = None) -> FileFormat:
+def detect_format(path: DataFile, name: str | None = None, encoding: Encoding | None = None) -> FileFormat:
     """Return the format by the extension of `name` (default: the file's name), else by content. Raises DataError."""
     name = name or path.name
     inner_name, compression = split_name(name)
@@ -56,7 +57,7 @@ def detect_format(path: Path, name: str | None = None, encoding: Encoding | None
 
 
 def read_rows(
-    path: Path,
+    path: DataFile,
     file_format: FileFormat,
     limit: RowLimit = _USUAL_LIMIT,
     encoding: Encoding | None = None,
@@ -72,7 +73,7 @@ def read_rows(
     return _READERS[file_format](TextFile.inspect(path, encoding), limit, start)
 
 
-def parse_all(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> int:
+def parse_all(path: DataFile, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT) -> int:
     """Read and count all rows. Raises DataError if a row cannot be read or the file has none."""
     if file_format == "parquet":
         count = parquet_files.parse_parquet(path, limit)
@@ -84,7 +85,7 @@ def parse_all(path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMI
 
 
 def count_rows(
-    path: Path, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT, encoding: Encoding | None = None
+    path: DataFile, file_format: FileFormat, limit: RowLimit = _USUAL_LIMIT, encoding: Encoding | None = None
 ) -> int:
     """Return the exact number of rows, without reading them if the format allows that. Raises DataError."""
     if file_format == "parquet":
@@ -92,7 +93,7 @@ def count_rows(
     return _COUNTERS[file_format](TextFile.inspect(path, encoding), limit)
 
 
-def encoding_note(path: Path, file_format: FileFormat) -> str | None:
+def encoding_note(path: DataFile, file_format: FileFormat) -> str | None:
     """Return how the text was decoded, for the user; None for UTF-8 and Parquet. Raises DataError."""
     return None if file_format == "parquet" else TextFile.inspect(path).encoding.note
 
@@ -114,7 +115,7 @@ def _looks_like_csv(text: bytes) -> bool:
     return bool(newline) and header.isascii() and b"\0" not in text and any(sign in header for sign in b",;\t|")
 
 
-def _check_compressed(path: Path, name: str, compression: Compression) -> None:
+def _check_compressed(path: DataFile, name: str, compression: Compression) -> None:
     """Raise DataError unless the file is compressed, or text, since some browsers decompress what they download."""
     if compression_of(path) is None:
         file = TextFile.inspect(path)
@@ -124,7 +125,7 @@ def _check_compressed(path: Path, name: str, compression: Compression) -> None:
             )
 
 
-def _readable(path: Path, file_format: FileFormat) -> FileFormat:
+def _readable(path: DataFile, file_format: FileFormat) -> FileFormat:
     """Return the format. Raises DataError for Parquet in a compressed file, whose end must be read first."""
     if file_format == "parquet" and (compression := compression_of(path)):
         raise DataError(f"The Parquet file is inside a {compression} file; decompress it, Parquet is compressed itself")

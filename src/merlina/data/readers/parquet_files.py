@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from merlina.data.readers.compression import MAX_GROWTH, max_decompressed
+from merlina.data.readers.data_files import DataFile, size_of
+from merlina.data.readers.remote_files import RemoteContent
 from merlina.data.readers.row_limit import RowLimit
 from merlina.domain.units import MIB
 from merlina.errors import DataError, first_line
@@ -19,7 +20,7 @@ _MAX_BATCH_BYTES = 1024**3
 _MAX_VALUES_AT_ONCE = 100_000
 
 
-def read_parquet(path: Path, limit: RowLimit, start: int = 1) -> Iterator[dict[str, Any]]:
+def read_parquet(path: DataFile, limit: RowLimit, start: int = 1) -> Iterator[dict[str, Any]]:
     """Yield the rows from number `start` on in order, without reading the row groups that precede it.
 
     Raises DataError, which names the last readable row, if the file is damaged.
@@ -33,18 +34,20 @@ def read_parquet(path: Path, limit: RowLimit, start: int = 1) -> Iterator[dict[s
             yield {name: _finite(value) for name, value in row.items()}
 
 
-def count_parquet(path: Path) -> int:
+def count_parquet(path: DataFile) -> int:
     """Return the number of rows that the file states. Raises DataError."""
     with _opened(path) as file:
         return int(file.metadata.num_rows)
 
 
-def parse_parquet(path: Path, limit: RowLimit) -> int:
+def parse_parquet(path: DataFile, limit: RowLimit) -> int:
     """Decompress and validate the whole file, and return the number of rows. Raises DataError."""
     return sum(batch.num_rows for _, batch in _small_batches(path, limit, checked=True))
 
 
-def _small_batches(path: Path, limit: RowLimit, start: int = 1, *, checked: bool = False) -> Iterator[tuple[int, Any]]:
+def _small_batches(
+    path: DataFile, limit: RowLimit, start: int = 1, *, checked: bool = False
+) -> Iterator[tuple[int, Any]]:
     """Yield batches small enough to convert to Python objects, each with the number of rows that precede it.
 
     The first of them begins with row `start`. Raises DataError if a row exceeds the limit.
@@ -97,12 +100,12 @@ def _values_in(array: Any) -> int:
     return count
 
 
-def _batches(path: Path, start: int = 1, *, checked: bool = False) -> Iterator[tuple[int, Any]]:
+def _batches(path: DataFile, start: int = 1, *, checked: bool = False) -> Iterator[tuple[int, Any]]:
     """Yield batches from the row group of row `start` on, each with the number of rows that precede it."""
     import pyarrow
 
     decompressed = 0
-    max_bytes = max_decompressed(path.stat().st_size)
+    max_bytes = max_decompressed(size_of(path))
     with _opened(path) as file:
         _check_declared_sizes(file.metadata)
         number, groups = _row_groups_from(file.metadata, start)
@@ -116,6 +119,8 @@ def _batches(path: Path, start: int = 1, *, checked: bool = False) -> Iterator[t
                     batch.validate(full=True)
                 yield number, batch
                 number += batch.num_rows
+            if isinstance(path, RemoteContent):
+                path.check_unchanged()
         except (pyarrow.ArrowException, OSError) as error:
             raise DataError(f"The Parquet file cannot be read after row {number}: {first_line(error)}") from error
 
@@ -158,18 +163,29 @@ def _decompresses_to_too_much(row: int, size: int) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: DataFile) -> Iterator[Any]:
     import pyarrow
     import pyarrow.parquet
 
     # Arrow's default allocator keeps freed memory; the system's returns it.
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())
     try:
-        file = pyarrow.parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        source = _random_access(path) if isinstance(path, RemoteContent) else path
+        file = pyarrow.parquet.ParquetFile(source, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"The file is not readable as Parquet: {first_line(error)}") from error
     with file:
         yield file
+
+
+def _random_access(file: RemoteContent) -> BinaryIO:
+    """Open the file, whose end is read first. Raises DataError if its server sends it from the beginning only."""
+    if not file.is_seekable:
+        raise DataError(
+            f"The server of {str(file.url)!r} supports no range requests, which Parquet needs; download and upload it "
+            "instead"
+        )
+    return file.open()
 
 
 def _finite(value: Any) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import codecs
 import io
 from dataclasses import dataclass
-from pathlib import Path
 
 from merlina.data.readers.compression import Compression, DecompressedStream, compression_of
+from merlina.data.readers.data_files import DataFile
 from merlina.data.readers.encodings import DetectedEncoding, Utf8Stream, codec_of, detect_encoding
 from merlina.schemas.datasets.sources import Encoding
 
@@ -19,12 +19,12 @@ _BLOCK = 256 * 1024
 class TextFile:
     """A file with its compression and its encoding."""
 
-    path: Path
+    path: DataFile
     compression: Compression | None
     encoding: DetectedEncoding
 
     @staticmethod
-    def inspect(path: Path, encoding: Encoding | None = None) -> TextFile:
+    def inspect(path: DataFile, encoding: Encoding | None = None) -> TextFile:
         """Detect the compression, and the encoding unless it is given. Raises DataError for a damaged archive."""
         compression = compression_of(path)
         with _open_bytes(path, compression) as file:
@@ -47,7 +47,7 @@ class TextFile:
             return file.read(HEAD_BYTES)
 
 
-def _open_bytes(path: Path, compression: Compression | None) -> io.BufferedReader:
+def _open_bytes(path: DataFile, compression: Compression | None) -> io.BufferedReader:
     if compression is None:
         return path.open("rb")
     return io.BufferedReader(DecompressedStream(path, compression), _BLOCK)

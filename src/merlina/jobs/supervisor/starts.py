@@ -45,6 +45,7 @@ class Starter:
     runs_dir: Path
     trust_remote_code: bool
     max_row_mb: int
+    allowed_data_urls: tuple[str, ...]
     free_memory_for: Callable[[JobRecord], None]
     find_files: Callable[[DatasetConfig], dict[str, str]]
     monotonic: Callable[[], float]
@@ -122,6 +123,7 @@ class Starter:
             config=config,
             dataset_file=record.dataset_file,
             source_files=self.find_files(config.dataset),
+            allowed_data_urls=self.allowed_data_urls,
             output_dir=record.target_dir,
             trust_remote_code=self.trust_remote_code,
             max_row_mb=self.max_row_mb,

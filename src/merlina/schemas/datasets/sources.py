@@ -1,4 +1,4 @@
-"""The source of a data set's rows: a file on the server, an upload, or a data set on the Hub (see docs/datasets.md)."""
+"""The source of a data set's rows: a file, an upload, an address, or a data set on the Hub (see docs/datasets.md)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from merlina.domain.data_urls import DataUrl
 from merlina.schemas.base import RequestModel
 from merlina.schemas.parsing.validation_errors import at_field
 
-SourceType = Literal["huggingface", "local_file", "upload"]
+SourceType = Literal["huggingface", "local_file", "upload", "url"]
 FileFormat = Literal["json", "jsonl", "csv", "tsv", "parquet"]
 Encoding = Literal["utf-8", "utf-16", "cp1252", "latin-1"]
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 _DATASET_ID = re.compile(r"upload_[0-9]{8}_[0-9]{6}_[0-9a-f]{8}")
-_NEEDED: dict[SourceType, str] = {"huggingface": "repo_id", "local_file": "file_path", "upload": "dataset_id"}
+_NEEDED: dict[SourceType, str] = {
+    "huggingface": "repo_id",
+    "local_file": "file_path",
+    "upload": "dataset_id",
+    "url": "url",
+}
 
 
 _FilePattern = Annotated[str, Field(min_length=1, max_length=1000)]
@@ -36,7 +42,7 @@ class DatasetSource(RequestModel):
 
     source_type: SourceType = Field(
         description="Where the rows are: huggingface (the Hub) requires repo_id, local_file (a file on the server) "
-        "requires file_path, upload requires dataset_id."
+        "requires file_path, upload requires dataset_id, url (a file at an address) requires url."
     )
     repo_id: str | None = Field(
         default=None,
@@ -65,6 +71,11 @@ class DatasetSource(RequestModel):
     split: str = Field(default="train", min_length=1, description="huggingface: split to read.")
     file_path: str | None = Field(
         default=None, min_length=1, description="local_file: path of the file on the server, inside ALLOWED_PATHS."
+    )
+    url: str | None = Field(
+        default=None,
+        description="url: address of the file, https://, s3:// or gs://, which ALLOWED_DATA_URLS must allow. It may "
+        "contain no user name, password, query string or fragment.",
     )
     file_format: FileFormat | None = Field(
         default=None, description="Format of the file. null: detected from its name, else from its content."
@@ -114,12 +125,24 @@ class DatasetSource(RequestModel):
             raise ValueError(f"{value[:100]!r} is not an upload id, such as upload_20260101_120000_a1b2c3d4")
         return value
 
+    @field_validator("url")
+    @classmethod
+    def _is_an_address_of_a_file(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        url = DataUrl.parse(value)
+        if not url.file_name or url.path.endswith("/"):
+            raise ValueError("names no file, such as https://data.example.com/pairs.jsonl")
+        return str(url)
+
     @property
     def name(self) -> str:
-        """The Hub id with the configuration, the name of the file, or the id of the upload."""
+        """The Hub id with the configuration, the name of the file, the address, or the id of the upload."""
         if self.source_type == "huggingface":
             return f"{self.repo_id}/{self.config_name}" if self.config_name else str(self.repo_id)
-        return PurePath(str(self.file_path)).name if self.source_type == "local_file" else str(self.dataset_id)
+        if self.source_type == "local_file":
+            return PurePath(str(self.file_path)).name
+        return str(self.url if self.source_type == "url" else self.dataset_id)
 
     @model_validator(mode="after")
     def _has_required_field(self) -> Self:

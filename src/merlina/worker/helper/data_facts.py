@@ -6,15 +6,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from merlina.data.conversation import Pair
 from merlina.data.dataset import PairRows, held_out_rows, located, numbered_from, read_sources, unused_columns
 from merlina.data.examination import examine, row_examiner
 from merlina.data.label_balance import label_imbalance, label_weights
+from merlina.data.readers.data_files import file_at
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import Lengths, RowExaminer
+from merlina.domain.data_urls import FileLocation
 from merlina.schemas.datasets.config import FindingKind
 from merlina.schemas.inspection import DataFacts, PairTokens
 from merlina.schemas.training import TrainingConfig
@@ -25,7 +26,7 @@ _MAX_SECONDS = 3.0
 
 def examine_data(
     training: TrainingConfig,
-    files: Mapping[str, Path | None],
+    files: Mapping[str, FileLocation | None],
     token: str | None,
     row_limit: RowLimit,
     max_rows: int,
@@ -40,7 +41,7 @@ def examine_data(
     dataset = training.dataset
     parts = [part for part in (*dataset.training_parts, *dataset.eval_parts) if part.location in files]
     trained = [part for part in parts if part in dataset.training_parts]
-    sources = [located(part, files[part.location]) for part in parts]
+    sources = [located(part, file_at(files[part.location])) for part in parts]
     training_rows, evaluation = read_sources(
         sources[: len(trained)],
         sources[len(trained) :],

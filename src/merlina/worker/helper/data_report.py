@@ -13,6 +13,7 @@ from merlina.data.examination import BatchConversion, Converted, examine_batches
 from merlina.data.label_balance import label_imbalance, preview_weights
 from merlina.data.length_statistics import token_lengths
 from merlina.data.previews.formatted_rows import PREVIEW_SEED
+from merlina.data.readers.data_files import DataFile, file_at
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_examiner import RowExaminer
@@ -35,10 +36,10 @@ _Sample = Callable[[], dict[str, Any]]
 def describe_data(operation: DescribeData) -> DataReport:
     """Examine all rows of a data set. Raises DataError if none can be used, ModelError."""
     with PHASES.during("Reading the data set", _WHOLE_DATA_SET_SECONDS, DataError):
-        config, row_limit = operation.config, RowLimit.of_megabytes(operation.max_row_mb)
+        config, file, row_limit = operation.config, file_at(operation.file), RowLimit.of_megabytes(operation.max_row_mb)
         show, make_examiner = sample_builder(operation)
         needed = answers_needed(config.training_mode)
-        rows = read_pairs(config, operation.file, operation.token, answers_needed=needed, limit=row_limit)
+        rows = read_pairs(config, file, operation.token, answers_needed=needed, limit=row_limit)
         examiner, lengths = make_examiner(rows.conversion.unused_columns), array("q")
         example: dict[str, Any] | None = None
         for outcome in examine_batches(_counted(rows), examiner, _measuring(show, lengths), size=_PAIRS_PER_BATCH):
@@ -47,7 +48,7 @@ def describe_data(operation: DescribeData) -> DataReport:
                 example = {**make_sample(), "row": pair.number}
         if example is None:
             raise DataError(examiner.why_none_is_usable())
-        return _report(operation, described(rows.conversion.detected), examiner, lengths, example)
+        return _report(operation, file, described(rows.conversion.detected), examiner, lengths, example)
 
 
 def _counted(rows: Iterable[Pair | SkippedRow]) -> Iterator[Pair | SkippedRow]:
@@ -75,6 +76,7 @@ def _measuring(convert_all: BatchConversion[_Sample], lengths: array[int]) -> Ba
 
 def _report(
     operation: DescribeData,
+    file: DataFile | None,
     detected: DetectedFormat | None,
     examiner: RowExaminer,
     lengths: array[int],
@@ -87,7 +89,7 @@ def _report(
     imbalance = label_imbalance(*examiner.labels, preview_weights(config.training_mode))
     return DataReport(
         detected_format=detected,
-        notes=describe_encoding(config.source, operation.file),
+        notes=describe_encoding(config.source, file),
         rows=examiner.rows,
         skipped=examiner.skipped,
         pairs=examiner.usable,

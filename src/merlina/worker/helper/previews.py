@@ -11,6 +11,7 @@ from merlina.data.conversation import Pair, UnusableRowError
 from merlina.data.examination import Converted, row_examiner
 from merlina.data.previews.formatted_rows import RowSelection, SampleBuilder, text_sample_builder
 from merlina.data.previews.formatted_rows import preview_formatted as preview_pairs
+from merlina.data.readers.data_files import file_at
 from merlina.data.readers.hub import count_hub_rows as count_hub_rows_of
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
@@ -39,10 +40,8 @@ def preview_formatted(operation: PreviewFormatted) -> FormattedRows:
         row_limit = RowLimit.of_megabytes(operation.max_row_mb)
         selection = RowSelection(operation.limit, operation.row, operation.only)
         show, make_examiner = sample_builder(operation)
-        preview = preview_pairs(
-            operation.config, operation.file, operation.token, show, make_examiner, selection, row_limit
-        )
-        config, file = operation.config, operation.file
+        config, file = operation.config, file_at(operation.file)
+        preview = preview_pairs(config, file, operation.token, show, make_examiner, selection, row_limit)
         warnings = [*describe_encoding(config.source, file), *preview.warnings]
         return FormattedRows(**{**vars(preview), "warnings": warnings}, total_rows=stated_rows(config, file))
 

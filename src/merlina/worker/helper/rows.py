@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from merlina.data.conversation import Pair
 from merlina.data.dataset import ChainedRows, located, read_sources
 from merlina.data.fingerprint import digest_of, fingerprint
 from merlina.data.previews import stored_rows
+from merlina.data.readers.data_files import DataFile, file_at
 from merlina.data.readers.files import count_rows as count_rows_of
 from merlina.data.readers.files import detect_format, parse_all
 from merlina.data.readers.row_limit import RowLimit
@@ -36,7 +36,8 @@ _MAX_ROWS_EXAMINED = 500
 def preview_rows(operation: PreviewRows) -> RawRows:
     """Return rows as stored. Raises DataError."""
     with PHASES.during(phase_name(operation.row), _PREVIEW_SECONDS, DataError):
-        config, file, row_limit = operation.config, operation.file, RowLimit.of_megabytes(operation.max_row_mb)
+        config, file = operation.config, file_at(operation.file)
+        row_limit = RowLimit.of_megabytes(operation.max_row_mb)
         found = stored_rows.preview_rows(config, file, operation.token, operation.limit, row_limit, start=operation.row)
         warnings = [*describe_encoding(config.source, file), *found.warnings]
         return RawRows(**{**vars(found), "warnings": warnings}, total_rows=stated_rows(config, file))
@@ -47,7 +48,7 @@ def phase_name(row: int) -> str:
     return "Reading the first rows" if row == 1 else f"Reading the data set up to row {row:,}"
 
 
-def stated_rows(dataset: DatasetConfig, file: Path | None) -> int | None:
+def stated_rows(dataset: DatasetConfig, file: DataFile | None) -> int | None:
     """Return the number of rows if the file states it, as Parquet does. Raises DataError."""
     if file is None:
         return None
@@ -58,9 +59,10 @@ def stated_rows(dataset: DatasetConfig, file: Path | None) -> int | None:
 def count_rows(operation: CountRows) -> int:
     """Count the rows of a whole file. Raises DataError."""
     with PHASES.during("Counting the rows", _WHOLE_FILE_SECONDS, DataError):
-        file_format = operation.file_format or detect_format(operation.file, encoding=operation.encoding)
+        file = file_at(operation.file)
+        file_format = operation.file_format or detect_format(file, encoding=operation.encoding)
         limit = RowLimit.of_megabytes(operation.max_row_mb)
-        return count_rows_of(operation.file, file_format, limit, operation.encoding)
+        return count_rows_of(file, file_format, limit, operation.encoding)
 
 
 def parse_upload(operation: ParseUpload) -> ParsedUpload:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from merlina.data.dataset import ChainedRows, located, read_sources
 from merlina.data.fingerprint import stamp
+from merlina.data.readers.data_files import DataFile, file_at
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_formats.registry import ROW_FORMATS
+from merlina.domain.data_urls import RemoteFile
 from merlina.errors import DataError
 from merlina.run_folder import RunOrder
 from merlina.schemas.datasets.config import DatasetPart
@@ -68,7 +70,9 @@ class RunSources:
         """Return the name of the source as the end of a phrase; empty if there is only one."""
         return f" of {part.name}" if len(self.training_parts) + len(self.eval_parts) > 1 else ""
 
-    def _existing_file(self, part: DatasetPart) -> Path | None:
+    def _existing_file(self, part: DatasetPart) -> DataFile | None:
+        if part.config.source.source_type == "url":
+            return file_at(RemoteFile(str(part.config.source.url), self._order.allowed_data_urls))
         file = self._file(part)
         if file is not None and not file.is_file():
             raise DataError(f"The data set's file {file} no longer exists; upload it again and start a new run")

@@ -1,0 +1,230 @@
+"""Read files at https://, s3:// and gs:// addresses in blocks, through fsspec."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from merlina.data.readers.remote_errors import describe_remote_error, is_temporary
+from merlina.data.readers.remote_systems import file_system
+from merlina.domain.data_urls import AllowedUrls, DataUrl, RemoteFile
+from merlina.domain.units import MIB
+from merlina.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+# Covers what the readers look at before they read rows: the first MiB, and a little more.
+_HEAD_BYTES = MIB + 64 * 1024
+_FIRST_BLOCK = MIB
+_LARGEST_BLOCK = 8 * MIB
+_BUFFER_BYTES = 64 * 1024
+# Seconds before each further attempt to read a block. With the time limits of a request, they stay below a minute.
+_PAUSES = (0.5, 2.0)
+# What changes with the content, by the kind of store; the first that is known counts.
+_VERSION_FIELDS = ("generation", "LastModified", "Last-Modified", "ETag")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    size: int
+    version: str
+
+
+class RemoteContent:
+    """A file at an address. `open` and `name` are as those of a Path; `size` is in bytes.
+
+    A connection that breaks is opened again and continues where it broke. All streams of one object read the same
+    version: reading raises DataError if the file was replaced meanwhile, and if it ends before its stated size.
+    """
+
+    def __init__(self, file: RemoteFile) -> None:
+        """Raises DataError if the address is not one that is allowed, or a package to read it is missing."""
+        self.url = DataUrl.parse(file.url)
+        allowed = AllowedUrls(file.allowed)
+        if refusal := allowed.refusal(self.url):
+            raise DataError(refusal)
+        self._system = file_system(self.url.scheme, allowed)
+        self._has_ranges = True
+        self._stream: _Forward | None = None
+        self._blocks = 0
+
+    @property
+    def name(self) -> str:
+        return self.url.file_name
+
+    @property
+    def size(self) -> int:
+        return self._facts.size
+
+    @cached_property
+    def is_seekable(self) -> bool:
+        """Whether any part can be read without those before it. Raises DataError."""
+        if self._has_ranges and self.size > len(self.head):
+            # A server shows only by its response to a range that it does not support them.
+            self.fetch(self.size - 1, 1)
+        return self._has_ranges or self.size == len(self.head)
+
+    def open(self, _mode: Literal["rb"] = "rb") -> io.BufferedReader:
+        """Open the file at its beginning. Opening and reading raise DataError."""
+        return io.BufferedReader(_RemoteStream(self), _BUFFER_BYTES)
+
+    @cached_property
+    def head(self) -> bytes:
+        """The beginning of the file, which is read several times to detect how the file is written."""
+        return self.fetch(0, min(_HEAD_BYTES, self.size)) if self.size else b""
+
+    def fetch(self, start: int, size: int) -> bytes:
+        """Return exactly `size` bytes from offset `start` on. Raises DataError."""
+        self._blocks += 1
+        problem: Exception | None = None
+        for pause in (0.0, *_PAUSES):
+            time.sleep(pause)
+            try:
+                block = self._read(start, size)
+            except Exception as error:  # the libraries raise errors of many kinds
+                problem = error
+                if not is_temporary(error):
+                    break
+            else:
+                if len(block) == size:
+                    return block
+                problem = None
+        if problem is not None:
+            raise DataError(describe_remote_error(problem, self.url, f"byte {start:,} of {self.size:,}"))
+        raise DataError(
+            f"The server of {str(self.url)!r} sent no more after byte {start + len(block):,} of {self.size:,}, so that "
+            "the file is incomplete; try again later"
+        )
+
+    def disconnect(self) -> None:
+        """Close the connection on which a file without ranges is read; a later read opens another one."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    def check_unchanged(self) -> None:
+        """Raise DataError if the file was replaced since it was first opened. One block cannot mix two versions."""
+        if self._blocks > 1 and self._look_up() != self._facts:
+            raise DataError(f"The file at {str(self.url)!r} was replaced while it was being read; try again")
+
+    def _read(self, start: int, size: int) -> bytes:
+        """Return up to `size` bytes from offset `start` on, in one request if the server supports ranges."""
+        if self._has_ranges:
+            try:
+                self._file.seek(start)
+                return bytes(self._file.read(size))
+            except ValueError:
+                # fsspec raises it when a server sends the whole file instead of a range after its beginning.
+                if start == 0 or self.url.is_in_store:
+                    raise
+                self._has_ranges = False
+        if self._stream is None or self._stream.position > start:
+            self.disconnect()
+            self._stream = _Forward(self._system.open(str(self.url), "rb", block_size=0, size=self.size))
+        try:
+            self._stream.skip_to(start)
+            return self._stream.read(size)
+        except Exception:
+            # The next attempt opens another connection.
+            self.disconnect()
+            raise
+
+    @cached_property
+    def _file(self) -> Any:
+        return self._system.open(str(self.url), "rb", block_size=_FIRST_BLOCK, cache_type="none", size=self.size)
+
+    @cached_property
+    def _facts(self) -> _Facts:
+        return self._look_up()
+
+    def _look_up(self) -> _Facts:
+        """Return the size and the version. Raises DataError."""
+        try:
+            info = self._system.info(str(self.url))
+        except Exception as error:  # the libraries raise errors of many kinds
+            # Without the cause: a traceback in a log would show the address that a redirect led to, with its signature.
+            raise DataError(describe_remote_error(error, self.url)) from None
+        if info["type"] != "file":
+            raise DataError(f"{str(self.url)!r} is a folder; name one of its files")
+        if info["size"] is None:
+            raise DataError(
+                f"The server of {str(self.url)!r} does not state the size of the file, without which an incomplete one "
+                "could not be recognized; download and upload it instead"
+            )
+        self._has_ranges = self._has_ranges and info.get("partial", True)
+        version = next((str(info[name]) for name in _VERSION_FIELDS if info.get(name)), "")
+        return _Facts(int(info["size"]), version)
+
+
+class _Forward:
+    """The body of one response, of a server that supports no ranges."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.position = 0
+
+    def skip_to(self, position: int) -> None:
+        while self.position < position:
+            if not self.read(min(_FIRST_BLOCK, position - self.position)):
+                return
+
+    def read(self, size: int) -> bytes:
+        """Return `size` bytes, or fewer at the end."""
+        parts = []
+        while size > 0 and (part := self._file.read(size)):
+            parts.append(part)
+            size -= len(part)
+            self.position += len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _RemoteStream(io.RawIOBase):
+    """A position in the content, with one block around it in memory. Sequential reads use larger and larger blocks."""
+
+    def __init__(self, content: RemoteContent) -> None:
+        self._content = content
+        self._position = 0
+        self._begin = 0
+        self._block = content.head
+        self._block_size = _FIRST_BLOCK
+
+    def close(self) -> None:
+        self._content.disconnect()
+        super().close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._content.size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        target = memoryview(buffer).cast("B")
+        if self._position >= self._content.size:
+            self._content.check_unchanged()
+            return 0
+        if not self._begin <= self._position < self._begin + len(self._block):
+            self._load_block()
+        at = self._position - self._begin
+        data = self._block[at : at + len(target)]
+        target[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _load_block(self) -> None:
+        is_next = self._position == self._begin + len(self._block)
+        self._block_size = min(2 * self._block_size, _LARGEST_BLOCK) if is_next else _FIRST_BLOCK
+        self._begin, self._block = self._position, b""
+        self._block = self._content.fetch(self._position, min(self._block_size, self._content.size - self._position))

@@ -1,0 +1,71 @@
+"""The file systems of fsspec for https, s3 and gs, restricted to what a server allows and with limits of time.
+
+Credentials for s3 and gs are those that the libraries find in this process's environment; no request brings any.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from merlina.domain.data_urls import AllowedUrls, DataUrl
+from merlina.errors import DataError
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+_PACKAGES = {"https": "aiohttp", "http": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
+_CONNECT_SECONDS = 10
+# Without any data for this long, a request fails.
+_READ_SECONDS = 15
+
+
+def file_system(scheme: str, allowed: AllowedUrls) -> Any:
+    """Return a file system of fsspec, which caches nothing. Raises DataError if a package is missing."""
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if scheme == "s3":
+        limits = {"connect_timeout": _CONNECT_SECONDS, "read_timeout": _READ_SECONDS}
+        options = {"config_kwargs": {**limits, "retries": {"total_max_attempts": 1}}}
+    elif scheme == "gs":
+        options = {"access": "read_only", "requests_timeout": 2 * _READ_SECONDS}
+    else:
+        # Bytes are read as they are stored: a range of a body that was compressed on the way could not be decompressed.
+        options = {"headers": {"Accept-Encoding": "identity"}, "get_client": partial(_http_client, allowed)}
+    try:
+        system = fsspec.filesystem(scheme, skip_instance_cache=True, use_listings_cache=False, **options)
+    except ImportError as error:
+        raise DataError(
+            f"{scheme}:// addresses need the package {_PACKAGES[scheme]}, which is not installed; install it where the "
+            "server runs: pip install 'merlina[remote]'"
+        ) from error
+    if scheme == "s3":
+        # The reader of blocks tries again itself.
+        system.retries = 1
+    return system
+
+
+async def _http_client(allowed: AllowedUrls, **_: Any) -> ClientSession:
+    """Return an HTTP client that connects to allowed addresses only, also when it follows a redirect."""
+    import aiohttp
+
+    class AllowedConnector(aiohttp.TCPConnector):
+        async def connect(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Any:
+            # Signatures in the query of a redirect are used, and shown nowhere.
+            _refuse_other(str(req.url.with_query(None).with_fragment(None)), allowed)
+            return await super().connect(req, *args, **options)
+
+    limits = aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
+    # With trust_env, it uses the proxy that HTTPS_PROXY names.
+    return aiohttp.ClientSession(connector=AllowedConnector(), timeout=limits, auto_decompress=False, trust_env=True)
+
+
+def _refuse_other(address: str, allowed: AllowedUrls) -> None:
+    """Raise DataError for the target of a redirect that is not allowed."""
+    try:
+        url = DataUrl.parse(address)
+    except ValueError as error:
+        raise DataError(f"The server redirects to an address that {error}") from None
+    if refusal := allowed.refusal(url):
+        raise DataError(f"The server redirects to another address: {refusal}")
