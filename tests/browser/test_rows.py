@@ -13,8 +13,8 @@ from playwright.sync_api import Page, expect
 
 from merlina.data.row_formats.registry import ROW_FORMATS
 from tests.browser.views import CheckView
-from tests.docs.test_row_formats import EXAMPLES
 from tests.data_host import data_host
+from tests.docs.test_row_formats import EXAMPLES
 from tests.harness import Server
 
 pytestmark = pytest.mark.slow
