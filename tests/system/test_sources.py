@@ -117,6 +117,12 @@ def test_settings_of_the_first_source_and_evaluation_sets_are_checked(server: Se
         assert "What is 0?" in shown["samples"][0]["prompt"]
         unused = http.post("/validate", json={**config(server, "unused", dataset=dataset), "eval_steps": 0}).json()
         assert any(line.startswith("dataset.eval_source: eval_steps 0") for line in unused["results"]["warnings"])
+        for options, fits in (({}, False), ({"column_mapping": mapping, "max_samples": 3}, True)):
+            own = {"source": local(other), "eval_source": {"source": local(file), **options}}
+            report = http.post("/validate", json=config(server, "own-options", dataset=own)).json()
+            assert report["valid"] is fits, report
+            errors = [line for line in report["results"]["errors"] if line.startswith("dataset.eval_source: ")]
+            assert bool(errors) is not fits, report
         for name in ("held_out", "eval_source", "a/b", "x" * 41):
             bad = {"source": local(other), "eval_sources": {name: local(other)}}
             refused = http.post("/validate", json=config(server, "named", dataset=bad))

@@ -9,13 +9,13 @@ const METHODS: Record<string, string> = {
 
 export function summarize(config: Values): string {
   const value = (name: string): unknown => config[name] ?? FIELDS.get(name)?.defaultValue;
-  const dataset = config.dataset as { source: Source; test_size: number; sources?: { source: Source }[] | null; eval_source?: Source | null; eval_sources?: Record<string, Source> | null };
+  const dataset = config.dataset as { source: Source; test_size: number; sources?: { source: Source }[] | null; eval_source?: Source | { source: Source } | null; eval_sources?: Record<string, unknown> | null };
   const perStep = Number(value('batch_size')) * Number(value('gradient_accumulation_steps'));
   const method = METHODS[String(value('training_mode'))] ?? value('training_mode');
   const target = value('use_lora') === false ? 'all weights' : `rank-${value('lora_r')} adapters on ${weights(value('use_4bit'), value('use_8bit'))}`;
   const length = value('max_steps') ? `${value('max_steps')} steps` : `${value('num_epochs')} ${Number(value('num_epochs')) === 1 ? 'epoch' : 'epochs'}`;
   const data = dataset.sources ? dataset.sources.map((one) => nameOf(one.source)).join(', ') : nameOf(dataset.source);
-  const evaluated = [...Object.keys(dataset.eval_sources ?? {}), ...(dataset.eval_source ? [nameOf(dataset.eval_source)] : [])];
+  const evaluated = [...Object.keys(dataset.eval_sources ?? {}), ...(dataset.eval_source ? [nameOf('source' in dataset.eval_source ? dataset.eval_source.source : dataset.eval_source)] : [])];
   const heldOut = dataset.test_size ? `${Math.round(dataset.test_size * 1000) / 10}% of the pairs are held out for evaluation.` : 'No pairs are held out for evaluation.';
   const evaluation = evaluated.length > 0 ? `${dataset.test_size ? `${heldOut} ` : ''}Evaluates on ${evaluated.join(', ')}.` : heldOut;
   return [
