@@ -108,6 +108,15 @@ def test_columns_are_mapped_and_a_format_is_set(tmp_path: Path) -> None:
     assert "rejected is missing" in refused.stderr or "chosen is missing" in refused.stderr
 
 
+def test_template_arguments_need_the_format_that_passes_them_on(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{**PAIR, "prompt": f"Why {number}?"} for number in range(2)]
+    rows = [{**rows[0], "chat_template_kwargs": {}}, {**rows[1], "chat_template_kwargs": {"enable_thinking": False}}]
+    file = rows_file(tmp_path / "pairs.jsonl", rows)
+    (finding,) = report(file)["findings"]
+    assert finding["message"].startswith("1 of 2 rows cannot be used: row 2: it has chat_template_kwargs, which the")
+    assert report(file, "--model", tiny_model)["findings"] == []
+
+
 def test_conversations_with_one_answer_are_for_sft(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     others = [[{**messages[0], "content": f"Why {number}?"}, messages[1]] for number in range(30)]

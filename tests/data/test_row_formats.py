@@ -590,6 +590,14 @@ def test_columns_of_sentences_that_nothing_uses_are_named() -> None:
     assert conversion([example("standard")], column_mapping={"prompt": "system"}).unused_columns == ()
 
 
+@pytest.mark.parametrize("row", [row for _, row in (*PAIRS, *DEMONSTRATIONS)])
+def test_template_arguments_are_passed_on(row: dict[str, Any]) -> None:
+    arguments = {"enable_thinking": False}
+    (pair,) = read([{**row, "chat_template_kwargs": arguments}], needs="chosen")
+    assert isinstance(pair, Pair)
+    assert pair.template_arguments == arguments
+
+
 def test_tools_are_passed_on() -> None:
     tools = [{"type": "function"}]
     convert = ROW_FORMATS["openai_preference"].convert

@@ -106,7 +106,16 @@ class RowConversion:
             pair = self._converted_pair(row)
         except UnusableRowError as error:
             return SkippedRow(item.number, error.message, error.kind, rows)
-        return Pair(pair.prompt, pair.chosen, pair.rejected, pair.tools, item.number, item.remarks, rows)
+        return Pair(
+            pair.prompt,
+            pair.chosen,
+            pair.rejected,
+            pair.tools,
+            pair.template_arguments,
+            item.number,
+            item.remarks,
+            rows,
+        )
 
     def _converted_pair(self, row: Row) -> Pair:
         """Raise UnusableRowError if the row does not have the answers that the method needs."""
