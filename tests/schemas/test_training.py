@@ -85,6 +85,14 @@ def test_the_needed_fields_are_named_when_missing() -> None:
             "dataset.eval_source.weight: unknown field",
         ),
         (
+            {"dataset": {**DATASET, "eval_source": {**DATASET["source"], "revison": "v1"}}},
+            "dataset.eval_source.revison: unknown field; did you mean revision?",
+        ),
+        (
+            {"dataset": {**DATASET, "eval_source": {**DATASET, "max_sample": 5}}},
+            "dataset.eval_source.max_sample: unknown field; did you mean max_samples?",
+        ),
+        (
             {"dataset": {**DATASET, "eval_sources": {"x": {**DATASET["source"], "shuffle": True}}}},
             "dataset.eval_sources.x.shuffle: unknown field",
         ),
