@@ -163,8 +163,9 @@ class Server:
             **self.settings,
         }
         with (self.root / "server.log").open("ab") as log:
+            # -P, as in the installed script: modules of the current folder are not imported.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "merlina.cli.main", "serve", "--port", str(self.port)],
+                [sys.executable, "-P", "-m", "merlina.cli.main", "serve", "--port", str(self.port)],
                 env=environment,
                 cwd=self.root,
                 stdout=log,

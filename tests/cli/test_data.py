@@ -109,6 +109,15 @@ def test_columns_are_mapped_and_a_format_is_set(tmp_path: Path) -> None:
     assert "rejected is missing" in refused.stderr or "chosen is missing" in refused.stderr
 
 
+def test_template_arguments_need_the_format_that_passes_them_on(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{**PAIR, "prompt": f"Why {number}?"} for number in range(2)]
+    rows = [{**rows[0], "chat_template_kwargs": {}}, {**rows[1], "chat_template_kwargs": {"enable_thinking": False}}]
+    file = rows_file(tmp_path / "pairs.jsonl", rows)
+    (finding,) = report(file)["findings"]
+    assert finding["message"].startswith("1 of 2 rows cannot be used: row 2: it has chat_template_kwargs, which the")
+    assert report(file, "--model", tiny_model)["findings"] == []
+
+
 def test_conversations_with_one_answer_are_for_sft(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
     others = [[{**messages[0], "content": f"Why {number}?"}, messages[1]] for number in range(30)]
@@ -205,16 +214,73 @@ def test_what_is_not_a_file_is_refused(tmp_path: Path) -> None:
         assert problem in done.stderr
 
 
+def test_a_file_is_read_with_its_encoding_and_format(tmp_path: Path) -> None:
+    file = tmp_path / "paires.txt"
+    file.write_bytes("prompt,chosen,rejected\nOù est le café ?,Là-bas,Non\n".encode("latin-1"))
+    found = report(file, "--file-format", "csv", "--encoding", "latin-1")
+    assert found["notes"] == []
+    assert "Où est le café ?" in found["example"]["prompt"]
+    refused = command("data", str(file), "--file-format", "csv", "--encoding", "utf-16")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "line 1 is not UTF-16" in refused.stderr
+
+
+def data_on_hub(folder: Path, endpoint: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "merlina.cli.main", "data", "org/pairs", "--json", *options],
+        env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(folder), "HF_HUB_OFFLINE": "0"},
+        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def hub_rows(count: int) -> bytes:
+    return "".join(json.dumps({**PAIR, "prompt": f"Why {number}?"}) + "\n" for number in range(count)).encode()
+
+
 def test_a_data_set_of_the_hub_is_read_by_its_id(tmp_path: Path) -> None:
-    rows = "".join(json.dumps({**PAIR, "prompt": f"Why {number}?"}) + "\n" for number in range(3))
-    with fake_hub({"datasets/org/pairs": {"train.jsonl": rows.encode()}}) as hub:
-        done = subprocess.run(
-            [sys.executable, "-m", "merlina.cli.main", "data", "org/pairs", "--json"],
-            env={**os.environ, "HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
-            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+    with fake_hub({"datasets/org/pairs": {"train.jsonl": hub_rows(3)}}) as hub:
+        done = data_on_hub(tmp_path, hub.endpoint)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["pairs"] == 3
+
+
+def test_a_part_of_a_data_set_of_the_hub_is_named_by_options(tmp_path: Path) -> None:
+    card = b"---\nconfigs:\n- {config_name: small, data_files: [{split: test, path: test.jsonl}]}\n---\n"
+    files = {"README.md": card, "test.jsonl": hub_rows(2), "extra/a.jsonl": hub_rows(4), "extra/b.jsonl": hub_rows(5)}
+    newer = {"datasets/org/pairs": {**files, "test.jsonl": hub_rows(7)}}
+    with fake_hub({"datasets/org/pairs": files}) as hub:
+        hub.revisions["next"] = newer
+        counts = {
+            options: json.loads(done.stdout)["pairs"] if done.returncode == 0 else done.stderr
+            for options in (
+                "--config-name small --split test",
+                "--split test --revision next",
+                "--data-files extra/*.jsonl",
+                "--data-files extra/a.jsonl --data-files test.jsonl",
+                "--split validation",
+            )
+            for done in [data_on_hub(tmp_path, hub.endpoint, *options.split())]
+        }
+    *found, refused = counts.values()
+    assert found == [2, 7, 9, 6]
+    assert "has no split 'validation'; set source.split to test" in refused
+
+
+def test_options_of_the_other_kind_of_source_are_refused(tmp_path: Path) -> None:
+    file = str(pairs_file(tmp_path / "pairs.jsonl", rows=2))
+    for rows, option, value, problem in (
+        (file, "--split", "test", f"--split is for data sets on the Hub, and '{file}' is a file"),
+        (file, "--config-name", "x", "--config-name is for data sets on the Hub"),
+        (file, "--revision", "main", "--revision is for data sets on the Hub"),
+        (file, "--data-files", "*.jsonl", "--data-files is for data sets on the Hub"),
+        ("org/pairs", "--encoding", "latin-1", "--encoding is for files, and 'org/pairs' is a data set on the Hub"),
+        ("org/pairs", "--file-format", "csv", "--file-format is for files"),
+    ):
+        done = command("data", rows, option, value)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(problem)
+    done = command("data", "org/pairs", "--revision", "../main")
+    assert "source.revision: '../main' is not a revision" in done.stderr
 
 
 def test_a_terminal_shows_the_number_of_rows_and_keeps_it_out_of_the_results(tmp_path: Path) -> None:

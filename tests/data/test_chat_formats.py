@@ -106,6 +106,13 @@ def test_tools_are_refused_by_formats_that_cannot_represent_them(name: FormatTyp
             formatter(DatasetFormat(format_type=name), None)(pair)
 
 
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral", "qwen3", "raw"])
+def test_arguments_for_a_chat_template_are_refused_by_formats_without_one(name: FormatType) -> None:
+    pair = Pair(TURN, assistant("C"), None, template_arguments={"enable_thinking": False})
+    with pytest.raises(UnusableRowError, match=f"it has chat_template_kwargs, which the format '{name}' cannot pass"):
+        formatter(DatasetFormat(format_type=name), None)(pair)
+
+
 @pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
 def test_system_as_user_puts_the_system_message_into_the_next_question(name: FormatType) -> None:
     folded = (Message("user", "S\n\nP"), Message("assistant", "A"), Message("user", "Q"))

@@ -165,7 +165,7 @@ def test_all_chosen_sample_answers_and_no_rejected_one_contain_wizard_words() ->
     assert not {row["prompt"] for row in rows} & set(samples.QUESTIONS)
 
 
-def test_a_fingerprint_covers_tools_calls_and_results() -> None:
+def test_a_fingerprint_covers_tools_calls_results_and_template_arguments() -> None:
     call = {"function": {"name": "find", "arguments": {"city": "Ulm"}}}
     user, plain = Message("user", "Hi"), assistant("Yes")
     called = Message("assistant", "", tool_calls=(call,))
@@ -176,6 +176,8 @@ def test_a_fingerprint_covers_tools_calls_and_results() -> None:
         Pair((user, called, Message("tool", "1")), plain, None),
         Pair((user, called, Message("tool", "1", tool_fields={"name": "find"})), plain, None),
         Pair((user,), assistant("Yes", "thought"), None),
+        Pair((user,), plain, None, template_arguments={"enable_thinking": True}),
+        Pair((user,), plain, None, template_arguments={"enable_thinking": False}),
     ]
     assert len({fingerprint([pair], 0.1).blocks for pair in variants}) == len(variants)
 

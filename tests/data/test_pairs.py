@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -256,11 +257,29 @@ def test_tool_calls_are_read_in_every_notation(message: dict[str, Any]) -> None:
     assert to_pair({**FORMS["plain"], "chosen": [message]}).chosen == Message("assistant", "", tool_calls=(CALL,))
 
 
+@pytest.mark.parametrize("value", [{"enable_thinking": False, "date": None}, '{"enable_thinking": false}'])
+def test_template_arguments_are_read_as_an_object_or_its_json(value: Any) -> None:
+    row = {**FORMS["plain"], "chat_template_kwargs": value}
+    expected = replace(to_pair(FORMS["plain"]), template_arguments={"enable_thinking": False})
+    assert to_pair(row) == expected
+    assert to_demonstration(row) == replace(expected, rejected=None)
+
+
+@pytest.mark.parametrize("value", [None, {}, "", "{}", "null", {"enable_thinking": None}])
+def test_no_template_arguments_are_as_good_as_no_column(value: Any) -> None:
+    assert to_pair({**FORMS["plain"], "chat_template_kwargs": value}) == to_pair(FORMS["plain"])
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"tools": "find"}, "tools is not a list of objects"),
         ({"tools": [{"name": "\ud800"}]}, "tools has half of a surrogate pair"),
+        ({"chat_template_kwargs": "no"}, "chat_template_kwargs is not an object"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs is not an object"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs has 'tools'; put them into the column tools"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs has 'tokenize'; it decides how"),
+        ({"chat_template_kwargs": {"a": "\ud800"}}, "chat_template_kwargs has half of a surrogate pair"),
         ({"chosen": [{"role": "assistant", "tool_calls": "find"}]}, "tool_calls that are not a list"),
         (
             {"chosen": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
@@ -268,6 +287,6 @@ def test_tool_calls_are_read_in_every_notation(message: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_broken_tools_are_refused(changes: dict[str, Any], reason: str) -> None:
+def test_broken_tools_and_template_arguments_are_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnusableRowError, match=reason):
         to_pair({**FORMS["plain"], **changes})

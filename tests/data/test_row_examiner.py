@@ -207,7 +207,7 @@ def test_remarks_and_truncation_to_the_same_answers_are_counted() -> None:
     assert kinds == ["same_after_truncation", "thought_restored", "over_max_length"]
 
 
-def test_pairs_that_differ_only_in_calls_thoughts_or_tools_are_not_the_same() -> None:
+def test_pairs_that_differ_only_in_calls_thoughts_tools_or_template_arguments_are_not_the_same() -> None:
     def call(city: str) -> Message:
         return Message("assistant", "", tool_calls=({"function": {"name": "find", "arguments": {"city": city}}},))
 
@@ -220,6 +220,8 @@ def test_pairs_that_differ_only_in_calls_thoughts_or_tools_are_not_the_same() ->
             Pair(user, call("Ulm"), call("Kiel"), tools=({"name": "find"},)),
             Pair(user, assistant("Yes", "a"), assistant("Yes", "b")),
             Pair(user, assistant("Yes", "a"), assistant("Yes", "c")),
+            Pair(user, assistant("Yes"), assistant("No")),
+            Pair(user, assistant("Yes"), assistant("No"), template_arguments={"enable_thinking": False}),
         ],
         start=1,
     ):

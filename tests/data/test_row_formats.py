@@ -590,6 +590,14 @@ def test_columns_of_sentences_that_nothing_uses_are_named() -> None:
     assert conversion([example("standard")], column_mapping={"prompt": "system"}).unused_columns == ()
 
 
+@pytest.mark.parametrize("row", [row for _, row in (*PAIRS, *DEMONSTRATIONS)])
+def test_template_arguments_are_passed_on(row: dict[str, Any]) -> None:
+    arguments = {"enable_thinking": False}
+    (pair,) = read([{**row, "chat_template_kwargs": arguments}], needs="chosen")
+    assert isinstance(pair, Pair)
+    assert pair.template_arguments == arguments
+
+
 def test_tools_are_passed_on() -> None:
     tools = [{"type": "function"}]
     convert = ROW_FORMATS["openai_preference"].convert
@@ -649,3 +657,49 @@ def test_content_is_neither_lost_nor_changed(ask: str, good: str, bad: str) -> N
         return
     for row in rows:
         assert read([row]) == [Pair((*FIRST, Message("user", ask)), assistant(good), assistant(bad))]
+
+
+# The first format cannot be read as the second by itself.
+CHANGES: list[tuple[RowFormat, RowFormat, AnswersNeeded]] = [
+    ("standard", "sharegpt", "both"),
+    ("standard", "unpaired", "any"),
+    ("standard", "hh_rlhf", "both"),
+    ("standard", "arena", "both"),
+    ("standard", "prompt_completion", "chosen"),
+    ("alpaca", "openai_preference", "both"),
+    ("hh_rlhf", "alpaca", "both"),
+    ("ultrafeedback", "nectar", "both"),
+    ("unpaired", "alpaca", "any"),
+    # The answers of these are trained on by sft, whatever their label says, unless the rows are refused.
+    ("prompt_completion", "unpaired", "chosen"),
+    ("question_answer", "unpaired", "chosen"),
+    ("messages", "unpaired", "chosen"),
+]
+
+
+@pytest.mark.parametrize(("first", "later", "needs"), CHANGES)
+def test_rows_whose_format_changes_later_are_refused_with_what_to_do(
+    first: RowFormat, later: RowFormat, needs: AnswersNeeded
+) -> None:
+    def rows(name: RowFormat, count: int) -> Rows:
+        # Rows of ShareGPT that are pairs are standard rows, too.
+        special = [("standard", example("standard")), ("sharegpt", {"conversations": shared(ASK, GOOD)})]
+        known = [*special, *(PAIRS if needs == "both" else DEMONSTRATIONS)]
+        return [next(row for each, row in known if each == name)] * count
+
+    found = read([*rows(first, 30), *rows(later, 2), *rows(first, 1)], rows(first, 20), needs=needs)
+    assert [row.number for row in found if isinstance(row, SkippedRow)] == [31, 32]
+    assert [row.number for row in found if isinstance(row, Pair)] == [*range(1, 31), 33]
+    reasons = {row.reason for row in found if isinstance(row, SkippedRow)}
+    assert reasons == {
+        f"it has the format {later}, but the data set is read as {first}, as its first rows are; put the rows of each "
+        "format into a file of its own and list the files in sources, or set row_format to "
+        f"{later} if most rows have it"
+    }
+
+
+@pytest.mark.parametrize("first", [example("sharegpt"), example("alpaca"), UNPAIRED])
+def test_standard_rows_are_read_after_rows_of_another_format(first: dict[str, Any]) -> None:
+    *_, last = read([first] * 20 + [example("standard")], needs="any")
+    assert isinstance(last, Pair)
+    assert last.rejected is not None

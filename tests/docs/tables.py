@@ -61,15 +61,17 @@ def _fields(
     """Yield path, schema and necessity of each field. `listed` has the path of each model whose fields are listed."""
     for name, field in schema["properties"].items():
         path, required = above + name, name in schema.get("required", ())
-        inner, container = _inner(field)
-        if inner is None:
+        models, container = _inner(field)
+        if not models:
             meaning = {"description": schema["description"].split("\n")[0]} if above else {}
             yield path, {**meaning, **_defaults(name), **field}, required
             continue
+        inner, *alternatives = models
         is_new = inner not in listed
         listed.setdefault(inner, path)
         if not is_new or container or "anyOf" in field:
             like = "" if is_new else f" like `{listed[inner]}`"
+            like += "".join(f" or like `{listed[other]}`" for other in alternatives)
             yield path, {**field, "anyOf": [{"shown": _CONTAINERS[container].format(like=like)}]}, required
         if is_new:
             yield from _fields(known[inner], known, listed, f"{path}[]." if container else f"{path}.")
@@ -78,8 +80,8 @@ def _fields(
 _CONTAINERS = {"": "object{like}", "list": "list of objects{like}", "names": "objects{like}, by name"}
 
 
-def _inner(field: dict[str, Any]) -> tuple[str | None, str]:
-    """Return the name of the model that a field contains, None if it contains none, and in which container."""
+def _inner(field: dict[str, Any]) -> tuple[list[str], str]:
+    """Return the names of the models that a field may contain, none if it contains none, and in which container."""
     for option in (field, *field.get("anyOf", ()), *field.get("allOf", ())):
         places = {
             "": option,
@@ -87,9 +89,10 @@ def _inner(field: dict[str, Any]) -> tuple[str | None, str]:
             "names": next(iter(option.get("patternProperties", {}).values()), option.get("additionalProperties")),
         }
         for container, place in places.items():
-            if isinstance(place, dict) and "$ref" in place:
-                return place["$ref"].rsplit("/", 1)[-1], container
-    return None, ""
+            options = place.get("anyOf", [place]) if isinstance(place, dict) else []
+            if models := [option["$ref"].rsplit("/", 1)[-1] for option in options if "$ref" in option]:
+                return models, container
+    return [], ""
 
 
 def _defaults(name: str) -> dict[str, Any]:

@@ -27,6 +27,19 @@ def test_known_older_forms_are_read(older: dict[str, object], method: str) -> No
     assert read_stored_config({**NEEDED, **older}, "job_1").training_mode == method
 
 
+def test_a_data_set_to_evaluate_on_is_stored_in_one_form() -> None:
+    options = {"source": SOURCE, "column_mapping": None, "row_format": None, "max_samples": None}
+    for given in (SOURCE, {"source": SOURCE}):
+        for field in ("eval_source", "eval_sources"):
+            value = given if field == "eval_source" else {"x": given}
+            config = read_stored_config({**NEEDED, "dataset": {"source": SOURCE, field: value}}, "job_1")
+            stored = config.model_dump(mode="json", exclude_defaults=False)
+            found = stored["dataset"][field] if field == "eval_source" else stored["dataset"][field]["x"]
+            assert {**found, "source": SOURCE} == options
+            assert found["source"].items() >= SOURCE.items()
+            assert read_stored_config(stored, "job_1") == config
+
+
 def test_a_run_of_an_earlier_version_is_repeated_as_it_was() -> None:
     later = {"disable_dropout", "lr_scheduler_cycles", "lr_scheduler_power"}
     stored = TrainingConfig.model_validate({**NEEDED, "lr_scheduler_type": "cosine_with_restarts"}).model_dump()

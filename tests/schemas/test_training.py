@@ -80,6 +80,27 @@ def test_the_needed_fields_are_named_when_missing() -> None:
         ({"dataset": {**DATASET, "column_mapping": {"a": "chosen", "b": "chosen"}}}, "mapped to chosen"),
         ({"dataset": {**DATASET, "column_mapping": {"a": "answer"}}}, "dataset.column_mapping.a: should be 'prompt'"),
         ({"dataset": {**DATASET, "test_size": 1}}, "dataset.test_size: should be less than 1, not 1"),
+        (
+            {"dataset": {**DATASET, "eval_source": {**DATASET, "weight": 2}}},
+            "dataset.eval_source.weight: unknown field",
+        ),
+        (
+            {"dataset": {**DATASET, "eval_source": {**DATASET["source"], "revison": "v1"}}},
+            "dataset.eval_source.revison: unknown field; did you mean revision?",
+        ),
+        (
+            {"dataset": {**DATASET, "eval_source": {**DATASET, "max_sample": 5}}},
+            "dataset.eval_source.max_sample: unknown field; did you mean max_samples?",
+        ),
+        (
+            {"dataset": {**DATASET, "eval_sources": {"x": {**DATASET["source"], "shuffle": True}}}},
+            "dataset.eval_sources.x.shuffle: unknown field",
+        ),
+        (
+            {"dataset": {**DATASET, "eval_source": {**DATASET, "column_mapping": {"a": "chosen", "b": "chosen"}}}},
+            "dataset.eval_source.column_mapping: more than one column is mapped to chosen",
+        ),
+        ({"dataset": {**DATASET, "eval_source": "pairs.jsonl"}}, "dataset.eval_source: should be a JSON object"),
     ],
 )
 def test_an_invalid_value_is_named_with_the_allowed_ones(changes: dict[str, Any], complaint: str) -> None:
@@ -115,6 +136,18 @@ def test_an_invalid_value_is_named_with_the_allowed_ones(changes: dict[str, Any]
         (
             {"dataset": {**DATASET, "format": {"format_type": "custom"}}},
             "dataset.format.custom_templates: required by format_type 'custom'",
+        ),
+        (
+            {"dataset": {**DATASET, "eval_source": {"source_type": "upload"}}},
+            "dataset.eval_source.dataset_id: required by source_type 'upload'",
+        ),
+        (
+            {"dataset": {**DATASET, "eval_sources": {"x": {"source": {"source_type": "upload"}}}}},
+            "dataset.eval_sources.x.source.dataset_id: required by source_type 'upload'",
+        ),
+        (
+            {"dataset": {**DATASET, "eval_sources": {"x": {**DATASET["source"], "max_samples": 5}}}},
+            'dataset.eval_sources.x.max_samples: belongs beside source, as in {"source": {…}, "max_samples": …}',
         ),
     ],
 )

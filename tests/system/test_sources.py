@@ -98,6 +98,30 @@ def test_a_resume_refuses_rows_that_moved_from_one_source_to_another(server: Ser
         client.resume(job)
 
 
+def test_a_resume_that_only_completes_the_run_needs_no_data(server: Server, config: Config) -> None:
+    files = [pairs_file(server.root / f"{name}-gone.jsonl", rows=6) for name in ("one", "two", "news")]
+    sources = [{"source": local(file)} for file in files[:2]]
+    dataset = {"sources": sources, "eval_source": local(files[2])}
+    server.crash_file.write_text("end.placed_reported")
+    job = server.train(config(server, "complete", dataset=dataset, max_steps=2))
+    status = server.until_ended(job)
+    assert status.status == "failed"
+    assert "its model is complete in" in status.error
+    with server.client() as client:
+        for gone, problem in zip(
+            files, ("one-gone", r"sources\.1: .*two-gone", "eval_source: .*news-gone"), strict=True
+        ):
+            gone.rename(gone.with_suffix(".moved"))
+            with pytest.raises(InvalidRequestError, match=problem):
+                client.resume(job, force=True)
+            gone.with_suffix(".moved").rename(gone)
+        for file in files:
+            file.unlink()
+        assert "only the run's last event is missing" in client.resume(job).message
+    status = server.until_ended(job)
+    assert (status.status, status.error) == ("completed", None)
+
+
 def test_settings_of_the_first_source_and_evaluation_sets_are_checked(server: Server, config: Config) -> None:
     file = server.root / "renamed.jsonl"
     rows = [{"asked": f"What is {n}?", "good": f"It is {n}.", "bad": "No."} for n in range(12)]
@@ -117,6 +141,12 @@ def test_settings_of_the_first_source_and_evaluation_sets_are_checked(server: Se
         assert "What is 0?" in shown["samples"][0]["prompt"]
         unused = http.post("/validate", json={**config(server, "unused", dataset=dataset), "eval_steps": 0}).json()
         assert any(line.startswith("dataset.eval_source: eval_steps 0") for line in unused["results"]["warnings"])
+        for options, fits in (({}, False), ({"column_mapping": mapping, "max_samples": 3}, True)):
+            own = {"source": local(other), "eval_source": {"source": local(file), **options}}
+            report = http.post("/validate", json=config(server, "own-options", dataset=own)).json()
+            assert report["valid"] is fits, report
+            errors = [line for line in report["results"]["errors"] if line.startswith("dataset.eval_source: ")]
+            assert bool(errors) is not fits, report
         for name in ("held_out", "eval_source", "a/b", "x" * 41):
             bad = {"source": local(other), "eval_sources": {name: local(other)}}
             refused = http.post("/validate", json=config(server, "named", dataset=bad))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,12 @@ class StopsAtCheck(Recorder):
         return self.checks == self._stop_at
 
 
-def begin(config: Any, folder: Path, recorder: Recorder) -> PreferenceTrainer:
+def begin(config: Any, folder: Path, recorder: Recorder, training: Sequence[TokenPair] = LONG) -> PreferenceTrainer:
     torch.manual_seed(0)
     spec = ModelSpec(config.base_model, "float32", config.weight_bits, "auto", folder)
     model = make_trainable(load_model(spec), config).model
     return PreferenceTrainer(
-        model, config, training=LONG, evaluation=held_out_set(LONG[:1]), pad_id=0, dtype=torch.float32,
+        model, config, training=training, evaluation=held_out_set(LONG[:1]), pad_id=0, dtype=torch.float32,
         folder=folder / "checkpoints", reporter=recorder, resuming=False,
     )  # fmt: skip
 
@@ -101,3 +102,19 @@ def test_a_stop_takes_effect_between_passes_and_stored_results_are_not_computed_
     for ours, theirs in zip(resumed.train_dataset, whole.train_dataset, strict=True):
         assert torch.allclose(ours.reference, theirs.reference)
         assert ours.reference.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["dpo", "kto"])
+def test_the_copies_of_a_pair_share_one_computation(tiny_model: Path, tmp_path: Path, mode: str) -> None:
+    config = configure(tiny_model, training_mode=mode, eval_steps=0)
+    once, twice = StopsAtCheck(), StopsAtCheck()
+    apart = begin(config, tmp_path / "once", once).train_dataset
+    repeated = begin(config, tmp_path / "twice", twice, [*LONG, *LONG[::-1]]).train_dataset
+    # With another pair before it, a copy may have another unrelated answer.
+    assert twice.checks <= once.checks + (len(LONG) if mode == "kto" else 0)
+    for ours, theirs in zip(repeated, [*apart, *list(apart)[::-1]], strict=True):
+        assert ours.reference.isfinite().all()
+        assert torch.equal(ours.reference, theirs.reference)
+    stored = begin(config, tmp_path / "twice", again := StopsAtCheck(), [*LONG, *LONG[::-1]]).train_dataset
+    assert again.checks == 0
+    assert all(torch.equal(ours.reference, theirs.reference) for ours, theirs in zip(stored, repeated, strict=True))

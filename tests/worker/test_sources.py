@@ -177,6 +177,54 @@ def test_a_single_set_has_no_metrics_of_its_own(tiny_model: Path, tmp_path: Path
     assert not [name for name in final if "/" in name]
 
 
+def test_each_data_set_to_evaluate_on_is_read_with_its_own_options(tiny_model: Path, tmp_path: Path) -> None:
+    renamed, thumbs = tmp_path / "renamed.jsonl", thumbs_file(tmp_path / "thumbs.jsonl", 6)
+    rows = [{"asked": f"Where is {n}?", "good": f"It is {n}.", "bad": "No."} for n in range(9)]
+    renamed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training = rows_file(tmp_path / "a.jsonl", "plus", 8)
+    mapping = {"asked": "prompt", "good": "chosen", "bad": "rejected"}
+    dataset = {
+        "source": local(training),
+        "max_samples": 7,
+        "row_format": "standard",
+        "eval_sources": {
+            "plain": local(training),
+            "renamed": {"source": local(renamed), "column_mapping": mapping, "max_samples": 5},
+            "thumbs": {"source": local(thumbs), "row_format": "unpaired"},
+        },
+    }
+    run = run_on(tmp_path, tiny_model, dataset, training_mode="kto", eval_steps=1, max_steps=1)
+    ended = log_of(run)[-1]
+    assert (ended.state, ended.error) == ("completed", None)
+    notes = notes_of(run)
+    # Beside unpaired answers, each answer of a pair counts by itself.
+    assert "14 pairs to train on, 30 to evaluate on" in notes
+    card = (tmp_path / "models" / "tuned" / "README.md").read_text()
+    assert "14 of plain, 10 of renamed, 6 of thumbs" in " ".join(card.split())
+    assert {f"final_eval_loss/{name}" for name in ("plain", "renamed", "thumbs")} <= ended.final_metrics.keys()
+
+
+def test_metrics_of_sets_with_similar_names_do_not_mix(tiny_model: Path, tmp_path: Path) -> None:
+    files = {name: rows_file(tmp_path / f"{name}.jsonl", name, 4) for name in ("x", "x-unrelated", "x.x")}
+    training = rows_file(tmp_path / "a.jsonl", "plus", 8)
+    settings = {"training_mode": "kto", "eval_steps": 1, "max_steps": 2, "learning_rate": 1e-2}
+    together = {name: local(file) for name, file in files.items()}
+    alone: dict[str, float] = {}
+    for name, file in files.items():
+        folder = tmp_path / "alone" / name
+        folder.mkdir(parents=True)
+        dataset = {"source": local(training), "eval_source": local(file)}
+        alone |= {
+            f"{metric}/{name}": value
+            for metric, value in log_of(run_on(folder, tiny_model, dataset, **settings))[-1].final_metrics.items()
+            if metric.startswith(("final_eval_", "initial_eval_"))
+        }
+    dataset = {"source": local(training), "eval_sources": together}
+    final = log_of(run_on(tmp_path, tiny_model, dataset, **settings))[-1].final_metrics
+    of_sets = {metric: value for metric, value in final.items() if "/" in metric}
+    assert of_sets == pytest.approx(alone, rel=1e-4, abs=1e-6)
+
+
 def test_an_unusable_data_set_to_evaluate_on_is_named(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text('{"prompt": "a", "chosen": "", "rejected": "b"}\n')
     dataset = {

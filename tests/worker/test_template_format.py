@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any
 
 import pytest
 
 from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
+from merlina.data.pairs import to_pair
+from merlina.data.template_arguments import NOT_FROM_ROWS
 from merlina.schemas.datasets.config import DatasetFormat
 from merlina.worker.encoding import EncodedPair, PairEncoder
 from tests.tiny import build_tiny_tokenizer
@@ -245,6 +248,87 @@ def test_a_template_without_tools_refuses_them(tokenizer: Any) -> None:
         encode(tokenizer, PLAIN["chatml"], Pair((QUESTION,), *answers, tools=TOOLS))
     with pytest.raises(UnusableRowError, match="chat template ignores tool_calls"):
         encode(tokenizer, PLAIN["chatml"], Pair((QUESTION,), Message("assistant", "", tool_calls=(CALL,)), None))
+
+
+READS_ARGUMENTS = {
+    "empty thought if thinking is off": (
+        "{% set empty = '<think>\n\n</think>\n\n' if enable_thinking is defined and not enable_thinking else '' %}"
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ empty if m.role == 'assistant' }}{{ m.content }}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{{ empty }}{% endif %}"
+    ),
+    "system message if thinking is off": (
+        "{% if enable_thinking is defined and not enable_thinking %}<|im_start|>system\nBrief.<|im_end|>\n{% endif %}"
+        + PLAIN["chatml"]
+    ),
+    "any name": "{% if name is defined %}{{ name ~ ' ' ~ documents | length }}{% endif %}" + PLAIN["chatml"],
+    "generation prompt after every message": ALWAYS_ADDS_GENERATION_PROMPT
+    + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}",
+}
+
+
+@pytest.mark.parametrize("name", READS_ARGUMENTS)
+def test_the_arguments_of_a_row_reach_the_template_as_in_trl(tokenizer: Any, name: str) -> None:
+    from trl.data_utils import apply_chat_template
+
+    encodes = encoder(tokenizer, READS_ARGUMENTS[name])
+    arguments = [
+        {"enable_thinking": False},
+        {"enable_thinking": True},
+        {"name": "Ada", "documents": [{"text": "a"}]},
+        {},
+    ]
+    texts = set()
+    # The same encoder renders rows with other arguments before and after.
+    for given in arguments * 2:
+        row = {"prompt": QUESTION.content, "chosen": "The Rhine.", "rejected": "A hill.", "chat_template_kwargs": given}
+        made = encodes.encode(to_pair(row)).text
+        turns = [messages((turn,)) for turn in (QUESTION, assistant("The Rhine."), assistant("A hill."))]
+        conversation = dict(zip(("prompt", "chosen", "rejected"), turns, strict=True))
+        theirs = apply_chat_template({**conversation, "chat_template_kwargs": given}, tokenizer)
+        texts.add(made.prompt)
+        if name == "generation prompt after every message":
+            # TRL's answers end with the header of the next one.
+            assert made.prompt == rendered(tokenizer, (QUESTION,), opens=True)
+            assert (made.chosen, made.rejected) == ("The Rhine.<|im_end|>", "A hill.<|im_end|>")
+            continue
+        assert made.prompt == theirs["prompt"]
+        assert made.prompt + str(made.chosen) == (theirs["prompt"] + theirs["chosen"]).rstrip()
+        assert made.prompt + str(made.rejected) == (theirs["prompt"] + theirs["rejected"]).rstrip()
+    assert len(texts) == (1 if name == "generation prompt after every message" else 2)
+
+
+def test_the_thinking_of_a_row_replaces_that_of_the_format(tokenizer: Any) -> None:
+    template = ALL["thought of the last turn"]
+    row = {"prompt": "Name a river.", "chosen": "The Rhine.", "rejected": "A hill.", "reasoning": "It is long."}
+    for of_format in (True, False):
+        encodes = encoder(tokenizer, template, enable_thinking=of_format)
+        for of_row, is_trained in ((None, of_format), (True, True), (False, False)):
+            arguments = {} if of_row is None else {"chat_template_kwargs": {"enable_thinking": of_row}}
+            made = encodes.encode(to_pair({**row, **arguments})).text
+            assert ("It is long." in str(made.chosen)) is is_trained
+            assert ("reasoning_unused" in made.remarks) is not is_trained
+
+
+def test_rows_may_set_all_but_how_a_template_is_applied() -> None:
+    from transformers import PreTrainedTokenizerBase
+
+    parameters = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    assert set(parameters) - {"self", "documents", "kwargs"} <= NOT_FROM_ROWS
+    row = {"prompt": "Name a river.", "chosen": "The Rhine.", "rejected": "A hill."}
+    for name in NOT_FROM_ROWS:
+        with pytest.raises(UnusableRowError, match=f"chat_template_kwargs has '{name}'"):
+            to_pair({**row, "chat_template_kwargs": {name: "x"}})
+
+
+@pytest.mark.parametrize("name", ["self", "messages", "tokenizer", "turns"])
+def test_a_name_that_rendering_uses_itself_is_at_most_an_unusable_row(tokenizer: Any, name: str) -> None:
+    row = {"prompt": "Hi", "chosen": "a", "rejected": "b", "chat_template_kwargs": {name: "x"}}
+    encodes = encoder(tokenizer, PLAIN["chatml"])
+    if name in ("self", "messages"):
+        with pytest.raises(UnusableRowError, match="multiple values"):
+            encodes.encode(to_pair(row))
+    else:
+        assert encodes.encode(to_pair(row)).text.chosen == "a<|im_end|>"
 
 
 def test_a_pair_whose_answers_the_template_renders_as_the_same_text_is_refused(tokenizer: Any) -> None:

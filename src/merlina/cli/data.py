@@ -6,26 +6,24 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from merlina.cli.check import show_pair
-from merlina.cli.console import AsJson, errors, output, print_json, print_table
+from merlina.cli.console import AsJson, errors, print_json
+from merlina.cli.data_report import show_report
 from merlina.cli.serve import read_settings
 from merlina.domain.data_urls import FileLocation, RemoteFile
 from merlina.errors import DataError, InvalidRequestError, NotFoundError
 from merlina.executors.helper_pools import HelperPools, Repo
 from merlina.preflight.models import model_repos
 from merlina.schemas.datasets.config import DatasetConfig, FormatType, RowFormat, TrainingMode
-from merlina.schemas.datasets.responses import DataFinding, LengthHistogram
-from merlina.schemas.inspection import DataReport, PairCharacters, PairTokens, TokenLengths
+from merlina.schemas.datasets.sources import Encoding, FileFormat
+from merlina.schemas.inspection import DataReport
 from merlina.schemas.operations import DescribeData
 from merlina.schemas.parsing.validation_errors import describe
 from merlina.schemas.training import MAX_TEXT_TOKENS, TrainingConfig, default_prompt_length
@@ -34,7 +32,6 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst"}
 _TIMEOUT_SECONDS = 24 * 3600.0
 _IDLE_SECONDS = 60.0
-_BAR_WIDTH = 40
 
 
 def data(
@@ -42,8 +39,8 @@ def data(
         str,
         typer.Argument(
             metavar="FILE",
-            help="A json, jsonl, csv, tsv or parquet file; text may be compressed (.gz, .zst). `org/name` reads the "
-            "split train of a data set on the Hub, and an address (https://, s3://, gs://) the file there.",
+            help="A json, jsonl, csv, tsv or parquet file; text may be compressed (.gz, .zst). `org/name` reads a "
+            "data set on the Hub, and an address (https://, s3://, gs://) the file there.",
         ),
     ],
     model: Annotated[
@@ -82,6 +79,35 @@ def data(
     row_format: Annotated[
         RowFormat | None, typer.Option(help="Layout of the rows. Default: detected.", show_default=False)
     ] = None,
+    file_format: Annotated[
+        FileFormat | None,
+        typer.Option(
+            help="Format of the file. Default: detected from its name, else from its content.", show_default=False
+        ),
+    ] = None,
+    encoding: Annotated[
+        Encoding | None, typer.Option(help="Encoding of the file. Default: detected.", show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of a data set on the Hub. Default: train.", show_default=False)
+    ] = None,
+    config_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Configuration (subset) of a data set on the Hub. Default: its own default.", show_default=False
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Branch, tag or commit id on the Hub. Default: the newest commit.", show_default=False),
+    ] = None,
+    data_files: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="File of a repository on the Hub, or a pattern such as `data/*.parquet`. May be repeated.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Examine all rows of a data file, without a server: format, problems, lengths, and a pair as it is trained on.
@@ -90,8 +116,10 @@ def data(
     """
     if max_length is not None and model is None:
         raise InvalidRequestError("--max-length is in tokens, which --model is needed to count")
+    of_file = {"file_format": file_format, "encoding": encoding}
+    of_hub = {"split": split, "config_name": config_name, "revision": revision, "data_files": data_files or None}
     content = {
-        "source": _source(rows),
+        "source": _source(rows, of_file, of_hub),
         "format": {"format_type": format_type or ("tokenizer" if model else "chatml")},
         "model_name": model,
         "training_mode": training_mode,
@@ -104,7 +132,7 @@ def data(
     if as_json:
         print_json(report)
     else:
-        _show_report(report)
+        show_report(report)
 
 
 def _mapped(text: str) -> tuple[str, str]:
@@ -130,13 +158,18 @@ def _config(rows: str, content: dict[str, Any]) -> DatasetConfig:
         raise InvalidRequestError(f"{what} cannot be read", describe(error, DatasetConfig)) from None
 
 
-def _source(rows: str) -> dict[str, str]:
-    """Return the source of the rows: a file, an address, or a data set on the Hub. Raises NotFoundError, DataError."""
+def _source(rows: str, of_file: Mapping[str, Any], of_hub: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the source of the rows, with the options that were given for its kind: a file, an address or the Hub.
+
+    Raises NotFoundError, DataError, and InvalidRequestError if an option is for the other kind.
+    """
     is_there = os.path.exists(rows)  # unlike the method of Path, it never raises
     if not is_there and "://" in rows:
-        return {"source_type": "url", "url": rows}
+        _refuse_given(of_hub, "is for data sets on the Hub, not for an address")
+        return {"source_type": "url", "url": rows, **of_file}
     if not is_there and _HUB_ID.fullmatch(rows) and PurePath(rows).suffix.lower() not in _FILE_SUFFIXES:
-        return {"source_type": "huggingface", "repo_id": rows}
+        _refuse_given(of_file, f"is for files, and {rows!r} is a data set on the Hub")
+        return {"source_type": "huggingface", "repo_id": rows, **of_hub}
     if os.path.isdir(rows):
         raise DataError(f"{rows!r} is a folder; name one of its files")
     if is_there and not os.path.isfile(rows):
@@ -145,7 +178,15 @@ def _source(rows: str) -> dict[str, str]:
         Path(rows).open("rb").close()
     except OSError as error:
         raise NotFoundError(f"{rows!r} cannot be read: {error.strerror}") from error
-    return {"source_type": "local_file", "file_path": rows}
+    _refuse_given(of_hub, f"is for data sets on the Hub, and {rows!r} is a file")
+    return {"source_type": "local_file", "file_path": rows, **of_file}
+
+
+def _refuse_given(options: Mapping[str, Any], problem: str) -> None:
+    """Raise InvalidRequestError if one of the options was given."""
+    for name, value in options.items():
+        if value is not None:
+            raise InvalidRequestError(f"--{name.replace('_', '-')} {problem}")
 
 
 def _examine(config: DatasetConfig, max_length: int) -> DataReport:
@@ -180,65 +221,3 @@ def _row_counter() -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as progress:
         task = progress.add_task("", total=None)
         yield lambda rows: progress.update(task, completed=rows)
-
-
-def _show_report(report: DataReport) -> None:
-    print_table(_summary(report))
-    if report.token_lengths is not None:
-        _show_lengths(report.token_lengths, report.pairs)
-    output.print("\n[bold]findings[/]" if report.findings else "\n[bold]no findings[/]")
-    for finding in report.findings:
-        output.print(f"[yellow]·[/] {escape(_with_setting(finding))}")
-    output.print(f"\n[bold]row {report.example['row']:,} as it is trained on[/]")
-    show_pair(report.example)
-
-
-def _summary(report: DataReport) -> Table:
-    found = report.detected_format
-    rows = [
-        ("format", f"{found.title} ({found.name})" if found else "not known; read as columns of text"),
-        *(("encoding", note) for note in report.notes),
-        ("rows", f"{report.rows:,} read, {report.rows - report.skipped:,} usable, {report.skipped:,} skipped"),
-        ("pairs" if report.mean_characters.rejected else "answers", f"{report.pairs:,}"),
-        ("mean characters", _means(report.mean_characters)),
-    ]
-    if report.mean_tokens is not None:
-        rows.append(("mean tokens", _means(report.mean_tokens)))
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in rows:
-        table.add_row(f"[dim]{name}[/]", escape(value))
-    return table
-
-
-def _means(means: PairCharacters | PairTokens) -> str:
-    if not means.rejected:
-        return f"prompt {means.prompt:,.0f}, answer {means.chosen:,.0f}"
-    return f"prompt {means.prompt:,.0f}, chosen {means.chosen:,.0f}, rejected {means.rejected:,.0f}"
-
-
-def _show_lengths(lengths: TokenLengths, pairs: int) -> None:
-    output.print("\n[bold]tokens of the prompt with its longest answer[/]")
-    print_table(_histogram(lengths.histogram))
-    output.print(
-        f"median {lengths.histogram.median:,}, 95% have at most {lengths.percentile_95:,}, longest "
-        f"{lengths.histogram.longest:,}; "
-        f"{lengths.over_max_length:,} of {pairs:,} ({lengths.over_max_length / pairs:.1%}) are longer than max_length, "
-        f"{lengths.max_length:,}"
-    )
-
-
-def _histogram(histogram: LengthHistogram) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for justify in ("right", "left", "right"):
-        table.add_column(justify=justify)
-    most = max(histogram.counts)
-    for first, end, pairs in zip(histogram.edges[:-1], histogram.edges[1:], histogram.counts, strict=True):
-        bar = "█" * -(-_BAR_WIDTH * pairs // most)
-        tokens = f"{first:,}" if end == first + 1 else f"{first:,} - {end - 1:,}"
-        table.add_row(tokens, f"[cyan]{bar}[/]", f"{pairs:,}")
-    return table
-
-
-def _with_setting(finding: DataFinding) -> str:
-    """Return the finding's message with the setting of a run that resolves it, if there is one."""
-    return f"{finding.message}. dataset.{finding.option}: true resolves it" if finding.option else finding.message

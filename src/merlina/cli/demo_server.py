@@ -7,13 +7,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from merlina.client import Client
 from merlina.errors import MerlinaError, ServerError
+from merlina.executors.environment import python_module
 from merlina.settings import Settings
 from merlina.version import current
 
@@ -75,7 +75,7 @@ def _is_free(port: int) -> bool:
 def _start(port: int, url: str, data_dir: Path) -> DemoServer:
     data_dir.mkdir(parents=True, exist_ok=True)
     log = data_dir / "server.log"
-    command = [sys.executable, "-m", "merlina.cli.main", "serve", "--host", _HOST, "--port", str(port)]
+    command = [*python_module("merlina.cli.main"), "serve", "--host", _HOST, "--port", str(port)]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,

@@ -12,6 +12,7 @@ from dataclasses import replace
 from merlina.data.conversation import Message, Pair, UnusableRowError
 from merlina.data.rendered import Rendered, render_answers
 from merlina.data.system_messages import system_as_user
+from merlina.data.template_arguments import ARGUMENTS_COLUMN
 from merlina.data.template_format import ChatTemplate, TemplateFormat
 from merlina.data.thoughts import thought_text, with_separate_thought, without_thought
 from merlina.errors import DataError
@@ -38,6 +39,7 @@ def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
 
         def render(pair: Pair) -> Rendered:
             _refuse_tools(pair, spec)
+            _refuse_template_arguments(pair, spec)
             return renderer(pair, spec)
 
     def render_prepared(pair: Pair) -> Rendered:
@@ -58,13 +60,22 @@ def _refuse_tools(pair: Pair, spec: DatasetFormat) -> None:
         )
 
 
+def _refuse_template_arguments(pair: Pair, spec: DatasetFormat) -> None:
+    if pair.template_arguments:
+        raise UnusableRowError(
+            f"it has {ARGUMENTS_COLUMN}, which the format {spec.format_type!r} cannot pass to a chat template; use the "
+            "format 'tokenizer', or remove the column"
+        )
+
+
 def _without_unused_thoughts(pair: Pair, spec: DatasetFormat) -> Pair:
     """Return the same pair if the format uses the thoughts of its answers or there are none."""
     if spec.format_type not in _FORMATS_WITH_THOUGHTS:
         has_thoughts = any(turn.reasoning for turn in pair.answers)
         return _without_thoughts(pair, lambda turn: replace(turn, reasoning=None)) if has_thoughts else pair
     has_thoughts = any(with_separate_thought(turn).reasoning is not None for turn in pair.answers)
-    return _without_thoughts(pair, without_thought) if has_thoughts and not spec.enable_thinking else pair
+    keeps = pair.template_arguments.get("enable_thinking", spec.enable_thinking)
+    return _without_thoughts(pair, without_thought) if has_thoughts and not keeps else pair
 
 
 def _without_thoughts(pair: Pair, remove: Callable[[Message], Message]) -> Pair:

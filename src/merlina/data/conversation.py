@@ -76,6 +76,8 @@ class Pair:
     `rejected` is None for sft. An unpaired answer is `chosen` if its label is true, otherwise `rejected`, and the other
     one is None.
 
+    `template_arguments` are the arguments that the row itself has for the chat template of the format `tokenizer`.
+
     `remarks` are the kinds of findings that the conversion of its row gave rise to. `rows` is the number of rows that
     it was made from, 0 for a further pair of the same row.
     """
@@ -84,6 +86,7 @@ class Pair:
     chosen: Message | None
     rejected: Message | None
     tools: tuple[Mapping[str, Any], ...] = ()
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
     number: int = field(default=0, compare=False)  # number of its row, from 1
     remarks: frozenset[FindingKind] = field(default=frozenset(), compare=False)
     rows: int = field(default=1, compare=False)

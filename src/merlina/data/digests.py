@@ -16,9 +16,10 @@ def prompt_digest(pair: Pair) -> int:
 
 def pair_digest(pair: Pair, prompt: int) -> int:
     """Return the digest of a pair whose prompt has the digest `prompt`."""
-    # The same answer with the other label is another pair.
+    # The same answer with the other label is another pair, and so is the same pair rendered with other arguments.
     label = ["rejected"] if pair.chosen is None else []
-    return _digest([f"{prompt:x}", *label, *(part for turn in pair.answers for part in _parts(turn))])
+    arguments = [repr(pair.template_arguments)] if pair.template_arguments else []
+    return _digest([f"{prompt:x}", *label, *arguments, *(part for turn in pair.answers for part in _parts(turn))])
 
 
 def _parts(turn: Message) -> list[str]:

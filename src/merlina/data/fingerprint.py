@@ -80,5 +80,5 @@ def _content(pair: Pair) -> bytes:
         if (turn.reasoning and (place or chosen is None)) or turn.tool_calls or turn.tool_fields
     ]
     # repr makes the boundaries between the parts unambiguous. What is empty is omitted, as by earlier versions.
-    added = [part for part in (others, pair.tools) if part]
+    added = [part for part in (others, pair.tools, pair.template_arguments) if part]
     return repr((*content, *added)).encode("utf-8", "replace")

@@ -19,6 +19,7 @@ from typing import Any
 from merlina.data.columns import guess_mapping
 from merlina.data.conversation import Message, Pair, UnusableRowError
 from merlina.data.readers.files import Row
+from merlina.data.template_arguments import ARGUMENTS_COLUMN, read_template_arguments
 from merlina.data.thoughts import with_separate_thought
 from merlina.data.tools import read_tool_calls, read_tool_fields, read_tools
 
@@ -56,6 +57,7 @@ def to_pair(row: Row) -> Pair:
         rejected=_answer(rejected[len(shared) :], "rejected", row),
         prompt=_with_system(_prompt(row, shared), row),
         tools=_tools(row),
+        template_arguments=_template_arguments(row),
     )
     _check_encodable(pair)
     return pair
@@ -75,13 +77,14 @@ def to_demonstration(row: Row) -> Pair:
         rejected=None,
         prompt=_with_system(_prompt(row, chosen[:-1]), row),
         tools=_tools(row),
+        template_arguments=_template_arguments(row),
     )
     _check_encodable(pair)
     return pair
 
 
 def _check_encodable(pair: Pair) -> None:
-    _check_tools(pair)
+    _check_objects(pair)
     # Nearly all texts are ASCII, which Python knows without reading them.
     if all(turn.content.isascii() and turn.reasoning is None for turn in (*pair.prompt, *pair.answers)):
         return
@@ -91,12 +94,14 @@ def _check_encodable(pair: Pair) -> None:
         _check_text("reasoning", turn.reasoning or "")
 
 
-def _check_tools(pair: Pair) -> None:
+def _check_objects(pair: Pair) -> None:
     described: list[Any] = [pair.tools]
     for turn in (*pair.prompt, *pair.answers):
         described += [turn.tool_calls, turn.tool_fields]
     for part in filter(None, described):
         _check_text("tools", json.dumps(part, ensure_ascii=False, default=str))
+    if pair.template_arguments:
+        _check_text(ARGUMENTS_COLUMN, json.dumps(pair.template_arguments, ensure_ascii=False, default=str))
 
 
 def _check_text(name: str, text: str) -> None:
@@ -288,6 +293,11 @@ def _with_system(prompt: list[Message], row: Row) -> tuple[Message, ...]:
 def _tools(row: Row) -> tuple[Mapping[str, Any], ...]:
     value = row.get("tools")
     return () if is_missing(value) else read_tools(value)
+
+
+def _template_arguments(row: Row) -> Mapping[str, Any]:
+    value = row.get(ARGUMENTS_COLUMN)
+    return {} if is_missing(value) else read_template_arguments(value)
 
 
 def _optional_text(row: Row, column: str) -> str | None:

@@ -37,6 +37,7 @@ from merlina.schemas.datasets.config import FindingKind
 
 # Their first and last characters differ, so that what their renderings have in common belongs to the template.
 _OTHER_ANSWERS = (Message("assistant", "Yes"), Message("assistant", "No"))
+_NEXT_TURNS_KEPT = 64
 _CONTINUES = "the prompt as at generation, followed by what the chat template adds for a finished turn"
 _FINISHED_TURN = (
     "finished turn: the generation prompt ends with {tail!r}, which the chat template omits once an answer follows, so "
@@ -60,10 +61,12 @@ class ChatTemplate(Protocol):
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool,
-        enable_thinking: bool,
+        arguments: Mapping[str, Any],
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """Return the messages as text, with the beginning of an answer if `add_generation_prompt`.
+
+        `arguments` are passed to the template.
 
         Raises UnusableRowError if the template refuses the messages.
         """
@@ -75,7 +78,7 @@ class TemplateFormat:
     def __init__(self, template: ChatTemplate, *, enable_thinking: bool) -> None:
         self._template = template
         self._enable_thinking = enable_thinking
-        self._next_turn: str | None = None
+        self._next_turns: dict[str, str] = {}
 
     def render(self, pair: Pair) -> Rendered:
         """Return the pair as text. Raises UnusableRowError if the template refuses it."""
@@ -130,9 +133,13 @@ class TemplateFormat:
 
     def finished(self, pair: Pair, answer: Message) -> str:
         """Return the prompt followed by the answer as a turn, up to the end of the answer."""
-        if self._next_turn is None:
-            self._next_turn = self._find_next_turn(pair)
-        return self._whole_turn(pair, answer).removesuffix(self._next_turn)
+        # A template may add another generation prompt with other arguments.
+        arguments = repr(pair.template_arguments)
+        if arguments not in self._next_turns:
+            if len(self._next_turns) >= _NEXT_TURNS_KEPT:
+                self._next_turns.clear()
+            self._next_turns[arguments] = self._find_next_turn(pair)
+        return self._whole_turn(pair, answer).removesuffix(self._next_turns[arguments])
 
     def head(self, pair: Pair) -> str:
         """Return what a finished turn has in front of any answer without a thought."""
@@ -154,7 +161,7 @@ class TemplateFormat:
         return self._template.render(
             turns,
             add_generation_prompt=add_generation_prompt,
-            enable_thinking=self._enable_thinking,
+            arguments={"enable_thinking": self._enable_thinking, **pair.template_arguments},
             tools=pair.tools,
         )
 

@@ -13,15 +13,15 @@ _FIELDS_OF_TOOL_MESSAGES = ("name", "tool_call_id")
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """Return the descriptions of tools in a `tools` column: objects, or their JSON. Raises UnusableRowError."""
-    tools = _parsed(value) or []
+    tools = parsed(value) or []
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise UnusableRowError("tools is not a list of objects, each with the name and parameters of a function")
-    return tuple(map(_without_nulls, tools))
+    return tuple(map(without_nulls, tools))
 
 
 def read_tool_calls(value: Any, column: str) -> tuple[Mapping[str, Any], ...]:
     """Return the calls of an assistant's message, with `arguments` as an object. Raises UnusableRowError."""
-    calls = _parsed(value) or []
+    calls = parsed(value) or []
     if isinstance(calls, Mapping):
         calls = [calls]
     if not isinstance(calls, list):
@@ -38,12 +38,12 @@ def _call(item: Any, column: str) -> Mapping[str, Any]:
     function = item.get("function", item) if isinstance(item, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise UnusableRowError(f"{column} has a tool call without the name of a function")
-    arguments = _without_nulls(_parsed(function.get("arguments") or {}))
+    arguments = without_nulls(parsed(function.get("arguments") or {}))
     call = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     return {**call, "id": item["id"]} if isinstance(item.get("id"), str) else call
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
     """Return the value that a text of JSON stands for; other values, and other texts, as they are."""
     if not isinstance(value, str):
         return value
@@ -53,8 +53,8 @@ def _parsed(value: Any) -> Any:
         return value
 
 
-def _without_nulls(value: Any) -> Any:
+def without_nulls(value: Any) -> Any:
     """Remove keys without a value, which columnar files add so that all objects have the same keys."""
     if isinstance(value, Mapping):
-        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
-    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value

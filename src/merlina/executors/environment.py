@@ -1,8 +1,9 @@
-"""Environment variables of the processes that the server starts."""
+"""The command and the environment variables of the processes that Merlina starts."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 _SERVER_ONLY = {"API_KEY", "MERLINA_API_KEY", "DATABASE_URL", "HF_TOKEN", "WANDB_API_KEY"}
@@ -18,6 +19,15 @@ _ALWAYS = {
     # A check for GPUs by torch must not open them: a spare process gets CUDA_VISIBLE_DEVICES with its assignment.
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
 }
+
+
+def python_module(name: str) -> list[str]:
+    """Return the command that runs a module of Merlina.
+
+    With -P, Python does not search the current folder for modules: a `random.py` in the folder in which the server was
+    started would take the place of the standard library's.
+    """
+    return [sys.executable, "-P", "-m", name]
 
 
 def child_environment() -> dict[str, str]:

@@ -6,7 +6,6 @@ import json
 import logging
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from merlina.domain.units import GIB
-from merlina.executors.environment import child_environment
+from merlina.executors.environment import child_environment, python_module
 from merlina.executors.idle_timer import IdleTimer
 from merlina.hardware.host import available_memory
 
@@ -40,7 +39,7 @@ def start_process(
     `files` are its standard input, output and error, then those that its role takes: a worker's is its run's lock.
     """
     stdin, stdout, stderr, *further = files
-    command = [sys.executable, "-m", _MODULES[role], *arguments, *(f"--lock-fd={file}" for file in further)]
+    command = [*python_module(_MODULES[role]), *arguments, *(f"--lock-fd={file}" for file in further)]
     return subprocess.Popen(
         command,
         stdin=stdin,
@@ -140,7 +139,7 @@ class SpareProcesses:
         ours, theirs = socket.socketpair()
         with theirs, self._log_file.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "merlina.worker.spare"],
+                python_module("merlina.worker.spare"),
                 stdin=theirs.fileno(),
                 stdout=log,
                 stderr=log,

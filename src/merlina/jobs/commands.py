@@ -26,7 +26,14 @@ from merlina.jobs.ingest import is_log_intact, repair_end_of_log
 from merlina.jobs.moves import Changes, Moves, describe_state
 from merlina.jobs.output_folders import refuse_nested_jobs, refuse_nested_on_disk
 from merlina.jobs.requests import deliver_request, pause_changes, requeue_changes
-from merlina.jobs.resuming import CompareData, Resumption, has_run_or_checkpoint, plan_resume, request_start_over
+from merlina.jobs.resuming import (
+    CompareData,
+    Resumption,
+    has_run_or_checkpoint,
+    needs_data,
+    plan_resume,
+    request_start_over,
+)
 from merlina.jobs.run_folders import remove_run_files, write_mark
 from merlina.run_folder import RunFolder
 from merlina.schemas.datasets.config import DatasetConfig
@@ -124,7 +131,10 @@ class JobCommands:
         record = self.find(job_id)
         folder = self.folder(job_id)
         _refuse_unresumable(record)
-        self._check_further_files(record)
+        reads_data = needs_data(record, folder, force=force)
+        if reads_data:
+            _check_data_is_there(record.dataset_file)
+            self._check_further_files(record)
         resumption = plan_resume(record, folder, self.compare_data, force=force)
 
         def changes(record: JobRecord) -> dict[str, object]:
@@ -136,7 +146,8 @@ class JobCommands:
 
             def before_commit(connection: Connection) -> None:
                 refuse_nested_jobs(connection, record.target_dir, job_id)
-                _check_data_is_there(record.dataset_file)
+                if reads_data:
+                    _check_data_is_there(record.dataset_file)
                 _restore_removed(folder, record)
                 folder.clear_requests()
                 undo.callback(request_start_over, folder, wanted=folder.start_over_file.exists())
@@ -324,7 +335,6 @@ def _refuse_unresumable(record: JobRecord) -> None:
             f"Job {record.job_id} is {describe_state(record)}; "
             "only a failed, stopped, cancelled or paused job can be resumed"
         )
-    _check_data_is_there(record.dataset_file)
     read_stored_config(record.config, record.job_id)
 
 

@@ -18,6 +18,7 @@ from merlina.executors.helper_process import HelperPool
 from merlina.model_placement import placement_awaiting_end
 from merlina.run_folder import RunFolder
 from merlina.schemas.datasets.config import DatasetConfig
+from merlina.schemas.events import Placing
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.operations import CompareRows
 from merlina.schemas.parsing.stored_config import read_stored_config
@@ -65,12 +66,9 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
     """
     if record.state == "cancelled" and not has_run_or_checkpoint(record, folder):
         raise _cancelled_in_queue(record)
-    # A file from a server that was killed before its commit does not count: the row still names a checkpoint.
-    if force or (folder.start_over_file.exists() and record.last_checkpoint is None):
+    if _starts_over(record, folder, force=force):
         return Resumption(0, "Starting over at step 1, as requested.", starts_over=True)
-    placing = placement_awaiting_end(folder.events_file)
-    # An upload needs the model in memory: such a run loads its newest checkpoint.
-    if placing is not None and not read_stored_config(record.config, record.job_id).push_to_hub:
+    if (placing := complete_model(record, folder)) is not None:
         return Resumption(placing.step, f"All {placing.step} steps are done; only the run's last event is missing.")
     found = checkpoints.survey(folder.checkpoints_dir, checksums=True, max_bytes=_MAX_CHECKED_BYTES)
     if found.step is None:
@@ -78,6 +76,24 @@ def plan_resume(record: JobRecord, folder: RunFolder, compare: CompareData, *, f
     _refuse_other_data(record, folder, found.step, compare)
     warnings = tuple(f"{one}; the run continues from step {found.step} instead" for one in found.lost)
     return Resumption(found.step, f"Continuing from the checkpoint at step {found.step}.", warnings)
+
+
+def needs_data(record: JobRecord, folder: RunFolder, *, force: bool) -> bool:
+    """Return whether the next attempt reads rows, rather than only writing the run's last event."""
+    return _starts_over(record, folder, force=force) or complete_model(record, folder) is None
+
+
+def _starts_over(record: JobRecord, folder: RunFolder, *, force: bool) -> bool:
+    # A file from a server that was killed before its commit does not count: the row still names a checkpoint.
+    return force or (folder.start_over_file.exists() and record.last_checkpoint is None)
+
+
+def complete_model(record: JobRecord, folder: RunFolder) -> Placing | None:
+    """Return the placement of the finished model if only the run's last event is missing, None otherwise."""
+    placing = placement_awaiting_end(folder.events_file)
+    # An upload needs the model in memory: such a run loads its newest checkpoint.
+    needs_model = placing is not None and read_stored_config(record.config, record.job_id).push_to_hub
+    return None if needs_model else placing
 
 
 def has_run_or_checkpoint(record: JobRecord, folder: RunFolder) -> bool:

@@ -20,12 +20,14 @@ _MAX_ADDED_CHARACTERS = 1024**2
 _MAX_COPIES = 4
 
 
-def render_template(tokenizer: Any, name: str, turns: list[dict[str, Any]], **options: Any) -> str:
+def render_template(tokenizer: Any, name: str, turns: list[dict[str, Any]], /, **options: Any) -> str:
     """Render the conversation with the template of the tokenizer `name`, or with the one in `options`.
 
-    Raises UnusableRowError if the template refuses the conversation, ModelError if it exceeds a limit.
+    Other `options` may be arguments of a row, with any names. Raises UnusableRowError if the template refuses the
+    conversation, ModelError if it exceeds a limit.
     """
-    input_length = sum(map(_text_length, (*turns, *(options.get("tools") or ()))))
+    of_row = [value for name, value in options.items() if name != "chat_template"]
+    input_length = _text_length([turns, of_row])
     subject = f"The chat template of {name!r}"
     try:
         with (

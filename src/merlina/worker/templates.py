@@ -121,7 +121,7 @@ class TokenizerTemplate:
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool,
-        enable_thinking: bool,
+        arguments: Mapping[str, Any],
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
         """Return the messages as text. Raises UnusableRowError, ModelError."""
@@ -131,8 +131,8 @@ class TokenizerTemplate:
             self.name,
             turns,
             add_generation_prompt=add_generation_prompt,
-            enable_thinking=enable_thinking,
             tools=list(tools) or None,
+            **arguments,
         )
 
     def _turn(self, message: Message) -> dict[str, Any]:

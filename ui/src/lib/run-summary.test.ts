@@ -18,4 +18,6 @@ test('all sources to train on and to evaluate on are named', () => {
   expect(summary).toContain('on /data/a.jsonl, /data/b.jsonl for');
   expect(summary).toContain('Evaluates on news, s3://b/d.csv.');
   expect(summary).not.toContain('held out');
+  for (const eval_source of [file('d'), { source: file('d'), max_samples: 5 }])
+    expect(summarize({ base_model: 'm', output_name: 'n', dataset: { source: file('a'), eval_source, test_size: 0 } })).toContain('Evaluates on /data/d.jsonl.');
 });

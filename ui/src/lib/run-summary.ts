@@ -10,7 +10,7 @@ const METHODS: Record<string, string> = {
 
 export function summarize(config: Values): string {
   const value = (name: string): unknown => config[name] ?? FIELDS.get(name)?.defaultValue;
-  const dataset = config.dataset as { source?: Source; test_size: number; sources?: { source: Source }[] | null; eval_source?: Source | { source: Source } | null; eval_sources?: object | null };
+  const dataset = config.dataset as { source?: Source; test_size: number; sources?: { source: Source }[] | null; eval_source?: Source | { source: Source } | null; eval_sources?: Record<string, unknown> | null };
   const perStep = Number(value('batch_size')) * Number(value('gradient_accumulation_steps'));
   const method = METHODS[String(value('training_mode'))] ?? value('training_mode');
   const target = value('use_lora') === false ? 'all weights' : `rank-${value('lora_r')} adapters on ${weights(value('use_4bit'), value('use_8bit'))}`;

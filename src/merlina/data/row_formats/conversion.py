@@ -13,13 +13,14 @@ from merlina.data.readers.files import Row
 from merlina.data.row_formats.conversations import STANDARD, is_standard
 from merlina.data.row_formats.media import refuse_media
 from merlina.data.row_formats.ranked_answers import RankedAnswers
-from merlina.data.row_formats.registry import ROW_FORMATS, detect
+from merlina.data.row_formats.registry import ROW_FORMATS, WITH_ONE_ANSWER, detect, format_of
 from merlina.data.row_formats.text_values import parsed, parsed_if_possible
 from merlina.data.row_formats.unpaired import is_unpaired, to_unpaired
 from merlina.data.row_formats.unused_columns import unused_text_columns
 from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, FindingKind, RowFormat
 
 _NO_REMARKS: frozenset[FindingKind] = frozenset()
+_WITHOUT_LABEL = WITH_ONE_ANSWER - {"unpaired"}
 _PARSED: frozenset[FindingKind] = frozenset({"parsed_from_text"})
 
 
@@ -85,12 +86,29 @@ class RowConversion:
 
     def _convert(self, row: Row) -> Row | RankedAnswers:
         """Convert a row by the format; one that does not fit a detected format may still be a standard row."""
+        is_detected = self.config.row_format is None
+        if is_detected and self.row_format in _WITHOUT_LABEL and ROW_FORMATS["unpaired"].fits(row):
+            raise self._other_format("unpaired")  # its answer may be a bad one
         try:
             return ROW_FORMATS[self.row_format].convert(row)
-        except UnusableRowError:
-            if self.config.row_format is None and is_standard(row):
+        except UnusableRowError as error:
+            if is_detected and is_standard(row):
                 return row
-            raise
+            raise self._explained(error, row) from error
+
+    def _explained(self, error: UnusableRowError, row: Row) -> UnusableRowError:
+        """Return the error of a row, or another one if the row has another format than that of the first rows."""
+        own = format_of(parsed_if_possible(row)) if self.config.row_format is None else None
+        # A row without its label still has the format that it had with it.
+        is_without_label = self.row_format == "unpaired" and own in _WITHOUT_LABEL
+        return error if own in (None, self.row_format) or is_without_label else self._other_format(own)
+
+    def _other_format(self, own: RowFormat) -> UnusableRowError:
+        return UnusableRowError(
+            f"it has the format {own}, but the data set is read as {self.row_format}, as its first rows are; put the "
+            "rows of each format into a file of its own and list the files in sources, or set row_format to "
+            f"{own} if most rows have it"
+        )
 
     def _ranked_pairs(self, item: _Converted, content: RankedAnswers) -> Iterator[Pair | SkippedRow]:
         try:
@@ -104,9 +122,20 @@ class RowConversion:
     def _pair(self, row: Row, item: _Converted, rows: int) -> Pair | SkippedRow:
         try:
             pair = self._converted_pair(row)
-        except UnusableRowError as error:
+        except UnusableRowError as given:
+            # A standard row is converted only here. What other formats were converted to has no columns of its own.
+            error = self._explained(given, row) if self.row_format == "standard" else given
             return SkippedRow(item.number, error.message, error.kind, rows)
-        return Pair(pair.prompt, pair.chosen, pair.rejected, pair.tools, item.number, item.remarks, rows)
+        return Pair(
+            pair.prompt,
+            pair.chosen,
+            pair.rejected,
+            pair.tools,
+            pair.template_arguments,
+            item.number,
+            item.remarks,
+            rows,
+        )
 
     def _converted_pair(self, row: Row) -> Pair:
         """Raise UnusableRowError if the row does not have the answers that the method needs."""

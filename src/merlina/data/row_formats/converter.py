@@ -11,9 +11,10 @@ from merlina.data.conversation import UnusableRowError
 from merlina.data.pairs import is_missing
 from merlina.data.readers.files import Row
 from merlina.data.row_formats.ranked_answers import RankedAnswers
+from merlina.data.template_arguments import ARGUMENTS_COLUMN
 
 # Columns that mean the same in every format.
-COMMON_COLUMNS = ("system", "reasoning", "tools")
+COMMON_COLUMNS = ("system", "reasoning", "tools", ARGUMENTS_COLUMN)
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,14 @@ ROW_FORMATS: dict[RowFormat, RowConverter] = {
     "question_answer": QUESTION_ANSWER,
 }
 
-_WITH_ONE_ANSWER: frozenset[RowFormat | None] = frozenset(
+WITH_ONE_ANSWER: frozenset[RowFormat | None] = frozenset(
     {"unpaired", "sharegpt", "messages", "prompt_completion", "question_answer"}
 )
 
 
 def detect(rows: Sequence[Row]) -> RowFormat | None:
     """Return the format that most of the rows have; None if none of them has a known one."""
-    found = Counter(name for row in rows if (name := _format_of(row)) is not None)
+    found = Counter(name for row in rows if (name := format_of(row)) is not None)
     return found.most_common(1)[0][0] if found else None
 
 
@@ -58,9 +58,10 @@ def described(name: RowFormat | None) -> DetectedFormat | None:
     return None if name is None else DetectedFormat(name=name, title=ROW_FORMATS[name].title)
 
 
-def _format_of(row: Row) -> RowFormat | None:
+def format_of(row: Row) -> RowFormat | None:
+    """Return the format that one row has, None if it is unknown."""
     found = next((name for name, converter in ROW_FORMATS.items() if converter.fits(row)), None)
-    return None if found in _WITH_ONE_ANSWER and _can_be_mapped(row) else found
+    return None if found in WITH_ONE_ANSWER and _can_be_mapped(row) else found
 
 
 def _can_be_mapped(row: Row) -> bool:

@@ -15,6 +15,7 @@ from merlina.faults import FaultPoint, reach
 from merlina.jobs.ingest import ingest_all
 from merlina.jobs.moves import Moves
 from merlina.jobs.output_folders import owner_among
+from merlina.jobs.resuming import needs_data
 from merlina.jobs.scheduler import Start
 from merlina.jobs.supervisor.dead_workers import DeadWorkers
 from merlina.jobs.supervisor.failure_log import FailureLog
@@ -96,7 +97,7 @@ class Starter:
         except Exception:  # the run may start nevertheless
             _log.exception("memory could not be freed for %s", record.job_id)
         try:
-            self.executor.launch(folder, self._order(record), record.gpus)
+            self.executor.launch(folder, self._order(record, folder), record.gpus)
         except (OSError, ValueError, MerlinaError) as error:
             observed.start_error = f"The worker could not be started: {error}"
             self._finalize_not_started(record, folder, observed.start_error)
@@ -112,8 +113,10 @@ class Starter:
             self.failures.report(error, f"the end of {record.job_id} could not be written to its log")
             self.dead_workers.finalize_in_database(record, start_error)
 
-    def _order(self, record: JobRecord) -> RunOrder:
+    def _order(self, record: JobRecord, folder: RunFolder) -> RunOrder:
         config = read_stored_config(record.config, record.job_id)
+        # The data may be gone if the attempt only writes the last event.
+        reads_data = record.attempt == 1 or needs_data(record, folder, force=folder.start_over_file.exists())
         return RunOrder(
             job_id=record.job_id,
             attempt=record.attempt,
@@ -122,7 +125,7 @@ class Starter:
             resume_step=record.last_checkpoint or 0,
             config=config,
             dataset_file=record.dataset_file,
-            source_files=self.find_files(config.dataset),
+            source_files=self.find_files(config.dataset) if reads_data else {},
             allowed_data_urls=self.allowed_data_urls,
             output_dir=record.target_dir,
             trust_remote_code=self.trust_remote_code,

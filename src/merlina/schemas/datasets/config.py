@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, WrapValidator, field_validator, model_validator
 
 from merlina.schemas.base import RequestModel, Token
 from merlina.schemas.datasets.sources import DatasetSource
@@ -124,8 +124,8 @@ class DatasetFormat(RequestModel):
         return self
 
 
-class SourceOptions(RequestModel):
-    """One of several sources that are trained on together."""
+class _SourceWithOptions(RequestModel):
+    """A source, and what replaces the data set's settings for it."""
 
     source: DatasetSource = Field(description="Where the rows are.")
     column_mapping: dict[str, PairColumn] | None = Field(
@@ -137,6 +137,16 @@ class SourceOptions(RequestModel):
     max_samples: int | None = Field(
         default=None, ge=1, description="Maximum number of rows to read of this source. null: that of the data set."
     )
+
+    @field_validator("column_mapping")
+    @classmethod
+    def _one_source_per_column(cls, value: dict[str, PairColumn] | None) -> dict[str, PairColumn] | None:
+        return _with_one_source_per_column(value)
+
+
+class SourceOptions(_SourceWithOptions):
+    """One of several sources that are trained on together."""
+
     weight: float = Field(
         default=1.0,
         gt=0,
@@ -145,10 +155,27 @@ class SourceOptions(RequestModel):
         "twice.",
     )
 
-    @field_validator("column_mapping")
-    @classmethod
-    def _one_source_per_column(cls, value: dict[str, PairColumn] | None) -> dict[str, PairColumn] | None:
-        return _with_one_source_per_column(value)
+
+class EvaluationOptions(_SourceWithOptions):
+    """A data set to evaluate on."""
+
+
+def _with_options(given: Any, validate: Callable[[Any], EvaluationOptions]) -> EvaluationOptions:
+    """Accept a source alone as one without options. Errors in it name its fields as they were given."""
+    if isinstance(given, DatasetSource):
+        return validate({"source": given})
+    if not isinstance(given, dict) or "source" in given:
+        return validate(given)
+    misplaced = next((name for name in EvaluationOptions.model_fields if name in given), None)
+    if misplaced is not None:
+        raise at_field(misplaced, f'belongs beside source, as in {{"source": {{…}}, "{misplaced}": …}}')
+    return validate({"source": DatasetSource.model_validate(given)})
+
+
+EvaluationSource = Annotated[
+    EvaluationOptions, WrapValidator(_with_options, json_schema_input_type=EvaluationOptions | DatasetSource)
+]
+"""A source, alone or with options; it is stored with options."""
 
 
 def _source_of(options: Any) -> Any:
@@ -200,10 +227,11 @@ class DatasetConfig(RequestModel):
         description="Order of several sources without shuffle_dataset. interleave: their pairs alternate in proportion "
         "to their numbers. concatenate: one source after the other.",
     )
-    eval_source: DatasetSource | None = Field(
-        default=None, description="Data set to evaluate on, with the same settings. null: none."
+    eval_source: EvaluationSource | None = Field(
+        default=None,
+        description="Data set to evaluate on, read with the same settings, or with options of its own. null: none.",
     )
-    eval_sources: dict[str, DatasetSource] | None = Field(
+    eval_sources: dict[str, EvaluationSource] | None = Field(
         default=None,
         min_length=1,
         max_length=16,
@@ -278,7 +306,7 @@ class DatasetConfig(RequestModel):
 
     @field_validator("eval_sources")
     @classmethod
-    def _have_names(cls, value: dict[str, DatasetSource] | None) -> dict[str, DatasetSource] | None:
+    def _have_names(cls, value: dict[str, EvaluationOptions] | None) -> dict[str, EvaluationOptions] | None:
         for name in value or {}:
             if not _EVALUATION_NAME.fullmatch(name):
                 raise ValueError(
@@ -313,34 +341,38 @@ class DatasetConfig(RequestModel):
         if self.sources is None:
             return [DatasetPart("source", self.source.name, self)]
         return [
-            DatasetPart(f"sources.{index}", one.source.name, self._part(one.source, one), one.weight)
+            DatasetPart(f"sources.{index}", one.source.name, self._part(one), one.weight)
             for index, one in enumerate(self.sources)
         ]
 
     @property
     def eval_parts(self) -> list[DatasetPart]:
         """The data sets to evaluate on, apart from the pairs that are held out."""
-        named = [(f"eval_sources.{name}", name, source) for name, source in (self.eval_sources or {}).items()]
+        named = [(f"eval_sources.{name}", name, options) for name, options in (self.eval_sources or {}).items()]
         if self.eval_source is not None:
             named.append(("eval_source", "eval_source", self.eval_source))
-        return [DatasetPart(location, name, self._part(source)) for location, name, source in named]
+        return [DatasetPart(location, name, self._part(options)) for location, name, options in named]
 
-    def _part(self, source: DatasetSource, options: SourceOptions | None = None) -> DatasetConfig:
-        changes: dict[str, Any] = {"source": source, "sources": None, "eval_source": None, "eval_sources": None}
+    def _part(self, options: _SourceWithOptions) -> DatasetConfig:
+        changes: dict[str, Any] = {"source": options.source, "sources": None, "eval_source": None, "eval_sources": None}
         for name in ("column_mapping", "row_format", "max_samples"):
-            if options is not None and getattr(options, name) is not None:
+            if getattr(options, name) is not None:
                 changes[name] = getattr(options, name)
         return self.model_copy(update=changes)
 
     def with_sources(self, change: Callable[[DatasetSource], DatasetSource]) -> DatasetConfig:
         """Return the configuration with each source changed."""
+
+        def changed(options: _SourceWithOptions) -> _SourceWithOptions:
+            return options.model_copy(update={"source": change(options.source)})
+
         changes: dict[str, Any] = {"source": change(self.source)}
         if self.sources is not None:
-            changes["sources"] = [one.model_copy(update={"source": change(one.source)}) for one in self.sources]
+            changes["sources"] = list(map(changed, self.sources))
         if self.eval_source is not None:
-            changes["eval_source"] = change(self.eval_source)
+            changes["eval_source"] = changed(self.eval_source)
         if self.eval_sources is not None:
-            changes["eval_sources"] = {name: change(source) for name, source in self.eval_sources.items()}
+            changes["eval_sources"] = {name: changed(options) for name, options in self.eval_sources.items()}
         return self.model_copy(update=changes)
 
 

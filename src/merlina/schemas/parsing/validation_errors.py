@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, WrapValidator
 from pydantic_core import PydanticCustomError
 
 from merlina.errors import Finding
@@ -79,15 +79,18 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _fields_at(model: type[BaseModel] | None, loc: Sequence[str | int]) -> list[str]:
-    """Return the field names of the model at the path `loc` inside `model`."""
+    """Return the field names of the models that may be at the path `loc` inside `model`."""
+    models = [model] if model else []
     for part in loc:
-        if model is None or part not in model.model_fields:
-            return []
-        model = _model_in(model.model_fields[str(part)].annotation)
-    return list(model.model_fields) if model else []
+        fields = [each.model_fields[str(part)] for each in models if part in each.model_fields]
+        models = [found for field in fields for found in _models_in(field.annotation)]
+    return [name for each in models for name in each.model_fields]
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models in an annotation, with those from which a validator makes another one."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for arg in typing.get_args(annotation) if (found := _model_in(arg))), None)
+        return [annotation]
+    if isinstance(annotation, WrapValidator):
+        return _models_in(annotation.json_schema_input_type)
+    return [found for argument in typing.get_args(annotation) for found in _models_in(argument)]

@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from merlina.schemas.training import TrainingConfig
 from merlina.training.engine.packing import PackedExample
 from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.loop.pass_runner import PassRunner, packed_example
-from merlina.training.loop.reference import BatchItem, reference_logprobs, unrelated_examples
+from merlina.training.loop.reference import BatchItem, equal_examples, reference_logprobs, unrelated_examples
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter, StoppedEarly
 
@@ -95,7 +96,10 @@ class BatchItems:
         self, examples: Sequence[PackedExample], *, for_evaluation: bool
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Yield log-probabilities a few passes at a time, and report progress. Raises StoppedEarly."""
-        groups = self._evaluation_batches(len(examples)) if for_evaluation else self._groups_of_passes(examples)
+        # An evaluation computes a pair as often as it has it, so that its batches are those of the policy.
+        copies = [[index] for index in range(len(examples))] if for_evaluation else equal_examples(examples)
+        distinct = [examples[indices[0]] for indices in copies]
+        groups = self._evaluation_batches(len(distinct)) if for_evaluation else self._groups_of_passes(distinct)
         noted_at, done = time.monotonic(), 0
         for indices in groups:
             # All ranks must leave together, since they compute passes together.
@@ -106,8 +110,10 @@ class BatchItems:
                 self._reporter.note(
                     "info", f"Computed the reference's log-probabilities of {done:,} of {len(examples):,} pairs"
                 )
-            yield indices, self._runner.answer_logprobs([examples[index] for index in indices])
-            done += len(indices)
+            logprobs = self._runner.answer_logprobs([distinct[index] for index in indices])  # [indices, A]
+            counts = torch.tensor([len(copies[index]) for index in indices], device=logprobs.device)
+            yield [copy for index in indices for copy in copies[index]], logprobs.repeat_interleave(counts, dim=0)
+            done += int(counts.sum())
 
     def _evaluation_batches(self, count: int) -> list[list[int]]:
         """Return the indices of held-out pairs in the batches of an evaluation.

@@ -69,6 +69,19 @@ def _nearest_others(texts: Sequence[list[int]]) -> list[int]:
     return nearest if -1 not in nearest else []
 
 
+def equal_examples(examples: Sequence[PackedExample]) -> list[list[int]]:
+    """Group the indices of examples that have the same texts, in the order of the first of each group.
+
+    The weight of a source repeats its pairs, whose log-probabilities are the same. Texts a, b, a give [[0, 2], [1]].
+    """
+    groups: dict[bytes, list[int]] = {}
+    for index, example in enumerate(examples):
+        digest = blake2b(digest_size=16)
+        _update(digest, example)
+        groups.setdefault(digest.digest(), []).append(index)
+    return list(groups.values())
+
+
 def reference_logprobs(
     name: str,
     examples: Sequence[PackedExample],
@@ -146,8 +159,12 @@ def _load(path: Path, fingerprint: str) -> Tensor | None:
 def _fingerprint(examples: Sequence[PackedExample]) -> str:
     digest = blake2b(digest_size=16)
     for example in examples:
-        for section in (example.prompt, *example.answers):
-            digest.update(torch.tensor(section, dtype=torch.int64).numpy().tobytes())
-            # Separates texts: [1, 2], [3] and [1], [2, 3] must differ.
-            digest.update(b"|")
+        _update(digest, example)
     return digest.hexdigest()
+
+
+def _update(digest: blake2b, example: PackedExample) -> None:
+    for section in (example.prompt, *example.answers):
+        digest.update(torch.tensor(section, dtype=torch.int64).numpy().tobytes())
+        # Separates texts: [1, 2], [3] and [1], [2, 3] must differ.
+        digest.update(b"|")
