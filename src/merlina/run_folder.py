@@ -28,6 +28,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -251,6 +252,11 @@ class RunFolder:
         with contextlib.suppress(OSError, UnicodeDecodeError):
             return ProcessId.parse(self.lock_file.read_text())
         return None
+
+
+def remove_token_ids(folder: RunFolder) -> None:
+    """Remove the token ids of a large data set. What a crash leaves of them is not used again."""
+    shutil.rmtree(folder.tokens_dir, ignore_errors=True)
 
 
 def write_private(path: Path, content: bytes) -> None:

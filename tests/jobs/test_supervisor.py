@@ -42,7 +42,9 @@ def test_the_next_pass_comes_soon_while_a_job_runs_and_not_at_all_while_there_is
 def test_events_reach_database_and_subscribers_and_a_completed_job_is_cleaned_up(backend: Backend) -> None:
     job, worker = backend.start()
     folder = backend.folder(job)
-    folder.checkpoints_dir.mkdir()
+    for kept in (folder.checkpoints_dir, folder.tokens_dir):
+        kept.mkdir()
+    (folder.tokens_dir / "ids").touch()
     worker.append(*TRAINING, Progress(step=3, total_steps=9))
     backend.supervisor.run_cycle()
     latest = backend.broadcast.latest(job)
@@ -55,6 +57,7 @@ def test_events_reach_database_and_subscribers_and_a_completed_job_is_cleaned_up
     assert (backend.record(job).state, backend.record(job).progress) == ("completed", 1.0)
     assert not folder.secrets_file.exists()
     assert not folder.checkpoints_dir.exists()
+    assert not folder.tokens_dir.exists()
 
 
 def test_checkpoints_of_a_completed_job_are_removed_only_after_its_worker_has_ended(backend: Backend) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merlina.run_folder import RunFolder, remove_token_ids
 from merlina.schemas.inspection import FileStamp, Fingerprint
 from merlina.schemas.training import TrainingConfig
 from merlina.training.models.token_store import TokenStore
 from merlina.training.models.tokens import TokenPair
-from merlina.worker.run.kept_tokens import EncodedRows, KeptTokens, remove_kept_tokens
+from merlina.worker.run.kept_tokens import EncodedRows, KeptTokens
 from tests.harness import training_config
 from tests.tiny import build_tiny_tokenizer
 
@@ -52,7 +53,7 @@ def assert_has_all_pairs(store: TokenStore) -> None:
     assert store.rows.tolist() == [pair.row for pair in PAIRS]
 
 
-def test_ids_in_a_file_are_those_that_were_added(kept: KeptTokens) -> None:
+def test_ids_in_a_file_are_those_that_were_added(kept: KeptTokens, tmp_path: Path) -> None:
     store = filled(kept.new_store())
     kept.keep(store, ROWS)
     assert_has_all_pairs(store)
@@ -63,10 +64,9 @@ def test_ids_in_a_file_are_those_that_were_added(kept: KeptTokens) -> None:
     assert found[1] == ROWS
 
     in_use = found[0].select(np.arange(len(PAIRS)))
-    remove_kept_tokens(kept.folder)
+    remove_token_ids(RunFolder(tmp_path))
     assert not kept.folder.exists()
     assert list(in_use) == PAIRS
-    remove_kept_tokens(kept.folder)
 
 
 def test_few_ids_leave_no_file(kept: KeptTokens) -> None:

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 _SERVER_ONLY = {"API_KEY", "MERLINA_API_KEY", "DATABASE_URL", "HF_TOKEN", "WANDB_API_KEY"}
 _ALWAYS = {
     "PYTHONUNBUFFERED": "1",
-    # The threads of a tokenizer that encodes many texts. Beyond eight, the rest of the work on the rows takes longer.
+    # A tokenizer encodes many texts in several threads. No process forks after it has done so.
     "TOKENIZERS_PARALLELISM": "true",
-    "RAYON_NUM_THREADS": str(min(8, os.cpu_count() or 1)),
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     # A run on several GPUs forks its ranks after these imports, and a fork copies no thread.
     "OPENBLAS_NUM_THREADS": "1",
@@ -35,9 +34,15 @@ def child_environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name.upper() not in _SERVER_ONLY} | _ALWAYS
     # Threads that spin while they wait bring a run to a halt as soon as another process needs a core.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The threads of a tokenizer. With more than eight, the other work on the rows takes longer.
+    environment.setdefault("RAYON_NUM_THREADS", str(min(8, _available_cores())))
     # No process compiles with torch; support for it would cost a second in each one that imports bitsandbytes.
     environment.setdefault("TORCHDYNAMO_DISABLE", "1")
     return environment
+
+
+def _available_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus(gpus: Sequence[int] | None) -> dict[str, str]:

@@ -12,7 +12,7 @@ from merlina.jobs.moves import Moves
 from merlina.jobs.run_folders import remove_partial_model, remove_run_files
 from merlina.jobs.supervisor.failure_log import FailureLog
 from merlina.processes import ProcessId
-from merlina.run_folder import RunFolder
+from merlina.run_folder import RunFolder, remove_token_ids
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
 
@@ -35,7 +35,7 @@ class Cleanup:
         with self._moves.database.read() as connection:
             completed = jobs.ids_in(connection, "completed")
         names = RunFolder(self._runs_dir)
-        to_remove = (names.checkpoints_dir.name, names.secrets_file.name)
+        to_remove = (names.checkpoints_dir.name, names.tokens_dir.name, names.secrets_file.name)
         for job_id in completed.intersection(folder_names):
             if any(os.path.exists(f"{self._runs_dir}/{job_id}/{name}") for name in to_remove):
                 self.add_completed(job_id)
@@ -50,12 +50,13 @@ class Cleanup:
         return bool(unfinished or self._completed)
 
     def _clean_completed(self, job_id: str) -> None:
-        """Remove tokens, and the checkpoints that a worker left because it died after its last event."""
+        """Remove secrets, and what a worker kept for a resume and left because it died after its last event."""
         folder = RunFolder(self._runs_dir / job_id)
         with self._failures.isolated(f"files of the completed job {folder.path} could not be removed; trying again"):
             folder.secrets_file.unlink(missing_ok=True)
             if not folder.path.exists() or not self._executor.is_alive(folder):
                 remove_folder(folder.checkpoints_dir)
+                remove_token_ids(folder)
                 self._completed.discard(job_id)
 
     def _delete(self, record: JobRecord) -> bool:

@@ -98,7 +98,7 @@ class TokenStore:
         return np.frombuffer(self._ids, self._ids.typecode)
 
     def _move_to(self, file: Path) -> None:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
         with file.open("ab" if self.is_in_file else "wb") as stream:
             self._ids.tofile(stream)
         self._ids_in_file += len(self._ids)

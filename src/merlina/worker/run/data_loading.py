@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,13 @@ from merlina.worker.run.training_order import training_order
 # The tokenizer encodes many texts at once, in the background. A stop is honored between two batches.
 _PAIRS_PER_BATCH = 512
 _SECONDS_BETWEEN_NOTES = 10.0
-_Places = NDArray[np.int64]
+
+
+class _Split(NamedTuple):
+    """The places of the pairs that are held out, and of those to train on in the order of an epoch."""
+
+    held_out: NDArray[np.int64]
+    order: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -95,21 +102,21 @@ class DataLoading:
         # Before reading: a file that is replaced meanwhile must appear replaced.
         stamps = sources.stamps()
         files = Fingerprint(rows=0, held_out=0, blocks=(), file=stamps.pop(FIRST, None), files=stamps)
-        rows = (self._reopen(files) if sources.are_files else None) or self._read_all(sources, files)
-        return self._data(rows), rows.fingerprint
+        rows, split = (self._reopen(files) if sources.are_files else None) or self._read_all(sources, files)
+        return self._data(rows, split), rows.fingerprint
 
-    def _reopen(self, files: Fingerprint) -> EncodedRows | None:
+    def _reopen(self, files: Fingerprint) -> tuple[EncodedRows, _Split] | None:
         """Use the token ids that an earlier attempt kept; None if there are none, or none that can be used."""
         found = self._kept.reopen(files)
         if isinstance(found, tuple):
             self._store, rows = found
             self._reporter.note("info", f"{len(self._store):,} pairs were encoded by an earlier attempt")
-            return rows
+            return rows, self._split(self._store.rows[: rows.training], (0, *rows.fingerprint.begins))
         if found is not None:
             self._reporter.note("info", f"All rows are encoded again, since {found}")
         return None
 
-    def _read_all(self, sources: RunSources, files: Fingerprint) -> EncodedRows:
+    def _read_all(self, sources: RunSources, files: Fingerprint) -> tuple[EncodedRows, _Split]:
         """Encode the rows of all sources. `files` has their stamps. Reports findings."""
         if self._keeps:
             self._store = self._kept.new_store()
@@ -117,12 +124,12 @@ class DataLoading:
         rows, evaluated = sources.open()
         examiner = self._read(rows, digest)
         numbers = self._store.rows
-        held_out, order = self._split(numbers, rows.begins)
-        self._report_findings(examiner, np.unique(numbers[held_out]), self._store.labels(order))
+        split = self._split(numbers, rows.begins)
+        self._report_findings(examiner, np.unique(numbers[split.held_out]), self._store.labels(split.order))
         if len(sources.training_parts) > 1:
             self._check_sources(sources.training_parts, rows.begins, numbers)
             self._report_numbering(sources.training_parts, rows.begins)
-        if not len(order):
+        if not len(split.order):
             raise DataError(
                 "No row can be used in this chat format "
                 f"({examiner.reason_to_skip() or 'no pair is left to train on'}); "
@@ -136,21 +143,19 @@ class DataLoading:
         encoded = EncodedRows(training=len(numbers), evaluation=places, fingerprint=found.model_copy(update=of_files))
         if self._keeps and sources.are_files:
             self._kept.keep(self._store, encoded)
-        return encoded
+        return encoded, split
 
-    def _split(self, numbers: NDArray[np.int64], begins: Sequence[int]) -> tuple[_Places, _Places]:
-        """Return the places of the pairs that are held out, and of those to train on in the order of an epoch."""
+    def _split(self, numbers: NDArray[np.int64], begins: Sequence[int]) -> _Split:
         held_out = held_out_rows(numbers.tolist(), self._config.dataset.test_size, self._config.seed)
         is_held_out = np.isin(numbers, list(held_out))
-        return np.flatnonzero(is_held_out), training_order(self._config, numbers, ~is_held_out, begins)
+        return _Split(np.flatnonzero(is_held_out), training_order(self._config, numbers, ~is_held_out, begins))
 
-    def _data(self, rows: EncodedRows) -> TrainingData:
+    def _data(self, rows: EncodedRows, split: _Split) -> TrainingData:
         """Return the pairs of the store. Raises DataError if the best model cannot be selected by them."""
-        held_out, order = self._split(self._store.rows[: rows.training], (0, *rows.fingerprint.begins))
-        places = {HELD_OUT: held_out} if len(held_out) else {}
+        places = {HELD_OUT: split.held_out} if len(split.held_out) else {}
         places |= {name: np.arange(first, end) for name, (first, end) in rows.evaluation.items()}
         evaluation = tuple(EvaluationSet(name, self._store.select(indices)) for name, indices in places.items())
-        data = TrainingData(self._store.select(order), evaluation, len(np.unique(order)))
+        data = TrainingData(self._store.select(split.order), evaluation, len(np.unique(split.order)))
         self._check_margin(data)
         return data
 

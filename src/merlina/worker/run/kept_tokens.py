@@ -6,7 +6,6 @@ The folder is valid if it has a manifest, which is written last and removed firs
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,7 +23,7 @@ from merlina.training.models.token_store import TokenStore
 from merlina.version import current
 
 _IDS, _ENDS, _ROWS, _MANIFEST = "ids", "ends.npy", "rows.npy", "manifest.json"
-_LIBRARIES = ("transformers", "tokenizers")
+_LIBRARIES = ("transformers", "tokenizers", "jinja2")
 _BLOCK = 1 << 20
 
 
@@ -42,7 +41,7 @@ class EncodedRows(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """`key` identifies all that the ids follow from, other than the rows; `files` are checksums by name."""
+    """`key` identifies everything that determines the ids, other than the rows; `files` are checksums by name."""
 
     key: str
     rows: EncodedRows
@@ -51,7 +50,10 @@ class _Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class KeptTokens:
-    """The folder of one run, for ids that follow from its configuration, tokenizer and size of the vocabulary."""
+    """The folder of one run, for ids that its configuration, tokenizer and size of the vocabulary determine.
+
+    Those of a tokenizer that is not one of the library `tokenizers` are never kept: its code determines them, too.
+    """
 
     folder: Path
     config: TrainingConfig
@@ -66,12 +68,13 @@ class KeptTokens:
     def keep(self, store: TokenStore, rows: EncodedRows) -> None:
         """Complete the folder if the store uses it. Raises OSError."""
         store.close_file()
-        if not store.is_in_file:
+        key = self._key()
+        if key is None or not store.is_in_file:
             return
         np.save(self.folder / _ENDS, store.ends)
         np.save(self.folder / _ROWS, store.rows)
         files = {name: _checksum(self.folder / name, sync=True) for name in (_IDS, _ENDS, _ROWS)}
-        manifest = _Manifest(key=self._key(), rows=rows, files=files)
+        manifest = _Manifest(key=key, rows=rows, files=files)
         write_private(self.folder / _MANIFEST, manifest.model_dump_json().encode())
 
     def reopen(self, files: Fingerprint) -> tuple[TokenStore, EncodedRows] | str | None:
@@ -95,23 +98,17 @@ class KeptTokens:
             return first_line(error)
         return TokenStore.reopen(self.folder / _IDS, ends, rows), kept.rows
 
-    def _key(self) -> str:
-        tokenizer = self.tokenizer
-        if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
-            # As while it encodes.
-            backend.no_truncation()
-            backend.no_padding()
-        vocabulary = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-        described = (vocabulary, tokenizer.chat_template, tokenizer.special_tokens_map, self.vocabulary_size)
+    def _key(self) -> str | None:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        # As while it encodes.
+        backend.no_truncation()
+        backend.no_padding()
+        tokenizer = (backend.to_str(), self.tokenizer.chat_template, self.tokenizer.special_tokens_map)
         software = (current().number, *map(version, _LIBRARIES))
-        parts = repr((self.config.model_dump_json(), described, software))
+        parts = repr((self.config.model_dump_json(), tokenizer, self.vocabulary_size, software))
         return xxh3_128(parts.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def remove_kept_tokens(folder: Path) -> None:
-    """Remove the folder, the manifest first."""
-    (folder / _MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _checksum(file: Path, *, sync: bool = False) -> str:

@@ -12,12 +12,11 @@ from merlina import checkpoints
 from merlina.errors import MerlinaError, ModelError, first_line
 from merlina.faults import FaultPoint, reach
 from merlina.model_placement import last_placement, placement_awaiting_end
-from merlina.run_folder import EventLog, RunFolder, RunOrder
+from merlina.run_folder import EventLog, RunFolder, RunOrder, remove_token_ids
 from merlina.schemas.events import Ended
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.resource_errors import disk_is_full, exhausted_memory
 from merlina.worker.run.data_loading import TrainingData
-from merlina.worker.run.kept_tokens import remove_kept_tokens
 from merlina.worker.run.publishing import publish
 from merlina.worker.run.reporting import EventReporter, redact_tokens
 from merlina.worker.run.saving import save_model
@@ -141,7 +140,7 @@ def _complete(stages: Stages, final_metrics: Mapping[str, float | None]) -> None
     stages.reporter.end(Ended(state="completed", output_dir=order.output_dir, final_metrics=dict(final_metrics)))
     reach(FaultPoint.END_REPORTED)
     checkpoints.remove_folder(folder.checkpoints_dir)
-    remove_kept_tokens(folder.tokens_dir)
+    remove_token_ids(folder)
 
 
 def describe_error(error: Exception, folder: RunFolder) -> str:
