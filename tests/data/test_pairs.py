@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -265,6 +267,9 @@ def test_template_arguments_are_read_as_an_object_or_its_json(value: Any) -> Non
     assert to_demonstration(row) == replace(expected, rejected=None)
 
 
+NESTED: dict[str, Any] = reduce(lambda inner, _: {"a": inner}, range(900), {})
+
+
 @pytest.mark.parametrize("value", [None, {}, "", "{}", "null", {"enable_thinking": None}])
 def test_no_template_arguments_are_as_good_as_no_column(value: Any) -> None:
     assert to_pair({**FORMS["plain"], "chat_template_kwargs": value}) == to_pair(FORMS["plain"])
@@ -277,6 +282,12 @@ def test_no_template_arguments_are_as_good_as_no_column(value: Any) -> None:
         ({"tools": [{"name": "\ud800"}]}, "tools has half of a surrogate pair"),
         ({"chat_template_kwargs": "no"}, "chat_template_kwargs is not an object"),
         ({"chat_template_kwargs": [1]}, "chat_template_kwargs is not an object"),
+        ({"chat_template_kwargs": False}, "chat_template_kwargs is not an object"),
+        ({"chat_template_kwargs": "[]"}, "chat_template_kwargs is not an object"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs has 'messages'; it decides how"),
+        ({"chat_template_kwargs": NESTED}, "it has tools or arguments that are nested more than 64 levels deep"),
+        ({"chat_template_kwargs": json.dumps(NESTED)}, "it has tools or arguments that are nested more than 64 levels"),
+        ({"tools": [NESTED]}, "it has tools or arguments that are nested more than 64 levels deep"),
         ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs has 'tools'; put them into the column tools"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs has 'tokenize'; it decides how"),
         ({"chat_template_kwargs": {"a": "\ud800"}}, "chat_template_kwargs has half of a surrogate pair"),

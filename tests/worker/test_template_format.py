@@ -320,15 +320,10 @@ def test_rows_may_set_all_but_how_a_template_is_applied() -> None:
             to_pair({**row, "chat_template_kwargs": {name: "x"}})
 
 
-@pytest.mark.parametrize("name", ["self", "messages", "tokenizer", "turns"])
-def test_a_name_that_rendering_uses_itself_is_at_most_an_unusable_row(tokenizer: Any, name: str) -> None:
+@pytest.mark.parametrize("name", ["tokenizer", "turns", "name"])
+def test_a_name_that_the_code_here_uses_is_a_variable_of_the_template(tokenizer: Any, name: str) -> None:
     row = {"prompt": "Hi", "chosen": "a", "rejected": "b", "chat_template_kwargs": {name: "x"}}
-    encodes = encoder(tokenizer, PLAIN["chatml"])
-    if name in ("self", "messages"):
-        with pytest.raises(UnusableRowError, match="multiple values"):
-            encodes.encode(to_pair(row))
-    else:
-        assert encodes.encode(to_pair(row)).text.chosen == "a<|im_end|>"
+    assert encoder(tokenizer, PLAIN["chatml"]).encode(to_pair(row)).text.chosen == "a<|im_end|>"
 
 
 def test_a_pair_whose_answers_the_template_renders_as_the_same_text_is_refused(tokenizer: Any) -> None:

@@ -9,10 +9,14 @@ from merlina.data.conversation import UnusableRowError
 from merlina.data.tools import parsed, without_nulls
 
 ARGUMENTS_COLUMN = "chat_template_kwargs"
-# Parameters of transformers' `apply_chat_template` other than `documents`: the rest are variables of the template.
+# Parameters of transformers' `apply_chat_template` other than `documents`, and names that it or Jinja sets. All others
+# are variables of the template.
 NOT_FROM_ROWS = frozenset(
     {
+        "self",
         "conversation",
+        "conversations",
+        "messages",
         "sanitize_control_tokens",
         "tools",
         "chat_template",
@@ -35,7 +39,8 @@ def read_template_arguments(value: Any) -> Mapping[str, Any]:
 
     Keys without a value are left out, because columnar files add them.
     """
-    arguments = without_nulls(parsed(value) or {})
+    given = parsed(value)
+    arguments = {} if given is None else without_nulls(given)
     if not isinstance(arguments, Mapping):
         raise UnusableRowError(f'{ARGUMENTS_COLUMN} is not an object, such as {{"enable_thinking": false}}')
     refused = next((name for name in arguments if name in NOT_FROM_ROWS), None)

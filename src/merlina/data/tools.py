@@ -9,6 +9,8 @@ from typing import Any
 from merlina.data.conversation import UnusableRowError
 
 _FIELDS_OF_TOOL_MESSAGES = ("name", "tool_call_id")
+# More than any description has, and far less than the recursion of digests, templates and JSON allows.
+_MOST_LEVELS = 64
 
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -53,8 +55,15 @@ def parsed(value: Any) -> Any:
         return value
 
 
-def without_nulls(value: Any) -> Any:
-    """Remove keys without a value, which columnar files add so that all objects have the same keys."""
+def without_nulls(value: Any, levels: int = _MOST_LEVELS) -> Any:
+    """Remove keys without a value, which columnar files add so that all objects have the same keys.
+
+    Raises UnusableRowError for a value that is nested in more than `levels` levels.
+    """
+    if not isinstance(value, (Mapping, list)):
+        return value
+    if levels == 0:
+        raise UnusableRowError(f"it has tools or arguments that are nested more than {_MOST_LEVELS} levels deep")
     if isinstance(value, Mapping):
-        return {name: without_nulls(inner) for name, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+        return {name: without_nulls(inner, levels - 1) for name, inner in value.items() if inner is not None}
+    return [without_nulls(inner, levels - 1) for inner in value]

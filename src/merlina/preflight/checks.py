@@ -140,7 +140,7 @@ class Preflight:
         except (BusyError, ForbiddenError):
             raise
         except MerlinaError as error:
-            return reports.error(field, error.message)
+            return reports.error(field, error.message.removeprefix(f"{field}: "))
         if part in config.dataset.eval_parts:
             kept = [finding for finding in facts.findings if finding.kind not in TRAINING_ONLY]
         else:

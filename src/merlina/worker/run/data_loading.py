@@ -117,9 +117,20 @@ class DataLoading:
         return None
 
     def _read_all(self, sources: RunSources, files: Fingerprint) -> tuple[EncodedRows, _Split]:
-        """Encode the rows of all sources. `files` has their stamps. Reports findings."""
-        if self._keeps:
-            self._store = self._kept.new_store()
+        """Encode the rows of all sources, and keep them. `files` has the stamps of the sources. Reports findings."""
+        if not self._keeps:
+            return self._encode_sources(sources, files)
+        self._store = self._kept.new_store()
+        try:
+            encoded, split = self._encode_sources(sources, files)
+            if sources.are_files:
+                self._kept.keep(self._store, encoded)
+        except BaseException:
+            self._kept.discard()
+            raise
+        return encoded, split
+
+    def _encode_sources(self, sources: RunSources, files: Fingerprint) -> tuple[EncodedRows, _Split]:
         digest = FingerprintBuilder()
         rows, evaluated = sources.open()
         examiner = self._read(rows, digest)
@@ -141,8 +152,6 @@ class DataLoading:
         found = digest.finish(self._config.dataset.test_size, digests)
         of_files = {"file": files.file, "files": files.files, "begins": tuple(rows.begins[1:])}
         encoded = EncodedRows(training=len(numbers), evaluation=places, fingerprint=found.model_copy(update=of_files))
-        if self._keeps and sources.are_files:
-            self._kept.keep(self._store, encoded)
         return encoded, split
 
     def _split(self, numbers: NDArray[np.int64], begins: Sequence[int]) -> _Split:

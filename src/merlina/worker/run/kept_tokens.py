@@ -6,6 +6,7 @@ The folder is valid if it has a manifest, which is written last and removed firs
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -64,6 +65,10 @@ class KeptTokens:
         """Make the folder invalid, and return a store that uses it. Raises OSError."""
         (self.folder / _MANIFEST).unlink(missing_ok=True)
         return TokenStore(self.folder / _IDS)
+
+    def discard(self) -> None:
+        """Remove what a store that is not complete has written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def keep(self, store: TokenStore, rows: EncodedRows) -> None:
         """Complete the folder if the store uses it. Raises OSError."""
