@@ -25,7 +25,8 @@ class DataHost:
     `redirects` and `statuses` are by path. `no_ranges`: it sends whole files only. `no_size`: it does not state sizes.
     `cuts` is the number of bodies that it breaks off halfway, of those of at least `cut_above` bytes.
     `busy` is the number of requests that it refuses for the time being, as S3 does.
-    `replace_after`: after this number of bodies, all files have another version. `hangs`: it responds to nothing.
+    `replace_after`: after this number of bodies, all files have another version, in `headers_of_version`.
+    `hangs`: it responds to nothing.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class DataHost:
     cuts: int = 0
     cut_above: int = 0
     replace_after: int | None = None
+    headers_of_version: frozenset[str] = frozenset({"Last-Modified", "ETag"})
     busy: int = 0
     hangs: bool = False
     hanging: int = 0
@@ -126,7 +128,10 @@ def _handler(host: DataHost) -> type[BaseHTTPRequestHandler]:
             if content is None:
                 self._send(404, b"")
                 return
-            headers = {"Last-Modified": _DATE.format(host.version), "ETag": f'"{host.version}"'}
+            versions = {
+                name: host.version if name in host.headers_of_version else 0 for name in ("Last-Modified", "ETag")
+            }
+            headers = {"Last-Modified": _DATE.format(versions["Last-Modified"]), "ETag": f'"{versions["ETag"]}"'}
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if wanted is None or host.no_ranges:
                 self._send(200, content, headers, path)

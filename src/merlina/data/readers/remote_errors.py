@@ -79,6 +79,8 @@ def _known_problem(error: BaseException, url: DataUrl) -> _Problem | None:
         return _Problem(text, is_temporary=True)
     if "TooManyRedirects" in names:
         return _Problem(f"{shown} redirects too often")
+    if "RedirectClientError" in names:
+        return _Problem(f"{shown} redirects to an address that cannot be read: not http or https, or not valid")
     if "FileExpired" in names:
         return _Problem(f"The file at {shown} was replaced while it was being read; try again")
     if names & _NO_CREDENTIALS:

@@ -29,7 +29,7 @@ _PAUSES = (0.5, 2.0)
 _PATIENCE_SECONDS = 55
 # An attempt is up to two requests: fsspec repeats HEAD as GET, and opens an object before it reads it.
 _LAST_ATTEMPT_SECONDS = _PATIENCE_SECONDS - 2 * REQUEST_SECONDS
-# What changes with the content, by the kind of store; the first that is known counts.
+# What changes with the content, by the kind of store.
 _VERSION_FIELDS = ("generation", "LastModified", "Last-Modified", "ETag")
 
 _Result = TypeVar("_Result")
@@ -38,7 +38,7 @@ _Result = TypeVar("_Result")
 @dataclass(frozen=True)
 class _Facts:
     size: int
-    version: str
+    version: tuple[str, ...]
 
 
 class RemoteContent:
@@ -178,8 +178,7 @@ class RemoteContent:
                 "could not be recognized; download and upload it instead"
             )
         self._has_ranges = self._has_ranges and info.get("partial", True)
-        version = next((str(info[name]) for name in _VERSION_FIELDS if info.get(name)), "")
-        return _Facts(int(info["size"]), version)
+        return _Facts(int(info["size"]), tuple(str(info.get(name)) for name in _VERSION_FIELDS))
 
 
 class _Forward:

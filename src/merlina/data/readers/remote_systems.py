@@ -87,5 +87,8 @@ def _refuse_other(address: str, allowed: AllowedUrls) -> None:
         url = DataUrl.parse(address)
     except ValueError as error:
         raise DataError(f"The server redirects to an address that {error}") from None
-    if refusal := allowed.refusal(url):
-        raise DataError(f"The server redirects to another address: {refusal}")
+    if not allowed.allows(url):
+        # A path may contain a secret, too.
+        raise DataError(
+            f"The server redirects to {url.scheme}://{url.host}, to an address that ALLOWED_DATA_URLS does not include"
+        )
