@@ -24,7 +24,9 @@ class DataHost:
 
     `redirects` and `statuses` are by path. `no_ranges`: it sends whole files only. `no_size`: it does not state sizes.
     `cuts` is the number of bodies that it breaks off halfway, of those of at least `cut_above` bytes.
-    `replace_after`: after this number of bodies, all files have another version. `hangs`: it responds to nothing.
+    `busy` is the number of requests that it refuses for the time being, as S3 does.
+    `replace_after`: after this number of bodies, all files have another version, in `headers_of_version`.
+    `hangs`: it responds to nothing.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -36,6 +38,8 @@ class DataHost:
     cuts: int = 0
     cut_above: int = 0
     replace_after: int | None = None
+    headers_of_version: frozenset[str] = frozenset({"Last-Modified", "ETag"})
+    busy: int = 0
     hangs: bool = False
     hanging: int = 0
     bodies: list[tuple[str, str | None]] = field(default_factory=list)
@@ -95,7 +99,10 @@ def _handler(host: DataHost) -> type[BaseHTTPRequestHandler]:
             host.authorizations.append(self.headers.get("Authorization", ""))
             parts = urlsplit(self.path)
             path, query = unquote(parts.path).lstrip("/"), parse_qs(parts.query)
-            if path in host.redirects:
+            if host.busy > 0:
+                host.busy -= 1
+                self._send(503, b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>")
+            elif path in host.redirects:
                 self._send(302, b"", {"Location": host.redirects[path]})
             elif path in host.statuses:
                 self._send(host.statuses[path], b"")
@@ -121,7 +128,10 @@ def _handler(host: DataHost) -> type[BaseHTTPRequestHandler]:
             if content is None:
                 self._send(404, b"")
                 return
-            headers = {"Last-Modified": _DATE.format(host.version), "ETag": f'"{host.version}"'}
+            versions = {
+                name: host.version if name in host.headers_of_version else 0 for name in ("Last-Modified", "ETag")
+            }
+            headers = {"Last-Modified": _DATE.format(versions["Last-Modified"]), "ETag": f'"{versions["ETag"]}"'}
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if wanted is None or host.no_ranges:
                 self._send(200, content, headers, path)

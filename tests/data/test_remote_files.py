@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from merlina.data.readers.data_files import DataFile, file_at
+from merlina.data.readers.data_files import DataFile, file_at, size_of
 from merlina.data.readers.files import count_rows, detect_format, encoding_note, read_rows
 from merlina.data.readers.row_limit import RowLimit
-from merlina.domain.data_urls import RemoteFile
+from merlina.domain.data_urls import AllowedUrls, RemoteFile
 from merlina.domain.units import MIB
 from merlina.errors import DataError
 from tests.data_host import DataHost, data_host
@@ -53,6 +53,17 @@ def host() -> Iterator[DataHost]:
         yield host
 
 
+@pytest.fixture
+def stores(host: DataHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Credentials for s3 and gs, whose requests go to the host."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", host.origin)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-server")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-server")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", host.origin)
+    monkeypatch.setenv("FSSPEC_GS_TOKEN", "anon")
+
+
 def remote(host: DataHost, path: str, *allowed: str) -> DataFile:
     return file_at(RemoteFile(f"{host.origin}/{path}", allowed or (host.origin,)))
 
@@ -82,9 +93,15 @@ def test_parquet_is_read_by_ranges(host: DataHost) -> None:
     assert count_rows(remote(host, "pairs/a.parquet"), "parquet") == 9000
     assert list(islice(read_rows(remote(host, "pairs/a.parquet"), "parquet", start=8999), 3)) == ROWS[-2:]
     assert host.bytes_sent - sent < len(FILES["pairs/a.parquet"]) + 4 * MIB
+
+
+def test_parquet_is_refused_without_a_download_if_the_server_sends_no_ranges(host: DataHost) -> None:
     host.no_ranges = True
+    host.files["pairs/large.parquet"] = JSONL * 20
     with pytest.raises(DataError, match="supports no range requests, which Parquet needs"):
-        rows_of(remote(host, "pairs/a.parquet"))
+        rows_of(remote(host, "pairs/large.parquet"))
+    # The first MiB, and what is on its way when a connection is closed.
+    assert host.bytes_sent < 16 * MIB < len(host.files["pairs/large.parquet"])
 
 
 def test_the_first_rows_need_the_beginning_only_and_it_is_requested_once(host: DataHost) -> None:
@@ -117,7 +134,9 @@ def test_a_file_that_breaks_off_is_an_error(host: DataHost, no_ranges: bool) -> 
         list(rows)
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_an_error(host: DataHost) -> None:
+@pytest.mark.parametrize("header", ["Last-Modified", "ETag"])
+def test_a_file_that_is_replaced_while_it_is_read_is_an_error(host: DataHost, header: str) -> None:
+    host.headers_of_version = frozenset({header})
     for path in ("pairs/a.jsonl", "pairs/a.parquet"):
         file = remote(host, path)
         with file.open("rb") as stream:
@@ -126,6 +145,32 @@ def test_a_file_that_is_replaced_while_it_is_read_is_an_error(host: DataHost) ->
         with pytest.raises(DataError, match="was replaced while it was being read; try again"):
             rows_of(file)
         host.replace_after = None
+
+
+@pytest.mark.parametrize("no_ranges", [False, True], ids=["ranges", "no ranges"])
+def test_a_longer_file_in_the_place_of_a_short_one_is_not_cut_at_its_size(host: DataHost, no_ranges: bool) -> None:
+    host.no_ranges = no_ranges
+    host.files["pairs/short.jsonl"] = JSONL[: JSONL.index(b"\n") + 1]
+    file = remote(host, "pairs/short.jsonl")
+    assert size_of(file) == len(host.files["pairs/short.jsonl"])
+    host.files["pairs/short.jsonl"] *= 2
+    host.replace_after = -1
+    with pytest.raises(DataError, match="was replaced while it was being read; try again"):
+        rows_of(file)
+
+
+def test_a_file_of_one_block_is_looked_up_once_more_at_its_end(host: DataHost) -> None:
+    file = remote(host, "pairs/a.csv")
+    assert rows_of(file) == rows_of(file)
+    assert [request.split()[0] for request in host.asked] == ["HEAD", "GET", "HEAD"]
+
+
+def test_a_file_that_becomes_shorter_is_an_error(host: DataHost) -> None:
+    file = remote(host, "pairs/a.csv")
+    assert size_of(file) == len(FILES["pairs/a.csv"])
+    host.files["pairs/a.csv"] = FILES["pairs/a.csv"][:1000]
+    with pytest.raises(DataError, match=r"sent 1,000 of [\d,]+ bytes, so that the file is incomplete; try again later"):
+        rows_of(file)
 
 
 def test_a_server_that_states_no_size_is_refused(host: DataHost) -> None:
@@ -150,6 +195,50 @@ def test_a_status_is_reported_in_words(host: DataHost, status: int, message: str
         rows_of(remote(host, "pairs/a.jsonl"))
 
 
+@pytest.mark.parametrize("scheme", ["http", "s3", "gs"])
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(host: DataHost, stores: None, scheme: str) -> None:
+    file = remote(host, "pairs/a.jsonl") if scheme == "http" else _stored(f"{scheme}://pairs/a.jsonl")
+    # fsspec asks once more itself to look up a file over HTTP.
+    refused = 2 if scheme == "http" else 1
+    host.busy = refused
+    rows = read_rows(file, "jsonl")
+    assert next(rows) == ROWS[0]
+    assert host.busy == 0
+    host.busy = 1
+    assert list(islice(rows, len(ROWS) - 1)) == ROWS[1:]
+    assert host.busy == 0
+    host.busy = refused
+    assert list(rows) == []
+    assert host.busy == 0
+
+
+@pytest.mark.parametrize(
+    ("scheme", "path"),
+    [("http", "pairs/a.jsonl"), ("s3", "pairs/a.jsonl"), ("gs", "storage/v1/b/pairs/o/a.jsonl")],
+    ids=["http", "s3", "gs"],
+)
+def test_a_server_that_stays_busy_is_asked_three_times(host: DataHost, stores: None, scheme: str, path: str) -> None:
+    file = remote(host, "pairs/a.jsonl") if scheme == "http" else _stored(f"{scheme}://pairs/a.jsonl")
+    host.statuses[path] = 503
+    with pytest.raises(DataError, match=r"a\.jsonl' failed to respond \(status 503\); try again later"):
+        rows_of(file)
+    assert sum(f"/{path}" in request for request in host.asked) == (6 if scheme == "http" else 3)
+
+
+def test_a_folder_is_allowed_in_any_spelling_of_its_address(host: DataHost) -> None:
+    host.files |= {"datén/my data/~me/x.jsonl": JSONL, "a+b;c=%/x.jsonl": JSONL}
+    for folder in ("datén/my data/~me", "dat%c3%a9n/my%20data/%7Eme", "a+b;c=%25", "a+b%3Bc%3D%"):
+        for file in ("datén/my data/~me/x.jsonl", "dat%C3%A9n/my%20data/%7eme/x.jsonl", "a+b;c=%/x.jsonl"):
+            allowed = AllowedUrls.of([f"{host.origin}/{folder}"]).entries
+            if folder.startswith("a") == file.startswith("a"):
+                assert rows_of(remote(host, file, *allowed)) == ROWS
+            else:
+                with pytest.raises(DataError, match="not an address that this server may read"):
+                    remote(host, file, *allowed)
+    with pytest.raises(DataError, match=r"There is no file at .*/a%2Bb"):
+        rows_of(remote(host, "a%2Bb/x.jsonl"))
+
+
 def test_redirects_lead_to_allowed_addresses_only(host: DataHost) -> None:
     with data_host({"deep/a.jsonl": JSONL}) as other:
         host.redirects |= {
@@ -164,12 +253,13 @@ def test_redirects_lead_to_allowed_addresses_only(host: DataHost) -> None:
         assert rows_of(remote(host, "pairs/there", host.origin, f"{other.origin}/deep")) == ROWS
         sent = len(other.asked)
         refusals = []
-        for path, allowed in (("there", f"{other.origin}/dee"), ("file", other.origin)):
+        for path, allowed in (("there", f"{other.origin}/dee"), ("file", other.origin), ("user", host.origin)):
             with pytest.raises(DataError) as refused:
                 rows_of(remote(host, f"pairs/{path}", host.origin, allowed))
             refusals.append(refused.value.message)
-        assert "redirects to another address" in refusals[0]
-        assert "ALLOWED_DATA_URLS" in refusals[0]
+        where = f"redirects to http://127.0.0.1:{other.port}, to an address that ALLOWED_DATA_URLS does not include"
+        assert where in refusals[0]
+        assert "redirects to an address that cannot be read: not http or https, or not valid" in refusals[1]
         assert not [text for text in refusals if "s3cret" in text]
         assert len(other.asked) == sent
         # A signature stays out of the message when the target itself refuses it.
@@ -202,13 +292,7 @@ def test_a_host_that_cannot_be_reached_is_reported() -> None:
         rows_of(remote(gone, "pairs/a.jsonl"))
 
 
-def test_objects_in_s3_are_read_with_the_credentials_of_the_process(
-    host: DataHost, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", host.origin)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key-of-the-server")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-server")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+def test_objects_in_s3_are_read_with_the_credentials_of_the_process(host: DataHost, stores: None) -> None:
     for path in ("a.jsonl", "a.parquet", "sub/a b.jsonl.gz"):
         assert rows_of(_stored(f"s3://pairs/{path}")) == ROWS
     assert all("Credential=key-of-the-server/" in given for given in host.authorizations)
@@ -222,9 +306,7 @@ def test_objects_in_s3_are_read_with_the_credentials_of_the_process(
     assert host.cuts == 0
 
 
-def test_objects_in_google_cloud_storage_are_read(host: DataHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", host.origin)
-    monkeypatch.setenv("FSSPEC_GS_TOKEN", "anon")
+def test_objects_in_google_cloud_storage_are_read(host: DataHost, stores: None) -> None:
     for path in ("a.jsonl", "a.parquet", "sub/a b.jsonl.gz"):
         assert rows_of(_stored(f"gs://pairs/{path}")) == ROWS
     with pytest.raises(DataError, match=r"There is no file at 'gs://pairs/none\.jsonl'"):

@@ -22,6 +22,11 @@ from merlina.settings import Settings
         ("https://h:/a", "https://h/a"),
         ("S3://Bucket/key of mine.jsonl", "s3://bucket/key of mine.jsonl"),
         ("gs://b/é.parquet", "gs://b/é.parquet"),
+        ("gs://b/%7E %e9.parquet", "gs://b/%7E %e9.parquet"),
+        ("https://h/datén/my data", "https://h/dat%C3%A9n/my%20data"),
+        ("https://h/%7eme/dat%c3%a9n%2fx", "https://h/~me/dat%C3%A9n%2Fx"),
+        ("https://h/100%/%zz+%2b%e9", "https://h/100%25/%25zz+%2B%E9"),
+        ("https://h/a%3b%21;!%25%37e", "https://h/a;!;!%257e"),
         ("http://127.0.0.1:80/a", "http://127.0.0.1/a"),
         ("http://[::1]:9000/a", "http://[::1]:9000/a"),
     ],
@@ -29,6 +34,7 @@ from merlina.settings import Settings
 def test_an_address_has_one_canonical_form(text: str, canonical: str) -> None:
     assert DatasetSource(source_type="url", url=text).url == canonical
     assert DatasetSource(source_type="url", url=text).name == canonical
+    assert str(DataUrl.parse(canonical)) == canonical
 
 
 @pytest.mark.parametrize(
@@ -46,6 +52,10 @@ def test_an_address_has_one_canonical_form(text: str, canonical: str) -> None:
         ("https://h/x/%2e%2E/s3cret", r"the path segment \. or \.\."),
         ("https://h/x/%252e%252e/s3cret", r"the path segment \. or \.\."),
         ("https://h/x/..%2fs3cret", r"the path segment \. or \.\."),
+        ("https://h/x/..;/s3cret", r"the path segment \. or \.\."),
+        ("https://h/x/%2e%2e;p=1/s3cret", r"the path segment \. or \.\."),
+        ("https://h/x/..%3b/s3cret", r"the path segment \. or \.\."),
+        ("https://h/x/.%3B;/s3cret", r"the path segment \. or \.\."),
         ("s3://b/../s3cret", r"the path segment \. or \.\."),
         ("file:///etc/s3cret", "should begin with https://, s3:// or gs://"),
         ("/etc/s3cret", "should begin with https://"),
@@ -68,6 +78,7 @@ def test_an_address_has_one_canonical_form(text: str, canonical: str) -> None:
         ("https://h", "names no file"),
         ("s3://bucket/folder/", "names no file"),
         ("https://h/" + "s3cret" * 400, "is longer than 2,000 characters"),
+        ("https://h/" + "é" * 400 + "s3cret", "is longer than 2,000 characters"),
     ],
 )
 def test_what_is_ambiguous_or_may_hold_a_secret_is_refused_without_being_repeated(text: str, problem: str) -> None:

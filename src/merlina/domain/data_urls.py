@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 _DEFAULT_PORTS = {"https": 443, "http": 80}
 _STORES = ("s3", "gs")
@@ -14,13 +15,17 @@ _THIS_MACHINE = ("127.0.0.1", "[::1]", "localhost")
 _HOST = re.compile(r"[a-z0-9._-]+|\[[0-9a-f:.]+\]")
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
 _MAX_LENGTH = 2000
+# Characters of a path that HTTP clients send as they are, even if an address encodes them.
+_PLAIN = f"{string.ascii_letters}{string.digits}-._~!$&'()*,;=:@"
+_ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
 
 
 @dataclass(frozen=True)
 class DataUrl:
     """An address in its canonical form: scheme and host in lower case, no default port, no credentials.
 
-    `host` is the bucket for s3 and gs; `path` is empty or begins with a slash.
+    `host` is the bucket for s3 and gs; `path` is empty or begins with a slash. The path of http and https is
+    percent-encoded as it is sent; that of s3 and gs is the key as it was written.
     """
 
     scheme: str
@@ -31,12 +36,11 @@ class DataUrl:
     def parse(text: str) -> DataUrl:
         """Return the address. Raises ValueError, whose message never repeats the text: it may contain credentials.
 
-        Refused is all that could be read in two ways (dot segments, also encoded ones; hosts that are not ASCII) and
-        all that may hold a secret (user names, passwords and query strings).
+        Refuses addresses that can be read in two ways (dot segments, also encoded ones; hosts that are not ASCII) or
+        may contain a secret (user names, passwords and query strings).
         """
         text = text.strip(" ")
-        if len(text) > _MAX_LENGTH:
-            raise ValueError(f"is longer than {_MAX_LENGTH:,} characters")
+        _check_length(text)
         if _FORBIDDEN.search(text):
             raise ValueError("contains a backslash or a control character")
         try:
@@ -56,7 +60,10 @@ class DataUrl:
                 "has a query string or a fragment, which may contain a signature and would be stored; use "
                 "an address without one, or upload the file"
             )
-        return DataUrl(parts.scheme, _host(parts, port), _path(parts))
+        url = DataUrl(parts.scheme, _host(parts, port), _path(parts))
+        # It is parsed again where it is read, and may be longer than the text.
+        _check_length(str(url))
+        return url
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.host}{self.path}"
@@ -71,6 +78,12 @@ class DataUrl:
         """The last part of the path, decoded."""
         name = PurePosixPath(self.path).name
         return name if self.is_in_store else unquote(name)
+
+
+def _check_length(text: str) -> None:
+    """Raise ValueError for an address that is too long."""
+    if len(text) > _MAX_LENGTH:
+        raise ValueError(f"is longer than {_MAX_LENGTH:,} characters")
 
 
 def _host(parts: SplitResult, port: int | None) -> str:
@@ -88,15 +101,27 @@ def _host(parts: SplitResult, port: int | None) -> str:
 
 
 def _path(parts: SplitResult) -> str:
-    """Return the path. Raises ValueError for one that a server could read as another path."""
+    """Return the canonical path. Raises ValueError for one that a server could read as another path."""
     decoded, before = parts.path, ""
     while decoded != before:
         decoded, before = unquote(decoded), decoded
-    if any(part in (".", "..") for part in decoded.split("/")):
+    # Some servers take what follows a semicolon for a parameter: to them, "..;" is the folder above.
+    if any(part.split(";")[0] in (".", "..") for part in decoded.split("/")):
         raise ValueError("contains the path segment . or ..; write the path without it")
     if "::" in decoded or _FORBIDDEN.search(decoded):
         raise ValueError("contains ::, a backslash or a control character in its path")
-    return parts.path
+    return parts.path if parts.scheme in _STORES else _percent_encoded(parts.path)
+
+
+def _percent_encoded(path: str) -> str:
+    """Return the path as HTTP clients send it: "/my data%7e%2f" becomes "/my%20data~%2F"."""
+    return _ESCAPE.sub(_canonical_escape, quote(path, safe=f"/+%{_PLAIN}"))
+
+
+def _canonical_escape(found: re.Match[str]) -> str:
+    if found[1] is None:  # a percent sign that encodes nothing
+        return "%25"
+    return character if (character := unquote(found[0])) in _PLAIN else found[0].upper()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ the libraries are optional.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from merlina.domain.data_urls import DataUrl
@@ -29,6 +29,15 @@ _BROKEN = {
     "ResponseStreamingError", "ConnectionClosedError", "HTTPClientError", "ChunkedEncodingError", "ConnectionError",
 }  # fmt: skip
 _TEMPORARY_STATUS = (408, 429)
+
+
+class IncompleteBlockError(Exception):
+    """A response ended before the bytes that were requested."""
+
+    def __init__(self, received: int, requested: int) -> None:
+        super().__init__()
+        self.received = received
+        self.requested = requested
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,14 @@ def _problem(error: BaseException, url: DataUrl) -> _Problem:
 def _known_problem(error: BaseException, url: DataUrl) -> _Problem | None:
     names = {kind.__name__ for kind in type(error).__mro__}
     shown = repr(str(url))
+    if isinstance(error, IncompleteBlockError):
+        sent = f"sent {error.received:,} of {error.requested:,} bytes"
+        text = f"The server of {shown} {sent}, so that the file is incomplete; try again later"
+        return _Problem(text, is_temporary=True)
     if "TooManyRedirects" in names:
         return _Problem(f"{shown} redirects too often")
+    if "RedirectClientError" in names:
+        return _Problem(f"{shown} redirects to an address that cannot be read: not http or https, or not valid")
     if "FileExpired" in names:
         return _Problem(f"The file at {shown} was replaced while it was being read; try again")
     if names & _NO_CREDENTIALS:
@@ -108,11 +123,15 @@ def _denied(url: DataUrl) -> _Problem:
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the status of an HTTP response, from an error of aiohttp or gcsfs."""
+    """Return the status of an HTTP response, from an error of aiohttp, gcsfs or botocore."""
     for name in ("status", "code"):
         value = getattr(error, name, None)
         if isinstance(value, int | str) and str(value).isdigit() and int(value) >= 400:
             return int(value)
+    response = getattr(error, "response", None)
+    if isinstance(response, Mapping):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return int(status) if status >= 400 else None
     return None
 
 

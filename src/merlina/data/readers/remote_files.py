@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from merlina.data.readers.remote_errors import describe_remote_error, is_temporary
-from merlina.data.readers.remote_systems import file_system
+from merlina.data.readers.remote_errors import IncompleteBlockError, describe_remote_error, is_temporary
+from merlina.data.readers.remote_systems import REQUEST_SECONDS, file_system
 from merlina.domain.data_urls import AllowedUrls, DataUrl, RemoteFile
 from merlina.domain.units import MIB
 from merlina.errors import DataError
@@ -22,23 +23,30 @@ _HEAD_BYTES = MIB + 64 * 1024
 _FIRST_BLOCK = MIB
 _LARGEST_BLOCK = 8 * MIB
 _BUFFER_BYTES = 64 * 1024
-# Seconds before each further attempt to read a block. With the time limits of a request, they stay below a minute.
+# Seconds before each further attempt at a request.
 _PAUSES = (0.5, 2.0)
-# What changes with the content, by the kind of store; the first that is known counts.
+# Within this time, a server that sends nothing is given up: a preview, which may take a minute, then states the cause.
+_PATIENCE_SECONDS = 55
+# An attempt is up to two requests: fsspec repeats HEAD as GET, and opens an object before it reads it.
+_LAST_ATTEMPT_SECONDS = _PATIENCE_SECONDS - 2 * REQUEST_SECONDS
+# What changes with the content, by the kind of store.
 _VERSION_FIELDS = ("generation", "LastModified", "Last-Modified", "ETag")
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class _Facts:
     size: int
-    version: str
+    version: tuple[str, ...]
 
 
 class RemoteContent:
     """A file at an address. `open` and `name` are as those of a Path; `size` is in bytes.
 
-    A connection that breaks is opened again and continues where it broke. All streams of one object read the same
-    version: reading raises DataError if the file was replaced meanwhile, and if it ends before its stated size.
+    A connection that breaks is opened again and continues where it broke. Reading raises DataError if the file ends
+    before its stated size. Whether it was replaced since it was first opened is known at its end, where DataError is
+    raised: a reader that stops before may have read blocks of two versions.
     """
 
     def __init__(self, file: RemoteFile) -> None:
@@ -50,7 +58,7 @@ class RemoteContent:
         self._system = file_system(self.url.scheme, allowed)
         self._has_ranges = True
         self._stream: _Forward | None = None
-        self._blocks = 0
+        self._is_checked = True
 
     @property
     def name(self) -> str:
@@ -65,7 +73,8 @@ class RemoteContent:
         """Whether any part can be read without those before it. Raises DataError."""
         if self._has_ranges and self.size > len(self.head):
             # A server shows only by its response to a range that it does not support them.
-            self.fetch(self.size - 1, 1)
+            last = self.size - 1
+            self._retried(lambda: self._read_range(last, 1), self._place(last))
         return self._has_ranges or self.size == len(self.head)
 
     def open(self, _mode: Literal["rb"] = "rb") -> io.BufferedReader:
@@ -79,26 +88,8 @@ class RemoteContent:
 
     def fetch(self, start: int, size: int) -> bytes:
         """Return exactly `size` bytes from offset `start` on. Raises DataError."""
-        self._blocks += 1
-        problem: Exception | None = None
-        for pause in (0.0, *_PAUSES):
-            time.sleep(pause)
-            try:
-                block = self._read(start, size)
-            except Exception as error:  # the libraries raise errors of many kinds
-                problem = error
-                if not is_temporary(error):
-                    break
-            else:
-                if len(block) == size:
-                    return block
-                problem = None
-        if problem is not None:
-            raise DataError(describe_remote_error(problem, self.url, f"byte {start:,} of {self.size:,}"))
-        raise DataError(
-            f"The server of {str(self.url)!r} sent no more after byte {start + len(block):,} of {self.size:,}, so that "
-            "the file is incomplete; try again later"
-        )
+        self._is_checked = False
+        return self._retried(lambda: self._read_exactly(start, size), self._place(start))
 
     def disconnect(self) -> None:
         """Close the connection on which a file without ranges is read; a later read opens another one."""
@@ -107,21 +98,56 @@ class RemoteContent:
             stream.close()
 
     def check_unchanged(self) -> None:
-        """Raise DataError if the file was replaced since it was first opened. One block cannot mix two versions."""
-        if self._blocks > 1 and self._look_up() != self._facts:
+        """Raise DataError if a block was read that may be of another version than the file that was first opened."""
+        if self._is_checked:
+            return
+        if self._look_up() != self._facts:
             raise DataError(f"The file at {str(self.url)!r} was replaced while it was being read; try again")
+        self._is_checked = True
 
-    def _read(self, start: int, size: int) -> bytes:
-        """Return up to `size` bytes from offset `start` on, in one request if the server supports ranges."""
-        if self._has_ranges:
+    def _retried(self, request: Callable[[], _Result], place: str | None = None) -> _Result:
+        """Return the result of a request, which is repeated after temporary errors. Raises DataError."""
+        begin = time.monotonic()
+        for pause in (*_PAUSES, None):
             try:
-                self._file.seek(start)
-                return bytes(self._file.read(size))
-            except ValueError:
-                # fsspec raises it when a server sends the whole file instead of a range after its beginning.
-                if start == 0 or self.url.is_in_store:
-                    raise
-                self._has_ranges = False
+                return request()
+            except Exception as error:  # the libraries raise errors of many kinds
+                problem = error
+            if pause is None or not is_temporary(problem):
+                break
+            if time.monotonic() + pause > begin + _LAST_ATTEMPT_SECONDS:
+                break
+            time.sleep(pause)
+        # Without the cause: a traceback in a log would show the address that a redirect led to, with its signature.
+        raise DataError(describe_remote_error(problem, self.url, place))
+
+    def _place(self, start: int) -> str:
+        return f"byte {start:,} of {self.size:,}"
+
+    def _read_exactly(self, start: int, size: int) -> bytes:
+        block = self._read_range(start, size)
+        if block is None:
+            block = self._read_forward(start, size)
+        if len(block) < size:
+            raise IncompleteBlockError(len(block), size)
+        return block
+
+    def _read_range(self, start: int, size: int) -> bytes | None:
+        """Return up to `size` bytes from offset `start` on, or None if the server sends no such range."""
+        if not self._has_ranges:
+            return None
+        try:
+            self._file.seek(start)
+            return bytes(self._file.read(size))
+        except ValueError:
+            # fsspec raises it when a server sends the whole file instead of a range after its beginning.
+            if start == 0 or self.url.is_in_store:
+                raise
+            self._has_ranges = False
+            return None
+
+    def _read_forward(self, start: int, size: int) -> bytes:
+        """Return up to `size` bytes from offset `start` on, from a response that has the whole file."""
         if self._stream is None or self._stream.position > start:
             self.disconnect()
             self._stream = _Forward(self._system.open(str(self.url), "rb", block_size=0, size=self.size))
@@ -143,11 +169,7 @@ class RemoteContent:
 
     def _look_up(self) -> _Facts:
         """Return the size and the version. Raises DataError."""
-        try:
-            info = self._system.info(str(self.url))
-        except Exception as error:  # the libraries raise errors of many kinds
-            # Without the cause: a traceback in a log would show the address that a redirect led to, with its signature.
-            raise DataError(describe_remote_error(error, self.url)) from None
+        info = self._retried(lambda: self._system.info(str(self.url)))
         if info["type"] != "file":
             raise DataError(f"{str(self.url)!r} is a folder; name one of its files")
         if info["size"] is None:
@@ -156,8 +178,7 @@ class RemoteContent:
                 "could not be recognized; download and upload it instead"
             )
         self._has_ranges = self._has_ranges and info.get("partial", True)
-        version = next((str(info[name]) for name in _VERSION_FIELDS if info.get(name)), "")
-        return _Facts(int(info["size"]), version)
+        return _Facts(int(info["size"]), tuple(str(info.get(name)) for name in _VERSION_FIELDS))
 
 
 class _Forward:
