@@ -670,7 +670,7 @@ CHANGES: list[tuple[RowFormat, RowFormat, AnswersNeeded]] = [
     ("hh_rlhf", "alpaca", "both"),
     ("ultrafeedback", "nectar", "both"),
     ("unpaired", "alpaca", "any"),
-    # The answers of these are trained on by sft, whatever their label says, unless the rows are refused.
+    # Unless these rows are refused, sft trains on their answers, including those labeled false.
     ("prompt_completion", "unpaired", "chosen"),
     ("question_answer", "unpaired", "chosen"),
     ("messages", "unpaired", "chosen"),
