@@ -21,7 +21,7 @@ import psutil
 from common import Server, build_tiny_model, training_config
 
 from merlina.run_folder import read_events
-from merlina.schemas.events import StateChanged
+from merlina.schemas.events import Ended, StateChanged
 
 _SYLLABLES = ("ba", "den", "for", "gi", "hall", "in", "ke", "lor", "me", "nu", "or", "pan", "ri", "sto", "tur", "we")
 
@@ -89,7 +89,7 @@ def _states(server: Server, job: str) -> dict[str, float]:
     if not server.folder(job).events_file.exists():
         return {}
     events, _ = read_events(server.folder(job).events_file, limit_bytes=1 << 24)
-    if (last := next((event for event in events if event.type == "ended"), None)) is not None:
+    if (last := next((event for event in events if isinstance(event, Ended)), None)) is not None:
         raise RuntimeError(last.error)
     return {event.state: event.time for event in events if isinstance(event, StateChanged)}
 

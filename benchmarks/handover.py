@@ -37,10 +37,8 @@ def _measure(server: Server, model: Path, pairs: Path) -> None:
     alone = server.train({**training_config(model, pairs, "alone"), **_LONG})
     server.until_ended(alone)
     with server.http() as http:
-        params = {"priority": "low", "preemptible": True}
-        low = http.post("/train", json={**training_config(model, pairs, "low"), **_LONG}, params=params).json()[
-            "job_id"
-        ]
+        body = {**training_config(model, pairs, "low"), **_LONG}
+        low = http.post("/train", json=body, params={"priority": "low", "preemptible": True}).json()["job_id"]
     server.until_step(low, 100)
     high = server.train({**training_config(model, pairs, "high"), "max_steps": 5, "eval_steps": 0}, "high")
     server.until_ended(high)

@@ -82,7 +82,7 @@ def fill_job(database: Database, number: int, rows: int) -> None:
     for begin in range(0, rows, _BATCH):
         steps = range(begin + 1, min(rows, begin + _BATCH) + 1)
         with database.write() as connection:
-            metrics.add_rows(connection, number, [MetricRecord(step, 1.7e9 + step, METRICS) for step in steps])
+            metrics.add_rows(connection, number, [MetricRecord(step, 1.7e9 + step, dict(METRICS)) for step in steps])
 
 
 def measure_all(server: Server, requests: int) -> None:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -97,8 +98,8 @@ def measure_file(root: Path, file: Path) -> None:
     body = {"source": {"source_type": "local_file", "file_path": str(file)}}
     for path in PATHS:
         with fresh_server(root, file) as server:
-            seconds, grown = watched(server, lambda path=path, server=server: post(server, path, body))
-            again, _ = watched(server, lambda path=path, server=server: post(server, path, body))
+            seconds, grown = watched(server, partial(post, server, path, body))
+            again, _ = watched(server, partial(post, server, path, body))
         print(f"{file.suffix[1:]:10} {path:28} {seconds:8.2f} {again:8.2f} {grown:8.0f}", flush=True)
     with fresh_server(root, file) as server:
         command = ["curl", "-sf", "-o", os.devnull, "-F", f"file=@{file}", f"{server.url}/dataset/upload-file"]

@@ -17,7 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import train
+from contenders import Case as Run
+from contenders import run_alone
+from train import demo_model_folder
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 _HIDDEN, _LAYERS = 256, 4
@@ -56,13 +58,14 @@ def main() -> None:
 def _compare(name: str, case: Case, folder: Path) -> None:
     model, ids = _model(case, folder), folder / "ids.json"
     ids.write_text(json.dumps(list(_pairs(case))))
-    ours = train.run("merlina", model, ids)
+    run = Run(str(model), str(model), str(ids), max_length=2 * case.length)
+    ours = run_alone("merlina", run)
     line = f"{name:10} {case.length:6} {case.share:6.0%} {case.vocabulary:7}"
-    line += f" {ours['tokens_per_second']:9.0f} {ours['peak_gb']:6.2f}"
+    line += f" {ours.tokens_per_second:9.0f} {ours.peak_gb:6.2f}"
     if case.against_trl:
-        theirs = train.run("trl", model, ids)
-        speed, memory = (ours[key] / theirs[key] for key in ("tokens_per_second", "peak_gb"))
-        line += f" {theirs['tokens_per_second']:6.0f} {theirs['peak_gb']:6.2f}  ×{speed:.2f} ×{memory:.2f}"
+        theirs = run_alone("trl", run)
+        speed, memory = ours.tokens_per_second / theirs.tokens_per_second, ours.peak_gb / theirs.peak_gb
+        line += f" {theirs.tokens_per_second:6.0f} {theirs.peak_gb:6.2f}  ×{speed:.2f} ×{memory:.2f}"
     print(line, flush=True)
 
 
@@ -74,7 +77,7 @@ def _model(case: Case, folder: Path) -> Path:
             num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=16_384, tie_word_embeddings=True,
         )  # fmt: skip
         LlamaForCausalLM(config).bfloat16().save_pretrained(target)
-        AutoTokenizer.from_pretrained(train.demo_model_folder(folder)).save_pretrained(target)
+        AutoTokenizer.from_pretrained(demo_model_folder(folder)).save_pretrained(target)
     return target
 
 

@@ -152,7 +152,7 @@ def _settle(server: Server) -> None:
 
 
 def _memory(server: Server) -> dict[str, float]:
-    found = {}
+    found: dict[str, float] = {}
     for process in _below(server):
         with contextlib.suppress(psutil.Error):
             name = " ".join(process.cmdline()[:2])
