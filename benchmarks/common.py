@@ -15,8 +15,13 @@ from tests.tiny import build_tiny_model
 
 __all__ = [
     "Server", "add_running_job", "build_tiny_model", "cpu_seconds", "megabytes", "pairs_file", "percentile",
-    "process_of", "training_config", "until",
+    "process_of", "server_with_spare_process", "training_config", "until",
 ]  # fmt: skip
+
+
+def server_with_spare_process(root: Path, **settings: str) -> Server:
+    """Return a server that has a spare process, as servers have by default and those of tests do not."""
+    return Server(root, {"SPARE_PROCESSES": "true", **settings})
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import psutil
-from common import Server, build_tiny_model, training_config
+from common import Server, build_tiny_model, server_with_spare_process, training_config
 
 from merlina.run_folder import read_events
 from merlina.schemas.events import Ended, StateChanged
@@ -66,10 +66,10 @@ def _write_rows(file: Path, count: int) -> Path:
 def _measure(root: Path, source: Path | None, config: dict[str, object]) -> tuple[float, float]:
     """Return the seconds of the stage, and the largest resident set of the worker in it, in MB."""
     root.mkdir()
-    settings = {"ALLOWED_PATHS": str(root.parent), "SPARE_PROCESSES": "true"}
+    settings = {"ALLOWED_PATHS": str(root.parent)}
     if source is not None:
         settings["PYTHONPATH"] = str(source.resolve())
-    server = Server(root, settings).start()
+    server = server_with_spare_process(root, **settings).start()
     try:
         with server.http() as http:
             answer = http.post("/train", json=config)

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import torch
-from common import Server, build_tiny_model, pairs_file, training_config
+from common import Server, build_tiny_model, pairs_file, server_with_spare_process, training_config
 from contenders import SHAPES
 
 from merlina.run_folder import read_events
@@ -27,7 +27,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         model, pairs = _model(root / "model"), pairs_file(root / "pairs.jsonl", 400)
-        server = Server(root, {"SPARE_PROCESSES": "true", "STOP_GRACE_SECONDS": "60"})
+        server = server_with_spare_process(root, STOP_GRACE_SECONDS="60")
         begun = time.monotonic()
         server.start()
         print(f"server ready after {time.monotonic() - begun:.1f} s", flush=True)

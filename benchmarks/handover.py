@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import Server, build_tiny_model, pairs_file, training_config
+from common import Server, build_tiny_model, pairs_file, server_with_spare_process, training_config
 from safetensors.torch import load_file
 
 from merlina.run_folder import read_events
@@ -26,7 +26,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         model, pairs = build_tiny_model(root / "model"), pairs_file(root / "pairs.jsonl")
-        server = Server(root).start()
+        server = server_with_spare_process(root).start()
         try:
             _measure(server, model, pairs)
         finally:

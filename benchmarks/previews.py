@@ -24,7 +24,7 @@ from pathlib import Path
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
-from common import Server, megabytes, process_of
+from common import Server, megabytes, process_of, server_with_spare_process
 
 PATHS = ("/dataset/preview", "/dataset/preview-formatted", "/dataset/columns")
 
@@ -109,7 +109,7 @@ def measure_file(root: Path, file: Path) -> None:
 
 @contextmanager
 def fresh_server(root: Path, file: Path) -> Iterator[Server]:
-    server = Server(root, {"MAX_UPLOAD_SIZE_MB": str(2 * file.stat().st_size // 1024**2)}).start()
+    server = server_with_spare_process(root, MAX_UPLOAD_SIZE_MB=str(2 * file.stat().st_size // 1024**2)).start()
     try:
         yield server
     finally:

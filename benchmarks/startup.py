@@ -17,7 +17,15 @@ import time
 from pathlib import Path
 
 import psutil
-from common import Server, build_tiny_model, pairs_file, process_of, training_config, until
+from common import (
+    Server,
+    build_tiny_model,
+    pairs_file,
+    process_of,
+    server_with_spare_process,
+    training_config,
+    until,
+)
 
 from merlina.client import Client
 from merlina.run_folder import read_events
@@ -70,7 +78,7 @@ class _Measuring:
     def server(self, name: str) -> _Started:
         root = self._folder / name
         root.mkdir()
-        return _Started(Server(root, {"ALLOWED_PATHS": str(self._folder)}))
+        return _Started(server_with_spare_process(root, ALLOWED_PATHS=str(self._folder)))
 
     def run(self, server: Server, name: str, *, settle: bool = False) -> None:
         self._runs += 1
