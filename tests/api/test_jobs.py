@@ -59,7 +59,8 @@ def test_a_job_from_submission_to_model(server: Server, done: str) -> None:
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "merlina.json", "README.md"} <= {
         path.name for path in model.iterdir()
     }
-    assert not server.folder(done).checkpoints_dir.exists()
+    # Removed after the event "ended", by which the job is completed.
+    until(lambda: not server.folder(done).checkpoints_dir.exists(), 5, "the removal of the checkpoints")
 
 
 def test_the_duration_is_estimated_from_an_earlier_run_with_the_model(
