@@ -25,7 +25,9 @@ from pathlib import Path
 
 import common
 import torch
-from contenders import SHAPES, Case, Contender, Ids, Outcome, merlina_config
+from cases import SHAPES, Case, Ids, Outcome, load_case_model
+from contenders import Contender
+from merlina_run import merlina_config
 
 _PAIRS_PER_STEP, _STEPS, _WARMUP_STEPS = 8, 8, 2
 # Pairs differ in length: the shortest have this share of the longest.
@@ -86,7 +88,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 _engine(Path(folder), arguments.first_row, time.monotonic() + arguments.seconds)
         else:
-            # CUDA is initialized in processes of their own, so that this one holds no memory of the GPU.
+            # In a process of its own, which returns its memory of the GPU.
             subprocess.run([sys.executable, Path(__file__).with_name(f"gpu_{part}.py")], check=False)
 
 
@@ -146,8 +148,6 @@ def _case(row: Row, folder: Path, tokenizer: Path) -> Case:
 
 def _saved_model(name: str, folder: Path) -> Path:
     """Write a model with random weights, since bitsandbytes quantizes while it loads."""
-    from contenders import load_case_model
-
     target = folder / name
     if not target.exists():
         load_case_model(Case(name, "", ""), folder).save_pretrained(target)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contenders import SHAPES, Case, load_case_model, merlina_config
+from cases import SHAPES, Case, load_case_model
+from merlina_run import merlina_config
 from torch import Tensor, nn
 
 _ROWS, _TARGETS = 11_112, 8192

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 import torch
+from cases import SHAPES
 from common import Server, build_tiny_model, pairs_file, server_with_spare_process, training_config
-from contenders import SHAPES
 
 from merlina.run_folder import read_events
 from merlina.schemas.events import Progress

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from contenders import Case as Run
+from cases import Case as Run
 from contenders import run_alone
 from train import demo_model_folder
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM

@@ -21,7 +21,8 @@ import tempfile
 from pathlib import Path
 
 import common  # noqa: F401  (makes the tests importable)
-from contenders import Case, Outcome, run_alone
+from cases import Case, Outcome
+from contenders import run_alone
 
 _MAX_LENGTH, _MAX_PROMPT_LENGTH = 1024, 512
 
