@@ -21,7 +21,8 @@ import httpx
 import psutil
 from common import Server
 
-from merlina.run_folder import EventLog, RunFolder
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas.events import Started, StateChanged
 from merlina.storage.database import Database
 from merlina.storage.tables import jobs

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 from common import Server, build_tiny_model, server_with_spare_process, training_config
 
-from merlina.run_folder import read_events
+from merlina.run_folder.event_log import read_events
 from merlina.schemas.events import Ended, StateChanged
 
 _SYLLABLES = ("ba", "den", "for", "gi", "hall", "in", "ke", "lor", "me", "nu", "or", "pan", "ri", "sto", "tur", "we")

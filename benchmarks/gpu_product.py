@@ -17,7 +17,7 @@ import torch
 from cases import SHAPES
 from common import Server, build_tiny_model, pairs_file, server_with_spare_process, training_config
 
-from merlina.run_folder import read_events
+from merlina.run_folder.event_log import read_events
 from merlina.schemas.events import Progress
 
 _STEP_SECONDS = 240.0

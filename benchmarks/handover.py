@@ -16,7 +16,7 @@ from typing import Any
 from common import Server, build_tiny_model, pairs_file, server_with_spare_process, training_config
 from safetensors.torch import load_file
 
-from merlina.run_folder import read_events
+from merlina.run_folder.event_log import read_events
 from merlina.schemas.events import Ended, Event, Logged, Progress, Resumed
 
 _LONG = {"max_steps": 400, "num_epochs": 1000, "save_steps": 50, "eval_steps": 0}

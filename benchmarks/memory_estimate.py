@@ -20,8 +20,8 @@ from typing import Any
 from common import Server
 
 from merlina.client import Client
-from merlina.run_folder import RunFolder
-from merlina.schemas.training import TrainingConfig
+from merlina.run_folder.folder import RunFolder
+from merlina.schemas.training.config import TrainingConfig
 
 ENDED = ("completed", "failed", "stopped", "cancelled")
 CONFIGURATIONS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from cases import BETA, LEARNING_RATE, LORA, TARGETS, Case, Clock, Ids, Outcome,
 
 def merlina_config(case: Case) -> Any:
     """Return the configuration with which Merlina trains a case."""
-    from merlina.schemas.training import TrainingConfig
+    from merlina.schemas.training.config import TrainingConfig
 
     return TrainingConfig.model_validate(
         {

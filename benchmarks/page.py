@@ -21,7 +21,7 @@ from history import METRICS, fill
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from merlina.api.page import STATIC
-from merlina.run_folder import EventLog
+from merlina.run_folder.event_log import EventLog
 from merlina.schemas.events import Ended, Logged, Metrics, Progress, Started
 
 _GAPS = """async (act) => {

@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 from common import Server, build_tiny_model, cpu_seconds, pairs_file, percentile, process_of, training_config, until
 
-from merlina.run_folder import read_events
+from merlina.run_folder.event_log import read_events
 from merlina.schemas.events import Metrics
 
 _WARM_UP_STEPS = 5

@@ -28,7 +28,7 @@ from pathlib import Path
 import psutil
 from common import Server, add_running_job, cpu_seconds, megabytes, percentile, process_of
 
-from merlina.run_folder import EventLog
+from merlina.run_folder.event_log import EventLog
 from merlina.schemas.events import Ended, Metrics, Progress
 
 _JOB = "job_20250101_000000"

@@ -28,9 +28,9 @@ from common import (
 )
 
 from merlina.client import Client
-from merlina.run_folder import read_events
+from merlina.run_folder.event_log import read_events
 from merlina.schemas.events import Progress
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 _PARTS = ("started", "loading_dataset", "training", "first step")
 _QUIET_SECONDS = 1.5

@@ -18,10 +18,10 @@ from common import Server
 from memory_estimate import demo_model
 
 from merlina.client import Client
-from merlina.run_folder import read_events
+from merlina.run_folder.event_log import read_events
 from merlina.samples import PAIRS
 from merlina.schemas.events import StateChanged
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 _CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "float32": {},

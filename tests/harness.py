@@ -22,7 +22,8 @@ import httpx
 import psutil
 
 from merlina.client import Client
-from merlina.run_folder import EventLog, RunFolder
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas.events import Ended
 from merlina.schemas.jobs import JobStatus
 from merlina.storage import jobs

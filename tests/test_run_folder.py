@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from merlina.run_folder import EventLog, RunFolder, RunOrder, find_events, in_order, read_events
+from merlina.run_folder.event_log import EventLog, find_events, in_order, read_events
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.events import Ended, Logged, Metrics, Moved, Progress, Started, parse_event
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 
 def test_event_numbers_continue_over_attempts(tmp_path: Path) -> None:

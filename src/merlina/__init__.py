@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from merlina.client import AsyncClient, Client
     from merlina.schemas.datasets.config import DatasetConfig
-    from merlina.schemas.training import TrainingConfig
+    from merlina.schemas.training.config import TrainingConfig
 
     __version__: str
 
@@ -18,7 +18,7 @@ _HOMES = {
     "AsyncClient": "merlina.client",
     "Client": "merlina.client",
     "DatasetConfig": "merlina.schemas.datasets.config",
-    "TrainingConfig": "merlina.schemas.training",
+    "TrainingConfig": "merlina.schemas.training.config",
 }
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from merlina.checkpoints import sync
 from merlina.faults import FaultPoint, reach
-from merlina.run_folder import find_events
+from merlina.run_folder.event_log import find_events
 from merlina.schemas.events import Moved, Placed, Placing, Resumed, Started
 
 

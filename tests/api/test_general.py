@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 import merlina
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from tests.harness import Server
 
 

@@ -15,7 +15,7 @@ import pytest
 from merlina.errors import InvalidRequestError
 from merlina.jobs.run_folders import write_mark
 from merlina.schemas.messages import CompletedMessage
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from tests.cli.test_commands import command
 from tests.harness import Server, acting_worker, damaged_model, pairs_file, training_config, until
 

@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from merlina.run_folder import EventLog
+from merlina.run_folder.event_log import EventLog
 from merlina.schemas.events import Ended, Metrics, Progress
 from tests.harness import Server, acting_worker, add_running_job, until
 

@@ -28,9 +28,9 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def pair(number: int) -> dict[str, Any]:
-    """Return a row; every 400th lacks its answer, and row 650 is long."""
+    """Return a row; every 400th lacks its answer, and rows 3 and 650 are long."""
     long = "The runes agree and agree again. " * 60
-    chosen = "" if number % 400 == 0 else long if number == 650 else f"It is {2 * number}."
+    chosen = "" if number % 400 == 0 else long if number in (3, 650) else f"It is {2 * number}."
     return {"prompt": f"What is {number} plus {number}?", "chosen": chosen, "rejected": "I can't really say."}
 
 
@@ -95,8 +95,8 @@ def test_only_rows_with_findings_are_shown(
     open_file(page, many_pairs)
     number, kinds = page.get_by_label("Row", exact=True), page.get_by_role("list", name="Findings on this row")
     page.get_by_label("Show", exact=True).select_option("findings")
-    found = [("400", "Prompt or answer missing"), ("650", "Truncated"), ("800", "Prompt or answer missing")]
-    for row, kind in found:
+    missing, truncated = "Prompt or answer missing", "Truncated"
+    for row, kind in (("3", truncated), ("400", missing), ("650", truncated), ("800", missing)):
         expect(number).to_have_value(row)
         expect(kinds).to_contain_text(kind)
         page.get_by_role("button", name="Next", exact=True).click()
@@ -104,13 +104,14 @@ def test_only_rows_with_findings_are_shown(
     expect(page.get_by_role("region", name="Formatted pair")).to_contain_text("cannot be used: chosen is empty")
     page.get_by_role("button", name="Previous", exact=True).click()
     expect(number).to_have_value("800")
-    page.get_by_role("button", name="Show rows").first.click()
-    expect(page.get_by_label("Show", exact=True)).to_have_value("empty_side")
-    expect(number).to_have_value("400")
+    # A preview examines rows for a limited time; row 3 is among them on a busy machine, too.
+    page.get_by_role("button", name="Show rows").click()
+    expect(page.get_by_label("Show", exact=True)).to_have_value("truncated")
+    expect(number).to_have_value("3")
     # A search begins at the entered row.
-    number.fill("401")
+    number.fill("4")
     number.press("Enter")
-    expect(number).to_have_value("800")
+    expect(number).to_have_value("650")
     page.get_by_label("Show", exact=True).select_option("")
     expect(number).to_have_value("1")
 
@@ -118,7 +119,7 @@ def test_only_rows_with_findings_are_shown(
 def test_a_search_without_a_result_says_how_far_it_went(own_server: Server, many_pairs: Path, visit: Visit) -> None:
     page = visit(own_server, "/new")
     open_file(page, many_pairs)
-    expect(page.get_by_text("pairs in the first 500 rows, in characters")).to_be_visible()
+    expect(page.get_by_text(re.compile(r"pairs in the first \d+ rows, in characters"))).to_be_visible()
     page.get_by_label("Show", exact=True).select_option("empty_side")
     expect(page.get_by_label("Row", exact=True)).to_have_value("400")
     page.get_by_label("Maximum rows").fill("399")

@@ -12,7 +12,7 @@ from merlina.chat.loading import ModelLoader
 from merlina.executors.chat_process import AnswerEvent, ChatModelSpec, ChatProcess, Claim
 from merlina.schemas.chat import ChatMessage, Sampling, Side
 from merlina.schemas.operations import AnswerMessages, LoadChatModel
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from tests.harness import Server, pairs_file, training_config
 
 QUESTION = "What is 3 plus 3?"

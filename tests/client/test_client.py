@@ -23,11 +23,11 @@ from merlina.errors import (
     TooManyAttemptsError,
     UnauthorizedError,
 )
-from merlina.run_folder import EventLog
+from merlina.run_folder.event_log import EventLog
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.events import Ended, Metrics
 from merlina.schemas.messages import JobMessage, MetricsMessage
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from tests.harness import Server, add_running_job, pairs_file, until
 
 Config = Callable[..., dict[str, Any]]

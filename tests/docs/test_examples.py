@@ -26,7 +26,7 @@ import pytest
 from merlina.cli.config_file import read_mapping
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.parsing.stored_config import check_partial
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from tests.docs.pages import PAGES, REPOSITORY, Block, blocks
 from tests.harness import Server, pairs_file
 

@@ -12,8 +12,8 @@ from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.commands import JobCommands
 from merlina.jobs.moves import Moves
 from merlina.jobs.supervisor.supervisor import Supervisor
-from merlina.run_folder import RunFolder
-from merlina.schemas.training import TrainingConfig
+from merlina.run_folder.folder import RunFolder
+from merlina.schemas.training.config import TrainingConfig
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord

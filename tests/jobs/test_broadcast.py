@@ -5,7 +5,7 @@ import threading
 
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.cursor import EventCursor
-from merlina.run_folder import EventLog
+from merlina.run_folder.event_log import EventLog
 from merlina.schemas.events import EVENT, Progress
 from tests.jobs.records import job
 

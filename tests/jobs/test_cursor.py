@@ -7,7 +7,7 @@ from pathlib import Path
 
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.cursor import EventCursor
-from merlina.run_folder import EventLog
+from merlina.run_folder.event_log import EventLog
 from merlina.schemas.events import Event, Progress
 from tests.jobs.records import job
 

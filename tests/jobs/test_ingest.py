@@ -11,7 +11,8 @@ from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.ingest import ingest_all
 from merlina.jobs.moves import Moves
 from merlina.jobs.supervisor.last_events import record_end
-from merlina.run_folder import EventLog, RunFolder
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas.events import EVENT
 from merlina.storage import jobs
 from merlina.storage.database import Database

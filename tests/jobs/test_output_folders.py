@@ -9,7 +9,8 @@ from sqlalchemy import update
 
 from merlina.errors import ConflictError
 from merlina.jobs.output_folders import correct_moved_model, owner_among, refuse_nested_jobs, refuse_nested_on_disk
-from merlina.run_folder import EventLog, RunFolder
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas.events import Moved, Placed, Placing
 from merlina.storage import jobs, tables
 from merlina.storage.database import Database

@@ -5,7 +5,7 @@ from pathlib import Path
 from merlina.data.fingerprint import Fingerprint
 from merlina.executors.helper_process import HelperPool
 from merlina.jobs.resuming import compare_with
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from tests.harness import pairs_file, training_config
 
 

@@ -12,7 +12,7 @@ import pytest
 from merlina.jobs.broadcast import Broadcast
 from merlina.jobs.moves import Moves
 from merlina.processes import ProcessId
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas.events import Checkpointed, Ended, Event, Paused, Progress, Started, StateChanged
 from merlina.storage.jobs import JobRecord
 from tests.harness import until

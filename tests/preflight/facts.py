@@ -6,7 +6,7 @@ from typing import Any
 
 from merlina.domain.adapter_targets import Site
 from merlina.schemas.inspection import DataFacts, ModelFacts
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 FACTS = ModelFacts(
     model_type="llama",

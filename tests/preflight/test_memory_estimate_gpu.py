@@ -10,7 +10,7 @@ from merlina.hardware.gpus import Gpu
 from merlina.preflight.memory_estimate import check_memory, estimate
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.operations import InspectModel
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.worker.helper.inspection import inspect_model
 
 pytestmark = pytest.mark.slow

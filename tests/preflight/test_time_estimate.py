@@ -9,7 +9,7 @@ import pytest
 from merlina.errors import HelperError
 from merlina.preflight.time_estimate import EarlierRun, estimate_time, find_earlier_run
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.storage import jobs, metrics
 from merlina.storage.database import Database
 from merlina.storage.metrics import MetricRecord

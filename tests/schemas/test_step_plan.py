@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from merlina.schemas.step_plan import StepPlan
-from merlina.schemas.training import SchedulerType, TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
+from merlina.schemas.training.steps import SchedulerType
 
 DATASET = {"source": {"source_type": "huggingface", "repo_id": "org/set"}}
 

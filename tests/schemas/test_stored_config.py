@@ -4,7 +4,7 @@ import pytest
 
 from merlina.errors import StoredConfigError
 from merlina.schemas.parsing.stored_config import read_stored_config, read_stored_partial
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 SOURCE = {"source_type": "local_file", "file_path": "/d.jsonl"}
 NEEDED = {"base_model": "m", "output_name": "o", "dataset": {"source": SOURCE}}

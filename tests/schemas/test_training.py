@@ -12,7 +12,7 @@ from merlina.schemas.configs import ImportConfigRequest, SaveConfigRequest
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.datasets.sources import DatasetSource
 from merlina.schemas.parsing.validation_errors import describe
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 DATASET = {"source": {"source_type": "huggingface", "repo_id": "org/set"}}
 NEEDED = {"base_model": "org/model", "output_name": "tuned", "dataset": DATASET}

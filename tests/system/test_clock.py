@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from merlina.jobs.supervisor.awake_clock import AwakeClock
-from merlina.run_folder import EventLog
+from merlina.run_folder.event_log import EventLog
 from merlina.schemas.events import Ended, Progress, Started
 from tests.harness import Server, add_running_job, until
 

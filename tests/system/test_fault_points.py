@@ -20,7 +20,7 @@ import pytest
 
 from merlina.errors import ServerError
 from merlina.faults import SERVER_POINTS, FaultPoint
-from merlina.run_folder import read_events
+from merlina.run_folder.event_log import read_events
 from tests.harness import ENDED, Server, pairs_file, training_config, until
 from tests.system.test_pauses import assert_same_weights
 from tests.system.test_recovery import Config, NewServer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from merlina.model_placement import identity
-from merlina.run_folder import EventLog
+from merlina.run_folder.event_log import EventLog
 from merlina.schemas.events import Placing, Started, StateChanged
 from merlina.storage import jobs
 from merlina.storage.database import Database

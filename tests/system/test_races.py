@@ -18,7 +18,8 @@ import httpx
 import psutil
 import pytest
 
-from merlina.run_folder import RunFolder, read_events
+from merlina.run_folder.event_log import read_events
+from merlina.run_folder.folder import RunFolder
 from tests.harness import ENDED, Server, until
 
 pytestmark = pytest.mark.slow

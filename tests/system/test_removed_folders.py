@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from tests.harness import Server, has_ended, until
 
 pytestmark = pytest.mark.slow

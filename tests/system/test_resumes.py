@@ -11,7 +11,7 @@ import pytest
 
 from merlina import checkpoints
 from merlina.errors import ConflictError, InvalidRequestError
-from merlina.run_folder import read_events
+from merlina.run_folder.event_log import read_events
 from tests.harness import Server, acting_worker, pairs_file, until
 from tests.system.test_pauses import assert_same_weights
 from tests.system.test_recovery import Config

@@ -17,6 +17,8 @@ from merlina.training.engine.layers import fuse_layers, unfuse_layers
 from merlina.training.engine.packing import build_pack
 from tests.training.models import EXAMPLES, adapted, random_model
 
+pytestmark = pytest.mark.slow
+
 PACK = build_pack(EXAMPLES, with_prompt_targets=True)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.schemas.training import TrainingConfig, TrainingMode
+from merlina.schemas.datasets.config import TrainingMode
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.loop.trainer import PreferenceTrainer

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.schemas.training import TrainingConfig, TrainingMode
+from merlina.schemas.datasets.config import TrainingMode
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.engine.logprobs import Logprobs
 from merlina.training.objectives import COUNT, OBJECTIVES, ObjectiveInputs
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.schemas.training import WeightBits
+from merlina.schemas.training.machine import WeightBits
 from merlina.training.engine.packing import PackedExample
 from merlina.training.loop.reference import unrelated_examples
 from merlina.training.loop.trainer import PreferenceTrainer

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from merlina import checkpoints
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model

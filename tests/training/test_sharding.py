@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks, join_ranks
 from merlina.training.distributed.sharding import is_sharded, shard_frozen_weights
 from merlina.training.engine.packing import PackedExample

@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from merlina.domain.adapter_targets import describe, group, match, warn_about_experts
 from merlina.errors import ModelError
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.packing import build_pack
 from merlina.training.models.adapter_targets import sites

@@ -14,7 +14,8 @@ from transformers import TrainerState
 from merlina import checkpoints
 from merlina.errors import ModelError, TrainingError
 from merlina.schemas.step_plan import StepPlan
-from merlina.schemas.training import OptimizerType, SchedulerType, TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
+from merlina.schemas.training.steps import OptimizerType, SchedulerType
 from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, compute_dtype, load_model, training_device

@@ -18,9 +18,11 @@ from typing import Any, Literal, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
+from merlina.run_folder.event_log import EventLog, read_events
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.datasets.config import RowFormat
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from tests.tiny import build_tiny_model
 
 pytestmark = pytest.mark.slow

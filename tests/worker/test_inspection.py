@@ -11,7 +11,8 @@ import torch
 from merlina.preflight.memory_estimate import estimate, trained_weights
 from merlina.preflight.models import check_targets
 from merlina.schemas.operations import InspectModel
-from merlina.schemas.training import AttentionImplementation, TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
+from merlina.schemas.training.machine import AttentionImplementation
 from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.packing import build_pack
 from merlina.training.models.adapters import make_trainable

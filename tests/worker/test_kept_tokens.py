@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merlina.run_folder import RunFolder, remove_token_ids
+from merlina.run_folder.folder import RunFolder, remove_token_ids
 from merlina.schemas.inspection import FileStamp, Fingerprint
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.token_store import TokenStore
 from merlina.training.models.tokens import TokenPair
 from merlina.worker.run.kept_tokens import EncodedRows, KeptTokens

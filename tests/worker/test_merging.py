@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
-from merlina.schemas.training import TrainingConfig
+from merlina.run_folder.event_log import EventLog, read_events
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.evaluation import PlainModel, metrics_of
 from merlina.training.models.adapters import ignore_known_warnings
 from merlina.worker.run.merging import Merged, MergeError, save_merged

@@ -14,9 +14,11 @@ import pytest
 from safetensors.torch import load_file
 
 from merlina.executors.local import LocalExecutor
-from merlina.run_folder import RunFolder, RunOrder, read_events
+from merlina.run_folder.event_log import read_events
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.events import Event
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from tests.harness import pairs_file, training_config, until
 
 pytestmark = pytest.mark.slow

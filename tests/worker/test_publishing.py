@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from merlina.run_folder import read_events
+from merlina.run_folder.event_log import read_events
 from tests.harness import training_config
 from tests.hub import FakeHub, fake_hub
 
@@ -21,8 +21,9 @@ pytestmark = pytest.mark.slow
 PUBLISH = """
 import json, os, sys
 from pathlib import Path
-from merlina.run_folder import EventLog, RunOrder
-from merlina.schemas.training import TrainingConfig
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.order import RunOrder
+from merlina.schemas.training.config import TrainingConfig
 from merlina.worker.run.publishing import publish
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.stages import TrainingData

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from merlina.run_folder import EventLog
+from merlina.run_folder.event_log import EventLog
 from merlina.worker.run.reporting import EventReporter, NullChannel
 
 

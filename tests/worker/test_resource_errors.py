@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from merlina.errors import ModelError
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from merlina.training.models.loading import readable_errors
 from merlina.worker.resource_errors import disk_is_full
 from merlina.worker.run.run import describe_error

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from merlina.data.conversation import Message, Pair, assistant
-from merlina.run_folder import EventLog, RunOrder
-from merlina.schemas.training import TrainingConfig
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.order import RunOrder
+from merlina.schemas.training.config import TrainingConfig
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.saving import save_model

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.run_folder import RunFolder, RunOrder
-from merlina.schemas.training import TrainingConfig
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
+from merlina.schemas.training.config import TrainingConfig
 from merlina.worker.run.training_order import training_order
 from tests.harness import training_config
 from tests.worker.test_worker import carry_out_order, log_of

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from merlina.executors.environment import child_environment
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from tests.harness import until
 
 pytestmark = pytest.mark.slow

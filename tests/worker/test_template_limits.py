@@ -11,7 +11,7 @@ import pytest
 
 from merlina.domain.units import GIB
 from merlina.executors.local import LocalExecutor
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from tests.harness import until
 from tests.worker.test_worker import log_of, order_of
 

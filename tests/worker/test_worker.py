@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from merlina.executors.local import LocalExecutor
-from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
-from merlina.schemas.training import TrainingConfig
+from merlina.run_folder.event_log import EventLog, read_events
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
+from merlina.schemas.training.config import TrainingConfig
 from merlina.worker.run.run import run as carry_out
 from merlina.worker.run.stop_requests import ReceivedRequests
 from tests.harness import pairs_file, training_config, until

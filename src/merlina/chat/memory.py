@@ -12,7 +12,7 @@ from merlina.errors import InsufficientMemoryError
 from merlina.executors.chat_process import ChatProcess, Claim
 from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory, resident_memory
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord

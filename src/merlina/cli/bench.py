@@ -23,9 +23,11 @@ from merlina.data.readers.sources import resolve_file, resolve_further_files
 from merlina.errors import TrainingError
 from merlina.executors.local import LocalExecutor
 from merlina.paths import AllowedPaths
-from merlina.run_folder import RunFolder, RunOrder, read_events
+from merlina.run_folder.event_log import read_events
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.events import Ended, Event, Metrics, Progress, Started
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 _POLL_SECONDS = 0.1
 # The first step fills caches and allocates memory; it is not counted.

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from merlina.errors import InvalidRequestError, NotFoundError
 from merlina.schemas.parsing.json_text import TOO_DEEP, TOO_MANY_DIGITS, why_not_json
 from merlina.schemas.parsing.validation_errors import describe
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 
 class _Loader(yaml.SafeLoader):

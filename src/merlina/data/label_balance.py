@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from merlina.schemas.datasets.config import TrainingMode
 from merlina.schemas.datasets.responses import DataFinding
-from merlina.schemas.training import MAX_LABEL_WEIGHT, TrainingConfig, TrainingMode
+from merlina.schemas.training.config import TrainingConfig
+from merlina.schemas.training.method import MAX_LABEL_WEIGHT
 
 _MIN_ANSWERS = 20
 # The weighted ratio that the paper of KTO recommends (arXiv 2402.01306, section 4.2).

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from merlina.executors.protocol import Executor
 from merlina.processes import ProcessId
-from merlina.run_folder import EventLog, RunFolder, RunOrder
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.events import KnownEvent
 
 

@@ -15,8 +15,10 @@ from merlina.executors.environment import child_environment, visible_gpus
 from merlina.executors.spare_processes import SpareProcesses, start_process
 from merlina.faults import FaultPoint, reach
 from merlina.hardware.host import describe_signal, oom_kills
+from merlina.private_files import write_private
 from merlina.processes import ProcessId
-from merlina.run_folder import DETACHED_EXIT_CODE, RunFolder, RunOrder, write_private
+from merlina.run_folder.folder import DETACHED_EXIT_CODE, RunFolder
+from merlina.run_folder.order import RunOrder
 
 _TOKEN_VARIABLES = {"hf_token": "HF_TOKEN", "wandb_key": "WANDB_API_KEY"}
 

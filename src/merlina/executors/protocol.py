@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from merlina.processes import ProcessId
-from merlina.run_folder import RunFolder, RunOrder
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 
 
 class Executor(Protocol):

@@ -35,11 +35,11 @@ from merlina.jobs.resuming import (
     request_start_over,
 )
 from merlina.jobs.run_folders import remove_run_files, write_mark
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.jobs import PRIORITY_NUMBER, Priority
 from merlina.schemas.parsing.stored_config import read_stored_config
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.storage import jobs
 from merlina.storage.database import Database
 from merlina.storage.jobs import JobRecord

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from merlina.jobs.broadcast import Broadcast
-from merlina.run_folder import in_order, read_events
+from merlina.run_folder.event_log import in_order, read_events
 from merlina.schemas.events import Event
 
 # The most that a blocked subscriber keeps in memory, however far it is behind.

@@ -11,7 +11,8 @@ from sqlalchemy.exc import OperationalError
 
 from merlina.errors import DiskFullError
 from merlina.jobs.moves import Moves
-from merlina.run_folder import EventLog, LogBlock, RunFolder, in_order, read_block
+from merlina.run_folder.event_log import EventLog, LogBlock, in_order, read_block
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas import events
 from merlina.schemas.events import Event
 from merlina.storage import jobs, metrics

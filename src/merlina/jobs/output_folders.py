@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 
 from merlina.errors import ConflictError
 from merlina.model_placement import interrupted_placement
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
 

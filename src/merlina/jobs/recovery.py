@@ -12,7 +12,10 @@ from merlina.errors import StoredConfigError
 from merlina.jobs.ingest import ingest_all
 from merlina.jobs.moves import Moves
 from merlina.jobs.run_folders import RunMark, read_mark, remove_run_files
-from merlina.run_folder import RunFolder, RunOrder, find_events, read_events, write_private
+from merlina.private_files import write_private
+from merlina.run_folder.event_log import find_events, read_events
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas import events
 from merlina.storage import jobs
 from merlina.storage.database import Database

@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 from merlina.domain.job_states import PAUSABLE_RUN_STATES, RUN_STATES
 from merlina.executors.protocol import Executor
 from merlina.jobs.moves import Moves
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from merlina.storage.jobs import JobRecord, Summary
 
 

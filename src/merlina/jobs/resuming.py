@@ -16,13 +16,13 @@ from merlina.data.fingerprint import stamp
 from merlina.errors import BusyError, DataError, HelperError, InvalidRequestError, NotFoundError, StartOverError
 from merlina.executors.helper_process import HelperPool
 from merlina.model_placement import placement_awaiting_end
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.events import Placing
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.operations import CompareRows
 from merlina.schemas.parsing.stored_config import read_stored_config
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.storage.jobs import JobRecord
 
 _log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from merlina.checkpoints import remove_folder
 from merlina.errors import StoredConfigError
-from merlina.run_folder import RunFolder, write_private
+from merlina.private_files import write_private
+from merlina.run_folder.folder import RunFolder
 
 _log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ from merlina.preflight.wandb import check_wandb
 from merlina.schemas.datasets.config import DatasetConfig, DatasetPart
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.operations import CountHubRows, ExamineRows, InspectRun, MeasureMatrixSpeed
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.schemas.validation import TimeEstimate
 from merlina.settings import Settings
 from merlina.storage.database import Database

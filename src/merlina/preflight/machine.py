@@ -15,7 +15,7 @@ from merlina.hardware.host import available_memory, existing_parent, free_disk
 from merlina.preflight.memory_estimate import compute_bytes, trained_weights
 from merlina.preflight.report import CheckResult, error, warning
 from merlina.schemas.inspection import ModelFacts
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.settings import Settings
 
 _MIN_FREE_DISK = 256 * MIB

@@ -16,7 +16,7 @@ from merlina.hardware.gpus import Gpu
 from merlina.hardware.host import available_memory
 from merlina.preflight.report import CheckResult, error
 from merlina.schemas.inspection import DataFacts, ModelFacts
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.schemas.validation import MemoryEstimate
 
 # Bytes per quantized weight by its bits, including the scales, which NF4 quantizes as well.

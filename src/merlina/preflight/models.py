@@ -19,7 +19,7 @@ from merlina.preflight.report import CheckResult, error, warning
 from merlina.schemas.datasets.config import FormatType
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts
 from merlina.schemas.parsing.json_text import why_not_json
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 _MAX_CONFIG_BYTES = 16 * 1024**2
 # Larger files are parsed by the helper process, which has a memory limit.

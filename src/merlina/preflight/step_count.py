@@ -6,7 +6,7 @@ from merlina.data.dataset import held_out_count
 from merlina.preflight.report import CheckResult
 from merlina.schemas.inspection import DataFacts
 from merlina.schemas.step_plan import StepPlan
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 
 def plan_steps(config: TrainingConfig, data: DataFacts | None, rows: int | None) -> StepPlan | None:

@@ -16,7 +16,7 @@ from merlina.preflight.memory_estimate import compute_bytes, largest_pack
 from merlina.preflight.step_count import plan_steps
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
 from merlina.schemas.parsing.stored_config import read_stored_config
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.schemas.validation import TimeEstimate
 from merlina.storage import jobs, metrics
 from merlina.storage.database import Database

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from merlina.errors import Finding
 from merlina.preflight.report import CheckResult
-from merlina.schemas.training import SchedulerType, TrainingConfig, TrainingMode
+from merlina.schemas.datasets.config import TrainingMode
+from merlina.schemas.training.config import TrainingConfig
+from merlina.schemas.training.steps import SchedulerType
 
 _COMPARING: tuple[TrainingMode, ...] = ("orpo", "dpo", "ipo", "simpo", "cpo", "kto")
 _USED_BY: dict[str, tuple[TrainingMode, ...]] = {

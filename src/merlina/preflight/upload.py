@@ -14,7 +14,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from merlina.hub_reachability import HubReachability
 from merlina.preflight.report import CheckResult, warning
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 _ALL_SECONDS = 5.0
 # The Hub limits the rate of requests about a token, and the page validates after every change of its form.

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_vali
 
 from merlina.schemas.base import RequestModel, ResponseModel
 from merlina.schemas.parsing.stored_config import PartialConfig
-from merlina.schemas.training import SECRET_FIELDS
+from merlina.schemas.training.publishing import SECRET_FIELDS
 
 CONFIG_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 RESERVED_NAMES = ("list", "save", "import", "export")

@@ -19,7 +19,7 @@ from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, RowFil
 from merlina.schemas.datasets.responses import DataFinding, DetectedFormat, LengthHistogram, RowPreview
 from merlina.schemas.datasets.sources import Encoding, FileFormat
 from merlina.schemas.inspection import DataFacts, DataReport, Fingerprint, ModelFacts, RunFacts, TokenizerFacts
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 R = TypeVar("R")
 

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from merlina.errors import Finding
-from merlina.schemas.training import SchedulerType, TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
+from merlina.schemas.training.steps import SchedulerType
 
 # Fewer steps are too few at any learning rate.
 _FEW_STEPS = 10

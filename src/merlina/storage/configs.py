@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from merlina.errors import ConflictError, InvalidRequestError, NotFoundError, is_disk_full
 from merlina.paths import read_small_file
-from merlina.run_folder import write_private
+from merlina.private_files import write_private
 from merlina.schemas.configs import ConfigEntry, SavedConfig, check_name, without_tokens
 from merlina.schemas.parsing.json_text import why_not_json
 from merlina.schemas.parsing.stored_config import PartialConfig, check_partial, read_stored_partial

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.distributed.ranks import SINGLE_PROCESS
 from merlina.training.engine.logprobs import Logprobs, PaddedModel
 from merlina.training.engine.packing import PackedExample, build_pack

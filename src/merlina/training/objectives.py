@@ -25,7 +25,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from merlina.schemas.training import TrainingConfig, TrainingMode
+from merlina.schemas.datasets.config import TrainingMode
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.engine.logprobs import Logprobs
 
 CHOSEN, REJECTED = 1, 2

@@ -18,7 +18,8 @@ from setproctitle import setproctitle
 from merlina.errors import StoredConfigError
 from merlina.faults import FaultPoint, reach
 from merlina.processes import identify
-from merlina.run_folder import EventLog, RunFolder
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas.events import Ended, Started
 from merlina.worker.imports import import_without_gc
 from merlina.worker.run.stop_requests import ReceivedRequests

@@ -14,7 +14,7 @@ from merlina.data.examination import row_examiner
 from merlina.data.rendered import Rendered
 from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets.config import DatasetFormat
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.tokens import PairTokenizer, TokenPair, Truncation, end_token
 from merlina.worker.templates import TokenizerTemplate
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from starlette.requests import HTTPConnection, cookie_parser
 
 from merlina.errors import TooManyAttemptsError
-from merlina.run_folder import write_private
+from merlina.private_files import write_private
 
 SESSION_COOKIE = "merlina_session"
 SESSION_SECONDS = 30 * 24 * 3600

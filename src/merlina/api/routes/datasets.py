@@ -29,7 +29,7 @@ from merlina.schemas.datasets.responses import (
     UploadResponse,
 )
 from merlina.schemas.operations import CountHubRows, Operation, PreviewFormatted, PreviewRows, R, RawRows
-from merlina.schemas.training import default_prompt_length
+from merlina.schemas.training.config import default_prompt_length
 from merlina.storage import uploads
 
 _log = logging.getLogger(__name__)

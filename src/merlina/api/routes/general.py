@@ -14,7 +14,7 @@ from merlina.api.long_requests import run_while_connected
 from merlina.api.services import Services, ServicesDep
 from merlina.schemas.jobs import QueueStats
 from merlina.schemas.system import ApiInfo, DatabaseStats, Health, Stats, WebSocketStats
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.schemas.validation import ValidationResponse
 from merlina.storage import jobs, metrics
 from merlina.version import current

@@ -22,7 +22,7 @@ from merlina.api.responses import (
 from merlina.api.services import Services, ServicesDep
 from merlina.domain.job_states import JobState
 from merlina.errors import InvalidRequestError
-from merlina.run_folder import find_events
+from merlina.run_folder.event_log import find_events
 from merlina.schemas.events import Logged
 from merlina.schemas.jobs import (
     JobAction,
@@ -38,7 +38,7 @@ from merlina.schemas.jobs import (
     Priority,
     StopResponse,
 )
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.storage import jobs, metrics
 from merlina.storage.jobs import JobRecord
 

@@ -25,7 +25,7 @@ from merlina.api.services import Services
 from merlina.api.uploads.multipart import receive_file
 from merlina.checkpoints import sync
 from merlina.errors import BusyError, NotFoundError, OverridableError, StoredConfigError
-from merlina.run_folder import write_private
+from merlina.private_files import write_private
 from merlina.schemas.datasets.sources import FileFormat
 from merlina.schemas.operations import ParseUpload
 from merlina.schemas.parsing.stored_config import read_stored_config

@@ -12,7 +12,7 @@ from merlina.jobs.moves import Moves
 from merlina.jobs.run_folders import remove_partial_model, remove_run_files
 from merlina.jobs.supervisor.failure_log import FailureLog
 from merlina.processes import ProcessId
-from merlina.run_folder import RunFolder, remove_token_ids
+from merlina.run_folder.folder import RunFolder, remove_token_ids
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
 

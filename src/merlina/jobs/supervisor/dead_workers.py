@@ -16,7 +16,8 @@ from merlina.jobs.resuming import describe_next_steps
 from merlina.jobs.supervisor.last_events import end_without_log, record_end, record_pause
 from merlina.jobs.supervisor.observations import Observation
 from merlina.model_placement import interrupted_placement, last_placement, place
-from merlina.run_folder import EventLog, RunFolder
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas.events import Moved, Placed
 from merlina.storage.jobs import JobRecord
 

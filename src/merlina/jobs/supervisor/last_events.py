@@ -6,7 +6,8 @@ from merlina.domain.job_states import EndState
 from merlina.jobs.ingest import repair_end_of_log
 from merlina.jobs.moves import Moves
 from merlina.jobs.resuming import available_checkpoints
-from merlina.run_folder import EventLog, RunFolder
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas import events
 from merlina.storage.jobs import JobRecord
 

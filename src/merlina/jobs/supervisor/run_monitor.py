@@ -18,7 +18,7 @@ from merlina.jobs.supervisor.failure_log import FailureLog
 from merlina.jobs.supervisor.observations import Observation, Observations, RequestKind
 from merlina.jobs.supervisor.starts import Starter
 from merlina.processes import ProcessId
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from merlina.storage.jobs import JobRecord
 
 _log = logging.getLogger(__name__)

@@ -21,7 +21,8 @@ from merlina.jobs.supervisor.dead_workers import DeadWorkers
 from merlina.jobs.supervisor.failure_log import FailureLog
 from merlina.jobs.supervisor.observations import Observations
 from merlina.processes import ProcessId
-from merlina.run_folder import RunFolder, RunOrder
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.storage import jobs

@@ -26,7 +26,7 @@ from merlina.jobs.supervisor.failure_log import FailureLog
 from merlina.jobs.supervisor.observations import Observations
 from merlina.jobs.supervisor.run_monitor import RunMonitor
 from merlina.jobs.supervisor.starts import Starter
-from merlina.run_folder import RunFolder
+from merlina.run_folder.folder import RunFolder
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.storage import jobs
 from merlina.storage.database import Database

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from merlina.errors import Finding, StoredConfigError
 from merlina.schemas.parsing.validation_errors import describe
-from merlina.schemas.training import TrainingConfig, upgrade
+from merlina.schemas.training.config import TrainingConfig, upgrade
 
 PartialConfig = dict[str, Any]
 

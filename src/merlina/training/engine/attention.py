@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from merlina.schemas.training import AttentionImplementation
+from merlina.schemas.training.machine import AttentionImplementation
 from merlina.training.engine.block_attention import block_attention
 from merlina.training.engine.flash_attention import (
     VarlenLayout,

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merlina.schemas.training import AttentionImplementation
+from merlina.schemas.training.machine import AttentionImplementation
 from merlina.training.engine.attention import packing_obstacle
 from merlina.training.engine.layers import fuse_layers, unfuse_layers
 from merlina.training.engine.logprobs import (

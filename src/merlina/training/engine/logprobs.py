@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from merlina.schemas.training import AttentionImplementation
+from merlina.schemas.training.machine import AttentionImplementation
 from merlina.training.engine.adapter_groups import AdapterCasts
 from merlina.training.engine.attention import PackedAttention, use_packed_attention
 from merlina.training.engine.output_head import OutputHead

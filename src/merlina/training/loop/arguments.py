@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 
 def trainer_arguments(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.engine.packing import PackedExample
 from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.loop.pass_runner import PassRunner, packed_example

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from merlina import checkpoints
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.loop.alarms import Notify
 
 _HIGHER_IS_BETTER = {"eval_reward_margin"}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.engine.logprobs import LogprobModel, Logprobs
 from merlina.training.engine.packing import Pack, PackedExample, build_pack
 from merlina.training.engine.passes import PassPlanner

@@ -51,17 +51,13 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer, TrainerState
 
 from merlina import checkpoints
-from merlina.domain.run_sizes import KEPT_CHECKPOINTS, pack_positions
+from merlina.domain.run_sizes import KEPT_CHECKPOINTS
 from merlina.errors import TrainingError
 from merlina.faults import FaultPoint, reach
 from merlina.schemas.step_plan import rate_factor
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
-from merlina.training.distributed.sharding import is_sharded
-from merlina.training.engine.fast_path import choose_logprob_model, trial_examples
 from merlina.training.engine.kernel_choice import kernel_obstacle
-from merlina.training.engine.logprobs import unwrap
-from merlina.training.engine.passes import PassPlanner, rope_length_limits
 from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.loop.alarms import Alarms, check_losses
 from merlina.training.loop.arguments import trainer_arguments
@@ -69,7 +65,6 @@ from merlina.training.loop.batch_items import BatchItems
 from merlina.training.loop.callbacks import ProgressCallback
 from merlina.training.loop.early_stopping import EarlyStopping
 from merlina.training.loop.host_memory import keep_freed_memory
-from merlina.training.loop.memory_probe import MemoryProbe
 from merlina.training.loop.metrics import (
     MetricsWindow,
     RunningMeans,
@@ -77,7 +72,8 @@ from merlina.training.loop.metrics import (
     evaluation_metrics,
     memory_metrics,
 )
-from merlina.training.loop.pass_runner import Packer, PassRunner, packed_example
+from merlina.training.loop.pass_runner import Packer
+from merlina.training.loop.pass_selection import select_passes
 from merlina.training.loop.reference import BatchItem
 from merlina.training.models.token_store import largest_pairs
 from merlina.training.models.tokens import TokenPair
@@ -134,7 +130,9 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if self.args.device.type == "cpu":
             keep_freed_memory()
         pairs = [pair for pairs in (training, *(each.pairs for each in evaluation)) for pair in largest_pairs(pairs)]
-        self._runner, reason = self._prepare(pairs, pad_id, memory_limit)
+        # Held-out pairs are part of trial and probe: an evaluation must not fail later.
+        packer = Packer(config, self.args.device, dtype)
+        self._runner, reason = select_passes(self.model, pairs, pad_id, packer, ranks, memory_limit, reporter)
         items = BatchItems(self._runner, model, folder, reporter, resuming=resuming)
         self.train_dataset = items.training(training)
         self._evaluation = {each.name: items.evaluation(each) for each in evaluation if evaluates}
@@ -149,32 +147,6 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
                 f"This model {reason}: each prompt is computed once for each answer and all logits are built, which "
                 "is slower and takes more memory",
             )
-
-    def _prepare(
-        self, pairs: Sequence[TokenPair], pad_id: int, memory_limit: int | None
-    ) -> tuple[PassRunner, str | None]:
-        """Choose packs or, with a reason, padded batches, and probe the largest pass."""
-        packer, causal_lm = Packer(self._config, self.args.device, self._dtype), unwrap(self.model)
-        # Held-out pairs are part of trial and probe: an evaluation must not fail later.
-        examples = [packed_example(pair, self._config) for pair in pairs]
-        short, long = trial_examples(causal_lm.config, examples)
-        model, reason = choose_logprob_model(
-            self.model,
-            packer.pack(short),
-            pad_id,
-            self._config.attn_implementation,
-            packer.precision(),
-            packer.pack(long) if long else None,
-        )
-        planner = PassPlanner(
-            model.batching,
-            pack_positions(self.args.device.type, is_dense=model.is_dense),
-            self._ranks,
-            ranks_in_lockstep=is_sharded(self.model),
-            length_limits=rope_length_limits(causal_lm.config),
-        )
-        probe = MemoryProbe(self.model, PassRunner(packer, model, planner), memory_limit, self._reporter.note)
-        return PassRunner(packer, model, probe.fit(examples)), reason
 
     def run(self, checkpoint: Path | None, *, evaluation: Mapping[str, float] | None = None) -> bool:
         """Train to the end or to a stop, from a checkpoint if one is given. Returns whether the run was stopped.

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from merlina.domain.adapter_targets import AdapterKind, Site, by_kind, describe_missing, match
 from merlina.errors import ModelError
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.adapter_targets import (
     count_parameters,
     module_names,

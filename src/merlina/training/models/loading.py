@@ -25,7 +25,7 @@ from transformers import (
 
 from merlina.errors import ModelError, first_line
 from merlina.hub_errors import describe_hub_error
-from merlina.schemas.training import AttentionImplementation, Dtype, WeightBits
+from merlina.schemas.training.machine import AttentionImplementation, Dtype, WeightBits
 
 # The names under which model families declare their number of positions.
 _POSITION_COUNTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")

@@ -18,7 +18,7 @@ from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.domain.data_urls import FileLocation
 from merlina.schemas.datasets.config import FindingKind
 from merlina.schemas.inspection import DataFacts, PairTokens
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.worker.encoding import PairEncoder
 
 _MAX_SECONDS = 3.0

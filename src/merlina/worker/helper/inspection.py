@@ -20,7 +20,7 @@ from merlina.domain.adapter_targets import group
 from merlina.errors import MerlinaError, ModelError
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts, TokenizerFacts
 from merlina.schemas.operations import InspectModel, InspectRun, InspectTokenizer
-from merlina.schemas.training import MAX_TEXT_TOKENS
+from merlina.schemas.training.steps import MAX_TEXT_TOKENS
 from merlina.training.engine.attention import packing_obstacle
 from merlina.training.models.adapter_targets import sites
 from merlina.training.models.loading import load_tokenizer, max_positions, readable_errors, split_gguf, vocabulary_size

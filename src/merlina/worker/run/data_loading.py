@@ -20,7 +20,7 @@ from merlina.data.row_examiner import RowExaminer
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import DatasetPart
 from merlina.schemas.inspection import Fingerprint
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.evaluation_sets import HELD_OUT, EvaluationSet
 from merlina.training.models.token_store import TokenStore
 from merlina.training.models.tokens import TokenPair

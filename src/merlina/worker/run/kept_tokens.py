@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from xxhash import xxh3_128
 
 from merlina.errors import first_line
-from merlina.run_folder import write_private
+from merlina.private_files import write_private
 from merlina.schemas.inspection import Fingerprint
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.token_store import TokenStore
 from merlina.version import current
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from merlina.schemas.training import TrainingConfig, WeightBits
+from merlina.schemas.training.config import TrainingConfig
+from merlina.schemas.training.machine import WeightBits
 from merlina.training.models.loading import compute_dtype, training_device
 
 

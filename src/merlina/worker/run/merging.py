@@ -15,8 +15,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from merlina.errors import TrainingError
-from merlina.run_folder import RunOrder
-from merlina.schemas.training import TrainingConfig
+from merlina.run_folder.order import RunOrder
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.evaluation import PlainModel, mean_answer_logprobs, metrics_of
 from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.models.adapters import ignore_known_warnings

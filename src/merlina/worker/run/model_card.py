@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from merlina.run_folder import RunOrder
-from merlina.schemas.training import TrainingConfig
+from merlina.run_folder.order import RunOrder
+from merlina.schemas.training.config import TrainingConfig
 from merlina.version import current
 from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.loading_code import ModelLocation, loading_code

@@ -30,7 +30,9 @@ from setproctitle import setproctitle
 
 from merlina import checkpoints
 from merlina.hardware.host import describe_signal, oom_kills
-from merlina.run_folder import EventLog, RunFolder, RunOrder, read_events
+from merlina.run_folder.event_log import EventLog, read_events
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.events import Ended
 from merlina.worker.run.stop_requests import ReceivedRequests
 from merlina.worker.run.watchdog import watch

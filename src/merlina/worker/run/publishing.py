@@ -22,9 +22,9 @@ from merlina.domain.units import gib
 from merlina.errors import InvalidRequestError, MerlinaError, first_line
 from merlina.hardware.host import available_memory, release_freed_memory
 from merlina.hub_errors import describe_hub_error
-from merlina.run_folder import RunOrder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.datasets.sources import DatasetSource
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
 from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.loading_code import ModelLocation, compute_dtype_name, is_on_hub, location_of_run

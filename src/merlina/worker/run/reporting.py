@@ -9,7 +9,7 @@ from typing import Protocol
 
 from merlina.domain.job_states import JobState
 from merlina.faults import FaultPoint, reach
-from merlina.run_folder import read_events
+from merlina.run_folder.event_log import read_events
 from merlina.schemas.events import (
     Checkpointed,
     Ended,

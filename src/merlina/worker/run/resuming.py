@@ -8,7 +8,8 @@ from merlina import checkpoints
 from merlina.checkpoints import Survey
 from merlina.errors import TrainingError
 from merlina.faults import FaultPoint, reach
-from merlina.run_folder import RunFolder, RunOrder
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 from merlina.worker.run.reporting import EventReporter
 
 

@@ -12,7 +12,9 @@ from merlina import checkpoints
 from merlina.errors import MerlinaError, ModelError, first_line
 from merlina.faults import FaultPoint, reach
 from merlina.model_placement import last_placement, placement_awaiting_end
-from merlina.run_folder import EventLog, RunFolder, RunOrder, remove_token_ids
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.folder import RunFolder, remove_token_ids
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.events import Ended
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.resource_errors import disk_is_full, exhausted_memory

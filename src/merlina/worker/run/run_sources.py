@@ -12,7 +12,7 @@ from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_formats.registry import ROW_FORMATS
 from merlina.domain.data_urls import RemoteFile
 from merlina.errors import DataError
-from merlina.run_folder import RunOrder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.datasets.config import DatasetPart
 from merlina.schemas.inspection import FileStamp
 from merlina.training.reporter import Reporter

@@ -13,7 +13,7 @@ from merlina.checkpoints import sync
 from merlina.errors import DiskFullError, TrainingError
 from merlina.faults import FaultPoint, reach
 from merlina.model_placement import identity, place
-from merlina.run_folder import RunOrder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.events import Placing
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.resource_errors import disk_is_full

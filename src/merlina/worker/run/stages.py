@@ -17,7 +17,9 @@ from merlina.domain.adapter_targets import describe, warn_about_experts
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
 from merlina.faults import FaultPoint, reach
-from merlina.run_folder import RunFolder, RunOrder, write_private
+from merlina.private_files import write_private
+from merlina.run_folder.folder import RunFolder
+from merlina.run_folder.order import RunOrder
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.step_plan import StepPlan
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 
 _Indices = NDArray[np.int64]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from merlina.schemas.events import LogLevel
-from merlina.schemas.training import TrainingConfig
+from merlina.schemas.training.config import TrainingConfig
 from merlina.training.reporter import Reporter
 from merlina.worker.run.reporting import EventReporter
 

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from merlina.processes import identify
-from merlina.run_folder import DETACHED_EXIT_CODE, EventLog, RunFolder
+from merlina.run_folder.event_log import EventLog
+from merlina.run_folder.folder import DETACHED_EXIT_CODE, RunFolder
 from merlina.schemas.events import Ended
 
 _CHECK_SECONDS = 0.5
