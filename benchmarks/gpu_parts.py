@@ -122,8 +122,8 @@ class _HeadOnly(nn.Module):
 
 
 def _attention(limits: _Limits, heads: int, size: int) -> None:
-    from merlina.training.engine.attention import PackedAttention
-    from merlina.training.engine.flash_attention import flash_attention
+    from merlina.training.engine.attention.flash_attention import flash_attention
+    from merlina.training.engine.attention.pack_attention import PackedAttention
 
     pack = _pack(with_prompt_targets=True)
     positions = pack.input_ids.shape[1]

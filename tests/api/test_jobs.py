@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from merlina.errors import InvalidRequestError
-from merlina.jobs.run_folders import write_mark
+from merlina.jobs.run_marks import write_mark
 from merlina.schemas.messages import CompletedMessage
 from merlina.schemas.training.config import TrainingConfig
 from tests.cli.test_commands import command

@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from merlina.data.chat_formats import FORMATS, MARKERS, formatter
 from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
+from merlina.data.rendering.chat_formats import FORMATS, MARKERS, formatter
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import CustomTemplates, DatasetFormat, FormatType
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from merlina.data.conversation import Message, Pair, SkippedRow
 from merlina.data.dataset import read_pairs
+from merlina.data.findings.row_examiner import RowExaminer
 from merlina.data.previews.formatted_rows import RowSelection, preview_formatted, text_sample_builder
-from merlina.data.row_examiner import RowExaminer
 from merlina.schemas.datasets.config import DatasetConfig
 
 ROWS = [

@@ -13,11 +13,11 @@ from merlina import samples
 from merlina.data.columns import map_columns
 from merlina.data.conversation import Message, Pair, SkippedRow, assistant
 from merlina.data.dataset import LocatedSource, held_out_rows, read_pairs, read_sources
+from merlina.data.findings.row_examiner import RowExaminer
 from merlina.data.fingerprint import fingerprint
 from merlina.data.previews.formatted_rows import RowSelection, preview_formatted, text_sample_builder
 from merlina.data.previews.stored_rows import preview_rows
 from merlina.data.readers.sources import resolve_file
-from merlina.data.row_examiner import RowExaminer
 from merlina.data.row_formats.conversion import conversion_of
 from merlina.errors import DataError, ForbiddenError, NotFoundError
 from merlina.paths import AllowedPaths

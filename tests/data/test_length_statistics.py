@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merlina.data.length_statistics import length_histogram, token_lengths
+from merlina.data.findings.length_statistics import length_histogram, token_lengths
 
 
 def bins(lengths: list[int]) -> list[tuple[int, int, int]]:

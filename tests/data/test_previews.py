@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from merlina.data.examination import row_examiner
+from merlina.data.findings.examination import row_examiner
+from merlina.data.findings.row_examiner import RowExaminer
 from merlina.data.previews.formatted_rows import (
     FormattedPreview,
     RowSelection,
@@ -15,7 +16,6 @@ from merlina.data.previews.formatted_rows import (
     text_sample_builder,
 )
 from merlina.data.previews.stored_rows import preview_rows
-from merlina.data.row_examiner import RowExaminer
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import DatasetConfig
 

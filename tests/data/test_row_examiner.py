@@ -7,9 +7,9 @@ import pytest
 
 from merlina.data.conversation import Message, Pair, SkippedRow, UnusableRowError, assistant
 from merlina.data.dataset import held_out_rows
-from merlina.data.label_balance import LabelWeights, label_imbalance
+from merlina.data.findings.label_balance import LabelWeights, label_imbalance
+from merlina.data.findings.row_examiner import Lengths, RowExaminer
 from merlina.data.pairs import to_pair
-from merlina.data.row_examiner import Lengths, RowExaminer
 from merlina.schemas.datasets.responses import DataFinding
 
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from merlina.data.previews.row_shortening import truncate_row
 from merlina.data.readers.files import count_rows, detect_format, parse_all, read_rows
 from merlina.data.readers.row_limit import RowLimit
-from merlina.data.truncation import truncate_row
 from merlina.errors import DataError
 from merlina.schemas.parsing.json_text import has_more_values, nesting_depth
 

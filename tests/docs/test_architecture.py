@@ -27,6 +27,12 @@ _ELSEWHERE = re.compile(
 )
 
 
+def test_no_package_holds_more_than_fifteen_modules() -> None:
+    """A larger package holds two subjects."""
+    packages = [path.parent for path in (REPOSITORY / "src/merlina").rglob("__init__.py")]
+    assert {str(package): n for package in packages if (n := len([*package.glob("[!_]*.py")])) > 15} == {}
+
+
 def test_the_diagram_of_states_is_the_table_of_transitions() -> None:
     (diagram,) = (block for block in _MERMAID if block.text.startswith("stateDiagram-v2"))
     drawn = _drawn_transitions(diagram)

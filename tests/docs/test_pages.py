@@ -9,8 +9,8 @@ from typing import get_args
 
 import pytest
 
-from merlina.data.chat_formats import formatter
 from merlina.data.conversation import Message, Pair, assistant
+from merlina.data.rendering.chat_formats import formatter
 from merlina.domain.job_states import JobState
 from merlina.schemas.datasets.config import DatasetFormat, FindingKind, FormatType
 from tests.docs.pages import FOLDER, PAGES, REPOSITORY, anchors, inline_code, links

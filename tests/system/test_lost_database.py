@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from merlina.jobs.run_folders import write_mark
+from merlina.jobs.run_marks import write_mark
 from merlina.run_folder.event_log import EventLog
 from merlina.run_folder.folder import RunFolder
 from merlina.schemas.events import Ended, Metrics, Started

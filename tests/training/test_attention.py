@@ -14,7 +14,7 @@ from transformers.masking_utils import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from merlina.training.engine.attention import NAME, PackedAttention
+from merlina.training.engine.attention.pack_attention import NAME, PackedAttention
 from merlina.training.engine.packing import Pack, PackedExample, PackingError, build_pack
 from tests.training.models import random_model
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from merlina.training.engine.attention import packing_obstacle
+from merlina.training.engine.attention.pack_attention import packing_obstacle
 from merlina.training.engine.fast_path import choose_logprob_model, shorten_for_trial
 from merlina.training.engine.layers import fuse_layers
 from merlina.training.engine.logprobs import LogprobModel, PaddedModel

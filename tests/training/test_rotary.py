@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from merlina.training.engine.attention.rotary import LengthGroupedModel, RotaryLengths
 from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.logprobs import PaddedModel
 from merlina.training.engine.packing import PackedExample, build_pack
-from merlina.training.engine.rotary import LengthGroupedModel, RotaryLengths
 from tests.training.models import adapted, random_model
 
 pytestmark = pytest.mark.slow

@@ -17,10 +17,10 @@ from merlina.run_folder.order import RunOrder
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.evaluation import PlainModel, metrics_of
 from merlina.training.models.adapters import ignore_known_warnings
-from merlina.worker.run.merging import Merged, MergeError, save_merged
-from merlina.worker.run.model_card import merged_metrics_table
+from merlina.worker.run.finished_model.merging import Merged, MergeError, save_merged
+from merlina.worker.run.finished_model.model_card import merged_metrics_table
+from merlina.worker.run.finished_model.saving import save_model
 from merlina.worker.run.reporting import EventReporter
-from merlina.worker.run.saving import save_model
 from merlina.worker.run.stages import Stages, TrainingData
 from merlina.worker.run.stop_requests import ReceivedRequests
 from tests.harness import pairs_file, training_config

@@ -24,7 +24,7 @@ from pathlib import Path
 from merlina.run_folder.event_log import EventLog
 from merlina.run_folder.order import RunOrder
 from merlina.schemas.training.config import TrainingConfig
-from merlina.worker.run.publishing import publish
+from merlina.worker.run.finished_model.publishing import publish
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.stages import TrainingData
 from merlina.worker.run.stop_requests import ReceivedRequests

@@ -13,8 +13,8 @@ from merlina.run_folder.event_log import EventLog
 from merlina.run_folder.order import RunOrder
 from merlina.schemas.training.config import TrainingConfig
 from merlina.worker.encoding import PairEncoder
+from merlina.worker.run.finished_model.saving import save_model
 from merlina.worker.run.reporting import EventReporter
-from merlina.worker.run.saving import save_model
 from merlina.worker.run.stages import TrainingData
 from merlina.worker.run.stop_requests import ReceivedRequests
 from tests.harness import training_config

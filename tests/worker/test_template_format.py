@@ -10,7 +10,7 @@ import pytest
 
 from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
 from merlina.data.pairs import to_pair
-from merlina.data.template_arguments import NOT_FROM_ROWS
+from merlina.data.rendering.template_arguments import NOT_FROM_ROWS
 from merlina.schemas.datasets.config import DatasetFormat
 from merlina.worker.encoding import EncodedPair, PairEncoder
 from tests.tiny import build_tiny_tokenizer

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from merlina.data.chat_formats import formatter
 from merlina.data.conversation import Message, Pair, assistant
+from merlina.data.rendering.chat_formats import formatter
 from merlina.schemas.datasets.config import DatasetFormat, FormatType
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.templates import chat_template, saved_template

@@ -1,4 +1,4 @@
-"""The loading instructions of a finished model, read from its model card (`worker/run/loading_code` writes them)."""
+"""The loading instructions of a finished model, read from its card, which `finished_model/loading_code` writes."""
 
 from __future__ import annotations
 

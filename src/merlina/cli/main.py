@@ -8,8 +8,9 @@ import sys
 import typer
 from rich.markup import escape
 
-from merlina.cli import bench, check, configs, data, datasets, demo, gpus, jobs, serve, train
+from merlina.cli import bench, check, configs, data, datasets, gpus, jobs, serve, train
 from merlina.cli.console import errors
+from merlina.cli.demo.command import demo
 from merlina.errors import InvalidRequestError, MerlinaError
 from merlina.version import current
 
@@ -36,7 +37,7 @@ commands.command()(gpus.gpus)
 commands.command()(bench.bench)
 commands.add_typer(datasets.commands, name="datasets", help="Upload, list and delete data sets.")
 commands.add_typer(configs.commands, name="configs", help="Save, list, show, export, import and delete configurations.")
-commands.command()(demo.demo)
+commands.command()(demo)
 
 
 def _show_version(is_requested: bool) -> None:

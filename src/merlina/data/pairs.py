@@ -19,9 +19,9 @@ from typing import Any
 from merlina.data.columns import guess_mapping
 from merlina.data.conversation import Message, Pair, UnusableRowError
 from merlina.data.readers.files import Row
-from merlina.data.template_arguments import ARGUMENTS_COLUMN, read_template_arguments
-from merlina.data.thoughts import with_separate_thought
-from merlina.data.tools import read_tool_calls, read_tool_fields, read_tools
+from merlina.data.rendering.reasoning import with_separate_thought
+from merlina.data.rendering.template_arguments import ARGUMENTS_COLUMN, read_template_arguments
+from merlina.data.rendering.tools import read_tool_calls, read_tool_fields, read_tools
 
 # In lower case.
 _ROLES = {

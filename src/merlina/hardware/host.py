@@ -17,7 +17,7 @@ def available_memory() -> int:
 
 
 def release_freed_memory() -> None:
-    """Return freed memory of this process to the system (see training/loop/host_memory). No effect without glibc."""
+    """Return freed memory to the system (see training/loop/glibc_allocator). No effect without glibc."""
     if not sys.platform.startswith("linux"):
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -34,7 +34,7 @@ from merlina.jobs.resuming import (
     plan_resume,
     request_start_over,
 )
-from merlina.jobs.run_folders import remove_run_files, write_mark
+from merlina.jobs.run_marks import remove_run_files, write_mark
 from merlina.run_folder.folder import RunFolder
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.jobs import PRIORITY_NUMBER, Priority

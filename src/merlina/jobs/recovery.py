@@ -11,7 +11,7 @@ from pathlib import Path
 from merlina.errors import StoredConfigError
 from merlina.jobs.ingest import ingest_all
 from merlina.jobs.moves import Moves
-from merlina.jobs.run_folders import RunMark, read_mark, remove_run_files
+from merlina.jobs.run_marks import RunMark, read_mark, remove_run_files
 from merlina.private_files import write_private
 from merlina.run_folder.event_log import find_events, read_events
 from merlina.run_folder.folder import RunFolder

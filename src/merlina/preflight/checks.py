@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
 
-from merlina.data.finding_messages import TRAINING_ONLY
+from merlina.data.findings.messages import TRAINING_ONLY
 from merlina.data.readers.sources import resolve_file
 from merlina.domain.data_urls import FileLocation
 from merlina.errors import BusyError, ForbiddenError, MerlinaError

@@ -46,7 +46,7 @@ class _Device:
 
 
 _DEVICES = {
-    # glibc keeps freed blocks of scores for reuse (training/loop/host_memory), which fragments the heap.
+    # glibc keeps freed blocks of scores for reuse (training/loop/glibc_allocator), which fragments the heap.
     "cpu": _Device(0.75 * GIB, {4: 1.65, 2: 1.3}, {4: 3.4, 2: 1.8}, 9, 1),
     "cuda": _Device(0.6 * GIB, {4: 1.05, 2: 1.05}, {4: 1.1, 2: 1.1}, 1, 0),
 }

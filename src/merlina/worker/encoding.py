@@ -8,11 +8,11 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
-from merlina.data.chat_formats import formatter
 from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
-from merlina.data.examination import row_examiner
-from merlina.data.rendered import Rendered
-from merlina.data.row_examiner import Lengths, RowExaminer
+from merlina.data.findings.examination import row_examiner
+from merlina.data.findings.row_examiner import Lengths, RowExaminer
+from merlina.data.rendering.chat_formats import formatter
+from merlina.data.rendering.rendered import Rendered
 from merlina.schemas.datasets.config import DatasetFormat
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.tokens import PairTokenizer, TokenPair, Truncation, end_token

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, get_args
 
-from merlina.data.chat_formats import formatter
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.dataset import MOST_MERGED_ROWS, held_out_rows, read_pairs
 from merlina.data.digests import pair_digest, prompt_digest
-from merlina.data.examination import BatchConversion, Converted, examine_each, one_by_one
-from merlina.data.label_balance import label_imbalance, preview_weights
-from merlina.data.length_statistics import character_length, length_histogram
+from merlina.data.findings.examination import BatchConversion, Converted, examine_each, one_by_one
+from merlina.data.findings.label_balance import label_imbalance, preview_weights
+from merlina.data.findings.length_statistics import character_length, length_histogram
+from merlina.data.findings.row_examiner import Lengths, RowExaminer
+from merlina.data.previews.row_shortening import truncate_row
 from merlina.data.previews.stored_rows import PassingRows, no_such_row
 from merlina.data.readers.data_files import DataFile
 from merlina.data.readers.row_limit import RowLimit
-from merlina.data.row_examiner import Lengths, RowExaminer
+from merlina.data.rendering.chat_formats import formatter
 from merlina.data.row_formats.registry import described
-from merlina.data.truncation import truncate_row
 from merlina.schemas.datasets.config import (
     DatasetConfig,
     DatasetFormat,

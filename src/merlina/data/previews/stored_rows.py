@@ -8,13 +8,13 @@ from itertools import chain, islice
 from typing import Any
 
 from merlina.data.dataset import first_rows, rows_from
+from merlina.data.previews.row_shortening import truncate_name, truncate_row
 from merlina.data.readers.data_files import DataFile
 from merlina.data.readers.files import Row
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import open_rows
 from merlina.data.row_formats.conversion import conversion_of
 from merlina.data.row_formats.registry import described
-from merlina.data.truncation import truncate_name, truncate_row
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import DatasetConfig
 from merlina.schemas.datasets.responses import DetectedFormat

@@ -10,8 +10,8 @@ from typing import Any
 from merlina.data.conversation import UnusableRowError
 from merlina.data.pairs import is_missing
 from merlina.data.readers.files import Row
+from merlina.data.rendering.template_arguments import ARGUMENTS_COLUMN
 from merlina.data.row_formats.ranked_answers import RankedAnswers
-from merlina.data.template_arguments import ARGUMENTS_COLUMN
 
 # Columns that mean the same in every format.
 COMMON_COLUMNS = ("system", "reasoning", "tools", ARGUMENTS_COLUMN)

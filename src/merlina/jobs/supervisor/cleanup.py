@@ -9,7 +9,7 @@ from pathlib import Path
 from merlina.checkpoints import remove_folder
 from merlina.executors.protocol import Executor
 from merlina.jobs.moves import Moves
-from merlina.jobs.run_folders import remove_partial_model, remove_run_files
+from merlina.jobs.run_marks import remove_partial_model, remove_run_files
 from merlina.jobs.supervisor.failure_log import FailureLog
 from merlina.processes import ProcessId
 from merlina.run_folder.folder import RunFolder, remove_token_ids

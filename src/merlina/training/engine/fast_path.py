@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from merlina.schemas.training.machine import AttentionImplementation
-from merlina.training.engine.attention import packing_obstacle
+from merlina.training.engine.attention.pack_attention import packing_obstacle
+from merlina.training.engine.attention.rotary import LengthGroupedModel, RotaryLengths
 from merlina.training.engine.layers import fuse_layers, unfuse_layers
 from merlina.training.engine.logprobs import (
     LogprobModel,
@@ -37,7 +38,6 @@ from merlina.training.engine.logprobs import (
 )
 from merlina.training.engine.output_head import OutputHead
 from merlina.training.engine.packing import Pack, PackedExample, PackingError
-from merlina.training.engine.rotary import LengthGroupedModel, RotaryLengths
 
 # The largest accepted error: root mean square of log-probability differences over a block of tokens. In 16 bits a
 # single token may differ by 0.1 by rounding alone; a wrong mask or position causes far larger differences.

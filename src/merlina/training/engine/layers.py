@@ -51,8 +51,8 @@ from merlina.training.engine.adapted_linear import (
     weights_of,
 )
 from merlina.training.engine.adapter_groups import group_adapters, group_of, is_plain_adapter, ungroup_adapters
+from merlina.training.engine.attention.fused_rotary import fuse_rotary, unfuse_rotary
 from merlina.training.engine.dropout import DropoutMask, draw_mask, save, saved
-from merlina.training.engine.fused_rotary import fuse_rotary, unfuse_rotary
 from merlina.training.engine.kernel_choice import kernels_for
 
 _TRIAL_POSITIONS = 4

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from merlina.schemas.training.machine import AttentionImplementation
 from merlina.training.engine.adapter_groups import AdapterCasts
-from merlina.training.engine.attention import PackedAttention, use_packed_attention
+from merlina.training.engine.attention.pack_attention import PackedAttention, use_packed_attention
 from merlina.training.engine.output_head import OutputHead
 from merlina.training.engine.packing import Pack, PackingError
 from merlina.training.engine.passes import BatchingStrategy, PackedBatching, PaddedBatching

@@ -18,7 +18,7 @@ from merlina.errors import TrainingError
 from merlina.training.engine.packing import PackedExample
 from merlina.training.engine.passes import PassPlanner
 from merlina.training.loop.alarms import Notify
-from merlina.training.loop.gpu_memory import limited_gpu_memory
+from merlina.training.loop.gpu_memory_limit import limited_gpu_memory
 from merlina.training.loop.metrics import memory_metrics
 from merlina.training.loop.pass_runner import PassRunner
 

@@ -64,7 +64,7 @@ from merlina.training.loop.arguments import trainer_arguments
 from merlina.training.loop.batch_items import BatchItems
 from merlina.training.loop.callbacks import ProgressCallback
 from merlina.training.loop.early_stopping import EarlyStopping
-from merlina.training.loop.host_memory import keep_freed_memory
+from merlina.training.loop.glibc_allocator import keep_freed_memory
 from merlina.training.loop.metrics import (
     MetricsWindow,
     RunningMeans,

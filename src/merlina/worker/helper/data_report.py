@@ -9,14 +9,14 @@ from typing import Any
 
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.dataset import held_out_rows, read_pairs
-from merlina.data.examination import BatchConversion, Converted, examine_batches
-from merlina.data.label_balance import label_imbalance, preview_weights
-from merlina.data.length_statistics import token_lengths
+from merlina.data.findings.examination import BatchConversion, Converted, examine_batches
+from merlina.data.findings.label_balance import label_imbalance, preview_weights
+from merlina.data.findings.length_statistics import token_lengths
+from merlina.data.findings.row_examiner import RowExaminer
 from merlina.data.previews.formatted_rows import PREVIEW_SEED
 from merlina.data.readers.data_files import DataFile, file_at
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
-from merlina.data.row_examiner import RowExaminer
 from merlina.data.row_formats.registry import described
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import answers_needed

@@ -13,15 +13,15 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from merlina.data.chat_formats import MARKERS
 from merlina.data.fingerprint import stamp
 from merlina.data.readers.row_limit import RowLimit
+from merlina.data.rendering.chat_formats import MARKERS
 from merlina.domain.adapter_targets import group
 from merlina.errors import MerlinaError, ModelError
 from merlina.schemas.inspection import DataFacts, ModelFacts, RunFacts, TokenizerFacts
 from merlina.schemas.operations import InspectModel, InspectRun, InspectTokenizer
 from merlina.schemas.training.steps import MAX_TEXT_TOKENS
-from merlina.training.engine.attention import packing_obstacle
+from merlina.training.engine.attention.pack_attention import packing_obstacle
 from merlina.training.models.adapter_targets import sites
 from merlina.training.models.loading import load_tokenizer, max_positions, readable_errors, split_gguf, vocabulary_size
 from merlina.worker.encoding import PairEncoder

@@ -8,15 +8,15 @@ from functools import partial
 from typing import Any
 
 from merlina.data.conversation import Pair, UnusableRowError
-from merlina.data.examination import Converted, row_examiner
+from merlina.data.findings.examination import Converted, row_examiner
+from merlina.data.findings.row_examiner import RowExaminer
 from merlina.data.previews.formatted_rows import RowSelection, SampleBuilder, text_sample_builder
 from merlina.data.previews.formatted_rows import preview_formatted as preview_pairs
+from merlina.data.previews.row_shortening import truncate_row
 from merlina.data.readers.data_files import file_at
 from merlina.data.readers.hub import count_hub_rows as count_hub_rows_of
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
-from merlina.data.row_examiner import RowExaminer
-from merlina.data.truncation import truncate_row
 from merlina.errors import DataError, shorten
 from merlina.schemas.operations import CountHubRows, DescribeData, FormattedRows, PreviewFormatted
 from merlina.worker.encoding import EncodedPair, PairEncoder

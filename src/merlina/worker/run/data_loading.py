@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.dataset import ChainedRows, held_out_rows, unused_columns
-from merlina.data.examination import Converted, examine_batches
-from merlina.data.finding_messages import TRAINING_ONLY
+from merlina.data.findings.examination import Converted, examine_batches
+from merlina.data.findings.label_balance import label_imbalance, label_weights
+from merlina.data.findings.messages import TRAINING_ONLY
+from merlina.data.findings.row_examiner import RowExaminer
 from merlina.data.fingerprint import FingerprintBuilder
-from merlina.data.label_balance import label_imbalance, label_weights
-from merlina.data.row_examiner import RowExaminer
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import DatasetPart
 from merlina.schemas.inspection import Fingerprint
@@ -26,8 +26,8 @@ from merlina.training.models.token_store import TokenStore
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter, StoppedEarly
 from merlina.worker.encoding import EncodedPair, PairEncoder
-from merlina.worker.run.kept_tokens import EncodedRows, KeptTokens
 from merlina.worker.run.run_sources import FIRST, RunSources
+from merlina.worker.run.token_cache import EncodedRows, TokenCache
 from merlina.worker.run.training_order import training_order
 
 # The tokenizer encodes many texts at once, in the background. A stop is honored between two batches.
@@ -82,7 +82,7 @@ class DataLoading:
         encoder: PairEncoder,
         vocabulary_size: int,
         reporter: Reporter,
-        kept: KeptTokens,
+        kept: TokenCache,
         *,
         keeps: bool,
     ) -> None:

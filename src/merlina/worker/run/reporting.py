@@ -26,7 +26,7 @@ from merlina.schemas.events import (
     Resumed,
     StateChanged,
 )
-from merlina.worker.run.saved_model_metrics import SavedModelMetrics
+from merlina.worker.run.finished_model.saved_model_metrics import SavedModelMetrics
 
 _PROGRESS_SECONDS = 0.1
 

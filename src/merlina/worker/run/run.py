@@ -19,9 +19,9 @@ from merlina.schemas.events import Ended
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.resource_errors import disk_is_full, exhausted_memory
 from merlina.worker.run.data_loading import TrainingData
-from merlina.worker.run.publishing import publish
+from merlina.worker.run.finished_model.publishing import publish
+from merlina.worker.run.finished_model.saving import save_model
 from merlina.worker.run.reporting import EventReporter, redact_tokens
-from merlina.worker.run.saving import save_model
 from merlina.worker.run.stages import LoadedModel, Stages
 from merlina.worker.run.stop_requests import ReceivedRequests
 

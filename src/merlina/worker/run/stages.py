@@ -40,10 +40,10 @@ from merlina.training.models.loading import (
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.data_loading import DataLoading, TrainingData
-from merlina.worker.run.kept_tokens import KeptTokens
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.run.resuming import choose_checkpoint
 from merlina.worker.run.run_sources import RunSources
+from merlina.worker.run.token_cache import TokenCache
 from merlina.worker.run.wandb_logging import with_wandb
 
 _HELD_AS = {4: "4-bit NF4", 8: "8-bit integers", None: ""}
@@ -134,7 +134,7 @@ class Stages:
         config = self.order.config
         encoder = PairEncoder.for_run(loaded.tokenizer, config)
         sources = RunSources(self.order, self._token, self.reporter)
-        kept = KeptTokens(self.folder.tokens_dir, config, loaded.tokenizer, loaded.vocabulary_size)
+        kept = TokenCache(self.folder.tokens_dir, config, loaded.tokenizer, loaded.vocabulary_size)
         loading = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter, kept, keeps=self.ranks.is_first)
         data, found = loading.load(sources)
         self._check_data_is_unchanged(found)

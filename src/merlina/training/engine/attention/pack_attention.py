@@ -37,8 +37,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
 from merlina.schemas.training.machine import AttentionImplementation
-from merlina.training.engine.block_attention import block_attention
-from merlina.training.engine.flash_attention import (
+from merlina.training.engine.attention.block_attention import block_attention
+from merlina.training.engine.attention.flash_attention import (
     VarlenLayout,
     flash_attention,
     supports_flash_attention,

@@ -50,7 +50,7 @@ class _Manifest(BaseModel):
 
 
 @dataclass(frozen=True)
-class KeptTokens:
+class TokenCache:
     """The folder of one run, for ids that its configuration, tokenizer and size of the vocabulary determine.
 
     Those of a tokenizer that is not one of the library `tokenizers` are never kept: its code determines them, too.

@@ -11,8 +11,8 @@ from merlina.run_folder.order import RunOrder
 from merlina.schemas.training.config import TrainingConfig
 from merlina.version import current
 from merlina.worker.run.data_loading import TrainingData
-from merlina.worker.run.loading_code import ModelLocation, loading_code
-from merlina.worker.run.merging import Merged
+from merlina.worker.run.finished_model.loading_code import ModelLocation, loading_code
+from merlina.worker.run.finished_model.merging import Merged
 
 _SHOWN_SETTINGS = (
     "training_mode",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from merlina.data.conversation import UnusableRowError
-from merlina.data.tools import parsed, without_nulls
+from merlina.data.rendering.tools import parsed, without_nulls
 
 ARGUMENTS_COLUMN = "chat_template_kwargs"
 # Parameters of transformers' `apply_chat_template` other than `documents`, and names that it or Jinja sets. All others

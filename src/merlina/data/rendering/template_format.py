@@ -24,15 +24,15 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from merlina.data.conversation import Message, Pair, UnusableRowError
-from merlina.data.rendered import Rendered, render_answers
-from merlina.data.system_messages import has_system_message, system_as_user
-from merlina.data.thoughts import (
+from merlina.data.rendering.reasoning import (
     count_tags,
     thought_text,
     with_separate_thought,
     without_empty_thought,
     without_opened_thought,
 )
+from merlina.data.rendering.rendered import Rendered, render_answers
+from merlina.data.rendering.system_messages import has_system_message, system_as_user
 from merlina.schemas.datasets.config import FindingKind
 
 # Their first and last characters differ, so that what their renderings have in common belongs to the template.

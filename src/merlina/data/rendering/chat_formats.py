@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from merlina.data.conversation import Message, Pair, UnusableRowError
-from merlina.data.rendered import Rendered, render_answers
-from merlina.data.system_messages import system_as_user
-from merlina.data.template_arguments import ARGUMENTS_COLUMN
-from merlina.data.template_format import ChatTemplate, TemplateFormat
-from merlina.data.thoughts import thought_text, with_separate_thought, without_thought
+from merlina.data.rendering.reasoning import thought_text, with_separate_thought, without_thought
+from merlina.data.rendering.rendered import Rendered, render_answers
+from merlina.data.rendering.system_messages import system_as_user
+from merlina.data.rendering.template_arguments import ARGUMENTS_COLUMN
+from merlina.data.rendering.template_format import ChatTemplate, TemplateFormat
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import CustomTemplates, DatasetFormat, FormatType
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TypeVar
 
-from merlina.data.chat_formats import MARKERS
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
-from merlina.data.row_examiner import Lengths, RowExaminer
+from merlina.data.findings.row_examiner import Lengths, RowExaminer
+from merlina.data.rendering.chat_formats import MARKERS
 from merlina.schemas.datasets.config import FindingKind, FormatType
 
 _T = TypeVar("_T")

@@ -13,7 +13,7 @@ from merlina.schemas.inspection import FileStamp, Fingerprint
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.token_store import TokenStore
 from merlina.training.models.tokens import TokenPair
-from merlina.worker.run.kept_tokens import EncodedRows, KeptTokens
+from merlina.worker.run.token_cache import EncodedRows, TokenCache
 from tests.harness import training_config
 from tests.tiny import build_tiny_tokenizer
 
@@ -37,9 +37,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def kept(tmp_path: Path, tokenizer: Any) -> KeptTokens:
+def kept(tmp_path: Path, tokenizer: Any) -> TokenCache:
     config = TrainingConfig.model_validate(training_config(tmp_path, tmp_path / "pairs.jsonl", "out"))
-    return KeptTokens(tmp_path / "tokens", config, tokenizer, 1_000_000)
+    return TokenCache(tmp_path / "tokens", config, tokenizer, 1_000_000)
 
 
 def filled(store: TokenStore) -> TokenStore:
@@ -53,7 +53,7 @@ def assert_has_all_pairs(store: TokenStore) -> None:
     assert store.rows.tolist() == [pair.row for pair in PAIRS]
 
 
-def test_ids_in_a_file_are_those_that_were_added(kept: KeptTokens, tmp_path: Path) -> None:
+def test_ids_in_a_file_are_those_that_were_added(kept: TokenCache, tmp_path: Path) -> None:
     store = filled(kept.new_store())
     kept.keep(store, ROWS)
     assert_has_all_pairs(store)
@@ -69,7 +69,7 @@ def test_ids_in_a_file_are_those_that_were_added(kept: KeptTokens, tmp_path: Pat
     assert list(in_use) == PAIRS
 
 
-def test_few_ids_leave_no_file(kept: KeptTokens) -> None:
+def test_few_ids_leave_no_file(kept: TokenCache) -> None:
     store = kept.new_store()
     store.add(PAIRS[-1])
     kept.keep(store, ROWS)
@@ -78,7 +78,7 @@ def test_few_ids_leave_no_file(kept: KeptTokens) -> None:
     assert kept.reopen(ROWS.fingerprint) is None
 
 
-def test_ids_are_not_used_after_any_change(kept: KeptTokens, tokenizer: Any, tmp_path: Path) -> None:
+def test_ids_are_not_used_after_any_change(kept: TokenCache, tokenizer: Any, tmp_path: Path) -> None:
     kept.keep(filled(kept.new_store()), ROWS)
 
     edited = ROWS.fingerprint.model_copy(update={"file": STAMP.model_copy(update={"mtime_ns": 21})})
@@ -89,8 +89,8 @@ def test_ids_are_not_used_after_any_change(kept: KeptTokens, tokenizer: Any, tmp
     others = training_config(tmp_path, tmp_path / "pairs.jsonl", "out", max_length=96)
     config = TrainingConfig.model_validate(others)
     software = "the configuration, the model or the software has changed"
-    assert KeptTokens(kept.folder, config, tokenizer, 1_000_000).reopen(ROWS.fingerprint) == software
-    assert KeptTokens(kept.folder, kept.config, tokenizer, 999_999).reopen(ROWS.fingerprint) == software
+    assert TokenCache(kept.folder, config, tokenizer, 1_000_000).reopen(ROWS.fingerprint) == software
+    assert TokenCache(kept.folder, kept.config, tokenizer, 999_999).reopen(ROWS.fingerprint) == software
 
     for name in ("ids", "ends.npy", "rows.npy"):
         file = kept.folder / name

@@ -27,11 +27,17 @@ from merlina.schemas.datasets.sources import DatasetSource
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
 from merlina.worker.run.data_loading import TrainingData
-from merlina.worker.run.loading_code import ModelLocation, compute_dtype_name, is_on_hub, location_of_run
-from merlina.worker.run.merging import Merged, base_dtype, free_memory_of_models, merged_dtype, save_merged
-from merlina.worker.run.model_card import merged_metrics_table, model_card, run_metrics_table
+from merlina.worker.run.finished_model.loading_code import ModelLocation, compute_dtype_name, is_on_hub, location_of_run
+from merlina.worker.run.finished_model.merging import (
+    Merged,
+    base_dtype,
+    free_memory_of_models,
+    merged_dtype,
+    save_merged,
+)
+from merlina.worker.run.finished_model.model_card import merged_metrics_table, model_card, run_metrics_table
+from merlina.worker.run.finished_model.saving import CONFIG_FILE
 from merlina.worker.run.reporting import EventReporter, redact_tokens
-from merlina.worker.run.saving import CONFIG_FILE
 
 # The folder of the adapter beside merged weights.
 _ADAPTER_FOLDER = "adapter"

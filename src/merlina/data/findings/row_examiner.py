@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from merlina.data.conversation import Message, Pair, SkippedRow
 from merlina.data.digests import pair_digest, prompt_digest
-from merlina.data.finding_messages import MESSAGES, OPTIONS
-from merlina.data.truncation import truncate_name
+from merlina.data.findings.messages import MESSAGES, OPTIONS
+from merlina.data.previews.row_shortening import truncate_name
 from merlina.schemas.datasets.config import FindingKind
 from merlina.schemas.datasets.responses import DataFinding
 

@@ -29,7 +29,7 @@ from merlina.training.models.loading import (
 )
 from merlina.training.models.merging import merge_adapter
 from merlina.worker.run.data_loading import TrainingData
-from merlina.worker.run.generation_config import GENERATION_CONFIG_FILE
+from merlina.worker.run.finished_model.generation_config import GENERATION_CONFIG_FILE
 
 _SAMPLE_PAIRS = 8
 # Largest tolerated difference of an answer's mean log-probability per token, in nats. A failed merge is off by whole

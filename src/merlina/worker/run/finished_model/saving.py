@@ -18,9 +18,9 @@ from merlina.schemas.events import Placing
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.resource_errors import disk_is_full
 from merlina.worker.run.data_loading import TrainingData
-from merlina.worker.run.generation_config import write_generation_config
-from merlina.worker.run.loading_code import compute_dtype_name, location_of_run
-from merlina.worker.run.model_card import model_card, run_metrics_table
+from merlina.worker.run.finished_model.generation_config import write_generation_config
+from merlina.worker.run.finished_model.loading_code import compute_dtype_name, location_of_run
+from merlina.worker.run.finished_model.model_card import model_card, run_metrics_table
 from merlina.worker.run.reporting import EventReporter
 from merlina.worker.templates import saved_template
 

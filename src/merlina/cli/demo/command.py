@@ -16,7 +16,7 @@ from rich.table import Table
 from merlina import samples
 from merlina.cli.config_file import read_mapping
 from merlina.cli.console import duration, errors, output, print_table
-from merlina.cli.demo_server import DemoServer, find_or_start
+from merlina.cli.demo.server import DemoServer, find_or_start
 from merlina.cli.progress import show_progress
 from merlina.cli.serve import read_settings
 from merlina.client import Client

@@ -1,0 +1,1 @@
+"""`merlina demo`: a small training run from a sample data set, with its server."""

@@ -1,0 +1,1 @@
+"""The data doctor: examination of rows, and what its findings say."""

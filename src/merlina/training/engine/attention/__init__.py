@@ -1,0 +1,1 @@
+"""Attention over the segments of a pack, and rotary embeddings."""
