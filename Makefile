@@ -82,7 +82,7 @@ test-fast: $(VENV)/.installed-dev ## tests that start no server and import no to
 # uv finds the lowest versions in seconds; pip takes twenty minutes.
 $(LOWEST)/.installed: pyproject.toml $(CONSTRAINTS) | $(VENV)/.installed-dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(LOWEST)
-	$(BIN)/uv pip compile --quiet --resolution lowest-direct --constraint $(CONSTRAINTS) pyproject.toml \
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra remote --constraint $(CONSTRAINTS) pyproject.toml \
 	    --output-file $(LOWEST)/lowest.txt
 	$(BIN)/uv pip install --quiet --python $(LOWEST) --constraint $(LOWEST)/lowest.txt --editable ".[dev]"
 	@touch $@
