@@ -57,6 +57,10 @@ def prompt(world: World) -> dict[str, Any]:
     return {"job_id": world.completed, "messages": [{"role": "user", "content": "Hi"}], "max_new_tokens": 2}
 
 
+def completion(world: World) -> dict[str, Any]:
+    return {"model": world.completed, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+
+
 CHAT_KEYS = ("state", "job_id", "with_base", "gpu", "needed_mb", "memory_mb", "idle_until")
 COMPARISON_KEYS = ("comparison_id", "job_id", "messages.0.content", "left", "right", "created_at", "better", "tuned")
 CHECKS = ("gpu_available", "vram_sufficient", "disk_space_ok", "model_accessible", "dataset_valid")
@@ -252,6 +256,20 @@ CASES = [
     Case("POST /chat/load", ("detail",), 400, body=lambda world: {"job_id": world.waiting}),
     Case("POST /chat/answer", (), body=prompt),
     Case("POST /chat/answer", ("detail.errors.0",), 400, body=lambda world: {**prompt(world), "messages": []}),
+    Case("GET /v1/models", ("object", "data.0.id", "data.0.job_id", "data.0.created", "data.0.parent")),
+    Case("GET /v1/models/{completed}", ("id", "object", "created", "owned_by", "job_id", "parent")),
+    Case("GET /v1/models/none", ("error.message", "error.type", "error.code"), 404),
+    Case(
+        "POST /v1/chat/completions",
+        ("id", "object", "model", "choices.0.message.content", "choices.0.finish_reason", "usage.total_tokens"),
+        body=completion,
+    ),
+    Case(
+        "POST /v1/chat/completions",
+        ("error.message", "error.type", "error.param"),
+        400,
+        body=lambda world: {**completion(world), "messages": []},
+    ),
     Case("POST /chat/comparisons", COMPARISON_KEYS, body=prompt),
     Case("GET /chat/comparisons", ("detail.errors.0",), 400),
     Case("POST /chat/comparisons/{comparison}/vote", (*COMPARISON_KEYS, "winner"), body=lambda _: {"better": "left"}),

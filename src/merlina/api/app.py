@@ -22,7 +22,9 @@ from merlina.api.routes import ROUTERS
 from merlina.api.services import Services
 from merlina.api.uploads.receiving import recover_uploads
 from merlina.chat.comparisons import Comparisons
+from merlina.chat.completions import Completions
 from merlina.chat.memory import ChatMemory
+from merlina.chat.served_models import ModelNames
 from merlina.chat.service import ChatService
 from merlina.data.readers.sources import resolve_further_files
 from merlina.executors.chat_process import ChatProcess
@@ -135,6 +137,7 @@ def build_services(settings: Settings) -> Services:
         chat_process=chat_process,
         chat=chat,
         comparisons=Comparisons(database, commands, chat),
+        completions=Completions(chat, ModelNames(database)),
         spares=spares,
         configs=ConfigStore(settings.configs_dir),
         sessions=_sessions(settings),

@@ -38,6 +38,7 @@ from merlina.errors import (
     UnreachableError,
     is_disk_full,
 )
+from merlina.schemas.completions import CompletionError, CompletionErrorResponse
 from merlina.schemas.parsing.json_text import why_not_json
 from merlina.schemas.parsing.validation_errors import OWN_TYPES, describe_one
 
@@ -99,8 +100,29 @@ class _DetailResponse(JSONResponse):
         return json.dumps({"detail": content}, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def _on_merlina_error(_request: Request, error: Exception) -> JSONResponse:
+def completion_error(error: MerlinaError) -> CompletionErrorResponse:
+    """Return the body of an error of `/v1`, in the form of OpenAI's API."""
+    findings = error.findings if isinstance(error, InvalidRequestError) else ()
+    status = status_of(error)
+    return CompletionErrorResponse(
+        error=CompletionError(
+            message=str(error) if findings else error.message,
+            type="invalid_request_error" if status < 500 else "server_error",
+            param=next((finding.field for finding in findings), None),
+            code="model_not_found" if status == 404 else None,
+        )
+    )
+
+
+def _on_merlina_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MerlinaError)
+    return _error_response(request, error)
+
+
+def _error_response(request: Request, error: MerlinaError) -> JSONResponse:
+    route = request.scope.get("route")
+    if isinstance(route, APIRoute) and route.path.startswith("/v1/"):
+        return JSONResponse(completion_error(error).model_dump(), status_of(error))
     return error_response(error)
 
 
@@ -111,7 +133,7 @@ def _on_invalid_request(request: Request, error: Exception) -> JSONResponse:
     kind = request.headers.get("content-type", "none")
     if model is not None and "json" not in kind:
         findings.append(Finding(f"the Content-Type is {kind[:100]}; send application/json"))
-    return error_response(InvalidRequestError(_NOT_VALID, findings))
+    return _error_response(request, InvalidRequestError(_NOT_VALID, findings))
 
 
 def _describe(problem: dict[str, Any], model: type[BaseModel] | None, body: Any) -> Finding:
@@ -148,7 +170,7 @@ def _on_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 400 and isinstance(error.__cause__, (ValueError, RecursionError)):
         # FastAPI could not parse the body for a reason other than its syntax.
         finding = Finding(why_not_json(error.__cause__), "body")
-        return error_response(InvalidRequestError(_NOT_VALID, [finding]))
+        return _error_response(request, InvalidRequestError(_NOT_VALID, [finding]))
     if error.status_code == 404:
         if page.wants_page(request):
             return page.not_found(request)

@@ -14,6 +14,7 @@ from merlina.api.long_requests import LONG_REQUEST_THREADS
 from merlina.api.middleware.sessions import Sessions
 from merlina.api.uploads.upload_limits import UploadLimits
 from merlina.chat.comparisons import Comparisons
+from merlina.chat.completions import Completions
 from merlina.chat.service import ChatService
 from merlina.executors.chat_process import ChatProcess
 from merlina.executors.helper_pools import HelperPools
@@ -45,6 +46,7 @@ class Services:
     chat_process: ChatProcess
     chat: ChatService
     comparisons: Comparisons
+    completions: Completions
     spares: SpareProcesses | None
     configs: ConfigStore
     sessions: Sessions | None

@@ -44,13 +44,25 @@ class ChatService:
             self._loader.ensure_loaded(spec, force=force)
 
     def answer(
-        self, job_id: str, side: Side, messages: Sequence[ChatMessage], sampling: Sampling, closed: threading.Event
+        self,
+        job_id: str,
+        side: Side,
+        messages: Sequence[ChatMessage],
+        sampling: Sampling,
+        closed: threading.Event,
+        *,
+        top_logprobs: int | None = None,
     ) -> Generator[AnswerEvent, None, None]:
-        """Yield the answer of one side, piece by piece, loading the model first if necessary. Raises as `load`."""
+        """Yield the answer of one side, piece by piece, loading the model first if necessary. Raises as `load`.
+
+        With `top_logprobs`, an AnswerToken for each token as well.
+        """
         spec = self._spec(self.commands.find(job_id), with_base=side == "base")
         # A Prompt is a Sampling with more fields.
         parameters = Sampling.model_validate(sampling.model_dump(include=set(Sampling.model_fields)))
-        operation = AnswerMessages(job_id=job_id, side=side, messages=list(messages), sampling=parameters)
+        operation = AnswerMessages(
+            job_id=job_id, side=side, messages=list(messages), sampling=parameters, top_logprobs=top_logprobs
+        )
         with self.chat_process.turn(closed):
             self._loader.ensure_loaded(spec)
             events = self.chat_process.answer(operation)

@@ -19,15 +19,15 @@ from merlina.executors.idle_timer import IdleTimer
 from merlina.executors.pipe_process import PipeProcess, as_error
 from merlina.executors.spare_processes import SpareProcesses
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText
-from merlina.schemas.operations import AnswerMessages, LoadChatModel, Operation
+from merlina.schemas.operations import AnswerMessages, AnswerToken, LoadChatModel, Operation
 
 # Each waiting call holds one of the server's 40 request threads.
 _MAX_WAITING = 8
 _POLL_SECONDS = 0.1
 
-AnswerEvent = AnswerBegins | AnswerText | AnswerEnds
-_EVENT: TypeAdapter[AnswerBegins | AnswerText] = TypeAdapter(
-    Annotated[AnswerBegins | AnswerText, Field(discriminator="type")]
+AnswerEvent = AnswerBegins | AnswerToken | AnswerText | AnswerEnds
+_EVENT: TypeAdapter[AnswerBegins | AnswerToken | AnswerText] = TypeAdapter(
+    Annotated[AnswerBegins | AnswerToken | AnswerText, Field(discriminator="type")]
 )
 _State = Literal["empty", "loading", "ready", "answering"]
 

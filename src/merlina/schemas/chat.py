@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, RootModel, field_validator
@@ -12,14 +13,17 @@ Side = Literal["base", "tuned"]
 Position = Literal["left", "right"]
 Verdict = Literal["left", "right", "tie"]
 Winner = Literal["base", "tuned", "tie"]
-EndReason = Literal["end_token", "max_new_tokens", "max_positions"]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
+StopTexts = Annotated[list[StopText], Field(max_length=4)]
+MAX_MESSAGE_LENGTH = 65_536
+EndReason = Literal["end_token", "stop", "max_new_tokens", "max_positions"]
 
 
 class ChatMessage(RequestModel):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"] = Field(description="A system message must be the first one.")
-    content: str = Field(min_length=1, max_length=65_536)
+    content: str = Field(min_length=1, max_length=MAX_MESSAGE_LENGTH)
 
     @field_validator("content")
     @classmethod
@@ -43,6 +47,17 @@ class Sampling(RequestModel):
         description="Nucleus sampling: sample from the smallest set of tokens with this total probability.",
     )
     seed: int = Field(default=42, ge=0, le=2**32 - 1, description="Random seed.")
+    stop: StopTexts = Field(
+        default_factory=list, description="Texts at which the answer ends; they are not part of it."
+    )
+
+
+def check_conversation(messages: Sequence[ChatMessage]) -> None:
+    """Raise ValueError unless the conversation, of at least one message, can be answered."""
+    if any(message.role == "system" for message in messages[1:]):
+        raise ValueError("only the first message may be a system message")
+    if messages[-1].role != "user":
+        raise ValueError(f"the last message has the role {messages[-1].role!r}; it must be 'user'")
 
 
 class Prompt(Sampling):
@@ -56,10 +71,7 @@ class Prompt(Sampling):
     @field_validator("messages")
     @classmethod
     def _can_be_answered(cls, value: list[ChatMessage]) -> list[ChatMessage]:
-        if any(message.role == "system" for message in value[1:]):
-            raise ValueError("only the first message may be a system message")
-        if value[-1].role != "user":
-            raise ValueError(f"the last message has the role {value[-1].role!r}; it must be 'user'")
+        check_conversation(value)
         return value
 
 
@@ -127,7 +139,8 @@ class AnswerEnds(ResponseModel):
 
     type: Literal["end"]
     reason: EndReason = Field(
-        description="end_token: the answer is complete; otherwise it was truncated at max_new_tokens or max_positions."
+        description="end_token: the answer is complete; stop: it reached a stop text; otherwise it was truncated at "
+        "max_new_tokens or max_positions."
     )
     tokens: int = Field(description="Number of generated tokens, including the end token.")
     seconds: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -222,6 +222,20 @@ class LoadChatModel(Operation[int]):
     token: str | None = Field(repr=False)
 
 
+class TokenChoice(BaseModel):
+    """A token as text, and the natural logarithm of its probability at its position."""
+
+    text: str
+    logprob: float
+
+
+class AnswerToken(TokenChoice):
+    """A generated token, and the most probable ones at its position, most probable first."""
+
+    type: Literal["token"]
+    top: list[TokenChoice]
+
+
 class FinishedAnswer(BaseModel):
     """The end of an answer, and the memory that the process then takes, in MiB."""
 
@@ -232,6 +246,8 @@ class FinishedAnswer(BaseModel):
 class AnswerMessages(Operation[FinishedAnswer]):
     """Answer a conversation with one side of the loaded model; sends AnswerBegins and AnswerText events meanwhile.
 
+    With `top_logprobs`, an AnswerToken with so many of the most probable tokens precedes the text of each token.
+
     Raises UnusableRowError or InvalidRequestError if the conversation does not fit the format or the model.
     """
 
@@ -239,3 +255,4 @@ class AnswerMessages(Operation[FinishedAnswer]):
     side: Side
     messages: list[ChatMessage]
     sampling: Sampling
+    top_logprobs: int | None = Field(default=None, ge=0)

@@ -225,6 +225,33 @@ def owner_of_model(connection: Connection, output_dir: str) -> str | None:
     return connection.execute(query).scalar_one_or_none()
 
 
+@dataclass(frozen=True)
+class SavedModel:
+    """The model that an ended job saved. `saved_at` is in epoch seconds."""
+
+    job_id: str
+    output_name: str
+    base_model: str
+    output_dir: str
+    saved_at: float
+
+
+def saved_models(connection: Connection, name: str | None = None) -> list[SavedModel]:
+    """Return the models of ended jobs, newest first: each folder's last one.
+
+    With `name`, only those with this output name, job id or base model.
+    """
+    saved_at = func.coalesce(jobs.c.ended_at, jobs.c.updated_at)
+    columns = (jobs.c.job_id, jobs.c.output_name, jobs.c.base_model, jobs.c.output_dir, saved_at)
+    saved = jobs.c.output_dir.is_not(None) & jobs.c.state.in_(END_STATES)
+    if name is not None:
+        saved &= (jobs.c.output_name == name) | (jobs.c.job_id == name) | (jobs.c.base_model == name)
+    newest: dict[str, SavedModel] = {}
+    for row in connection.execute(select(*columns).where(saved).order_by(saved_at.desc())):
+        newest.setdefault(row.output_dir, SavedModel(*row))
+    return list(newest.values())
+
+
 def move_model(connection: Connection, folder: str, kept_as: str, *, by: str | None = None) -> None:
     """Record that `folder` was moved to `kept_as`: with its job's model, if it is a job's, and with those inside it.
 

@@ -1,6 +1,19 @@
 """The endpoints, one module for each subject. To add one: ARCHITECTURE.md, "Checklists"."""
 
-from merlina.api.routes import chat, configs, datasets, general, gpus, jobs, live, models, queue, session, system
+from merlina.api.routes import (
+    chat,
+    completions,
+    configs,
+    datasets,
+    general,
+    gpus,
+    jobs,
+    live,
+    models,
+    queue,
+    session,
+    system,
+)
 
 ROUTERS = (
     general.router,
@@ -13,5 +26,6 @@ ROUTERS = (
     configs.router,
     models.router,
     chat.router,
+    completions.router,
     live.router,
 )

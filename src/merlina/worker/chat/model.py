@@ -6,23 +6,25 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
 from merlina.data.conversation import Message, Pair, assistant
 from merlina.domain.units import MIB
 from merlina.errors import ConflictError, InvalidRequestError
-from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText, EndReason, Sampling, Side
+from merlina.schemas.chat import AnswerBegins, AnswerEnds, EndReason, Sampling, Side
 from merlina.schemas.datasets.config import DatasetFormat
 from merlina.schemas.operations import AnswerMessages, FinishedAnswer, LoadChatModel
 from merlina.training.models.loading import ModelSpec, load_model, load_tokenizer, readable_errors, training_device
+from merlina.worker.chat.answer_stream import AnswerEvent, AnswerStream, TokenLogprobs
 from merlina.worker.chat.detokenizer import Detokenizer
+from merlina.worker.chat.stop_texts import StopTexts
 from merlina.worker.encoding import UNLIMITED, PairEncoder
 from merlina.worker.resource_errors import exhausted_memory
 
@@ -74,7 +76,7 @@ class ChatModel:
     def answer(
         self,
         operation: AnswerMessages,
-        send: Callable[[AnswerBegins | AnswerText], None],
+        send: Callable[[AnswerEvent], None],
         is_cancelled: Callable[[], bool],
     ) -> FinishedAnswer:
         """Send the prompt, then the answer in pieces of text, and return its end. Raises as the operation states."""
@@ -92,13 +94,17 @@ class ChatModel:
         )
         end_token = self.encoder.end_token
         end_tokens = self.end_tokens | ({end_token} if end_token is not None else set())
-        stream = _TextStream(send, is_cancelled, Detokenizer(self.tokenizer))
+        top = operation.top_logprobs
+        logprobs = None if top is None else TokenLogprobs(self.tokenizer, top)
+        stream = AnswerStream(
+            send, is_cancelled, Detokenizer(self.tokenizer), StopTexts(settings.stop), end_tokens, logprobs
+        )
         with self._model_of(side) as model, _readable_memory_errors():
-            self._generate(model, prompt, settings, max_new_tokens, end_tokens, stream)
+            self._generate(model, prompt, settings, max_new_tokens, stream)
         stream.flush()
         end = AnswerEnds(
             type="end",
-            reason=_reason(stream, settings, end_tokens),
+            reason=_reason(stream, settings),
             tokens=len(stream.ids),
             seconds=round(time.monotonic() - began, 3),
         )
@@ -131,8 +137,7 @@ class ChatModel:
         prompt: list[int],
         settings: Sampling,
         max_new_tokens: int,
-        end_tokens: frozenset[int],
-        stream: _TextStream,
+        stream: AnswerStream,
     ) -> None:
         ids = torch.tensor([prompt], device=model.device)
         decoding: dict[str, Any] = {"do_sample": False}
@@ -143,31 +148,14 @@ class ChatModel:
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
-            eos_token_id=sorted(end_tokens),
+            eos_token_id=sorted(stream.end_tokens),
             pad_token_id=self.tokenizer.pad_token_id,
             use_cache=True,
+            # Custom processors see the logits before temperature and top_p are applied.
+            logits_processor=LogitsProcessorList([] if stream.logprobs is None else [stream.logprobs]),
             stopping_criteria=StoppingCriteriaList([stream]),
             **decoding,
         )
-
-
-@dataclass(eq=False)
-class _TextStream(StoppingCriteria):  # type: ignore[misc]
-    """Sends the text of each token when it has been generated, and stops the generation when it is cancelled."""
-
-    send: Callable[[AnswerText], None]
-    is_cancelled: Callable[[], bool]
-    detokenizer: Detokenizer
-    ids: list[int] = field(default_factory=list)
-
-    def __call__(self, input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
-        """Return whether to stop, shape [1], after the last of `input_ids`, shape [1, tokens so far]."""
-        self.ids.append(int(input_ids[0, -1]))
-        self.send(AnswerText(type="text", text=self.detokenizer.add(self.ids[-1])))
-        return torch.tensor([self.is_cancelled()], device=input_ids.device)
-
-    def flush(self) -> None:
-        self.send(AnswerText(type="text", text=self.detokenizer.flush()))
 
 
 def _chat_format(trained: DatasetFormat, tokenizer: Any) -> DatasetFormat:
@@ -177,8 +165,10 @@ def _chat_format(trained: DatasetFormat, tokenizer: Any) -> DatasetFormat:
     return trained
 
 
-def _reason(stream: _TextStream, settings: Sampling, end_tokens: frozenset[int]) -> EndReason:
-    if stream.ids and stream.ids[-1] in end_tokens:
+def _reason(stream: AnswerStream, settings: Sampling) -> EndReason:
+    if stream.stop.is_found:
+        return "stop"
+    if stream.ids and stream.ids[-1] in stream.end_tokens:
         return "end_token"
     return "max_new_tokens" if len(stream.ids) >= settings.max_new_tokens else "max_positions"
 
