@@ -8,7 +8,7 @@ import sys
 import typer
 from rich.markup import escape
 
-from merlina.cli import bench, check, configs, data, datasets, gpus, jobs, serve, train
+from merlina.cli import bench, chat, check, configs, data, datasets, gpus, jobs, serve, train
 from merlina.cli.console import errors
 from merlina.cli.demo.command import demo
 from merlina.errors import InvalidRequestError, MerlinaError
@@ -33,6 +33,7 @@ commands.command("jobs")(jobs.list_jobs)
 commands.command()(jobs.logs)
 commands.command()(jobs.stop)
 commands.command()(jobs.pause)
+commands.command()(chat.chat)
 commands.command()(gpus.gpus)
 commands.command()(bench.bench)
 commands.add_typer(datasets.commands, name="datasets", help="Upload, list and delete data sets.")
