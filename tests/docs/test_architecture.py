@@ -27,10 +27,14 @@ _ELSEWHERE = re.compile(
 )
 
 
-def test_no_package_holds_more_than_fifteen_modules() -> None:
+def test_no_folder_holds_more_than_fifteen_modules() -> None:
     """A larger package holds two subjects."""
     packages = [path.parent for path in (REPOSITORY / "src/merlina").rglob("__init__.py")]
-    assert {str(package): n for package in packages if (n := len([*package.glob("[!_]*.py")])) > 15} == {}
+    modules = {package: [*package.glob("[!_]*.py")] for package in packages}
+    for file in (REPOSITORY / "ui/src").rglob("*.*"):
+        if file.suffix in (".ts", ".svelte") and ".test" not in file.name:
+            modules.setdefault(file.parent, []).append(file)
+    assert {str(folder): len(files) for folder, files in modules.items() if len(files) > 15} == {}
 
 
 def test_the_diagram_of_states_is_the_table_of_transitions() -> None:

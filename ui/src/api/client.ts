@@ -1,6 +1,6 @@
 /** The client of the HTTP API: one function per endpoint, one error class. */
 
-import { describe, errorsIn } from '../lib/findings';
+import { describe, errorsIn } from '../lib/new-run/findings';
 import { urlFor } from '../lib/url';
 import type { components } from './types';
 

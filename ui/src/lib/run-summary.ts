@@ -1,8 +1,8 @@
 /** A summary of what a run will do. */
 
-import type { Values } from './draft';
-import { FIELDS } from './fields';
-import type { Source } from './sources';
+import type { Values } from './new-run/draft';
+import { FIELDS } from './new-run/fields';
+import type { Source } from './new-run/sources';
 
 const METHODS: Record<string, string> = {
   orpo: 'ORPO', dpo: 'DPO', simpo: 'SimPO', cpo: 'CPO', ipo: 'IPO', kto: 'KTO', sft: 'supervised fine-tuning (SFT) on the chosen answers',

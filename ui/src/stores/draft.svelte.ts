@@ -2,11 +2,11 @@
 
 import { api, toApiError, UNREACHABLE, type Finding } from '../api/client';
 import type { components } from '../api/types';
-import { configOf, DEFAULT_DATA, draftFromConfig, missingIn, suggestName, type DataDraft, type Values } from '../lib/draft';
-import { storedDrafts, storageKey } from '../lib/draft-storage';
-import { defaultOf, withoutSecrets, type InvalidInput } from '../lib/fields';
+import { configOf, DEFAULT_DATA, draftFromConfig, missingIn, suggestName, type DataDraft, type Values } from '../lib/new-run/draft';
+import { storedDrafts, storageKey } from '../lib/new-run/draft-storage';
+import { defaultOf, withoutSecrets, type InvalidInput } from '../lib/new-run/fields';
 import { capitalized } from '../lib/format';
-import { describe, describeOfSource, errorsIn, settingOf, warningsIn } from '../lib/findings';
+import { describe, describeOfSource, errorsIn, settingOf, warningsIn } from '../lib/new-run/findings';
 
 const VALIDATE_MS = 800;
 

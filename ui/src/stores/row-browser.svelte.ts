@@ -1,8 +1,8 @@
 /** The rows of a data set, loaded a few at a time in both directions or by a search for findings. */
 
 import { api, ApiError, toApiError, type Preview } from '../api/client';
-import type { Values } from '../lib/draft';
-import { formattedRows, storedRows, type PreviewedRow } from '../lib/previewed-rows';
+import type { Values } from '../lib/new-run/draft';
+import { formattedRows, storedRows, type PreviewedRow } from '../lib/new-run/previewed-rows';
 
 /** What is previewed. `dataset` is as in a run, with the model whose tokens are shown, if any. */
 export interface PreviewRequest {

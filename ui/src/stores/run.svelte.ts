@@ -3,8 +3,8 @@
 import { api, ApiError, toApiError, type JobStatus, type LogLine, type TimelineEntry } from '../api/client';
 import { LiveConnection, type Connection, type Message } from '../api/live';
 import type { components } from '../api/types';
-import { StepRate } from '../lib/step-rate';
-import { Series, type Row } from '../lib/series';
+import { StepRate } from '../lib/charts/step-rate';
+import { Series, type Row } from '../lib/charts/series';
 import { isEnded } from '../lib/states';
 import { attemptStart } from '../lib/timeline';
 import { page } from './page.svelte';

@@ -1,7 +1,7 @@
 /** The list of runs: history, queue, and the status of running jobs. */
 
 import { api, type HistoryEntry, type JobStatus, type QueueStatus } from '../api/client';
-import { StepRate } from '../lib/step-rate';
+import { StepRate } from '../lib/charts/step-rate';
 import type { Filter } from '../lib/search';
 import { isRunning } from '../lib/states';
 

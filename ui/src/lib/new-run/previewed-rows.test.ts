@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import type { Preview } from '../api/client';
+import type { Preview } from '../../api/client';
 import { filterOptions, formattedRows, isOfRows, missingPairs, storedRows } from './previewed-rows';
 
 const preview = {

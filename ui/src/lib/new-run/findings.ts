@@ -1,7 +1,7 @@
 /** Findings of a validation, assigned to the settings that they concern. */
 
-import type { Finding } from '../api/client';
-import { capitalized } from './format';
+import type { Finding } from '../../api/client';
+import { capitalized } from '../format';
 import { FIELDS, labelOf } from './fields';
 
 /** Return the setting that a finding concerns, or `dataset`; null if the form has no field for it. */

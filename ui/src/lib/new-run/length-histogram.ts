@@ -1,7 +1,7 @@
 /** The histogram of the lengths of pairs, as bars and words. */
 
-import type { LengthHistogram } from '../api/client';
-import { integer } from './format';
+import type { LengthHistogram } from '../../api/client';
+import { integer } from '../format';
 
 export interface Bar {
   /** Height as a fraction of the highest bar. */

@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import type { LengthHistogram } from '../api/client';
+import type { LengthHistogram } from '../../api/client';
 import { axisEnd, barsOf, describeLengths } from './length-histogram';
 
 const histogram: LengthHistogram = { unit: 'tokens', edges: [0, 100, 200, 9001], counts: [4, 8, 1], median: 120, longest: 9000 };

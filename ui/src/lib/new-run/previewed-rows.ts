@@ -1,7 +1,7 @@
 /** Rows of a data set with the pairs that they become, from the responses of both previews. */
 
-import type { Preview } from '../api/client';
-import { integer } from './format';
+import type { Preview } from '../../api/client';
+import { integer } from '../format';
 
 type FindingKind = NonNullable<Preview['rows']>[number]['findings'][number];
 

@@ -1,6 +1,6 @@
 /** The settings of a run as form fields, generated from the API's schema and grouped for the form. */
 
-import generated from '../api/fields.json';
+import generated from '../../api/fields.json';
 
 export interface Field {
   name: string;

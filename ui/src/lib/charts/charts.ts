@@ -1,6 +1,6 @@
 /** The charts of a run: which metrics each one shows, and their labels. */
 
-import type { Values } from './draft';
+import type { Values } from '../new-run/draft';
 
 export interface Line {
   name: string;
