@@ -24,14 +24,18 @@ def test_the_page_offers_every_chat_format() -> None:
     assert set(re.findall(r"\['(\w+)',", formats)) == set(get_args(FormatType))
 
 
+def _text(module: str) -> str:
+    return (UI / f"lib/new-run/{module}.ts").read_text()
+
+
 def test_the_page_offers_every_row_format_by_its_title() -> None:
-    (formats,) = re.findall(r"const ROW_FORMATS: .*?= \[(.*?)\n\];", (UI / "lib/new-run/row-formats.ts").read_text(), re.DOTALL)
+    (formats,) = re.findall(r"const ROW_FORMATS: .*?= \[(.*?)\n\];", _text("row-formats"), re.DOTALL)
     titles = {name: converter.title for name, converter in ROW_FORMATS.items()}
     assert dict(re.findall(r"\['(\w+)', '(.*?)'\],", formats)) == titles
 
 
 def test_the_page_offers_every_order_of_sources() -> None:
-    (orders,) = re.findall(r"const SOURCE_ORDERS: .*?= \[(.*?)\n\];", (UI / "lib/new-run/sources.ts").read_text(), re.DOTALL)
+    (orders,) = re.findall(r"const SOURCE_ORDERS: .*?= \[(.*?)\n\];", _text("sources"), re.DOTALL)
     assert set(re.findall(r"\['(\w+)',", orders)) == set(get_args(SourceOrder))
 
 
