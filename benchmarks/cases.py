@@ -96,7 +96,8 @@ def load_case_model(case: Case, folder: Path) -> Any:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from merlina.training.models.loading import ModelSpec, load_model, training_device
+    from merlina.training.device import training_device
+    from merlina.training.models.loading import ModelSpec, load_model
 
     if case.model not in SHAPES:
         return load_model(ModelSpec(case.model, "bfloat16", case.bits, "auto", folder))

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from xxhash import xxh3_128
 
+from merlina.checksums import checksum
 from merlina.faults import FaultPoint, reach
 
 MANIFEST = "manifest.json"
@@ -34,7 +34,6 @@ _WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
 _INDEX_OF_WEIGHTS = "model.safetensors.index.json"
 _PREFIX = "checkpoint-"
 _OWN = re.compile(r"\.?checkpoint-.*|.*-reference\.(safetensors|partial)")
-_BLOCK = 1 << 20
 
 
 class _File(BaseModel):
@@ -167,7 +166,7 @@ def write_manifest(checkpoint: Path, best_step: int | None) -> None:
     sync(checkpoint.parent)
     reach(FaultPoint.SAVE_SYNCED)
     files = {
-        str(name): _File(size=(checkpoint / name).stat().st_size, xxh3_128=_checksum(checkpoint / name))
+        str(name): _File(size=(checkpoint / name).stat().st_size, xxh3_128=checksum(checkpoint / name))
         for name in names
     }
     manifest = _Manifest(step=step_of(checkpoint), best_step=best_step, files=files)
@@ -322,14 +321,6 @@ def _difference(path: Path, expected: _File, *, checksums: bool) -> str | None:
         return "is missing"
     if size != expected.size:
         return f"has {size:,} bytes instead of {expected.size:,}"
-    if checksums and _checksum(path) != expected.xxh3_128:
+    if checksums and checksum(path) != expected.xxh3_128:
         return "has changed: its checksum differs"
     return None
-
-
-def _checksum(path: Path) -> str:
-    digest, block = xxh3_128(), memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
-        while read := file.readinto(block):
-            digest.update(block[:read])
-    return digest.hexdigest()

@@ -1,12 +1,10 @@
-"""Check access to repositories on the Hugging Face Hub, and describe the errors of huggingface_hub."""
+"""Describe the errors of huggingface_hub to users."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Literal
 
-from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -19,20 +17,11 @@ from huggingface_hub.errors import (
 # The client reexports the HTTP library that its version is built on: httpx or its successor.
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
-RepoKind = Literal["model", "dataset"]
+from merlina.hub_repositories import RepoKind
 
 # Why the Hub is currently unreachable; set while a call works offline, from this machine's cache.
 HUB_PROBLEM: ContextVar[str | None] = ContextVar("hub_problem", default=None)
 _NAMES: dict[RepoKind, str] = {"model": "model", "dataset": "data set"}
-_TIMEOUT_SECONDS = 10
-
-
-def check_access(repo_id: str, kind: RepoKind, token: str | bool | None) -> None:
-    """Raise the client's error if the repository cannot be read or the Hub cannot be reached."""
-    api = HfApi(token=token)
-    # The metadata of a gated repository is public; only the second request checks access to its files.
-    if api.repo_info(repo_id, repo_type=kind, timeout=_TIMEOUT_SECONDS).gated:
-        api.auth_check(repo_id, repo_type=kind)
 
 
 def is_access_denied(error: BaseException) -> bool:

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from merlina import samples
 from merlina.data.columns import map_columns
 from merlina.data.conversation import Message, Pair, SkippedRow, assistant
-from merlina.data.dataset import LocatedSource, held_out_rows, read_pairs, read_sources
+from merlina.data.dataset import LocatedSource, read_pairs, read_sources
 from merlina.data.findings.row_examiner import RowExaminer
 from merlina.data.fingerprint import fingerprint
 from merlina.data.previews.formatted_rows import RowSelection, preview_formatted, text_sample_builder
 from merlina.data.previews.stored_rows import preview_rows
 from merlina.data.readers.sources import resolve_file
 from merlina.data.row_formats.conversion import conversion_of
+from merlina.data.split import held_out_rows
 from merlina.errors import DataError, ForbiddenError, NotFoundError
 from merlina.paths import AllowedPaths
 from merlina.schemas.datasets.config import DatasetConfig
@@ -222,10 +223,10 @@ def test_pairs_are_cleaned_before_they_are_split(tmp_path: Path) -> None:
 def test_errors_of_one_of_several_sources_name_it(tmp_path: Path) -> None:
     good, broken = jsonl(tmp_path / "good.jsonl", [PAIR] * 25), tmp_path / "broken.jsonl"
     broken.write_text(good.read_text() + "{\n")
-    sources = [LocatedSource(config(good), good), LocatedSource(config(broken), broken, "dataset.sources.1")]
+    sources = [LocatedSource(config(good), good), LocatedSource(config(broken), broken, "dataset.sources.1: ")]
     training, _ = read_sources(sources, [], None)
     with pytest.raises(DataError, match=r"^dataset\.sources\.1: line 26 is not valid JSON"):
         list(training)
     mapped = config(good, column_mapping={"nope": "prompt"})
     with pytest.raises(DataError, match=r"^dataset\.eval_source: column_mapping names 'nope'"):
-        read_sources(sources[:1], [LocatedSource(mapped, good, "dataset.eval_source")], None)
+        read_sources(sources[:1], [LocatedSource(mapped, good, "dataset.eval_source: ")], None)

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from merlina.data.findings.examination import row_examiner
-from merlina.data.findings.row_examiner import RowExaminer
+from merlina.data.findings.row_examiner import RowExaminer, row_examiner
 from merlina.data.previews.formatted_rows import (
     FormattedPreview,
     RowSelection,

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from merlina.data.conversation import Message, Pair, SkippedRow, UnusableRowError, assistant
-from merlina.data.dataset import held_out_rows
 from merlina.data.findings.label_balance import LabelWeights, label_imbalance
 from merlina.data.findings.row_examiner import Lengths, RowExaminer
 from merlina.data.pairs import to_pair
+from merlina.data.split import held_out_rows
 from merlina.schemas.datasets.responses import DataFinding
 
 

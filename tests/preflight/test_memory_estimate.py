@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from merlina.hardware.gpus import Gpu
-from merlina.preflight.memory_estimate import check_memory, estimate, trained_weights
+from merlina.preflight.memory_check import check_memory
+from merlina.preflight.memory_estimate import estimate, trained_weights
 from merlina.schemas.inspection import ModelFacts
 from tests.preflight.facts import FACTS, config
 

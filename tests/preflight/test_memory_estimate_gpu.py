@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from merlina.hardware.gpus import Gpu
-from merlina.preflight.memory_estimate import check_memory, estimate
+from merlina.preflight.memory_check import check_memory
+from merlina.preflight.memory_estimate import estimate
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.operations import InspectModel
 from merlina.schemas.training.config import TrainingConfig

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merlina.training.engine.attention.rope_config import rope_length_limits
 from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.logprobs import PackedModel, PaddedModel
 from merlina.training.engine.packing import PackedExample, build_pack
-from merlina.training.engine.passes import PackedBatching, PaddedBatching, PassPlanner, rope_length_limits
+from merlina.training.engine.passes import PackedBatching, PaddedBatching, PassPlanner
 from tests.training.models import EXAMPLES, adapted, random_model
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ import torch
 
 from merlina.schemas.training.machine import WeightBits
 from merlina.training.engine.packing import PackedExample
-from merlina.training.loop.reference import unrelated_examples
 from merlina.training.loop.trainer import PreferenceTrainer
+from merlina.training.loop.unrelated_examples import unrelated_examples
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import ModelSpec, load_model
 from merlina.training.models.tokens import TokenPair

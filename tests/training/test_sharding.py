@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from merlina.domain.run_sizes import shards_weights
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks, join_ranks
 from merlina.training.distributed.sharding import is_sharded, shard_frozen_weights
@@ -135,4 +136,4 @@ def test_a_frozen_model_is_sharded_if_it_takes_over_half_of_the_memory(
     changes: dict[str, Any], processes: int, free: float, shards: bool
 ) -> None:
     config = TrainingConfig.model_validate(training_config(Path("m"), Path("d"), "x", **changes))
-    assert config.shards_weights(processes, 10e9, free) is shards
+    assert (config.is_shardable and shards_weights(processes, 10e9, free)) is shards

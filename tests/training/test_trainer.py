@@ -13,12 +13,13 @@ from transformers import TrainerState
 
 from merlina import checkpoints
 from merlina.errors import ModelError, TrainingError
-from merlina.schemas.step_plan import StepPlan
 from merlina.schemas.training.config import TrainingConfig
 from merlina.schemas.training.steps import OptimizerType, SchedulerType
+from merlina.step_plan import StepPlan
+from merlina.training.device import compute_dtype, training_device
 from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
-from merlina.training.models.loading import ModelSpec, compute_dtype, load_model, training_device
+from merlina.training.models.loading import ModelSpec, load_model
 from merlina.training.models.tokens import TokenPair
 from tests.training.models import held_out_set
 

@@ -37,7 +37,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def kept(tmp_path: Path, tokenizer: Any) -> TokenCache:
+def cache(tmp_path: Path, tokenizer: Any) -> TokenCache:
     config = TrainingConfig.model_validate(training_config(tmp_path, tmp_path / "pairs.jsonl", "out"))
     return TokenCache(tmp_path / "tokens", config, tokenizer, 1_000_000)
 
@@ -53,53 +53,53 @@ def assert_has_all_pairs(store: TokenStore) -> None:
     assert store.rows.tolist() == [pair.row for pair in PAIRS]
 
 
-def test_ids_in_a_file_are_those_that_were_added(kept: TokenCache, tmp_path: Path) -> None:
-    store = filled(kept.new_store())
-    kept.keep(store, ROWS)
+def test_ids_in_a_file_are_those_that_were_added(cache: TokenCache, tmp_path: Path) -> None:
+    store = filled(cache.new_store())
+    cache.write(store, ROWS)
     assert_has_all_pairs(store)
 
-    found = kept.reopen(ROWS.fingerprint)
+    found = cache.reopen(ROWS.fingerprint)
     assert isinstance(found, tuple), found
     assert_has_all_pairs(found[0])
     assert found[1] == ROWS
 
     in_use = found[0].select(np.arange(len(PAIRS)))
     remove_token_ids(RunFolder(tmp_path))
-    assert not kept.folder.exists()
+    assert not cache.folder.exists()
     assert list(in_use) == PAIRS
 
 
-def test_few_ids_leave_no_file(kept: TokenCache) -> None:
-    store = kept.new_store()
+def test_few_ids_leave_no_file(cache: TokenCache) -> None:
+    store = cache.new_store()
     store.add(PAIRS[-1])
-    kept.keep(store, ROWS)
+    cache.write(store, ROWS)
     assert list(store.select(np.arange(1))) == [PAIRS[-1]]
-    assert not kept.folder.exists()
-    assert kept.reopen(ROWS.fingerprint) is None
+    assert not cache.folder.exists()
+    assert cache.reopen(ROWS.fingerprint) is None
 
 
-def test_ids_are_not_used_after_any_change(kept: TokenCache, tokenizer: Any, tmp_path: Path) -> None:
-    kept.keep(filled(kept.new_store()), ROWS)
+def test_ids_are_not_used_after_any_change(cache: TokenCache, tokenizer: Any, tmp_path: Path) -> None:
+    cache.write(filled(cache.new_store()), ROWS)
 
     edited = ROWS.fingerprint.model_copy(update={"file": STAMP.model_copy(update={"mtime_ns": 21})})
-    assert kept.reopen(edited) == "a file of the data set has changed"
-    further = ROWS.fingerprint.model_copy(update={"files": {"eval_source": STAMP}})
-    assert kept.reopen(further) == "a file of the data set has changed"
+    assert cache.reopen(edited) == "a file of the data set has changed"
+    additional = ROWS.fingerprint.model_copy(update={"files": {"eval_source": STAMP}})
+    assert cache.reopen(additional) == "a file of the data set has changed"
 
     others = training_config(tmp_path, tmp_path / "pairs.jsonl", "out", max_length=96)
     config = TrainingConfig.model_validate(others)
     software = "the configuration, the model or the software has changed"
-    assert TokenCache(kept.folder, config, tokenizer, 1_000_000).reopen(ROWS.fingerprint) == software
-    assert TokenCache(kept.folder, kept.config, tokenizer, 999_999).reopen(ROWS.fingerprint) == software
+    assert TokenCache(cache.folder, config, tokenizer, 1_000_000).reopen(ROWS.fingerprint) == software
+    assert TokenCache(cache.folder, cache.config, tokenizer, 999_999).reopen(ROWS.fingerprint) == software
 
     for name in ("ids", "ends.npy", "rows.npy"):
-        file = kept.folder / name
+        file = cache.folder / name
         content = file.read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert kept.reopen(ROWS.fingerprint) == f"{name} is damaged"
+        assert cache.reopen(ROWS.fingerprint) == f"{name} is damaged"
         file.write_bytes(content)
-    assert isinstance(kept.reopen(ROWS.fingerprint), tuple)
+    assert isinstance(cache.reopen(ROWS.fingerprint), tuple)
 
     # An attempt that encodes again makes the folder invalid before it writes.
-    kept.new_store()
-    assert kept.reopen(ROWS.fingerprint) is None
+    cache.new_store()
+    assert cache.reopen(ROWS.fingerprint) is None

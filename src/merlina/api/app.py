@@ -122,7 +122,7 @@ def build_services(settings: Settings) -> Services:
     commands = JobCommands(
         database, moves, executor, settings.runs_dir, settings.models_dir, supervisor.wake, compare_data, find_files
     )
-    rows = RowCounts(database, helpers, settings.max_row_size_mb)
+    row_counts = RowCounts(database, helpers, settings.max_row_size_mb)
     chat = ChatService(settings, commands, helpers, chat_memory, chat_process)
     return Services(
         settings=settings,
@@ -131,9 +131,9 @@ def build_services(settings: Settings) -> Services:
         broadcast=broadcast,
         supervisor=supervisor,
         commands=commands,
-        preflight=Preflight(settings, allowed, helpers, rows, chat_process, list_gpus, database),
+        preflight=Preflight(settings, allowed, helpers, row_counts, chat_process, list_gpus, database),
         helpers=helpers,
-        rows=rows,
+        row_counts=row_counts,
         chat_process=chat_process,
         chat=chat,
         comparisons=Comparisons(database, commands, chat),

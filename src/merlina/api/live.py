@@ -109,7 +109,7 @@ class _Connection:
                     await self._send_text(text)
 
     async def _send_news(self, cursor: EventCursor, shown: JobRecord, latest: JobRecord) -> None:
-        results = self._services.results
+        results = self._services.event_results
         async for batch in cursor.until(latest.last_seq):
             for event in batch:
                 before, shown = shown.state, results.get(fold, shown, event)
@@ -130,7 +130,7 @@ class _Connection:
         self._next_status_at = time.monotonic() + _STATUS_SECONDS
         self._status_seq = seq
         self._pending_requests = pending_requests(record)
-        await self._send_text(self._services.results.get(_status_text, record, seq))
+        await self._send_text(self._services.event_results.get(_status_text, record, seq))
 
     async def _refuse(self, problem: str, code: int) -> int:
         await self._send_text(encode(refusal(self._job_id, time.time(), problem)))

@@ -50,12 +50,12 @@ class Services:
     spares: SpareProcesses | None
     configs: ConfigStore
     sessions: Sessions | None
-    rows: RowCounts
+    row_counts: RowCounts
     started_at: float = field(default_factory=time.monotonic)
     websockets: int = 0
     preloaded: set[str] = field(default_factory=set)
-    results: ResultCache = field(default_factory=ResultCache)
-    uploads: UploadLimits = field(default_factory=UploadLimits)
+    event_results: ResultCache = field(default_factory=ResultCache)
+    upload_limits: UploadLimits = field(default_factory=UploadLimits)
     long_request_threads: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(LONG_REQUEST_THREADS))
 
 

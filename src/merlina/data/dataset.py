@@ -1,8 +1,7 @@
-"""Convert the rows of a data set to pairs, record every unusable row, and split off held-out pairs."""
+"""Read the rows of one or several sources as pairs and skipped rows."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -34,7 +33,7 @@ class PairRows(Iterator[Pair | SkippedRow]):
 
     `count` is the number of the last row that was read so far. With `splits_pairs`, each answer of a pair is a pair of
     its own, since all pairs of a run have equally many answers: it is true for unpaired answers and for what is read
-    together with them. Errors begin with the `label`, if there is one.
+    together with them. Errors begin with `error_prefix`.
     """
 
     def __init__(
@@ -45,14 +44,14 @@ class PairRows(Iterator[Pair | SkippedRow]):
         self.count = first - 1
         outcomes = cleaning.outcomes(conversion.outcomes(self._counted(rows), first))
         self.splits_pairs = conversion.has_unpaired
-        self.label = ""
+        self.error_prefix = ""
         self._outcomes = self._split(outcomes if first == start else _from_row(start, outcomes))
 
     def __next__(self) -> Pair | SkippedRow:
         try:
             return next(self._outcomes)
         except DataError as error:
-            raise _labeled(error, self.label) from error
+            raise _prefixed(error, self.error_prefix) from error
 
     def _counted(self, rows: Iterable[Row]) -> Iterator[Row]:
         for row in rows:
@@ -71,8 +70,8 @@ class PairRows(Iterator[Pair | SkippedRow]):
 class ChainedRows(Iterator[Pair | SkippedRow]):
     """The rows of several sources, one source after the other; row numbers continue from source to source.
 
-    `begins` are the numbers of the rows before each source that was begun. Example: with 100 rows in the first source,
-    the first row of the second has the number 101, and `begins` is [0, 100].
+    `begins[i]` is the number of rows in all sources before source i, of those begun so far. Example: with 100 rows in
+    the first source, the first row of the second has the number 101, and `begins` is [0, 100].
     """
 
     def __init__(self, sources: Sequence[PairRows]) -> None:
@@ -104,20 +103,20 @@ def numbered_from(before: int, rows: Iterable[Pair | SkippedRow]) -> Iterator[Pa
 
 
 class LocatedSource(NamedTuple):
-    """A source as a data set of its own, with its file, None for the Hub. Errors begin with the `label`."""
+    """A source as a data set of its own, with its file, None for the Hub. Errors begin with `error_prefix`."""
 
     config: DatasetConfig
     file: DataFile | None
-    label: str = ""
+    error_prefix: str = ""
 
 
 def located(part: DatasetPart, file: DataFile | None) -> LocatedSource:
-    """Return a source with its file. Its label is its field, unless it is the only one to train on."""
-    return LocatedSource(part.config, file, "" if part.location == "source" else f"dataset.{part.location}")
+    """Return a source with its file. Its errors begin with its field, unless it is the only one to train on."""
+    return LocatedSource(part.config, file, "" if part.location == "source" else f"dataset.{part.location}: ")
 
 
-def _labeled(error: DataError, label: str) -> DataError:
-    return DataError(f"{label}: {error.message}") if label else error
+def _prefixed(error: DataError, prefix: str) -> DataError:
+    return DataError(f"{prefix}{error.message}") if prefix else error
 
 
 def read_sources(
@@ -136,15 +135,15 @@ def read_sources(
     """
 
     def opened(source: LocatedSource, cleaning: Cleaning) -> PairRows:
-        config, file, label = source
+        config, file, error_prefix = source
         caches = download and config.max_samples is None
         try:
             rows = read_pairs(
                 config, file, token, answers_needed=answers_needed, download=caches, limit=limit, cleaning=cleaning
             )
         except DataError as error:
-            raise _labeled(error, label) from error
-        rows.label = label
+            raise _prefixed(error, error_prefix) from error
+        rows.error_prefix = error_prefix
         return rows
 
     shared = Cleaning(training[0].config) if training else None
@@ -220,25 +219,7 @@ def _from_row(start: int, outcomes: Iterable[Pair | SkippedRow]) -> Iterator[Pai
     """Yield the outcomes of row `start`, including those of merged rows that precede it, and of later rows."""
     kept: int | None = None
     for outcome in outcomes:
-        # Further pairs of a row count no rows of their own.
+        # A row's pairs after the first count no rows of their own.
         if outcome.number == kept or outcome.number + max(outcome.rows, 1) > start:
             kept = outcome.number
             yield outcome
-
-
-def held_out_count(rows: int, test_size: float) -> int:
-    """Return of how many of `rows` usable rows the pairs are held out for evaluation."""
-    if test_size == 0 or rows < 2:
-        return 0
-    return min(max(1, round(rows * test_size)), rows - 1)
-
-
-def held_out_rows(numbers: Iterable[int], test_size: float, seed: int) -> frozenset[int]:
-    """Return the numbers of the rows that are held out, determined by `seed`. `numbers` are those of all pairs.
-
-    A `test_size` above 0 holds out at least one row and leaves at least one for training.
-    """
-    rows = list(dict.fromkeys(numbers))
-    count = held_out_count(len(rows), test_size)
-    chosen = random.Random(seed).sample(range(len(rows)), count)  # noqa: S311
-    return frozenset(rows[index] for index in chosen)

@@ -8,7 +8,7 @@ from pathlib import Path
 from xxhash import xxh3_64
 
 from merlina.data.conversation import Pair
-from merlina.data.dataset import held_out_count
+from merlina.data.split import held_out_count
 from merlina.schemas.inspection import ROWS_PER_BLOCK, FileStamp, Fingerprint
 
 

@@ -9,6 +9,8 @@ KEPT_CHECKPOINTS = 2
 # cost grows with the square of the positions. The memory probe reduces what does not fit.
 PACK_POSITIONS = {"cpu": 1024, "cuda": 16384}
 _DENSE_PACK_POSITIONS = 8192
+# A frozen model that takes more than this fraction of a GPU's free memory is sharded over the GPUs of the run.
+_WHOLE_MODEL_FRACTION = 0.5
 
 
 def pack_positions(device: str, *, is_dense: bool) -> int:
@@ -34,3 +36,14 @@ OPTIMIZER_BYTES: dict[str, float] = {
     "adafactor": 0.1,
     "sgd": 0.0,
 }
+
+
+def shards_weights(num_ranks: int, weight_bytes: float, free_bytes: float) -> bool:
+    """Return whether a run on several GPUs, each with `free_bytes` of free memory, shards a frozen model."""
+    return num_ranks > 1 and weight_bytes > _WHOLE_MODEL_FRACTION * free_bytes
+
+
+def merging_bytes(weight_bytes: float, *, from_gguf: bool) -> float:
+    """Return the memory for merging, in bytes, if the merged model's weights take `weight_bytes`."""
+    # GGUF weights exist twice while they are dequantized; others are loaded one by one.
+    return weight_bytes * (1.5 if from_gguf else 1.1)

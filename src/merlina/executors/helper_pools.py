@@ -21,8 +21,8 @@ from merlina.domain.data_urls import FileLocation, RemoteFile
 from merlina.errors import DataError, MerlinaError, ModelError, UnreachableError
 from merlina.executors.helper_process import HelperLimits, HelperPool
 from merlina.executors.spare_processes import SpareProcesses
-from merlina.hub_errors import RepoKind
 from merlina.hub_reachability import HubReachability
+from merlina.hub_repositories import RepoKind
 from merlina.schemas.operations import Operation, R
 
 _TIMEOUT_SECONDS = 180.0

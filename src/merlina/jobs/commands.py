@@ -18,14 +18,14 @@ from typing import Any
 from sqlalchemy import Connection
 
 from merlina import checkpoints
-from merlina.domain.job_states import END_STATE_FOR, RESUMABLE_STATES, EndReason, JobState
+from merlina.domain.job_states import RESUMABLE_STATES, JobState
 from merlina.errors import ConflictError, DataError, DiskFullError, InvalidRequestError, NotFoundError
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
 from merlina.jobs.ingest import is_log_intact, repair_end_of_log
 from merlina.jobs.moves import Changes, Moves, describe_state
 from merlina.jobs.output_folders import refuse_nested_jobs, refuse_nested_on_disk
-from merlina.jobs.requests import deliver_request, pause_changes, requeue_changes
+from merlina.jobs.requests import deliver_request, pause_changes, requeue_changes, stop_changes
 from merlina.jobs.resuming import (
     CompareData,
     Resumption,
@@ -250,7 +250,7 @@ class JobCommands:
         found = self.find(job_id)
         deletion = {"deleting": True} if delete else {}
         before, record = self._execute_and_withdraw_start_over(
-            found, lambda record: {**_stop_changes(record, self.clock()), **deletion}
+            found, lambda record: {**stop_changes(record, self.clock()), **deletion}
         )
         folder = self.folder(job_id)
         self._deliver(record)
@@ -306,17 +306,6 @@ class JobCommands:
             except ConflictError:
                 continue
             return True
-
-
-def _stop_changes(record: JobRecord, now: float) -> dict[str, object]:
-    """Return what a stop changes: a waiting job ends, a running one gets a request, an ended one is not changed."""
-    if record.is_running:
-        return {} if record.stop_requested_at else {"stop_requested_at": now}
-    if record.is_ended:
-        return {}
-    ran = record.state == "paused" and record.attempt_seen > 0
-    reason = EndReason.STOP_REQUESTED if ran else EndReason.CANCELLED_IN_QUEUE
-    return {"state": END_STATE_FOR[reason], "preempted_by": None, "ended_at": now}
 
 
 def _restore_removed(folder: RunFolder, record: JobRecord) -> None:

@@ -22,7 +22,9 @@ from merlina.storage.database import Database
 
 _log = logging.getLogger(__name__)
 # A file in the folder of all runs that lists the jobs being recovered, one id per line.
-_RECOVERING = ".rebuilding"
+_RECOVERING = ".recovering"
+# The name of the same file in earlier versions.
+_EARLIER_RECOVERING = ".rebuilding"
 _ABOUT_MODELS = (events.Moved, events.StateChanged, events.Placed, events.Ended)
 
 
@@ -80,9 +82,10 @@ def _unread(database: Database, names: Collection[str], runs_dir: Path) -> list[
     with database.read() as connection:
         read_up_to = jobs.log_offsets_of_idle_jobs(connection)
         known = jobs.all_ids(connection)
-    with contextlib.suppress(FileNotFoundError):
-        recovering = (runs_dir / _RECOVERING).read_text().splitlines()
-        read_up_to |= dict.fromkeys((job_id for job_id in recovering if job_id in known), -1)
+    for name in (_RECOVERING, _EARLIER_RECOVERING):
+        with contextlib.suppress(FileNotFoundError):
+            recovering = (runs_dir / name).read_text().splitlines()
+            read_up_to |= dict.fromkeys((job_id for job_id in recovering if job_id in known), -1)
     listed = (job_id for job_id in names if job_id in read_up_to)
     log = RunFolder(runs_dir).events_file.name
     # There may be 100,000 folders; a Path for each would take three times as long as the call of stat.
@@ -102,7 +105,8 @@ def _note_recovering(runs_dir: Path, job_ids: Sequence[str]) -> None:
         if job_ids:
             write_private(runs_dir / _RECOVERING, "\n".join(job_ids).encode())
         else:
-            (runs_dir / _RECOVERING).unlink(missing_ok=True)
+            for name in (_RECOVERING, _EARLIER_RECOVERING):
+                (runs_dir / name).unlink(missing_ok=True)
     except OSError as error:  # the logs can be read nevertheless
         _log.warning("%s could not be updated: %s", runs_dir / _RECOVERING, error)
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from merlina.domain.job_states import PAUSABLE_RUN_STATES, RUN_STATES
+from merlina.domain.job_states import END_STATE_FOR, PAUSABLE_RUN_STATES, RUN_STATES, EndReason
 from merlina.executors.protocol import Executor
 from merlina.jobs.moves import Moves
 from merlina.run_folder.folder import RunFolder
 from merlina.storage.jobs import JobRecord, Summary
+
+
+def stop_changes(record: JobRecord, now: float) -> dict[str, Any]:
+    """Return what a stop changes: a waiting job ends, a running one gets a request, an ended one is not changed."""
+    if record.is_running:
+        return {} if record.stop_requested_at else {"stop_requested_at": now}
+    if record.is_ended:
+        return {}
+    ran = record.state == "paused" and record.attempt_seen > 0
+    reason = EndReason.STOP_REQUESTED if ran else EndReason.CANCELLED_IN_QUEUE
+    return {"state": END_STATE_FOR[reason], "preempted_by": None, "ended_at": now}
 
 
 def pause_changes(record: JobRecord, now: float, preempted_by: str | None = None) -> dict[str, Any]:
@@ -70,7 +81,7 @@ def is_pause_pending(record: JobRecord | Summary) -> bool:
 
 
 def requeue_changes(record: JobRecord) -> dict[str, Any]:
-    """Return the changes that return a job to its place in the queue, for its next attempt."""
+    """Return the changes that return a job to the queue, where it keeps its age, for its next attempt."""
     return {
         "state": "queued",
         "attempt": record.attempt + record.has_begun,

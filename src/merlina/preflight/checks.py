@@ -20,7 +20,7 @@ from merlina.preflight import report as reports
 from merlina.preflight.datasets import check_rows
 from merlina.preflight.hub_access import check_repo
 from merlina.preflight.machine import check_disk, check_gpus, check_merging, check_output, check_precision
-from merlina.preflight.memory_estimate import check_memory
+from merlina.preflight.memory_check import check_memory
 from merlina.preflight.models import (
     adapters,
     check_architecture,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from huggingface_hub import CachedRepoInfo, constants, scan_cache_dir
 from huggingface_hub.errors import CacheNotFound, HFValidationError
 
-from merlina.hub_errors import RepoKind, check_access, describe_hub_error, is_access_denied
+from merlina.hub_errors import describe_hub_error, is_access_denied
 from merlina.hub_reachability import HubReachability
+from merlina.hub_repositories import RepoKind, check_access
 from merlina.preflight.report import CheckResult, error, warning
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from merlina.domain.run_sizes import KEPT_CHECKPOINTS, OPTIMIZER_BYTES
+from merlina.domain.model_names import is_gguf
+from merlina.domain.run_sizes import KEPT_CHECKPOINTS, OPTIMIZER_BYTES, merging_bytes
 from merlina.domain.units import MIB, gib
 from merlina.errors import Finding
 from merlina.hardware.gpus import Gpu, count_in_words
@@ -61,7 +62,8 @@ def check_merging(config: TrainingConfig, model: ModelFacts | None, device: str)
     if model is None or not config.merges or (device == "cuda" and not config.weight_bits):
         return CheckResult(passed=None)
     number_bytes = merging_bytes_per_number(config, device)
-    needed, free = config.merging_bytes(model.parameters * number_bytes), available_memory()
+    weights = model.parameters * number_bytes
+    needed, free = merging_bytes(weights, from_gguf=is_gguf(config.base_model)), available_memory()
     if needed <= free:
         return CheckResult()
     message = (
@@ -110,9 +112,7 @@ def _bytes_to_write(config: TrainingConfig, model: ModelFacts | None, device: st
     trained, number_bytes = trained_weights(config, model), compute_bytes(config, device)
     adapter = trained * 4
     a_checkpoint = trained * (4 + OPTIMIZER_BYTES[config.optimizer_type])
-    converted = (
-        model.parameters * number_bytes if config.weight_bits and config.base_model.lower().endswith(".gguf") else 0
-    )
+    converted = model.parameters * number_bytes if config.weight_bits and is_gguf(config.base_model) else 0
     uploaded = 0
     if config.push_to_hub:
         # Besides the merged weights, the adapter is uploaded too.

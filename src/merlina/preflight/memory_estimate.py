@@ -1,23 +1,18 @@
-"""Estimate the peak memory of a run from the sizes of its model, and suggest settings that reduce it.
+"""Estimate the peak memory of a run from the sizes of its model.
 
 The constants are fitted to measured peaks; `benchmarks/memory_estimate.py` compares the estimate with measurements.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from merlina.domain.adapter_targets import match
+from merlina.domain.model_names import is_gguf
 from merlina.domain.run_sizes import OPTIMIZER_BYTES, PACK_POSITIONS, pack_positions, smaller_budget
-from merlina.domain.units import GIB, MIB, gib
-from merlina.hardware.gpus import Gpu
-from merlina.hardware.host import available_memory
-from merlina.preflight.report import CheckResult, error
+from merlina.domain.units import GIB, MIB
 from merlina.schemas.inspection import DataFacts, ModelFacts
 from merlina.schemas.training.config import TrainingConfig
-from merlina.schemas.validation import MemoryEstimate
 
 # Bytes per quantized weight by its bits, including the scales, which NF4 quantizes as well.
 _QUANTIZED_BYTES = {4: 0.53, 8: 1.01}
@@ -92,7 +87,7 @@ def estimate(
     cast = model.parameters * number_bytes if not config.use_lora and number_bytes == _HALF else 0.0
     return Estimate(
         {
-            "weights": _weight_bytes(config, model, number_bytes, num_shards)
+            "weights": weight_bytes(config, model, number_bytes, num_shards)
             + (trained * 4 if config.use_lora else 0)
             + cast,
             "gradients": gradients,
@@ -133,10 +128,10 @@ def chat_memory_mb(config: TrainingConfig, model: ModelFacts, device: str, copie
     """Return the memory for chatting with a run's model, in MiB; a model without adapter is counted `copies` times."""
     constants, number_bytes = _DEVICES[device], compute_bytes(config, device)
     if config.use_lora:
-        weights = _weight_bytes(config, model, number_bytes) + trained_weights(config, model) * 4
+        weights = weight_bytes(config, model, number_bytes) + trained_weights(config, model) * 4
     else:
         weights = model.parameters * number_bytes * copies
-    if config.base_model.lower().endswith(".gguf"):
+    if is_gguf(config.base_model):
         # About half of the weights exist twice while they are dequantized.
         weights += model.parameters * number_bytes / 2
     # KV cache of a conversation of max_length tokens; an upper bound for models with grouped-query attention.
@@ -144,85 +139,6 @@ def chat_memory_mb(config: TrainingConfig, model: ModelFacts, device: str, copie
         2 * model.layers * model.attention_size * number_bytes * min(config.max_length, model.max_positions or 1 << 20)
     )
     return round((weights + cache + constants.process) / MIB)
-
-
-def check_memory(
-    config: TrainingConfig,
-    model: ModelFacts | None,
-    data: DataFacts | None,
-    gpus: Sequence[Gpu],
-    reclaimable_mb: Callable[[int | None], int],
-) -> tuple[CheckResult, MemoryEstimate | None]:
-    """Check that the run fits into the free memory; with several GPUs, into that of each.
-
-    `reclaimable_mb` returns what is freed before the run starts, in MiB: of the GPU with this index, or of RAM (None).
-    """
-    if model is None:
-        return CheckResult(passed=False, not_checked=("vram_sufficient: the model's size is unknown",)), None
-    freed = [replace(gpu, memory_free_mb=gpu.memory_free_mb + reclaimable_mb(gpu.index)) for gpu in gpus]
-    gpu = _decisive_gpu(config, freed)
-    device, place = ("cuda", f"GPU {gpu.index}") if gpu else ("cpu", "RAM")
-    free = gpu.memory_free_mb * MIB if gpu else available_memory() + reclaimable_mb(None) * MIB
-    gpus_used = len(config.gpu_ids or []) or 1
-    whole = _weight_bytes(config, model, compute_bytes(config, device))
-    num_shards = gpus_used if config.shards_weights(gpus_used, whole, free) else 1
-    minimum = estimate(config, model, data, device, num_shards)
-    expected = expected_peak(config, model, data, device, num_shards, free)
-    components = sorted(expected.components.items(), key=lambda component: -component[1])
-    shown = MemoryEstimate(
-        place=place,
-        needed_mb=round(expected.total / MIB),
-        minimum_mb=round(minimum.total / MIB),
-        expected_mb=round(expected.total / MIB),
-        free_mb=round(free / MIB),
-        parts_mb={name: round(size / MIB) for name, size in components},
-    )
-    if minimum.total <= free:
-        return CheckResult(), shown
-    largest, size = components[0]
-    message = (
-        f"the run needs at least {gib(minimum.total)} of {place}, but {gib(free)} are free. "
-        f"Largest component: {largest} ({gib(size)}). {_suggest_savings(config, model, data, device, num_shards)}"
-    )
-    if gpus_used > 1 and not config.use_lora:
-        message += ". More GPUs do not help: without LoRA each of them holds the whole model"
-    return error("memory", message), shown
-
-
-def _decisive_gpu(config: TrainingConfig, gpus: Sequence[Gpu]) -> Gpu | None:
-    """Return the requested GPU with the least free memory; without `gpu_ids`, the GPU with the most."""
-    if config.gpu_ids is None:
-        return max(gpus, key=lambda gpu: gpu.memory_free_mb, default=None)
-    requested = [gpu for gpu in gpus if gpu.index in (config.gpu_ids or [])]
-    return min(requested, key=lambda gpu: gpu.memory_free_mb, default=None)
-
-
-def _suggest_savings(
-    config: TrainingConfig, model: ModelFacts, data: DataFacts | None, device: str, num_shards: int
-) -> str:
-    """Return the changes of settings that save most, with the remaining peak of each."""
-    now = estimate(config, model, data, device, num_shards).total
-    left = [
-        (estimate(changed, model, data, device, num_shards if changed.weight_bits is None else 1).total, name)
-        for name, changes, applies in _SAVINGS
-        if applies(config) and (changed := config.model_copy(update=changes))
-    ]
-    helping = sorted((total, name) for total, name in left if total < 0.98 * now)
-    if not helping:
-        return "Use a smaller base model"
-    return "To reduce it: " + ", ".join(f"{name} ({gib(total)})" for total, name in helping[:4])
-
-
-_Applies = Callable[[TrainingConfig], bool]
-_SAVINGS: tuple[tuple[str, dict[str, Any], _Applies], ...] = (
-    ("attn_implementation auto", {"attn_implementation": "auto"}, lambda config: config.attn_implementation != "auto"),
-    ("use_4bit", {"use_4bit": True}, lambda config: config.use_lora and config.weight_bits is None),
-    ("use_lora", {"use_lora": True}, lambda config: not config.use_lora),
-    ("gradient_checkpointing", {"gradient_checkpointing": True}, lambda config: not config.gradient_checkpointing),
-    ("dtype bfloat16", {"dtype": "bfloat16"}, lambda config: config.dtype == "float32"),
-    ("optimizer_type adamw_8bit", {"optimizer_type": "adamw_8bit"}, lambda config: "8bit" not in config.optimizer_type),
-    ("max_length 512", {"max_length": 512, "max_prompt_length": 256}, lambda config: config.max_length > 512),
-)
 
 
 def compute_bytes(config: TrainingConfig, device: str) -> int:
@@ -271,17 +187,18 @@ def _largest_pass(
     return _Pass(positions, positions * longest)
 
 
-def _weight_bytes(config: TrainingConfig, model: ModelFacts, number_bytes: int, num_shards: int = 1) -> float:
+def weight_bytes(config: TrainingConfig, model: ModelFacts, number_bytes: int, num_shards: int = 1) -> float:
+    """Return the bytes of the model's weights on each of `num_shards` GPUs, without the adapter."""
     if not config.use_lora:
         return model.parameters * 4
     if config.weight_bits is None:
-        # Of sharded weights, the layer being computed and the prefetched next one are complete on each GPU. With 4 GPUs
-        # and 32 layers, 1 - 1/4 - 2/32 = 69 % of the linear weights are elsewhere.
+        # With sharded weights, the layer being computed and the prefetched next one are complete on each GPU. With
+        # 4 GPUs and 32 layers, 1 - 1/4 - 2/32 = 69 % of the linear weights are elsewhere.
         elsewhere = model.linear_parameters * max(0.0, 1 - 1 / num_shards - (num_shards > 1) * 2 / model.layers)
         return (model.parameters - elsewhere) * number_bytes
     quantized = model.linear_parameters * _QUANTIZED_BYTES[config.weight_bits]
     # GGUF weights are dequantized completely before they are quantized again.
-    dequantized = model.parameters * number_bytes if config.base_model.lower().endswith(".gguf") else 0
+    dequantized = model.parameters * number_bytes if is_gguf(config.base_model) else 0
     return quantized + (model.parameters - model.linear_parameters) * number_bytes + dequantized
 
 

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from merlina.domain.adapter_targets import AdapterKind, by_kind, describe_missing, match, warn_about_experts
+from merlina.domain.model_names import is_gguf, local_path
 from merlina.errors import Finding
 from merlina.executors.helper_pools import Repo
 from merlina.hub_reachability import HubReachability
@@ -31,7 +32,7 @@ def check_model(base_model: str, token: str | None, hub: HubReachability) -> Che
     path = local_path(base_model)
     if os.path.isdir(path):
         return _check_folder(path)
-    if base_model.lower().endswith(".gguf"):
+    if is_gguf(base_model):
         return _check_gguf(path)
     if is_local(base_model):
         return error(
@@ -52,7 +53,7 @@ def model_repos(base_model: str, trust_remote_code: bool) -> list[Repo]:
 
 def is_local(base_model: str) -> bool:
     """Return whether `base_model` is a folder or a `.gguf` file, or at least not a Hub id."""
-    if os.path.isdir(local_path(base_model)) or base_model.lower().endswith(".gguf"):
+    if os.path.isdir(local_path(base_model)) or is_gguf(base_model):
         return True
     return _looks_like_path(base_model) or not _is_hub_id(base_model)
 
@@ -113,11 +114,6 @@ def check_tokens(config: TrainingConfig, model: ModelFacts, data: DataFacts) -> 
     if model.learned_positions:
         return error("max_length", f"{message}; set max_length to at most that")
     return warning("max_length", f"{message}, and was never trained on longer texts", passed=True)
-
-
-def local_path(base_model: str) -> Path:
-    """Return `base_model` as a path, for os.path only, which accepts any text as a path."""
-    return Path(base_model if "\0" in base_model else os.path.expanduser(base_model))
 
 
 def _is_hub_id(name: str) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from merlina.data.dataset import held_out_count
+from merlina.data.split import held_out_count
 from merlina.preflight.report import CheckResult
 from merlina.schemas.inspection import DataFacts
-from merlina.schemas.step_plan import StepPlan
 from merlina.schemas.training.config import TrainingConfig
+from merlina.step_plan import StepPlan
 
 
 def plan_steps(config: TrainingConfig, data: DataFacts | None, rows: int | None) -> StepPlan | None:

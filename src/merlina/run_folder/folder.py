@@ -9,7 +9,7 @@ DATA_DIR/runs/<job_id>/            0700
     lock             worker        held (flock) while a worker lives; contains its ProcessId
     events.jsonl     worker        the numbered event log (see merlina.schemas.events)
     reserve          worker        disk space for the last event, released when the disk is full
-    meeting          worker        rendezvous of the ranks of a run on several GPUs
+    rendezvous       worker        rendezvous of the ranks of a run on several GPUs
     worker.log       worker        standard output and error
     stop             server        exists once a stop was requested
     pause            server        exists once a pause was requested; contains the reason
@@ -38,6 +38,8 @@ from merlina.run_folder.order import RunOrder
 from merlina.schemas.parsing.stored_config import read_stored_config
 
 _RESERVE_BYTES = 64 * 1024
+# Files of earlier versions, which are ours as well: the rendezvous of the ranks.
+_EARLIER_NAMES = ("meeting",)
 # The exit code of a worker that ended itself because its run folder, lock or event log was gone.
 DETACHED_EXIT_CODE = 76
 
@@ -102,7 +104,7 @@ class RunFolder:
 
     @property
     def rendezvous_file(self) -> Path:
-        return self.path / "meeting"
+        return self.path / "rendezvous"
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -120,9 +122,9 @@ class RunFolder:
 
     @property
     def own_paths(self) -> frozenset[Path]:
-        """All paths that a run writes: those of the properties `…_file` and `…_dir` of this class."""
+        """All paths that a run writes: those of the properties `…_file` and `…_dir`, and those of earlier versions."""
         names = [name for name in vars(RunFolder) if name.endswith(("_file", "_dir"))]
-        return frozenset(getattr(self, name) for name in names)
+        return frozenset([*(getattr(self, name) for name in names), *map(self.path.joinpath, _EARLIER_NAMES)])
 
     def is_unfinished(self, path: Path) -> bool:
         """Return whether `path` is a temporary file that `write_private` left when its process was killed."""

@@ -15,8 +15,9 @@ from merlina.training.engine.logprobs import Logprobs, PaddedModel
 from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.loop.metrics import RunningMeans, evaluation_metrics
-from merlina.training.loop.pass_runner import packed_example
-from merlina.training.loop.reference import load_reference_logprobs, unrelated_examples
+from merlina.training.loop.pass_runner import in_shape_of, packed_example
+from merlina.training.loop.reference import load_reference_logprobs
+from merlina.training.loop.unrelated_examples import unrelated_examples
 from merlina.training.models.tokens import TokenPair
 from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
 
@@ -81,19 +82,10 @@ def _means_over(
             totals = torch.cat([model.logprobs(example).total_logprob(1) for example in unrelated[batch]])
             divergence = (totals - unrelated_references[batch, 0]).mean()
         labels = [pair.label for pair in pairs[batch] if pair.label is not None]
-        inputs = ObjectiveInputs(
-            policy, _as_logprobs(reference, batch, policy), divergence, torch.tensor(labels) if labels else None
-        )
+        of_reference = None if reference is None else in_shape_of(policy, reference[batch])
+        inputs = ObjectiveInputs(policy, of_reference, divergence, torch.tensor(labels) if labels else None)
         losses = objective.loss(inputs, config)
         means.add({"loss": losses.loss, **losses.metrics})
     # The number of pairs turns sums into means; there are no other ranks.
     means.gather(SINGLE_PROCESS, len(examples))
     return means
-
-
-def _as_logprobs(reference: Tensor | None, batch: slice, policy: Logprobs) -> Logprobs | None:
-    if reference is None:
-        return None
-    sums = torch.zeros_like(policy.sums)
-    sums[:, 1:] = reference[batch]
-    return Logprobs(sums, policy.tokens)

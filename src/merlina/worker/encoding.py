@@ -9,8 +9,7 @@ from itertools import chain
 from typing import Any
 
 from merlina.data.conversation import Message, Pair, UnusableRowError, assistant
-from merlina.data.findings.examination import row_examiner
-from merlina.data.findings.row_examiner import Lengths, RowExaminer
+from merlina.data.findings.row_examiner import Lengths, RowExaminer, row_examiner
 from merlina.data.rendering.chat_formats import formatter
 from merlina.data.rendering.rendered import Rendered
 from merlina.schemas.datasets.config import DatasetFormat

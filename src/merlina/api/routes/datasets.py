@@ -143,7 +143,7 @@ def _preview(services: Services, config: DatasetRequest, row: int, *, closed: th
     return PreviewResponse(
         samples=found.samples,
         num_samples=len(found.samples),
-        total_rows=services.rows.known(config.source, file, found.total_rows),
+        total_rows=services.row_counts.known(config.source, file, found.total_rows),
         warnings=found.warnings,
         detected_format=found.detected_format,
         next_row=found.next_row,
@@ -158,7 +158,7 @@ def _preview_as_trained(
     return PreviewResponse(
         samples=found.samples,
         num_samples=len(found.samples),
-        total_rows=services.rows.known(config.source, file, found.total_rows),
+        total_rows=services.row_counts.known(config.source, file, found.total_rows),
         warnings=found.warnings,
         findings=found.findings,
         rows_examined=found.rows_examined,
@@ -172,12 +172,12 @@ def _preview_as_trained(
 def _columns(services: Services, config: DatasetRequest, *, closed: threading.Event) -> ColumnsResponse:
     file = _file(services, config)
     found = _stored_rows(services, config, file, closed)
-    total = services.rows.known(config.source, file, found.total_rows)
+    total = services.row_counts.known(config.source, file, found.total_rows)
     if total is None and file is None:
         operation = CountHubRows(config=config, token=services.settings.hub_token(config.hf_token))
         total = _call_helper(services, operation, config, None, closed)
     elif total is None and isinstance(file, Path):
-        total = services.rows.count(config.source, file, closed)
+        total = services.row_counts.count(config.source, file, closed)
     return ColumnsResponse(
         columns=found.columns,
         samples=found.samples,

@@ -48,7 +48,7 @@ _PARSE_SECONDS = 24 * 3600.0
 
 async def accept_upload(request: Request, services: Services) -> UploadRecord:
     """Receive and store an upload. Raises the errors of receiving and parsing, after which no file is left."""
-    limits = services.uploads
+    limits = services.upload_limits
     async with limits.receiving(), _incoming_in_threads(services) as incoming:
         max_bytes = services.settings.max_upload_size_mb * 1024**2
         filename = await receive_file(request, incoming.file, max_bytes, limits.threads)
@@ -199,7 +199,7 @@ class _Incoming:
 @contextlib.asynccontextmanager
 async def _incoming_in_threads(services: Services) -> AsyncIterator[_Incoming]:
     """Run `_incoming` in a thread, since the event loop must not wait for the disk."""
-    threads = services.uploads.threads
+    threads = services.upload_limits.threads
     stack = contextlib.ExitStack()
     incoming = await run_in_thread(threads, stack.enter_context, _incoming(services))
     try:

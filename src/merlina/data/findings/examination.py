@@ -8,8 +8,7 @@ from typing import TypeVar
 
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
 from merlina.data.findings.row_examiner import Lengths, RowExaminer
-from merlina.data.rendering.chat_formats import MARKERS
-from merlina.schemas.datasets.config import FindingKind, FormatType
+from merlina.schemas.datasets.config import FindingKind
 
 _T = TypeVar("_T")
 Converted = tuple[_T, Lengths | None, Iterable[FindingKind]]
@@ -19,14 +18,6 @@ BatchConversion = Callable[[Sequence[Pair]], Iterable[Converted[_T] | UnusableRo
 
 The work may begin with the call, in the background, and end with the iteration.
 """
-
-
-def row_examiner(
-    format_type: FormatType, unused_columns: Sequence[str], special_tokens: Sequence[str] = ()
-) -> RowExaminer:
-    """Return the examiner of rows for a chat format; `tokenizer` uses the `special_tokens` as markers."""
-    markers = MARKERS.get(format_type, special_tokens)
-    return RowExaminer(markers, unused_columns, expects_formatted=format_type == "raw")
 
 
 def examine(

@@ -17,7 +17,8 @@ from merlina.data.conversation import Message, Pair, SkippedRow
 from merlina.data.digests import pair_digest, prompt_digest
 from merlina.data.findings.messages import MESSAGES, OPTIONS
 from merlina.data.previews.row_shortening import truncate_name
-from merlina.schemas.datasets.config import FindingKind
+from merlina.data.rendering.chat_formats import MARKERS
+from merlina.schemas.datasets.config import FindingKind, FormatType
 from merlina.schemas.datasets.responses import DataFinding
 
 _EXAMPLES = 5
@@ -306,3 +307,11 @@ def _is_formatted(pair: Pair) -> bool:
     """Return whether the prompt begins and ends with the headers of a chat format."""
     begins, ends = pair.prompt[0].content[:_HEADER_LENGTH], pair.prompt[-1].content[-_HEADER_LENGTH:]
     return bool(_HEADER.search(begins) and _HEADER.search(ends))
+
+
+def row_examiner(
+    format_type: FormatType, unused_columns: Sequence[str], special_tokens: Sequence[str] = ()
+) -> RowExaminer:
+    """Return the examiner of rows for a chat format; `tokenizer` uses the `special_tokens` as markers."""
+    markers = MARKERS.get(format_type, special_tokens)
+    return RowExaminer(markers, unused_columns, expects_formatted=format_type == "raw")

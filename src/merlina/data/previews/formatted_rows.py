@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, get_args
 
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
-from merlina.data.dataset import MOST_MERGED_ROWS, held_out_rows, read_pairs
+from merlina.data.dataset import MOST_MERGED_ROWS, read_pairs
 from merlina.data.digests import pair_digest, prompt_digest
 from merlina.data.findings.examination import BatchConversion, Converted, examine_each, one_by_one
 from merlina.data.findings.label_balance import label_imbalance, preview_weights
@@ -22,6 +22,7 @@ from merlina.data.readers.data_files import DataFile
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.rendering.chat_formats import formatter
 from merlina.data.row_formats.registry import described
+from merlina.data.split import held_out_rows
 from merlina.schemas.datasets.config import (
     DatasetConfig,
     DatasetFormat,

@@ -12,7 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from merlina.data.readers.row_limit import RowLimit
 from merlina.errors import DataError, first_line
-from merlina.hub_errors import check_access, describe_hub_error, is_access_denied, is_unknown_revision
+from merlina.hub_errors import describe_hub_error, is_access_denied, is_unknown_revision
+from merlina.hub_repositories import check_access
 from merlina.schemas.datasets.sources import DatasetSource
 
 _USUAL_LIMIT = RowLimit()

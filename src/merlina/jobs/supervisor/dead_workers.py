@@ -13,7 +13,7 @@ from merlina.jobs.moves import Moves
 from merlina.jobs.output_folders import correct_moved_model
 from merlina.jobs.requests import is_pause_pending, reason_to_pause
 from merlina.jobs.resuming import describe_next_steps
-from merlina.jobs.supervisor.last_events import end_without_log, record_end, record_pause
+from merlina.jobs.supervisor.last_events import end_in_database, record_end, record_pause
 from merlina.jobs.supervisor.observations import Observation
 from merlina.model_placement import interrupted_placement, last_placement, place
 from merlina.run_folder.event_log import EventLog
@@ -46,7 +46,7 @@ class DeadWorkers:
             lost = f"event log {folder.events_file} was removed or truncated"
             lost = lost if folder.path.is_dir() else f"run folder {folder.path} was removed"
             reason = f"The run ended because its {lost} while it was running"
-            end_without_log(self.moves, record, folder, END_STATE_FOR[EndReason.WORKER_DIED], reason)
+            end_in_database(self.moves, record, END_STATE_FOR[EndReason.WORKER_DIED], reason, damaged_log=folder)
         elif is_pause_pending(record):
             message = self._pause_message(record, folder, observed)
             if record_pause(record, folder, reason_to_pause(record), message):
@@ -55,12 +55,6 @@ class DeadWorkers:
             end_reason, error = self._reason(record, folder, observed)
             if record_end(record, folder, END_STATE_FOR[end_reason], error):
                 ingest_all(self.moves, record, folder)
-
-    def finalize_in_database(self, record: JobRecord, error: str) -> None:
-        """End an attempt that could not be started if its event log cannot be written either."""
-        state = END_STATE_FOR[EndReason.NOT_STARTED]
-        ended = {"state": state, "error": error, "gpus": None, "ended_at": self.moves.clock()}
-        self.moves.change(record, ended)
 
     def _reason(self, record: JobRecord, folder: RunFolder, observed: Observation) -> tuple[EndReason, str | None]:
         if observed.start_error is not None:

@@ -1,4 +1,4 @@
-"""The last event of an attempt, written by the server for a worker that died without one."""
+"""The end of an attempt, recorded by the server for a worker that died without its last event."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ def record_pause(record: JobRecord, folder: RunFolder, reason: str, message: str
     return _append(record, folder, events.Logged(level="warning", message=message), paused)
 
 
-def end_without_log(moves: Moves, record: JobRecord, folder: RunFolder, state: EndState, error: str) -> None:
-    """End a job in the database alone, after its event log was removed or truncated. The next attempt continues it."""
-    ended = {"state": state, "error": error, "gpus": None, "ended_at": moves.clock()}
-    moves.change(record, {**ended, "log_offset": repair_end_of_log(folder)})
+def end_in_database(
+    moves: Moves, record: JobRecord, state: EndState, error: str, *, damaged_log: RunFolder | None = None
+) -> None:
+    """End a job in the database alone, because its event log cannot be written.
+
+    The next attempt continues the log of `damaged_log`, a folder from which it was removed or truncated.
+    """
+    log = {} if damaged_log is None else {"log_offset": repair_end_of_log(damaged_log)}
+    moves.change(record, {"state": state, "error": error, "gpus": None, "ended_at": moves.clock(), **log})
 
 
 def _append(record: JobRecord, folder: RunFolder, *last_events: events.KnownEvent) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
+from merlina.domain.job_states import END_STATE_FOR, EndReason
 from merlina.errors import MerlinaError
 from merlina.executors.protocol import Executor
 from merlina.faults import FaultPoint, reach
@@ -19,6 +20,7 @@ from merlina.jobs.resuming import needs_data
 from merlina.jobs.scheduler import Start
 from merlina.jobs.supervisor.dead_workers import DeadWorkers
 from merlina.jobs.supervisor.failure_log import FailureLog
+from merlina.jobs.supervisor.last_events import end_in_database
 from merlina.jobs.supervisor.observations import Observations
 from merlina.processes import ProcessId
 from merlina.run_folder.folder import RunFolder
@@ -112,7 +114,7 @@ class Starter:
         except OSError as error:
             # The problem that prevented the launch may affect the log too.
             self.failures.report(error, f"the end of {record.job_id} could not be written to its log")
-            self.dead_workers.finalize_in_database(record, start_error)
+            end_in_database(self.moves, record, END_STATE_FOR[EndReason.NOT_STARTED], start_error)
 
     def _order(self, record: JobRecord, folder: RunFolder) -> RunOrder:
         config = read_stored_config(record.config, record.job_id)

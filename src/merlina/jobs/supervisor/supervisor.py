@@ -145,7 +145,7 @@ class Supervisor:
             running = jobs.running(connection)
         behind = [record for record in running if not self._update(record)]
         has_files_left = self._cleanup.run()
-        self._release_paused()
+        self._requeue_preempted()
         plan = self.plan()
         self._preempt(plan)
         for start in plan.starts:
@@ -193,7 +193,7 @@ class Supervisor:
                 deliver_request(self._executor, RunFolder(self._runs_dir / record.job_id), changed)
                 _log.info("%s is preempted by %s", record.job_id, high)
 
-    def _release_paused(self) -> None:
+    def _requeue_preempted(self) -> None:
         """Return preempted jobs to the queue."""
         with self._database.read() as connection:
             found = jobs.preempted(connection)

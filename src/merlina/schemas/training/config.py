@@ -17,8 +17,6 @@ from merlina.schemas.training.method import MethodFields
 from merlina.schemas.training.publishing import SECRET_FIELDS, PublishingFields
 from merlina.schemas.training.steps import StepFields
 
-# A frozen model that takes more than this fraction of a GPU's free memory is sharded over the GPUs of the run.
-_WHOLE_MODEL_FRACTION = 0.5
 OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 
@@ -120,20 +118,15 @@ class TrainingConfig(PublishingFields, MachineFields, StepFields, AdapterFields,
             )
         return self
 
-    def shards_weights(self, processes: int, weight_bytes: float, free_bytes: float) -> bool:
-        """Return whether a run on several GPUs, each with `free_bytes` of free memory, shards its frozen model."""
-        is_frozen = self.use_lora and self.weight_bits is None
-        return processes > 1 and is_frozen and weight_bytes > _WHOLE_MODEL_FRACTION * free_bytes
+    @property
+    def is_shardable(self) -> bool:
+        """Whether a run on several GPUs can shard its model, which must be frozen and not quantized."""
+        return self.use_lora and self.weight_bits is None
 
     @property
     def merges(self) -> bool:
         """Whether the run uploads merged weights rather than the adapter alone."""
         return self.use_lora and self.push_to_hub and self.merge_lora_before_upload
-
-    def merging_bytes(self, weight_bytes: float) -> float:
-        """Return the memory for merging, in bytes, if the merged model's weights take `weight_bytes`."""
-        # GGUF weights exist twice while they are dequantized; others are loaded one by one.
-        return weight_bytes * (1.5 if self.base_model.lower().endswith(".gguf") else 1.1)
 
     def without_secrets(self) -> TrainingConfig:
         """Return the configuration without its tokens."""

@@ -133,7 +133,7 @@ class Ranks:
                 for weight in weights:
                     dist.broadcast(weight.data, 0)
 
-    def from_first(self, value: _T) -> _T:
+    def broadcast_from_first(self, value: _T) -> _T:
         """Return the first rank's value."""
         if self.count == 1:
             return value

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from merlina.training.engine.logprobs import unwrap
+from merlina.training.models.unwrapping import unwrap
 
 
 def shard_frozen_weights(model: nn.Module, mesh: DeviceMesh) -> None:

@@ -34,10 +34,10 @@ from merlina.training.engine.logprobs import (
     UnbatchedModel,
     decoder_of,
     padded_target_indices,
-    unwrap,
 )
 from merlina.training.engine.output_head import OutputHead
 from merlina.training.engine.packing import Pack, PackedExample, PackingError
+from merlina.training.models.unwrapping import unwrap
 
 # The largest accepted error: root mean square of log-probability differences over a block of tokens. In 16 bits a
 # single token may differ by 0.1 by rounding alone; a wrong mask or position causes far larger differences.
@@ -46,7 +46,7 @@ _BLOCK = 32
 # The short trial: enough to distinguish texts by their tokens. Logits of whole pairs could be the run's largest tensor.
 _TRIAL_EXAMPLES, _TRIAL_TOKENS = 2, 48
 # Tokens of a trial text beyond the last limit that it crosses, and the length of one that crosses none.
-_BEYOND, _AT_LEAST = 128, 512
+_TOKENS_BEYOND_LIMIT, _MIN_TRIAL_TOKENS = 128, 512
 _LIMITS = re.compile("window|chunk|block|local|length|position|context|topk|floor")
 
 _log = logging.getLogger(__name__)
@@ -121,8 +121,8 @@ def trial_examples(
     The short trial has the beginnings of the first examples; the long one adds the longest example.
     """
     beginnings = [_beginning(example) for example in examples[:_TRIAL_EXAMPLES]]
-    longest = shorten_for_trial(config, max(examples, key=_longest_text))
-    is_longer = _longest_text(longest) > max(map(_longest_text, beginnings))
+    longest = shorten_for_trial(config, max(examples, key=lambda example: example.longest_text))
+    is_longer = longest.longest_text > max(example.longest_text for example in beginnings)
     return beginnings, [*beginnings, longest] if is_longer else None
 
 
@@ -133,17 +133,13 @@ def shorten_for_trial(config: Any, example: PackedExample) -> PackedExample:
     `original_max_position_embeddings` may be a limit. With a window of 4,096, texts of 6,000 tokens are truncated to
     4,096 + 128 = 4,224; texts that cross no limit are truncated to 512.
     """
-    longest = _longest_text(example)
+    longest = example.longest_text
     # The largest limit that the longest text crosses; smaller ones are crossed with it.
     crossed = max((limit for limit in _integers(config.get_text_config().to_dict()) if limit < longest), default=0)
-    length = max(_AT_LEAST, crossed + _BEYOND)
+    length = max(_MIN_TRIAL_TOKENS, crossed + _TOKENS_BEYOND_LIMIT)
     # Half of the tokens beyond the limit remain for the answers.
-    prompt = example.prompt[: length - _BEYOND // 2]
+    prompt = example.prompt[: length - _TOKENS_BEYOND_LIMIT // 2]
     return PackedExample(prompt, tuple(answer[: length - len(prompt)] for answer in example.answers))
-
-
-def _longest_text(example: PackedExample) -> int:
-    return len(example.prompt) + max(map(len, example.answers))
 
 
 def _beginning(example: PackedExample) -> PackedExample:
@@ -208,7 +204,7 @@ def _largest_error(found: Tensor, expected: Tensor) -> float:
 def _try_backward(model: nn.Module, trial: Pack, packed: LogprobModel, precision: AbstractContextManager[Any]) -> None:
     """Run a training pass, which raises an error for attention dropout and for kernels without a backward pass.
 
-    Leaves neither gradients nor consumed random numbers.
+    The call leaves no gradients and restores the random state.
     """
     devices = [trial.input_ids.device] if trial.input_ids.device.type == "cuda" else []
     model.train()

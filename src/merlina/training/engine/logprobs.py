@@ -21,6 +21,7 @@ from merlina.training.engine.attention.pack_attention import PackedAttention, us
 from merlina.training.engine.output_head import OutputHead
 from merlina.training.engine.packing import Pack, PackingError
 from merlina.training.engine.passes import BatchingStrategy, PackedBatching, PaddedBatching
+from merlina.training.models.unwrapping import unwrap
 
 # The label that torch's cross_entropy ignores by convention.
 _NO_TARGET = -100
@@ -155,11 +156,6 @@ class UnbatchedModel(PaddedModel):
 
     def _text_logprobs(self, texts: list[list[int]], device: torch.device) -> Tensor:
         return torch.cat([super(UnbatchedModel, self)._text_logprobs([text], device) for text in texts])
-
-
-def unwrap(model: Any) -> Any:
-    """Return the causal language model inside a peft model, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def decoder_of(causal_lm: Any) -> Any:

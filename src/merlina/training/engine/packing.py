@@ -60,6 +60,11 @@ class PackedExample:
         """The number of tokens in all texts: the prompt counts once for each answer."""
         return len(self.prompt) * len(self.answers) + sum(map(len, self.answers))
 
+    @property
+    def longest_text(self) -> int:
+        """The number of tokens of the longest text, the prompt with one answer."""
+        return len(self.prompt) + max(map(len, self.answers))
+
 
 @dataclass(frozen=True)
 class Segment:

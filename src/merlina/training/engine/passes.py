@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from merlina.training.engine.packing import PackedExample
@@ -51,7 +51,7 @@ class PaddedBatching:
         return sum(len(example.answers) for example in examples) * max(map(self.longest_text, examples))
 
     def longest_text(self, example: PackedExample) -> int:
-        return len(example.prompt) + max(map(len, example.answers))
+        return example.longest_text
 
     def split(self, examples: Sequence[PackedExample], budget: int) -> list[list[int]]:
         """Group texts of similar length, longest first, so that little padding is needed."""
@@ -121,24 +121,6 @@ class PassPlanner:
         # Cheapest to compute, and the same on all ranks.
         smallest = min(range(len(examples)), key=sizes.__getitem__)
         return [(indices, False) for indices in passes] + [([smallest], True)] * (number - len(passes))
-
-
-def rope_length_limits(config: Any) -> tuple[int, ...]:
-    """Return the text lengths beyond which a model rotates all positions of a pass by other angles (see `rotary`)."""
-    limits = set()
-    for parameters in rope_parameter_sets(config):
-        if parameters.get("rope_type") == "longrope":
-            limits.add(parameters["original_max_position_embeddings"])
-        elif "dynamic" in (parameters.get("rope_type") or ""):
-            # After a longer pass, transformers keeps its frequencies even for a pass of exactly the maximum length.
-            limits.add(config.get_text_config().max_position_embeddings - 1)
-    return tuple(sorted(limits))
-
-
-def rope_parameter_sets(config: Any) -> list[dict[str, Any]]:
-    """Return the parameters of a model's rotary embeddings: one set for all layers and one for each kind of layer."""
-    parameters = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    return [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
 
 
 def _first_fit(examples: Sequence[PackedExample], budget: int) -> list[list[int]]:

@@ -23,7 +23,7 @@ def trainer_arguments(
         num_train_epochs=config.num_epochs,
         max_steps=config.max_steps or -1,
         learning_rate=config.learning_rate,
-        # The loop creates its own schedule, see `schemas.step_plan`.
+        # The loop creates its own schedule, see `merlina.step_plan`.
         lr_scheduler_type="constant",
         optim=config.optimizer_type,
         adam_beta1=config.adam_beta1,

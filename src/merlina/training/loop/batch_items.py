@@ -14,8 +14,10 @@ from torch import Tensor
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.engine.packing import PackedExample
 from merlina.training.evaluation_sets import EvaluationSet
+from merlina.training.loop.batch_item import BatchItem
 from merlina.training.loop.pass_runner import PassRunner, packed_example
-from merlina.training.loop.reference import BatchItem, equal_examples, reference_logprobs, unrelated_examples
+from merlina.training.loop.reference import digest_of, reference_logprobs
+from merlina.training.loop.unrelated_examples import unrelated_examples
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter, StoppedEarly
 
@@ -97,13 +99,13 @@ class BatchItems:
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Yield log-probabilities a few passes at a time, and report progress. Raises StoppedEarly."""
         # An evaluation computes a pair as often as it has it, so that its batches are those of the policy.
-        copies = [[index] for index in range(len(examples))] if for_evaluation else equal_examples(examples)
+        copies = [[index] for index in range(len(examples))] if for_evaluation else _equal_examples(examples)
         distinct = [examples[indices[0]] for indices in copies]
         groups = self._evaluation_batches(len(distinct)) if for_evaluation else self._groups_of_passes(distinct)
         noted_at, done = time.monotonic(), 0
         for indices in groups:
             # All ranks must leave together, since they compute passes together.
-            if self._ranks.from_first(self._reporter.should_stop()):
+            if self._ranks.broadcast_from_first(self._reporter.should_stop()):
                 raise StoppedEarly
             if time.monotonic() - noted_at > _SECONDS_BETWEEN_NOTES:
                 noted_at = time.monotonic()
@@ -130,3 +132,14 @@ class BatchItems:
         size = 1 if self._ranks.count == 1 else _PASSES_PER_RANK * self._ranks.count
         groups = (passes[begin : begin + size] for begin in range(0, len(passes), size))
         return [[index for indices in group for index in indices] for group in groups]
+
+
+def _equal_examples(examples: Sequence[PackedExample]) -> list[list[int]]:
+    """Group the indices of examples that have the same texts, in the order of the first of each group.
+
+    The weight of a source repeats its pairs, whose log-probabilities are the same. Texts a, b, a give [[0, 2], [1]].
+    """
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(digest_of([example]), []).append(index)
+    return list(groups.values())

@@ -32,7 +32,7 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
             control.should_evaluate = self._evaluates
             control.should_log = True
         # Ranks may receive a request at different steps; all of them follow the first.
-        elif self._ranks.from_first(self._reporter.should_stop()):
+        elif self._ranks.broadcast_from_first(self._reporter.should_stop()):
             control.should_training_stop = True
             control.should_save = True
         return control

@@ -18,7 +18,7 @@ from merlina.schemas.training.config import TrainingConfig
 from merlina.training.engine.logprobs import LogprobModel, Logprobs
 from merlina.training.engine.packing import Pack, PackedExample, build_pack
 from merlina.training.engine.passes import PassPlanner
-from merlina.training.loop.reference import BatchItem
+from merlina.training.loop.batch_item import BatchItem
 from merlina.training.models.tokens import TokenPair
 from merlina.training.objectives import OBJECTIVES, Objective, ObjectiveInputs, PairLosses
 
@@ -113,10 +113,15 @@ def packed_example(pair: TokenPair, config: TrainingConfig) -> PackedExample:
 
 
 def _reference(items: Sequence[BatchItem], policy: Logprobs) -> Logprobs | None:
-    """Return the reference's log-probabilities in the shape of the policy's. No objective uses the prompt's column."""
     references = [item.reference for item in items if item.reference is not None]
-    if not references:
-        return None
-    sums = torch.zeros_like(policy.sums)  # [U, 1 + A]
-    sums[:, 1:] = torch.stack(references)
+    return in_shape_of(policy, torch.stack(references)) if references else None
+
+
+def in_shape_of(policy: Logprobs, reference: Tensor) -> Logprobs:
+    """Return the reference's log-probabilities of answers, [U, A], in the policy's shape, [U, 1 + A].
+
+    The prompt's column is 0, since no objective uses it.
+    """
+    sums = torch.zeros_like(policy.sums)
+    sums[:, 1:] = reference
     return Logprobs(sums, policy.tokens)

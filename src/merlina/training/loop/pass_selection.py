@@ -9,12 +9,13 @@ from torch import nn
 from merlina.domain.run_sizes import pack_positions
 from merlina.training.distributed.ranks import Ranks
 from merlina.training.distributed.sharding import is_sharded
+from merlina.training.engine.attention.rope_config import rope_length_limits
 from merlina.training.engine.fast_path import choose_logprob_model, trial_examples
-from merlina.training.engine.logprobs import unwrap
-from merlina.training.engine.passes import PassPlanner, rope_length_limits
+from merlina.training.engine.passes import PassPlanner
 from merlina.training.loop.memory_probe import MemoryProbe
 from merlina.training.loop.pass_runner import Packer, PassRunner, packed_example
 from merlina.training.models.tokens import TokenPair
+from merlina.training.models.unwrapping import unwrap
 from merlina.training.reporter import Reporter
 
 

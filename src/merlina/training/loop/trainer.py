@@ -54,13 +54,14 @@ from merlina import checkpoints
 from merlina.domain.run_sizes import KEPT_CHECKPOINTS
 from merlina.errors import TrainingError
 from merlina.faults import FaultPoint, reach
-from merlina.schemas.step_plan import rate_factor
 from merlina.schemas.training.config import TrainingConfig
+from merlina.step_plan import rate_factor
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from merlina.training.engine.kernel_choice import kernel_obstacle
 from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.loop.alarms import Alarms, check_losses
 from merlina.training.loop.arguments import trainer_arguments
+from merlina.training.loop.batch_item import BatchItem
 from merlina.training.loop.batch_items import BatchItems
 from merlina.training.loop.callbacks import ProgressCallback
 from merlina.training.loop.early_stopping import EarlyStopping
@@ -74,7 +75,6 @@ from merlina.training.loop.metrics import (
 )
 from merlina.training.loop.pass_runner import Packer
 from merlina.training.loop.pass_selection import select_passes
-from merlina.training.loop.reference import BatchItem
 from merlina.training.models.token_store import largest_pairs
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter
@@ -160,7 +160,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
             self._resume(checkpoint, evaluation or {})
         stopped = bool(self.state.global_step < self.state.max_steps) and not self._early_stopping.ended_early
         # A paused run continues from its newest weights, so the best ones are not loaded.
-        if not (stopped and self._ranks.from_first(self._reporter.is_pausing())):
+        if not (stopped and self._ranks.broadcast_from_first(self._reporter.is_pausing())):
             self._reporter.model_selected(self._load_best())
         return stopped
 
@@ -195,7 +195,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         best = checkpoints.path_of(Path(self.args.output_dir), step)
         # The first rank may still be writing the checkpoint.
         self._ranks.barrier()
-        lost = self._ranks.from_first(checkpoints.check_checkpoint(best))
+        lost = self._ranks.broadcast_from_first(checkpoints.check_checkpoint(best))
         if lost is not None:
             self._reporter.note(
                 "warning",
@@ -313,7 +313,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         means, pairs = RunningMeans(), 0
         self.model.eval()
         for inputs in self.get_eval_dataloader(items):
-            if self._ranks.from_first(self._reporter.should_stop() and not self._reporter.is_pausing()):
+            if self._ranks.broadcast_from_first(self._reporter.should_stop() and not self._reporter.is_pausing()):
                 self.model.train()
                 return None
             with torch.no_grad(), self._runner.unchanged_weights():

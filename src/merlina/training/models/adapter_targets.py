@@ -110,15 +110,16 @@ def parameter_names(model: nn.Module, chosen: Sequence[Site]) -> list[str]:
     return _names([name for name, _ in model.named_parameters()], wanted, short)
 
 
-def _names(there: Sequence[str], wanted: Sequence[str], *shorter: Sequence[str]) -> list[str]:
+def _names(all_names: Sequence[str], wanted: Sequence[str], *shorter: Sequence[str]) -> list[str]:
     for names in shorter:
-        used = [name for name in names if any(_ends(path, name) for path in wanted)]
-        if {path for path in there if any(_ends(path, name) for name in used)} == set(wanted):
+        used = [name for name in names if any(is_named(path, name) for path in wanted)]
+        if {path for path in all_names if any(is_named(path, name) for name in used)} == set(wanted):
             return used
     return list(wanted)
 
 
-def _ends(path: str, name: str) -> bool:
+def is_named(path: str, name: str) -> bool:
+    """Return whether `name` is the end of a module's path, as peft matches names: `q_proj` or `mlp.up_proj`."""
     return f".{path}".endswith(f".{name}")
 
 

@@ -16,11 +16,12 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from merlina.domain.adapter_targets import AdapterKind, Site, by_kind, describe_missing, match
+from merlina.domain.adapter_targets import AdapterKind, by_kind, describe_missing, match
 from merlina.errors import ModelError
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.adapter_targets import (
     count_parameters,
+    is_named,
     module_names,
     parameter_names,
     sites,
@@ -88,7 +89,7 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     chosen, missing = match(found, config.target_modules)
     names = module_names(model, config.target_modules, chosen)
     if lost := unsupported_names(model, names):
-        chosen = [site for site in chosen if site.is_parameter or not any(_is_named(site, name) for name in lost)]
+        chosen = [site for site in chosen if site.is_parameter or not any(is_named(site.path, name) for name in lost)]
         names = [name for name in names if name not in lost]
     parameters = parameter_names(model, chosen)
     if not names and not parameters:
@@ -111,10 +112,6 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     if parameters and config.lora_dropout:
         _set_layer_dropout(adapted, config.lora_dropout)
     return Trainable(adapted, by_kind(found, chosen, config.lora_r, counted), notes)
-
-
-def _is_named(site: Site, name: str) -> bool:
-    return f".{site.path}".endswith(f".{name}")
 
 
 def _notes(missing: list[str], lost: list[str], *, has_parameters: bool, drops: bool) -> list[str]:

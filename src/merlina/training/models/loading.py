@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -23,9 +22,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+from merlina.domain.model_names import is_gguf, local_path
 from merlina.errors import ModelError, first_line
 from merlina.hub_errors import describe_hub_error
 from merlina.schemas.training.machine import AttentionImplementation, Dtype, WeightBits
+from merlina.training.device import compute_dtype, training_device
 
 # The names under which model families declare their number of positions.
 _POSITION_COUNTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
@@ -42,7 +43,8 @@ _TEXT_FILES = (
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model to load and how to hold it: in `dtype` or quantized. `scratch` is the folder for conversions.
+    """Which model to load and how to hold it: in `dtype` or quantized. `converted_dir` is the folder for a
+        conversion.
 
     `is_converted`: the conversion is already done. `stays_in_ram`: the caller moves the model to its device.
     """
@@ -51,36 +53,11 @@ class ModelSpec:
     dtype: Dtype
     weight_bits: WeightBits | None
     attn_implementation: AttentionImplementation
-    scratch: Path
+    converted_dir: Path
     token: str | None = None
     trust_remote_code: bool = False
     is_converted: bool = False
     stays_in_ram: bool = False
-
-
-def training_device() -> torch.device:
-    """Return the device on which this process trains."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def free_memory() -> int:
-    """Return the free memory of the training device, in bytes."""
-    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
-
-
-def compute_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype for a setting: auto is bfloat16 on a GPU that supports it, else float16, and float32 on a CPU.
-
-    Raises ModelError for float16 on a CPU.
-    """
-    if dtype == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if dtype == "float16" and device.type != "cuda":
-        raise ModelError("dtype: float16 needs a GPU; use float32 or bfloat16 on this machine")
-    chosen: torch.dtype = getattr(torch, dtype)
-    return chosen
 
 
 def load_tokenizer(base_model: str, token: str | None, trust_remote_code: bool = False) -> Any:
@@ -171,9 +148,8 @@ def weight_bytes(spec: ModelSpec) -> int:
 
 def split_gguf(base_model: str) -> tuple[str, str | None]:
     """Split a `.gguf` path into folder and file name. Anything else is returned without a file."""
-    # Any text may arrive here; unlike Path, os.path accepts every string except one with a null character.
-    path = Path(base_model if "\0" in base_model else os.path.expanduser(base_model))
-    if base_model.lower().endswith(".gguf"):
+    path = local_path(base_model)
+    if is_gguf(base_model):
         return str(path.parent), path.name
     return (str(path) if os.path.isdir(path) else base_model), None
 
@@ -207,7 +183,7 @@ def _attention(wanted: AttentionImplementation, device: torch.device) -> str | N
 def _convert_gguf(spec: ModelSpec, dtype: torch.dtype) -> Path:
     """Convert a GGUF to a safetensors folder, which loading in 4 or 8 bits needs. Raises ModelError."""
     folder, file = split_gguf(spec.base_model)
-    target = spec.scratch / "converted"
+    target = spec.converted_dir
     if spec.is_converted:
         return target
     with readable_errors(spec.base_model):

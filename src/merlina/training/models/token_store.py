@@ -3,7 +3,7 @@
 Example: two pairs, the first with prompt [5, 6], chosen [7] and rejected [8, 9], the second with [5], [4, 4] and [].
 
     ids     5 6 7 8 9 5 4 4
-    ends    2 3 5 | 6 8 8        where the prompt, the chosen and the rejected answer of each pair end
+    ends    2 3 5 | 6 8 8        where the sections of each pair end: the prompt, the chosen and the rejected answer
     rows    1 | 2                the pairs' row numbers in the data set
 
 A store with a file moves ids beyond 64 MiB to it and maps them into memory: RAM holds those in use.
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from merlina.training.models.tokens import TokenPair
 
-_TEXTS = 3
-_ENOUGH = 4096
+_SECTIONS = 3
+_MAX_PROBED_PAIRS = 4096
 _IDS_IN_RAM = 16 * 1024**2
 
 
@@ -53,8 +53,8 @@ class TokenStore:
         return len(self._rows)
 
     def add(self, pair: TokenPair) -> None:
-        for text in (pair.prompt, pair.chosen, pair.rejected):
-            self._ids.extend(text)
+        for section in (pair.prompt, pair.chosen, pair.rejected):
+            self._ids.extend(section)
             self._ends.append(self._ids_in_file + len(self._ids))
         self._rows.append(pair.row)
         if self._file is not None and len(self._ids) >= _IDS_IN_RAM:
@@ -62,7 +62,7 @@ class TokenStore:
 
     @property
     def ends(self) -> NDArray[np.int64]:
-        """Where each text of each pair ends, shape [3 * pairs]."""
+        """Where each section of each pair ends, shape [3 * pairs]."""
         return np.array(self._ends)
 
     @property
@@ -82,7 +82,7 @@ class TokenStore:
 
     def labels(self, indices: NDArray[np.int64]) -> tuple[int, int]:
         """Return how many of the pairs at `indices` have a chosen answer alone, and how many a rejected one alone."""
-        ends = self.ends.reshape(-1, _TEXTS)[indices]  # [pairs, texts]
+        ends = self.ends.reshape(-1, _SECTIONS)[indices]  # [pairs, sections]
         has_chosen, has_rejected = ends[:, 1] > ends[:, 0], ends[:, 2] > ends[:, 1]
         return int((has_chosen & ~has_rejected).sum()), int((~has_chosen & has_rejected).sum())
 
@@ -109,10 +109,10 @@ class StoredPairs(Sequence[TokenPair]):
     """Pairs of a store; each access makes a TokenPair."""
 
     def __init__(
-        self, ids: NDArray[np.int32], borders: NDArray[np.int64], rows: NDArray[np.int64], indices: NDArray[np.int64]
+        self, ids: NDArray[np.int32], offsets: NDArray[np.int64], rows: NDArray[np.int64], indices: NDArray[np.int64]
     ) -> None:
         self._ids = ids
-        self._borders = borders  # where each text begins, and the end of the last: three for each pair, and one
+        self._offsets = offsets  # of the sections in `ids`, and the end of the last: shape [3 * pairs + 1]
         self._rows = rows
         self._indices = indices
 
@@ -126,22 +126,24 @@ class StoredPairs(Sequence[TokenPair]):
 
     def __getitem__(self, index: int | slice) -> TokenPair | StoredPairs:
         if isinstance(index, slice):
-            return StoredPairs(self._ids, self._borders, self._rows, self._indices[index])
-        place = int(self._indices[index])
-        first, second, third, end = self._borders[_TEXTS * place : _TEXTS * place + _TEXTS + 1].tolist()
+            return StoredPairs(self._ids, self._offsets, self._rows, self._indices[index])
+        pair = int(self._indices[index])
+        first, second, third, end = self._offsets[_SECTIONS * pair : _SECTIONS * pair + _SECTIONS + 1].tolist()
         ids = self._ids
         return TokenPair(
-            ids[first:second].tolist(), ids[second:third].tolist(), ids[third:end].tolist(), int(self._rows[place])
+            ids[first:second].tolist(), ids[second:third].tolist(), ids[third:end].tolist(), int(self._rows[pair])
         )
 
     def largest(self, count: int) -> StoredPairs:
-        """Return the `count` pairs with the most tokens in all texts together, in the order of the data set."""
-        begins = _TEXTS * self._indices
-        tokens = self._borders[begins + _TEXTS] - self._borders[begins]
+        """Return the `count` pairs with the most tokens in all sections together, in the order of the data set."""
+        begins = _SECTIONS * self._indices
+        tokens = self._offsets[begins + _SECTIONS] - self._offsets[begins]
         chosen = np.argpartition(-tokens, count)[:count]
-        return StoredPairs(self._ids, self._borders, self._rows, self._indices[np.sort(chosen)])
+        return StoredPairs(self._ids, self._offsets, self._rows, self._indices[np.sort(chosen)])
 
 
 def largest_pairs(pairs: Sequence[TokenPair]) -> Sequence[TokenPair]:
     """Return all pairs, or the largest of a large store, from which passes as large as any can be made."""
-    return pairs.largest(_ENOUGH) if isinstance(pairs, StoredPairs) and len(pairs) > _ENOUGH else pairs
+    if isinstance(pairs, StoredPairs) and len(pairs) > _MAX_PROBED_PAIRS:
+        return pairs.largest(_MAX_PROBED_PAIRS)
+    return pairs

@@ -21,7 +21,8 @@ from merlina.errors import ConflictError, InvalidRequestError
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, EndReason, Sampling, Side
 from merlina.schemas.datasets.config import DatasetFormat
 from merlina.schemas.operations import AnswerMessages, FinishedAnswer, LoadChatModel
-from merlina.training.models.loading import ModelSpec, load_model, load_tokenizer, readable_errors, training_device
+from merlina.training.device import training_device
+from merlina.training.models.loading import ModelSpec, load_model, load_tokenizer, readable_errors
 from merlina.worker.chat.answer_stream import AnswerEvent, AnswerStream, TokenLogprobs
 from merlina.worker.chat.detokenizer import Detokenizer
 from merlina.worker.chat.stop_texts import StopTexts

@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from functools import partial
 
 from merlina.data.conversation import Pair
-from merlina.data.dataset import PairRows, held_out_rows, located, numbered_from, read_sources, unused_columns
-from merlina.data.findings.examination import examine, row_examiner
+from merlina.data.dataset import (
+    PairRows,
+    located,
+    numbered_from,
+    read_sources,
+    unused_columns,
+)
+from merlina.data.findings.examination import examine
 from merlina.data.findings.label_balance import label_imbalance, label_weights
-from merlina.data.findings.row_examiner import Lengths, RowExaminer
+from merlina.data.findings.row_examiner import Lengths, RowExaminer, row_examiner
 from merlina.data.readers.data_files import file_at
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
+from merlina.data.split import held_out_rows
 from merlina.domain.data_urls import FileLocation
 from merlina.schemas.datasets.config import FindingKind
 from merlina.schemas.inspection import DataFacts, PairTokens

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
-from merlina.data.dataset import held_out_rows, read_pairs
+from merlina.data.dataset import read_pairs
 from merlina.data.findings.examination import BatchConversion, Converted, examine_batches
 from merlina.data.findings.label_balance import label_imbalance, preview_weights
 from merlina.data.findings.length_statistics import token_lengths
@@ -18,6 +18,7 @@ from merlina.data.readers.data_files import DataFile, file_at
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
 from merlina.data.row_formats.registry import described
+from merlina.data.split import held_out_rows
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import answers_needed
 from merlina.schemas.datasets.responses import DetectedFormat

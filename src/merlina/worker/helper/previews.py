@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from merlina.data.conversation import Pair, UnusableRowError
-from merlina.data.findings.examination import Converted, row_examiner
-from merlina.data.findings.row_examiner import RowExaminer
+from merlina.data.findings.examination import Converted
+from merlina.data.findings.row_examiner import RowExaminer, row_examiner
 from merlina.data.previews.formatted_rows import RowSelection, SampleBuilder, text_sample_builder
 from merlina.data.previews.formatted_rows import preview_formatted as preview_pairs
 from merlina.data.previews.row_shortening import truncate_row

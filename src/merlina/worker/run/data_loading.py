@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merlina.data.conversation import Pair, SkippedRow, UnusableRowError
-from merlina.data.dataset import ChainedRows, held_out_rows, unused_columns
+from merlina.data.dataset import ChainedRows, unused_columns
 from merlina.data.findings.examination import Converted, examine_batches
 from merlina.data.findings.label_balance import label_imbalance, label_weights
 from merlina.data.findings.messages import TRAINING_ONLY
 from merlina.data.findings.row_examiner import RowExaminer
 from merlina.data.fingerprint import FingerprintBuilder
+from merlina.data.split import held_out_rows
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import DatasetPart
 from merlina.schemas.inspection import Fingerprint
@@ -36,7 +37,7 @@ _SECONDS_BETWEEN_NOTES = 10.0
 
 
 class _Split(NamedTuple):
-    """The places of the pairs that are held out, and of those to train on in the order of an epoch."""
+    """The indices of the held-out pairs, and of the pairs to train on in the order of an epoch."""
 
     held_out: NDArray[np.int64]
     order: NDArray[np.int64]
@@ -72,8 +73,8 @@ class TrainingData:
 class DataLoading:
     """Loads the rows of one run as token ids; `vocabulary_size` is the number of token ids of the model.
 
-    The ids are those `kept` by an earlier attempt if these are still valid. Otherwise they are encoded, and kept if it
-    `keeps` them, as the first rank does.
+    Token ids in the `cache` of an earlier attempt are reused if still valid. Otherwise all rows are encoded, and with
+    `writes_cache` (the first rank) the ids are stored in the cache.
     """
 
     def __init__(
@@ -82,16 +83,16 @@ class DataLoading:
         encoder: PairEncoder,
         vocabulary_size: int,
         reporter: Reporter,
-        kept: TokenCache,
+        cache: TokenCache,
         *,
-        keeps: bool,
+        writes_cache: bool,
     ) -> None:
         self._config = config
         self._encoder = encoder
         self._vocabulary_size = vocabulary_size
         self._reporter = reporter
-        self._kept = kept
-        self._keeps = keeps
+        self._cache = cache
+        self._writes_cache = writes_cache
         self._store = TokenStore()
 
     def load(self, sources: RunSources) -> tuple[TrainingData, Fingerprint]:
@@ -106,8 +107,8 @@ class DataLoading:
         return self._data(rows, split), rows.fingerprint
 
     def _reopen(self, files: Fingerprint) -> tuple[EncodedRows, _Split] | None:
-        """Use the token ids that an earlier attempt kept; None if there are none, or none that can be used."""
-        found = self._kept.reopen(files)
+        """Use the token ids that an earlier attempt cached; None if there are none, or none that can be used."""
+        found = self._cache.reopen(files)
         if isinstance(found, tuple):
             self._store, rows = found
             self._reporter.note("info", f"{len(self._store):,} pairs were encoded by an earlier attempt")
@@ -117,16 +118,16 @@ class DataLoading:
         return None
 
     def _read_all(self, sources: RunSources, files: Fingerprint) -> tuple[EncodedRows, _Split]:
-        """Encode the rows of all sources, and keep them. `files` has the stamps of the sources. Reports findings."""
-        if not self._keeps:
+        """Encode the rows of all sources, and cache them. `files` has the stamps of the sources. Reports findings."""
+        if not self._writes_cache:
             return self._encode_sources(sources, files)
-        self._store = self._kept.new_store()
+        self._store = self._cache.new_store()
         try:
             encoded, split = self._encode_sources(sources, files)
             if sources.are_files:
-                self._kept.keep(self._store, encoded)
+                self._cache.write(self._store, encoded)
         except BaseException:
-            self._kept.discard()
+            self._cache.discard()
             raise
         return encoded, split
 
@@ -146,12 +147,12 @@ class DataLoading:
                 f"({examiner.reason_to_skip() or 'no pair is left to train on'}); "
                 "correct the rows, or choose another format, such as chatml"
             )
-        places, digests = {}, {}
+        ranges, digests = {}, {}
         for part, its_rows in zip(sources.eval_parts, evaluated, strict=True):
-            places[part.name], digests[part.name] = self._read_evaluation(part, its_rows, examiner)
+            ranges[part.name], digests[part.name] = self._read_evaluation(part, its_rows, examiner)
         found = digest.finish(self._config.dataset.test_size, digests)
         of_files = {"file": files.file, "files": files.files, "begins": tuple(rows.begins[1:])}
-        encoded = EncodedRows(training=len(numbers), evaluation=places, fingerprint=found.model_copy(update=of_files))
+        encoded = EncodedRows(training=len(numbers), evaluation=ranges, fingerprint=found.model_copy(update=of_files))
         return encoded, split
 
     def _split(self, numbers: NDArray[np.int64], begins: Sequence[int]) -> _Split:
@@ -161,17 +162,17 @@ class DataLoading:
 
     def _data(self, rows: EncodedRows, split: _Split) -> TrainingData:
         """Return the pairs of the store. Raises DataError if the best model cannot be selected by them."""
-        places = {HELD_OUT: split.held_out} if len(split.held_out) else {}
-        places |= {name: np.arange(first, end) for name, (first, end) in rows.evaluation.items()}
-        evaluation = tuple(EvaluationSet(name, self._store.select(indices)) for name, indices in places.items())
+        indices_of = {HELD_OUT: split.held_out} if len(split.held_out) else {}
+        indices_of |= {name: np.arange(first, end) for name, (first, end) in rows.evaluation.items()}
+        evaluation = tuple(EvaluationSet(name, self._store.select(indices)) for name, indices in indices_of.items())
         data = TrainingData(self._store.select(split.order), evaluation, len(np.unique(split.order)))
         self._check_margin(data)
         return data
 
-    def _read(self, rows: ChainedRows, digest: FingerprintBuilder, label: str = "") -> RowExaminer:
+    def _read(self, rows: ChainedRows, digest: FingerprintBuilder, error_prefix: str = "") -> RowExaminer:
         """Add the pairs of all rows to the store, and return what was found.
 
-        Raises DataError, which begins with the `label`, if none is usable.
+        Raises DataError, which begins with `error_prefix`, if none is usable.
         """
         examiner = self._encoder.row_examiner(unused_columns(rows.conversions))
         counted = self._counted(rows, digest)
@@ -179,13 +180,13 @@ class DataLoading:
             if not isinstance(outcome, SkippedRow):
                 self._store.add(outcome[1])
         if digest.rows == 0:
-            raise DataError(f"{label}{examiner.why_none_is_usable()}")
+            raise DataError(f"{error_prefix}{examiner.why_none_is_usable()}")
         return examiner
 
     def _read_evaluation(
         self, part: DatasetPart, rows: ChainedRows, training: RowExaminer
     ) -> tuple[tuple[int, int], str]:
-        """Return the places of the pairs of a data set to evaluate on, and a digest of its rows. Raises DataError."""
+        """Return the range of the pairs of a data set to evaluate on, and a digest of its rows. Raises DataError."""
         before, digest = len(self._store), FingerprintBuilder()
         examiner = self._read(rows, digest, f"dataset.{part.location}: ")
         if len(self._store) == before:
@@ -259,7 +260,7 @@ class DataLoading:
             )
 
     def _report_findings(self, examiner: RowExaminer, held_out: Iterable[int], labels: tuple[int, int]) -> None:
-        """`labels` are the numbers of unpaired answers in an epoch that are labeled true and false."""
+        """Report the findings of all rows. `labels`: the numbers of answers labeled true and false in an epoch."""
         if examiner.reason_to_skip() is None:
             self._reporter.note("info", f"{examiner.rows} rows read, all of them usable")
         imbalance = label_imbalance(*labels, label_weights(self._config))

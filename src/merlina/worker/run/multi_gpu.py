@@ -174,8 +174,8 @@ def _run_rank(
 def _carry_out(
     number: int, folder: RunFolder, order: RunOrder, log: EventLog, requests: ReceivedRequests
 ) -> tuple[_Outcome, str]:
+    from merlina.training.device import training_device
     from merlina.training.distributed.ranks import LostRankError, join_ranks
-    from merlina.training.models.loading import training_device
     from merlina.worker.run.reporting import EventReporter, NullChannel, redact_tokens
     from merlina.worker.run.run import describe_error, run_stages
     from merlina.worker.run.stages import Stages

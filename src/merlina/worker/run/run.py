@@ -65,7 +65,7 @@ def run_stages(stages: Stages) -> None:
 
 def _run_stages(stages: Stages) -> None:
     folder, reporter = stages.folder, stages.reporter
-    if stages.ranks.from_first(_complete_if_placed(stages)):
+    if stages.ranks.broadcast_from_first(_complete_if_placed(stages)):
         return
     stages.choose_start()
     reporter.state("loading_model")

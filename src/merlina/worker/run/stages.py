@@ -14,6 +14,7 @@ from transformers import set_seed
 
 from merlina import checkpoints
 from merlina.domain.adapter_targets import describe, warn_about_experts
+from merlina.domain.run_sizes import shards_weights
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
 from merlina.faults import FaultPoint, reach
@@ -21,22 +22,20 @@ from merlina.private_files import write_private
 from merlina.run_folder.folder import RunFolder
 from merlina.run_folder.order import RunOrder
 from merlina.schemas.inspection import Fingerprint
-from merlina.schemas.step_plan import StepPlan
+from merlina.step_plan import StepPlan
+from merlina.training.device import compute_dtype, dtype_name, free_memory, training_device
 from merlina.training.distributed.ranks import SINGLE_PROCESS, Ranks
 from merlina.training.distributed.sharding import shard_frozen_weights
-from merlina.training.engine.logprobs import unwrap
 from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import (
     ModelSpec,
-    compute_dtype,
-    free_memory,
     load_model,
     load_tokenizer,
-    training_device,
     vocabulary_size,
     weight_bytes,
 )
+from merlina.training.models.unwrapping import unwrap
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.data_loading import DataLoading, TrainingData
@@ -87,7 +86,7 @@ class Stages:
     def choose_start(self) -> None:
         """Choose the checkpoint after which this attempt continues; the first rank chooses for all."""
         chosen = choose_checkpoint(self.folder, self.order, self.reporter) if self.ranks.is_first else None
-        self.checkpoint = self.ranks.from_first(chosen)
+        self.checkpoint = self.ranks.broadcast_from_first(chosen)
         if self.order.resume:
             step = checkpoints.step_of(self.checkpoint) if self.checkpoint else 0
             self.reporter.recall(self.folder.events_file, step)
@@ -100,7 +99,7 @@ class Stages:
             dtype=config.dtype,
             weight_bits=config.weight_bits,
             attn_implementation=config.attn_implementation,
-            scratch=self.folder.path,
+            converted_dir=self.folder.converted_dir,
             token=self._token,
             trust_remote_code=self.order.trust_remote_code,
             is_converted=not self.ranks.is_first,
@@ -134,8 +133,10 @@ class Stages:
         config = self.order.config
         encoder = PairEncoder.for_run(loaded.tokenizer, config)
         sources = RunSources(self.order, self._token, self.reporter)
-        kept = TokenCache(self.folder.tokens_dir, config, loaded.tokenizer, loaded.vocabulary_size)
-        loading = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter, kept, keeps=self.ranks.is_first)
+        cache = TokenCache(self.folder.tokens_dir, config, loaded.tokenizer, loaded.vocabulary_size)
+        loading = DataLoading(
+            config, encoder, loaded.vocabulary_size, self.reporter, cache, writes_cache=self.ranks.is_first
+        )
         data, found = loading.load(sources)
         self._check_data_is_unchanged(found)
         repeated = "" if data.distinct == len(data.training) else f" ({data.distinct} different ones)"
@@ -165,7 +166,7 @@ class Stages:
                 ranks=self.ranks,
                 memory_limit=self.order.memory_limit_mb and self.order.memory_limit_mb * MIB,
             )
-            evaluation = self.ranks.from_first(self.reporter.recalled_evaluation)
+            evaluation = self.ranks.broadcast_from_first(self.reporter.recalled_evaluation)
             self.was_stopped = trainer.run(checkpoint, evaluation=evaluation)
             self.last_step = trainer.state.global_step
         self.ranks.leave()
@@ -192,7 +193,7 @@ class Stages:
             return None
         free = free_memory() / (1 if training_device().type == "cuda" else self.ranks.count)
         weights = weight_bytes(spec)
-        shards = self.order.config.shards_weights(self.ranks.count, weights, free)
+        shards = self.order.config.is_shardable and shards_weights(self.ranks.count, weights, free)
         if not self.ranks.max(shards):
             return None
         self.reporter.note(
@@ -210,7 +211,7 @@ class Stages:
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         if trained == 0:
             raise TrainingError("No weight of the model would be trained; check target_modules and use_lora")
-        held = _HELD_AS[self.order.config.weight_bits] or str(dtype).removeprefix("torch.")
+        held = _HELD_AS[self.order.config.weight_bits] or dtype_name(dtype)
         device = "GPU" if training_device().type == "cuda" else "CPU"
         place = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
         self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")

@@ -16,12 +16,12 @@ class ReceivedRequests:
     def __init__(self, stop_file: Path, pause_file: Path) -> None:
         self._stop_file = stop_file
         self._pause_file = pause_file
-        self._signalled = False
+        self._signaled = False
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def is_set(self) -> bool:
-        return self._signalled or self._stop_file.exists() or self._pause_file.exists()
+        return self._signaled or self._stop_file.exists() or self._pause_file.exists()
 
     def reason_to_pause(self) -> str | None:
         """Return the reason of a pause; None if a stop was requested, which takes precedence over a pause."""
@@ -30,4 +30,4 @@ class ReceivedRequests:
         return self._pause_file.read_text()
 
     def _on_signal(self, _number: int, _frame: object) -> None:
-        self._signalled = True
+        self._signaled = True

@@ -1,11 +1,10 @@
-"""The token ids of a large data set in the run folder, which a resume uses instead of encoding all rows again.
+"""The token cache: the token ids of a large data set in the run folder, which a resume uses instead of encoding again.
 
-The folder is valid if it has a manifest, which is written last and removed first, and its files match it.
+The cache is valid if it has a manifest, which is written last and removed first, and its files match it.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,6 +15,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from xxhash import xxh3_128
 
+from merlina.checkpoints import sync
+from merlina.checksums import checksum
 from merlina.errors import first_line
 from merlina.private_files import write_private
 from merlina.schemas.inspection import Fingerprint
@@ -25,13 +26,12 @@ from merlina.version import current
 
 _IDS, _ENDS, _ROWS, _MANIFEST = "ids", "ends.npy", "rows.npy", "manifest.json"
 _LIBRARIES = ("transformers", "tokenizers", "jinja2")
-_BLOCK = 1 << 20
 
 
 class EncodedRows(BaseModel):
     """The contents of a store: `training` pairs, followed by those of each data set to evaluate on.
 
-    `evaluation` has the places of the pairs of each set by its name, as the first and the one after the last.
+    `evaluation` has the range of each set's pairs in the store by its name: the first index, and one after the last.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,9 +51,10 @@ class _Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class TokenCache:
-    """The folder of one run, for ids that its configuration, tokenizer and size of the vocabulary determine.
+    """The token cache of one run, for ids that its configuration, tokenizer and size of the vocabulary determine.
 
-    Those of a tokenizer that is not one of the library `tokenizers` are never kept: its code determines them, too.
+    Token ids of tokenizers outside the library `tokenizers` are never stored, because their Python code also determines
+    them.
     """
 
     folder: Path
@@ -62,38 +63,40 @@ class TokenCache:
     vocabulary_size: int
 
     def new_store(self) -> TokenStore:
-        """Make the folder invalid, and return a store that uses it. Raises OSError."""
+        """Make the cache invalid, and return a store that uses it. Raises OSError."""
         (self.folder / _MANIFEST).unlink(missing_ok=True)
         return TokenStore(self.folder / _IDS)
 
     def discard(self) -> None:
-        """Remove what a store that is not complete has written."""
+        """Remove what an incomplete store has written."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def keep(self, store: TokenStore, rows: EncodedRows) -> None:
-        """Complete the folder if the store uses it. Raises OSError."""
+    def write(self, store: TokenStore, rows: EncodedRows) -> None:
+        """Complete the cache with `rows`, the contents of a store that has a file. Raises OSError."""
         store.close_file()
         key = self._key()
         if key is None or not store.is_in_file:
             return
         np.save(self.folder / _ENDS, store.ends)
         np.save(self.folder / _ROWS, store.rows)
-        files = {name: _checksum(self.folder / name, sync=True) for name in (_IDS, _ENDS, _ROWS)}
-        manifest = _Manifest(key=key, rows=rows, files=files)
+        files = (_IDS, _ENDS, _ROWS)
+        for name in files:
+            sync(self.folder / name)
+        manifest = _Manifest(key=key, rows=rows, files={name: checksum(self.folder / name) for name in files})
         write_private(self.folder / _MANIFEST, manifest.model_dump_json().encode())
 
     def reopen(self, files: Fingerprint) -> tuple[TokenStore, EncodedRows] | str | None:
-        """Return the store that was kept for the same `files`, of which the stamps alone are compared.
+        """Return the cached store and its contents, if the stamps in `files` equal those of the files it was made from.
 
-        Returns the reason if what was kept cannot be used, None if nothing was.
+        Returns the reason if the cache cannot be used, None if there is none.
         """
         try:
-            kept = _Manifest.model_validate_json((self.folder / _MANIFEST).read_bytes())
-            if kept.key != self._key():
+            cached = _Manifest.model_validate_json((self.folder / _MANIFEST).read_bytes())
+            if cached.key != self._key():
                 return "the configuration, the model or the software has changed"
-            if (kept.rows.fingerprint.file, kept.rows.fingerprint.files) != (files.file, files.files):
+            if (cached.rows.fingerprint.file, cached.rows.fingerprint.files) != (files.file, files.files):
                 return "a file of the data set has changed"
-            damaged = [name for name, checksum in kept.files.items() if _checksum(self.folder / name) != checksum]
+            damaged = [name for name, expected in cached.files.items() if checksum(self.folder / name) != expected]
             if damaged:
                 return f"{', '.join(damaged)} is damaged"
             ends, rows = (np.load(self.folder / name) for name in (_ENDS, _ROWS))
@@ -101,26 +104,16 @@ class TokenCache:
             return None
         except (OSError, ValidationError, ValueError) as error:
             return first_line(error)
-        return TokenStore.reopen(self.folder / _IDS, ends, rows), kept.rows
+        return TokenStore.reopen(self.folder / _IDS, ends, rows), cached.rows
 
     def _key(self) -> str | None:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return None
-        # As while it encodes.
+        # Encoding sets the same options; they are part of the tokenizer's text.
         backend.no_truncation()
         backend.no_padding()
         tokenizer = (backend.to_str(), self.tokenizer.chat_template, self.tokenizer.special_tokens_map)
         software = (current().number, *map(version, _LIBRARIES))
         parts = repr((self.config.model_dump_json(), tokenizer, self.vocabulary_size, software))
         return xxh3_128(parts.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _checksum(file: Path, *, sync: bool = False) -> str:
-    digest = xxh3_128()
-    with file.open("rb") as stream:
-        while block := stream.read(_BLOCK):
-            digest.update(block)
-        if sync:
-            os.fsync(stream.fileno())
-    return digest.hexdigest()

@@ -17,8 +17,8 @@ def training_order(
 ) -> _Indices:
     """Return the indices of the pairs of an epoch.
 
-    `numbers` are the row numbers of all pairs, shape [pairs], `is_training` tells which of them are trained on, and
-    `begins` are the numbers of the rows before each source.
+    `numbers` are the row numbers of all pairs, shape [pairs], and `is_training` states which of them are trained on.
+    `begins[i]` is the number of rows in all sources before source i.
 
     Example: source a has the pairs 0 to 3 and the weight 1, source b the pairs 4 and 5 and the weight 2. Interleaved,
     the order is 0 4 1 5 2 4 3 5: b's pairs are there twice, and both sources last to the end.
@@ -49,5 +49,5 @@ def _weighted(indices: _Indices, weight: float, generator: np.random.Generator) 
 
 def _interleaved(sources: Sequence[_Indices]) -> _Indices:
     """Merge sources so that each advances at a steady pace and all end together."""
-    places = [(np.arange(len(source)) + 0.5) / max(len(source), 1) for source in sources]
-    return np.concatenate(sources)[np.argsort(np.concatenate(places), kind="stable")]
+    positions = [(np.arange(len(source)) + 0.5) / max(len(source), 1) for source in sources]
+    return np.concatenate(sources)[np.argsort(np.concatenate(positions), kind="stable")]

@@ -29,9 +29,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from merlina.training.engine.attention.rope_config import rope_parameter_sets
 from merlina.training.engine.logprobs import LogprobModel, Logprobs, sum_by_section
 from merlina.training.engine.packing import Pack, PackedExample, build_pack
-from merlina.training.engine.passes import rope_parameter_sets
 
 # The indices of an example in a pack and of one of its answers: together they name a text.
 _Text = tuple[int, int]

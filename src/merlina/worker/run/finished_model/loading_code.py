@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from merlina.domain.model_names import is_gguf
 from merlina.schemas.training.config import TrainingConfig
 from merlina.schemas.training.machine import WeightBits
-from merlina.training.models.loading import compute_dtype, training_device
+from merlina.training.device import compute_dtype, dtype_name, training_device
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def location_of_run(config: TrainingConfig, path_or_id: str) -> ModelLocation:
 
 def compute_dtype_name(config: TrainingConfig) -> str:
     """Return the name of the dtype in which a run on this machine computes."""
-    return str(compute_dtype(config.dtype, training_device())).removeprefix("torch.")
+    return dtype_name(compute_dtype(config.dtype, training_device()))
 
 
 def loading_code(location: ModelLocation) -> str:
@@ -65,17 +66,17 @@ def _whole(location: ModelLocation) -> str:
 
 
 def _adapter(location: ModelLocation) -> str:
-    is_gguf = location.base.lower().endswith(".gguf")
+    from_gguf = is_gguf(location.base)
     names = ["AutoModelForCausalLM", "AutoTokenizer", "GenerationConfig"]
     names += ["BitsAndBytesConfig"] if location.weight_bits else []
-    names += ["GgufConfig"] if is_gguf else []
-    dequantizes = is_gguf and location.weight_bits
+    names += ["GgufConfig"] if from_gguf else []
+    dequantizes = from_gguf and location.weight_bits
     lines = [
         *(["from tempfile import TemporaryDirectory\n"] if dequantizes else []),
         "import torch",
         "from peft import PeftModel",
         f"from transformers import {', '.join(sorted(names))}\n",
-        *_base(location, is_gguf=is_gguf),
+        *_base(location, from_gguf=from_gguf),
         f"model = PeftModel.from_pretrained(base, {location.path_or_id!r})",
         f"model.generation_config = GenerationConfig.from_pretrained({location.path_or_id!r})",
         f"tokenizer = AutoTokenizer.from_pretrained({location.path_or_id!r})",
@@ -83,10 +84,10 @@ def _adapter(location: ModelLocation) -> str:
     return "\n".join(lines)
 
 
-def _base(location: ModelLocation, *, is_gguf: bool) -> list[str]:
+def _base(location: ModelLocation, *, from_gguf: bool) -> list[str]:
     dtype = f"dtype=torch.{location.dtype}"
     quantized = f", quantization_config={_quantization(location)}" if location.weight_bits else ""
-    if not is_gguf:
+    if not from_gguf:
         return [f"base = AutoModelForCausalLM.from_pretrained({location.base!r}, {dtype}{quantized})"]
     path = Path(location.base).expanduser()
     loaded = (

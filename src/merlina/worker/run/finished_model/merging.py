@@ -17,16 +17,11 @@ from transformers import AutoModelForCausalLM
 from merlina.errors import TrainingError
 from merlina.run_folder.order import RunOrder
 from merlina.schemas.training.config import TrainingConfig
+from merlina.training.device import compute_dtype, dtype_name, training_device
 from merlina.training.evaluation import PlainModel, mean_answer_logprobs, metrics_of
 from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.models.adapters import ignore_known_warnings
-from merlina.training.models.loading import (
-    clear_quantization_config,
-    compute_dtype,
-    split_gguf,
-    training_device,
-    weight_source,
-)
+from merlina.training.models.loading import clear_quantization_config, split_gguf, weight_source
 from merlina.training.models.merging import merge_adapter
 from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.finished_model.generation_config import GENERATION_CONFIG_FILE
@@ -159,4 +154,4 @@ def free_memory_of_models() -> None:
 
 
 def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return dtype_name(dtype)

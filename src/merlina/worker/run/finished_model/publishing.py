@@ -18,6 +18,8 @@ from huggingface_hub import HfApi, RepoUrl, get_token
 from huggingface_hub.errors import HfHubHTTPError
 from torch.distributed.tensor import DTensor
 
+from merlina.domain.model_names import is_gguf
+from merlina.domain.run_sizes import merging_bytes
 from merlina.domain.units import gib
 from merlina.errors import InvalidRequestError, MerlinaError, first_line
 from merlina.hardware.host import available_memory, release_freed_memory
@@ -25,7 +27,8 @@ from merlina.hub_errors import describe_hub_error
 from merlina.run_folder.order import RunOrder
 from merlina.schemas.datasets.sources import DatasetSource
 from merlina.schemas.training.config import TrainingConfig
-from merlina.training.models.loading import ModelSpec, free_memory, training_device, weight_bytes
+from merlina.training.device import free_memory, training_device
+from merlina.training.models.loading import ModelSpec, weight_bytes
 from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.finished_model.loading_code import ModelLocation, compute_dtype_name, is_on_hub, location_of_run
 from merlina.worker.run.finished_model.merging import (
@@ -54,20 +57,20 @@ def publish(
 ) -> None:
     """Upload the adapter or the merged weights; errors are reported as warnings.
 
-    The weights of `model` are saved in `order.output_dir`; it is emptied to free memory for the merge.
+    `model` must already be saved in `order.output_dir`: its weights are freed to make memory for the merge.
     `reference_folder` holds the reference log-probabilities of the held-out pairs.
     """
     output_dir = Path(order.output_dir)
     staged = output_dir.with_name(f".{output_dir.name}.{order.job_id}.upload")
     try:
         repo = _create_repo(order.config)
-        _empty(model)
+        _free_weights(model)
         shutil.rmtree(staged, ignore_errors=True)
         merged = _merge(staged, tokenizer, order, data, reference_folder, reporter)
         if merged is None:
             shutil.rmtree(staged, ignore_errors=True)
             shutil.copytree(output_dir, staged)
-        _describe(staged, repo.repo_id, order, data, final_metrics, merged)
+        _write_card_and_config(staged, repo.repo_id, order, data, final_metrics, merged)
         HfApi().upload_folder(repo_id=repo.repo_id, folder_path=staged, commit_message="Upload the fine-tuned model")
         reporter.note("info", f"Uploaded to {repo}")
     except Exception as error:
@@ -90,7 +93,7 @@ def _create_repo(config: TrainingConfig) -> RepoUrl:
     return repo
 
 
-def _empty(model: Any) -> None:
+def _free_weights(model: Any) -> None:
     """Free the memory of the model's weights, although other objects still refer to the model."""
     if model is not None:
         for weight in model.parameters():
@@ -131,7 +134,8 @@ def _device_for_merging(order: RunOrder, reporter: EventReporter) -> torch.devic
     """Return the training device if its free memory suffices for the base model, else the CPU, else None."""
     config = order.config
     number_bytes = max(base_dtype(config).itemsize, merged_dtype(config).itemsize)
-    needed = config.merging_bytes(weight_bytes(_base(order)) / base_dtype(config).itemsize * number_bytes)
+    weights = weight_bytes(_base(order))
+    needed = merging_bytes(weights / base_dtype(config).itemsize * number_bytes, from_gguf=is_gguf(config.base_model))
     if training_device().type == "cuda" and needed <= free_memory():
         return training_device()
     free = available_memory()
@@ -152,13 +156,13 @@ def _base(order: RunOrder) -> ModelSpec:
         dtype="bfloat16" if order.config.weight_bits else order.config.dtype,
         weight_bits=None,
         attn_implementation="auto",
-        scratch=Path(order.output_dir),
+        converted_dir=Path(order.output_dir),
         token=os.environ.get("HF_TOKEN"),
         trust_remote_code=order.trust_remote_code,
     )
 
 
-def _describe(
+def _write_card_and_config(
     folder: Path,
     repo_id: str,
     order: RunOrder,

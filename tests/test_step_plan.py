@@ -8,9 +8,9 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from merlina.schemas.step_plan import StepPlan
 from merlina.schemas.training.config import TrainingConfig
 from merlina.schemas.training.steps import SchedulerType
+from merlina.step_plan import StepPlan
 
 DATASET = {"source": {"source_type": "huggingface", "repo_id": "org/set"}}
 
