@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +19,8 @@ from merlina.faults import FaultPoint, reach
 from merlina.processes import identify
 from merlina.run_folder import EventLog, RunFolder
 from merlina.schemas.events import Ended, Started
-from merlina.worker.imports import import_without_gc
+from merlina.worker.fast_exit import exit_with
+from merlina.worker.imports import OPENING_NO_GPU, import_without_gc
 from merlina.worker.run.stop_requests import ReceivedRequests
 from merlina.worker.run.watchdog import watch
 
@@ -51,7 +51,8 @@ def main(given: Sequence[str] | None = None) -> int:
     reach(FaultPoint.START_REPORTED)
 
     if order.num_ranks > 1:
-        (multi_gpu,) = import_without_gc(["merlina.worker.run.multi_gpu"])
+        # The ranks are forked after these imports, so that each has them without importing them itself.
+        *_, multi_gpu = import_without_gc([*OPENING_NO_GPU, "merlina.worker.run.multi_gpu"])
         return int(multi_gpu.run_in_ranks(folder, order, log, requests, arguments.lock_fd))
     (run,) = import_without_gc(["merlina.worker.run.run"])
     watch(folder, arguments.lock_fd, log)
@@ -71,4 +72,4 @@ def _write_identity(lock: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)
