@@ -6,7 +6,6 @@ By hand: PYTHONPATH=.venv/triton TRITON_INTERPRET=1 pytest -n 0 tests/training/i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,16 +22,17 @@ from tests.training.models import EXAMPLES, adapted, random_model
 from tests.training.operations import operations_per_layer
 from tests.training.test_fast_path import loss_and_gradients
 
-PACK = build_pack(EXAMPLES[:2], with_prompt_targets=True)
+# Short ones, since the interpreter takes milliseconds for each position.
+PACK = build_pack([EXAMPLES[0], EXAMPLES[4]], with_prompt_targets=True)
+SINGLE_PACK = build_pack(EXAMPLES[:1], with_prompt_targets=True)
 DTYPES = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
-@pytest.fixture(autouse=True)
-def kernels() -> Iterator[Any]:
+@pytest.fixture(autouse=True, scope="module")
+def kernels() -> Any:
     found = kernel_choice.kernels_for(torch.empty(0))
     assert found is not None
-    yield found
-    kernel_choice._checked.cache_clear()
+    return found
 
 
 def draw(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -145,25 +145,25 @@ def test_in_16_bits_the_reference_differs_from_the_policy_by_the_adapter_alone()
         if "lora_B" in name:
             torch.nn.init.zeros_(weight)
     precision = torch.autocast("cpu", dtype=torch.bfloat16)
-    run, reason = choose_logprob_model(model, PACK, 0, "auto", precision)
+    run, reason = choose_logprob_model(model, SINGLE_PACK, 0, "auto", precision)
     assert reason is None
     with torch.no_grad(), precision:
-        policy = run.target_logprobs(PACK)
+        policy = run.target_logprobs(SINGLE_PACK)
         with model.disable_adapter():
-            reference = run.target_logprobs(PACK)
+            reference = run.target_logprobs(SINGLE_PACK)
     assert torch.equal(policy, reference)
 
 
 def test_dropout_by_seeds_gives_the_gradient_of_what_it_computed() -> None:
     # Along the gradient g, the loss changes by |g|^2 per unit: central differences in the direction of g.
     model = adapted(random_model(), dropout=0.3)
-    run, _ = choose_logprob_model(model, PACK, 0, "auto", nullcontext())
+    run, _ = choose_logprob_model(model, SINGLE_PACK, 0, "auto", nullcontext())
     model.train()
     weights = [weight for weight in model.parameters() if weight.requires_grad]
 
     def loss() -> Tensor:
         torch.manual_seed(3)
-        return run.target_logprobs(PACK).sum()
+        return run.target_logprobs(SINGLE_PACK).sum()
 
     gradients = torch.autograd.grad(loss(), weights)
     squared = sum(float(gradient.square().sum()) for gradient in gradients)
@@ -186,6 +186,9 @@ def test_a_layer_takes_few_operations(dropout: float, most: int) -> None:
 
 
 def test_a_kernel_that_computes_wrong_results_is_not_used(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "gated", lambda gate_up, _activation: gate_up.sum(1))
     kernel_choice._checked.cache_clear()
-    assert kernel_choice.kernels_for(torch.empty(0)) is None
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "gated", lambda gate_up, _activation: gate_up.sum(1))
+        assert kernel_choice.kernels_for(torch.empty(0)) is None
+    kernel_choice._checked.cache_clear()
+    assert kernel_choice.kernels_for(torch.empty(0)) is kernels

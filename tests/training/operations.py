@@ -41,9 +41,8 @@ class _Count(TorchDispatchMode):
 
 def operations_per_layer(dropout: float) -> Counter[str]:
     """Return the operations of a layer's forward and backward pass by name, with adapters on all linear layers."""
-    two, four = (_operations(layers, dropout) for layers in (2, 4))
-    # The difference of two depths: embeddings and output head cancel out.
-    return Counter({name: (four[name] - two[name]) // 2 for name in four if four[name] > two[name]})
+    # The difference of two depths: embeddings, the output head, and the first and the last layer cancel out.
+    return _operations(3, dropout) - _operations(2, dropout)
 
 
 def _operations(layers: int, dropout: float) -> Counter[str]:

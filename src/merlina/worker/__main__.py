@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +20,8 @@ from merlina.processes import identify
 from merlina.run_folder.event_log import EventLog
 from merlina.run_folder.folder import RunFolder
 from merlina.schemas.events import Ended, Started
-from merlina.worker.imports import import_without_gc
+from merlina.worker.fast_exit import exit_with
+from merlina.worker.imports import OPENING_NO_GPU, import_without_gc
 from merlina.worker.run.stop_requests import ReceivedRequests
 from merlina.worker.run.watchdog import watch
 
@@ -52,7 +52,8 @@ def main(given: Sequence[str] | None = None) -> int:
     reach(FaultPoint.START_REPORTED)
 
     if order.num_ranks > 1:
-        (multi_gpu,) = import_without_gc(["merlina.worker.run.multi_gpu"])
+        # The ranks are forked after these imports, so that each has them without importing them itself.
+        *_, multi_gpu = import_without_gc([*OPENING_NO_GPU, "merlina.worker.run.multi_gpu"])
         return int(multi_gpu.run_in_ranks(folder, order, log, requests, arguments.lock_fd))
     (run,) = import_without_gc(["merlina.worker.run.run"])
     watch(folder, arguments.lock_fd, log)
@@ -72,4 +73,4 @@ def _write_identity(lock: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)

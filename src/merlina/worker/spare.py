@@ -26,30 +26,12 @@ from typing import Any
 
 from setproctitle import setproctitle
 
-from merlina.worker.imports import import_without_gc
+from merlina.worker.fast_exit import exit_with
+from merlina.worker.imports import OPENING_NO_GPU, import_without_gc
 
 _MAX_FILES = 8
 _NICENESS = 5
-# Modules that take long to import and do not import peft; the rest of a run takes half a second. After an assignment,
-# the module in progress is completed at low priority and the others are imported by the role, so none should be slow.
-_IMPORTED = (
-    "merlina.worker.__main__",
-    "merlina.worker.helper.process",
-    "merlina.worker.chat.process",
-    "numpy",
-    "torch",
-    "pyarrow",
-    "pandas",
-    "datasets",
-    "accelerate",
-    "transformers.models.auto.modeling_auto",
-    "torch.distributed.tensor",
-    "transformers.masking_utils",
-    "transformers.modeling_utils",
-    "transformers.models.llama.modeling_llama",
-    "merlina.worker.helper.previews",
-    "merlina.training.evaluation",
-)
+_ROLE_MODULES = ("merlina.worker.__main__", "merlina.worker.helper.process", "merlina.worker.chat.process")
 
 
 def main() -> int:
@@ -74,7 +56,9 @@ def _import_until(assigned: threading.Event) -> None:
         # Only this thread, since a process may not raise its priority again when its assignment arrives.
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
-    for name in _IMPORTED:
+    # The rest of a run takes half a second to import. After an assignment, the module in progress is completed at low
+    # priority and the others are imported by the role, so none should be slow.
+    for name in (*_ROLE_MODULES, *OPENING_NO_GPU):
         if assigned.is_set():
             return
         import_without_gc([name])
@@ -120,4 +104,4 @@ _ROLES: dict[str, Callable[[list[str], list[int]], int]] = {"worker": _worker, "
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_with(main)
