@@ -99,6 +99,8 @@ CASES = [
     Case({"use_lora": False}),
     Case({"lora_r": 8}),
     Case({"lora_alpha": 64}),
+    Case({"use_rslora": True}),
+    Case({"use_dora": True}),
     Case({"lora_dropout": 0.5}),
     Case({"disable_dropout": False}, {"base_model": "dropping"}),
     Case({"target_modules": ["q_proj"]}),

@@ -27,6 +27,7 @@ _USED_BY_LOSS: dict[str, tuple[LossType, ...]] = {
     "label_smoothing": ("sigmoid", "robust", "exo_pair"),
     "dpop_weight": ("sigmoid", "robust", "hinge", "exo_pair", "discopop"),
 }
+_USED_BY_ADAPTERS = ("use_rslora", "use_dora")
 _USED_BY_SCHEDULE: dict[str, SchedulerType] = {
     "lr_scheduler_cycles": "cosine_with_restarts",
     "lr_scheduler_power": "polynomial",
@@ -44,6 +45,11 @@ def check_unused_settings(config: TrainingConfig) -> CheckResult:
         Finding(f"loss_type {', '.join(config.loss_type)} does not use it, only {', '.join(losses)}", name, "warning")
         for name, losses in _USED_BY_LOSS.items()
         if config.training_mode == "dpo" and not set(losses) & set(config.loss_type) and _is_changed(config, name)
+    ]
+    unused += [
+        Finding("use_lora false trains no adapters, so that it is not used", name, "warning")
+        for name in _USED_BY_ADAPTERS
+        if not config.use_lora and _is_changed(config, name)
     ]
     unused += [
         Finding(f"lr_scheduler_type {config.lr_scheduler_type} does not use it, only {schedule}", name, "warning")

@@ -37,6 +37,8 @@ _OPTIONAL_SETTINGS = (
     "dpop_weight",
     "length_normalize",
     "ld_alpha",
+    "use_rslora",
+    "use_dora",
 )
 _LABEL_SETTINGS = ("desirable_weight", "undesirable_weight")
 _SHOWN_METRICS = (
