@@ -13,6 +13,7 @@ from merlina.cli.main import commands
 from merlina.client import Client
 from merlina.data.row_formats.registry import ROW_FORMATS
 from merlina.schemas.datasets.config import FormatType, SourceOrder, TrainingMode
+from merlina.schemas.training.method import LossType
 from tests.docs.pages import FOLDER, PAGES, REPOSITORY, inline_code
 
 UI = REPOSITORY / "ui" / "src"
@@ -40,8 +41,14 @@ def test_the_page_offers_every_order_of_sources() -> None:
 
 
 def test_every_training_method_is_in_the_table_of_methods() -> None:
-    methods = _section((FOLDER / "settings-of-a-run.md").read_text(), "Methods")
+    methods = _section((FOLDER / "settings-of-a-run.md").read_text(), "Methods").split("\n### ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", methods, re.MULTILINE)) - {"training_mode"} == set(get_args(TrainingMode))
+
+
+def test_every_loss_of_dpo_is_in_the_table_of_losses() -> None:
+    methods = _section((FOLDER / "settings-of-a-run.md").read_text(), "Methods")
+    losses = methods.split("\n### Losses of `dpo`\n")[1].split("\n```")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", losses, re.MULTILINE)) - {"loss_type"} == set(get_args(LossType))
 
 
 def test_the_page_has_a_name_for_every_training_method() -> None:

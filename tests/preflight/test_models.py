@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from merlina.domain.adapter_targets import Site
 from merlina.hub_reachability import HubReachability
 from merlina.preflight.models import check_model, check_targets, check_tokens
 from merlina.preflight.report import CheckResult
@@ -19,6 +20,16 @@ def test_missing_layers_are_named_with_existing_ones() -> None:
     none = check_targets(config(target_modules=["wq", "wk"]), FACTS)
     assert none.errors == ("target_modules: the model has no layers named wq, wk; it has q_proj",)
     assert check_targets(config(target_modules=["wq"], use_lora=False, use_4bit=False), FACTS).passed
+
+
+def test_dora_is_for_linear_layers() -> None:
+    assert check_targets(config(use_dora=True), FACTS).passed
+    head = Site(path="lm_head", kind="output head", parameters=8, adapter_width=6, outputs=4)
+    experts = Site(path="experts.down_proj", kind="routed experts", is_parameter=True, parameters=8, adapter_width=6)
+    for site, target in ((head, "lm_head"), (experts, "experts")):
+        facts = FACTS.model_copy(update={"sites": [*FACTS.sites, site]})
+        (message,) = check_targets(config(use_dora=True, target_modules=["q_proj", target]), facts).errors
+        assert message.startswith("use_dora: is for linear layers")
 
 
 @pytest.mark.parametrize(

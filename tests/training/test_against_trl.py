@@ -14,6 +14,7 @@ from merlina.schemas.datasets.config import TrainingMode
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.engine.fast_path import choose_logprob_model
 from merlina.training.engine.packing import PackedExample, build_pack
+from merlina.training.loop.pass_runner import tail_weight
 from merlina.training.loop.trainer import PreferenceTrainer
 from merlina.training.models.tokens import TokenPair
 from merlina.training.objectives import OBJECTIVES, ObjectiveInputs
@@ -34,6 +35,68 @@ def test_loss_and_adapter_gradients_of_a_pair(mode: TrainingMode, pair: TokenPai
     model = adapted(random_model())
     theirs = _trls(mode, copy.deepcopy(model), [pair], tmp_path)
     _assert_same(_ours(mode, model, [pair]), theirs)
+
+
+# Settings of dpo with the arguments that give TRL the same loss.
+DPO_VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"loss_type": "robust", "label_smoothing": 0.1}, {"loss_type": "robust", "label_smoothing": 0.1}),
+    ({"loss_type": "exo_pair", "label_smoothing": 0.001}, {"loss_type": "exo_pair", "label_smoothing": 0.001}),
+    *(
+        ({"loss_type": name}, {"loss_type": name})
+        for name in ("hinge", "discopop", "apo_zero", "apo_down", "nca_pair", "bco_pair", "sppo_hard")
+    ),
+    ({"length_normalize": True}, {"loss_type": "sigmoid_norm"}),
+    ({"ld_alpha": 0.3}, {"ld_alpha": 0.3}),
+    ({"loss_type": "apo_zero", "ld_alpha": 0.0}, {"loss_type": "apo_zero", "ld_alpha": 0.0}),
+    (
+        {"loss_type": ["sigmoid", "bco_pair", "hinge"], "loss_weights": [0.8, 0.2, 2.0]},
+        {"loss_type": ["sigmoid", "bco_pair", "hinge"], "loss_weights": [0.8, 0.2, 2.0]},
+    ),
+]
+# TRL averages its NLL over the tokens of a batch, which is the same for a single pair.
+NLL_VARIANTS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"nll_weight": 0.7}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7]}),
+    (
+        {"nll_weight": 0.7, "ld_alpha": 0.3},
+        {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.7], "ld_alpha": 0.3},
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "trls"), DPO_VARIANTS, ids=lambda value: str(value)[:50])
+def test_loss_and_adapter_gradients_of_a_batch_with_another_dpo_loss(
+    settings: dict[str, Any], trls: dict[str, Any], tmp_path: Path
+) -> None:
+    model = adapted(random_model())
+    theirs = _trls("dpo", copy.deepcopy(model), PAIRS[:-1], tmp_path, **trls)
+    _assert_same(_ours("dpo", model, PAIRS[:-1], **settings), theirs)
+
+
+@pytest.mark.parametrize("pair", PAIRS[:-1])
+@pytest.mark.parametrize(("settings", "trls"), NLL_VARIANTS, ids=lambda value: str(value)[:50])
+def test_loss_and_adapter_gradients_of_a_pair_with_an_nll_term(
+    settings: dict[str, Any], trls: dict[str, Any], pair: TokenPair, tmp_path: Path
+) -> None:
+    model = adapted(random_model())
+    theirs = _trls("dpo", copy.deepcopy(model), [pair], tmp_path, **trls)
+    _assert_same(_ours("dpo", model, [pair], **settings), theirs)
+
+
+@pytest.mark.parametrize("pair", PAIRS[:-1])
+@pytest.mark.parametrize(
+    ("mode", "settings", "trls"),
+    [
+        ("cpo", {"label_smoothing": 0.2}, {"label_smoothing": 0.2}),
+        ("simpo", {"label_smoothing": 0.2}, {"label_smoothing": 0.2}),
+        ("simpo", {"nll_weight": 0.7}, {"cpo_alpha": 0.7}),
+    ],
+)
+def test_loss_and_adapter_gradients_of_a_pair_without_a_reference(
+    mode: TrainingMode, settings: dict[str, Any], trls: dict[str, Any], pair: TokenPair, tmp_path: Path
+) -> None:
+    model = adapted(random_model())
+    theirs = _trls(mode, copy.deepcopy(model), [pair], tmp_path, **trls)
+    _assert_same(_ours(mode, model, [pair], **settings), theirs)
 
 
 def test_loss_and_adapter_gradients_of_a_batch_with_a_divergence(tmp_path: Path) -> None:
@@ -70,10 +133,10 @@ def _assert_same(ours: Found, theirs: Found) -> None:
     assert_same_gradients(ours[1], theirs[1], 1e-4)
 
 
-def _ours(mode: TrainingMode, model: Any, pairs: list[TokenPair]) -> Found:
+def _ours(mode: TrainingMode, model: Any, pairs: list[TokenPair], **settings: Any) -> Found:
     answers = [(pair.chosen,) if mode == "sft" else (pair.chosen, pair.rejected) for pair in pairs]
     examples = [PackedExample(pair.prompt, answer) for pair, answer in zip(pairs, answers, strict=True)]
-    return _losses_of_examples(mode, config(mode), model, examples)
+    return _losses_of_examples(mode, config(mode, **settings), model, examples)
 
 
 def _losses_of_examples(
@@ -84,7 +147,7 @@ def _losses_of_examples(
     labels: torch.Tensor | None = None,
 ) -> Found:
     objective = OBJECTIVES[mode]
-    pack = build_pack(examples, with_prompt_targets=objective.needs_prompt_targets)
+    pack = build_pack(examples, with_prompt_targets=objective.needs_prompt_targets, tail_weight=tail_weight(settings))
     run, reason = choose_logprob_model(model, pack, 0, "auto", nullcontext())
     assert reason is None
     unrelated = build_pack(UNRELATED, with_prompt_targets=False)
@@ -99,13 +162,16 @@ def _losses_of_examples(
     return loss.item(), gradients(model)
 
 
-def _trls(mode: TrainingMode, model: Any, pairs: list[TokenPair], folder: Path) -> Found:
-    """Return loss and gradients of TRL's own code for the same ids, in batches as its collators build them."""
+def _trls(mode: TrainingMode, model: Any, pairs: list[TokenPair], folder: Path, **changes: Any) -> Found:
+    """Return loss and gradients of TRL's own code for the same ids, in batches as its collators build them.
+
+    `changes` are arguments of TRL.
+    """
     model.zero_grad()
     loss = {
         "orpo": _trls_orpo, "cpo": _trls_cpo, "simpo": _trls_cpo, "dpo": _trls_dpo, "ipo": _trls_dpo,
         "kto": _trls_kto, "sft": _trls_sft,
-    }[mode](mode, model, pairs, folder)  # fmt: skip
+    }[mode](mode, model, pairs, folder, **changes)  # fmt: skip
     loss.backward()
     return loss.item(), gradients(model)
 
@@ -117,12 +183,13 @@ def _trls_orpo(_mode: str, model: Any, pairs: list[TokenPair], _folder: Path) ->
     return trainer.get_batch_loss_metrics(model, _paired_batch(pairs[0]))[0]
 
 
-def _trls_cpo(mode: str, model: Any, pairs: list[TokenPair], _folder: Path) -> torch.Tensor:
+def _trls_cpo(mode: str, model: Any, pairs: list[TokenPair], _folder: Path, **changes: float) -> torch.Tensor:
     from trl.experimental.cpo import CPOTrainer
 
     trainer = _bare(CPOTrainer)
     trainer.loss_type, trainer.cpo_alpha = ("sigmoid", 1.0) if mode == "cpo" else ("simpo", 0.0)
     trainer.label_smoothing, trainer.alpha, trainer.simpo_gamma = 0.0, 0.0, config().simpo_gamma
+    vars(trainer).update(changes)
     return trainer.get_batch_loss_metrics(model, _paired_batch(pairs[0]))[0]
 
 
@@ -137,18 +204,19 @@ def _bare(kind: Any) -> Any:
     return trainer
 
 
-def _trls_dpo(mode: str, model: Any, pairs: list[TokenPair], folder: Path) -> torch.Tensor:
+def _trls_dpo(mode: str, model: Any, pairs: list[TokenPair], folder: Path, **changes: Any) -> torch.Tensor:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    loss_type = "ipo" if mode == "ipo" else "sigmoid"
-    settings = DPOConfig(str(folder), loss_type=loss_type, beta=config().beta, **_TRL_ARGUMENTS)
+    arguments = {"loss_type": "ipo" if mode == "ipo" else "sigmoid", **changes}
+    settings = DPOConfig(str(folder), beta=config().beta, **arguments, **_TRL_ARGUMENTS)
     rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
     trainer = DPOTrainer(model, args=settings, train_dataset=rows, processing_class=_tokenizer(folder))
     # TRL would use the given adapter as the reference; a run here begins with an adapter that changes nothing.
     trainer.model.delete_adapter("ref")
-    rows_of_ids = [pair.prompt + answer for pair in pairs for answer in (pair.chosen, pair.rejected)]
-    return trainer.compute_loss(trainer.model, _masked_batch(rows_of_ids, [len(p.prompt) for p in pairs for _ in "ab"]))
+    # TRL's batches have all chosen answers before all rejected ones.
+    rows_of_ids = [pair.prompt + pair.chosen for pair in pairs] + [pair.prompt + pair.rejected for pair in pairs]
+    return trainer.compute_loss(trainer.model, _masked_batch(rows_of_ids, [len(pair.prompt) for pair in pairs] * 2))
 
 
 def _trls_kto(_mode: str, model: Any, pairs: list[TokenPair], folder: Path) -> torch.Tensor:

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from merlina.schemas.datasets.config import TrainingMode
 from merlina.schemas.training.config import TrainingConfig
-from merlina.training.engine.logprobs import Logprobs
+from merlina.schemas.training.method import LossType
+from merlina.training.engine.logprobs import Logprobs, sum_by_section
+from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.objectives import COUNT, OBJECTIVES, ObjectiveInputs
 
 pytestmark = pytest.mark.slow
@@ -101,6 +103,94 @@ def test_objectives_with_a_reference_are_their_equations(
         assert losses.loss.item() == pytest.approx(value, rel=1e-9, abs=1e-9)
         margin = losses.metrics["reward_margin"].item()
         assert losses.metrics["reward_accuracy"].item() == (0.5 if margin == 0 else margin > 0)
+
+
+@given(
+    policy=st.tuples(logprob, logprob),
+    reference=st.tuples(logprob, logprob),
+    tokens=st.tuples(count, count),
+    beta=st.floats(0.01, 10),
+    smoothing=st.floats(0.001, 0.49),
+)
+def test_losses_of_dpo_are_their_equations(
+    policy: tuple[float, float],
+    reference: tuple[float, float],
+    tokens: tuple[int, int],
+    beta: float,
+    smoothing: float,
+) -> None:
+    inputs = ObjectiveInputs(logprobs([0, *policy], [0, *tokens]), logprobs([0, *reference], [0, *tokens]))
+    w, l = policy[0] - reference[0], policy[1] - reference[1]  # noqa: E741
+    m = beta * (w - l)
+    p, gate = math.exp(log_sigmoid(m)), math.exp(log_sigmoid(20 * m))
+    expected: dict[str, float] = {
+        "sigmoid": -(1 - smoothing) * log_sigmoid(m) - smoothing * log_sigmoid(-m),
+        "robust": (-(1 - smoothing) * log_sigmoid(m) + smoothing * log_sigmoid(-m)) / (1 - 2 * smoothing),
+        "hinge": max(0, 1 - m),
+        "exo_pair": p * (log_sigmoid(m) - math.log(1 - smoothing))
+        + math.exp(log_sigmoid(-m)) * (log_sigmoid(-m) - math.log(smoothing)),
+        "discopop": -log_sigmoid(m) * (1 - gate) + (math.exp(-m) * gate if gate > 0 else 0),
+        "apo_zero": 1 - math.exp(log_sigmoid(beta * w)) + math.exp(log_sigmoid(beta * l)),
+        "apo_down": math.exp(log_sigmoid(beta * w)) + 1 - p,
+        "nca_pair": -log_sigmoid(beta * w) - log_sigmoid(-beta * w) / 2 - log_sigmoid(-beta * l) / 2,
+        "bco_pair": -log_sigmoid(beta * w) - log_sigmoid(-beta * l),
+        "sppo_hard": (w - 1 / (2 * beta)) ** 2 + (l + 1 / (2 * beta)) ** 2,
+    }
+    assert set(expected) == set(get_args(LossType))
+    for name, value in expected.items():
+        settings = config("dpo", beta=beta, loss_type=name, label_smoothing=smoothing)
+        assert OBJECTIVES["dpo"].loss(inputs, settings).loss.item() == pytest.approx(value, rel=1e-9, abs=1e-9)
+    weights = [0.5 + number for number in range(3)]
+    names: list[Any] = ["hinge", "apo_zero", "sppo_hard"]
+    combined = config("dpo", beta=beta, loss_type=names, loss_weights=weights)
+    total = sum(weight * expected[name] for weight, name in zip(weights, names, strict=True))
+    assert OBJECTIVES["dpo"].loss(inputs, combined).loss.item() == pytest.approx(total, rel=1e-9, abs=1e-9)
+
+
+@given(
+    policy=st.tuples(logprob, logprob),
+    reference=st.tuples(logprob, logprob),
+    tokens=st.tuples(count, count),
+    penalty=st.floats(0.1, 50),
+)
+def test_the_terms_of_dpo_are_their_equations(
+    policy: tuple[float, float], reference: tuple[float, float], tokens: tuple[int, int], penalty: float
+) -> None:
+    inputs = ObjectiveInputs(logprobs([0, *policy], [0, *tokens]), logprobs([0, *reference], [0, *tokens]))
+    w, l = policy[0] - reference[0], policy[1] - reference[1]  # noqa: E741
+    nll = -policy[0] / tokens[0]
+    expected = [
+        ({"dpop_weight": penalty}, -log_sigmoid(0.1 * (w - l - penalty * max(0, -w)))),
+        ({"dpop_weight": penalty, "loss_type": "hinge"}, max(0, 1 - 0.1 * (w - l - penalty * max(0, -w)))),
+        ({"length_normalize": True}, -log_sigmoid(0.1 * (w / tokens[0] - l / tokens[1]))),
+        ({"nll_weight": penalty}, -log_sigmoid(0.1 * (w - l)) + penalty * nll),
+    ]
+    for changes, value in expected:
+        losses = OBJECTIVES["dpo"].loss(inputs, config("dpo", **changes))
+        assert losses.loss.item() == pytest.approx(value, rel=1e-9, abs=1e-9), changes
+
+
+def test_ld_alpha_weights_the_tokens_beyond_the_shorter_answer() -> None:
+    """Answers of 2 and 3 tokens share two, so that only the third of the rejected answer is weighted."""
+    pack = build_pack([PackedExample([1, 2], ([3, 4], [5, 6, 7]))], with_prompt_targets=False, tail_weight=0.25)
+    policy = sum_by_section(pack, torch.tensor([-1.0, -2.0, -1.0, -3.0, -8.0]))
+    reference = sum_by_section(pack, torch.tensor([-1.5, -1.0, -2.0, -2.0, -4.0]))
+    losses = OBJECTIVES["dpo"].loss(ObjectiveInputs(policy, reference), config("dpo", ld_alpha=0.25, nll_weight=1.0))
+    chosen, rejected = -3 - -2.5, (-4 + 0.25 * -8) - (-4 + 0.25 * -4)
+    assert losses.loss.item() == pytest.approx(-log_sigmoid(0.1 * (chosen - rejected)) + 3 / 2)
+
+
+@pytest.mark.parametrize("loss_type", get_args(LossType))
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_losses_of_dpo_stay_finite_far_from_the_reference(loss_type: str, sign: float) -> None:
+    policy = Logprobs(torch.tensor([[0.0, -2000.0 + sign * 1500, -2000.0 - sign * 1500]]), torch.ones(1, 3))
+    policy.sums.requires_grad_()
+    reference = Logprobs(torch.tensor([[0.0, -2000.0, -2000.0]]), torch.ones(1, 3))
+    settings = config("dpo", loss_type=loss_type, label_smoothing=0.1, beta=1.0)
+    loss = OBJECTIVES["dpo"].loss(ObjectiveInputs(policy, reference), settings).loss
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(policy.sums.grad).all()
 
 
 @given(policy=logprob, reference=logprob, tokens=count, beta=st.floats(0.01, 10), label=st.booleans(), weight=weight)

@@ -128,7 +128,17 @@ def test_target_paths_have_the_same_meaning_in_run_and_checks(targets: list[str]
     trainable = make_trainable(model, configure(target_modules=targets))
     assert adapted_paths(trainable.model) == expected
     trained = sum(weight.numel() for weight in trainable.model.parameters() if weight.requires_grad)
-    assert (4 * sum(site.adapter_width for site in chosen), missing) == (trained, [])
+    assert (sum(site.adapter_weights(4, has_magnitudes=False) for site in chosen), missing) == (trained, [])
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "down_proj"], ["layers.1.mlp.up_proj"]])
+def test_the_checks_count_the_magnitudes_of_dora(targets: list[str]) -> None:
+    model = build("Llama", **SMALL)
+    chosen, _ = match(group(sites(model)), targets)
+    trainable = make_trainable(model, configure(target_modules=targets, use_dora=True))
+    trained = sum(weight.numel() for weight in trainable.model.parameters() if weight.requires_grad)
+    assert sum(site.adapter_weights(4, has_magnitudes=True) for site in chosen) == trained
+    assert sum(kind.trained for kind in trainable.kinds) == trained
 
 
 def test_missing_targets_are_reported_with_existing_ones() -> None:

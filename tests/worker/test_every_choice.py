@@ -23,6 +23,7 @@ from merlina.run_folder.folder import RunFolder
 from merlina.run_folder.order import RunOrder
 from merlina.schemas.datasets.config import RowFormat
 from merlina.schemas.training.config import TrainingConfig
+from merlina.schemas.training.method import LossType
 from tests.tiny import build_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -82,9 +83,24 @@ CASES = [
     Case({"simpo_gamma": 3.0}, {"training_mode": "simpo"}),
     Case({"desirable_weight": 2.0}, {"training_mode": "kto"}),
     Case({"undesirable_weight": 2.0}, {"training_mode": "kto"}),
+    *(
+        Case({"loss_type": name}, {"training_mode": "dpo", "label_smoothing": 0.1, "num_epochs": 2})
+        for name in get_args(LossType)
+        if name != "sigmoid"
+    ),
+    Case({"loss_type": "sigmoid"}, {"training_mode": "dpo", "loss_type": "hinge"}),
+    Case({"loss_weights": [0.5, 2.0]}, {"training_mode": "dpo", "loss_type": ["sigmoid", "hinge"]}),
+    *(Case({"label_smoothing": 0.1}, {"training_mode": mode}) for mode in ("dpo", "simpo", "cpo")),
+    *(Case({"nll_weight": 1.0}, {"training_mode": mode}) for mode in ("dpo", "ipo", "simpo")),
+    Case({"dpop_weight": 5.0}, {"training_mode": "dpo", "num_epochs": 4, "learning_rate": 0.1}),
+    Case({"length_normalize": True}, {"training_mode": "dpo", "num_epochs": 2}),
+    Case({"ld_alpha": 0.5}, {"training_mode": "dpo", "num_epochs": 2}),
+    Case({"ld_alpha": 1.0}, {"training_mode": "dpo"}, changed=False),
     Case({"use_lora": False}),
     Case({"lora_r": 8}),
     Case({"lora_alpha": 64}),
+    Case({"use_rslora": True}),
+    Case({"use_dora": True}),
     Case({"lora_dropout": 0.5}),
     Case({"disable_dropout": False}, {"base_model": "dropping"}),
     Case({"target_modules": ["q_proj"]}),

@@ -16,6 +16,9 @@ SiteKind = Literal[
 ]
 ALL_LINEAR, EXPERTS = "all-linear", "experts"
 _NOT_LINEAR: tuple[SiteKind, ...] = ("output head", "embeddings")
+LINEAR_LAYERS_ONLY = (
+    "is for linear layers; set it to false, or leave experts, embeddings and output head out of target_modules"
+)
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -30,6 +33,16 @@ class Site(BaseModel):
     count: int = 1
     parameters: int = Field(description="number of weights of all `count` sites")
     adapter_width: int = Field(description="number of adapter weights per rank: inputs plus outputs, times experts")
+    outputs: int = Field(default=0, description="number of outputs of all `count` sites; 0 for parameters")
+
+    def adapter_weights(self, rank: int, *, has_magnitudes: bool) -> int:
+        """Return the number of trained weights of the adapters; with DoRA there is a magnitude for each output."""
+        return rank * self.adapter_width + has_magnitudes * self.outputs
+
+    @property
+    def is_linear_layer(self) -> bool:
+        """Whether the site is a linear layer other than the output head."""
+        return not self.is_parameter and self.kind not in _NOT_LINEAR
 
     def is_named(self, target: str) -> bool:
         """Return whether an entry of `target_modules` selects the site. A group is selected by any of its layers.
@@ -71,6 +84,7 @@ def group(sites: Iterable[Site]) -> list[Site]:
                 "count": len(found),
                 "parameters": sum(site.parameters for site in found),
                 "adapter_width": sum(site.adapter_width for site in found),
+                "outputs": sum(site.outputs for site in found),
             }
         )
         for path, found in groups.items()
@@ -98,11 +112,14 @@ def _selected_part_of(site: Site, names: Sequence[str]) -> Site:
             "count": max(1, round(site.count * part)),
             "parameters": round(site.parameters * part),
             "adapter_width": round(site.adapter_width * part),
+            "outputs": round(site.outputs * part),
         }
     )
 
 
-def by_kind(sites: Sequence[Site], adapted: Sequence[Site], rank: int, model_parameters: int) -> list[AdapterKind]:
+def by_kind(
+    sites: Sequence[Site], adapted: Sequence[Site], rank: int, model_parameters: int, *, has_magnitudes: bool = False
+) -> list[AdapterKind]:
     """Return how much of each kind gets an adapter, the kind with the most trained weights first."""
     kinds = []
     for kind in dict.fromkeys(site.kind for site in sites):
@@ -115,7 +132,7 @@ def by_kind(sites: Sequence[Site], adapted: Sequence[Site], rank: int, model_par
                 total=sum(site.count for site in all_of_kind),
                 share=with_adapter / model_parameters,
                 share_without=(sum(site.parameters for site in all_of_kind) - with_adapter) / model_parameters,
-                trained=rank * sum(site.adapter_width for site in adapted_of_kind),
+                trained=sum(site.adapter_weights(rank, has_magnitudes=has_magnitudes) for site in adapted_of_kind),
             )
         )
     return sorted(kinds, key=lambda kind: -kind.trained)

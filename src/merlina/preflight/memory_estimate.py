@@ -207,7 +207,7 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
     if not config.use_lora:
         return model.parameters
     adapted, _ = match(model.sites, config.target_modules)
-    return config.lora_r * sum(site.adapter_width for site in adapted)
+    return sum(site.adapter_weights(config.lora_r, has_magnitudes=config.use_dora) for site in adapted)
 
 
 def _adapted_copies(config: TrainingConfig, model: ModelFacts) -> float:
@@ -232,18 +232,31 @@ def _activation_bytes(
     inputs = {("q", "k", "v"): hidden, ("o",): heads, ("gate", "up"): hidden, ("down",): inner}
     targets = set(config.target_modules)
     adapted = sum(size for names, size in inputs.items() if targets & {f"{name}_proj" for name in names})
-    if config.use_lora and model.supports_packing:
+    if config.use_lora and model.supports_packing and not config.use_dora:
         # Fused layers store inputs and outputs of both norms (4 × hidden), queries, keys, values and the output of
         # attention (4 × heads), gate and up projection (2 × inner), and a dropout mask per adapter input.
         masks = constants.mask_bytes * adapted if config.lora_dropout else 0
-        per_position = (4 * hidden + 4 * heads + 2 * inner) * number_bytes + masks
+        per_position: float = (4 * hidden + 4 * heads + 2 * inner) * number_bytes + masks
     else:
         # Autograd also stores the input of norms a second time, and the activation of the feed-forward layer.
-        per_position = (6 * hidden + 4 * heads + 3 * inner) * number_bytes
+        per_position = (6 * hidden + 4 * heads + 3 * inner) * number_bytes + _dora_bytes(config, model, number_bytes)
     layer = positions * per_position * constants.slack[number_bytes]
     if config.gradient_checkpointing:
         return model.layers * positions * hidden * number_bytes + min(constants.layers_alive, model.layers) * layer
     return model.layers * layer
+
+
+def _dora_bytes(config: TrainingConfig, model: ModelFacts, number_bytes: int) -> float:
+    """Return the bytes per position that the adapters of one layer store with DoRA, which peft computes.
+
+    For each adapted layer its input, and its outputs without and with the adapter, which magnitudes multiply; with
+    dropout also the mask, and the result for the dropped input.
+    """
+    if not (config.use_lora and config.use_dora):
+        return 0.0
+    adapted, _ = match(model.sites, config.target_modules)
+    stored = sum(site.adapter_width + (2 if config.lora_dropout else 1) * site.outputs for site in adapted)
+    return stored / model.layers * number_bytes
 
 
 def _score_bytes(config: TrainingConfig, model: ModelFacts, attention_scores: int, device: str) -> float:

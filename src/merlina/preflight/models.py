@@ -9,7 +9,14 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from merlina.domain.adapter_targets import AdapterKind, by_kind, describe_missing, match, warn_about_experts
+from merlina.domain.adapter_targets import (
+    LINEAR_LAYERS_ONLY,
+    AdapterKind,
+    by_kind,
+    describe_missing,
+    match,
+    warn_about_experts,
+)
 from merlina.domain.model_names import is_gguf, local_path
 from merlina.errors import Finding
 from merlina.executors.helper_pools import Repo
@@ -70,6 +77,8 @@ def check_targets(config: TrainingConfig, model: ModelFacts) -> CheckResult:
     adapted, missing = match(model.sites, config.target_modules)
     if not adapted:
         return error("target_modules", describe_missing(missing, model.sites, all_missing=True))
+    if config.use_dora and not all(site.is_linear_layer for site in adapted):
+        return error("use_dora", LINEAR_LAYERS_ONLY)
     messages = [describe_missing(missing, model.sites, all_missing=False)] if missing else []
     if (without_experts := warn_about_experts(adapters(config, model))) is not None:
         messages.append(without_experts)
@@ -81,7 +90,7 @@ def adapters(config: TrainingConfig, model: ModelFacts) -> list[AdapterKind]:
     if not config.use_lora:
         return []
     adapted, _ = match(model.sites, config.target_modules)
-    return by_kind(model.sites, adapted, config.lora_r, model.parameters)
+    return by_kind(model.sites, adapted, config.lora_r, model.parameters, has_magnitudes=config.use_dora)
 
 
 def check_tokenizer(facts: RunFacts, format_type: FormatType) -> CheckResult:

@@ -15,7 +15,7 @@ from merlina.training.engine.logprobs import Logprobs, PaddedModel
 from merlina.training.engine.packing import PackedExample, build_pack
 from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.loop.metrics import RunningMeans, evaluation_metrics
-from merlina.training.loop.pass_runner import in_shape_of, packed_example
+from merlina.training.loop.pass_runner import in_shape_of, packed_example, tail_weight
 from merlina.training.loop.reference import load_reference_logprobs
 from merlina.training.loop.unrelated_examples import unrelated_examples
 from merlina.training.models.tokens import TokenPair
@@ -31,10 +31,14 @@ class PlainModel:
         self._device = next(model.parameters()).device
 
     @torch.no_grad()
-    def logprobs(self, example: PackedExample, *, with_prompt: bool = False) -> Logprobs:
-        """Return sums and numbers of tokens on the CPU, shape [1, 1 + A]."""
-        found = self._run(build_pack([example], with_prompt_targets=with_prompt).to(self._device))
-        return Logprobs(found.sums.float().cpu(), found.tokens.float().cpu())
+    def logprobs(
+        self, example: PackedExample, *, with_prompt: bool = False, tail_weight: float | None = None
+    ) -> Logprobs:
+        """Return sums and numbers of tokens on the CPU, shape [1, 1 + A]; `tail_weight` is that of `build_pack`."""
+        pack = build_pack([example], with_prompt_targets=with_prompt, tail_weight=tail_weight)
+        found = self._run(pack.to(self._device))
+        weighted = None if found.weighted_sums is None else found.weighted_sums.float().cpu()
+        return Logprobs(found.sums.float().cpu(), found.tokens.float().cpu(), weighted)
 
 
 def mean_answer_logprobs(model: PlainModel, pairs: Sequence[TokenPair]) -> Tensor:
@@ -75,8 +79,16 @@ def _means_over(
     size = config.pairs_per_step
     for begin in range(0, len(examples), size):
         batch = slice(begin, begin + size)
-        found = [model.logprobs(example, with_prompt=objective.needs_prompt_targets) for example in examples[batch]]
-        policy = Logprobs(torch.cat([each.sums for each in found]), torch.cat([each.tokens for each in found]))
+        found = [
+            model.logprobs(example, with_prompt=objective.needs_prompt_targets, tail_weight=tail_weight(config))
+            for example in examples[batch]
+        ]
+        weighted = [each.weighted_sums for each in found if each.weighted_sums is not None]
+        policy = Logprobs(
+            torch.cat([each.sums for each in found]),
+            torch.cat([each.tokens for each in found]),
+            torch.cat(weighted) if weighted else None,
+        )
         divergence = None
         if unrelated_references is not None:
             totals = torch.cat([model.logprobs(example).total_logprob(1) for example in unrelated[batch]])

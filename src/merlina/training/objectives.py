@@ -27,6 +27,7 @@ from torch import Tensor
 
 from merlina.schemas.datasets.config import TrainingMode
 from merlina.schemas.training.config import TrainingConfig
+from merlina.training.dpo_losses import LogRatios, dpo_loss, smoothed_log_loss
 from merlina.training.engine.logprobs import Logprobs
 
 CHOSEN, REJECTED = 1, 2
@@ -87,10 +88,19 @@ def dpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Direct preference optimization (arXiv 2305.18290, equation 7).
 
     loss = -log sigmoid(beta * (log pi(y_w|x)/ref(y_w|x) - log pi(y_l|x)/ref(y_l|x)))
+
+    `loss_type` replaces this function of the two log-ratios by others (see `dpo_losses`). With `length_normalize`, each
+    ratio is a mean over its answer's tokens; with `ld_alpha`, the tokens of the longer answer beyond the length of the
+    shorter one are weighted (LD-DPO, arXiv 2409.06411).
     """
     chosen, rejected = _log_ratio(inputs, CHOSEN), _log_ratio(inputs, REJECTED)
-    loss = -F.logsigmoid(config.beta * (chosen - rejected))
-    return _losses(loss, config.beta * chosen, config.beta * rejected, inputs.policy)
+    if config.length_normalize:
+        tokens = inputs.policy.tokens
+        chosen, rejected = chosen / tokens[:, CHOSEN], rejected / tokens[:, REJECTED]
+    losses = _losses(
+        dpo_loss(LogRatios(chosen, rejected), config), config.beta * chosen, config.beta * rejected, inputs.policy
+    )
+    return _with_nll(losses, inputs.policy, config)
 
 
 def ipo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
@@ -103,30 +113,34 @@ def ipo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     chosen = _log_ratio(inputs, CHOSEN) / tokens[:, CHOSEN]
     rejected = _log_ratio(inputs, REJECTED) / tokens[:, REJECTED]
     loss = (chosen - rejected - 1 / (2 * config.beta)) ** 2
-    return _losses(loss, config.beta * chosen, config.beta * rejected, inputs.policy)
+    losses = _losses(loss, config.beta * chosen, config.beta * rejected, inputs.policy)
+    return _with_nll(losses, inputs.policy, config)
 
 
 def simpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Simple preference optimization (arXiv 2405.14734, equation 6).
 
-    loss = -log sigmoid(beta * mean log pi(y_w|x) - beta * mean log pi(y_l|x) - gamma)
+    loss = -log sigmoid(beta * mean log pi(y_w|x) - beta * mean log pi(y_l|x) - gamma), smoothed by `label_smoothing`
     """
     chosen, rejected = (
         config.beta * inputs.policy.mean_logprob(CHOSEN),
         config.beta * inputs.policy.mean_logprob(REJECTED),
     )
-    return _losses(-F.logsigmoid(chosen - rejected - config.simpo_gamma), chosen, rejected, inputs.policy)
+    loss = smoothed_log_loss(chosen - rejected - config.simpo_gamma, config.label_smoothing)
+    return _with_nll(_losses(loss, chosen, rejected, inputs.policy), inputs.policy, config)
 
 
 def cpo(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
     """Contrastive preference optimization (arXiv 2401.08417, equations 3 to 5).
 
-    loss = -log sigmoid(beta * log pi(y_w|x) - beta * log pi(y_l|x)) - mean log pi(y_w|x)
+    loss = -log sigmoid(beta * log pi(y_w|x) - beta * log pi(y_l|x)) - mean log pi(y_w|x), the first term smoothed by
+    `label_smoothing`
     """
     policy = inputs.policy
     chosen, rejected = config.beta * policy.total_logprob(CHOSEN), config.beta * policy.total_logprob(REJECTED)
     nll = -policy.mean_logprob(CHOSEN)
-    return _losses(nll - F.logsigmoid(chosen - rejected), chosen, rejected, policy, {"nll_loss": nll})
+    loss = nll + smoothed_log_loss(chosen - rejected, config.label_smoothing)
+    return _losses(loss, chosen, rejected, policy, {"nll_loss": nll})
 
 
 def kto(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
@@ -193,9 +207,17 @@ def _log_odds(logprob: Tensor) -> Tensor:
 
 
 def _log_ratio(inputs: ObjectiveInputs, answer: int) -> Tensor:
-    """Return log(pi(y|x) / ref(y|x)), shape [U]."""
+    """Return log(pi(y|x) / ref(y|x)), shape [U]; with `ld_alpha`, of weighted tokens."""
     assert inputs.reference is not None
-    return inputs.policy.total_logprob(answer) - inputs.reference.total_logprob(answer)
+    return inputs.policy.weighted_logprob(answer) - inputs.reference.weighted_logprob(answer)
+
+
+def _with_nll(losses: PairLosses, policy: Logprobs, config: TrainingConfig) -> PairLosses:
+    """Add `nll_weight` times the chosen answer's mean negative log-probability (RPO, arXiv 2404.19733, equation 1)."""
+    if not config.nll_weight:
+        return losses
+    nll = -policy.mean_logprob(CHOSEN)
+    return PairLosses(losses.loss + config.nll_weight * nll, {**losses.metrics, "nll_loss": nll.detach()})
 
 
 def _accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:

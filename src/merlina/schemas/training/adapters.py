@@ -28,6 +28,16 @@ class AdapterFields(RequestModel):
     lora_alpha: int = Field(
         default=32, ge=1, le=4096, description="Scale of the adapters: outputs are multiplied by lora_alpha / lora_r."
     )
+    use_rslora: bool = Field(
+        default=False,
+        description="Scale the adapters by lora_alpha / √lora_r instead (rsLoRA), so that a high rank does not make "
+        "updates smaller. Use it with a rank above 64 and a lower lora_alpha.",
+    )
+    use_dora: bool = Field(
+        default=False,
+        description="Also train the magnitude of each row of an adapted layer's weights (DoRA). May help at ranks "
+        "below 16; slower. Only for linear layers other than the output head, and not with use_8bit.",
+    )
     lora_dropout: float = Field(
         default=0.05, ge=0, lt=1, description="Dropout probability of adapter inputs. Raise it if the run overfits."
     )

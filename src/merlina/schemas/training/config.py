@@ -110,6 +110,8 @@ class TrainingConfig(PublishingFields, MachineFields, StepFields, AdapterFields,
             raise at_field("output_name", f"{self.output_name!r} has a '/', which requires push_to_hub")
         if self.use_4bit and self.use_8bit:
             raise at_field("use_4bit", "is mutually exclusive with use_8bit; set one of them to false")
+        if self.use_dora and self.use_lora and self.use_8bit:
+            raise at_field("use_dora", "does not support 8-bit weights; set use_4bit instead of use_8bit")
         if self.weight_bits and not self.use_lora:
             bits = self.weight_bits
             raise at_field(

@@ -31,15 +31,25 @@ _NO_TARGET = -100
 class Logprobs:
     """Sums of log-probabilities over the tokens of each section, and the numbers of those tokens; float32.
 
-    Column 0 is the prompt, column a the a-th answer. Without prompt targets, column 0 is zero in both.
+    Column 0 is the prompt, column a the a-th answer. Without prompt targets, column 0 is zero in both. `weighted_sums`
+    are sums in which each token counts with its weight in the pack; None if all weights are 1.
     """
 
     sums: Tensor  # [U, 1 + A]
     tokens: Tensor  # [U, 1 + A]
+    weighted_sums: Tensor | None = None  # [U, 1 + A]
 
     def total_logprob(self, answer: int) -> Tensor:
         """Return the log-probability of an answer, shape [U]."""
         return self.sums[:, answer]
+
+    def weighted_logprob(self, answer: int) -> Tensor:
+        """Return the log-probability of an answer with weighted tokens, shape [U]."""
+        return self.answer_logprobs()[:, answer - 1]
+
+    def answer_logprobs(self) -> Tensor:
+        """Return the log-probability of each answer with weighted tokens, shape [U, A]."""
+        return (self.sums if self.weighted_sums is None else self.weighted_sums)[:, 1:]
 
     def mean_logprob(self, answer: int) -> Tensor:
         """Return the mean log-probability of an answer's tokens, shape [U]."""
@@ -174,9 +184,13 @@ def sum_by_section(pack: Pack, logprobs: Tensor) -> Logprobs:
     # index_add sums targets with equal section ids; all ids together are the flattened [U, 1 + A].
     shape = (len(pack.examples), 1 + pack.num_answers)
     zeros = logprobs.new_zeros(shape[0] * shape[1])
+    weighted = None
+    if pack.weights is not None:
+        weighted = zeros.index_add(0, pack.section_ids, logprobs * pack.weights.to(logprobs.dtype)).view(shape)
     return Logprobs(
         zeros.index_add(0, pack.section_ids, logprobs).view(shape),
         zeros.index_add(0, pack.section_ids, torch.ones_like(logprobs)).view(shape),
+        weighted,
     )
 
 

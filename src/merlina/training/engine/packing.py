@@ -99,6 +99,7 @@ class Pack:
     sources: Tensor  # [M] int64, the position that predicts each target
     targets: Tensor  # [M] int64, token ids
     section_ids: Tensor  # [M] int64
+    weights: Tensor | None = None  # [M] float32, the weight of each target; None: 1 for all
 
     @property
     def num_answers(self) -> int:
@@ -123,11 +124,17 @@ class Pack:
         ids, positions, sources, targets, section_ids = (
             part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)
         )
-        return Pack(self.examples, ids, positions, self.segments, sources, targets, section_ids)
+        weights = None if self.weights is None else self.weights.to(device)
+        return Pack(self.examples, ids, positions, self.segments, sources, targets, section_ids, weights)
 
 
-def build_pack(examples: Sequence[PackedExample], *, with_prompt_targets: bool) -> Pack:
-    """Lay out `examples` in one pack. Without prompt targets, only the tokens of answers are predicted."""
+def build_pack(
+    examples: Sequence[PackedExample], *, with_prompt_targets: bool, tail_weight: float | None = None
+) -> Pack:
+    """Lay out `examples` in one pack. Without prompt targets, only the tokens of answers are predicted.
+
+    `tail_weight` is the weight of those tokens of an answer that lie beyond the length of the example's shortest one.
+    """
     builder = _PackBuilder(with_prompt_targets)
     for number, example in enumerate(examples):
         builder.add(example, prompt_section=number * (1 + len(example.answers)))
@@ -139,7 +146,22 @@ def build_pack(examples: Sequence[PackedExample], *, with_prompt_targets: bool) 
         sources=_concatenated(builder.sources),
         targets=_concatenated(builder.targets),
         section_ids=_concatenated(builder.section_ids),
+        weights=None if tail_weight is None else _target_weights(examples, tail_weight, with_prompt_targets),
     )
+
+
+def _target_weights(examples: Sequence[PackedExample], tail_weight: float, with_prompt_targets: bool) -> Tensor:
+    """Return the weight of each target, shape [M]. Answers of 2 and 3 tokens have 1, 1 and 1, 1, tail_weight."""
+    parts = []
+    for example in examples:
+        shared = min(map(len, example.answers))
+        if with_prompt_targets:
+            parts.append(torch.ones(len(example.prompt) - 1))
+        for answer in example.answers:
+            part = torch.ones(len(answer))
+            part[shared:] = tail_weight
+            parts.append(part)
+    return torch.cat(parts)
 
 
 class _PackBuilder:

@@ -36,7 +36,12 @@ class Packer:
         return OBJECTIVES[self.config.training_mode]
 
     def pack(self, examples: Sequence[PackedExample]) -> Pack:
-        return build_pack(examples, with_prompt_targets=self.objective.needs_prompt_targets).to(self.device)
+        pack = build_pack(
+            examples,
+            with_prompt_targets=self.objective.needs_prompt_targets,
+            tail_weight=tail_weight(self.config),
+        )
+        return pack.to(self.device)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return the context in which passes are computed: autocast, unless training computes in float32."""
@@ -83,13 +88,13 @@ class PassRunner:
 
     @torch.no_grad()
     def answer_logprobs(self, examples: Sequence[PackedExample]) -> Tensor:
-        """Return the log-probability of each answer, shape [U, A]; each rank computes its share."""
+        """Return the log-probability of each answer, tokens weighted, shape [U, A]; each rank computes its share."""
         # [U, A], zero for examples of other ranks
         found = torch.zeros(len(examples), len(examples[0].answers), device=self.packer.device)
         for indices, is_filler in self.planner.for_rank(examples):
             logprobs = self.forward([examples[index] for index in indices])
             if not is_filler:
-                found[indices] = logprobs.sums[:, 1:]
+                found[indices] = logprobs.answer_logprobs()
         # Rows that other ranks computed are zero here, so the sum is complete.
         self.planner.ranks.sum(found)
         return found
@@ -104,6 +109,11 @@ class PassRunner:
             return None
         references = [item.unrelated_reference for item in items if item.unrelated_reference is not None]
         return (self.answer_logprobs(examples)[:, 0] - torch.stack(references).to(self.packer.device)).mean()
+
+
+def tail_weight(config: TrainingConfig) -> float | None:
+    """Return the weight of tokens beyond the length of a pair's shorter answer; None if the method weights none."""
+    return config.ld_alpha if config.training_mode == "dpo" else None
 
 
 def packed_example(pair: TokenPair, config: TrainingConfig) -> PackedExample:

@@ -68,6 +68,7 @@ def _sites_of(name: str, module: nn.Module, *, is_head: bool, is_tied: bool) -> 
             # The weights of a tied head are counted with the embedding.
             parameters=0 if is_head and is_tied else inputs * outputs,
             adapter_width=inputs + outputs,
+            outputs=outputs,
         )
         return
     if isinstance(module, _ConvNd):

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
+from peft.utils.integrations import dequantize_module_weight
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from merlina.domain.adapter_targets import AdapterKind, by_kind, describe_missing, match
+from merlina.domain.adapter_targets import LINEAR_LAYERS_ONLY, AdapterKind, by_kind, describe_missing, match
 from merlina.errors import ModelError
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.adapter_targets import (
@@ -92,12 +94,16 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         chosen = [site for site in chosen if site.is_parameter or not any(is_named(site.path, name) for name in lost)]
         names = [name for name in names if name not in lost]
     parameters = parameter_names(model, chosen)
+    if config.use_dora and not all(site.is_linear_layer for site in chosen):
+        raise ModelError(f"use_dora: {LINEAR_LAYERS_ONLY}")
     if not names and not parameters:
         raise ModelError(f"target_modules: {describe_missing([*missing, *lost], found, all_missing=True)}")
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
         # peft has no dropout for parameters and refuses any dropout if there are some; layers get theirs below.
         lora_dropout=0.0 if parameters else config.lora_dropout,
         # GPT-2 and related models store their weights transposed.
@@ -108,10 +114,27 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
     counted = count_parameters(model)
     with ignore_known_warnings():
         adapted: Any = get_peft_model(model, settings)
+    _set_magnitudes(adapted)
     notes = _notes(missing, lost, has_parameters=bool(parameters), drops=config.lora_dropout > 0)
+    if config.use_dora:
+        notes.append("use_dora: adapted layers are computed one by one by peft, which is slower than without it")
     if parameters and config.lora_dropout:
         _set_layer_dropout(adapted, config.lora_dropout)
-    return Trainable(adapted, by_kind(found, chosen, config.lora_r, counted), notes)
+    return Trainable(adapted, by_kind(found, chosen, config.lora_r, counted, has_magnitudes=config.use_dora), notes)
+
+
+@torch.no_grad()
+def _set_magnitudes(model: nn.Module) -> None:
+    """Compute the magnitudes of DoRA in float32, as each forward pass computes the norms by which it divides them.
+
+    peft rounds them to the dtype of the model: in bfloat16, the model would differ from its reference before training.
+    """
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        for magnitude in layer.lora_magnitude_vector.values():
+            weight = dequantize_module_weight(layer.get_base_layer()).float()
+            # A new adapter adds nothing to the weight.
+            magnitude.weight.copy_(magnitude.get_weight_norm(weight, weight.new_zeros(()), scaling=1))
 
 
 def _notes(missing: list[str], lost: list[str], *, has_parameters: bool, drops: bool) -> list[str]:

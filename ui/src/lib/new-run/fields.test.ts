@@ -16,6 +16,7 @@ test('input is checked against the range of the schema', () => {
   expect(() => parseInput(field('lora_r'), '1.5')).toThrow('integer');
   expect(() => parseInput(field('lora_r'), 'x')).toThrow('must be a number, not x');
   expect(parseInput(field('gpu_ids'), '0, 1')).toEqual([0, 1]);
+  expect(parseInput(field('loss_weights'), '0.8, 2')).toEqual([0.8, 2]);
   expect(parseInput(field('target_modules'), 'q_proj,, v_proj ')).toEqual(['q_proj', 'v_proj']);
 });
 

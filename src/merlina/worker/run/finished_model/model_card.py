@@ -28,6 +28,18 @@ _SHOWN_SETTINGS = (
     "lr_scheduler_type",
     "seed",
 )
+# Shown if they differ from their defaults.
+_OPTIONAL_SETTINGS = (
+    "loss_type",
+    "loss_weights",
+    "label_smoothing",
+    "nll_weight",
+    "dpop_weight",
+    "length_normalize",
+    "ld_alpha",
+    "use_rslora",
+    "use_dora",
+)
 _LABEL_SETTINGS = ("desirable_weight", "undesirable_weight")
 _SHOWN_METRICS = (
     ("Evaluation loss", "eval_loss"),
@@ -42,7 +54,8 @@ def model_card(order: RunOrder, data: TrainingData, metrics: str, location: Mode
     config = order.config
     name = config.output_name.rsplit("/", 1)[-1]
     shown = (*_SHOWN_SETTINGS, *(_LABEL_SETTINGS if config.training_mode == "kto" else ()))
-    settings = "\n".join(f"| {key} | {getattr(config, key)} |" for key in shown)
+    shown = (*shown, *(name for name in _OPTIONAL_SETTINGS if getattr(config, name) != _default(name)))
+    settings = "\n".join(f"| {key} | {_cell(getattr(config, key))} |" for key in shown)
     libraries = ", ".join(f"{library} {version(library)}" for library in _LIBRARIES)
     return f"""---
 {yaml.safe_dump(_metadata(config, location), sort_keys=False).strip()}
@@ -71,6 +84,14 @@ Chat format: `{config.dataset.format.format_type}`.
 
 All settings are in `merlina.json`. Made with Merlina {current().number}, {libraries}.
 """
+
+
+def _default(name: str) -> Any:
+    return TrainingConfig.model_fields[name].get_default(call_default_factory=True)
+
+
+def _cell(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _evaluated(config: TrainingConfig, data: TrainingData) -> str:
