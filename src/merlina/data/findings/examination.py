@@ -21,12 +21,10 @@ The work may begin with the call, in the background, and end with the iteration.
 """
 
 
-def row_examiner(
-    format_type: FormatType, unused_columns: Sequence[str], special_tokens: Sequence[str] = ()
-) -> RowExaminer:
+def row_examiner(format_type: FormatType, special_tokens: Sequence[str] = ()) -> RowExaminer:
     """Return the examiner of rows for a chat format; `tokenizer` uses the `special_tokens` as markers."""
     markers = MARKERS.get(format_type, special_tokens)
-    return RowExaminer(markers, unused_columns, expects_formatted=format_type == "raw")
+    return RowExaminer(markers, expects_formatted=format_type == "raw")
 
 
 def examine(
