@@ -89,7 +89,7 @@ def test_unpaired_answers_are_for_kto_and_their_labels_are_weighed(tmp_path: Pat
     file = rows_file(tmp_path / "thumbs.jsonl", rows)
     refused = command("data", str(file))
     assert refused.returncode == 1
-    assert "training_mode kto uses unpaired answers" in refused.stderr
+    assert "--training-mode kto uses unpaired answers" in refused.stderr
     found = report(file, "--training-mode", "kto")
     assert found["detected_format"] == {"name": "unpaired", "title": "Unpaired answers with a label"}
     assert found["mean_characters"] == {"prompt": pytest.approx(6, abs=1), "chosen": 3, "rejected": 0}
@@ -124,7 +124,7 @@ def test_conversations_with_one_answer_are_for_sft(tmp_path: Path) -> None:
     file = rows_file(tmp_path / "chats.jsonl", [{"messages": chat} for chat in (messages, *others)])
     refused = command("data", str(file))
     assert refused.returncode == 1
-    assert "training_mode sft needs none" in refused.stderr
+    assert "--training-mode sft needs none" in refused.stderr
     found = report(file, "--training-mode", "sft")
     assert found["example"]["chosen"] == "Hello.<|im_end|>"
     assert found["findings"] == []
@@ -148,12 +148,33 @@ def test_a_file_at_an_address_is_examined_without_a_setting(tmp_path: Path) -> N
         secret = command("data", f"{address}?X-Amz-Signature=s3cret")
     assert (missing.returncode, secret.returncode) == (1, 1)
     assert "There is no file at" in missing.stderr
-    assert "source.url: has a query string or a fragment" in secret.stderr
+    assert "FILE: has a query string or a fragment" in secret.stderr
     assert "s3cret" not in secret.stderr
 
 
 def test_at_most_max_samples_rows_are_read(tmp_path: Path) -> None:
     assert report(pairs_file(tmp_path / "pairs.jsonl", rows=9), "--max-samples", 5)["rows"] == 5
+
+
+def test_columns_that_appear_in_later_rows_are_reported(tmp_path: Path) -> None:
+    rows = ({**PAIR, "prompt": f"Why {number}?"} for number in range(40))
+    later = {**PAIR, "prompt": "Why 40?", "critique": "Both are too short."}
+    findings = report(rows_file(tmp_path / "pairs.jsonl", (*rows, later)))["findings"]
+    messages = {finding["kind"]: finding["message"] for finding in findings}
+    assert messages["unused_columns"] == "there are columns of text that are not used: critique"
+
+
+def test_messages_name_the_options_of_the_command(tmp_path: Path) -> None:
+    row = {"question": "Why?", "winner": "So.", "loser": "No."}
+    file = rows_file(tmp_path / "rows.jsonl", [row])
+    refused = command("data", str(file)).stderr
+    assert "prompt is missing" in refused or "chosen is missing" in refused
+    assert "--map 'winner=chosen' would map it" in refused
+    done = command("data", str(file), "--map", "question=prompt", "--map", "winner=chosen", "--map", "nothing=rejected")
+    assert "--map names 'nothing'; the columns are question, winner, loser" in done.stderr
+    found = report(rows_file(tmp_path / "mixed.jsonl", [PAIR, {"prompt": "Why?", "chosen": "So."}]))["findings"]
+    (unusable,) = [finding["message"] for finding in found if finding["kind"] == "unusable"]
+    assert unusable.endswith("--map can map another column to it. --training-mode sft does not need it")
 
 
 def test_terminal_commands_in_rows_are_printed_as_text(tmp_path: Path) -> None:
@@ -196,8 +217,8 @@ def test_a_file_without_usable_rows_is_one_sentence(
         (["--max-length", "100"], "which --model is needed to count"),
         (["--model", "/nowhere"], "'/nowhere'"),
         (["--map", "reply"], "--map 'reply' should have the form COLUMN=NAME"),
-        (["--map", "reply=answer"], "column_mapping.reply: should be 'prompt', 'chosen',"),
-        (["--map", "reply=chosen"], "column_mapping"),
+        (["--map", "reply=answer"], "--map reply: should be 'prompt', 'chosen',"),
+        (["--map", "reply=chosen"], "--map names 'reply'; the columns are prompt, chosen, rejected"),
     ],
 )
 def test_options_that_have_no_effect_or_no_model_are_refused(tmp_path: Path, options: list[str], problem: str) -> None:
@@ -263,7 +284,7 @@ def test_a_part_of_a_data_set_of_the_hub_is_named_by_options(tmp_path: Path) -> 
         }
     *found, refused = counts.values()
     assert found == [2, 7, 9, 6]
-    assert "has no split 'validation'; set source.split to test" in refused
+    assert "has no split 'validation'; set --split to test" in refused
 
 
 def test_options_of_the_other_kind_of_source_are_refused(tmp_path: Path) -> None:
@@ -280,7 +301,7 @@ def test_options_of_the_other_kind_of_source_are_refused(tmp_path: Path) -> None
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith(problem)
     done = command("data", "org/pairs", "--revision", "../main")
-    assert "source.revision: '../main' is not a revision" in done.stderr
+    assert "--revision: '../main' is not a revision" in done.stderr
 
 
 def test_a_terminal_shows_the_number_of_rows_and_keeps_it_out_of_the_results(tmp_path: Path) -> None:

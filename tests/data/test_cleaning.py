@@ -62,9 +62,7 @@ def test_a_default_system_message_is_given_to_rows_without_one(tmp_path: Path) -
 def test_a_finding_names_the_option_that_resolves_it(tmp_path: Path) -> None:
     def found(**options: Any) -> dict[str, tuple[int, str | None]]:
         spec, file = written(tmp_path, **options)
-        shown = preview_formatted(
-            spec, file, None, text_sample_builder(spec.format), lambda _: RowExaminer(), RowSelection(5)
-        )
+        shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), RowExaminer, RowSelection(5))
         return {finding.kind: (finding.count, finding.option) for finding in shown.findings}
 
     before = found()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,6 @@ def config(path: Path, **changes: Any) -> DatasetConfig:
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def examiner_of(unused_columns: Sequence[str]) -> RowExaminer:
-    return RowExaminer(unused_columns=unused_columns)
 
 
 def test_every_row_becomes_a_pair_or_is_reported_with_a_reason(tmp_path: Path) -> None:
@@ -107,7 +103,7 @@ def test_the_split_of_single_pairs_is_that_of_earlier_versions(share: float, see
 def test_findings_and_fingerprint_count_a_row_with_several_pairs_once(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [*NECTAR, NECTAR[0], {"prompt": "x", "answers": []}])
     spec = config(file, pairs_per_row="all", test_size=0.1)
-    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), examiner_of, RowSelection(5))
+    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), RowExaminer, RowSelection(5))
     assert [sample["row"] for sample in shown.samples] == [1, 1, 1, 2, 2]
     assert shown.rows_examined == 22
     assert {found.kind: (found.count, found.rows) for found in shown.findings} == {
@@ -123,7 +119,7 @@ def test_merged_rows_are_counted_as_the_rows_that_they_were(tmp_path: Path) -> N
     rows = [{"prompt": f"Q{n // 3}", "response": f"A{n}", "helpfulness": 1 if n < 3 else n} for n in range(6)]
     file = jsonl(tmp_path / "x.jsonl", rows)
     spec = config(file, test_size=0)
-    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), examiner_of, RowSelection(5))
+    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), RowExaminer, RowSelection(5))
     assert ([sample["row"] for sample in shown.samples], shown.rows_examined) == ([4], 6)
     assert [(found.kind, found.count, found.rows) for found in shown.findings] == [("unusable", 3, [1])]
 
@@ -132,7 +128,7 @@ def test_previews_show_stored_rows_and_formatted_text(tmp_path: Path) -> None:
     file = jsonl(tmp_path / "x.jsonl", [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 20 + [{"broken": 1}])
     spec = config(file, column_mapping=MAPPING)
     assert preview_rows(spec, file, None, 10).samples == [{**GOOD, "n": None, "l": [1, {"a": 2.5}]}] * 10
-    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), examiner_of, RowSelection(5))
+    shown = preview_formatted(spec, file, None, text_sample_builder(spec.format), RowExaminer, RowSelection(5))
     assert [sample["chosen"] for sample in shown.samples] == ["So.<|im_end|>"] * 5
     assert not shown.warnings
 

@@ -29,8 +29,8 @@ def pair(number: int, **changes: Any) -> dict[str, Any]:
 
 
 def shown(spec: DatasetConfig, start: int = 1, only: Any = None, limit: int = 5) -> FormattedPreview:
-    def examiner(unused: Sequence[str]) -> RowExaminer:
-        return row_examiner(spec.format.format_type, unused)
+    def examiner() -> RowExaminer:
+        return row_examiner(spec.format.format_type)
 
     file = Path(str(spec.source.file_path))
     return preview_formatted(

@@ -590,6 +590,40 @@ def test_columns_of_sentences_that_nothing_uses_are_named() -> None:
     assert conversion([example("standard")], column_mapping={"prompt": "system"}).unused_columns == ()
 
 
+def test_columns_that_appear_in_later_rows_are_named_once_they_are_read() -> None:
+    row, standard = example("orca_dpo"), example("standard")
+    later: Rows = [
+        {**row, "notes": "Checked by two of us.", "id": "7"},
+        {**row, "notes": "7", "id": "Row 7 of nine rows", "comment": "9"},
+        {**standard, "critique": "Both are too short."},
+    ]
+    made = conversion([row])
+    assert made.unused_columns == ()
+    list(made.outcomes([row, *later]))
+    assert made.unused_columns == ("notes", "id", "critique")
+
+
+def test_a_column_is_judged_by_the_first_twenty_rows_that_fill_it() -> None:
+    row = example("standard")
+    made = conversion([row])
+    notes = [None] * 30 + ["7"] * 10 + ["Checked by two of us."] * 9
+    rows: Rows = [{**row, "notes": note} for note in notes]
+    list(made.outcomes([row, *rows]))
+    assert made.unused_columns == ()
+    list(made.outcomes([{**row, "notes": note} for note in ("This one, too.", "7", "7", "7")], start=51))
+    assert made.unused_columns == ("notes",)
+
+
+def test_only_the_first_thousand_columns_are_examined() -> None:
+    row = example("standard")
+    made = conversion([row])
+    rows: Rows = [{**row, f"note {number}": str(number)} for number in range(999)]
+    list(made.outcomes([row, *rows]))
+    for name in ("a", "b"):
+        list(made.outcomes([{**row, name: "Checked by two of us."}], start=1001))
+    assert made.unused_columns == ("a",)
+
+
 @pytest.mark.parametrize("row", [row for _, row in (*PAIRS, *DEMONSTRATIONS)])
 def test_template_arguments_are_passed_on(row: dict[str, Any]) -> None:
     arguments = {"enable_thinking": False}

@@ -93,6 +93,22 @@ def test_the_needed_fields_are_named_when_missing() -> None:
             "dataset.eval_source.max_sample: unknown field; did you mean max_samples?",
         ),
         (
+            {"dataset": {**DATASET, "eval_sources": {"x": {**DATASET, "colum_mapping": {}}}}},
+            "dataset.eval_sources.x.colum_mapping: unknown field; did you mean column_mapping?",
+        ),
+        (
+            {"dataset": {**DATASET, "eval_sources": {"x": {**DATASET["source"], "revison": "v1"}}}},
+            "dataset.eval_sources.x.revison: unknown field; did you mean revision?",
+        ),
+        (
+            {"dataset": {"sources": [DATASET, {**DATASET, "wieght": 2}]}},
+            "dataset.sources.1.wieght: unknown field; did you mean weight?",
+        ),
+        (
+            {"dataset": {"sources": [{"source": {**DATASET["source"], "splt": "test"}}]}},
+            "dataset.sources.0.source.splt: unknown field; did you mean split?",
+        ),
+        (
             {"dataset": {**DATASET, "eval_sources": {"x": {**DATASET["source"], "shuffle": True}}}},
             "dataset.eval_sources.x.shuffle: unknown field",
         ),

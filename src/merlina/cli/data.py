@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from merlina.cli.console import AsJson, errors, print_json
 from merlina.cli.data_report import show_report
+from merlina.cli.option_names import with_option_names
 from merlina.cli.serve import read_settings
 from merlina.domain.data_urls import FileLocation, RemoteFile
 from merlina.errors import DataError, InvalidRequestError, NotFoundError
@@ -128,8 +130,13 @@ def data(
         "column_mapping": dict(map(_mapped, mapping)) if mapping else None,
         "row_format": row_format,
     }
-    config = _config(rows, content)
-    report = _examine(config, max_length or TrainingConfig.model_fields["max_length"].default)
+    try:
+        config = _config(rows, content)
+        report = _examine(config, max_length or TrainingConfig.model_fields["max_length"].default)
+    except DataError as error:
+        raise DataError(with_option_names(error.message)) from error
+    findings = [each.model_copy(update={"message": with_option_names(each.message)}) for each in report.findings]
+    report = report.model_copy(update={"findings": findings})
     if as_json:
         print_json(report)
     else:
@@ -156,7 +163,11 @@ def _config(rows: str, content: dict[str, Any]) -> DatasetConfig:
     except ValidationError as error:
         # An address that is not valid may contain a password.
         what = "The address" if "://" in rows else repr(rows)
-        raise InvalidRequestError(f"{what} cannot be read", describe(error, DatasetConfig)) from None
+        findings = [
+            replace(each, message=with_option_names(each.message), field=each.field and with_option_names(each.field))
+            for each in describe(error, DatasetConfig)
+        ]
+        raise InvalidRequestError(f"{what} cannot be read", findings) from None
 
 
 def _source(rows: str, of_file: Mapping[str, Any], of_hub: Mapping[str, Any]) -> dict[str, Any]:

@@ -52,13 +52,13 @@ class DataUrl:
             raise ValueError("should begin with https://, s3:// or gs://")
         if "@" in parts.netloc:
             raise ValueError(
-                "contains a user name or password, which would be stored; leave it out, and give the "
-                "server's process the credentials"
+                "contains a user name or password, which messages and logs would show; leave it out, and give the "
+                "credentials to the process that reads the file"
             )
         if "?" in text or "#" in text:
             raise ValueError(
-                "has a query string or a fragment, which may contain a signature and would be stored; use "
-                "an address without one, or upload the file"
+                "has a query string or a fragment, which may contain a signature that messages and logs would show; "
+                "use an address without one, or a copy of the file"
             )
         url = DataUrl(parts.scheme, _host(parts, port), _path(parts))
         # It is parsed again where it is read, and may be longer than the text.

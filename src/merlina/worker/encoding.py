@@ -129,9 +129,9 @@ class PairEncoder:
         except UnusableRowError as error:
             return error
 
-    def row_examiner(self, unused_columns: Sequence[str]) -> RowExaminer:
+    def row_examiner(self) -> RowExaminer:
         """Return a new examiner of rows for this format and tokenizer."""
-        return row_examiner(self._format_type, unused_columns, self._special_tokens)
+        return row_examiner(self._format_type, self._special_tokens)
 
     def _encoded(
         self, pair: Pair, text: Rendered, tokens: TokenPair, cut: Truncation

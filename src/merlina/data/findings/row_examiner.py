@@ -82,15 +82,13 @@ class _Count:
 class RowExaminer:
     """Collector of findings; `findings` may be called at any time.
 
-    `markers` are those of the chat format. `unused_columns` are columns with text that is not trained on.
-    With `expects_formatted`, markers of any chat format are expected.
+    `markers` are those of the chat format. With `expects_formatted`, markers of any chat format are expected.
 
     `longest`, `most_tokens` and `highest_id` are maxima over all Lengths, 0 without any; `highest_id_row` is the first
     row with that id.
     """
 
     markers: Sequence[str] = ()
-    unused_columns: Sequence[str] = ()
     expects_formatted: bool = False
     rows: int = 0
     longest: int = 0
@@ -184,12 +182,15 @@ class RowExaminer:
         """Return the kinds of findings on the row that was added last, other than those that compare rows."""
         return [kind for kind, count in self._counts.items() if count.latest == number]
 
-    def findings(self, held_out: Iterable[int]) -> list[DataFinding]:
-        """Return all findings, the most serious first. `held_out` contains the numbers of the held-out pairs."""
+    def findings(self, held_out: Iterable[int], unused_columns: Sequence[str] = ()) -> list[DataFinding]:
+        """Return all findings, the most serious first.
+
+        `held_out` contains the numbers of the held-out pairs. `unused_columns` have text that is not trained on.
+        """
         counts = {**self._counts, **self._counts_of_all(np.fromiter(held_out, np.int64))}
-        if self.unused_columns:
+        if unused_columns:
             counts["unused_columns"] = _Count(self.rows)
-        found = [self._finding(kind, counts[kind]) for kind in MESSAGES if kind in counts]
+        found = [self._finding(kind, counts[kind], unused_columns) for kind in MESSAGES if kind in counts]
         bias = self._length_bias()
         return [*found, bias] if bias else found
 
@@ -286,7 +287,7 @@ class RowExaminer:
         )
         return DataFinding(kind="length_bias", count=count, rows=[], message=message)
 
-    def _finding(self, kind: FindingKind, count: _Count) -> DataFinding:
+    def _finding(self, kind: FindingKind, count: _Count, unused_columns: Sequence[str]) -> DataFinding:
         prompts, answers = self._cut_tokens
         message = MESSAGES[kind].format(
             count=f"{count.rows:,}",
@@ -294,7 +295,7 @@ class RowExaminer:
             reasons="; ".join(self._reasons.get(kind, [])),
             prompts=f"{prompts:,}",
             answers=f"{answers:,}",
-            columns=", ".join(map(truncate_name, self.unused_columns)),
+            columns=", ".join(map(truncate_name, unused_columns)),
         )
         return DataFinding(kind=kind, count=count.rows, rows=count.examples, message=message, option=OPTIONS.get(kind))
 
@@ -309,9 +310,7 @@ def _is_formatted(pair: Pair) -> bool:
     return bool(_HEADER.search(begins) and _HEADER.search(ends))
 
 
-def row_examiner(
-    format_type: FormatType, unused_columns: Sequence[str], special_tokens: Sequence[str] = ()
-) -> RowExaminer:
+def row_examiner(format_type: FormatType, special_tokens: Sequence[str] = ()) -> RowExaminer:
     """Return the examiner of rows for a chat format; `tokenizer` uses the `special_tokens` as markers."""
     markers = MARKERS.get(format_type, special_tokens)
-    return RowExaminer(markers, unused_columns, expects_formatted=format_type == "raw")
+    return RowExaminer(markers, expects_formatted=format_type == "raw")

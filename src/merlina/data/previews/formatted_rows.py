@@ -86,7 +86,7 @@ def preview_formatted(
     file: DataFile | None,
     token: str | None,
     show: SampleBuilder,
-    make_examiner: Callable[[Sequence[str]], RowExaminer],
+    make_examiner: Callable[[], RowExaminer],
     selection: RowSelection,
     row_limit: RowLimit = _USUAL_LIMIT,
 ) -> FormattedPreview:
@@ -102,7 +102,7 @@ def preview_formatted(
     )
     if pairs.conversion.merges_adjacent:
         passing.capacity = MOST_MERGED_ROWS
-    examiner = make_examiner(pairs.conversion.unused_columns)
+    examiner = make_examiner()
     shown = _ShownRows(selection, examiner, passing)
     outcomes = pairs if selection.only else islice(pairs, _MAX_ROWS_EXAMINED)
     for outcome in examine_each(outcomes, examiner, _with_lengths(show)):
@@ -117,7 +117,7 @@ def preview_formatted(
     return FormattedPreview(
         shown.samples,
         shown.warnings[:_WARNINGS_SHOWN],
-        [*examiner.findings(held_out), *filter(None, [imbalance])],
+        [*examiner.findings(held_out, pairs.conversion.unused_columns), *filter(None, [imbalance])],
         examiner.rows,
         described(pairs.conversion.detected),
         sorted(shown.rows, key=lambda row: row.row),

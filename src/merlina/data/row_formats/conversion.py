@@ -16,7 +16,7 @@ from merlina.data.row_formats.ranked_answers import RankedAnswers
 from merlina.data.row_formats.registry import ROW_FORMATS, WITH_ONE_ANSWER, detect, format_of
 from merlina.data.row_formats.text_values import parsed, parsed_if_possible
 from merlina.data.row_formats.unpaired import is_unpaired, to_unpaired
-from merlina.data.row_formats.unused_columns import unused_text_columns
+from merlina.data.row_formats.unused_columns import UnusedColumns
 from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, FindingKind, RowFormat
 
 _NO_REMARKS: frozenset[FindingKind] = frozenset()
@@ -38,14 +38,21 @@ class RowConversion:
     """How the rows of a data set become pairs.
 
     `detected` is the format that the first rows have, None if it is unknown; `row_format` is the one that is used.
-    `unused_columns` contain text that is not trained on. `answers_needed` are those that the training method needs.
+    `answers_needed` are those that the training method needs. `unused` has examined the first `num_first` rows, and
+    examines those that are converted.
     """
 
     config: DatasetConfig
     answers_needed: AnswersNeeded
     detected: RowFormat | None
     row_format: RowFormat
-    unused_columns: tuple[str, ...]
+    unused: UnusedColumns
+    num_first: int
+
+    @property
+    def unused_columns(self) -> tuple[str, ...]:
+        """Columns with text that is not trained on, in the rows that were read so far."""
+        return self.unused.names
 
     @property
     def merges_adjacent(self) -> bool:
@@ -73,14 +80,18 @@ class RowConversion:
 
     def _converted(self, rows: Iterable[Row], start: int) -> Iterator[_Converted | SkippedRow]:
         mapping = self.config.column_mapping
-        columns = ROW_FORMATS[self.row_format].columns | STANDARD.columns
+        read = ROW_FORMATS[self.row_format].columns
+        columns = read | STANDARD.columns
         for number, stored in enumerate(rows, start):
             try:
                 mapped = map_columns(stored, mapping)
                 refuse_media(mapped)
                 row = parsed(mapped, columns)
                 remarks = _NO_REMARKS if row is mapped else _PARSED
-                yield _Converted(number, self._convert(row), remarks)
+                content = self._convert(row)
+                if number > self.num_first:
+                    self.unused.add(row, STANDARD.columns if content is row else read)
+                yield _Converted(number, content, remarks)
             except UnusableRowError as error:
                 yield SkippedRow(number, error.message, error.kind)
 
@@ -156,8 +167,10 @@ def conversion_of(config: DatasetConfig, first: Sequence[Row], answers_needed: A
     rows = [parsed_if_possible(map_columns(row, config.column_mapping)) for row in first]
     detected = detect(rows)
     row_format = config.row_format or detected or "standard"
-    unused = unused_text_columns(rows, ROW_FORMATS[row_format].columns)
-    return RowConversion(config, answers_needed, detected, row_format, unused)
+    unused = UnusedColumns()
+    for row in rows:
+        unused.add(row, ROW_FORMATS[row_format].columns)
+    return RowConversion(config, answers_needed, detected, row_format, unused, len(rows))
 
 
 def _merged(items: Iterable[_Converted | SkippedRow]) -> Iterator[_Converted | SkippedRow]:

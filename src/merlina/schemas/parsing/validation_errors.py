@@ -80,17 +80,35 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 def _fields_at(model: type[BaseModel] | None, loc: Sequence[str | int]) -> list[str]:
     """Return the field names of the models that may be at the path `loc` inside `model`."""
-    models = [model] if model else []
+    annotations: list[Any] = [model]
     for part in loc:
-        fields = [each.model_fields[str(part)] for each in models if part in each.model_fields]
-        models = [found for field in fields for found in _models_in(field.annotation)]
-    return [name for each in models for name in each.model_fields]
+        annotations = [found for each in annotations for found in _inside(each, part)]
+    return [name for each in annotations for found in _models_in(each) for name in found.model_fields]
+
+
+def _inside(annotation: Any, part: str | int) -> list[Any]:
+    """Return the annotations of what may be at the field, key or index `part` of a value."""
+    if _is_model(annotation):
+        field = annotation.model_fields.get(str(part))
+        return [] if field is None else [field.annotation]
+    if typing.get_origin(annotation) in (list, dict):
+        return [typing.get_args(annotation)[-1]]
+    return [found for argument in _alternatives(annotation) for found in _inside(argument, part)]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models in an annotation, with those from which a validator makes another one."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    """Return the models that a value with this annotation may have."""
+    if _is_model(annotation):
         return [annotation]
-    if isinstance(annotation, WrapValidator):
-        return _models_in(annotation.json_schema_input_type)
-    return [found for argument in typing.get_args(annotation) for found in _models_in(argument)]
+    if typing.get_origin(annotation) in (list, dict):
+        return []
+    return [found for argument in _alternatives(annotation) for found in _models_in(argument)]
+
+
+def _alternatives(annotation: Any) -> Sequence[Any]:
+    """Return the parts of a union or an annotated type, with those from which a validator makes another one."""
+    return [annotation.json_schema_input_type] if isinstance(annotation, WrapValidator) else typing.get_args(annotation)
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

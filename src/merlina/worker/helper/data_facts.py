@@ -63,7 +63,7 @@ def examine_data(
     examined = first if trained else others
     examiner = examined.examiner
     held_out = held_out_rows(examiner.numbers, dataset.test_size, training.seed) if trained else []
-    findings = examiner.findings(held_out)
+    findings = examiner.findings(held_out, examined.unused_columns)
     if trained:
         imbalance = label_imbalance(*examined.labels, label_weights(training))
         findings += [
@@ -91,6 +91,7 @@ class _Examined:
     examiner: RowExaminer
     labels: tuple[float, float]
     has_more: bool
+    unused_columns: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,8 @@ class _Examination:
     max_seconds: float
 
     def of(self, sources: Sequence[PairRows], weights: Sequence[float]) -> _Examined:
-        unused, encoder = unused_columns(source.conversion for source in sources), self.encoder
-        format_type = self.training.dataset.format.format_type
-        examiner = encoder.row_examiner(unused) if encoder else row_examiner(format_type, unused)
+        encoder = self.encoder
+        examiner = encoder.row_examiner() if encoder else row_examiner(self.training.dataset.format.format_type)
         before, has_more, labels = 0, False, (0.0, 0.0)
         for source, weight in zip(sources, weights, strict=True):
             labeled, enough, deadline = (
@@ -121,7 +121,7 @@ class _Examination:
             before += source.count
             true, false = (now - then for now, then in zip(examiner.labels, labeled, strict=True))
             labels = (labels[0] + weight * true, labels[1] + weight * false)
-        return _Examined(examiner, labels, has_more)
+        return _Examined(examiner, labels, has_more, unused_columns(source.conversion for source in sources))
 
 
 def _measure(pair: Pair, encoder: PairEncoder | None) -> tuple[None, Lengths | None, frozenset[FindingKind]]:

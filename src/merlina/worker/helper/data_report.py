@@ -17,11 +17,11 @@ from merlina.data.previews.formatted_rows import PREVIEW_SEED
 from merlina.data.readers.data_files import DataFile, file_at
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.readers.sources import describe_encoding
+from merlina.data.row_formats.conversion import RowConversion
 from merlina.data.row_formats.registry import described
 from merlina.data.split import held_out_rows
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import answers_needed
-from merlina.schemas.datasets.responses import DetectedFormat
 from merlina.schemas.inspection import DataReport, PairCharacters, PairTokens
 from merlina.schemas.operations import DescribeData
 from merlina.worker.helper.phases import PHASES
@@ -41,7 +41,7 @@ def describe_data(operation: DescribeData) -> DataReport:
         show, make_examiner = sample_builder(operation)
         needed = answers_needed(config.training_mode)
         rows = read_pairs(config, file, operation.token, answers_needed=needed, limit=row_limit)
-        examiner, lengths = make_examiner(rows.conversion.unused_columns), array("q")
+        examiner, lengths = make_examiner(), array("q")
         example: dict[str, Any] | None = None
         for outcome in examine_batches(_counted(rows), examiner, _measuring(show, lengths), size=_PAIRS_PER_BATCH):
             if example is None and not isinstance(outcome, SkippedRow):
@@ -49,7 +49,7 @@ def describe_data(operation: DescribeData) -> DataReport:
                 example = {**make_sample(), "row": pair.number}
         if example is None:
             raise DataError(examiner.why_none_is_usable())
-        return _report(operation, file, described(rows.conversion.detected), examiner, lengths, example)
+        return _report(operation, file, rows.conversion, examiner, lengths, example)
 
 
 def _counted(rows: Iterable[Pair | SkippedRow]) -> Iterator[Pair | SkippedRow]:
@@ -78,7 +78,7 @@ def _measuring(convert_all: BatchConversion[_Sample], lengths: array[int]) -> Ba
 def _report(
     operation: DescribeData,
     file: DataFile | None,
-    detected: DetectedFormat | None,
+    conversion: RowConversion,
     examiner: RowExaminer,
     lengths: array[int],
     example: dict[str, Any],
@@ -89,7 +89,7 @@ def _report(
     held_out = held_out_rows(examiner.numbers, config.test_size, PREVIEW_SEED)
     imbalance = label_imbalance(*examiner.labels, preview_weights(config.training_mode))
     return DataReport(
-        detected_format=detected,
+        detected_format=described(conversion.detected),
         notes=describe_encoding(config.source, file),
         rows=examiner.rows,
         skipped=examiner.skipped,
@@ -97,6 +97,6 @@ def _report(
         mean_characters=PairCharacters(prompt=characters[0], chosen=characters[1], rejected=characters[2]),
         mean_tokens=PairTokens(prompt=tokens[0], chosen=tokens[1], rejected=tokens[2]) if tokens else None,
         token_lengths=token_lengths(lengths, operation.max_length) if lengths else None,
-        findings=[*examiner.findings(held_out), *filter(None, [imbalance])],
+        findings=[*examiner.findings(held_out, conversion.unused_columns), *filter(None, [imbalance])],
         example=example,
     )

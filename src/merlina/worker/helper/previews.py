@@ -48,7 +48,7 @@ def preview_formatted(operation: PreviewFormatted) -> FormattedRows:
 
 def sample_builder(
     operation: PreviewFormatted | DescribeData,
-) -> tuple[SampleBuilder, Callable[[Sequence[str]], RowExaminer]]:
+) -> tuple[SampleBuilder, Callable[[], RowExaminer]]:
     """Return what formats pairs, with token ids if the configuration has `model_name`, and makes their row examiner.
 
     Raises DataError, ModelError.

@@ -20,6 +20,7 @@ from merlina.data.fingerprint import FingerprintBuilder
 from merlina.data.split import held_out_rows
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import DatasetPart
+from merlina.schemas.datasets.responses import DataFinding
 from merlina.schemas.inspection import Fingerprint
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.evaluation_sets import HELD_OUT, EvaluationSet
@@ -137,7 +138,9 @@ class DataLoading:
         examiner = self._read(rows, digest)
         numbers = self._store.rows
         split = self._split(numbers, rows.begins)
-        self._report_findings(examiner, np.unique(numbers[split.held_out]), self._store.labels(split.order))
+        held_out = np.unique(numbers[split.held_out])
+        findings = examiner.findings(held_out, unused_columns(rows.conversions))
+        self._report_findings(examiner, findings, self._store.labels(split.order))
         if len(sources.training_parts) > 1:
             self._check_sources(sources.training_parts, rows.begins, numbers)
             self._report_numbering(sources.training_parts, rows.begins)
@@ -174,7 +177,7 @@ class DataLoading:
 
         Raises DataError, which begins with `error_prefix`, if none is usable.
         """
-        examiner = self._encoder.row_examiner(unused_columns(rows.conversions))
+        examiner = self._encoder.row_examiner()
         counted = self._counted(rows, digest)
         for outcome in examine_batches(counted, examiner, self._encode, size=_PAIRS_PER_BATCH):
             if not isinstance(outcome, SkippedRow):
@@ -191,7 +194,7 @@ class DataLoading:
         examiner = self._read(rows, digest, f"dataset.{part.location}: ")
         if len(self._store) == before:
             raise DataError(f"dataset.{part.location}: no row can be used ({examiner.reason_to_skip()})")
-        for finding in examiner.findings([]):
+        for finding in examiner.findings([], unused_columns(rows.conversions)):
             if finding.kind not in TRAINING_ONLY:
                 self._reporter.note("warning", f"dataset.{part.location}: {finding.message}")
         if leak := examiner.leak_from(training):
@@ -259,10 +262,10 @@ class DataLoading:
                 "to another model, or has tokens that were added after the model was saved"
             )
 
-    def _report_findings(self, examiner: RowExaminer, held_out: Iterable[int], labels: tuple[int, int]) -> None:
+    def _report_findings(self, examiner: RowExaminer, findings: Sequence[DataFinding], labels: tuple[int, int]) -> None:
         """Report the findings of all rows. `labels`: the numbers of answers labeled true and false in an epoch."""
         if examiner.reason_to_skip() is None:
             self._reporter.note("info", f"{examiner.rows} rows read, all of them usable")
         imbalance = label_imbalance(*labels, label_weights(self._config))
-        for finding in (*examiner.findings(held_out), *filter(None, [imbalance])):
+        for finding in (*findings, *filter(None, [imbalance])):
             self._reporter.note("warning", finding.message)
