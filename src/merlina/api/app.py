@@ -24,7 +24,7 @@ from merlina.api.uploads.receiving import recover_uploads
 from merlina.chat.comparisons import Comparisons
 from merlina.chat.memory import ChatMemory
 from merlina.chat.service import ChatService
-from merlina.data.readers.sources import resolve_further_files
+from merlina.data.readers.sources import resolve_additional_files
 from merlina.executors.chat_process import ChatProcess
 from merlina.executors.helper_pools import HelperPools
 from merlina.executors.local import LocalExecutor
@@ -99,7 +99,7 @@ def build_services(settings: Settings) -> Services:
     executor = LocalExecutor(_server_tokens(settings), spares)
     chat_process = ChatProcess(settings.chat_idle_seconds, settings.chat_log, spares)
     chat_memory = ChatMemory(database, chat_process, settings.runs_dir, list_gpus)
-    find_files = partial(resolve_further_files, uploads_dir=settings.uploads_dir, allowed=allowed)
+    find_files = partial(resolve_additional_files, uploads_dir=settings.uploads_dir, allowed=allowed)
     supervisor = Supervisor(
         database,
         moves,

@@ -40,7 +40,7 @@ MESSAGES: dict[FindingKind, str] = {
         "{count} of {of} rows have reasoning that is not trained: use the format tokenizer or qwen3 and enable_thinking"
     ),
     "thought_restored": (
-        "{count} of {of} rows have a thought that the chat template does not render once and closed in a finished "
+        "{count} of {of} rows have reasoning that the chat template does not render once and closed in a finished "
         "turn: it is trained in front of the answer"
     ),
     "prompt_rearranged": (

@@ -138,9 +138,9 @@ def _with_lengths(show: SampleBuilder) -> BatchConversion[_Made]:
             if isinstance(converted, UnusableRowError):
                 yield converted
             else:
-                make_sample, lengths, remarks = converted
+                make_sample, lengths, finding_kinds = converted
                 length = character_length(pair) if lengths is None else lengths.untruncated
-                yield (make_sample, length), lengths, remarks
+                yield (make_sample, length), lengths, finding_kinds
 
     return convert
 
@@ -256,6 +256,6 @@ def text_sample_builder(spec: DatasetFormat) -> SampleBuilder:
 
     def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], Lengths | None, frozenset[FindingKind]]:
         text = render(pair)
-        return lambda: truncate_row(text.sample), None, text.remarks
+        return lambda: truncate_row(text.sample), None, text.finding_kinds
 
     return one_by_one(show)

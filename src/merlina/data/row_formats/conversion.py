@@ -19,7 +19,7 @@ from merlina.data.row_formats.unpaired import is_unpaired, to_unpaired
 from merlina.data.row_formats.unused_columns import unused_text_columns
 from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, FindingKind, RowFormat
 
-_NO_REMARKS: frozenset[FindingKind] = frozenset()
+_NO_FINDING_KINDS: frozenset[FindingKind] = frozenset()
 _WITHOUT_LABEL = WITH_ONE_ANSWER - {"unpaired"}
 _PARSED: frozenset[FindingKind] = frozenset({"parsed_from_text"})
 
@@ -29,7 +29,7 @@ class _Converted(NamedTuple):
 
     number: int
     content: Row | RankedAnswers
-    remarks: frozenset[FindingKind]
+    finding_kinds: frozenset[FindingKind]
     rows: int = 1
 
 
@@ -79,8 +79,8 @@ class RowConversion:
                 mapped = map_columns(stored, mapping)
                 refuse_media(mapped)
                 row = parsed(mapped, columns)
-                remarks = _NO_REMARKS if row is mapped else _PARSED
-                yield _Converted(number, self._convert(row), remarks)
+                finding_kinds = _NO_FINDING_KINDS if row is mapped else _PARSED
+                yield _Converted(number, self._convert(row), finding_kinds)
             except UnusableRowError as error:
                 yield SkippedRow(number, error.message, error.kind)
 
@@ -116,8 +116,8 @@ class RowConversion:
         except UnusableRowError as error:
             yield SkippedRow(item.number, error.message, error.kind, item.rows)
             return
-        for place, row in enumerate(rows):
-            yield self._pair(row, item, item.rows if place == 0 else 0)
+        for index, row in enumerate(rows):
+            yield self._pair(row, item, item.rows if index == 0 else 0)
 
     def _pair(self, row: Row, item: _Converted, rows: int) -> Pair | SkippedRow:
         try:
@@ -133,7 +133,7 @@ class RowConversion:
             pair.tools,
             pair.template_arguments,
             item.number,
-            item.remarks,
+            item.finding_kinds,
             rows,
         )
 
@@ -179,5 +179,5 @@ def _joined(group: Sequence[tuple[_Converted, RankedAnswers]]) -> _Converted:
     """Return one item with the answers of all rows."""
     first, content = group[0]
     answers = tuple(answer for _, each in group for answer in each.answers)
-    remarks = _NO_REMARKS.union(*(item.remarks for item, _ in group))
-    return _Converted(first.number, RankedAnswers(content.question, answers), remarks, len(group))
+    finding_kinds = _NO_FINDING_KINDS.union(*(item.finding_kinds for item, _ in group))
+    return _Converted(first.number, RankedAnswers(content.question, answers), finding_kinds, len(group))

@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class Starter:
     """Starts the workers of jobs that the scheduler chose. `free_memory_for` is called before each launch.
 
-    `find_files` returns the files of further sources by their field, and raises MerlinaError if one is missing.
+    `find_files` returns the files of additional sources by their field, and raises MerlinaError if one is missing.
     `committed` are the jobs whose start the previous server committed, perhaps without launching their workers.
     """
 

@@ -108,7 +108,7 @@ class DatasetFormat(RequestModel):
     )
     enable_thinking: bool = Field(
         default=True,
-        description="qwen3: include the reasoning before each answer; false trains with an empty thought. tokenizer: "
+        description="qwen3: include the reasoning before each answer; false trains with empty reasoning. tokenizer: "
         "passed to the chat template; false omits the reasoning.",
     )
     system_as_user: bool = Field(

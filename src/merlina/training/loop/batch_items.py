@@ -39,7 +39,7 @@ class LazyItems(Sequence[BatchItem]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            return [self[position] for position in range(*index.indices(len(self)))]
         pair = self._pairs[index]
         reference = None if self._references is None else self._references[index]
         return BatchItem(packed_example(pair, self._config), pair.row, reference)

@@ -213,5 +213,5 @@ class Stages:
             raise TrainingError("No weight of the model would be trained; check target_modules and use_lora")
         held = _HELD_AS[self.order.config.weight_bits] or dtype_name(dtype)
         device = "GPU" if training_device().type == "cuda" else "CPU"
-        place = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
-        self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
+        devices = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
+        self.reporter.note("info", f"{trained:,} weights are trained on the {devices}; the model is held as {held}")
