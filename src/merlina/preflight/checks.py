@@ -123,7 +123,7 @@ class Preflight:
     def _check_part(
         self, config: TrainingConfig, part: DatasetPart, report: Report, closed: threading.Event | None
     ) -> CheckResult:
-        """Check a source other than the first one: that it can be read, and that its first rows can be used."""
+        """Check an additional source: that it can be read, and that its first rows can be used."""
         source, field = part.config.source, f"dataset.{part.location}"
         try:
             file = resolve_file(source, self.settings.uploads_dir, self.allowed)

@@ -1,4 +1,4 @@
-"""What each finding says, in the order in which findings are reported: the most serious first."""
+"""Messages of the findings with a fixed text, most serious first; `length_bias` and `label_imbalance` build their own."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MESSAGES: dict[FindingKind, str] = {
     "unused_columns": "there are columns of text that are not used: {columns}",
 }
 
-# What harms training but no evaluation.
+# Findings that concern training but no evaluation.
 TRAINING_ONLY: frozenset[FindingKind] = frozenset({"label_imbalance", "length_bias"})
 
 # The settings of a data set that resolve findings when they are true.

@@ -35,7 +35,7 @@ from merlina.data.rendering.rendered import Rendered, render_answers
 from merlina.data.rendering.system_messages import has_system_message, system_as_user
 from merlina.schemas.datasets.config import FindingKind
 
-# Their first and last characters differ, so that what their renderings have in common belongs to the template.
+# The first and last characters of these probes differ, so what their renderings have in common belongs to the template.
 _OTHER_ANSWERS = (Message("assistant", "Yes"), Message("assistant", "No"))
 _NEXT_TURNS_KEPT = 64
 _CONTINUES = "the prompt as at generation, followed by what the chat template adds for a finished turn"

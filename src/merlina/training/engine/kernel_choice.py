@@ -26,7 +26,10 @@ def kernels_for(tensor: Tensor) -> ModuleType | None:
 
 
 def kernel_obstacle(device: torch.device) -> str | None:
-    """Return why a GPU does not use the kernels, as the rest of a sentence about them; None if it does or is none."""
+    """Return why a GPU does not use the kernels, as the rest of a sentence about them.
+
+    None if the kernels are used or the device is not a GPU.
+    """
     return _checked(device)[1] if device.type == "cuda" else None
 
 

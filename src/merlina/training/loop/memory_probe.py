@@ -33,9 +33,9 @@ class MemoryProbe:
     notify: Notify
 
     def fit(self, examples: Sequence[PackedExample]) -> PassPlanner:
-        """Return a planner whose passes over `examples` fit into memory. Leaves no gradients and no random state.
+        """Return a planner whose passes over `examples` fit into memory.
 
-        Raises TrainingError if the largest example does not fit.
+        The call leaves no gradients and restores the random state. Raises TrainingError if the largest example does not fit.
         """
         device = self.runner.packer.device
         self.model.train()

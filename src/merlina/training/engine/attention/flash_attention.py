@@ -104,8 +104,8 @@ def flash_attention(
 class _FlashAttention(torch.autograd.Function):
     """Flash attention (arXiv 2205.14135) through the operators that torch's own `varlen_attn` calls.
 
-    Called directly because the gradients of repeated keys are then added without sorting, and because `varlen_attn`
-    accepts grouped key heads and windows only since torch 2.12.
+    Called directly because the gradients of repeated keys are then added without sorting, and because the GPUs on which
+    the engine was verified have torch 2.11, where `varlen_attn` accepts neither grouped key heads nor windows.
     """
 
     @staticmethod
