@@ -81,7 +81,11 @@ class JobCommands:
         preemptible: bool,
         memory_needed_mb: int | None,
     ) -> JobRecord:
-        """Queue a new job. Its run folder, which contains the tokens, is written before its row in the database."""
+        """Queue a new job. Its run folder, which contains the tokens, is written before its row in the database.
+
+        Raises ConflictError if its model would be inside that of another job or contain it, and InvalidRequestError if
+        the file of its data set no longer exists.
+        """
         refuse_nested_on_disk(self.models_dir, self.models_dir / config.output_name)
         folder = self._new_folder()
         options = {"preemptible": preemptible, "memory_needed_mb": memory_needed_mb}

@@ -1,4 +1,7 @@
-"""Messages of the findings with a fixed text, most serious first; `length_bias` and `label_imbalance` build their own."""
+"""Messages of the findings with a fixed text, the most serious first.
+
+The findings `length_bias` and `label_imbalance` build their own messages.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ class MachineFields(RequestModel):
 
     use_4bit: bool = Field(
         default=True,
-        description="Quantize the frozen weights to 4 bits (NF4): a quarter of the memory of 16 bits. Requires use_lora.",
+        description="Quantize the frozen weights to 4 bits (NF4): a quarter of the memory of 16 bits. Requires "
+        "use_lora.",
     )
     use_8bit: bool = Field(
         default=False,

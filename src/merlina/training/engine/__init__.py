@@ -1,1 +1,1 @@
-"""The engine: packs, passes, attention masks, fused layers, output head, log-probabilities, and the choice of the fast path."""
+"""The engine: packs, passes, attention, fused layers, output head, log-probabilities, choice of the fast path."""

@@ -1,6 +1,7 @@
 """Alarms: conditions on metrics that end a run with an error or cause a warning.
 
-The windows of metrics that alarms watch are not part of checkpoints: a resumed run fills them again from its first step.
+The windows of metrics that alarms watch are not part of checkpoints: a resumed run fills them again from its first
+step.
 """
 
 from __future__ import annotations

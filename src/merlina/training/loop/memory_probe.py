@@ -35,7 +35,8 @@ class MemoryProbe:
     def fit(self, examples: Sequence[PackedExample]) -> PassPlanner:
         """Return a planner whose passes over `examples` fit into memory.
 
-        The call leaves no gradients and restores the random state. Raises TrainingError if the largest example does not fit.
+        The call leaves no gradients and restores the random state. Raises TrainingError if the largest example does not
+        fit.
         """
         device = self.runner.packer.device
         self.model.train()

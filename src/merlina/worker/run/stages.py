@@ -215,4 +215,6 @@ class Stages:
         precision = _PRECISIONS[bits] if bits else dtype_name(dtype)
         device = "GPU" if training_device().type == "cuda" else "CPU"
         devices = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
-        self.reporter.note("info", f"{trained:,} weights are trained on the {devices}; the weights of the model are {precision}")
+        self.reporter.note(
+            "info", f"{trained:,} weights are trained on the {devices}; the weights of the model are {precision}"
+        )
