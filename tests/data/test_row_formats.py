@@ -539,7 +539,7 @@ def test_the_thought_of_a_message_is_kept_beside_its_content(key: str) -> None:
     assert read([row]) == [Pair((USER,), Message("assistant", GOOD, "long"), Message("assistant", BAD, "column"))]
     (skipped,) = read([{**row, "chosen": thought(GOOD, ["x"])}])
     assert isinstance(skipped, SkippedRow)
-    assert skipped.reason == f"chosen has a message whose {key} is not text"
+    assert skipped.reason == f"chosen has a message with a {key} that is not text"
 
 
 def test_an_empty_system_message_is_omitted() -> None:

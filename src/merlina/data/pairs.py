@@ -175,7 +175,7 @@ def _own_reasoning(item: dict[str, Any], column: str) -> str | None:
     for key in _REASONING_KEYS:
         if key in item and not is_missing(reasoning := item[key]):
             if not isinstance(reasoning, str):
-                raise UnusableRowError(f"{column} has a message whose {key} is not text")
+                raise UnusableRowError(f"{column} has a message with a {key} that is not text")
             return reasoning
     return None
 

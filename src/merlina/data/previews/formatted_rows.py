@@ -226,7 +226,7 @@ class _ShownRows:
 
     def _show(self, row: _OpenRow, kinds: list[RowFindingKind]) -> None:
         missing = self._selection.limit - len(self.samples)
-        # A row whose pairs do not all fit is the first of the next response.
+        # A row with more pairs than fit is the first of the next response.
         if not self._is_full and (len(row.builders) <= missing or not self.rows):
             self.rows.append(self._row_preview(row, kinds))
         if missing > 0:

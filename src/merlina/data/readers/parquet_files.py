@@ -179,7 +179,7 @@ def _opened(path: DataFile) -> Iterator[Any]:
 
 
 def _random_access(file: RemoteContent) -> BinaryIO:
-    """Open the file, whose end is read first. Raises DataError if its server sends it from the beginning only."""
+    """Open the file; its end is read first. Raises DataError if its server sends it from the beginning only."""
     if not file.is_seekable:
         raise DataError(
             f"The server of {str(file.url)!r} supports no range requests, which Parquet needs; download and upload it "

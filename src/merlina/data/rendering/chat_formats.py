@@ -58,7 +58,7 @@ def _refuse_tools(pair: Pair, spec: DatasetFormat) -> None:
     if pair.tools or any(turn.tool_calls or turn.role == "tool" for turn in (*pair.prompt, *pair.answers)):
         raise UnusableRowError(
             f"it has tools, which the format {spec.format_type!r} cannot represent; use the format 'tokenizer' and a "
-            "model whose chat template supports them"
+            "model with a chat template that supports them"
         )
 
 

@@ -104,7 +104,7 @@ class TemplateFormat:
         for name, without in variants.items():
             if without != pair and self._renders_the_same(pair, without):
                 raise UnusableRowError(
-                    f"the model's chat template ignores {name}; use a model whose chat template renders them, or "
+                    f"the model's chat template ignores {name}; use a model with a chat template that renders them, or "
                     "remove them from the rows"
                 )
 

@@ -19,7 +19,7 @@ _LETTER = re.compile(r"[\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff]")
 def unused_text_columns(rows: Sequence[Row], used: Collection[str]) -> tuple[str, ...]:
     """Return the columns that are not used and contain sentences in at least half of the rows that fill them.
 
-    Ids, scores, names and dates are not sentences. A copy of a used column is no loss.
+    Ids, scores, names and dates are not sentences. A copy of a used column is not reported.
     """
     names = dict.fromkeys(name for row in rows for name in row if name not in used)
     texts = [(row, [row[name] for name in row if name in used]) for row in rows]

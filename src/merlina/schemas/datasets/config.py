@@ -114,7 +114,7 @@ class DatasetFormat(RequestModel):
     system_as_user: bool = Field(
         default=False,
         description="Put each system message at the start of the user's next message, followed by an empty line, for "
-        "models whose chat template has no system role.",
+        "models with a chat template that has no system role.",
     )
 
     @model_validator(mode="after")

@@ -49,7 +49,7 @@ def _checked(device: torch.device) -> tuple[ModuleType | None, str | None]:
 
 
 def _wrong_kernel(kernels: ModuleType, device: torch.device) -> str | None:
-    """Run each kernel, forward and backward; return the first whose result differs from that of torch's operations."""
+    """Run each kernel, forward and backward; return the first that gives another result than torch's operations."""
     x = torch.linspace(-2, 2, 4 * 96, device=device).view(4, 96)
     checks = (
         ("rms_norm", lambda: _norms(kernels, x)),

@@ -152,7 +152,7 @@ class PaddedModel:
 
 
 class UnbatchedModel(PaddedModel):
-    """Runs one pass per text, for models whose results depend on the padding."""
+    """Runs one pass per text, for models with results that depend on the padding."""
 
     def _text_logprobs(self, texts: list[list[int]], device: torch.device) -> Tensor:
         return torch.cat([super(UnbatchedModel, self)._text_logprobs([text], device) for text in texts])

@@ -78,7 +78,7 @@ class Alarms:
         if len(self._healthy) >= _MIN_LOSSES:
             median = statistics.median(self._healthy)
             deviation = statistics.median(abs(other - median) for other in self._healthy)
-            # The second bound keeps a nearly constant loss, whose deviation is close to 0, from triggering the alarm.
+            # The second bound keeps a nearly constant loss, with a deviation close to 0, from triggering the alarm.
             if loss > median + max(_EXPLODED_DEVIATIONS * deviation, 2 * abs(median) + 1):
                 self._outliers.append(loss)
                 if len(self._outliers) >= _EXPLODED_STEPS:

@@ -33,7 +33,7 @@ class MemoryProbe:
     notify: Notify
 
     def fit(self, examples: Sequence[PackedExample]) -> PassPlanner:
-        """Return a planner whose passes over `examples` fit into memory.
+        """Return a planner with passes over `examples` that fit into memory.
 
         The call leaves no gradients and restores the random state. Raises TrainingError if the largest example does not
         fit.

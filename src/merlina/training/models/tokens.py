@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _SHORTEST_ANSWER = 2
-# Texts that replace a prompt whose end shares a token with the answer: most texts begin a new token after them.
+# Texts that replace a prompt if its end shares a token with the answer: most texts begin a new token after them.
 _SUBSTITUTES = ("\n", ".")
 
 

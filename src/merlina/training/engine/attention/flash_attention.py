@@ -79,7 +79,7 @@ def varlen_layout(segments: tuple[Segment, ...], device: torch.device) -> Varlen
 
 def supports_flash_attention(query: Tensor, value: Tensor) -> bool:
     """Return whether the kernel supports device, dtype and head sizes of query[1, H, N, D] and value[1, K, N, E]."""
-    # It supports neither float32 nor heads whose keys and values have different sizes.
+    # It supports neither float32 nor heads with keys and values of different sizes.
     size = query.shape[-1]
     fits = size == value.shape[-1] <= _LARGEST_HEAD and size % _HEAD_MULTIPLE == 0
     return (
