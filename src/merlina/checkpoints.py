@@ -44,7 +44,7 @@ class _File(BaseModel):
 
 
 class _Manifest(BaseModel):
-    """The files of a checkpoint. `best_step` is the step of the best model so far, whose checkpoint is kept too."""
+    """The files of a checkpoint. `best_step` is the step of the best model so far; its checkpoint is kept too."""
 
     model_config = ConfigDict(frozen=True)
 

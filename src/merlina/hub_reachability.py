@@ -59,7 +59,7 @@ class HubReachability:
     def _probe(self, result: queue.SimpleQueue[_ProbeResult]) -> None:
         try:
             get_session().head(constants.ENDPOINT, timeout=_PROBE_SECONDS, follow_redirects=False)
-        except Exception as error:  # the client raises errors of whichever HTTP library it uses
+        except Exception as error:  # the client raises errors of the HTTP library that it uses
             found = _failure(type(error).__name__)
         else:
             found = _ProbeResult(None, time.monotonic() + _SUCCESS_CACHED_SECONDS)

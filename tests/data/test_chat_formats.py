@@ -15,7 +15,9 @@ SEVERAL = (Message("system", "S"), Message("user", "P"), Message("assistant", "A
 
 
 def render(spec: DatasetFormat, prompt: tuple[Message, ...], reasoning: str | None = None) -> tuple[str, str, str]:
-    rendered = formatter(spec, None)(Pair(prompt, assistant("C", reasoning), assistant("R", reasoning)))
+    rendered = formatter(spec, None)(
+        Pair(prompt, Message("assistant", "C", reasoning), Message("assistant", "R", reasoning))
+    )
     return rendered.prompt, rendered.chosen, rendered.rejected
 
 
@@ -129,8 +131,8 @@ def test_system_as_user_puts_the_system_message_into_the_next_question(name: For
     ],
 )
 def test_reasoning_that_is_not_trained_is_remarked_on(spec: DatasetFormat, is_unused: bool) -> None:
-    rendered = formatter(spec, None)(Pair(TURN, assistant("C", "T"), assistant("R")))
-    assert ("reasoning_unused" in rendered.remarks) == is_unused
+    rendered = formatter(spec, None)(Pair(TURN, Message("assistant", "C", "T"), assistant("R")))
+    assert ("reasoning_unused" in rendered.finding_kinds) == is_unused
     assert ("T" in rendered.chosen) != is_unused
 
 
@@ -149,7 +151,7 @@ def test_qwen3_has_every_thought_once_and_closed(answer: str, thinks: bool, expe
 
 def test_an_answer_of_a_thought_alone_is_refused_without_thinking() -> None:
     spec = DatasetFormat(format_type="qwen3", enable_thinking=False)
-    with pytest.raises(UnusableRowError, match="consists of its thought alone"):
+    with pytest.raises(UnusableRowError, match="consists of its reasoning alone"):
         formatter(spec, None)(Pair(TURN, assistant("<think>t</think>"), None))
 
 
@@ -158,6 +160,6 @@ def test_an_answer_of_a_thought_alone_is_refused_without_thinking() -> None:
 def test_an_answer_labeled_false_is_the_same_text_on_the_other_side(name: FormatType, as_user: bool) -> None:
     templates = CustomTemplates(assistant_suffix="<end>") if name == "custom" else None
     show = formatter(DatasetFormat(format_type=name, custom_templates=templates, system_as_user=as_user), None)
-    answer = assistant("C", "thought" if name == "qwen3" else None)
+    answer = Message("assistant", "C", "thought" if name == "qwen3" else None)
     good, bad = show(Pair(WITH_SYSTEM, answer, None)), show(Pair(WITH_SYSTEM, None, answer))
     assert (bad.prompt, bad.chosen, bad.rejected) == (good.prompt, None, good.chosen)

@@ -172,7 +172,7 @@ def test_a_fingerprint_covers_tools_calls_results_and_template_arguments() -> No
         Pair((user,), called, None),
         Pair((user, called, Message("tool", "1")), plain, None),
         Pair((user, called, Message("tool", "1", tool_fields={"name": "find"})), plain, None),
-        Pair((user,), assistant("Yes", "thought"), None),
+        Pair((user,), Message("assistant", "Yes", "thought"), None),
         Pair((user,), plain, None, template_arguments={"enable_thinking": True}),
         Pair((user,), plain, None, template_arguments={"enable_thinking": False}),
     ]

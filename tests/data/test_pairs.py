@@ -230,12 +230,12 @@ def test_two_different_questions_are_refused(convert: Any, row: dict[str, Any]) 
 def test_an_answers_own_thought_wins_over_the_reasoning_column() -> None:
     pair = to_pair({**FORMS["plain"], "chosen": "<think>own</think>So.", "reasoning": "column"})
     assert pair.chosen == assistant("<think>own</think>So.")
-    assert pair.rejected == assistant("No.", "column")
+    assert pair.rejected == Message("assistant", "No.", "column")
 
 
 def test_a_thought_that_a_message_has_twice_is_kept_once() -> None:
     twice = {"role": "assistant", "content": "<think>own</think>So.", "reasoning_content": "own"}
-    assert to_pair({**FORMS["plain"], "chosen": [twice]}).chosen == assistant("So.", "own")
+    assert to_pair({**FORMS["plain"], "chosen": [twice]}).chosen == Message("assistant", "So.", "own")
 
 
 def test_keys_without_a_value_are_as_good_as_missing() -> None:

@@ -207,7 +207,7 @@ BROKEN: list[tuple[RowFormat, dict[str, Any], str]] = [
      "chosen is not a transcript: it must begin with 'Human:', each turn after a blank line"),
     ("hh_rlhf", {"chosen": transcript(ASK)}, "chosen ends with a user turn, not with an assistant turn"),
     ("hh_rlhf", {"chosen": transcript(ASK, "A", "B", GOOD), "rejected": transcript(ASK, "X", "B", BAD)},
-     "chosen has 3 turns after the common beginning of both conversations; it needs exactly one"),
+     "chosen has 3 turns after the common prefix of both conversations; it needs exactly one"),
     ("alpaca", {"instruction": WITHOUT}, "instruction is missing (columns here: chosen, rejected)"),
     ("alpaca", {"instruction": ""}, "prompt is empty"),
     ("alpaca", {"instruction": 5}, "instruction has the type int, not text"),
@@ -485,7 +485,7 @@ def test_messages_in_text_are_parsed_and_remarked(text: str) -> None:
     (pair,) = read([{"chosen": text, "rejected": text.replace(GOOD, BAD)}])
     assert pair == PAIR
     assert isinstance(pair, Pair)
-    assert pair.remarks == {"parsed_from_text"}
+    assert pair.finding_kinds == {"parsed_from_text"}
 
 
 @pytest.mark.parametrize("name", ["nectar", "rated_generations", "ultrafeedback", "openai_preference"])
@@ -501,7 +501,7 @@ def test_other_text_that_begins_like_a_list_or_an_object_is_text(text: str) -> N
     assert read([row]) == [Pair((Message("user", text),), assistant(text), assistant(BAD))]
     (pair,) = read([row])
     assert isinstance(pair, Pair)
-    assert not pair.remarks
+    assert not pair.finding_kinds
 
 
 UNPARSABLE = [
@@ -518,7 +518,7 @@ def test_messages_in_text_that_nothing_reads_do_not_matter(text: str) -> None:
     (pair,) = read([{**example("standard"), "log": text}])
     assert pair == PAIR
     assert isinstance(pair, Pair)
-    assert not pair.remarks
+    assert not pair.finding_kinds
 
 
 @pytest.mark.parametrize("text", UNPARSABLE)
@@ -536,10 +536,10 @@ def test_the_thought_of_a_message_is_kept_beside_its_content(key: str) -> None:
         return [{"role": "assistant", key: reason, "content": text}]
 
     row = {"prompt": said(ASK), "chosen": thought(GOOD, "long"), "rejected": thought(BAD, None), "reasoning": "column"}
-    assert read([row]) == [Pair((USER,), assistant(GOOD, "long"), assistant(BAD, "column"))]
+    assert read([row]) == [Pair((USER,), Message("assistant", GOOD, "long"), Message("assistant", BAD, "column"))]
     (skipped,) = read([{**row, "chosen": thought(GOOD, ["x"])}])
     assert isinstance(skipped, SkippedRow)
-    assert skipped.reason == f"chosen has a message whose {key} is not text"
+    assert skipped.reason == f"chosen has a message with a {key} that is not text"
 
 
 def test_an_empty_system_message_is_omitted() -> None:

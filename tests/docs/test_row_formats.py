@@ -13,7 +13,7 @@ from merlina.data.row_formats.conversion import conversion_of
 from merlina.schemas.datasets.config import DatasetConfig, RowFormat
 from tests.docs.pages import FOLDER
 
-_PAGE = (FOLDER / "datasets.md").read_text().split("\n## Row layouts\n")[1].split("\n### ")[0]
+_PAGE = (FOLDER / "datasets.md").read_text().split("\n## Row formats\n")[1].split("\n### ")[0]
 EXAMPLES = re.findall(r"^\| `(\w+)` \| `(\{.*?\})` \|", _PAGE, re.MULTILINE)
 _CONFIG = DatasetConfig.model_validate({"source": {"source_type": "local_file", "file_path": "rows.jsonl"}})
 

@@ -73,6 +73,8 @@ def test_jobs_of_a_lost_database_are_known_by_their_folders(tmp_path: Path, new_
     waiting.pending_file.unlink()
     deleted.pending_file.unlink()
     deleted.deleted_file.touch()
+    # The ranks' rendezvous in earlier versions.
+    (deleted.path / "meeting").touch()
     log = EventLog(done.events_file)
     log.append(Started(attempt=1, pid=1, process="1 1 1"))
     for step in (1, 2):
@@ -196,8 +198,10 @@ def test_a_restored_backup_is_brought_up_to_date_from_the_event_logs(
     for file in database.parent.glob("merlina.db*"):
         file.unlink()
     shutil.copy(tmp_path / "backup.db", database)
-    # As left by a server that was killed during a recovery.
-    (database.parent / "runs" / ".rebuilding").write_text(first)
+    # As left by a server that was killed during a recovery, and by an earlier version, which used another name.
+    unfinished = [database.parent / "runs" / name for name in (".recovering", ".rebuilding")]
+    for file, job in zip(unfinished, (again, first), strict=True):
+        file.write_text(job)
     server.start()
 
     def listed() -> dict[str, tuple[str, str | None]]:
@@ -207,5 +211,5 @@ def test_a_restored_backup_is_brought_up_to_date_from_the_event_logs(
     until(lambda: listed() == before, 20, "the state before the backup was restored")
     assert list(server.losses(first)) == [1, 2]
     assert server.folder(first).events_file.read_text().count('"type":"started"') == 1
-    assert not (database.parent / "runs" / ".rebuilding").exists()
+    assert not any(file.exists() for file in unfinished)
     assert "had continued since the database was written" in (server.root / "server.log").read_text()

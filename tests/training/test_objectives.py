@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merlina.preflight.time_estimate import DIVERGENCE_METHODS, PROMPT_TARGET_METHODS, REFERENCE_METHODS
 from merlina.schemas.datasets.config import TrainingMode
 from merlina.schemas.training.config import TrainingConfig
 from merlina.schemas.training.method import LossType
@@ -43,6 +44,12 @@ def log_sigmoid(x: float) -> float:
 
 def test_every_training_mode_has_an_objective() -> None:
     assert set(OBJECTIVES) == set(get_args(TrainingMode))
+
+
+def test_the_time_estimate_counts_what_the_objectives_need() -> None:
+    assert {mode for mode, objective in OBJECTIVES.items() if objective.needs_reference} == REFERENCE_METHODS
+    assert {mode for mode, objective in OBJECTIVES.items() if objective.needs_prompt_targets} == PROMPT_TARGET_METHODS
+    assert {mode for mode, objective in OBJECTIVES.items() if objective.needs_divergence} == DIVERGENCE_METHODS
 
 
 @given(chosen=logprob, rejected=logprob, prompt=logprob, tokens=three_counts, beta=st.floats(0.01, 10))

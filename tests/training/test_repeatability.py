@@ -19,7 +19,7 @@ from tests.training.test_trainer import PAIRS, SWAPPED, Recorder, configure
 
 pytestmark = pytest.mark.slow
 
-# Two and a half epochs of three steps each, so that a pause also falls on the border of an epoch.
+# Two and a half epochs of three steps each, so that a pause also falls at the boundary of an epoch.
 _SHAPE: dict[str, Any] = {"lora_dropout": 0.05, "max_steps": 8, "learning_rate": 1e-2}
 _MEASURES = ("loss", "reward_accuracy", "reward_margin", "nll_loss", "grad_norm", "learning_rate")
 

@@ -111,7 +111,7 @@ def test_a_pair_is_the_finished_turn_of_its_template(tokenizer: Any, name: str) 
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("answer", [assistant("The Rhine."), assistant("The Rhine.", "It is long.")])
+@pytest.mark.parametrize("answer", [assistant("The Rhine."), Message("assistant", "The Rhine.", "It is long.")])
 def test_an_answer_labeled_false_is_the_same_text_on_the_other_side(tokenizer: Any, name: str, answer: Message) -> None:
     good = encode(tokenizer, ALL[name], Pair((QUESTION,), answer, None))
     bad = encode(tokenizer, ALL[name], Pair((QUESTION,), None, answer))
@@ -148,7 +148,7 @@ def test_a_thought_is_trained_once_and_closed(tokenizer: Any, name: str, written
         "inline": assistant(f"<think>\n{thought}\n</think>\n\n{text}"),
         "inline without line breaks": assistant(f"<think>{thought}</think>{text}"),
         "without the opening tag": assistant(f"{thought}\n</think>\n\n{text}"),
-        "reasoning": assistant(text, thought),
+        "reasoning": Message("assistant", text, thought),
     }[written]
     made = encode(tokenizer, ALL[name], Pair((QUESTION,), answer, assistant("A hill.")))
     whole, rejected = made.text.prompt + made.text.chosen, made.text.prompt + str(made.text.rejected)
@@ -156,7 +156,7 @@ def test_a_thought_is_trained_once_and_closed(tokenizer: Any, name: str, written
     assert whole.index("river") < whole.index(thought) < whole.index(text)
     if "<think>" not in whole:
         assert name == "thought with tags of its own"
-        assert whole == rendered(tokenizer, (QUESTION, assistant(text, thought)), opens=False)
+        assert whole == rendered(tokenizer, (QUESTION, Message("assistant", text, thought)), opens=False)
     else:
         assert re.search(rf"<think>\s*{thought}\s*</think>\s*{text}", whole)
         assert whole.count("<think>") == whole.count("</think>") == 1
@@ -166,23 +166,25 @@ def test_a_thought_is_trained_once_and_closed(tokenizer: Any, name: str, written
 
 @pytest.mark.parametrize("name", ["thought of the last turn", "opens a thought, strips it and restores reasoning"])
 def test_a_template_that_renders_reasoning_is_followed(tokenizer: Any, name: str) -> None:
-    answers = assistant("The Rhine.", "It is long."), assistant("A hill.", "It is high.")
+    answers = Message("assistant", "The Rhine.", "It is long."), Message("assistant", "A hill.", "It is high.")
     made = encode(tokenizer, ALL[name], Pair((QUESTION,), *answers))
     assert made.text.prompt == rendered(tokenizer, (QUESTION,), opens=True)
     for answer, text in zip(answers, (made.text.chosen, made.text.rejected), strict=True):
         assert made.text.prompt + str(text) == rendered(tokenizer, (QUESTION, answer), opens=False).rstrip()
-    assert not made.text.remarks
+    assert not made.text.finding_kinds
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_without_thinking_no_thought_is_trained(tokenizer: Any, name: str) -> None:
-    pair = Pair((QUESTION,), assistant("The Rhine.", "It is long."), assistant("<think>High.</think>A hill."))
+    pair = Pair(
+        (QUESTION,), Message("assistant", "The Rhine.", "It is long."), assistant("<think>High.</think>A hill.")
+    )
     made = encode(tokenizer, ALL[name], pair, enable_thinking=False)
     whole = made.text.prompt + made.text.chosen + str(made.text.rejected)
     assert "It is long." not in whole
     assert "High." not in whole
     assert whole.count("<think>") == whole.count("</think>")
-    assert made.text.remarks >= {"reasoning_unused"}
+    assert made.text.finding_kinds >= {"reasoning_unused"}
 
 
 @pytest.mark.parametrize("name", MOVES_SYSTEM)
@@ -194,17 +196,17 @@ def test_a_moved_system_message_is_trained_where_generation_has_it(
     assert made.text.prompt == rendered(tokenizer, prompt, opens=True)
     end = "<|eot|>" if "<|eot|>" in ALL[name] else tokenizer.eos_token
     assert (made.text.chosen, made.text.rejected) == (f"The Rhine.{end}", f"A hill.{end}")
-    assert made.text.remarks == {"prompt_rearranged"}
+    assert made.text.finding_kinds == {"prompt_rearranged"}
 
 
 def test_a_dropped_system_message_is_reported_and_folded_on_request(tokenizer: Any) -> None:
     pair = Pair(PROMPTS["system"], assistant("The Rhine."), assistant("A hill."))
     made = encode(tokenizer, DROPS_SYSTEM, pair)
     assert made.text.prompt == "<|turn|>user\nName a river.<|eot|>\n<|turn|>assistant\n"
-    assert made.text.remarks == {"system_dropped"}
+    assert made.text.finding_kinds == {"system_dropped"}
     folded = encode(tokenizer, DROPS_SYSTEM, pair, system_as_user=True)
     assert folded.text.prompt == "<|turn|>user\nBe brief.\n\nName a river.<|eot|>\n<|turn|>assistant\n"
-    assert not folded.text.remarks
+    assert not folded.text.finding_kinds
 
 
 def test_a_refused_system_message_names_the_option_that_folds_it(tokenizer: Any) -> None:
@@ -306,7 +308,7 @@ def test_the_thinking_of_a_row_replaces_that_of_the_format(tokenizer: Any) -> No
             arguments = {} if of_row is None else {"chat_template_kwargs": {"enable_thinking": of_row}}
             made = encodes.encode(to_pair({**row, **arguments})).text
             assert ("It is long." in str(made.chosen)) is is_trained
-            assert ("reasoning_unused" in made.remarks) is not is_trained
+            assert ("reasoning_unused" in made.finding_kinds) is not is_trained
 
 
 def test_rows_may_set_all_but_how_a_template_is_applied() -> None:
@@ -366,7 +368,7 @@ QWEN_LIKE = (
     ("text", "thought"), [("The tag </think> matters.", "why"), ("A", "I should emit <think> first")]
 )
 def test_texts_that_mention_the_tags_are_trained_whole(tokenizer: Any, text: str, thought: str) -> None:
-    answer = assistant(text, thought)
+    answer = Message("assistant", text, thought)
     made = encode(tokenizer, QWEN_LIKE, Pair((QUESTION,), answer, assistant("No.")))
     assert made.text.prompt + made.text.chosen == rendered(tokenizer, (QUESTION, answer), opens=False).rstrip()
 
@@ -377,14 +379,16 @@ def test_a_text_that_mentions_a_thought_has_none(tokenizer: Any, text: str) -> N
         for thinks in (True, False):
             made = encode(tokenizer, template, Pair((QUESTION,), assistant(text), None), enable_thinking=thinks)
             assert made.text.chosen == f"{text}<|im_end|>"
-            assert not made.text.remarks
+            assert not made.text.finding_kinds
 
 
 def test_a_moved_prompt_keeps_what_the_template_puts_before_every_answer(tokenizer: Any) -> None:
     template = MOVES_SYSTEM["system message before the generation prompt"].replace(
         "{{ m.content }}<|eot|>", "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' }}{{ m.content }}<|eot|>"
     )
-    made = encode(tokenizer, template, Pair(PROMPTS["system"], assistant("The Rhine."), assistant("A hill.", "why")))
+    made = encode(
+        tokenizer, template, Pair(PROMPTS["system"], assistant("The Rhine."), Message("assistant", "A hill.", "why"))
+    )
     assert made.text.prompt == rendered(tokenizer, PROMPTS["system"], opens=True)
     assert made.text.chosen == "<think>\n\n</think>\n\nThe Rhine.<|eot|>"
     assert made.text.rejected == "<think>\nwhy\n</think>\n\nA hill.<|eot|>"
@@ -394,7 +398,11 @@ def test_a_generation_prompt_that_closes_a_thought_does_not_precede_one(tokenize
     template = "{% for m in messages %}<|turn|>{{ m.role }}<|msg|>{{ '</think>' if m.role == 'assistant' }}"
     template += "{{ m.content.split('</think>')[-1] }}<|eot|>{% endfor %}"
     template += "{% if add_generation_prompt %}<|turn|>assistant<|msg|></think>{% endif %}"
-    made = encode(tokenizer, template, Pair((QUESTION,), assistant("The Rhine.", "why"), assistant("A hill.", "so")))
+    made = encode(
+        tokenizer,
+        template,
+        Pair((QUESTION,), Message("assistant", "The Rhine.", "why"), Message("assistant", "A hill.", "so")),
+    )
     assert made.text.prompt.endswith("<|turn|>assistant<|msg|>")
     assert made.text.chosen == "<think>\nwhy\n</think>\n\nThe Rhine.<|eot|>"
 

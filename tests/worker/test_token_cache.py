@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merlina.run_folder.folder import RunFolder, remove_token_ids
+from merlina.run_folder.folder import RunFolder, remove_token_cache
 from merlina.schemas.inspection import FileStamp, Fingerprint
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.token_store import TokenStore
@@ -64,7 +64,7 @@ def test_ids_in_a_file_are_those_that_were_added(cache: TokenCache, tmp_path: Pa
     assert found[1] == ROWS
 
     in_use = found[0].select(np.arange(len(PAIRS)))
-    remove_token_ids(RunFolder(tmp_path))
+    remove_token_cache(RunFolder(tmp_path))
     assert not cache.folder.exists()
     assert list(in_use) == PAIRS
 

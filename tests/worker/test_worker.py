@@ -89,7 +89,7 @@ def test_a_run_passes_through_its_states_and_completes_even_in_4_bit_on_a_cpu(fi
     (adapters,) = [e.message for e in events if e.type == "log" and e.message.startswith("Adapters on ")]
     assert "feed-forward (6 of 6, 4,608 weights), attention (8 of 8, 3,584 weights)" in adapters
     assert "which are 58.7% of the model's parameters; none on embeddings (1 of 1, 40.8% of the model)" in adapters
-    assert any("held as 4-bit NF4" in event.message for event in events if event.type == "log")
+    assert any("are 4-bit NF4" in event.message for event in events if event.type == "log")
     rows = [event for event in events if event.type == "metrics" and not event.awaits_evaluation]
     assert [event.step for event in rows if "loss" in event.metrics] == [1, 2, 3, 4]
     assert {"final_loss", "final_eval_loss", "initial_eval_loss", "initial_eval_reward_accuracy"} <= set(

@@ -26,7 +26,7 @@ from merlina.chat.completions import Completions
 from merlina.chat.memory import ChatMemory
 from merlina.chat.served_models import ModelNames
 from merlina.chat.service import ChatService
-from merlina.data.readers.sources import resolve_further_files
+from merlina.data.readers.sources import resolve_additional_files
 from merlina.executors.chat_process import ChatProcess
 from merlina.executors.helper_pools import HelperPools
 from merlina.executors.local import LocalExecutor
@@ -101,7 +101,7 @@ def build_services(settings: Settings) -> Services:
     executor = LocalExecutor(_server_tokens(settings), spares)
     chat_process = ChatProcess(settings.chat_idle_seconds, settings.chat_log, spares)
     chat_memory = ChatMemory(database, chat_process, settings.runs_dir, list_gpus)
-    find_files = partial(resolve_further_files, uploads_dir=settings.uploads_dir, allowed=allowed)
+    find_files = partial(resolve_additional_files, uploads_dir=settings.uploads_dir, allowed=allowed)
     supervisor = Supervisor(
         database,
         moves,

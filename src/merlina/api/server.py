@@ -78,6 +78,6 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         raise ServerError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port or PORT"
+            f"Cannot listen on {host}:{port}: {error.strerror}; choose another with --port or PORT"
         ) from error
     return listener

@@ -19,7 +19,7 @@ from merlina.cli.check import ConfigFile
 from merlina.cli.config_file import read_config_file
 from merlina.cli.console import AsJson, print_table
 from merlina.cli.serve import read_settings
-from merlina.data.readers.sources import resolve_file, resolve_further_files
+from merlina.data.readers.sources import resolve_additional_files, resolve_file
 from merlina.errors import TrainingError
 from merlina.executors.local import LocalExecutor
 from merlina.paths import AllowedPaths
@@ -85,7 +85,7 @@ def _measure(config: TrainingConfig, folder: Path, steps: int) -> Measurement:
         attempt=1,
         config=config.without_secrets().model_copy(update=_NOT_MEASURED),
         dataset_file=str(file) if isinstance(file, Path) else None,
-        source_files=resolve_further_files(config.dataset, settings.uploads_dir, allowed),
+        source_files=resolve_additional_files(config.dataset, settings.uploads_dir, allowed),
         allowed_data_urls=allowed.urls.entries,
         output_dir=str(folder / "model"),
         trust_remote_code=settings.trust_remote_code,

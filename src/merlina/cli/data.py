@@ -47,7 +47,7 @@ def data(
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Model whose tokenizer counts tokens: Hub id, folder or `.gguf` file.")
+        str | None, typer.Option(help="Model with the tokenizer that counts tokens: Hub id, folder or `.gguf` file.")
     ] = None,
     format_type: Annotated[
         FormatType | None,

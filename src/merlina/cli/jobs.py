@@ -67,7 +67,7 @@ def status(
 
 
 def logs(
-    job_id: Annotated[str, typer.Argument(help="The job whose log to show.")],
+    job_id: Annotated[str, typer.Argument(help="The job of which to show the log.")],
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Number of lines from the end.")] = 100,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,

@@ -49,8 +49,9 @@ class SkippedRow:
 class Message:
     """One message of a conversation; `role` is system, user, assistant or tool.
 
-    `reasoning` is the thought that an assistant has before its `content`. `tool_calls` are objects with a `function`
-    that has a `name` and `arguments`, and `tool_fields` those of a tool's message, both as chat templates receive them.
+    `reasoning` is what an assistant writes before its `content`, between `<think>` and `</think>`. `tool_calls` are
+    objects with a `function` that has a `name` and `arguments`, and `tool_fields` those of a tool's message, both as
+    chat templates receive them.
     """
 
     role: str
@@ -64,22 +65,24 @@ class Message:
         return bool(self.content.strip() or self.tool_calls)
 
 
-def assistant(content: str, reasoning: str | None = None) -> Message:
+def assistant(content: str) -> Message:
     """Return a message of the assistant."""
-    return Message("assistant", content, reasoning)
+    return Message("assistant", content)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """`prompt` ends with the turn to answer; a system message, if any, comes first.
+    """A prompt with its chosen and rejected answer, as messages.
+
+    `prompt` ends with the turn to answer; a system message, if any, comes first.
 
     `rejected` is None for sft. An unpaired answer is `chosen` if its label is true, otherwise `rejected`, and the other
     one is None.
 
     `template_arguments` are the arguments that the row itself has for the chat template of the format `tokenizer`.
 
-    `remarks` are the kinds of findings that the conversion of its row gave rise to. `rows` is the number of rows that
-    it was made from, 0 for a further pair of the same row.
+    `finding_kinds` are those of the findings that the conversion of its row gave rise to. `rows` is the number of rows
+    that it was made from, 0 for all pairs of a row but the first.
     """
 
     prompt: tuple[Message, ...]
@@ -88,7 +91,7 @@ class Pair:
     tools: tuple[Mapping[str, Any], ...] = ()
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     number: int = field(default=0, compare=False)  # number of its row, from 1
-    remarks: frozenset[FindingKind] = field(default=frozenset(), compare=False)
+    finding_kinds: frozenset[FindingKind] = field(default=frozenset(), compare=False)
     rows: int = field(default=1, compare=False)
 
     @property

@@ -15,7 +15,7 @@ def prompt_digest(pair: Pair) -> int:
 
 
 def pair_digest(pair: Pair, prompt: int) -> int:
-    """Return the digest of a pair whose prompt has the digest `prompt`."""
+    """Return the digest of a pair, given that of its prompt."""
     # The same answer with the other label is another pair, and so is the same pair rendered with other arguments.
     label = ["rejected"] if pair.chosen is None else []
     arguments = [repr(pair.template_arguments)] if pair.template_arguments else []

@@ -75,9 +75,9 @@ def _content(pair: Pair) -> bytes:
         chosen.reasoning if chosen else None,
     )
     others = [
-        (place, turn.reasoning, turn.tool_calls, turn.tool_fields)
-        for place, turn in enumerate((*pair.answers, *pair.prompt))
-        if (turn.reasoning and (place or chosen is None)) or turn.tool_calls or turn.tool_fields
+        (index, turn.reasoning, turn.tool_calls, turn.tool_fields)
+        for index, turn in enumerate((*pair.answers, *pair.prompt))
+        if (turn.reasoning and (index or chosen is None)) or turn.tool_calls or turn.tool_fields
     ]
     # repr makes the boundaries between the parts unambiguous. What is empty is omitted, as by earlier versions.
     added = [part for part in (others, pair.tools, pair.template_arguments) if part]

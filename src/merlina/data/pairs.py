@@ -3,7 +3,7 @@
 1. Each of prompt, chosen and rejected may be text, one message or a list of messages
    (`role`/`content`, or ShareGPT's `from`/`value`).
 2. A conversation column replaces the prompt column.
-3. If chosen and rejected are whole conversations, their common beginning is the prompt.
+3. If chosen and rejected are whole conversations, their common prefix is the prompt.
 
 For sft, a row without a rejected answer becomes a demonstration.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from merlina.data.columns import guess_mapping
 from merlina.data.conversation import Message, Pair, UnusableRowError
 from merlina.data.readers.files import Row
-from merlina.data.rendering.reasoning import with_separate_thought
+from merlina.data.rendering.reasoning import with_separate_reasoning
 from merlina.data.rendering.template_arguments import ARGUMENTS_COLUMN, read_template_arguments
 from merlina.data.rendering.tools import read_tool_calls, read_tool_fields, read_tools
 
@@ -155,8 +155,8 @@ def _message(item: Any, column: str) -> Message:
         raise UnusableRowError(f"{column} has a message with the role {role!r} but without text")
     if known == "assistant":
         message = Message(known, content, _own_reasoning(item, column), calls)
-        # A thought that is there twice, inline and in a key of its own, is kept in its key.
-        return message if message.reasoning is None else _without_inline_thought(message)
+        # Reasoning that is there twice, inline and in a key of its own, is kept in its key.
+        return message if message.reasoning is None else _without_inline_reasoning(message)
     return Message(known, content, tool_fields=read_tool_fields(item)) if known == "tool" else Message(known, content)
 
 
@@ -165,18 +165,18 @@ def is_role(value: Any) -> bool:
     return isinstance(value, str) and value.lower() in _ROLES
 
 
-def _without_inline_thought(message: Message) -> Message:
-    separate = with_separate_thought(replace(message, reasoning=None))
+def _without_inline_reasoning(message: Message) -> Message:
+    separate = with_separate_reasoning(replace(message, reasoning=None))
     return replace(message, content=separate.content)
 
 
 def _own_reasoning(item: dict[str, Any], column: str) -> str | None:
-    """Return the thought that a message of the assistant has beside its content. Raises UnusableRowError."""
+    """Return the reasoning that a message of the assistant has beside its content. Raises UnusableRowError."""
     for key in _REASONING_KEYS:
-        if key in item and not is_missing(thought := item[key]):
-            if not isinstance(thought, str):
-                raise UnusableRowError(f"{column} has a message whose {key} is not text")
-            return thought
+        if key in item and not is_missing(reasoning := item[key]):
+            if not isinstance(reasoning, str):
+                raise UnusableRowError(f"{column} has a message with a {key} that is not text")
+            return reasoning
     return None
 
 
@@ -199,7 +199,7 @@ def _joined_parts(parts: list[Any], column: str) -> str:
 
 
 def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) -> list[Message]:
-    """Return the common beginning of two conversations, excluding the last message of each."""
+    """Return the common prefix of two conversations, excluding the last message of each."""
     max_shared = min(len(chosen), len(rejected)) - 1
     if max_shared <= 0:
         return []
@@ -208,10 +208,10 @@ def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) ->
 
 
 def _answer(turns: Sequence[Message], column: str, row: Row) -> Message:
-    """Return the only turn, with the thought of the reasoning column unless it has one of its own."""
+    """Return the only turn, with the text of the reasoning column unless it has reasoning of its own."""
     if len(turns) != 1:
         raise UnusableRowError(
-            f"{column} has {len(turns)} turns after the common beginning of both conversations; it needs exactly one",
+            f"{column} has {len(turns)} turns after the common prefix of both conversations; it needs exactly one",
             "differing_prompts",
         )
     turn = turns[0]
@@ -219,10 +219,10 @@ def _answer(turns: Sequence[Message], column: str, row: Row) -> Message:
         raise UnusableRowError(f"{column} ends with a {turn.role} turn, not with an assistant turn")
     if not turn.has_content:
         raise UnusableRowError(f"{column} is empty", "empty_side")
-    if turn.reasoning is not None or (thought := _optional_text(row, "reasoning")) is None:
+    if turn.reasoning is not None or (reasoning := _optional_text(row, "reasoning")) is None:
         return turn
-    has_inline_thought = with_separate_thought(turn).reasoning is not None
-    return turn if has_inline_thought else replace(turn, reasoning=thought)
+    has_inline_reasoning = with_separate_reasoning(turn).reasoning is not None
+    return turn if has_inline_reasoning else replace(turn, reasoning=reasoning)
 
 
 def _prompt(row: Row, shared: list[Message]) -> list[Message]:

@@ -34,7 +34,7 @@ class DataUrl:
 
     @staticmethod
     def parse(text: str) -> DataUrl:
-        """Return the address. Raises ValueError, whose message never repeats the text: it may contain credentials.
+        """Return the address. Raises ValueError; its message never repeats the text: it may contain credentials.
 
         Refuses addresses that can be read in two ways (dot segments, also encoded ones; hosts that are not ASCII) or
         may contain a secret (user names, passwords and query strings).

@@ -1,6 +1,6 @@
 """States of a job and the legal transitions between them: the one definition for server, database, CLI and page.
 
-`jobs.moves` writes them.
+`jobs/moves.py` writes them: every change of a state passes through it.
 
 An attempt passes through the states of a run in order, may skip some, and ends once. A resume is the only way back: a
 failed, stopped or paused job, or a cancelled one that has a checkpoint, returns to the queue as its next attempt.

@@ -1,4 +1,4 @@
-"""What the name of a base model tells: a `.gguf` file or another form, and its path on this machine."""
+"""The forms of a base model's name: a `.gguf` file or another one, and its path on this machine."""
 
 from __future__ import annotations
 

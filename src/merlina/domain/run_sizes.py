@@ -5,7 +5,7 @@ from __future__ import annotations
 # Without those of the best evaluated model.
 KEPT_CHECKPOINTS = 2
 # Token positions of one forward pass. On a CPU, enough for matrix products at the full rate. On a GPU, a pass of any
-# size takes the CPU the same time to launch, so few large ones are better, but not with a dense attention mask, whose
+# size takes the CPU the same time to launch, so few large ones are better, but not with a dense attention mask: its
 # cost grows with the square of the positions. The memory probe reduces what does not fit.
 PACK_POSITIONS = {"cpu": 1024, "cuda": 16384}
 _DENSE_PACK_POSITIONS = 8192

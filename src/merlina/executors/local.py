@@ -59,7 +59,7 @@ class LocalExecutor:
 
     def request_stop(self, folder: RunFolder) -> None:
         try:
-            # A worker whose folder was removed ends by itself.
+            # A worker ends itself after its folder was removed.
             with contextlib.suppress(FileNotFoundError):
                 folder.stop_file.touch(mode=0o600)
         except OSError:

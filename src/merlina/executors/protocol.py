@@ -13,7 +13,7 @@ from merlina.run_folder.order import RunOrder
 class Executor(Protocol):
     """Starts, finds and ends workers. A run is identified by its folder, so that a restarted server finds its worker.
 
-    `worker` is the worker's identity in the database, if known, for a run whose folder or lock was removed.
+    `worker` is the worker's identity in the database, if known, for a run after its folder or lock was removed.
     """
 
     def launch(self, folder: RunFolder, order: RunOrder, gpus: Sequence[int] | None) -> None:

@@ -49,7 +49,7 @@ from merlina.storage.jobs import JobRecord
 class JobCommands:
     """Commands on jobs. `wake` starts the supervisor's next cycle; `clock` returns epoch seconds.
 
-    `find_files` returns the files of sources other than the first by their field, and raises DataError if one is
+    `find_files` returns the files of additional sources by their field, and raises DataError if one is
     missing. `given_ids` are those of all jobs since the start of the server.
     """
 
@@ -81,7 +81,11 @@ class JobCommands:
         preemptible: bool,
         memory_needed_mb: int | None,
     ) -> JobRecord:
-        """Queue a new job. Its run folder, which contains the tokens, is written before its row in the database."""
+        """Queue a new job. Its run folder, which contains the tokens, is written before its row in the database.
+
+        Raises ConflictError if its model would be inside that of another job or contain it, and InvalidRequestError if
+        the file of its data set no longer exists.
+        """
         refuse_nested_on_disk(self.models_dir, self.models_dir / config.output_name)
         folder = self._new_folder()
         options = {"preemptible": preemptible, "memory_needed_mb": memory_needed_mb}
@@ -134,7 +138,7 @@ class JobCommands:
         reads_data = needs_data(record, folder, force=force)
         if reads_data:
             _check_data_is_there(record.dataset_file)
-            self._check_further_files(record)
+            self._check_additional_files(record)
         resumption = plan_resume(record, folder, self.compare_data, force=force)
 
         def changes(record: JobRecord) -> dict[str, object]:
@@ -178,8 +182,8 @@ class JobCommands:
         priority = next(name for name, number in PRIORITY_NUMBER.items() if number == record.priority)
         return config, priority, record.preemptible
 
-    def _check_further_files(self, record: JobRecord) -> None:
-        """Raise InvalidRequestError if the file of a source other than the first no longer exists."""
+    def _check_additional_files(self, record: JobRecord) -> None:
+        """Raise InvalidRequestError if the file of an additional source no longer exists."""
         try:
             self.find_files(read_stored_config(record.config, record.job_id).dataset)
         except DataError as error:

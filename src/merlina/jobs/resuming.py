@@ -113,19 +113,19 @@ def compare_with(
 ) -> CompareData:
     """Return a function that compares rows in a helper process. An unreadable file counts as different.
 
-    `find_files` returns the files of further sources by their field. If the helper fails or takes too long, the
+    `find_files` returns the files of additional sources by their field. If the helper fails or takes too long, the
     comparison is left to the worker.
     """
 
     def compare(config: TrainingConfig, file: Path | None, then: Fingerprint) -> str | None:
         try:
-            further = {location: Path(path) for location, path in find_files(config.dataset).items()}
-            if file is None or len(further) < config.dataset.num_sources - 1 or _are_same(then, file, further):
+            additional = {location: Path(path) for location, path in find_files(config.dataset).items()}
+            if file is None or len(additional) < config.dataset.num_sources - 1 or _are_same(then, file, additional):
                 return None
             operation = CompareRows(
                 config=config.dataset,
                 file=file,
-                source_files=further,
+                source_files=additional,
                 answers_needed=config.answers_needed,
                 earlier=then,
                 max_row_mb=max_row_mb,
@@ -140,10 +140,10 @@ def compare_with(
     return compare
 
 
-def _are_same(then: Fingerprint, file: Path, further: dict[str, Path]) -> bool:
+def _are_same(then: Fingerprint, file: Path, additional: dict[str, Path]) -> bool:
     """Return whether no file was replaced since the fingerprint was taken. Raises NotFoundError if one is missing."""
     try:
-        return then.file == stamp(file) and then.files == {name: stamp(path) for name, path in further.items()}
+        return then.file == stamp(file) and then.files == {name: stamp(path) for name, path in additional.items()}
     except FileNotFoundError as error:
         raise NotFoundError(f"the file {error.filename} is missing") from error
 

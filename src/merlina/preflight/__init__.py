@@ -1,1 +1,1 @@
-"""The checks of `POST /validate` and `POST /train`: one function for each, which returns a CheckResult."""
+"""The checks of `POST /validate` and `POST /train`, most of them functions that return a CheckResult."""

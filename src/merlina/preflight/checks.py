@@ -77,9 +77,9 @@ class Preflight:
             config.base_model, self.settings.hub_token(config.hf_token), self.helpers.hub_reachability
         )
         report.results["dataset_valid"] = self._resolve_dataset(config, report)
-        further = [self._check_part(config, part, report, closed) for part in _further_parts(config)]
-        if further:
-            report.results["sources_valid"] = _joined(further)
+        additional = [self._check_part(config, part, report, closed) for part in _additional_parts(config)]
+        if additional:
+            report.results["sources_valid"] = _joined(additional)
         facts = self._inspect(config, report, closed)
         if facts is not None:
             report.results["model_supported"] = check_architecture(facts)
@@ -123,7 +123,7 @@ class Preflight:
     def _check_part(
         self, config: TrainingConfig, part: DatasetPart, report: Report, closed: threading.Event | None
     ) -> CheckResult:
-        """Check a source other than the first one: that it can be read, and that its first rows can be used."""
+        """Check an additional source: that it can be read, and that its first rows can be used."""
         source, field = part.config.source, f"dataset.{part.location}"
         try:
             file = resolve_file(source, self.settings.uploads_dir, self.allowed)
@@ -273,7 +273,7 @@ class Preflight:
         return key.get_secret_value() if key else None
 
 
-def _further_parts(config: TrainingConfig) -> list[DatasetPart]:
+def _additional_parts(config: TrainingConfig) -> list[DatasetPart]:
     """Return all sources but the first one to train on."""
     return [*config.dataset.training_parts[1:], *config.dataset.eval_parts]
 

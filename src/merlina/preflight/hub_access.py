@@ -27,7 +27,7 @@ def check_repo(repo_id: str, kind: RepoKind, field: str, token: str | None, hub:
         check_access(repo_id, kind, token)
     except HFValidationError:
         return error(field, f"{repo_id!r} is neither a folder or file on this machine nor a Hub id (org/name)")
-    except Exception as refusal:  # the Hub's client raises errors of whichever HTTP library it uses
+    except Exception as refusal:  # the Hub's client raises errors of the HTTP library that it uses
         if not is_access_denied(refusal) and _is_cached(repo_id, kind):
             return warning(None, f"The Hub cannot be reached; using {repo_id!r} from this machine's cache", passed=True)
         message = describe_hub_error(refusal, repo_id, kind, token_given=token is not None)

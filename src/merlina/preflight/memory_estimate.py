@@ -36,7 +36,7 @@ class _Device:
     process: float  # bytes of interpreter and libraries, or of the CUDA context
     slack: dict[int, float]  # bytes reserved by the allocator per byte of activations, by bytes of the dtype
     score_slack: dict[int, float]  # the same for dense attention scores, in blocks of heads × queries × keys
-    layers_alive: int  # with gradient checkpointing: layers whose activations exist at the same time
+    layers_alive: int  # with gradient checkpointing: layers that have activations at the same time
     mask_bytes: int  # per element of a dropout mask; GPU kernels draw masks again instead of storing them
 
 

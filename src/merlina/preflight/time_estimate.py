@@ -14,6 +14,7 @@ from merlina.domain.run_sizes import PACK_POSITIONS
 from merlina.errors import HelperError, StoredConfigError
 from merlina.preflight.memory_estimate import compute_bytes, largest_pack
 from merlina.preflight.step_count import plan_steps
+from merlina.schemas.datasets.config import TrainingMode
 from merlina.schemas.inspection import DataFacts, ModelFacts, PairTokens
 from merlina.schemas.parsing.stored_config import read_stored_config
 from merlina.schemas.training.config import TrainingConfig
@@ -32,7 +33,11 @@ _WIDEST = 2048
 _PROBED_PACKS = 2
 # Constant overhead of an optimizer step.
 _STEP_SECONDS = 0.01
-_REFERENCED = ("dpo", "ipo", "kto")
+# The methods that compute a reference, prompt targets and unrelated answers. `training/objectives.py`, which the server
+# cannot import, defines them; a test holds both equal.
+REFERENCE_METHODS: frozenset[TrainingMode] = frozenset({"dpo", "ipo", "kto"})
+PROMPT_TARGET_METHODS: frozenset[TrainingMode] = frozenset({"orpo"})
+DIVERGENCE_METHODS: frozenset[TrainingMode] = frozenset({"kto"})
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ def estimate_time(
     held_out = pairs - plan.pairs
     trained = steps / plan.steps_per_epoch * plan.pairs
     evaluated = _evaluations(config, steps) * (held_out + evaluation_rows)
-    referenced = pairs + evaluation_rows if config.training_mode in _REFERENCED else 0
+    referenced = pairs + evaluation_rows if config.training_mode in REFERENCE_METHODS else 0
     probed = (
         _PROBED_PACKS
         * largest_pack(config, data, device, PACK_POSITIONS[device])
@@ -162,12 +167,12 @@ def _head_flops(model: ModelFacts, targets: float) -> float:
 
 def _targets(config: TrainingConfig, tokens: PairTokens) -> float:
     """Return the number of target tokens of a pair: its answers, and for orpo its prompt."""
-    return sum(_answers(config, tokens)) + (tokens.prompt if config.training_mode == "orpo" else 0)
+    return sum(_answers(config, tokens)) + (tokens.prompt if config.training_mode in PROMPT_TARGET_METHODS else 0)
 
 
 def _kto_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
     """Return the forward FLOPs of KTO's divergence estimate: a prompt with the answer of another pair."""
-    if config.training_mode != "kto":
+    if config.training_mode not in DIVERGENCE_METHODS:
         return 0.0
     return _layer_flops(model, tokens.prompt, tokens.chosen) + _head_flops(model, tokens.chosen)
 

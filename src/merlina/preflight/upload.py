@@ -62,7 +62,7 @@ def _query(config: TrainingConfig, token: str) -> CheckResult:
         if error.response.status_code == 401:
             return warning("hf_token", "the Hub rejected it; it is mistyped, expired or revoked")
         return _not_checked(f"the Hub responded with status {error.response.status_code}")
-    except Exception as error:  # the Hub's client raises errors of whichever HTTP library it uses
+    except Exception as error:  # the Hub's client raises errors of the HTTP library that it uses
         return _not_checked(f"the request to the Hub failed ({type(error).__name__})")
 
 

@@ -16,7 +16,7 @@ DATA_DIR/runs/<job_id>/            0700
     data.json        worker        the fingerprint of the rows and the split used for training
     start_over       server        exists if the next attempt is to ignore all checkpoints; removed by the worker
     checkpoints/     worker        checkpoint-<step>/, each with a manifest once complete (see merlina.checkpoints)
-    tokens/          worker        token ids of a large data set, mapped into memory
+    tokens/          worker        the token cache: token ids of a large data set, mapped into memory
     converted/       worker        weights of the base model in another format, if the run had to convert them
 """
 
@@ -112,7 +112,7 @@ class RunFolder:
 
     @property
     def tokens_dir(self) -> Path:
-        """The token ids of a large data set, which are mapped into memory and used again by a resume."""
+        """The token cache, which is mapped into memory and used again by a resume."""
         return self.path / "tokens"
 
     @property
@@ -208,6 +208,6 @@ class RunFolder:
         return None
 
 
-def remove_token_ids(folder: RunFolder) -> None:
-    """Remove the token ids of a large data set. What a crash leaves of them is not used again."""
+def remove_token_cache(folder: RunFolder) -> None:
+    """Remove the token cache. What a crash leaves of it is not used again."""
     shutil.rmtree(folder.tokens_dir, ignore_errors=True)

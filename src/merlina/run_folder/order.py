@@ -19,7 +19,7 @@ class RunOrder(BaseModel):
     resume_step: int = Field(0, ge=0)
     config: TrainingConfig
     dataset_file: str | None = None
-    # The files of further sources, by their field in `dataset`, such as `sources.1` or `eval_sources.news`.
+    # The files of additional sources, by their field in `dataset`, such as `sources.1` or `eval_sources.news`.
     source_files: dict[str, str] = {}
     # The addresses that data may be read from, by the setting ALLOWED_DATA_URLS.
     allowed_data_urls: tuple[str, ...] = ()

@@ -135,8 +135,8 @@ class FileStamp(BaseModel):
 class Fingerprint(BaseModel):
     """Digests of the usable rows, ROWS_PER_BLOCK rows per block, in order; a row's number is part of its digest.
 
-    `file` is the stamp of the first source's file, and `files` are those of further sources by their field.
-    `begins` are the numbers of the rows before each source but the first, and `evaluation` has a digest of all usable
+    `file` is the stamp of the first source's file, and `files` are those of additional sources by their field.
+    `begins[i]` is the number of rows before source i + 1, counted from 0, and `evaluation` has a digest of all usable
     rows of each data set to evaluate on, by name.
     """
 

@@ -150,7 +150,7 @@ class ParseUpload(Operation[ParsedUpload]):
 class CompareRows(Operation[str | None]):
     """Describe how rows and split of a data set differ from an earlier fingerprint; None if they do not.
 
-    `file` is that of the first source, `source_files` are those of further ones by their field.
+    `file` is that of the first source, `source_files` are those of additional ones by their field.
     """
 
     config: DatasetConfig

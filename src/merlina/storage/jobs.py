@@ -31,7 +31,7 @@ class JobRecord:
     """One row of `jobs`. Times are epoch seconds; `config` has no tokens.
 
     `number` is the primary key and the age in the queue. `attempt` counts the attempts, and `attempt_seen` is the last
-    one whose first event was ingested. `target_dir` is where the model will be saved, `output_dir` where it is.
+    one of which an event was ingested. `target_dir` is where the model will be saved, `output_dir` where it is.
     `gpu_memory` is in GiB.
     """
 
@@ -149,7 +149,7 @@ class Counts(NamedTuple):
     running: int
     paused: int
     occupied_slots: int
-    """Running jobs, including deleted ones whose worker has not ended yet."""
+    """Running jobs, including deleted ones with a worker that has not ended yet."""
 
 
 def counts(connection: Connection) -> Counts:

@@ -130,15 +130,15 @@ def _spread(
     first, last = (connection.execute(select(end).where(matches)).scalar_one() for end in ends)
     if points == 1:
         return select(literal(last))
-    place = select(literal(0, BigInteger).label("number")).cte(recursive=True)
-    place = place.union_all(select(place.c.number + 1).where(place.c.number < points - 1))
+    point = select(literal(0, BigInteger).label("number")).cte(recursive=True)
+    point = point.union_all(select(point.c.number + 1).where(point.c.number < points - 1))
     # (2ab + c) // 2c is ab / c, rounded to a whole step.
-    wanted = first + (2 * place.c.number * (last - first) + points - 1) // (2 * (points - 1))
+    wanted = first + (2 * point.c.number * (last - first) + points - 1) // (2 * (points - 1))
     row = metrics.alias()
     found = select(func.min(row.c.step)).where(row.c.job_number == job_number, row.c.step >= wanted)
     if evaluated:
         found = found.where(row.c.evaluated)
-    return select(found.correlate(place).scalar_subquery()).select_from(place)
+    return select(found.correlate(point).scalar_subquery()).select_from(point)
 
 
 def _between(connection: Connection, job_number: int, first: int, last: int) -> dict[int, MetricRecord]:

@@ -1,6 +1,9 @@
 """Training: from token ids to trained weights.
 
-Pure torch and transformers: nothing here knows about jobs, HTTP, the database or environment variables. Subpackages:
-`models` (base model, tokenization, adapters), `engine` (packs and their log-probabilities), `objectives` (losses),
-`loop` (the Trainer and what surrounds a step), `distributed` (several processes).
+Pure torch and transformers: nothing here knows about jobs, HTTP, the database or settings. Of the environment,
+`distributed/ranks.py` sets the network interface of gloo and NCCL, and `engine/kernel_choice.py` reads
+TRITON_INTERPRET.
+
+`objectives` has the losses. The subpackages are `models` (base model, tokenization, adapters), `engine` (packs and
+their log-probabilities), `loop` (the Trainer and what surrounds a step) and `distributed` (several processes).
 """

@@ -19,10 +19,13 @@ class EvaluationSet:
 
     @property
     def reference_name(self) -> str:
-        """The name of its stored log-probabilities of the reference (see `reference_logprobs`)."""
+        """File-name stem of this set's stored reference log-probabilities (see `reference_logprobs`)."""
         return "held-out" if self.name == HELD_OUT else f"evaluation-{self.name}"
 
     @property
     def unrelated_name(self) -> str:
-        """The same for answers to other prompts. No name of a set makes it that of another set's `reference_name`."""
+        """File-name stem of the reference's log-probabilities of the unrelated answers.
+
+        It never equals the `reference_name` of another set.
+        """
         return "held-out-unrelated" if self.name == HELD_OUT else f"unrelated-{self.name}"

@@ -221,7 +221,7 @@ def _with_nll(losses: PairLosses, policy: Logprobs, config: TrainingConfig) -> P
 
 
 def _accuracy(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """Return 1 for pairs whose chosen answer has the higher reward, 0 for a lower one, 0.5 for a tie; shape [U].
+    """Return 1 for pairs in which the chosen answer has the higher reward, 0 for a lower one, 0.5 for a tie; shape [U].
 
     Before training, a method with a reference ties every pair, and 0.5 is the accuracy of guessing. (TRL counts 0.)
     """

@@ -28,7 +28,7 @@ class Reporter(Protocol):
         """Report a checkpoint that is complete on disk."""
 
     def model_selected(self, step: int) -> None:
-        """Report the step whose weights will be saved: the last step, or the one with the best evaluation."""
+        """Report the step of the weights that will be saved: the last step, or the one with the best evaluation."""
 
     def note(self, level: LogLevel, message: str) -> None:
         """Report something that the user should know."""

@@ -70,7 +70,7 @@ export function timeAgo(iso: string | null | undefined, now: number = Date.now()
   return new Date(then).toLocaleDateString('en', { day: 'numeric', month: 'short', year: 'numeric' });
 }
 
-/** Format a speed as steps per second or seconds per step, whichever is at least 1. */
+/** Format a speed as steps per second, or as seconds per step if that is at least 1. */
 export function speed(secondsPerStep: number): string {
   return secondsPerStep < 1 ? `${number(1 / secondsPerStep, 2)} steps/s` : `${number(secondsPerStep, 2)} s/step`;
 }

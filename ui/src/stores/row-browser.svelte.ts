@@ -4,7 +4,7 @@ import { api, ApiError, toApiError, type Preview } from '../api/client';
 import type { Values } from '../lib/new-run/draft';
 import { formattedRows, storedRows, type PreviewedRow } from '../lib/new-run/previewed-rows';
 
-/** What is previewed. `dataset` is as in a run, with the model whose tokens are shown, if any. */
+/** What is previewed. `dataset` is as in a run, with the model that gives the tokens, if any. */
 export interface PreviewRequest {
   dataset: Values;
   token: string | null;

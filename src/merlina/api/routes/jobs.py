@@ -210,7 +210,8 @@ def delete(job_id: str, services: ServicesDep) -> JobAction:
 def clear(services: ServicesDep) -> JobsCleared:
     """Delete all jobs. Finished models are kept."""
     deleted = services.commands.clear()
-    return JobsCleared(message=f"Cleared all jobs ({deleted} jobs deleted)", deleted_count=deleted)
+    jobs = "job" if deleted == 1 else "jobs"
+    return JobsCleared(message=f"Cleared all jobs ({deleted} {jobs} deleted)", deleted_count=deleted)
 
 
 def _retry(services: Services, job_id: str) -> JobCreated:

@@ -12,7 +12,7 @@ from merlina.schemas.datasets.config import FindingKind
 
 _T = TypeVar("_T")
 Converted = tuple[_T, Lengths | None, Iterable[FindingKind]]
-"""A pair's conversion, its lengths if it has tokens, and remarks."""
+"""A pair's conversion, its lengths if it has tokens, and the kinds of its findings."""
 BatchConversion = Callable[[Sequence[Pair]], Iterable[Converted[_T] | UnusableRowError]]
 """Return for each pair its conversion, or the error for which it is skipped.
 
@@ -85,8 +85,8 @@ def _examined(
         elif isinstance(conversion := next(remaining), UnusableRowError):
             skipped = SkippedRow(row.number, conversion.message, conversion.kind, row.rows)
         else:
-            converted, lengths, remarks = conversion
-            examiner.add_pair(row, lengths, remarks)
+            converted, lengths, finding_kinds = conversion
+            examiner.add_pair(row, lengths, finding_kinds)
             yield row, converted
             continue
         examiner.add_skipped(skipped)

@@ -1,4 +1,7 @@
-"""What each finding says, in the order in which findings are reported: the most serious first."""
+"""Messages of the findings with a fixed text, the most serious first.
+
+The findings `length_bias` and `label_imbalance` build their own messages.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ MESSAGES: dict[FindingKind, str] = {
         "{count} of {of} rows have reasoning that is not trained: use the format tokenizer or qwen3 and enable_thinking"
     ),
     "thought_restored": (
-        "{count} of {of} rows have a thought that the chat template does not render once and closed in a finished "
+        "{count} of {of} rows have reasoning that the chat template does not render once and closed in a finished "
         "turn: it is trained in front of the answer"
     ),
     "prompt_rearranged": (
@@ -55,7 +58,7 @@ MESSAGES: dict[FindingKind, str] = {
     "unused_columns": "there are columns of text that are not used: {columns}",
 }
 
-# What harms training but no evaluation.
+# Findings that concern training but no evaluation.
 TRAINING_ONLY: frozenset[FindingKind] = frozenset({"label_imbalance", "length_bias"})
 
 # The settings of a data set that resolve findings when they are true.

@@ -165,10 +165,10 @@ class RowExaminer:
         reasons = [reason for reasons in self._reasons.values() for reason in reasons]
         return f"None of the data set's {self.rows} rows can be used: {'; '.join(reasons[:_REASONS_SHOWN])}"
 
-    def add_pair(self, pair: Pair, lengths: Lengths | None = None, remarks: Iterable[FindingKind] = ()) -> None:
-        """Add a pair, with its `lengths` if it was tokenized and the `remarks` of its formatting."""
+    def add_pair(self, pair: Pair, lengths: Lengths | None = None, finding_kinds: Iterable[FindingKind] = ()) -> None:
+        """Add a pair, with its `lengths` if it was tokenized and the `finding_kinds` of its rendering."""
         self.rows += pair.rows
-        for kind in (*pair.remarks, *remarks):
+        for kind in (*pair.finding_kinds, *finding_kinds):
             self._count(kind).add(pair.number)
         if pair.has_identical_answers:
             self._count("identical_answers").add(pair.number)

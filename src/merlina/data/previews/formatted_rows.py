@@ -138,9 +138,9 @@ def _with_lengths(show: SampleBuilder) -> BatchConversion[_Made]:
             if isinstance(converted, UnusableRowError):
                 yield converted
             else:
-                make_sample, lengths, remarks = converted
+                make_sample, lengths, finding_kinds = converted
                 length = character_length(pair) if lengths is None else lengths.untruncated
-                yield (make_sample, length), lengths, remarks
+                yield (make_sample, length), lengths, finding_kinds
 
     return convert
 
@@ -226,7 +226,7 @@ class _ShownRows:
 
     def _show(self, row: _OpenRow, kinds: list[RowFindingKind]) -> None:
         missing = self._selection.limit - len(self.samples)
-        # A row whose pairs do not all fit is the first of the next response.
+        # A row with more pairs than fit is the first of the next response.
         if not self._is_full and (len(row.builders) <= missing or not self.rows):
             self.rows.append(self._row_preview(row, kinds))
         if missing > 0:
@@ -256,6 +256,6 @@ def text_sample_builder(spec: DatasetFormat) -> SampleBuilder:
 
     def show(pair: Pair) -> tuple[Callable[[], dict[str, Any]], Lengths | None, frozenset[FindingKind]]:
         text = render(pair)
-        return lambda: truncate_row(text.sample), None, text.remarks
+        return lambda: truncate_row(text.sample), None, text.finding_kinds
 
     return one_by_one(show)

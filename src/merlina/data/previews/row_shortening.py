@@ -18,8 +18,8 @@ def truncate_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return the row as JSON values of about 40 KB at most, divided evenly among its columns."""
     left = _Budget(_ROW_BYTES)
     shown: dict[str, Any] = {}
-    for place, (name, value) in enumerate(row.items()):
-        columns_left = len(row) - place
+    for index, (name, value) in enumerate(row.items()):
+        columns_left = len(row) - index
         if left.bytes < _MIN_SHARE_BYTES:
             shown["…"] = f"{columns_left:,} more columns"
             break
@@ -71,9 +71,9 @@ def _shown(value: Any, budget: _Budget, depth: int) -> Any:
 def _shown_object(value: Mapping[Any, Any], budget: _Budget, depth: int) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     budget.bytes -= 2
-    for place, (name, inner) in enumerate(value.items()):
+    for index, (name, inner) in enumerate(value.items()):
         if budget.bytes < _MIN_SHARE_BYTES:
-            shown["…"] = f"{len(value) - place:,} more keys"
+            shown["…"] = f"{len(value) - index:,} more keys"
             break
         shown[budget.take(truncate_name(name))] = _shown(inner, budget, depth + 1)
     return shown
@@ -82,9 +82,9 @@ def _shown_object(value: Mapping[Any, Any], budget: _Budget, depth: int) -> dict
 def _shown_list(value: list[Any] | tuple[Any, ...], budget: _Budget, depth: int) -> list[Any]:
     shown: list[Any] = []
     budget.bytes -= 2
-    for place, inner in enumerate(value):
+    for index, inner in enumerate(value):
         if budget.bytes < _MIN_SHARE_BYTES:
-            shown.append(f"… ({len(value) - place:,} more items)")
+            shown.append(f"… ({len(value) - index:,} more items)")
             break
         shown.append(_shown(inner, budget, depth + 1))
     return shown

@@ -27,7 +27,7 @@ _MAX_MEAN_RUN = 1.5
 
 @dataclass(frozen=True)
 class DetectedEncoding:
-    """The codec of a text; `note` tells the user why it was chosen, None for UTF-8."""
+    """The codec of a text; `note` states for the user why it was chosen, None for UTF-8."""
 
     codec: str
     note: str | None = None

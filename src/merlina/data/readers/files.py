@@ -126,7 +126,7 @@ def _check_compressed(path: DataFile, name: str, compression: Compression) -> No
 
 
 def _readable(path: DataFile, file_format: FileFormat) -> FileFormat:
-    """Return the format. Raises DataError for Parquet in a compressed file, whose end must be read first."""
+    """Return the format. Raises DataError for compressed Parquet, since its end must be read first."""
     if file_format == "parquet" and (compression := compression_of(path)):
         raise DataError(f"The Parquet file is inside a {compression} file; decompress it, Parquet is compressed itself")
     return file_format

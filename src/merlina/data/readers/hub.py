@@ -37,7 +37,7 @@ def read_hub_rows(
         for number, row in enumerate(_open_rows(source, token, download), start=1):
             limit.check_row(row, f"row {number}")
             yield row
-    except Exception as error:  # the clients raise errors of whichever HTTP library they use
+    except Exception as error:  # the clients raise errors of the HTTP library that they use
         message = _describe_error(error, source, token)
         if message is None:
             raise
@@ -99,7 +99,7 @@ def _one_of(names: list[str]) -> str:
 def _check_cached_revision(builder: Any, source: DatasetSource) -> None:
     """Raise DataError if the builder reads a cached copy of another revision, or of one that is not known.
 
-    Without the Hub, `datasets` takes the newest copy, whose `hash` is its commit.
+    Without the Hub, `datasets` takes the newest copy; its `hash` is its commit.
     """
     is_cached = type(builder).__module__ == "datasets.packaged_modules.cache.cache"
     if is_cached and source.revision is not None and builder.hash != source.revision:

@@ -92,7 +92,7 @@ def _values_in(array: Any) -> int:
     if pyarrow.types.is_struct(kind):
         return count + sum(_values_in(array.field(index)) for index in range(kind.num_fields))
     if pyarrow.types.is_map(kind):
-        first, last = (array.offsets[place].as_py() for place in (0, count))
+        first, last = (array.offsets[index].as_py() for index in (0, count))
         items = (child.slice(first, last - first) for child in (array.keys, array.items))
         return count + sum(map(_values_in, items))
     if hasattr(array, "flatten") and pyarrow.types.is_nested(kind):
@@ -179,7 +179,7 @@ def _opened(path: DataFile) -> Iterator[Any]:
 
 
 def _random_access(file: RemoteContent) -> BinaryIO:
-    """Open the file, whose end is read first. Raises DataError if its server sends it from the beginning only."""
+    """Open the file; its end is read first. Raises DataError if its server sends it from the beginning only."""
     if not file.is_seekable:
         raise DataError(
             f"The server of {str(file.url)!r} supports no range requests, which Parquet needs; download and upload it "

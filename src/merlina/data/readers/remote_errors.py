@@ -1,7 +1,7 @@
 """Describe the errors of fsspec and the libraries behind it.
 
-Their texts are never shown, since they may contain addresses with signatures. The kinds are recognized by name, because
-the libraries are optional.
+The texts of these errors are never shown, since they may contain addresses with signatures. Kinds of errors are
+recognized by name, because the libraries are optional.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from merlina.errors import DataError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-# Covers what the readers look at before they read rows: the first MiB, and a little more.
+# Covers what the readers inspect before they read rows: the first MiB, and a little more.
 _HEAD_BYTES = MIB + 64 * 1024
 _FIRST_BLOCK = MIB
 _LARGEST_BLOCK = 8 * MIB

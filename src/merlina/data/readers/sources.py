@@ -36,7 +36,7 @@ def resolve_file(source: DatasetSource, uploads_dir: Path, allowed: AllowedPaths
     return None
 
 
-def resolve_further_files(config: DatasetConfig, uploads_dir: Path, allowed: AllowedPaths) -> dict[str, str]:
+def resolve_additional_files(config: DatasetConfig, uploads_dir: Path, allowed: AllowedPaths) -> dict[str, str]:
     """Return the files on this machine of all sources but the first one to train on, by field.
 
     Raises DataError, naming the field, also for an address that is not allowed.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from merlina.data.conversation import Message, Pair, UnusableRowError
-from merlina.data.rendering.reasoning import thought_text, with_separate_thought, without_thought
+from merlina.data.rendering.reasoning import reasoning_text, with_separate_reasoning, without_reasoning
 from merlina.data.rendering.rendered import Rendered, render_answers
 from merlina.data.rendering.system_messages import system_as_user
 from merlina.data.rendering.template_arguments import ARGUMENTS_COLUMN
@@ -20,7 +20,7 @@ from merlina.schemas.datasets.config import CustomTemplates, DatasetFormat, Form
 
 Formatter = Callable[[Pair], Rendered]
 _Renderer = Callable[[Pair, DatasetFormat], Rendered]
-_FORMATS_WITH_THOUGHTS = ("qwen3", "tokenizer")
+_FORMATS_WITH_REASONING = ("qwen3", "tokenizer")
 
 
 def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
@@ -45,9 +45,11 @@ def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
     def render_prepared(pair: Pair) -> Rendered:
         if spec.system_as_user:
             pair = system_as_user(pair)
-        without = _without_unused_thoughts(pair, spec)
+        without = _without_unused_reasoning(pair, spec)
         rendered = render(without)
-        return rendered if without is pair else replace(rendered, remarks=rendered.remarks | {"reasoning_unused"})
+        if without is pair:
+            return rendered
+        return replace(rendered, finding_kinds=rendered.finding_kinds | {"reasoning_unused"})
 
     return render_prepared
 
@@ -56,7 +58,7 @@ def _refuse_tools(pair: Pair, spec: DatasetFormat) -> None:
     if pair.tools or any(turn.tool_calls or turn.role == "tool" for turn in (*pair.prompt, *pair.answers)):
         raise UnusableRowError(
             f"it has tools, which the format {spec.format_type!r} cannot represent; use the format 'tokenizer' and a "
-            "model whose chat template supports them"
+            "model with a chat template that supports them"
         )
 
 
@@ -68,20 +70,20 @@ def _refuse_template_arguments(pair: Pair, spec: DatasetFormat) -> None:
         )
 
 
-def _without_unused_thoughts(pair: Pair, spec: DatasetFormat) -> Pair:
-    """Return the same pair if the format uses the thoughts of its answers or there are none."""
-    if spec.format_type not in _FORMATS_WITH_THOUGHTS:
-        has_thoughts = any(turn.reasoning for turn in pair.answers)
-        return _without_thoughts(pair, lambda turn: replace(turn, reasoning=None)) if has_thoughts else pair
-    has_thoughts = any(with_separate_thought(turn).reasoning is not None for turn in pair.answers)
+def _without_unused_reasoning(pair: Pair, spec: DatasetFormat) -> Pair:
+    """Return the same pair if the format uses the reasoning of its answers or there is none."""
+    if spec.format_type not in _FORMATS_WITH_REASONING:
+        has_reasoning = any(turn.reasoning for turn in pair.answers)
+        return _without_reasoning_of(pair, lambda turn: replace(turn, reasoning=None)) if has_reasoning else pair
+    has_reasoning = any(with_separate_reasoning(turn).reasoning is not None for turn in pair.answers)
     keeps = pair.template_arguments.get("enable_thinking", spec.enable_thinking)
-    return _without_thoughts(pair, without_thought) if has_thoughts and not keeps else pair
+    return _without_reasoning_of(pair, without_reasoning) if has_reasoning and not keeps else pair
 
 
-def _without_thoughts(pair: Pair, remove: Callable[[Message], Message]) -> Pair:
+def _without_reasoning_of(pair: Pair, remove: Callable[[Message], Message]) -> Pair:
     without = pair.with_answers(remove)
     if not all(turn.has_content for turn in without.answers):
-        raise UnusableRowError("an answer consists of its thought alone, which is not trained here", "empty_side")
+        raise UnusableRowError("an answer consists of its reasoning alone, which is not trained here", "empty_side")
     return without
 
 
@@ -97,13 +99,13 @@ def _qwen3(pair: Pair, spec: DatasetFormat) -> Rendered:
     prompt = _chatml_prompt(pair.prompt)
     if not spec.enable_thinking:
         return _ended(f"{prompt}<think>\n\n</think>\n\n", pair, "<|im_end|>")
-    return render_answers(prompt, pair, lambda answer: f"{_with_thought(answer)}<|im_end|>")
+    return render_answers(prompt, pair, lambda answer: f"{_with_reasoning(answer)}<|im_end|>")
 
 
-def _with_thought(answer: Message) -> str:
-    separate = with_separate_thought(answer)
+def _with_reasoning(answer: Message) -> str:
+    separate = with_separate_reasoning(answer)
     is_complete = answer.content.lstrip().startswith("<think>")
-    return answer.content if is_complete and not answer.reasoning else thought_text(separate) + separate.content
+    return answer.content if is_complete and not answer.reasoning else reasoning_text(separate) + separate.content
 
 
 def _llama3(pair: Pair, _spec: DatasetFormat) -> Rendered:

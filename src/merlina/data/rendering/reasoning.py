@@ -1,8 +1,8 @@
-"""Thoughts of an assistant: the text between <think> and </think> that precedes its answer.
+"""The reasoning of an assistant: the text between <think> and </think> that precedes its answer.
 
-A row has a thought as `reasoning` of a message, or inline at the beginning of its content. Answers that were recorded
-after a generation prompt with an opened thought lack the opening tag; then the closing tag begins or ends a line, since
-a text may also mention it.
+A row has reasoning as `reasoning` of a message, or inline at the beginning of its content. Answers that were recorded
+after a generation prompt with an opened reasoning block lack the opening tag; then the closing tag begins or ends a
+line, since a text may also mention it.
 """
 
 from __future__ import annotations
@@ -13,44 +13,44 @@ from dataclasses import replace
 from merlina.data.conversation import Message
 
 _OPENING, _CLOSING = "<think>", "</think>"
-# Also the end of one, with which some generation prompts state that the answer has no thought.
+# Also the end of one, with which some generation prompts state that the answer has no reasoning.
 _EMPTY = re.compile(r"(?:<think>\s*)?</think>\s*\Z")
 _OPENED = re.compile(r"<think>\s*\Z")
 
 
-def with_separate_thought(message: Message) -> Message:
-    """Return the assistant's message with an inline thought moved to `reasoning`."""
+def with_separate_reasoning(message: Message) -> Message:
+    """Return the assistant's message with inline reasoning moved to `reasoning`."""
     if message.role != "assistant" or message.reasoning is not None:
         return message
-    thought, closing, content = message.content.partition(_CLOSING)
-    if not closing or not _is_thought(thought, content):
+    reasoning, closing, content = message.content.partition(_CLOSING)
+    if not closing or not _is_reasoning(reasoning, content):
         return message
-    return replace(message, content=content.lstrip(), reasoning=thought.lstrip().removeprefix(_OPENING).strip())
+    return replace(message, content=content.lstrip(), reasoning=reasoning.lstrip().removeprefix(_OPENING).strip())
 
 
-def _is_thought(before: str, after: str) -> bool:
-    """Return whether a closing tag between these texts ends a thought at the beginning of an answer."""
+def _is_reasoning(before: str, after: str) -> bool:
+    """Return whether a closing tag between these texts ends reasoning at the beginning of an answer."""
     if before.lstrip().startswith(_OPENING):
         return True
     return _OPENING not in before and (before.endswith("\n") or after.startswith("\n") or not after)
 
 
-def without_thought(message: Message) -> Message:
-    """Return the assistant's message without its thought."""
-    return replace(with_separate_thought(message), reasoning=None)
+def without_reasoning(message: Message) -> Message:
+    """Return the assistant's message without its reasoning."""
+    return replace(with_separate_reasoning(message), reasoning=None)
 
 
-def thought_text(message: Message) -> str:
-    """Return the text of the thought in front of an answer; empty without a thought."""
+def reasoning_text(message: Message) -> str:
+    """Return the text of the reasoning in front of an answer; empty without reasoning."""
     return f"<think>\n{message.reasoning}\n</think>\n\n" if message.reasoning else ""
 
 
-def without_empty_thought(text: str) -> str:
-    """Return the text without an empty thought at its end."""
+def without_empty_reasoning(text: str) -> str:
+    """Return the text without empty reasoning at its end."""
     return _EMPTY.sub("", text)
 
 
-def without_opened_thought(text: str) -> str:
+def without_opened_reasoning(text: str) -> str:
     """Return the text without an opening tag at its end."""
     return _OPENED.sub("", text)
 

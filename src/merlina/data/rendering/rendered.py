@@ -13,15 +13,15 @@ from merlina.schemas.datasets.config import FindingKind
 class Rendered:
     """The prompt and the answers of a pair as strings; the model reads prompt + answer. An answer may be missing.
 
-    `form` states for people which of several forms the format chose, and why; None if there is only one. `remarks` are
-    the kinds of findings that it gave rise to.
+    `form` states for people which of several forms the format chose, and why; None if there is only one.
+    `finding_kinds` are those of the findings that it gave rise to.
     """
 
     prompt: str
     chosen: str | None
     rejected: str | None
     form: str | None = None
-    remarks: frozenset[FindingKind] = frozenset()
+    finding_kinds: frozenset[FindingKind] = frozenset()
 
     @property
     def sample(self) -> dict[str, str | None]:
@@ -35,8 +35,8 @@ def render_answers(
     pair: Pair,
     render: Callable[[Message], str],
     form: str | None = None,
-    remarks: Sequence[FindingKind] = (),
+    finding_kinds: Sequence[FindingKind] = (),
 ) -> Rendered:
     """Return the prompt with each answer as `render` gives it."""
     chosen, rejected = (None if answer is None else render(answer) for answer in (pair.chosen, pair.rejected))
-    return Rendered(prompt, chosen, rejected, form, frozenset(remarks))
+    return Rendered(prompt, chosen, rejected, form, frozenset(finding_kinds))

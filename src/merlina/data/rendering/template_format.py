@@ -1,20 +1,20 @@
 """The format `tokenizer`: a pair as the model's own chat template renders it.
 
 The prompt is what the template renders at generation time, and an answer is what it adds for a finished turn. The
-border between them follows from renderings, never from a search for the answer's text:
+boundary between them follows from renderings, never from a search for the answer's text:
 
     opened    the prompt with the generation prompt          <user>Hi</user><bot>
     finished  the prompt followed by the answer as a turn    <user>Hi</user><bot>Hello.</bot>
     head      what `finished` has in front of any answer     <user>Hi</user><bot>
 
-1. If `finished` begins with `opened`, the prompt is `opened` and the answer is the rest of `finished`. An empty thought
+1. If `finished` begins with `opened`, the prompt is `opened` and the answer is the rest of `finished`. Empty reasoning
    that the template puts in front of an answer is part of this rest.
 2. Otherwise, if `opened` begins with `head`, the generation prompt ends with something that a finished turn does not
-   have, such as an opened thought: the prompt is `head`.
+   have, such as an opened reasoning block: the prompt is `head`.
 3. Otherwise, the template moves or drops a part of the prompt once an answer follows: the prompt is `opened`, as at
    generation time, and the answer is what follows `head`.
 
-An answer's thought is passed to the template. If the template drops or repeats it, it is put between head and answer.
+An answer's reasoning is passed to the template. If the template drops or repeats it, it is put between head and answer.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from typing import Any, Protocol
 from merlina.data.conversation import Message, Pair, UnusableRowError
 from merlina.data.rendering.reasoning import (
     count_tags,
-    thought_text,
-    with_separate_thought,
-    without_empty_thought,
-    without_opened_thought,
+    reasoning_text,
+    with_separate_reasoning,
+    without_empty_reasoning,
+    without_opened_reasoning,
 )
 from merlina.data.rendering.rendered import Rendered, render_answers
 from merlina.data.rendering.system_messages import has_system_message, system_as_user
 from merlina.schemas.datasets.config import FindingKind
 
-# Their first and last characters differ, so that what their renderings have in common belongs to the template.
+# The first and last characters of these probes differ, so what their renderings have in common belongs to the template.
 _OTHER_ANSWERS = (Message("assistant", "Yes"), Message("assistant", "No"))
 _NEXT_TURNS_KEPT = 64
 _CONTINUES = "the prompt as at generation, followed by what the chat template adds for a finished turn"
@@ -47,7 +47,7 @@ _REARRANGED = (
     "the prompt as at generation: the chat template renders it differently once an answer follows, so the answer is "
     "taken from the finished turn"
 )
-_RESTORED = "; the answer's thought, which the chat template does not render once and closed, is put in front of it"
+_RESTORED = "; the answer's reasoning, which the chat template does not render once and closed, is put in front of it"
 
 
 class ChatTemplate(Protocol):
@@ -104,7 +104,7 @@ class TemplateFormat:
         for name, without in variants.items():
             if without != pair and self._renders_the_same(pair, without):
                 raise UnusableRowError(
-                    f"the model's chat template ignores {name}; use a model whose chat template renders them, or "
+                    f"the model's chat template ignores {name}; use a model with a chat template that renders them, or "
                     "remove them from the rows"
                 )
 
@@ -142,8 +142,8 @@ class TemplateFormat:
         return self._whole_turn(pair, answer).removesuffix(self._next_turns[arguments])
 
     def head(self, pair: Pair) -> str:
-        """Return what a finished turn has in front of any answer without a thought."""
-        return _common_beginning([self.finished(pair, answer) for answer in _OTHER_ANSWERS])
+        """Return what a finished turn has in front of any answer without reasoning."""
+        return _common_prefix([self.finished(pair, answer) for answer in _OTHER_ANSWERS])
 
     def _find_next_turn(self, pair: Pair) -> str:
         """Return what the template puts after the end of every answer: whitespace, or a generation prompt."""
@@ -173,15 +173,15 @@ class _PairRendering:
         self._pair = pair
         self._how = how
         self._opened = how.opened(pair)
-        self._remarks: set[FindingKind] = set()
+        self._finding_kinds: set[FindingKind] = set()
 
     def rendered(self) -> Rendered:
         finished = [self._finished(answer) for answer in self._pair.answers]
         prompt, begins, form = self._divide(finished)
-        if "thought_restored" in self._remarks:
+        if "thought_restored" in self._finding_kinds:
             form += _RESTORED
         if any(turn.role == "system" and turn.content.strip() not in self._opened for turn in self._pair.prompt):
-            self._remarks.add("system_dropped")
+            self._finding_kinds.add("system_dropped")
         answers = [text[begins:] for text in finished]
         if len(set(answers)) < len(answers) and not self._pair.has_identical_answers:
             raise UnusableRowError(
@@ -189,7 +189,7 @@ class _PairRendering:
                 "text beside it"
             )
         texts = iter(answers)
-        return render_answers(prompt, self._pair, lambda _: next(texts), form, tuple(self._remarks))
+        return render_answers(prompt, self._pair, lambda _: next(texts), form, tuple(self._finding_kinds))
 
     def _divide(self, finished: Sequence[str]) -> tuple[str, int, str]:
         """Return the prompt, the position in `finished` at which the answers begin, and the form that was chosen."""
@@ -199,41 +199,41 @@ class _PairRendering:
         head = self._head(finished)
         if opened.startswith(head):
             return head, len(head), _FINISHED_TURN.format(tail=opened[len(head) :])
-        self._remarks.add("prompt_rearranged")
+        self._finding_kinds.add("prompt_rearranged")
         # What the template puts in front of every answer belongs to the answer.
-        begins = len(without_opened_thought(without_empty_thought(head)))
-        return without_opened_thought(without_empty_thought(opened)), begins, _REARRANGED
+        begins = len(without_opened_reasoning(without_empty_reasoning(head)))
+        return without_opened_reasoning(without_empty_reasoning(opened)), begins, _REARRANGED
 
     def _head(self, finished: Sequence[str]) -> str:
-        """Return what these finished turns have in front of their answers and thoughts."""
+        """Return what these finished turns have in front of their answers and reasoning."""
         head = self._how.head(self._pair)
         if all(text.startswith(head) for text in finished):
             return head
-        return _common_beginning([without_empty_thought(head), *finished])
+        return _common_prefix([without_empty_reasoning(head), *finished])
 
     def _finished(self, answer: Message) -> str:
-        """Return the finished turn with the answer's thought once and closed."""
-        separate = with_separate_thought(answer)
+        """Return the finished turn with the answer's reasoning once and closed."""
+        separate = with_separate_reasoning(answer)
         if not separate.reasoning:
             return self._how.finished(self._pair, answer)
-        thought = thought_text(separate)
-        inline = replace(separate, content=thought + separate.content, reasoning=None)
+        reasoning = reasoning_text(separate)
+        inline = replace(separate, content=reasoning + separate.content, reasoning=None)
         plain = self._how.finished(self._pair, replace(separate, reasoning=None))
         as_given = answer if answer.reasoning else replace(answer, content=answer.content.lstrip())
         for written in (as_given, separate, inline):
             text = self._how.finished(self._pair, written)
-            if text != plain and self._has_one_thought(text, separate, is_inline=written.reasoning is None):
+            if text != plain and self._has_reasoning_once(text, separate, is_inline=written.reasoning is None):
                 return text
-        self._remarks.add("thought_restored")
+        self._finding_kinds.add("thought_restored")
         head = self._how.head(self._pair)
-        return without_empty_thought(head) + thought + plain[len(head) :]
+        return without_empty_reasoning(head) + reasoning + plain[len(head) :]
 
-    def _has_one_thought(self, finished: str, answer: Message, *, is_inline: bool) -> bool:
-        """Return whether the answer has one closed thought; templates may have other tags for one in `reasoning`.
+    def _has_reasoning_once(self, finished: str, answer: Message, *, is_inline: bool) -> bool:
+        """Return whether the answer has its reasoning once and closed; a template may write `reasoning` in other tags.
 
-        The thought and the content of `answer` may mention tags, which do not count.
+        The reasoning and the content of `answer` may mention tags, which do not count.
         """
-        before = without_opened_thought(without_empty_thought(self._opened))
+        before = without_opened_reasoning(without_empty_reasoning(self._opened))
         mentioned = count_tags(f"{before} {answer.reasoning} {answer.content}")
         added = tuple(count - others for count, others in zip(count_tags(finished), mentioned, strict=True))
         return added == (1, 1) or (added == (0, 0) and not is_inline)
@@ -251,14 +251,14 @@ def _with_other_results(pair: Pair) -> Pair:
     return replace(pair, prompt=tuple(prompt))
 
 
-def _common_beginning(texts: Sequence[str]) -> str:
+def _common_prefix(texts: Sequence[str]) -> str:
     """Return the longest text with which all `texts` begin."""
     # All others lie between these two in the order of strings.
     first, last = min(texts), max(texts)
-    differs = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    differs = (index for index, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return first[: next(differs, len(first))]
 
 
 def _common_ending(texts: Sequence[str]) -> str:
     """Return the longest text with which all `texts` end."""
-    return _common_beginning([text[::-1] for text in texts])[::-1]
+    return _common_prefix([text[::-1] for text in texts])[::-1]

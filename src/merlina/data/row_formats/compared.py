@@ -1,4 +1,4 @@
-"""Rows with two answers and a label that tells which is better: Chatbot Arena, SafeRLHF, SHP, HelpSteer preferences."""
+"""Rows with two answers and a label for the better one: Chatbot Arena, SafeRLHF, SHP, HelpSteer preferences."""
 
 from __future__ import annotations
 

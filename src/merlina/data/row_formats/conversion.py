@@ -19,7 +19,7 @@ from merlina.data.row_formats.unpaired import is_unpaired, to_unpaired
 from merlina.data.row_formats.unused_columns import UnusedColumns
 from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, FindingKind, RowFormat
 
-_NO_REMARKS: frozenset[FindingKind] = frozenset()
+_NO_FINDING_KINDS: frozenset[FindingKind] = frozenset()
 _WITHOUT_LABEL = WITH_ONE_ANSWER - {"unpaired"}
 _PARSED: frozenset[FindingKind] = frozenset({"parsed_from_text"})
 
@@ -29,7 +29,7 @@ class _Converted(NamedTuple):
 
     number: int
     content: Row | RankedAnswers
-    remarks: frozenset[FindingKind]
+    finding_kinds: frozenset[FindingKind]
     rows: int = 1
 
 
@@ -87,11 +87,11 @@ class RowConversion:
                 mapped = map_columns(stored, mapping)
                 refuse_media(mapped)
                 row = parsed(mapped, columns)
-                remarks = _NO_REMARKS if row is mapped else _PARSED
+                finding_kinds = _NO_FINDING_KINDS if row is mapped else _PARSED
                 content = self._convert(row)
                 if number > self.num_first:
                     self.unused.add(row, STANDARD.columns if content is row else read)
-                yield _Converted(number, content, remarks)
+                yield _Converted(number, content, finding_kinds)
             except UnusableRowError as error:
                 yield SkippedRow(number, error.message, error.kind)
 
@@ -127,8 +127,8 @@ class RowConversion:
         except UnusableRowError as error:
             yield SkippedRow(item.number, error.message, error.kind, item.rows)
             return
-        for place, row in enumerate(rows):
-            yield self._pair(row, item, item.rows if place == 0 else 0)
+        for index, row in enumerate(rows):
+            yield self._pair(row, item, item.rows if index == 0 else 0)
 
     def _pair(self, row: Row, item: _Converted, rows: int) -> Pair | SkippedRow:
         try:
@@ -144,7 +144,7 @@ class RowConversion:
             pair.tools,
             pair.template_arguments,
             item.number,
-            item.remarks,
+            item.finding_kinds,
             rows,
         )
 
@@ -192,5 +192,5 @@ def _joined(group: Sequence[tuple[_Converted, RankedAnswers]]) -> _Converted:
     """Return one item with the answers of all rows."""
     first, content = group[0]
     answers = tuple(answer for _, each in group for answer in each.answers)
-    remarks = _NO_REMARKS.union(*(item.remarks for item, _ in group))
-    return _Converted(first.number, RankedAnswers(content.question, answers), remarks, len(group))
+    finding_kinds = _NO_FINDING_KINDS.union(*(item.finding_kinds for item, _ in group))
+    return _Converted(first.number, RankedAnswers(content.question, answers), finding_kinds, len(group))

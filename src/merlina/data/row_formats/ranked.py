@@ -55,13 +55,13 @@ def _from_items(row: Row, column: str, keys: tuple[str, ...], sign: int) -> Rank
     in_all = (name for name in keys if all(item.get(name) is not None for item in items))
     key = next(in_all, first_of(items[0], keys) if items else None) or keys[0]
     answers = []
-    for place, item in enumerate(items, start=1):
+    for number, item in enumerate(items, start=1):
         text = first_of(item, _TEXTS)
         if text is None:
             raise UnusableRowError(
-                f"answer {place} of {column} has no text; one of the keys {', '.join(_TEXTS)} is needed"
+                f"answer {number} of {column} has no text; one of the keys {', '.join(_TEXTS)} is needed"
             )
-        answers.append((sign * _score(item.get(key), key, place), item[text]))
+        answers.append((sign * _score(item.get(key), key, number), item[text]))
     return RankedAnswers(_question(row), tuple(answers))
 
 
@@ -80,7 +80,7 @@ def _from_ratings(row: Row) -> RankedAnswers:
     ratings = _list(value_of(row, *_RATINGS), column)
     if len(texts) != len(ratings):
         raise UnusableRowError(f"{column} has {len(ratings)} numbers for {len(texts)} answers; each answer needs one")
-    scores = [_score(rating, column, place) for place, rating in enumerate(ratings, start=1)]
+    scores = [_score(rating, column, number) for number, rating in enumerate(ratings, start=1)]
     return RankedAnswers(_question(row), tuple(zip(scores, texts, strict=True)))
 
 
@@ -104,10 +104,10 @@ def _list(value: Any, column: str) -> list[Any]:
     return value
 
 
-def _score(value: Any, key: str, place: int) -> float:
+def _score(value: Any, key: str, answer: int) -> float:
     number = number_of(value)
     if number is None:
-        raise UnusableRowError(f"answer {place} has no number as its {key} ({shown(value)})")
+        raise UnusableRowError(f"answer {answer} has no number as its {key} ({shown(value)})")
     return number
 
 

@@ -69,7 +69,7 @@ def _convert(row: Row) -> Row:
     parts = {name: row[name] for name in ("chosen", "rejected") if name in row}
     if (prompt := row.get("prompt")) is not None:
         if any(map(is_transcript, parts.values())):
-            # Whole conversations, whose common beginning is the prompt.
+            # Whole conversations; their common prefix is the prompt.
             whole = {name: turns_of(_text(value, name), name) for name, value in parts.items()}
             return standard_row(row, prompt=question_turns(_text(prompt, "prompt"), "prompt"), **whole)
         parts = {name: _stripped(value) for name, value in parts.items()}

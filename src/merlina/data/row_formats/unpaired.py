@@ -1,4 +1,4 @@
-"""Unpaired rows: one answer with a label that tells whether it is a good one, as for KTO and from thumbs up or down."""
+"""Unpaired rows: one answer with a label that states whether it is good, as for KTO and from thumbs up or down."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class _Column:
 class UnusedColumns:
     """Finds columns that are not used and contain sentences, in at least half of the first 20 rows that fill them.
 
-    Ids, scores, names and dates are not sentences. A copy of a used column is no loss.
+    Ids, scores, names and dates are not sentences. A copy of a used column is not reported.
     """
 
     def __init__(self) -> None:

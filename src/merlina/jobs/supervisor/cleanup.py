@@ -12,7 +12,7 @@ from merlina.jobs.moves import Moves
 from merlina.jobs.run_marks import remove_partial_model, remove_run_files
 from merlina.jobs.supervisor.failure_log import FailureLog
 from merlina.processes import ProcessId
-from merlina.run_folder.folder import RunFolder, remove_token_ids
+from merlina.run_folder.folder import RunFolder, remove_token_cache
 from merlina.storage import jobs
 from merlina.storage.jobs import JobRecord
 
@@ -56,7 +56,7 @@ class Cleanup:
             folder.secrets_file.unlink(missing_ok=True)
             if not folder.path.exists() or not self._executor.is_alive(folder):
                 remove_folder(folder.checkpoints_dir)
-                remove_token_ids(folder)
+                remove_token_cache(folder)
                 self._completed.discard(job_id)
 
     def _delete(self, record: JobRecord) -> bool:

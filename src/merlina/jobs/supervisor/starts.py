@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 class Starter:
     """Starts the workers of jobs that the scheduler chose. `free_memory_for` is called before each launch.
 
-    `find_files` returns the files of further sources by their field, and raises MerlinaError if one is missing.
-    `committed` are the jobs whose start the previous server committed, perhaps without launching their workers.
+    `find_files` returns the files of additional sources by their field, and raises MerlinaError if one is missing.
+    `committed` are the jobs that the previous server committed to start, perhaps without launching their workers.
     """
 
     moves: Moves

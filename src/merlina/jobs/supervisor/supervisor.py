@@ -39,7 +39,9 @@ _WAITING_TICK_SECONDS = 1.0
 
 
 class Supervisor:
-    """Runs cycles until closed. `free_memory_for` is called before each start, `find_files` to locate further sources.
+    """Runs cycles until closed.
+
+    `free_memory_for` is called before each start, and `find_files` to locate additional sources.
 
     `clock` returns epoch seconds, for timestamps. Durations are measured by `monotonic`, from this server's own
     observation: a run that was asked to stop has its whole grace period again after a restart of the server.

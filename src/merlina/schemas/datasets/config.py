@@ -108,13 +108,13 @@ class DatasetFormat(RequestModel):
     )
     enable_thinking: bool = Field(
         default=True,
-        description="qwen3: include the reasoning before each answer; false trains with an empty thought. tokenizer: "
+        description="qwen3: include the reasoning before each answer; false trains with empty reasoning. tokenizer: "
         "passed to the chat template; false omits the reasoning.",
     )
     system_as_user: bool = Field(
         default=False,
         description="Put each system message at the start of the user's next message, followed by an empty line, for "
-        "models whose chat template has no system role.",
+        "models with a chat template that has no system role.",
     )
 
     @model_validator(mode="after")

@@ -18,11 +18,12 @@ class MachineFields(RequestModel):
 
     use_4bit: bool = Field(
         default=True,
-        description="Hold the frozen weights in 4 bits (NF4), a quarter of the memory of 16 bits. Requires use_lora.",
+        description="Quantize the frozen weights to 4 bits (NF4): a quarter of the memory of 16 bits. Requires "
+        "use_lora.",
     )
     use_8bit: bool = Field(
         default=False,
-        description="Hold the frozen weights in 8 bits, half of the memory of 16 bits. Mutually exclusive with "
+        description="Quantize the frozen weights to 8 bits: half of the memory of 16 bits. Mutually exclusive with "
         "use_4bit; turns its default off.",
     )
     dtype: Dtype = Field(

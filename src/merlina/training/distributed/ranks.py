@@ -120,7 +120,7 @@ class Ranks:
             dist.all_reduce(used, dist.ReduceOp.MAX)
         for bucket in _buckets([weight for weight, is_used in zip(trained, used.tolist(), strict=True) if is_used]):
             gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in bucket]
-            # One collective for a bucket, into one flat tensor whose views become the gradients.
+            # One collective for a bucket, into one flat tensor; its views become the gradients.
             flat = torch.cat([gradient.flatten() for gradient in gradients])
             self.sum(flat)
             for weight, part in zip(bucket, flat.split([weight.numel() for weight in bucket]), strict=True):

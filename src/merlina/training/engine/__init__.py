@@ -1,1 +1,1 @@
-"""The fast path of an optimizer step: packs, passes, attention masks, fused layers, output head, log-probabilities."""
+"""The engine: packs, passes, attention, fused layers, output head, log-probabilities, choice of the fast path."""

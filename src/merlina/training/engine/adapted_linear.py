@@ -63,8 +63,9 @@ def adapted_linear(module: Any, x: Tensor) -> Tensor:
     # A layer may have modified its input since; the version counts that.
     if known is None or known[0] is not x or known[1] != x._version or module not in group.results:
         if group.results:
-            # The others were not called with their input: computing them together was wasted. The trial of the model
-            # finds this, so that no recomputation of a layer meets another group than its first computation.
+            # Not all layers of the group were called with this input, so computing them together was wasted: split the
+            # group. The trial before training triggers this, so gradient checkpointing recomputes every layer with the
+            # same grouping.
             group.dissolve()
             return _compute(group_of(module), x)
         # "Unsafe" allows layers to modify the parts in place: nothing else uses the whole.

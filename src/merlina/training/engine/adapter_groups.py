@@ -147,7 +147,7 @@ class AdapterCasts:
     """The adapters of a model, cast once for several passes instead of in each layer of each pass."""
 
     def __init__(self, model: nn.Module) -> None:
-        # Adapters without a group, in a model whose layers were not replaced, are computed by peft.
+        # Adapters without a group, in a model with its own layers, are computed by peft.
         self._modules: list[Any] = [module for module in model.modules() if _GROUP in module.__dict__]
         # Kept from step to step, and overwritten by the next.
         self._dtype: torch.dtype | None = None
@@ -157,8 +157,8 @@ class AdapterCasts:
     def held(self) -> Iterator[None]:
         """Use one copy of each adapter for all passes inside this context, in which its weights must not change.
 
-        Backward passes must be completed inside as well: the next context overwrites the copies. Groups whose layers
-        were not all called with the same input are dissolved at the end.
+        Backward passes must be completed inside as well: the next context overwrites the copies. Groups of
+        layers that were not all called with the same input are dissolved at the end.
         """
         groups = self._groups()
         if groups:

@@ -95,7 +95,7 @@ def choose_logprob_model(
         _try_backward(model, trial, packed, precision)
         if error <= tolerance:
             return packed, None
-        reason = f"gives other log-probabilities on packed texts than on each text by itself (by {error:.2g} a token)"
+        reason = f"gives other log-probabilities on packed texts than on each text alone (by {error:.2g} a token)"
     except torch.OutOfMemoryError:
         raise
     except PackingError as obstacle:
@@ -147,7 +147,7 @@ def _beginning(example: PackedExample) -> PackedExample:
 
 
 def _integers(settings: dict[str, Any]) -> Iterator[int]:
-    """Yield the integers of a configuration, at any depth, whose name may be that of a limit."""
+    """Yield the integers of a configuration, at any depth, with a name that may be that of a limit."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from _integers(value)

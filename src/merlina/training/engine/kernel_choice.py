@@ -26,7 +26,10 @@ def kernels_for(tensor: Tensor) -> ModuleType | None:
 
 
 def kernel_obstacle(device: torch.device) -> str | None:
-    """Return why a GPU does not use the kernels, as the rest of a sentence about them; None if it does or is none."""
+    """Return why a GPU does not use the kernels, as the rest of a sentence about them.
+
+    None if the kernels are used or the device is not a GPU.
+    """
     return _checked(device)[1] if device.type == "cuda" else None
 
 
@@ -46,7 +49,7 @@ def _checked(device: torch.device) -> tuple[ModuleType | None, str | None]:
 
 
 def _wrong_kernel(kernels: ModuleType, device: torch.device) -> str | None:
-    """Run each kernel, forward and backward; return the first whose result differs from that of torch's operations."""
+    """Run each kernel, forward and backward; return the first that gives another result than torch's operations."""
     x = torch.linspace(-2, 2, 4 * 96, device=device).view(4, 96)
     checks = (
         ("rms_norm", lambda: _norms(kernels, x)),

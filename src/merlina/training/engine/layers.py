@@ -112,7 +112,7 @@ def _has_gated_adapters(module: nn.Module) -> bool:
 
 
 def _feed_forwards() -> list[Callable[[Any, Tensor], Tensor]]:
-    """Return a fused gated feed-forward for each activation whose gradient function is known."""
+    """Return a fused gated feed-forward for each activation with a known gradient function."""
 
     def forward(activation: str) -> Callable[[Any, Tensor], Tensor]:
         def run(module: Any, x: Tensor) -> Tensor:
@@ -266,7 +266,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def _replace(module: Any, candidates: list[Callable[[Any, Tensor], Tensor]]) -> None:
-    """Use the candidate whose result on a trial input is closest to the module's own, if it is within tolerance.
+    """Use the candidate that is closest to the module's own result on a trial input, if it is within tolerance.
 
     Comparing results needs no knowledge of a family: names and attributes of activations and norms differ too much.
     """

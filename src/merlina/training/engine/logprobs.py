@@ -162,7 +162,7 @@ class PaddedModel:
 
 
 class UnbatchedModel(PaddedModel):
-    """For models whose results depend on padding after a text: one pass for each text."""
+    """Runs one pass per text, for models with results that depend on the padding."""
 
     def _text_logprobs(self, texts: list[list[int]], device: torch.device) -> Tensor:
         return torch.cat([super(UnbatchedModel, self)._text_logprobs([text], device) for text in texts])

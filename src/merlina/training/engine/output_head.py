@@ -57,7 +57,7 @@ class OutputHead:
         return torch.cat([checkpoint(self._one_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _chunk(self, size: int) -> int:
-        """Return the number of targets whose logits, of two bytes each, take `size` bytes."""
+        """Return the number of targets with logits, of two bytes each, that take `size` bytes."""
         return max(_SMALLEST_CHUNK, size // (2 * self._vocabulary))
 
     def _one_chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:

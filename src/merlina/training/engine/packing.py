@@ -192,7 +192,7 @@ class _PackBuilder:
             if number == 0:
                 self.segments.append(Segment(begin, end))
             elif end > at:
-                # An answer of one token has no inputs, hence no segment.
+                # An answer of one token has no inputs and therefore no segment.
                 self.segments.append(Segment(at, end, begin, begin + length))
 
     def _append(self, ids: _IntArray, first_position: int) -> None:

@@ -1,6 +1,7 @@
 """Alarms: conditions on metrics that end a run with an error or cause a warning.
 
-Their windows are not part of checkpoints: a resumed run fills them again from its first step.
+The windows of metrics that alarms watch are not part of checkpoints: a resumed run fills them again from its first
+step.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Alarms:
         if len(self._healthy) >= _MIN_LOSSES:
             median = statistics.median(self._healthy)
             deviation = statistics.median(abs(other - median) for other in self._healthy)
-            # The second bound keeps a nearly constant loss, whose deviation is close to 0, from triggering the alarm.
+            # The second bound keeps a nearly constant loss, with a deviation close to 0, from triggering the alarm.
             if loss > median + max(_EXPLODED_DEVIATIONS * deviation, 2 * abs(median) + 1):
                 self._outliers.append(loss)
                 if len(self._outliers) >= _EXPLODED_STEPS:

@@ -39,7 +39,7 @@ class LazyItems(Sequence[BatchItem]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            return [self[position] for position in range(*index.indices(len(self)))]
         pair = self._pairs[index]
         reference = None if self._references is None else self._references[index]
         return BatchItem(packed_example(pair, self._config), pair.row, reference)
@@ -137,7 +137,7 @@ class BatchItems:
 def _equal_examples(examples: Sequence[PackedExample]) -> list[list[int]]:
     """Group the indices of examples that have the same texts, in the order of the first of each group.
 
-    The weight of a source repeats its pairs, whose log-probabilities are the same. Texts a, b, a give [[0, 2], [1]].
+    The weight of a source repeats its pairs, which have the same log-probabilities. Texts a, b, a give [[0, 2], [1]].
     """
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(examples):

@@ -17,7 +17,7 @@ _HIGHER_IS_BETTER = {"eval_reward_margin"}
 
 
 class EarlyStopping(TrainerCallback):  # type: ignore[misc]
-    """Saves the best evaluated model as a checkpoint, and ends a run whose evaluations no longer improve.
+    """Saves the best evaluated model as a checkpoint, and ends a run with evaluations that no longer improve.
 
     The best metric and its step are part of the Trainer's state, so a resume restores them; the number of evaluations
     without improvement follows from them. The best checkpoint is kept as long as any checkpoint refers to it.
@@ -37,11 +37,15 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         self.ended_early = False
 
     def recall(self, evaluation: Mapping[str, float]) -> None:
-        """Set the evaluation of the step at which training resumes: its checkpoint may have been saved earlier."""
+        """Set the evaluation of the step from which training resumes.
+
+        The checkpoint may have been written before that evaluation was part of its state.
+        """
         self._recalled = evaluation.get(self._metric)
 
     def on_train_begin(self, _args: Any, state: TrainerState, _control: TrainerControl, **_: Any) -> None:
-        # In this order: compared with a best model that is lost, the recalled evaluation would be forgotten with it.
+        # Forget a lost best model first: otherwise the recalled evaluation might not beat it and would be dropped
+        # together with it.
         self.forget_lost_best(state)
         self._apply_recalled(state)
 
@@ -86,7 +90,7 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]
         step = state.best_global_step
         if not (self._keeps_best and step):
             return
-        # The Trainer loads the state a second time; the model is examined and reported only once.
+        # The Trainer loads the state a second time; the checkpoint is checked and reported only once.
         if step != self._lost_step:
             reason = checkpoints.check_checkpoint(checkpoints.path_of(self._folder, step))
             if reason is None:

@@ -1,4 +1,4 @@
-"""A limit on the GPU memory of a run: what was reported before it started."""
+"""Limit a run's GPU memory to the estimate reported before it started."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 def limited_gpu_memory(limit: int | None) -> Iterator[None]:
     """Limit torch's allocator to `limit` bytes inside this context: beyond them it raises OutOfMemoryError.
 
-    Used for the memory probe, which reduces the largest pass until it fits. Later passes are not larger, and must not
-    fail because of fragmentation while the GPU has more memory; so the limit does not apply to them.
+    The memory probe uses this limit, and reduces the largest pass until it fits. Later passes are not larger, and must
+    not fail because of fragmentation while the GPU has more memory; so the limit does not apply to them.
     """
     if limit is None or not torch.cuda.is_available():
         yield

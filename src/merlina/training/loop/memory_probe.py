@@ -33,9 +33,10 @@ class MemoryProbe:
     notify: Notify
 
     def fit(self, examples: Sequence[PackedExample]) -> PassPlanner:
-        """Return a planner whose passes over `examples` fit into memory. Leaves no gradients and no random state.
+        """Return a planner with passes over `examples` that fit into memory.
 
-        Raises TrainingError if the largest example does not fit.
+        The call leaves no gradients and restores the random state. Raises TrainingError if the largest example does not
+        fit.
         """
         device = self.runner.packer.device
         self.model.train()

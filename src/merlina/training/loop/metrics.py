@@ -21,7 +21,7 @@ from merlina.training.objectives import COUNT
 class RunningMeans:
     """Means of per-pair metrics, each over the pairs that it applies to.
 
-    Sums stay on the device until they are needed, so that nothing waits.
+    Sums stay on the device until they are needed, so that adding metrics does not synchronize with the GPU.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ What is overridden, in the order of a run. Private hooks may change in any relea
 has an upper bound that `tests/training/test_trainer_hooks.py` compares with this list:
 
     _get_train_sampler               pairs in their order if shuffle_dataset is off
-    create_scheduler                 our schedule, whose first step has a learning rate above 0
+    create_scheduler                 our schedule, with a learning rate above 0 in the first step
     training_step                    forward and backward passes of a step
     floating_point_ops               none are counted
     _clip_grad_norm                  of the trained weights alone
@@ -188,7 +188,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         self.state = state
 
     def _load_best(self) -> int:
-        """Load the best evaluated model if `load_best_at_end` is set. Returns the step whose weights the model has."""
+        """Load the best evaluated model if `load_best_at_end` is set. Returns the step of the model's weights."""
         last, step = int(self.state.global_step), self.state.best_global_step
         if self._config.load_best_at_end is None or not step or step == last:
             return last
@@ -258,7 +258,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LambdaLR:
-        """Replace transformers' schedules, whose first step has a learning rate of 0 if there is a warm-up."""
+        """Replace transformers' schedules, which have a learning rate of 0 in the first step if there is a warm-up."""
         config, warmup = self._config, math.ceil(num_training_steps * self._config.warmup_ratio)
         # LambdaLR passes the number of steps already taken; rate_factor counts steps from 1.
         scheduler = LambdaLR(

@@ -12,7 +12,7 @@ def unrelated_examples(examples: Sequence[PackedExample], max_length: int) -> li
 
     Texts are truncated to `max_length` tokens. Another answer to the same prompt would be related to it; only if all
     prompts are equal, the nearest different answer is used. Example with pairs (prompt, answer) a1, a2, b3, where the
-    first example follows the last as in a circle: the results are a3, a3, b2.
+    first example follows the last (with wrap-around): the results are a3, a3, b2.
     """
     others = _nearest_others([example.prompt for example in examples]) or _nearest_others(
         [example.answers[0] for example in examples]
@@ -24,9 +24,9 @@ def unrelated_examples(examples: Sequence[PackedExample], max_length: int) -> li
 
 
 def _nearest_others(texts: Sequence[list[int]]) -> list[int]:
-    """Return for each text the index of the nearest different one before it, in a circle; empty if all are equal."""
+    """Return for each text the index of the nearest different one before it, cyclically; empty if all are equal."""
     nearest = [-1] * len(texts)
-    # The second round completes texts at the beginning whose preceding texts, at the end of the circle, equal them.
+    # The second round completes texts at the beginning that equal the texts before them, at the end of the list.
     for index in (*range(len(texts)), *range(len(texts))):
         before = (index - 1) % len(texts)
         nearest[index] = before if texts[before] != texts[index] else nearest[before]

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _SHORTEST_ANSWER = 2
-# Texts that replace a prompt whose end shares a token with the answer: most texts begin a new token after them.
+# Texts that replace a prompt if its end shares a token with the answer: most texts begin a new token after them.
 _SUBSTITUTES = ("\n", ".")
 
 
@@ -47,7 +47,7 @@ class TokenPair:
 
 @dataclass(frozen=True)
 class Truncation:
-    """The number of tokens by which each text was truncated."""
+    """The number of tokens by which each section was truncated."""
 
     prompt: int = 0
     chosen: int = 0
@@ -102,7 +102,7 @@ class PairTokenizer:
         The tokenizer begins with the call, in a thread of its own; the iteration awaits it.
         """
         prompts = [_with_one_bos(prompt, self._bos) for prompt, _, _ in texts]
-        answers = [(place, answer) for place, (_, *both) in enumerate(texts) for answer in both if answer is not None]
+        answers = [(index, answer) for index, (_, *both) in enumerate(texts) for answer in both if answer is not None]
         self._begun = self._background.submit(self._encode_texts, prompts, answers)
         return self._pairs(texts, self._begun)
 
@@ -127,19 +127,19 @@ class PairTokenizer:
     def _encode_answers(
         self, prompts: Sequence[str], starts: Sequence[list[int]], answers: Sequence[tuple[int, str]]
     ) -> list[list[int]]:
-        """Return the ids of each answer after the prompt at its place."""
+        """Return the ids of each answer after the prompt at its index."""
         if self._is_context_free:
             return _all_ids(self._tokenizer, [answer for _, answer in answers])
-        wholes = _all_ids(self._tokenizer, [prompts[place] + answer for place, answer in answers])
+        wholes = _all_ids(self._tokenizer, [prompts[index] + answer for index, answer in answers])
         return [
-            self._continuation(starts[place], whole, answer)
-            for (place, answer), whole in zip(answers, wholes, strict=True)
+            self._continuation(starts[index], whole, answer)
+            for (index, answer), whole in zip(answers, wholes, strict=True)
         ]
 
     def _continuation(self, start: list[int], whole: list[int], answer: str) -> list[int]:
         """Return the ids of `whole` after its prompt's own, `start`.
 
-        If a token spans the border between both, the prompt's own ids change, and the model could never generate the
+        If a token spans the boundary between both, the prompt's own ids change, and the model could never generate the
         answer from them. Then the ids that the answer has after another text are used.
         """
         if whole[: len(start)] == start:
@@ -168,16 +168,16 @@ class PairTokenizer:
 
     def _up_to_own_end(self, ids: list[int]) -> list[int]:
         """Return the ids up to a special token that only whitespace follows; empty without one to keep."""
-        ends = next((place for place in reversed(range(len(ids))) if not self._blank(ids[place])), None)
+        ends = next((index for index in reversed(range(len(ids))) if not self._blank(ids[index])), None)
         return ids[: ends + 1] if ends is not None and ids[ends] in self._own_ends else []
 
     def _without_end(self, ids: list[int]) -> list[int]:
         """Return the ids before the trailing end tokens. Whitespace between and after those is removed with them."""
         begins = len(ids)
-        for place in reversed(range(len(ids))):
-            if ids[place] in self._ends:
-                begins = place
-            elif not self._blank(ids[place]):
+        for index in reversed(range(len(ids))):
+            if ids[index] in self._ends:
+                begins = index
+            elif not self._blank(ids[index]):
                 break
         return ids[:begins]
 

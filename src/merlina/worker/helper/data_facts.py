@@ -128,4 +128,4 @@ def _measure(pair: Pair, encoder: PairEncoder | None) -> tuple[None, Lengths | N
     if encoder is None:
         return None, None, frozenset()
     encoded = encoder.encode(pair)
-    return None, encoded.lengths, encoded.text.remarks
+    return None, encoded.lengths, encoded.text.finding_kinds

@@ -88,17 +88,17 @@ def _token_sample_builder(encoder: PairEncoder, tokenizer: Any) -> SampleBuilder
             if isinstance(encoded, UnusableRowError):
                 yield encoded
             else:
-                yield partial(sample, encoded), encoded.lengths, encoded.text.remarks
+                yield partial(sample, encoded), encoded.lengths, encoded.text.finding_kinds
 
     return show
 
 
 def _tokens(tokenizer: Any, special: frozenset[int], ids: list[int], text: str, before: str = "") -> dict[str, Any]:
-    """Return the first token ids, the text of each, the places of special tokens, and the `count` of all ids."""
+    """Return the first token ids, the text of each, the indices of special tokens, and the `count` of all ids."""
     shown = ids[:_MAX_TOKENS_SHOWN]
     return {
         "ids": shown,
         "pieces": [shorten(piece, _MAX_PIECE_LENGTH) for piece in token_texts(tokenizer, shown, text, before)],
-        "special": [place for place, token in enumerate(shown) if token in special],
+        "special": [index for index, token in enumerate(shown) if token in special],
         "count": len(ids),
     }

@@ -252,7 +252,7 @@ class DataLoading:
                 yield encoded
             else:
                 self._refuse_unknown_ids(pair, encoded)
-                yield encoded.tokens, encoded.lengths, encoded.text.remarks
+                yield encoded.tokens, encoded.lengths, encoded.text.finding_kinds
 
     def _refuse_unknown_ids(self, pair: Pair, encoded: EncodedPair) -> None:
         if (token := encoded.id_outside(self._vocabulary_size)) is not None:

@@ -6,7 +6,7 @@ is done; an error of any rank becomes the last event of the run, written by the 
 ranks belong to the worker's session, hold its lock and are killed by the system when it dies. The run therefore does
 not count as dead while one of them still uses a GPU.
 
-torchrun is not used: it starts new interpreters, whose imports take seconds, and handles the signals that stop a run.
+torchrun is not used: it starts new interpreters, which import for seconds, and handles the signals that stop a run.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from merlina.errors import MerlinaError, ModelError, first_line
 from merlina.faults import FaultPoint, reach
 from merlina.model_placement import last_placement, placement_awaiting_end
 from merlina.run_folder.event_log import EventLog
-from merlina.run_folder.folder import RunFolder, remove_token_ids
+from merlina.run_folder.folder import RunFolder, remove_token_cache
 from merlina.run_folder.order import RunOrder
 from merlina.schemas.events import Ended
 from merlina.training.reporter import StoppedEarly
@@ -142,7 +142,7 @@ def _complete(stages: Stages, final_metrics: Mapping[str, float | None]) -> None
     stages.reporter.end(Ended(state="completed", output_dir=order.output_dir, final_metrics=dict(final_metrics)))
     reach(FaultPoint.END_REPORTED)
     checkpoints.remove_folder(folder.checkpoints_dir)
-    remove_token_ids(folder)
+    remove_token_cache(folder)
 
 
 def describe_error(error: Exception, folder: RunFolder) -> str:

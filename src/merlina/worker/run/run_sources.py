@@ -33,7 +33,7 @@ class RunSources:
 
     @property
     def are_files(self) -> bool:
-        """Whether all sources are files, whose stamps tell whether they were changed."""
+        """Whether all sources are files, which have stamps that change with them."""
         return all(self._file(part) is not None for part in (*self.training_parts, *self.eval_parts))
 
     def stamps(self) -> dict[str, FileStamp]:

@@ -45,7 +45,7 @@ from merlina.worker.run.run_sources import RunSources
 from merlina.worker.run.token_cache import TokenCache
 from merlina.worker.run.wandb_logging import with_wandb
 
-_HELD_AS = {4: "4-bit NF4", 8: "8-bit integers", None: ""}
+_PRECISIONS = {4: "4-bit NF4", 8: "8-bit integers"}
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,10 @@ class Stages:
         trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         if trained == 0:
             raise TrainingError("No weight of the model would be trained; check target_modules and use_lora")
-        held = _HELD_AS[self.order.config.weight_bits] or dtype_name(dtype)
+        bits = self.order.config.weight_bits
+        precision = _PRECISIONS[bits] if bits else dtype_name(dtype)
         device = "GPU" if training_device().type == "cuda" else "CPU"
-        place = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
-        self.reporter.note("info", f"{trained:,} weights are trained on the {place}; the model is held as {held}")
+        devices = device if self.ranks.count == 1 else f"{device}, in {self.ranks.count} processes that share each step"
+        self.reporter.note(
+            "info", f"{trained:,} weights are trained on the {devices}; the weights of the model are {precision}"
+        )

@@ -1,4 +1,7 @@
-"""Requests to stop or to pause, as the worker receives them: a file in the run folder, and a signal as notice.
+"""Requests to stop or to pause, as the worker receives them.
+
+A request is a file in the run folder. SIGTERM makes the worker check for it at once; if a full disk prevents the file,
+SIGTERM alone requests a stop.
 
 In the server, `jobs/requests.py` decides on them, and `executors/local.py` writes the file and sends the signal. In the
 worker, `training/loop/callbacks.py` checks for them after each optimizer step, and `worker/run/run.py` completes them.

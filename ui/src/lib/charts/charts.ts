@@ -70,7 +70,7 @@ export const CHARTS: ChartSpec[] = [
 
 const SET_COLORS = ['--chosen', '--rejected', '--text', '--text-muted'];
 
-/** Return the names of the sets that a configuration evaluates on; none if there is only one, whose metrics are the overall ones. */
+/** Return the names of the sets that a configuration evaluates on; none if there is only one, since its metrics are the overall ones. */
 export function evaluationSets(config: Values | undefined): string[] {
   const dataset = (config?.dataset ?? {}) as { test_size?: number; eval_source?: unknown; eval_sources?: Record<string, unknown> | null };
   const names = Object.keys(dataset.eval_sources ?? {});

@@ -41,7 +41,7 @@ export const FINDING_LABELS: Record<FindingKind, string> = {
   markers_in_text: 'Markers in the text',
   prompt_rearranged: 'Prompt rendered differently',
   system_dropped: 'System message not rendered',
-  thought_restored: 'Thought restored',
+  thought_restored: 'Reasoning restored',
   reasoning_unused: 'Reasoning not trained',
   over_max_length: 'Truncated',
   same_after_truncation: 'Identical once truncated',

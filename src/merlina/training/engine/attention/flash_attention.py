@@ -79,7 +79,7 @@ def varlen_layout(segments: tuple[Segment, ...], device: torch.device) -> Varlen
 
 def supports_flash_attention(query: Tensor, value: Tensor) -> bool:
     """Return whether the kernel supports device, dtype and head sizes of query[1, H, N, D] and value[1, K, N, E]."""
-    # It supports neither float32 nor heads whose keys and values have different sizes.
+    # It supports neither float32 nor heads with keys and values of different sizes.
     size = query.shape[-1]
     fits = size == value.shape[-1] <= _LARGEST_HEAD and size % _HEAD_MULTIPLE == 0
     return (
@@ -104,8 +104,8 @@ def flash_attention(
 class _FlashAttention(torch.autograd.Function):
     """Flash attention (arXiv 2205.14135) through the operators that torch's own `varlen_attn` calls.
 
-    Called directly because the gradients of repeated keys are then added without sorting, and because `varlen_attn`
-    accepts grouped key heads and windows only since torch 2.12.
+    Called directly because the gradients of repeated keys are then added without sorting, and because the GPUs on which
+    the engine was verified have torch 2.11, where `varlen_attn` accepts neither grouped key heads nor windows.
     """
 
     @staticmethod

@@ -9,7 +9,7 @@ queries and L keys of one text.
 Query n attends to key m if two conditions hold. The pack decides the first: both positions belong to one text. The
 model decides the second, by the rule from which it would build its mask: query q of a text may attend to key k of the
 same text. For a full layer the rule is k <= q, for a sliding window also k > q - window; other rules, such as chunks,
-are possible. Worked example: a prompt of 2 tokens with answers of 2 and 3 tokens (whose last tokens are not inputs) and
+are possible. Worked example: a prompt of 2 tokens with answers of 2 and 3 tokens (the last of each is not an input) and
 a window of 2:
 
     position n           0    1    2    3    4        position 2 is the first answer, 3 and 4 the second

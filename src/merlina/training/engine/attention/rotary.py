@@ -1,4 +1,4 @@
-"""Rotary embeddings whose angles depend on the length of a text: each text gets the angles of its own length.
+"""Rotary embeddings with angles that depend on the length of a text: each text gets the angles of its own length.
 
 A rotary embedding rotates position p of a text by the angles p * f, one for each frequency f (arXiv 2104.09864). Two
 kinds choose their frequencies by the length T of the text (transformers.modeling_rope_utils.dynamic_rope_update):
@@ -14,8 +14,8 @@ explicitly:
     longrope, limit 100, texts of 80, 90, 130 tokens      groups [80, 90], [130]
     dynamic, maximum 100, texts of 80, 120, 130 tokens    groups [80], [120], [130]
 
-A prompt whose answers end on both sides of a limit is computed once for each side. Its own log-probability, if it is
-trained on, comes from the text of the first answer.
+A prompt with answers that end on both sides of a limit is computed once for each side. Its own log-probability, if it
+is trained on, comes from the text of the first answer.
 
 Legend: M targets of a pack.
 """
@@ -38,7 +38,7 @@ _Text = tuple[int, int]
 
 
 class RotaryLengths:
-    """The rotary embeddings of a model whose angles depend on a text's length; false if it has none.
+    """The rotary embeddings of a model, with angles that depend on a text's length; false if it has none.
 
     Replaces the forward methods of these embeddings.
     """

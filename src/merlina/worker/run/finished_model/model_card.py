@@ -117,7 +117,7 @@ def _examples(config: TrainingConfig, data: TrainingData) -> str:
 
 
 def _quantized_in_training(config: TrainingConfig) -> str:
-    return f", with the base model held in {config.weight_bits} bits" if config.weight_bits else ""
+    return f", with the base model quantized to {config.weight_bits} bits" if config.weight_bits else ""
 
 
 def _metadata(config: TrainingConfig, location: ModelLocation) -> dict[str, Any]:

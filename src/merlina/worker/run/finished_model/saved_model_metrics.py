@@ -8,7 +8,7 @@ _RUN_METRICS = ("tokens_per_second", "memory_gib", "gpu_memory")
 
 
 class SavedModelMetrics:
-    """Collects the metrics of a run in order. `step` is the optimizer step whose weights are saved, once known."""
+    """Collects the metrics of a run in order. `step` is the optimizer step of the saved weights, once known."""
 
     def __init__(self) -> None:
         self.step: int | None = None

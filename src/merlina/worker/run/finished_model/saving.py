@@ -40,7 +40,8 @@ def save_model(
 ) -> None:
     """Save weights, tokenizer, configuration and model card in `order.output_dir`; training ended after `step`.
 
-    An older model there is moved to `<name>.before-<job id>`, which an event records.
+    An older model there is moved to `<name>.before-<job id>`, which an event records. Raises TrainingError if another
+    model was put there meanwhile, and DiskFullError.
     """
     target = Path(order.output_dir)
     target.parent.mkdir(parents=True, exist_ok=True)
