@@ -37,6 +37,7 @@ _MARKED_SLOW = re.compile(r"^pytestmark = .*pytest\.mark\.slow", re.MULTILINE)
 _DURATIONS = "merlina/seconds_by_file"
 _UNKNOWN_SECONDS = 3600.0
 _seconds: Counter[str] = Counter()
+_num_frozen = 0
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,8 +63,10 @@ def pytest_collection(session: pytest.Session) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
+    global _num_frozen
     gc.freeze()
     gc.enable()
+    _num_frozen = len(sys.modules)
     if session.config.getoption("--fast") and "torch" in sys.modules:
         raise pytest.UsageError("a test file without `pytestmark = pytest.mark.slow` imports torch")
 
@@ -76,6 +79,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     known = _recorded_seconds(config)
     # One process runs all tests of a file. Those that took longest in the last run start first.
     items.sort(key=lambda item: -known.get(_file(item.nodeid), _UNKNOWN_SECONDS))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Exclude modules that tests have imported from garbage collection, as the worker does.
+
+    Each run in this process collects garbage explicitly, which would take longer than its training.
+    """
+    global _num_frozen
+    if len(sys.modules) > _num_frozen + 200:
+        gc.collect()
+        gc.freeze()
+        _num_frozen = len(sys.modules)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -240,7 +240,7 @@ def test_the_queue_survives_a_kill_and_an_orphaned_folder_is_removed(server: Ser
 
 @dataclass(frozen=True)
 class Moved:
-    """A job whose model a retry has moved, the retry, and the weights that the first one saved."""
+    """A job that found a foreign folder and whose model a retry has moved, the retry, and the first one's weights."""
 
     first: str
     second: str
@@ -250,6 +250,9 @@ class Moved:
 @pytest.fixture(scope="module")
 def moved(server: Server, tiny_model: Path) -> Moved:
     dataset = pairs_file(server.root / "moved.jsonl")
+    foreign = server.root / "models" / "again"
+    foreign.mkdir(parents=True)
+    (foreign / "notes").touch()
     first = server.train(training_config(tiny_model, dataset, "again", max_steps=1, eval_steps=0))
     assert server.until_ended(first).status == "completed"
     weights = (server.root / "models" / "again" / "adapter_model.safetensors").read_bytes()
@@ -273,23 +276,9 @@ def test_an_existing_model_is_moved_beside_the_new_one(server: Server, moved: Mo
         assert server.status(job_id).output_dir == listed[job_id] == str(folder)
 
 
-def test_a_foreign_folder_is_kept_and_a_removed_model_is_forgotten(server: Server, config: Config) -> None:
-    models = server.root / "models"
-    (models / "by-hand").mkdir(parents=True)
-    (models / "by-hand" / "notes").touch()
-    first = server.train(config(server, "by-hand", max_steps=1))
-    server.until_ended(first)
-    with server.client() as client:
-        assert client.status(first).output_dir == str(models / "by-hand")
-        assert [path.name for path in (models / f"by-hand.before-{first}").iterdir()] == ["notes"]
-        shutil.rmtree(models / "by-hand")
-        second = client.retry(first).job_id
-        assert server.until_ended(second).output_dir == str(models / "by-hand")
-        assert client.status(first).output_dir is None
-        *_, last = client.watch(first)
-    assert isinstance(last, CompletedMessage)
-    assert last.output_dir is None
-    assert "completed: its model no longer exists" in command("watch", first, url=server.url).stdout
+def test_a_foreign_folder_is_kept(server: Server, moved: Moved) -> None:
+    kept = server.root / "models" / f"again.before-{moved.first}"
+    assert [path.name for path in kept.iterdir()] == ["notes"]
 
 
 def test_only_a_run_with_a_checkpoint_can_be_resumed(server: Server, done: str) -> None:
@@ -384,9 +373,22 @@ def test_the_loading_code_of_a_model_that_a_later_run_moved_loads_that_model(ser
     assert repr(second) in codes[1]
 
 
+def test_a_removed_model_is_forgotten(server: Server, moved: Moved) -> None:
+    folder = server.root / "models" / "again"
+    with server.client() as client:
+        shutil.rmtree(folder)
+        third = client.retry(moved.second).job_id
+        assert server.until_ended(third).output_dir == str(folder)
+        assert client.status(moved.second).output_dir is None
+        *_, last = client.watch(moved.second)
+    assert isinstance(last, CompletedMessage)
+    assert last.output_dir is None
+    assert "completed: its model no longer exists" in command("watch", moved.second, url=server.url).stdout
+
+
 def test_an_ended_job_is_deleted_completely(server: Server, moved: Moved) -> None:
     """The last test, because others use this job."""
-    job_id = moved.second
+    job_id = moved.first
     model = Path(server.status(job_id).output_dir or "")
     with server.client() as client:
         assert client.delete(job_id).status == "success"

@@ -153,8 +153,7 @@ def test_a_forced_job_is_admitted_until_its_model_is_unloaded(chat_process: Chat
     first = chat_process.pid
     # The model is loaded already, and forced from now on.
     assert load_refused(2, force=True) == first
-    assert load_refused(3) != first
-    assert load_refused(4) is not None
+    assert load_refused(3) not in (first, None)
     with pytest.raises(InsufficientMemoryError):
         load_refused(2, "other")
     assert chat_process.status.forced

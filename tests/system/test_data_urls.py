@@ -102,7 +102,7 @@ def test_an_address_outside_the_setting_is_refused_by_every_route(
     assert_nowhere(server.root, b"s3cret")
 
 
-def test_a_run_on_addresses_has_the_losses_of_one_on_files(
+def test_a_run_on_addresses_has_the_losses_of_one_on_files_and_its_resume_recognizes_replaced_rows(
     host: DataHost, hosted: tuple[DataHost, Server], config: Config
 ) -> None:
     _, server = hosted
@@ -114,14 +114,29 @@ def test_a_run_on_addresses_has_the_losses_of_one_on_files(
     ended = []
     for number, (source, news) in enumerate((local, remote)):
         dataset = {"source": source, "eval_sources": {"news": news}}
-        content = config(server, f"addressed-{number}", dataset=dataset, max_steps=3, eval_steps=3)
+        content = config(server, f"addressed-{number}", dataset=dataset, max_steps=6, save_steps=3, eval_steps=3)
         with server.http() as http:
             report = http.post("/validate", json=content).json()
             assert report["valid"], report
             assert report["results"]["rows_examined"] == 40
+        if source is remote[0]:
+            server.crash_file.write_text("save.reported:1")
         ended.append(server.until_ended(server.train(content)))
+    job = ended[1].job_id
+    assert [one.status for one in ended] == ["completed", "failed"]
+
+    kept = host.files["open/pairs.jsonl"]
+    host.files["open/pairs.jsonl"] = kept.replace(b"runes", b"moons")
+    with server.client() as client:
+        client.resume(job)
+        refused = server.until_ended(job)
+        assert refused.status == "failed"
+        assert "The data set is not the one that this run was trained on until step 3" in str(refused.error)
+        host.files["open/pairs.jsonl"] = kept
+        client.resume(job)
+    ended[1] = server.until_ended(job)
     assert [(one.status, one.error) for one in ended] == [("completed", None)] * 2
-    assert server.losses(ended[0].job_id) == server.losses(ended[1].job_id)
+    assert server.losses(ended[0].job_id) == server.losses(job)
     assert (ended[0].final_metrics or {})["final_eval_loss"] == (ended[1].final_metrics or {})["final_eval_loss"]
     for folder in (server.root / "data", server.root / "models"):
         assert_nowhere(folder, *(secret.encode() for secret in SECRETS.values()))
@@ -147,27 +162,6 @@ def test_the_rows_of_parquet_are_counted_before_a_run(
     # Four pairs in a step.
     assert steps == {"many.parquet": 625, "many.jsonl": None}
     assert totals == {"many.parquet": 2500, "many.jsonl": None}
-
-
-def test_a_resume_recognizes_rows_that_were_replaced(
-    host: DataHost, hosted: tuple[DataHost, Server], config: Config
-) -> None:
-    _, server = hosted
-    dataset = {"source": at(f"{host.origin}/open/pairs.jsonl")}
-    server.crash_file.write_text("save.reported:1")
-    job = server.train(config(server, "replaced", dataset=dataset, max_steps=6, num_epochs=50, save_steps=3))
-    assert server.until_ended(job).status == "failed"
-    kept = host.files["open/pairs.jsonl"]
-    host.files["open/pairs.jsonl"] = kept.replace(b"runes", b"moons")
-    with server.client() as client:
-        client.resume(job)
-        status = server.until_ended(job)
-        assert status.status == "failed"
-        assert "The data set is not the one that this run was trained on until step 3" in str(status.error)
-        host.files["open/pairs.jsonl"] = kept
-        client.resume(job)
-    status = server.until_ended(job)
-    assert (status.status, status.error) == ("completed", None)
 
 
 def test_a_run_on_a_file_that_cannot_be_read_fails_with_the_cause(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +41,36 @@ def undisturbed(server: Server, tiny_model: Path) -> str:
     return job
 
 
-def test_a_paused_run_continues_and_ends_like_an_undisturbed_one(
+def test_a_run_that_is_paused_and_preempted_ends_like_an_undisturbed_one(
     server: Server, config: Config, undisturbed: str
 ) -> None:
-    job = server.train(config(server, "paused", **LONG))
-    server.until_step(job, 15)
-    with server.client() as client:
-        assert client.pause(job).status == "success"
-        until_state(server, job, "paused")
-        status = client.status(job)
+    with server.client() as client, server.http() as http:
+        low = http.post(
+            "/train", json=config(server, "low", **LONG), params={"priority": "low", "preemptible": True}
+        ).json()["job_id"]
+        server.until_step(low, 10)
+        # Stopped, the run takes no step until the request has arrived.
+        server.kill_worker(low, signal.SIGSTOP)
+        assert client.pause(low).status == "success"
+        server.kill_worker(low, signal.SIGCONT)
+        until_state(server, low, "paused")
+        status = client.status(low)
         assert (status.queue_state, status.ended_at, status.attempt) == (None, None, 1)
         assert status.last_checkpoint == status.current_step
-        assert not (server.root / "models" / "paused").exists()
+        assert not (server.root / "models" / "low").exists()
         assert client.queue_status().stats.running_count == 0
-        client.resume(job)
-    ended = server.until_ended(job)
-    assert (ended.status, ended.attempt) == ("completed", 2)
-    assert server.losses(job) == server.losses(undisturbed)
-    assert_same_weights(server, "paused", "undisturbed")
+        client.resume(low)
+        server.until_step(low, status.current_step + 5)
+        server.kill_worker(low, signal.SIGSTOP)
+        high = server.train(config(server, "high", max_steps=3, eval_steps=0), "high")
+        server.kill_worker(low, signal.SIGCONT)
+        # Preempted, the job returns by itself.
+        assert server.until_ended(high).status == "completed"
+    ended = server.until_ended(low)
+    assert (ended.status, ended.attempt, ended.preemptible) == ("completed", 3, True)
+    assert any(f"preempted by {high}" in line for line in server.log_lines(low))
+    assert server.losses(low) == server.losses(undisturbed)
+    assert_same_weights(server, "low", "undisturbed")
 
 
 def test_a_waiting_job_is_paused_and_resumed(server: Server, config: Config) -> None:
@@ -71,21 +84,6 @@ def test_a_waiting_job_is_paused_and_resumed(server: Server, config: Config) -> 
         ended = server.until_ended(second)
         assert (ended.status, ended.attempt) == ("completed", 1)
         assert client.pause(second).status == "warning"
-
-
-@pytest.mark.usefixtures("undisturbed")
-def test_a_low_job_is_preempted_by_a_high_one_and_returns_by_itself(server: Server, config: Config) -> None:
-    with server.http() as http:
-        low = http.post(
-            "/train", json=config(server, "low", **LONG), params={"priority": "low", "preemptible": True}
-        ).json()["job_id"]
-        server.until_step(low, 15)
-        high = server.train(config(server, "high", max_steps=3, eval_steps=0), "high")
-        assert server.until_ended(high).status == "completed"
-    ended = server.until_ended(low)
-    assert (ended.status, ended.attempt, ended.preemptible) == ("completed", 2, True)
-    assert any(f"preempted by {high}" in line for line in server.log_lines(low))
-    assert_same_weights(server, "low", "undisturbed")
 
 
 @pytest.mark.long

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from merlina.run_folder.folder import RunFolder
-from tests.harness import Server, has_ended, until
+from tests.harness import Server, acting_worker, has_ended, until
 
 pytestmark = pytest.mark.slow
 
@@ -38,38 +38,45 @@ def remove_folder(folder: RunFolder) -> None:
     shutil.rmtree(folder.path)
 
 
+LOCK_REASON = "its lock {folder}/lock was removed or replaced"
+LOG_REASON = "its event log {folder}/events.jsonl was removed or truncated"
+FOLDER_REASON = "its run folder {folder} was removed"
+Removals = list[tuple[Callable[[RunFolder], None], str]]
+
+
 @pytest.mark.parametrize(
-    ("remove", "reason"),
+    "removals",
     [
-        (remove_lock, "its lock {folder}/lock was removed or replaced"),
-        pytest.param(replace_lock, "its lock {folder}/lock was removed or replaced", marks=pytest.mark.long),
         pytest.param(
-            remove_log, "its event log {folder}/events.jsonl was removed or truncated", marks=pytest.mark.long
+            [(remove_lock, LOCK_REASON), (remove_folder, "its run folder {folder} was removed")], id="removed"
         ),
-        (remove_folder, "its run folder {folder} was removed"),
+        pytest.param([(replace_lock, LOCK_REASON), (remove_log, LOG_REASON)], id="replaced", marks=pytest.mark.long),
     ],
 )
 def test_a_worker_without_its_folder_ends_itself_and_the_next_starts_after_it(
-    server: Server, config: Config, remove: Callable[[RunFolder], None], reason: str
+    server: Server, config: Config, removals: Removals
 ) -> None:
-    job = server.train(config(server, "detached", **ENDLESS))
-    waiting = server.train(config(server, "after-it", max_steps=1))
-    server.until_step(job, 2)
-    folder = server.folder(job)
-    identity = folder.worker()
-    assert identity is not None
-    worker = psutil.Process(identity.pid)
-    remove(folder)
-    until(lambda: server.status(waiting).status != "queued", what="the next job's start")
-    # It ends right after the event that says so, which is all that the next job waits for.
-    until(lambda: has_ended(worker), 10, "the worker's end")
-    ended = server.status(job)
-    assert ended.status == "failed"
-    assert reason.format(folder=folder.path) in (ended.error or "")
-    assert server.until_ended(waiting).status == "completed"
+    jobs = [server.train(config(server, f"detached-{number}", **ENDLESS)) for number in range(len(removals))]
+    last = server.train(config(server, "after-them", max_steps=1))
+    for job, waiting, (remove, reason) in zip(jobs, [*jobs[1:], last], removals, strict=True):
+        server.until_step(job, 2)
+        folder = server.folder(job)
+        identity = folder.worker()
+        assert identity is not None
+        worker = psutil.Process(identity.pid)
+        assert server.status(waiting).status == "queued"
+        remove(folder)
+        until(lambda waiting=waiting: server.status(waiting).status != "queued", what="the next job's start")
+        # It ends right after the event that says so, which is all that the next job waits for.
+        until(lambda worker=worker: has_ended(worker), 10, "the worker's end")
+        ended = server.status(job)
+        assert ended.status == "failed"
+        assert reason.format(folder=folder.path) in (ended.error or "")
+    assert server.until_ended(last).status == "completed"
     with server.client() as client:
-        client.delete(job)
-        until(lambda: job not in server.history(), what="its deletion")
+        for job in jobs:
+            client.delete(job)
+        until(lambda: not {*jobs} & {*server.history()}, what="their deletion")
 
 
 @pytest.mark.long
@@ -96,10 +103,9 @@ def test_a_worker_that_cannot_end_itself_is_known_to_a_new_server_and_killed(
 
 
 def test_unusable_run_folders_do_not_delay_other_jobs(server: Server, config: Config) -> None:
-    first = server.train(config(server, "first", **ENDLESS))
     names = ("undeletable", "unmarkable", "unstartable")
-    undeletable, unmarkable, unstartable = (server.train(config(server, name, max_steps=1)) for name in names)
-    with server.client() as client:
+    with acting_worker(server), server.client() as client:
+        undeletable, unmarkable, unstartable = (server.train(config(server, name, max_steps=1)) for name in names)
         for job in (undeletable, unmarkable, unstartable):
             client.pause(job)
         # Neither can be opened, under any user.
@@ -110,7 +116,6 @@ def test_unusable_run_folders_do_not_delay_other_jobs(server: Server, config: Co
         client.delete(unmarkable)
         client.resume(unstartable)
         last = server.train(config(server, "last", max_steps=1))
-        client.stop(first)
     assert server.until_ended(last).status == "completed"
     ended = server.status(unstartable)
     assert ended.status == "failed"

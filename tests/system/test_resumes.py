@@ -51,23 +51,17 @@ def test_a_damaged_checkpoint_is_never_used_and_the_step_in_use_is_reported(serv
     assert until_crash_after_saving(server, job) == 9
 
     with server.client() as client:
-        # The server detects it: the response names the step from which the run continues.
+        # The server detects a missing file and a changed one: the response names the step from which the run continues.
         (folder / "checkpoint-9" / "optimizer.pt").unlink()
-        server.crash_file.write_text("save.reported")
+        spoil(folder / "checkpoint-6" / "adapter_model.safetensors")
+        server.crash_file.write_text("save.reported:2")
         answer = client.resume(job)
-        assert "Continuing from the checkpoint at step 6." in answer.message
-        assert answer.warnings == ["checkpoint-9: optimizer.pt is missing; the run continues from step 6 instead"]
+        assert "Continuing from the checkpoint at step 3." in answer.message
+        missing, changed = answer.warnings
+        assert missing == "checkpoint-9: optimizer.pt is missing; the run continues from step 3 instead"
+        assert changed.startswith("checkpoint-6: adapter_model.safetensors ")
         assert until_crash_after_saving(server, job) == 9
-        assert last_resumed(server, job)[:2] == (6, None)
-
-        # Its content is verified, too.
-        spoil(folder / "checkpoint-9" / "adapter_model.safetensors")
-        server.crash_file.write_text("save.reported")
-        answer = client.resume(job)
-        assert "Continuing from the checkpoint at step 6." in answer.message
-        assert "checkpoint-9: adapter_model.safetensors" in answer.warnings[0]
-        assert until_crash_after_saving(server, job) == 9
-        assert last_resumed(server, job)[:2] == (6, None)
+        assert last_resumed(server, job)[:2] == (3, None)
 
         # It is damaged after the response: event and log name both steps and the reason.
         with acting_worker(server):
@@ -156,7 +150,9 @@ def earlier_checkpoint(folder: Path, step: int, best: int | None = None) -> Path
     return path
 
 
-def test_a_resume_with_other_data_is_refused_with_the_difference(server: Server, config: Config) -> None:
+def test_a_resume_with_other_data_or_without_its_folder_is_refused_unless_it_starts_over(
+    server: Server, config: Config
+) -> None:
     file = pairs_file(server.root / "replaced.jsonl", rows=40)
     before = file.read_bytes()
     body = config(server, "replaced", **SHORT)
@@ -179,7 +175,16 @@ def test_a_resume_with_other_data_is_refused_with_the_difference(server: Server,
         assert "step 6." in client.resume(job).message
         assert until_crash_after_saving(server, job) == 9
         file.write_bytes(before.replace(b"What is 7", b"Who is 7"))
+        server.crash_file.write_text("save.reported")
         assert client.resume(job, force=True).message.startswith("Starting over at step 1")
+        assert until_crash_after_saving(server, job) == 3
+
+        # Without its folder, it starts over once more.
+        folder = server.folder(job)
+        shutil.rmtree(folder.path)
+        assert "Starting over" in client.resume(job, force=True).message
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    assert folder.mark_file.exists()
     assert server.until_ended(job).status == "completed"
     assert list(server.losses(job)) == list(range(1, 13))
     assert Path(server.status(job).output_dir or "").is_dir()
@@ -206,20 +211,6 @@ def test_a_request_to_start_over_that_is_withdrawn_or_was_never_committed_remove
         assert "step 6." in client.resume(job).message
     assert server.until_ended(job).status == "completed"
     assert last_resumed(server, job)[0] == 6
-
-
-def test_a_run_whose_folder_was_removed_starts_over_by_force(server: Server, config: Config) -> None:
-    server.crash_file.write_text("save.reported")
-    job = server.train(config(server, "removed", **SHORT))
-    assert until_crash_after_saving(server, job) == 3
-    folder = server.folder(job)
-    shutil.rmtree(folder.path)
-    with server.client() as client:
-        assert "Starting over" in client.resume(job, force=True).message
-    assert folder.path.stat().st_mode & 0o777 == 0o700
-    assert folder.mark_file.exists()
-    assert server.until_ended(job).status == "completed"
-    assert list(server.losses(job)) == list(range(1, 13))
 
 
 def test_a_start_over_of_a_job_that_never_began_counts_once(server: Server, config: Config) -> None:

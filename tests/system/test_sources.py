@@ -29,10 +29,10 @@ def test_a_run_on_several_sources_has_metrics_of_each_set_and_resumes_only_with_
     server: Server, config: Config, tmp_path: Path
 ) -> None:
     news = pairs_file(server.root / "news.jsonl", rows=6)
-    files = [pairs_file(server.root / f"{name}.jsonl", rows=12) for name in ("one", "two")]
+    files = [pairs_file(server.root / f"{name}.jsonl", rows=count) for name, count in (("one", 12), ("two", 8))]
     uploaded = upload(server, pairs_file(tmp_path / "code.jsonl", rows=4))
     dataset = {
-        "sources": [{"source": local(file)} for file in files],
+        "sources": [{"source": local(file), "weight": weight} for file, weight in zip(files, (1, 3), strict=True)],
         "eval_sources": {"news": local(news), "code": {"source_type": "upload", "dataset_id": uploaded}},
     }
     content = config(server, "sources", dataset=dataset, num_epochs=50, max_steps=12, save_steps=3, eval_steps=3)
@@ -50,12 +50,23 @@ def test_a_run_on_several_sources_has_metrics_of_each_set_and_resumes_only_with_
         pairs_file(news, rows=5)
         with pytest.raises(ConflictError, match="other rows to evaluate on in news"):
             client.resume(job)
+        news.write_text(kept)
+
+        # The same rows in the same order, but not from the same sources.
+        contents = [file.read_text() for file in files]
+        lines = "".join(contents).splitlines(True)
+        for file, part in zip(files, (lines[:8], lines[8:]), strict=True):
+            file.write_text("".join(part))
+        with pytest.raises(ConflictError, match="began after rows 12 begin after 8 now"):
+            client.resume(job)
+        for file, content in zip(files, contents, strict=True):
+            file.write_text(content)
+
         files[1].rename(server.root / "moved.jsonl")
         for force in (False, True):
             with pytest.raises(InvalidRequestError, match=r"dataset\.sources\.1: There is no file"):
                 client.resume(job, force=force)
         (server.root / "moved.jsonl").rename(files[1])
-        news.write_text(kept)
         client.resume(job)
         status = server.until_ended(job)
         assert (status.status, status.error) == ("completed", None)
@@ -83,19 +94,6 @@ def test_a_source_that_cannot_be_read_is_refused_by_its_field(server: Server, co
         outside = pairs_file(tmp_path / "outside.jsonl", rows=4)
         content = config(server, "refused", dataset={"source": local(good), "eval_source": local(outside)})
         assert http.post("/train", json=content).status_code == 403
-
-
-def test_a_resume_refuses_rows_that_moved_from_one_source_to_another(server: Server, config: Config) -> None:
-    one, two = (pairs_file(server.root / f"{name}-half.jsonl", rows=count) for name, count in (("one", 8), ("two", 4)))
-    lines = [*one.read_text().splitlines(True), *two.read_text().splitlines(True)]
-    dataset = {"sources": [{"source": local(one)}, {"source": local(two), "weight": 3}], "test_size": 0}
-    server.crash_file.write_text("save.reported:1")
-    job = server.train(config(server, "moved-rows", dataset=dataset, max_steps=12, num_epochs=50, save_steps=3))
-    assert server.until_ended(job).status == "failed"
-    one.write_text("".join(lines[:4]))
-    two.write_text("".join(lines[4:]))
-    with server.client() as client, pytest.raises(ConflictError, match="began after rows 8 begin after 4 now"):
-        client.resume(job)
 
 
 def test_a_resume_that_only_completes_the_run_needs_no_data(server: Server, config: Config) -> None:

@@ -99,20 +99,37 @@ def ranks_of(run: RunFolder) -> list[psutil.Process]:
     return psutil.Process(worker.pid).children()
 
 
+_SAME: dict[str, Any] = {
+    "batch_size": 5, "gradient_accumulation_steps": 1, "lora_dropout": 0.0, "num_epochs": 1000, "max_steps": 40,
+    "eval_steps": 20, "save_steps": 10, "load_best_at_end": "eval_loss",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("training_mode", [pytest.param("orpo", marks=pytest.mark.long), "kto"])
-def test_two_processes_share_each_step_and_train_the_same_model_as_one(runs: Runs, training_mode: str) -> None:
-    """A step has five pairs, the last one a single pair. KTO also sums the reference and the divergence."""
-    same: dict[str, Any] = {
-        "training_mode": training_mode, "batch_size": 5, "gradient_accumulation_steps": 1, "lora_dropout": 0.0,
-        "eval_steps": 4, "save_steps": 3, "load_best_at_end": "eval_loss",
-    }  # fmt: skip
-    one = runs.finish(runs.order(f"{training_mode}-one", 1, **same))
-    two = runs.finish(runs.order(f"{training_mode}-two", 2, **same))
+def test_two_processes_train_the_same_model_as_one_also_after_a_rank_was_killed(runs: Runs, training_mode: str) -> None:
+    """A step has five pairs, the last one of an epoch a single pair. KTO also sums the reference and the divergence."""
+    one = runs.finish(runs.order(f"{training_mode}-one", 1, training_mode=training_mode, **_SAME))
+    two = runs.finish(runs.order(f"{training_mode}-two", 2, training_mode=training_mode, **_SAME))
     assert (one[-1].type, one[-1].state, two[-1].state) == ("ended", "completed", "completed"), two[-1]
     assert any(event.type == "log" and "in 2 processes" in event.message for event in two)
     assert [event.seq for event in two] == list(range(1, len(two) + 1))
     assert metrics_of(two) == pytest.approx(metrics_of(one), rel=1e-4, abs=1e-6)
     assert distance(runs.adapter(f"{training_mode}-two"), runs.adapter(f"{training_mode}-one")) < 1e-5
+
+    order = runs.order(f"{training_mode}-broken", 2, training_mode=training_mode, **_SAME)
+    run = runs.start(order)
+    runs.until_step(run, 12)
+    first, second = ranks_of(run)
+    second.kill()
+    runs.until_ended(run)
+    failed = events_of(run)[-1]
+    assert (failed.type, failed.state) == ("ended", "failed")
+    assert "Process 2 of 2 was killed from outside (signal 9, SIGKILL)" in str(failed.error)
+    until(lambda: not first.is_running(), 10, "the end of the other rank")
+    resumed = runs.finish(order.model_copy(update={"attempt": 2, "resume": True}))
+    assert resumed[-1].state == "completed", resumed[-1]
+    whole, broken = (runs.adapter(f"{training_mode}-{name}") for name in ("two", "broken"))
+    assert all(tensor.equal(whole[name]) for name, tensor in broken.items())
 
 
 def test_a_stop_ends_all_ranks_at_the_same_step_with_the_model_saved(runs: Runs) -> None:
@@ -126,26 +143,6 @@ def test_a_stop_ends_all_ranks_at_the_same_step_with_the_model_saved(runs: Runs)
     assert (last.type, last.state) == ("ended", "stopped")
     assert runs.adapter("stopped")
     until(lambda: not any(rank.is_running() for rank in ranks), 10, "the end of all ranks")
-
-
-def test_a_killed_rank_fails_the_run_by_name_and_a_resume_has_the_same_result_as_an_uninterrupted_run(
-    runs: Runs,
-) -> None:
-    steps = {**_LONG, "max_steps": 30}
-    assert runs.finish(runs.order("whole", 2, **steps))[-1].state == "completed"
-    order = runs.order("broken", 2, **steps)
-    run = runs.start(order)
-    runs.until_step(run, 12)
-    first, second = ranks_of(run)
-    second.kill()
-    runs.until_ended(run)
-    failed = events_of(run)[-1]
-    assert (failed.type, failed.state) == ("ended", "failed")
-    assert "Process 2 of 2 was killed from outside (signal 9, SIGKILL)" in str(failed.error)
-    until(lambda: not first.is_running(), 10, "the end of the other rank")
-    resumed = runs.finish(order.model_copy(update={"attempt": 2, "resume": True}))
-    assert resumed[-1].state == "completed", resumed[-1]
-    assert all(tensor.equal(runs.adapter("whole")[name]) for name, tensor in runs.adapter("broken").items())
 
 
 def _kill_worker(run: RunFolder) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import psutil
 import pytest
 
 from merlina.domain.units import GIB
-from merlina.executors.local import LocalExecutor
 from merlina.run_folder.folder import RunFolder
 from tests.harness import until
 from tests.worker.test_worker import log_of, order_of
@@ -41,25 +42,47 @@ def model_with(model: Path, folder: Path, template: str) -> Path:
     return folder
 
 
+def work(folder: Path) -> None:
+    """Be the worker of a run folder."""
+    from merlina.worker.__main__ import main
+
+    with RunFolder(folder).locked() as lock:
+        main([str(folder), "--lock-fd", str(lock)])
+
+
+@pytest.fixture(scope="module")
+def worker_of() -> Callable[[Path], BaseProcess]:
+    """Start workers by fork from one process that has completed the imports, which saves seconds of each."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["merlina.worker.run.run"])
+
+    def start(folder: Path) -> BaseProcess:
+        process = context.Process(target=work, args=(folder,))
+        process.start()
+        return process
+
+    return start
+
+
 @pytest.mark.parametrize(("template", "problem"), HARMFUL.values(), ids=HARMFUL)
 def test_a_template_that_exceeds_a_limit_on_a_later_row_ends_the_run(
-    tiny_model: Path, tmp_path: Path, template: str, problem: str
+    tiny_model: Path, tmp_path: Path, worker_of: Callable[[Path], BaseProcess], template: str, problem: str
 ) -> None:
     model = model_with(tiny_model, tmp_path / "model", template)
     rows = [{"prompt": f"What is {n}?", "chosen": "A number.", "rejected": "A word."} for n in range(650)]
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = {"source": {"source_type": "local_file", "file_path": str(file)}, "format": {"format_type": "tokenizer"}}
-    run, executor, most = RunFolder(tmp_path / "run"), LocalExecutor({}, spares=None), [0]
-    executor.launch(run, order_of(tmp_path, model, file, dataset=dataset), None)
-    identity = until(run.worker, 30, "the worker's identity")
+    run, most = RunFolder(tmp_path / "run"), [0]
+    run.path.mkdir()
+    run.write_order(order_of(tmp_path, model, file, dataset=dataset))
+    worker = worker_of(run.path)
 
     def has_ended() -> bool:
-        if psutil.pid_exists(identity.pid):
-            status = Path(f"/proc/{identity.pid}/status")
-            lines = status.read_text().splitlines() if status.exists() else []
-            most[0] = max(most[0], *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
-        return not executor.is_alive(run)
+        status = Path(f"/proc/{worker.pid}/status")
+        lines = status.read_text().splitlines() if worker.is_alive() and status.exists() else []
+        most[0] = max(most[0], *(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)
+        return not worker.is_alive()
 
     until(has_ended, 120, "the run's end")
     ended = log_of(run)[-1]
