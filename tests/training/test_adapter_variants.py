@@ -26,16 +26,26 @@ PACK = build_pack(EXAMPLES, with_prompt_targets=True)
 VARIANTS: dict[str, dict[str, Any]] = {
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
+    "whole layers": {
+        "modules_to_save": ["embed_tokens", "lm_head", "layers.1.mlp.up_proj"],
+        "target_modules": ["q_proj"],
+    },
+    "a whole tied layer": {"modules_to_save": ["lm_head"]},
 }
+MODELS: dict[str, dict[str, Any]] = {"a whole tied layer": {"tie_word_embeddings": True}}
 IDS = torch.randint(3, 64, (2, 12), generator=torch.Generator().manual_seed(0))
 
 
-def trainable(settings: dict[str, Any], *, is_random: bool = True, **model: Any) -> Any:
-    """Return a small model with a variant of adapters; random ones change what the model computes."""
-    made: Any = make_trainable(random_model(**model), configure(Path("x"), **settings)).model.train()
+def base_model(variant: str) -> Any:
+    return random_model(**MODELS.get(variant, {}))
+
+
+def trainable(variant: str) -> Any:
+    """Return a small model with random adapters."""
+    made: Any = make_trainable(base_model(variant), configure(Path("x"), **VARIANTS[variant])).model.train()
     torch.manual_seed(2)
     for name, weight in made.named_parameters():
-        if weight.requires_grad and is_random:
+        if weight.requires_grad:
             # A magnitude is a norm, so it stays in its range.
             weight.data = weight * (1 + 0.1 * torch.randn_like(weight)) + (
                 "magnitude" not in name
@@ -51,7 +61,7 @@ def logprobs(model: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_passes_give_the_loss_and_gradients_of_a_float64_computation(variant: str) -> None:
-    model = trainable(VARIANTS[variant])
+    model = trainable(variant)
     exact = copy.deepcopy(model).double()
     weights = torch.tensor([0.3, 1.0, -0.7])
 
@@ -73,18 +83,25 @@ def test_passes_give_the_loss_and_gradients_of_a_float64_computation(variant: st
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_untrained_variant_equals_the_base_model_bit_for_bit(variant: str, dtype: torch.dtype) -> None:
-    model = make_trainable(random_model().to(dtype), configure(Path("x"), **VARIANTS[variant])).model
+    model = make_trainable(base_model(variant).to(dtype), configure(Path("x"), **VARIANTS[variant])).model
     assert all(weight.dtype == torch.float32 for weight in model.parameters() if weight.requires_grad)
-    with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
+    precision: Any = torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext()
+    with precision:
         with model.disable_adapter():
             expected = logprobs(model)
         assert torch.equal(logprobs(model), expected)
+    run, reason = choose_logprob_model(model, PACK, 0, "auto", precision)
+    assert reason is None
+    with torch.no_grad(), precision:
+        policy = run(PACK).sums
+        with model.disable_adapter():
+            assert torch.equal(run(PACK).sums, policy)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_saved_and_merged_variant_gives_what_it_gave_in_training(variant: str, tmp_path: Path) -> None:
-    random_model().save_pretrained(tmp_path / "base")
-    model = trainable(VARIANTS[variant])
+    base_model(variant).save_pretrained(tmp_path / "base")
+    model = trainable(variant)
     expected = logprobs(model)
     model.save_pretrained(tmp_path / "adapter")
 

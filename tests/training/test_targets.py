@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from merlina.domain.adapter_targets import describe, group, match, warn_about_experts
+from merlina.domain.adapter_targets import describe, group, match, match_whole_layers, warn_about_experts
 from merlina.errors import ModelError
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.engine.fast_path import choose_logprob_model
@@ -139,6 +139,37 @@ def test_the_checks_count_the_magnitudes_of_dora(targets: list[str]) -> None:
     trained = sum(weight.numel() for weight in trainable.model.parameters() if weight.requires_grad)
     assert sum(site.adapter_weights(4, has_magnitudes=True) for site in chosen) == trained
     assert sum(kind.trained for kind in trainable.kinds) == trained
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+@pytest.mark.parametrize(
+    "names", [["lm_head"], ["embed_tokens", "lm_head"], ["up_proj"], ["layers.1.self_attn.k_proj"]]
+)
+def test_the_checks_count_the_weights_of_whole_layers(names: list[str], is_tied: bool) -> None:
+    model = build("Llama", **SMALL, tie_word_embeddings=is_tied)
+    found = group(sites(model))
+    whole, problem = match_whole_layers(found, names, ["q_proj"], is_quantized=False)
+    adapted, _ = match(found, ["q_proj"])
+    trainable = make_trainable(model, configure(target_modules=["q_proj"], modules_to_save=names))
+    trained = sum(weight.numel() for weight in trainable.model.parameters() if weight.requires_grad)
+    counted = sum(site.adapter_weights(4, has_magnitudes=False) for site in adapted)
+    assert (counted + sum(site.whole_parameters for site in whole), problem) == (trained, None)
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "problem"),
+    [
+        (["head"], {}, "the model has no layers named head; it has"),
+        (["up_proj"], {"target_modules": "all-linear"}, "up_proj would also get an adapter"),
+        (["up_proj"], {"use_4bit": True}, "up_proj cannot be trained as a whole in 4 or 8 bits"),
+    ],
+)
+def test_layers_that_cannot_be_trained_as_a_whole_are_refused(
+    names: list[str], changes: dict[str, Any], problem: str
+) -> None:
+    settings = {"target_modules": ["q_proj"], "modules_to_save": names, **changes}
+    with pytest.raises(ModelError, match=f"modules_to_save: {problem}"):
+        make_trainable(build("Llama", **SMALL), configure(**settings))
 
 
 def test_missing_targets_are_reported_with_existing_ones() -> None:

@@ -105,6 +105,7 @@ CASES = [
     Case({"disable_dropout": False}, {"base_model": "dropping"}),
     Case({"target_modules": ["q_proj"]}),
     Case({"target_modules": "all-linear"}, {"target_modules": ["q_proj"]}),
+    Case({"modules_to_save": ["embed_tokens", "lm_head"]}),
     Case({"learning_rate": 2e-3}),
     Case({"num_epochs": 2.0}),
     Case({"max_steps": 1}),

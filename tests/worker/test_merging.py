@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from merlina.run_folder.event_log import EventLog, read_events
 from merlina.run_folder.folder import RunFolder
@@ -133,6 +134,10 @@ def assert_same_metrics(shown: dict[str, float], measured: dict[str, float], tol
         {},
         {"training_mode": "dpo", "load_best_at_end": "eval_reward_margin"},
         {"use_lora": False, "learning_rate": 1e-3},
+        {"modules_to_save": ["lm_head"], "use_rslora": True, "training_mode": "dpo", "ld_alpha": 0.5},
+        {"use_dora": True, "training_mode": "dpo", "loss_type": "apo_zero", "nll_weight": 0.5},
+        pytest.param({"use_dora": True, "use_4bit": True}, marks=pytest.mark.long),
+        pytest.param({"modules_to_save": ["lm_head"], "use_4bit": True}, marks=pytest.mark.long),
         pytest.param({"use_4bit": True}, marks=pytest.mark.long),
         pytest.param({"use_8bit": True, "training_mode": "kto"}, marks=pytest.mark.long),
         pytest.param({"dtype": "bfloat16"}, marks=pytest.mark.long),
@@ -207,6 +212,26 @@ def test_merging_changes_only_adapted_layers_although_embeddings_are_tied(
         names = set(file.keys())
     assert is_tied == (targets == ["q_proj", "v_proj"]) == ("lm_head.weight" not in names)
     assert "model.embed_tokens.weight" in names
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes", [{"modules_to_save": ["lm_head", "embed_tokens"]}, {"use_dora": True}, {"use_rslora": True}]
+)
+def test_variants_of_adapters_are_merged_in_float32(
+    tiny_model: Path, tmp_path: Path, changes: dict[str, Any], dtype: str
+) -> None:
+    settings = {"dtype": dtype, "merge_dtype": "float32", "learning_rate": 1e-2, "training_mode": "dpo"}
+    run = ended_run(tiny_model, tmp_path / "run", **settings, **changes)
+    merged = run.merge(tmp_path / "merged")
+    adapter = run.metrics(loaded_by_its_code(run.card(), "unused", tmp_path))
+    assert merged.metrics["eval_loss"] == pytest.approx(adapter["eval_loss"], rel=1e-4 if dtype == "float32" else 2e-2)
+    assert merged.rounding == 0
+    if "modules_to_save" in changes:
+        trained = load_file(tmp_path / "run" / "tuned" / "adapter_model.safetensors")
+        saved = load_file(tmp_path / "merged" / "model.safetensors")
+        for name in ("lm_head", "model.embed_tokens"):
+            assert torch.equal(trained[f"base_model.model.{name}.weight"], saved[f"{name}.weight"])
 
 
 def test_the_rounding_of_a_small_update_is_measured_and_float32_keeps_it(tiny_model: Path, tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ class Site(BaseModel):
         return rank * self.adapter_width + has_magnitudes * self.outputs
 
     @property
+    def whole_parameters(self) -> int:
+        """The number of weights if the site is trained as a whole; those of a tied head are counted elsewhere."""
+        return self.parameters or (self.adapter_width - self.outputs) * self.outputs
+
+    @property
     def is_linear_layer(self) -> bool:
         """Whether the site is a linear layer other than the output head."""
         return not self.is_parameter and self.kind not in _NOT_LINEAR
@@ -100,6 +105,27 @@ def match(sites: Iterable[Site], targets: Sequence[str]) -> tuple[list[Site], li
         if names:
             found.append(_selected_part_of(site, names))
     return found, [target for target in targets if target not in used]
+
+
+def match_whole_layers(
+    sites: Sequence[Site], names: Sequence[str], targets: Sequence[str], *, is_quantized: bool
+) -> tuple[list[Site], str | None]:
+    """Return the sites that `modules_to_save` selects, and what forbids to train them as a whole, or None."""
+    layers = [site for site in sites if not site.is_parameter]
+    chosen, missing = match(layers, names)
+    if missing:
+        return chosen, describe_missing(missing, layers, all_missing=True)
+    adapted, _ = match(layers, targets)
+    if twice := sorted({_leaf(site) for site in chosen} & {_leaf(site) for site in adapted}):
+        return chosen, f"{', '.join(twice)} would also get an adapter; remove it from target_modules or here"
+    quantized = sorted({_leaf(site) for site in chosen if site.is_linear_layer}) if is_quantized else []
+    if quantized:
+        return chosen, f"{', '.join(quantized)} cannot be trained as a whole in 4 or 8 bits; use the full precision"
+    return chosen, None
+
+
+def _leaf(site: Site) -> str:
+    return site.path.rsplit(".", 1)[-1]
 
 
 def _selected_part_of(site: Site, names: Sequence[str]) -> Site:

@@ -83,8 +83,9 @@ def estimate(
     # The backward pass frees activations while it allocates gradients: gradients add to the peak only by their excess.
     # 2 GiB of activations and 3 GiB of gradients make a peak of 3 GiB, not 5.
     gradients = max(0.0, trained * 4 - activations - scores - logits)
-    # Without LoRA, autograd keeps the 16-bit copy of each float32 weight until the backward pass has used it.
-    cast = model.parameters * number_bytes if not config.use_lora and number_bytes == _HALF else 0.0
+    # Of whole layers, autograd keeps the 16-bit copy of each float32 weight until the backward pass has used it.
+    in_float32 = whole_weights(config, model) if config.use_lora else model.parameters
+    cast = in_float32 * number_bytes if number_bytes == _HALF else 0.0
     return Estimate(
         {
             "weights": weight_bytes(config, model, number_bytes, num_shards)
@@ -207,7 +208,14 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
     if not config.use_lora:
         return model.parameters
     adapted, _ = match(model.sites, config.target_modules)
-    return sum(site.adapter_weights(config.lora_r, has_magnitudes=config.use_dora) for site in adapted)
+    in_adapters = sum(site.adapter_weights(config.lora_r, has_magnitudes=config.use_dora) for site in adapted)
+    return in_adapters + whole_weights(config, model)
+
+
+def whole_weights(config: TrainingConfig, model: ModelFacts) -> int:
+    """Return the number of weights in layers that are trained as a whole beside the adapters."""
+    whole, _ = match(model.sites, config.modules_to_save or []) if config.use_lora else ([], [])
+    return sum(site.whole_parameters for site in whole)
 
 
 def _adapted_copies(config: TrainingConfig, model: ModelFacts) -> float:

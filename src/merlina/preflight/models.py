@@ -15,6 +15,7 @@ from merlina.domain.adapter_targets import (
     by_kind,
     describe_missing,
     match,
+    match_whole_layers,
     warn_about_experts,
 )
 from merlina.domain.model_names import is_gguf, local_path
@@ -79,6 +80,15 @@ def check_targets(config: TrainingConfig, model: ModelFacts) -> CheckResult:
         return error("target_modules", describe_missing(missing, model.sites, all_missing=True))
     if config.use_dora and not all(site.is_linear_layer for site in adapted):
         return error("use_dora", LINEAR_LAYERS_ONLY)
+    if (
+        problem := match_whole_layers(
+            model.sites,
+            config.modules_to_save or [],
+            config.target_modules,
+            is_quantized=config.weight_bits is not None,
+        )[1]
+    ) is not None:
+        return error("modules_to_save", problem)
     messages = [describe_missing(missing, model.sites, all_missing=False)] if missing else []
     if (without_experts := warn_about_experts(adapters(config, model))) is not None:
         messages.append(without_experts)

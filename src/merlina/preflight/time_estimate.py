@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from merlina.domain.adapter_targets import match
 from merlina.domain.run_sizes import PACK_POSITIONS
 from merlina.errors import HelperError, StoredConfigError
 from merlina.preflight.memory_estimate import compute_bytes, largest_pack
@@ -182,10 +183,16 @@ def _forward_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens
     return layers + _head_flops(model, _targets(config, tokens))
 
 
+def _trains_head(config: TrainingConfig, model: ModelFacts) -> bool:
+    """Return whether the output head is trained as a whole."""
+    whole, _ = match(model.sites, config.modules_to_save or [])
+    return not config.use_lora or any(site.kind == "output head" for site in whole)
+
+
 def _training_flops(config: TrainingConfig, model: ModelFacts, tokens: PairTokens) -> float:
     """Return the forward and backward FLOPs for one pair; frozen weights have no gradients."""
     passes = 2 + (not config.use_lora) + config.gradient_checkpointing
     # A trained head recomputes its probabilities in the backward pass.
-    head_passes = 2 if config.use_lora else 4
+    head_passes = 4 if _trains_head(config, model) else 2
     layers = _layer_flops(model, tokens.prompt, *_answers(config, tokens))
     return passes * layers + head_passes * _head_flops(model, _targets(config, tokens))

@@ -27,7 +27,7 @@ _USED_BY_LOSS: dict[str, tuple[LossType, ...]] = {
     "label_smoothing": ("sigmoid", "robust", "exo_pair"),
     "dpop_weight": ("sigmoid", "robust", "hinge", "exo_pair", "discopop"),
 }
-_USED_BY_ADAPTERS = ("use_rslora", "use_dora")
+_USED_BY_ADAPTERS = ("use_rslora", "use_dora", "modules_to_save")
 _USED_BY_SCHEDULE: dict[str, SchedulerType] = {
     "lr_scheduler_cycles": "cosine_with_restarts",
     "lr_scheduler_power": "polynomial",

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from merlina.domain.adapter_targets import ALL_LINEAR
+from merlina.domain.adapter_targets import ALL_LINEAR, EXPERTS
 from merlina.schemas.base import RequestModel
 
 _DEFAULT_TARGETS = ["up_proj", "down_proj", "gate_proj", "k_proj", "q_proj", "v_proj", "o_proj"]
@@ -51,6 +51,13 @@ class AdapterFields(RequestModel):
         "head. `experts`: the routed experts of a mixture-of-experts model.",
     )
 
+    modules_to_save: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="Names of layers to train as a whole beside the adapters, and to save with them, such as "
+        "embed_tokens and lm_head to learn a new chat format or language. null: none.",
+    )
+
     @field_validator("target_modules", mode="before")
     @classmethod
     def _may_be_all_linear(cls, value: Any) -> Any:
@@ -61,9 +68,18 @@ class AdapterFields(RequestModel):
             raise ValueError(f'must be a list of layer names, or "{ALL_LINEAR}"{given}')
         return value
 
-    @field_validator("target_modules")
+    @field_validator("target_modules", "modules_to_save")
     @classmethod
-    def _are_layer_names(cls, value: list[str]) -> list[str]:
-        if any(not name.strip() for name in value):
+    def _are_layer_names(cls, value: list[str] | None) -> list[str] | None:
+        if any(not name.strip() for name in value or ()):
             raise ValueError("contains an empty layer name")
+        return value
+
+    @field_validator("modules_to_save")
+    @classmethod
+    def _name_single_layers(cls, value: list[str] | None) -> list[str] | None:
+        if {ALL_LINEAR, EXPERTS} & set(value or ()):
+            raise ValueError(
+                f"takes names of layers, not {ALL_LINEAR!r} or {EXPERTS!r}; use_lora false trains all weights"
+            )
         return value

@@ -44,8 +44,9 @@ class OutputHead:
 
     def logprobs(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the log-probability of each target, shape [M], float32, from hidden[M, H] and targets[M]."""
-        if type(self._head) is nn.Linear and self._head.bias is None and self._cap is None:
-            weight = self._head.weight
+        head = self._active_head()
+        if type(head) is nn.Linear and head.bias is None and self._cap is None:
+            weight = head.weight
             # A custom function is not autocast, so the cast that autocast would make is made here.
             dtype = torch.get_autocast_dtype(hidden.device.type) if _autocasts(hidden) else weight.dtype
             chunk = self._chunk(_CHUNK_BYTES if kernels_for(hidden) is None else _KERNEL_CHUNK_BYTES)
@@ -55,6 +56,18 @@ class OutputHead:
         chunk = self._chunk(_CHUNK_BYTES)
         chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
         return torch.cat([checkpoint(self._one_chunk, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _active_head(self) -> Any:
+        """Return the head that computes: of one that is trained as a whole beside adapters, the trained copy, or the
+        original one while adapters are disabled.
+        """
+        # Not imported with this module, which spare processes import: peft opens every GPU.
+        from peft.utils.other import ModulesToSaveWrapper
+
+        head = self._head
+        if not isinstance(head, ModulesToSaveWrapper):
+            return head
+        return head.original_module if head.disable_adapters else head.modules_to_save["default"]
 
     def _chunk(self, size: int) -> int:
         """Return the number of targets with logits, of two bytes each, that take `size` bytes."""

@@ -6,6 +6,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,21 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from merlina.domain.adapter_targets import LINEAR_LAYERS_ONLY, AdapterKind, by_kind, describe_missing, match
+from merlina.domain.adapter_targets import (
+    LINEAR_LAYERS_ONLY,
+    AdapterKind,
+    Site,
+    by_kind,
+    describe_missing,
+    match,
+    match_whole_layers,
+)
 from merlina.errors import ModelError
 from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.adapter_targets import (
@@ -98,6 +108,7 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         raise ModelError(f"use_dora: {LINEAR_LAYERS_ONLY}")
     if not names and not parameters:
         raise ModelError(f"target_modules: {describe_missing([*missing, *lost], found, all_missing=True)}")
+    whole = _whole_layers(model, found, config)
     settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
@@ -110,17 +121,51 @@ def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
         target_modules=names,
         target_parameters=parameters or None,
+        modules_to_save=whole or None,
     )
     counted = count_parameters(model)
     with ignore_known_warnings():
         adapted: Any = get_peft_model(model, settings)
     _set_magnitudes(adapted)
+    use_float32_for_whole_layers(adapted)
     notes = _notes(missing, lost, has_parameters=bool(parameters), drops=config.lora_dropout > 0)
     if config.use_dora:
         notes.append("use_dora: adapted layers are computed one by one by peft, which is slower than without it")
     if parameters and config.lora_dropout:
         _set_layer_dropout(adapted, config.lora_dropout)
     return Trainable(adapted, by_kind(found, chosen, config.lora_r, counted, has_magnitudes=config.use_dora), notes)
+
+
+def _whole_layers(model: PreTrainedModel, found: list[Site], config: TrainingConfig) -> list[str]:
+    """Return names by which peft finds the layers of `modules_to_save`. Raises ModelError if one cannot be trained."""
+    if config.modules_to_save is None:
+        return []
+    is_quantized = config.weight_bits is not None
+    chosen, problem = match_whole_layers(
+        found, config.modules_to_save, config.target_modules, is_quantized=is_quantized
+    )
+    if problem is not None:
+        raise ModelError(f"modules_to_save: {problem}")
+    return module_names(model, config.modules_to_save, chosen)
+
+
+def use_float32_for_whole_layers(model: nn.Module) -> None:
+    """Hold layers that are trained as a whole in float32, in which small updates are not lost.
+
+    Embeddings are rounded to the model's dtype where they are used, as those of the reference are: otherwise all layers
+    of the policy, and none of the reference, would compute in float32.
+    """
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            dtype = next(module.original_module.parameters()).dtype
+            for trained in module.modules_to_save.values():
+                trained.float()
+                if isinstance(trained, nn.Embedding) and dtype != torch.float32:
+                    trained.register_forward_hook(partial(_rounded, dtype))
+
+
+def _rounded(dtype: torch.dtype, _module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.to(dtype)
 
 
 @torch.no_grad()

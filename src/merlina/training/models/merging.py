@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
 
@@ -46,6 +46,8 @@ def merge_adapter(model: Any, dtype: torch.dtype) -> tuple[Any, RoundingError]:
     rounding = RoundingError()
     for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
         _merge_layer(layer, dtype, rounding)
+    for wrapper in [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]:
+        _measure_whole_layer(wrapper, dtype, rounding)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         merged = model.merge_and_unload()
@@ -62,6 +64,14 @@ def _merge_layer(layer: Any, dtype: torch.dtype, rounding: RoundingError) -> Non
     base.to(dtype)
     for name, weight in base.named_parameters():
         rounding.add(before[name], merged[name], weight.detach())
+
+
+def _measure_whole_layer(wrapper: ModulesToSaveWrapper, dtype: torch.dtype, rounding: RoundingError) -> None:
+    """Add the rounding error of a layer that was trained as a whole, which takes the place of the original one."""
+    originals = dict(wrapper.original_module.named_parameters())
+    for name, weight in wrapper.modules_to_save["default"].named_parameters():
+        trained = weight.detach().float()
+        rounding.add(originals[name].detach().float(), trained, trained.to(dtype))
 
 
 def _untie(model: Any) -> None:

@@ -45,7 +45,7 @@ export const ESSENTIAL_SETTINGS = ['training_mode', 'learning_rate', 'num_epochs
 const GROUPS: [string, string[]][] = [
   ['Method', ['beta', 'simpo_gamma', 'desirable_weight', 'undesirable_weight', 'loss_type', 'loss_weights', 'label_smoothing', 'nll_weight', 'dpop_weight', 'length_normalize', 'ld_alpha', 'seed', 'shuffle_dataset']],
   ['Lengths and steps', ['max_prompt_length', 'batch_size', 'max_steps', 'warmup_ratio', 'lr_scheduler_type', 'lr_scheduler_cycles', 'lr_scheduler_power', 'weight_decay', 'max_grad_norm']],
-  ['Adapters', ['use_lora', 'lora_alpha', 'use_rslora', 'use_dora', 'lora_dropout', 'disable_dropout', 'target_modules']],
+  ['Adapters', ['use_lora', 'lora_alpha', 'use_rslora', 'use_dora', 'lora_dropout', 'disable_dropout', 'target_modules', 'modules_to_save']],
   ['Evaluation and checkpoints', ['eval_steps', 'save_steps', 'logging_steps', 'early_stopping_patience', 'load_best_at_end']],
   ['Memory and precision', ['use_8bit', 'gradient_checkpointing', 'dtype', 'attn_implementation', 'gpu_ids']],
   ['Optimizer', ['optimizer_type', 'adam_beta1', 'adam_beta2', 'adam_epsilon']],

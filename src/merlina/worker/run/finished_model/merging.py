@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftModel, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 from transformers import AutoModelForCausalLM
 
 from merlina.errors import TrainingError
@@ -20,7 +21,7 @@ from merlina.schemas.training.config import TrainingConfig
 from merlina.training.device import compute_dtype, dtype_name, training_device
 from merlina.training.evaluation import PlainModel, mean_answer_logprobs, metrics_of
 from merlina.training.evaluation_sets import EvaluationSet
-from merlina.training.models.adapters import ignore_known_warnings
+from merlina.training.models.adapters import ignore_known_warnings, use_float32_for_whole_layers
 from merlina.training.models.loading import clear_quantization_config, split_gguf, weight_source
 from merlina.training.models.merging import merge_adapter
 from merlina.worker.run.data_loading import TrainingData
@@ -93,6 +94,10 @@ def save_merged(
     dtype = merged_dtype(order.config)
     adapted = _load_adapter(order, device)
     expected = mean_answer_logprobs(PlainModel(adapted), pairs)
+    if order.config.modules_to_save:
+        # peft rounded these layers to the dtype of the base model when it loaded them.
+        use_float32_for_whole_layers(adapted)
+        set_peft_model_state_dict(adapted, load_peft_weights(order.output_dir, device="cpu"))
     merged, rounding = merge_adapter(adapted, dtype)
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -39,6 +39,7 @@ _OPTIONAL_SETTINGS = (
     "ld_alpha",
     "use_rslora",
     "use_dora",
+    "modules_to_save",
 )
 _LABEL_SETTINGS = ("desirable_weight", "undesirable_weight")
 _SHOWN_METRICS = (
