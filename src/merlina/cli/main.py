@@ -8,8 +8,9 @@ import sys
 import typer
 from rich.markup import escape
 
-from merlina.cli import bench, chat, check, configs, data, datasets, gpus, jobs, serve, train
+from merlina.cli import bench, chat, check, configs, datasets, gpus, jobs, serve, train
 from merlina.cli.console import errors
+from merlina.cli.data.command import data
 from merlina.cli.demo.command import demo
 from merlina.errors import InvalidRequestError, MerlinaError
 from merlina.version import current
@@ -24,7 +25,7 @@ commands = typer.Typer(
 commands.command()(serve.serve)
 commands.command()(check.validate)
 commands.command()(check.preview)
-commands.command()(data.data)
+commands.command()(data)
 commands.command()(train.train)
 commands.command()(train.watch)
 commands.command()(train.resume)

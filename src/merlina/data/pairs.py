@@ -84,10 +84,17 @@ def to_demonstration(row: Row) -> Pair:
 
 
 def _check_encodable(pair: Pair) -> None:
-    _check_objects(pair)
-    # Nearly all texts are ASCII, which Python knows without reading them.
-    if all(turn.content.isascii() and turn.reasoning is None for turn in (*pair.prompt, *pair.answers)):
-        return
+    if pair.tools or pair.template_arguments or not all(map(_is_plain, (*pair.prompt, *pair.answers))):
+        _check_objects(pair)
+        _check_texts(pair)
+
+
+def _is_plain(turn: Message) -> bool:
+    """Return whether a message consists of ASCII alone, as nearly all do; Python knows it without reading the text."""
+    return turn.content.isascii() and turn.reasoning is None and not turn.tool_calls and not turn.tool_fields
+
+
+def _check_texts(pair: Pair) -> None:
     names = (*("prompt" for _ in pair.prompt), "chosen", "rejected")
     for name, turn in zip(names, (*pair.prompt, *pair.answers), strict=False):
         _check_text(name, turn.content)
@@ -114,12 +121,12 @@ def _check_text(name: str, text: str) -> None:
 def _turns(row: Row, column: str, role: str) -> list[Message]:
     """Return a column as messages; plain text becomes one message with the given role."""
     value = row.get(column)
+    if isinstance(value, str) and not is_missing(value):
+        return [Message(role, value)]
     if column not in row:
         raise UnusableRowError(_missing(column, list(row)))
     if is_missing(value):
         raise UnusableRowError(f"{column} is empty", "empty_side")
-    if isinstance(value, str):
-        return [Message(role, value)]
     if isinstance(value, dict):
         return [_message(value, column)]
     if isinstance(value, list):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -23,26 +22,15 @@ UNLIMITED = 2**40
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """The whole pair as `text`, the `tokens` that are trained on, and the numbers of truncated tokens, `cut`."""
+    """The whole pair as `text`, the `tokens` that are trained on, and the numbers of truncated tokens, `cut`.
+
+    `lengths` are those of the tokens.
+    """
 
     text: Rendered
     tokens: TokenPair
     cut: Truncation
-
-    @cached_property
-    def lengths(self) -> Lengths:
-        prompt, chosen, rejected = self.tokens.prompt, self.tokens.chosen, self.tokens.rejected
-        answers = (len(chosen) + self.cut.chosen, len(rejected) + self.cut.rejected)
-        return Lengths(
-            prompt=len(prompt),
-            chosen=len(chosen),
-            rejected=len(rejected),
-            highest_id=max(chain(prompt, chosen, rejected)),
-            cut_prompt=self.cut.prompt,
-            cut_answers=self.cut.chosen + self.cut.rejected,
-            same_after_truncation=bool(self.cut) and chosen == rejected,
-            untruncated=len(prompt) + self.cut.prompt + max(answers),
-        )
+    lengths: Lengths
 
     def id_outside(self, vocabulary_size: int) -> int | None:
         """Return the first token id that a model with `vocabulary_size` token ids does not have, or None."""
@@ -50,6 +38,21 @@ class EncodedPair:
             return None
         ids = chain(self.tokens.prompt, self.tokens.chosen, self.tokens.rejected)
         return next(token for token in ids if token >= vocabulary_size)
+
+
+def _lengths(tokens: TokenPair, cut: Truncation) -> Lengths:
+    prompt, chosen, rejected = tokens.prompt, tokens.chosen, tokens.rejected
+    answers = (len(chosen) + cut.chosen, len(rejected) + cut.rejected)
+    return Lengths(
+        prompt=len(prompt),
+        chosen=len(chosen),
+        rejected=len(rejected),
+        highest_id=max(max(prompt), max(chosen, default=0), max(rejected, default=0)),
+        cut_prompt=cut.prompt,
+        cut_answers=cut.chosen + cut.rejected,
+        same_after_truncation=bool(cut) and chosen == rejected,
+        untruncated=len(prompt) + cut.prompt + max(answers),
+    )
 
 
 class PairEncoder:
@@ -142,7 +145,8 @@ class PairEncoder:
             return UnusableRowError("an answer has no tokens in this format", "empty_side")
         if cut and self._drops_overlong:
             return UnusableRowError(f"it is longer than {self._max_length:,} tokens", "dropped_overlong")
-        return EncodedPair(text, TokenPair(tokens.prompt, tokens.chosen, tokens.rejected, pair.number), cut)
+        kept = TokenPair(tokens.prompt, tokens.chosen, tokens.rejected, pair.number)
+        return EncodedPair(text, kept, cut, _lengths(kept, cut))
 
     def token_text(self, token_id: int) -> str:
         """Return a token in the tokenizer's notation."""

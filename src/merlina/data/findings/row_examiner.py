@@ -9,11 +9,12 @@ import re
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from merlina.data.conversation import Message, Pair, SkippedRow
+from merlina.data.conversation import Pair, SkippedRow
 from merlina.data.digests import pair_digest, prompt_digest
 from merlina.data.findings.messages import MESSAGES, OPTIONS
 from merlina.data.previews.row_shortening import truncate_name
@@ -35,8 +36,7 @@ _HEADER = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Lengths:
+class Lengths(NamedTuple):
     """Numbers of tokens in a pair after truncation, its highest token id, and the numbers of truncated tokens.
 
     `untruncated` is what `longest` would be without truncation.
@@ -227,11 +227,13 @@ class RowExaminer:
             return
         if _is_formatted(pair):
             self._count("already_formatted").add(pair.number)
-        elif self._marker and any(self._marker.search(turn.content) for turn in (*pair.answers, *pair.prompt)):
+        elif self._marker and any(map(self._marker.search, [turn.content for turn in (*pair.answers, *pair.prompt)])):
             self._count("markers_in_text").add(pair.number)
 
     def _measure_messages(self, pair: Pair) -> None:
-        prompt, chosen, rejected = (_characters(turns) for turns in (pair.prompt, (pair.chosen,), (pair.rejected,)))
+        prompt = sum([len(turn.content) for turn in pair.prompt])
+        chosen = 0 if pair.chosen is None else len(pair.chosen.content)
+        rejected = 0 if pair.rejected is None else len(pair.rejected.content)
         totals = self._characters
         self._characters = (totals[0] + prompt, totals[1] + chosen, totals[2] + rejected)
         if pair.chosen is None or pair.rejected is None:
@@ -298,10 +300,6 @@ class RowExaminer:
             columns=", ".join(map(truncate_name, unused_columns)),
         )
         return DataFinding(kind=kind, count=count.rows, rows=count.examples, message=message, option=OPTIONS.get(kind))
-
-
-def _characters(turns: Iterable[Message | None]) -> int:
-    return sum(len(turn.content) for turn in turns if turn is not None)
 
 
 def _is_formatted(pair: Pair) -> bool:

@@ -20,6 +20,8 @@ _MAX_VALUES_IN_COLUMNS = 4_000_000
 _MAX_COLUMNS_BYTES = 64 * 1024**2
 # In a truncated text, the parser reports an error within the last literal or escape, which is no longer than this.
 _MAX_WORD_LENGTH = 16
+# A line of this length is below all limits of a row.
+_SURELY_SMALL = 8192
 _WHITE_SPACE = re.compile(r"[ \t\r\n]*")
 # NaN and infinities, which JSON does not have, become None. A decoder of its own for each line would take longer than
 # most lines.
@@ -35,9 +37,11 @@ def read_jsonl(file: TextFile, limit: RowLimit, start: int = 1) -> Iterator[dict
         yield from read_json(file, limit, start)
     else:
         for number, line in islice(_lines(file, limit), start - 1, None):
-            limit.check_json(line, f"line {number}")
+            if len(line) > _SURELY_SMALL:
+                limit.check_json(line, f"line {number}")
             row = _json_object(line, number)
-            limit.check_columns(len(row), f"line {number}")
+            if len(line) > _SURELY_SMALL:
+                limit.check_columns(len(row), f"line {number}")
             yield row
 
 

@@ -38,5 +38,6 @@ def render_answers(
     finding_kinds: Sequence[FindingKind] = (),
 ) -> Rendered:
     """Return the prompt with each answer as `render` gives it."""
-    chosen, rejected = (None if answer is None else render(answer) for answer in (pair.chosen, pair.rejected))
+    chosen = None if pair.chosen is None else render(pair.chosen)
+    rejected = None if pair.rejected is None else render(pair.rejected)
     return Rendered(prompt, chosen, rejected, form, frozenset(finding_kinds))

@@ -6,7 +6,7 @@ Example: two pairs, the first with prompt [5, 6], chosen [7] and rejected [8, 9]
     ends    2 3 5 | 6 8 8        where the sections of each pair end: the prompt, the chosen and the rejected answer
     rows    1 | 2                the pairs' row numbers in the data set
 
-A store with a file moves ids beyond 64 MiB to it and maps them into memory: RAM holds those in use.
+A store with a file moves ids beyond 16 MiB to it and maps them into memory: RAM holds those in use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from merlina.training.models.tokens import TokenPair
 
 _SECTIONS = 3
 _MAX_PROBED_PAIRS = 4096
-_IDS_IN_RAM = 16 * 1024**2
+_IDS_IN_RAM = 4 * 1024**2
 
 
 class TokenStore:
@@ -54,7 +54,7 @@ class TokenStore:
 
     def add(self, pair: TokenPair) -> None:
         for section in (pair.prompt, pair.chosen, pair.rejected):
-            self._ids.extend(section)
+            self._ids.fromlist(section)
             self._ends.append(self._ids_in_file + len(self._ids))
         self._rows.append(pair.row)
         if self._file is not None and len(self._ids) >= _IDS_IN_RAM:

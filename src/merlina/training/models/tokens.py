@@ -121,19 +121,19 @@ class PairTokenizer:
             yield self._fitted(TokenPair(start, chosen, rejected))
 
     def _encode_texts(self, prompts: list[str], answers: Sequence[tuple[int, str]]) -> _Encoded:
-        starts = _all_ids(self._tokenizer, prompts)
-        return starts, self._encode_answers(prompts, starts, answers)
-
-    def _encode_answers(
-        self, prompts: Sequence[str], starts: Sequence[list[int]], answers: Sequence[tuple[int, str]]
-    ) -> list[list[int]]:
-        """Return the ids of each answer after the prompt at its index."""
+        """Return the ids of each prompt, and those of each answer after the prompt at its index."""
         if self._is_context_free:
-            return _all_ids(self._tokenizer, [answer for _, answer in answers])
-        wholes = _all_ids(self._tokenizer, [prompts[index] + answer for index, answer in answers])
-        return [
+            texts = [answer for _, answer in answers]
+        else:
+            texts = [prompts[index] + answer for index, answer in answers]
+        # All at once: after each call, this thread waits for the interpreter, and the tokenizer for this thread.
+        ids = _all_ids(self._tokenizer, prompts + texts)
+        starts, ends = ids[: len(prompts)], ids[len(prompts) :]
+        if self._is_context_free:
+            return starts, ends
+        return starts, [
             self._continuation(starts[index], whole, answer)
-            for (index, answer), whole in zip(answers, wholes, strict=True)
+            for (index, answer), whole in zip(answers, ends, strict=True)
         ]
 
     def _continuation(self, start: list[int], whole: list[int], answer: str) -> list[int]:
@@ -164,7 +164,14 @@ class PairTokenizer:
     def _ended(self, ids: list[int]) -> list[int]:
         if self._own_ends and (own := self._up_to_own_end(ids)):
             return own
-        return ids if self._end is None else [*self._without_end(ids), self._end]
+        if self._end is None:
+            return ids
+        if ids and ids[-1] == self._end and (len(ids) == 1 or self._is_content(ids[-2])):
+            return ids
+        return [*self._without_end(ids), self._end]
+
+    def _is_content(self, token: int) -> bool:
+        return token not in self._ends and not self._blank(token)
 
     def _up_to_own_end(self, ids: list[int]) -> list[int]:
         """Return the ids up to a special token that only whitespace follows; empty without one to keep."""

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from merlina.cli.console import AsJson, errors, print_json
-from merlina.cli.data_report import show_report
-from merlina.cli.option_names import with_option_names
+from merlina.cli.data.option_names import with_option_names
+from merlina.cli.data.report import show_report
 from merlina.cli.serve import read_settings
 from merlina.domain.data_urls import FileLocation, RemoteFile
 from merlina.errors import DataError, InvalidRequestError, NotFoundError
