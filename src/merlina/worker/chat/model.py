@@ -21,7 +21,9 @@ from merlina.errors import ConflictError, InvalidRequestError
 from merlina.schemas.chat import AnswerBegins, AnswerEnds, AnswerText, EndReason, Sampling, Side
 from merlina.schemas.datasets.config import DatasetFormat
 from merlina.schemas.operations import AnswerMessages, FinishedAnswer, LoadChatModel
-from merlina.training.models.loading import ModelSpec, load_model, load_tokenizer, readable_errors, training_device
+from merlina.training.models.loading import ModelSpec, load_model, training_device
+from merlina.training.models.model_files import readable_errors
+from merlina.training.models.tokenizer_loading import load_tokenizer
 from merlina.worker.chat.detokenizer import Detokenizer
 from merlina.worker.encoding import UNLIMITED, PairEncoder
 from merlina.worker.resource_errors import exhausted_memory

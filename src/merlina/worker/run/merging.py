@@ -23,11 +23,11 @@ from merlina.training.models.adapters import ignore_known_warnings
 from merlina.training.models.loading import (
     clear_quantization_config,
     compute_dtype,
-    split_gguf,
     training_device,
     weight_source,
 )
 from merlina.training.models.merging import merge_adapter
+from merlina.training.models.model_files import split_gguf
 from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.generation_config import GENERATION_CONFIG_FILE
 

@@ -30,11 +30,11 @@ from merlina.training.models.loading import (
     compute_dtype,
     free_memory,
     load_model,
-    load_tokenizer,
     training_device,
     vocabulary_size,
     weight_bytes,
 )
+from merlina.training.models.tokenizer_loading import load_tokenizer
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.data_loading import DataLoading, TrainingData
