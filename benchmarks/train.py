@@ -65,7 +65,8 @@ def demo_model_folder(folder: Path) -> Path:
     import torch
     from memory_estimate import demo_model
 
-    from merlina.training.models.loading import ModelSpec, load_model, load_tokenizer
+    from merlina.training.models.loading import ModelSpec, load_model
+    from merlina.training.models.tokenizer_loading import load_tokenizer
 
     gguf = demo_model()
     model = load_model(ModelSpec(str(gguf), "bfloat16", None, "auto", folder)).to(torch.bfloat16)
@@ -85,7 +86,7 @@ def _tokenized(arguments: argparse.Namespace, model: str, folder: Path) -> Path:
     from merlina.data.conversation import Pair
     from merlina.data.dataset import read_pairs
     from merlina.schemas.datasets.config import DatasetConfig
-    from merlina.training.models.loading import load_tokenizer
+    from merlina.training.models.tokenizer_loading import load_tokenizer
     from merlina.worker.encoding import PairEncoder
 
     file = arguments.data or Path(str(files("merlina") / "samples" / "wizard_pairs.jsonl"))

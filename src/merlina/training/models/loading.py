@@ -1,44 +1,27 @@
-"""The base model and its tokenizer: from a Hub id, a local folder or a `.gguf` file."""
+"""The base model: from a Hub id, a local folder or a `.gguf` file."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     GgufConfig,
     PreTrainedModel,
 )
 
-from merlina.domain.model_names import is_gguf, local_path
-from merlina.errors import ModelError, first_line
-from merlina.hub_errors import describe_hub_error
 from merlina.schemas.training.machine import AttentionImplementation, Dtype, WeightBits
 from merlina.training.device import compute_dtype, training_device
+from merlina.training.models.model_files import readable_errors, split_gguf
 
 # The names under which model families declare their number of positions.
 _POSITION_COUNTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length")
-
-_MAX_TEXT_FILE_BYTES = 256 * 1024**2
-# Files that transformers reads as a whole into memory.
-_TEXT_FILES = (
-    "config.json", "generation_config.json", "adapter_config.json", "model.safetensors.index.json",
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model",
-    "chat_template.jinja", "chat_template.json", "processor_config.json", "preprocessor_config.json",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,20 +41,6 @@ class ModelSpec:
     trust_remote_code: bool = False
     is_converted: bool = False
     stays_in_ram: bool = False
-
-
-def load_tokenizer(base_model: str, token: str | None, trust_remote_code: bool = False) -> Any:
-    """Load a model's tokenizer and give it a pad token if it has none. Raises ModelError."""
-    with readable_errors(base_model, token):
-        name, file = split_gguf(base_model)
-        tokenizer = AutoTokenizer.from_pretrained(
-            name, token=token, trust_remote_code=trust_remote_code, **({"gguf_file": file} if file else {})
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
-    if tokenizer.pad_token is None:
-        raise ModelError(f"The tokenizer of {base_model!r} has neither a pad nor an end token")
-    return tokenizer
 
 
 def load_model(spec: ModelSpec) -> PreTrainedModel:
@@ -146,14 +115,6 @@ def weight_bytes(spec: ModelSpec) -> int:
     return width * sum(weight.numel() for weight in model.parameters())
 
 
-def split_gguf(base_model: str) -> tuple[str, str | None]:
-    """Split a `.gguf` path into folder and file name. Anything else is returned without a file."""
-    path = local_path(base_model)
-    if is_gguf(base_model):
-        return str(path.parent), path.name
-    return (str(path) if os.path.isdir(path) else base_model), None
-
-
 def _quantized(bits: WeightBits, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     how = BitsAndBytesConfig(
         load_in_4bit=bits == 4,
@@ -199,45 +160,3 @@ def clear_quantization_config(model: PreTrainedModel) -> None:
         del model.config.quantization_config
     model.is_quantized = False
     model.hf_quantizer = None
-
-
-def check_text_files(base_model: str) -> None:
-    """Raise ModelError if a file of a local folder that is read as a whole is too large or not a regular file."""
-    folder = Path(split_gguf(base_model)[0])
-    for name in _TEXT_FILES if os.path.isdir(folder) else ():
-        path = folder / name
-        if not path.exists():
-            continue
-        if not path.is_file():
-            raise ModelError(f"{path} is not a regular file")
-        if (size := path.stat().st_size) > _MAX_TEXT_FILE_BYTES:
-            raise ModelError(
-                f"{path} has {size:,} bytes, more than the {_MAX_TEXT_FILE_BYTES:,} that any model's file of this name "
-                "needs; copy the model again"
-            )
-
-
-@contextlib.contextmanager
-def readable_errors(base_model: str, token: str | None = None) -> Iterator[None]:
-    """Convert errors of the libraries into a ModelError about this model. Checks its files first."""
-    check_text_files(base_model)
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        message = _message(error, base_model, token_given=token is not None)
-        if message is None:
-            raise
-        raise ModelError(message) from error
-
-
-def _message(error: Exception, base_model: str, *, token_given: bool) -> str | None:
-    hub = describe_hub_error(error, base_model, "model", token_given=token_given)
-    if hub is not None:
-        return hub
-    if isinstance(error, (SafetensorError, json.JSONDecodeError)):
-        return f"The files of {base_model!r} are damaged: {error}"
-    if isinstance(error, (OSError, ValueError, KeyError, ImportError, RuntimeError)):
-        return f"{base_model!r} cannot be loaded: {first_line(error)}"
-    return None

@@ -22,7 +22,9 @@ from merlina.schemas.chat import AnswerBegins, AnswerEnds, EndReason, Sampling, 
 from merlina.schemas.datasets.config import DatasetFormat
 from merlina.schemas.operations import AnswerMessages, FinishedAnswer, LoadChatModel
 from merlina.training.device import training_device
-from merlina.training.models.loading import ModelSpec, load_model, load_tokenizer, readable_errors
+from merlina.training.models.loading import ModelSpec, load_model
+from merlina.training.models.model_files import readable_errors
+from merlina.training.models.tokenizer_loading import load_tokenizer
 from merlina.worker.chat.answer_stream import AnswerEvent, AnswerStream, TokenLogprobs
 from merlina.worker.chat.detokenizer import Detokenizer
 from merlina.worker.chat.stop_texts import StopTexts

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from merlina.data.fingerprint import stamp
 from merlina.data.readers.row_limit import RowLimit
 from merlina.data.rendering.chat_formats import MARKERS
 from merlina.domain.adapter_targets import group
@@ -23,20 +20,18 @@ from merlina.schemas.operations import InspectModel, InspectRun, InspectTokenize
 from merlina.schemas.training.steps import MAX_TEXT_TOKENS
 from merlina.training.engine.attention.pack_attention import packing_obstacle
 from merlina.training.models.adapter_targets import sites
-from merlina.training.models.loading import load_tokenizer, max_positions, readable_errors, split_gguf, vocabulary_size
+from merlina.training.models.loading import max_positions, vocabulary_size
+from merlina.training.models.model_files import readable_errors, split_gguf
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.helper.data_facts import examine_data
 from merlina.worker.helper.phases import PHASES
+from merlina.worker.helper.tokenizer_cache import MAX_LOADING_SECONDS, Version, cached_tokenizer, version_of
 
 _TEMPLATE_CHARACTERS_SHOWN = 200
-_MAX_LOADING_SECONDS = 120.0
-# Facts about a model on the Hub are cached for this long.
-_HUB_CACHE_SECONDS = 300.0
 # transformers states a much larger model_max_length if a tokenizer has no limit.
 _MAX_LENGTH_LIMIT = 10**9
 _MAX_ROWS_EXAMINED = 2000
 _DROPOUT_FIELDS = ("attention_dropout", "attn_pdrop")
-_Version = tuple[object, ...]
 _T = TypeVar("_T")
 _POSITION_EMBEDDINGS = ("wpe", "embed_positions", "position_embeddings")
 
@@ -94,27 +89,6 @@ def _examine_data(operation: InspectRun, tokenizer: Any | None) -> DataFacts:
     return examine_data(operation.config, operation.files, operation.token, row_limit, _MAX_ROWS_EXAMINED, encoder)
 
 
-def cached_tokenizer(name: str, token: str | None, trust_remote_code: bool = False) -> Any:
-    """Return the tokenizer from the cache, or load it if its files have changed. Raises ModelError."""
-    return _tokenizer(name, token, trust_remote_code, _version_of(name))
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(name: str, token: str | None, trust_remote_code: bool, _version: _Version) -> Any:
-    with PHASES.during(f"Loading the tokenizer of {name!r}", _MAX_LOADING_SECONDS, ModelError):
-        return load_tokenizer(name, token, trust_remote_code)
-
-
-def _version_of(model: str) -> _Version:
-    """Return a value that changes with the files of a local model, and with time for a model on the Hub."""
-    name, gguf = split_gguf(model)
-    folder = Path(name)
-    if not folder.is_dir():
-        return (int(time.monotonic() / _HUB_CACHE_SECONDS),)
-    found = [folder / gguf] if gguf else sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")])
-    return tuple((str(path), *stamp(path).model_dump().values()) for path in found if path.is_file())
-
-
 def _or_error(inspect: Callable[[], _T]) -> tuple[_T | None, str | None]:
     try:
         return inspect(), None
@@ -124,13 +98,13 @@ def _or_error(inspect: Callable[[], _T]) -> tuple[_T | None, str | None]:
 
 def _model_facts(base_model: str, access: _Access) -> ModelFacts:
     """Return the facts from the cache, or inspect the model if its files have changed. Raises ModelError."""
-    return _inspect_model(base_model, access, _version_of(base_model))
+    return _inspect_model(base_model, access, version_of(base_model))
 
 
 @lru_cache(maxsize=8)
-def _inspect_model(base_model: str, access: _Access, _version: _Version) -> ModelFacts:
+def _inspect_model(base_model: str, access: _Access, _version: Version) -> ModelFacts:
     """Build the model without its weights. Raises ModelError."""
-    phase = PHASES.during(f"Building the model {base_model!r} without its weights", _MAX_LOADING_SECONDS, ModelError)
+    phase = PHASES.during(f"Building the model {base_model!r} without its weights", MAX_LOADING_SECONDS, ModelError)
     with phase, readable_errors(base_model, access.token):
         config = _config(base_model, access)
         if hasattr(config, "quantization_config") and split_gguf(base_model)[1]:

@@ -56,8 +56,8 @@ def sample_builder(
     config = operation.config
     if config.model_name is None:
         return text_sample_builder(config.format), partial(row_examiner, config.format.format_type)
-    # This import takes seconds, and a preview of text alone does not need it.
-    from merlina.worker.helper.inspection import cached_tokenizer
+    # This import takes more than a second, and a preview of text alone does not need it.
+    from merlina.worker.helper.tokenizer_cache import cached_tokenizer
 
     tokenizer = cached_tokenizer(config.model_name, operation.token, operation.trust_remote_code)
     encoder = PairEncoder(

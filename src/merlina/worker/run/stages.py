@@ -31,10 +31,10 @@ from merlina.training.models.adapters import make_trainable
 from merlina.training.models.loading import (
     ModelSpec,
     load_model,
-    load_tokenizer,
     vocabulary_size,
     weight_bytes,
 )
+from merlina.training.models.tokenizer_loading import load_tokenizer
 from merlina.training.models.unwrapping import unwrap
 from merlina.training.reporter import StoppedEarly
 from merlina.worker.encoding import PairEncoder

@@ -22,8 +22,9 @@ from merlina.training.device import compute_dtype, dtype_name, training_device
 from merlina.training.evaluation import PlainModel, mean_answer_logprobs, metrics_of
 from merlina.training.evaluation_sets import EvaluationSet
 from merlina.training.models.adapters import ignore_known_warnings, use_float32_for_whole_layers
-from merlina.training.models.loading import clear_quantization_config, split_gguf, weight_source
+from merlina.training.models.loading import clear_quantization_config, weight_source
 from merlina.training.models.merging import merge_adapter
+from merlina.training.models.model_files import split_gguf
 from merlina.worker.run.data_loading import TrainingData
 from merlina.worker.run.finished_model.generation_config import GENERATION_CONFIG_FILE
 
