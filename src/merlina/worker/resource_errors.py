@@ -17,7 +17,7 @@ def disk_is_full(error: BaseException) -> bool:
     text = str(error)
     if isinstance(error, SafetensorError):
         return any(f"(os error {number})" in text for number in DISK_FULL_ERRNOS)
-    # Its files are read by a PytorchStreamReader; "unexpected pos" is the writer's, once a write has failed.
+    # torch reads files with a PytorchStreamReader; "unexpected pos" comes from its writer, once a write has failed.
     return isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "unexpected pos" in text)
 
 

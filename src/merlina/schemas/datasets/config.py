@@ -129,7 +129,7 @@ class _SourceWithOptions(RequestModel):
 
     source: DatasetSource = Field(description="Where the rows are.")
     column_mapping: dict[str, PairColumn] | None = Field(
-        default=None, description="As that of the data set. null: that of the data set."
+        default=None, description="Like the `column_mapping` of the data set. null: use that one."
     )
     row_format: RowFormat | None = Field(
         default=None, description="Layout of the rows. null: that of the data set, otherwise detected."

@@ -86,7 +86,7 @@ def examine_data(
 
 @dataclass(frozen=True)
 class _Examined:
-    """What was found in the first rows of sources. `labels` are as those of RowExaminer, times the sources' weights."""
+    """What the first rows of sources showed. `labels` are the counts of RowExaminer times the sources' weights."""
 
     examiner: RowExaminer
     labels: tuple[float, float]

@@ -72,7 +72,7 @@ class TokenCache:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def write(self, store: TokenStore, rows: EncodedRows) -> None:
-        """Complete the cache with `rows`, the contents of a store that has a file. Raises OSError."""
+        """Complete the cache with `rows`, the contents of the store, if the store uses its file. Raises OSError."""
         store.close_file()
         key = self._key()
         if key is None or not store.is_in_file:
