@@ -99,20 +99,31 @@ def ranks_of(run: RunFolder) -> list[psutil.Process]:
     return psutil.Process(worker.pid).children()
 
 
-@pytest.mark.parametrize("training_mode", [pytest.param("orpo", marks=pytest.mark.long), "kto"])
-def test_two_processes_share_each_step_and_train_the_same_model_as_one(runs: Runs, training_mode: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        pytest.param("orpo", {}, marks=pytest.mark.long),
+        ("kto", {"training_mode": "kto"}),
+        ("noise", {"training_mode": "dpo", "neftune_noise_alpha": 5.0, "ld_alpha": 0.5}),
+        pytest.param("dora", {"training_mode": "dpo", "use_dora": True}, marks=pytest.mark.long),
+        pytest.param("whole", {"modules_to_save": ["lm_head", "embed_tokens"]}, marks=pytest.mark.long),
+    ],
+)
+def test_two_processes_share_each_step_and_train_the_same_model_as_one(
+    runs: Runs, name: str, changes: dict[str, Any]
+) -> None:
     """A step has five pairs, the last one a single pair. KTO also sums the reference and the divergence."""
     same: dict[str, Any] = {
-        "training_mode": training_mode, "batch_size": 5, "gradient_accumulation_steps": 1, "lora_dropout": 0.0,
+        **changes, "batch_size": 5, "gradient_accumulation_steps": 1, "lora_dropout": 0.0,
         "eval_steps": 4, "save_steps": 3, "load_best_at_end": "eval_loss",
     }  # fmt: skip
-    one = runs.finish(runs.order(f"{training_mode}-one", 1, **same))
-    two = runs.finish(runs.order(f"{training_mode}-two", 2, **same))
+    one = runs.finish(runs.order(f"{name}-one", 1, **same))
+    two = runs.finish(runs.order(f"{name}-two", 2, **same))
     assert (one[-1].type, one[-1].state, two[-1].state) == ("ended", "completed", "completed"), two[-1]
     assert any(event.type == "log" and "in 2 processes" in event.message for event in two)
     assert [event.seq for event in two] == list(range(1, len(two) + 1))
     assert metrics_of(two) == pytest.approx(metrics_of(one), rel=1e-4, abs=1e-6)
-    assert distance(runs.adapter(f"{training_mode}-two"), runs.adapter(f"{training_mode}-one")) < 1e-5
+    assert distance(runs.adapter(f"{name}-two"), runs.adapter(f"{name}-one")) < 1e-5
 
 
 def test_a_stop_ends_all_ranks_at_the_same_step_with_the_model_saved(runs: Runs) -> None:
