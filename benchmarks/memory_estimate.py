@@ -35,6 +35,14 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "4-bit, 1024": {"max_length": 1024, "use_4bit": True},
     "8-bit, 512": {"max_length": 512, "use_8bit": True},
     "bfloat16, 512, no dropout": {"max_length": 512, "dtype": "bfloat16", "lora_dropout": 0.0},
+    "float32, 512, DoRA": {"max_length": 512, "use_dora": True},
+    "float32, 512, DoRA, no dropout": {"max_length": 512, "use_dora": True, "lora_dropout": 0.0},
+    "bfloat16, 512, DoRA": {"max_length": 512, "dtype": "bfloat16", "use_dora": True},
+    "bfloat16, 512, whole embeddings and head": {
+        "max_length": 512,
+        "dtype": "bfloat16",
+        "modules_to_save": ["embed_tokens", "lm_head"],
+    },
     "float32, 512, every weight": {"max_length": 512, "use_lora": False, "optimizer_type": "adamw_torch"},
 }
 

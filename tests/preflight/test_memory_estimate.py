@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from merlina.domain.adapter_targets import Site
 from merlina.hardware.gpus import Gpu
 from merlina.preflight.memory_check import check_memory
 from merlina.preflight.memory_estimate import estimate, trained_weights
@@ -46,6 +47,25 @@ def test_a_run_that_does_not_fit_names_its_largest_component_and_the_best_saving
     ].passed
     smaller = config(gradient_checkpointing=True, max_length=512, max_prompt_length=128)
     assert check_memory(smaller, FACTS, None, [card], lambda _: 0)[0].passed
+
+
+def test_variants_of_adapters_are_counted_and_dora_is_among_the_savings() -> None:
+    head = Site(path="lm_head", kind="output head", parameters=4096 * 128_256, adapter_width=132_352, outputs=128_256)
+    projection = FACTS.sites[0].model_copy(update={"outputs": 32 * 4096})
+    facts = FACTS.model_copy(update={"sites": [projection, head]})
+    for device in ("cpu", "cuda"):
+        plain, dora, whole = (
+            estimate(config(use_4bit=False, **changes), facts, None, device)
+            for changes in ({}, {"use_dora": True}, {"modules_to_save": ["lm_head"]})
+        )
+        assert dora.components["activations"] > 1.2 * plain.components["activations"]
+        # A float32 copy of the head, its gradients and the state of an 8-bit optimizer.
+        assert whole.components["weights"] - plain.components["weights"] >= 4 * head.parameters
+        assert whole.components["gradients"] - plain.components["gradients"] >= 8 * head.parameters
+        assert whole.components["optimizer state"] - plain.components["optimizer state"] >= 2 * head.parameters
+    small = Gpu(0, "a", 24_000, 20_000, 4_000)
+    refused, _ = check_memory(config(use_4bit=False, use_dora=True, max_length=4096), facts, None, [small], lambda _: 0)
+    assert "use_dora false (" in refused.errors[0]
 
 
 def test_each_saving_makes_the_estimate_smaller() -> None:

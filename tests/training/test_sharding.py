@@ -26,7 +26,16 @@ from tests.training.models import held_out_set
 
 pytestmark = pytest.mark.slow
 
-_MODES = ("orpo", "kto")
+_MODES: dict[str, dict[str, Any]] = {
+    "orpo": {"gradient_checkpointing": True},
+    "kto": {},
+    "dpo": {
+        "use_dora": True,
+        "modules_to_save": ["lm_head", "embed_tokens"],
+        "neftune_noise_alpha": 5.0,
+        "ld_alpha": 0.5,
+    },
+}
 
 
 class MetricsRecorder:
@@ -62,10 +71,10 @@ def train(rank: int, folder: Path, base_model: Path, count: int) -> None:
     torch.set_num_threads(1)
     ranks = join_ranks(rank, count, folder / "rendezvous", torch.device("cpu")) if count > 1 else SINGLE_PROCESS
     found: dict[str, torch.Tensor] = {}
-    for mode in _MODES:
+    for mode, changes in _MODES.items():
         given = training_config(
             base_model, base_model, "x", training_mode=mode, lora_dropout=0.0, eval_steps=2, save_steps=2, max_steps=4,
-            batch_size=3, gradient_accumulation_steps=1, gradient_checkpointing=mode == "orpo", logging_steps=1,
+            batch_size=3, gradient_accumulation_steps=1, logging_steps=1, **changes,
         )  # fmt: skip
         config = TrainingConfig.model_validate(given)
         torch.manual_seed(0)

@@ -96,6 +96,7 @@ CASES = [
     Case({"length_normalize": True}, {"training_mode": "dpo", "num_epochs": 2}),
     Case({"ld_alpha": 0.5}, {"training_mode": "dpo", "num_epochs": 2}),
     Case({"ld_alpha": 1.0}, {"training_mode": "dpo"}, changed=False),
+    Case({"neftune_noise_alpha": 5.0}),
     Case({"use_lora": False}),
     Case({"lora_r": 8}),
     Case({"lora_alpha": 64}),

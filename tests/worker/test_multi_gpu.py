@@ -132,6 +132,28 @@ def test_two_processes_train_the_same_model_as_one_also_after_a_rank_was_killed(
     assert all(tensor.equal(whole[name]) for name, tensor in broken.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("noise", {"training_mode": "dpo", "neftune_noise_alpha": 5.0, "ld_alpha": 0.5}),
+        pytest.param("dora", {"training_mode": "dpo", "use_dora": True}, marks=pytest.mark.long),
+        pytest.param("whole", {"modules_to_save": ["lm_head", "embed_tokens"]}, marks=pytest.mark.long),
+    ],
+)
+def test_two_processes_train_the_same_model_as_one_with_other_settings(
+    runs: Runs, name: str, changes: dict[str, Any]
+) -> None:
+    same: dict[str, Any] = {
+        **changes, "batch_size": 5, "gradient_accumulation_steps": 1, "lora_dropout": 0.0,
+        "eval_steps": 4, "save_steps": 3, "load_best_at_end": "eval_loss",
+    }  # fmt: skip
+    one = runs.finish(runs.order(f"{name}-one", 1, **same))
+    two = runs.finish(runs.order(f"{name}-two", 2, **same))
+    assert (one[-1].state, two[-1].state) == ("completed", "completed"), two[-1]
+    assert metrics_of(two) == pytest.approx(metrics_of(one), rel=1e-4, abs=1e-6)
+    assert distance(runs.adapter(f"{name}-two"), runs.adapter(f"{name}-one")) < 1e-5
+
+
 def test_a_stop_ends_all_ranks_at_the_same_step_with_the_model_saved(runs: Runs) -> None:
     run = runs.start(runs.order("stopped", 2, **_LONG))
     runs.until_step(run, 5)

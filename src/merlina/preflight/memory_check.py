@@ -89,6 +89,7 @@ _SAVINGS: tuple[tuple[str, dict[str, Any], _Applies], ...] = (
     ("attn_implementation auto", {"attn_implementation": "auto"}, lambda config: config.attn_implementation != "auto"),
     ("use_4bit", {"use_4bit": True}, lambda config: config.use_lora and config.weight_bits is None),
     ("use_lora", {"use_lora": True}, lambda config: not config.use_lora),
+    ("use_dora false", {"use_dora": False}, lambda config: config.use_lora and config.use_dora),
     ("gradient_checkpointing", {"gradient_checkpointing": True}, lambda config: not config.gradient_checkpointing),
     ("dtype bfloat16", {"dtype": "bfloat16"}, lambda config: config.dtype == "float32"),
     ("optimizer_type adamw_8bit", {"optimizer_type": "adamw_8bit"}, lambda config: "8bit" not in config.optimizer_type),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from merlina.domain.adapter_targets import match
+from merlina.domain.adapter_targets import Site, match
 from merlina.domain.model_names import is_gguf
 from merlina.domain.run_sizes import OPTIMIZER_BYTES, PACK_POSITIONS, pack_positions, smaller_budget
 from merlina.domain.units import GIB, MIB
@@ -25,6 +25,11 @@ _UNCHUNKED_LOGIT_BYTES = {4: 12, 2: 14}
 # Bytes stored per head, query and key by attention without a kernel that avoids storing scores.
 _CAPPED_BYTES, _DROPPED_BYTES = 8, 13
 _EAGER_BYTES = {4: 4, 2: 6}
+# Bytes per weight of a layer that is trained as a whole beside adapters: the gradients of earlier passes and of this
+# one, to which one product in the dtype of the pass is added.
+_WHOLE_GRADIENT_BYTES = 8
+# Temporary bytes per weight while an 8-bit optimizer updates it on a CPU: everything in float32.
+_UPDATE_BYTES = 18
 # Temporary bytes per head, query and key while one layer's scores or their gradients are computed.
 _TEMPORARY_SCORE_BYTES = 8
 
@@ -77,22 +82,28 @@ def estimate(
     trained = trained_weights(config, model)
     largest = _largest_pass(config, model, data, device, budget)
     activations = _activation_bytes(config, model, largest.positions, number_bytes, constants)
-    activations += _adapted_copies(config, model) * number_bytes
+    activations += _adapted_copies(config, model, number_bytes) * number_bytes
     scores = _score_bytes(config, model, largest.attention_scores, device)
     logits = _logit_bytes(model, largest.positions, number_bytes)
     # The backward pass frees activations while it allocates gradients: gradients add to the peak only by their excess.
     # 2 GiB of activations and 3 GiB of gradients make a peak of 3 GiB, not 5.
-    gradients = max(0.0, trained * 4 - activations - scores - logits)
+    # That of the output head is allocated first, so layers trained as a whole beside adapters are an exception.
+    whole = whole_weights(config, model)
+    gradients = max(0.0, (trained - whole) * 4 - activations - scores - logits)
+    gradients += whole * (_WHOLE_GRADIENT_BYTES + number_bytes)
     # Of whole layers, autograd keeps the 16-bit copy of each float32 weight until the backward pass has used it.
-    in_float32 = whole_weights(config, model) if config.use_lora else model.parameters
+    in_float32 = whole if config.use_lora else model.parameters
     cast = in_float32 * number_bytes if number_bytes == _HALF else 0.0
+    largest_whole = max((site.whole_parameters // site.count for site in _whole_layers(config, model)), default=0)
+    on_cpu_in_8bit = device == "cpu" and "8bit" in config.optimizer_type
     return Estimate(
         {
             "weights": weight_bytes(config, model, number_bytes, num_shards)
             + (trained * 4 if config.use_lora else 0)
             + cast,
             "gradients": gradients,
-            "optimizer state": trained * OPTIMIZER_BYTES[config.optimizer_type],
+            "optimizer state": trained * OPTIMIZER_BYTES[config.optimizer_type]
+            + on_cpu_in_8bit * _UPDATE_BYTES * largest_whole,
             "activations": activations,
             **({"attention scores": scores} if scores else {}),
             "log-probabilities": logits,
@@ -214,20 +225,24 @@ def trained_weights(config: TrainingConfig, model: ModelFacts) -> int:
 
 def whole_weights(config: TrainingConfig, model: ModelFacts) -> int:
     """Return the number of weights in layers that are trained as a whole beside the adapters."""
-    whole, _ = match(model.sites, config.modules_to_save or []) if config.use_lora else ([], [])
-    return sum(site.whole_parameters for site in whole)
+    return sum(site.whole_parameters for site in _whole_layers(config, model))
 
 
-def _adapted_copies(config: TrainingConfig, model: ModelFacts) -> float:
-    """Return the number of weights that autograd copies for adapters on expert parameters.
+def _whole_layers(config: TrainingConfig, model: ModelFacts) -> list[Site]:
+    return match(model.sites, config.modules_to_save)[0] if config.use_lora and config.modules_to_save else []
 
-    The sum of each such parameter and its adapter is kept for the backward pass; with gradient checkpointing, those of
-    one layer at a time.
+
+def _adapted_copies(config: TrainingConfig, model: ModelFacts, number_bytes: int) -> float:
+    """Return the number of weights that autograd copies for adapters on expert parameters, and for DoRA with dropout.
+
+    The sum of each such parameter and its adapter is kept for the backward pass, and of a layer with DoRA the weight in
+    the dtype of the pass; with gradient checkpointing, those of one layer at a time.
     """
     if not config.use_lora:
         return 0.0
     adapted, _ = match(model.sites, config.target_modules)
-    copied = sum(site.parameters for site in adapted if site.is_parameter)
+    casts = config.use_dora and config.lora_dropout > 0 and (number_bytes == _HALF or config.weight_bits is not None)
+    copied = sum(site.parameters for site in adapted if site.is_parameter or casts)
     return copied / (model.layers if config.gradient_checkpointing else 1)
 
 
@@ -247,14 +262,16 @@ def _activation_bytes(
         per_position: float = (4 * hidden + 4 * heads + 2 * inner) * number_bytes + masks
     else:
         # Autograd also stores the input of norms a second time, and the activation of the feed-forward layer.
-        per_position = (6 * hidden + 4 * heads + 3 * inner) * number_bytes + _dora_bytes(config, model, number_bytes)
+        per_position = (6 * hidden + 4 * heads + 3 * inner) * number_bytes + _dora_bytes(
+            config, model, number_bytes, constants
+        )
     layer = positions * per_position * constants.slack[number_bytes]
     if config.gradient_checkpointing:
         return model.layers * positions * hidden * number_bytes + min(constants.layers_alive, model.layers) * layer
     return model.layers * layer
 
 
-def _dora_bytes(config: TrainingConfig, model: ModelFacts, number_bytes: int) -> float:
+def _dora_bytes(config: TrainingConfig, model: ModelFacts, number_bytes: int, constants: _Device) -> float:
     """Return the bytes per position that the adapters of one layer store with DoRA, which peft computes.
 
     For each adapted layer its input, and its outputs without and with the adapter, which magnitudes multiply; with
@@ -264,7 +281,10 @@ def _dora_bytes(config: TrainingConfig, model: ModelFacts, number_bytes: int) ->
         return 0.0
     adapted, _ = match(model.sites, config.target_modules)
     stored = sum(site.adapter_width + (2 if config.lora_dropout else 1) * site.outputs for site in adapted)
-    return stored / model.layers * number_bytes
+    inputs = sum(site.adapter_width - site.outputs for site in adapted)
+    # In 16 bits, inputs are dropped in float32.
+    masks = 4 * constants.mask_bytes * inputs if config.lora_dropout and number_bytes == _HALF else 0
+    return (stored * number_bytes + masks) / model.layers
 
 
 def _score_bytes(config: TrainingConfig, model: ModelFacts, attention_scores: int, device: str) -> float:

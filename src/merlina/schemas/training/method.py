@@ -93,6 +93,14 @@ class MethodFields(RequestModel):
         "(LD-DPO). 0 ignores them, 1 and null are ordinary DPO.",
     )
 
+    neftune_noise_alpha: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="Strength of the random noise on the embeddings of training texts (NEFTune), which lessens "
+        "overfitting: 5 to 15. Reference and evaluations have none. null: no noise.",
+    )
+
     @field_validator("loss_type", mode="before")
     @classmethod
     def _may_be_one_name(cls, value: Any) -> Any:

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from merlina.schemas.training.machine import AttentionImplementation
 from merlina.training.engine.adapter_groups import AdapterCasts
 from merlina.training.engine.attention.pack_attention import PackedAttention, use_packed_attention
+from merlina.training.engine.embedding_noise import noise_of_pack, noise_of_texts, noisy_embeddings
 from merlina.training.engine.output_head import OutputHead
-from merlina.training.engine.packing import Pack, PackingError
+from merlina.training.engine.packing import Pack, PackedExample, PackingError
 from merlina.training.engine.passes import BatchingStrategy, PackedBatching, PaddedBatching
 from merlina.training.models.unwrapping import unwrap
 
@@ -87,6 +88,7 @@ class PackedModel:
     def __init__(self, model: nn.Module, implementation: AttentionImplementation) -> None:
         causal_lm = unwrap(model)
         use_packed_attention(causal_lm)
+        self._causal_lm = causal_lm
         self._decoder = decoder_of(causal_lm)
         self._head = OutputHead(causal_lm)
         self._casts = AdapterCasts(causal_lm)
@@ -99,14 +101,15 @@ class PackedModel:
         """Return the log-probability of each target, shape [M]."""
         layout = PackedAttention(pack, self._implementation)
         try:
-            output = self._decoder(
-                input_ids=pack.input_ids,
-                position_ids=pack.position_ids,
-                # Without a mask, transformers infers from the position ids where texts begin and hides shared prompts.
-                attention_mask=torch.ones_like(pack.input_ids),
-                use_cache=False,
-                packed=layout,
-            )
+            with noisy_embeddings(self._causal_lm, noise_of_pack(pack.examples)):
+                output = self._decoder(
+                    input_ids=pack.input_ids,
+                    position_ids=pack.position_ids,
+                    # Without a mask, transformers infers from position ids where texts begin and hides shared prompts.
+                    attention_mask=torch.ones_like(pack.input_ids),
+                    use_cache=False,
+                    packed=layout,
+                )
         except BaseException:
             # Out of memory, for instance: a smaller pass may follow.
             self._casts.forget_results()
@@ -136,22 +139,23 @@ class PaddedModel:
 
     def target_logprobs(self, pack: Pack) -> Tensor:
         """Return the log-probability of each target, shape [M]."""
-        texts = [example.prompt + answer for example in pack.examples for answer in example.answers]
+        texts = [example.text(answer) for example in pack.examples for answer in range(pack.num_answers)]
         device = pack.input_ids.device
         return self._text_logprobs(texts, device)[padded_target_indices(pack).to(device)]
 
     def unchanged_weights(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def _text_logprobs(self, texts: list[list[int]], device: torch.device) -> Tensor:
+    def _text_logprobs(self, texts: list[PackedExample], device: torch.device) -> Tensor:
         """Return the log-probabilities of every token but the first of each text, concatenated."""
-        ids = torch.full((len(texts), max(map(len, texts))), self._pad_id)  # [R, T]
-        for number, text in enumerate(texts):
-            ids[number, : len(text)] = torch.tensor(text)
-        lengths = torch.tensor([len(text) for text in texts])  # [R]
+        lengths = torch.tensor([text.num_tokens for text in texts])  # [R]
+        ids = torch.full((len(texts), int(lengths.max())), self._pad_id)  # [R, T]
+        for row, text in zip(ids, texts, strict=True):
+            row[: text.num_tokens] = torch.tensor(text.prompt + text.answers[0])
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
         ids = ids.to(device)
-        logits = self._model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits  # [R, T, V]
+        with noisy_embeddings(unwrap(self._model), noise_of_texts(texts)):
+            logits = self._model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits  # [R, T, V]
         # Position t predicts token t + 1, so labels are shifted by one.
         next_ids = ids[:, 1:].masked_fill(~mask[:, 1:], _NO_TARGET)
         losses = F.cross_entropy(
@@ -164,7 +168,7 @@ class PaddedModel:
 class UnbatchedModel(PaddedModel):
     """Runs one pass per text, for models with results that depend on the padding."""
 
-    def _text_logprobs(self, texts: list[list[int]], device: torch.device) -> Tensor:
+    def _text_logprobs(self, texts: list[PackedExample], device: torch.device) -> Tensor:
         return torch.cat([super(UnbatchedModel, self)._text_logprobs([text], device) for text in texts])
 
 

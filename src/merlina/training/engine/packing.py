@@ -29,7 +29,7 @@ The prompt's first token has no target, so a prompt of one token has none at all
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,11 +44,28 @@ class PackingError(Exception):
 
 
 @dataclass(frozen=True)
+class ExampleNoise:
+    """The noise on the embeddings of an example (`embedding_noise`): what determines it."""
+
+    alpha: float
+    length: int  # number of tokens of the longest text
+    seeds: tuple[int, ...]  # [1 + A], of each section
+
+
+@dataclass(frozen=True)
 class PackedExample:
-    """The token ids of a prompt and of the answers that share it."""
+    """The token ids of a prompt and of the answers that share it. Outside of training, there is no noise."""
 
     prompt: list[int]
     answers: tuple[list[int], ...]
+    noise: ExampleNoise | None = None
+
+    def text(self, answer: int) -> PackedExample:
+        """Return the prompt with one of the answers, counted from 0, alone."""
+        noise = self.noise
+        if noise is not None:
+            noise = replace(noise, seeds=(noise.seeds[0], noise.seeds[1 + answer]))
+        return PackedExample(self.prompt, (self.answers[answer],), noise)
 
     @property
     def num_positions(self) -> int:

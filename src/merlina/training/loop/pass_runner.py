@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from merlina.schemas.training.config import TrainingConfig
+from merlina.training.engine.embedding_noise import NoiseSource
 from merlina.training.engine.logprobs import LogprobModel, Logprobs
 from merlina.training.engine.packing import Pack, PackedExample, build_pack
 from merlina.training.engine.passes import PassPlanner
@@ -66,6 +67,14 @@ class PassRunner:
             with self.packer.precision():
                 stack.enter_context(self.model.unchanged_weights())
             yield
+
+    def with_noise(self, items: Sequence[BatchItem], step: int) -> Sequence[BatchItem]:
+        """Return the pairs of an optimizer step with noise on their embeddings, if the run has noise."""
+        config = self.packer.config
+        if config.neftune_noise_alpha is None:
+            return items
+        source = NoiseSource(config.neftune_noise_alpha, config.seed)
+        return [replace(item, example=source.on(item.example, step, index)) for index, item in enumerate(items)]
 
     def forward(self, examples: Sequence[PackedExample]) -> Logprobs:
         """Run one pass over `examples`."""

@@ -214,7 +214,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
     def training_step(
         self,
         model: nn.Module,
-        inputs: list[BatchItem],
+        inputs: Sequence[BatchItem],
         num_items_in_batch: int | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Run the forward and backward passes of one optimizer step. Returns its mean loss, a scalar."""
@@ -228,6 +228,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         means = RunningMeans()
         with self._ranks.seeded_for_step(self._config.seed, step), self._runner.unchanged_weights():
             divergence = self._runner.divergence(inputs)
+            inputs = self._runner.with_noise(inputs, step)
             for indices, is_filler in self._runner.planner.for_rank([item.example for item in inputs]):
                 losses = self._runner.pair_losses([inputs[index] for index in indices], divergence)
                 # A filler pass is multiplied by 0: it runs the same collectives and adds no gradient.

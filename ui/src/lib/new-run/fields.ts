@@ -43,7 +43,7 @@ const OUTSIDE_GROUPS = ['base_model', 'output_name', 'hf_token'];
 export const ESSENTIAL_SETTINGS = ['training_mode', 'learning_rate', 'num_epochs', 'gradient_accumulation_steps', 'max_length', 'lora_r', 'use_4bit'];
 
 const GROUPS: [string, string[]][] = [
-  ['Method', ['beta', 'simpo_gamma', 'desirable_weight', 'undesirable_weight', 'loss_type', 'loss_weights', 'label_smoothing', 'nll_weight', 'dpop_weight', 'length_normalize', 'ld_alpha', 'seed', 'shuffle_dataset']],
+  ['Method', ['beta', 'simpo_gamma', 'desirable_weight', 'undesirable_weight', 'loss_type', 'loss_weights', 'label_smoothing', 'nll_weight', 'dpop_weight', 'length_normalize', 'ld_alpha', 'neftune_noise_alpha', 'seed', 'shuffle_dataset']],
   ['Lengths and steps', ['max_prompt_length', 'batch_size', 'max_steps', 'warmup_ratio', 'lr_scheduler_type', 'lr_scheduler_cycles', 'lr_scheduler_power', 'weight_decay', 'max_grad_norm']],
   ['Adapters', ['use_lora', 'lora_alpha', 'use_rslora', 'use_dora', 'lora_dropout', 'disable_dropout', 'target_modules', 'modules_to_save']],
   ['Evaluation and checkpoints', ['eval_steps', 'save_steps', 'logging_steps', 'early_stopping_patience', 'load_best_at_end']],

@@ -137,8 +137,7 @@ class LengthGroupedModel:
 
     def _run_separately(self, pack: Pack, texts: list[_Text]) -> Tensor:
         """Run the given texts of a pack as a pack of examples with one answer each."""
-        chosen = [(pack.examples[number], answer) for number, answer in texts]
-        examples = [PackedExample(example.prompt, (example.answers[answer],)) for example, answer in chosen]
+        examples = [pack.examples[number].text(answer) for number, answer in texts]
         group = build_pack(examples, with_prompt_targets=pack.has_prompt_targets).to(pack.input_ids.device)
         with self._lengths.fixed_to(max(_length(example, example.answers[0]) for example in examples)):
             return self._run.target_logprobs(group)

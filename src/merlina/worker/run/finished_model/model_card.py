@@ -37,6 +37,7 @@ _OPTIONAL_SETTINGS = (
     "dpop_weight",
     "length_normalize",
     "ld_alpha",
+    "neftune_noise_alpha",
     "use_rslora",
     "use_dora",
     "modules_to_save",
