@@ -27,6 +27,7 @@ from merlina.training.models.token_store import TokenStore
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter, StoppedEarly
 from merlina.worker.encoding import EncodedPair, PairEncoder
+from merlina.worker.garbage_collection import rare_collections
 from merlina.worker.run.run_sources import FIRST, RunSources
 from merlina.worker.run.token_cache import EncodedRows, TokenCache
 from merlina.worker.run.training_order import training_order
@@ -103,7 +104,8 @@ class DataLoading:
         # Before reading: a file that is replaced meanwhile must appear replaced.
         stamps = sources.stamps()
         files = Fingerprint(rows=0, held_out=0, blocks=(), file=stamps.pop(FIRST, None), files=stamps)
-        rows, split = (self._reopen(files) if sources.are_files else None) or self._read_all(sources, files)
+        with rare_collections():
+            rows, split = (self._reopen(files) if sources.are_files else None) or self._read_all(sources, files)
         return self._data(rows, split), rows.fingerprint
 
     def _reopen(self, files: Fingerprint) -> tuple[EncodedRows, _Split] | None:

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from merlina.worker.garbage_collection import rare_collections
+
+
+def test_the_collector_is_as_before_after_an_error() -> None:
+    before = gc.get_threshold(), gc.get_freeze_count()
+    with pytest.raises(OSError, match="disk"), rare_collections():
+        assert gc.isenabled()
+        assert gc.get_threshold()[0] > before[0][0]
+        raise OSError("disk")
+    assert (gc.get_threshold(), gc.get_freeze_count()) == before
