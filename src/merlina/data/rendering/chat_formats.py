@@ -15,6 +15,7 @@ from merlina.data.rendering.rendered import Rendered, render_answers
 from merlina.data.rendering.system_messages import system_as_user
 from merlina.data.rendering.template_arguments import ARGUMENTS_COLUMN
 from merlina.data.rendering.template_format import ChatTemplate, TemplateFormat
+from merlina.data.rendering.turns import render_turns
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import CustomTemplates, DatasetFormat, FormatType
 
@@ -46,7 +47,7 @@ def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
         if spec.system_as_user:
             pair = system_as_user(pair)
         without = _without_unused_thoughts(pair, spec)
-        rendered = render(without)
+        rendered = render_turns(without, render) if without.has_several_turns else render(without)
         return rendered if without is pair else replace(rendered, remarks=rendered.remarks | {"reasoning_unused"})
 
     return render_prepared
@@ -71,11 +72,15 @@ def _refuse_template_arguments(pair: Pair, spec: DatasetFormat) -> None:
 def _without_unused_thoughts(pair: Pair, spec: DatasetFormat) -> Pair:
     """Return the same pair if the format uses the thoughts of its answers or there are none."""
     if spec.format_type not in _FORMATS_WITH_THOUGHTS:
-        has_thoughts = any(turn.reasoning for turn in pair.answers)
-        return _without_thoughts(pair, lambda turn: replace(turn, reasoning=None)) if has_thoughts else pair
+        has_thoughts = any(turn.reasoning for answer in pair.answers for turn in (answer, *answer.earlier))
+        return _without_thoughts(pair, _without_reasoning) if has_thoughts else pair
     has_thoughts = any(with_separate_thought(turn).reasoning is not None for turn in pair.answers)
     keeps = pair.template_arguments.get("enable_thinking", spec.enable_thinking)
     return _without_thoughts(pair, without_thought) if has_thoughts and not keeps else pair
+
+
+def _without_reasoning(answer: Message) -> Message:
+    return replace(answer, reasoning=None, earlier=tuple(map(_without_reasoning, answer.earlier)))
 
 
 def _without_thoughts(pair: Pair, remove: Callable[[Message], Message]) -> Pair:
