@@ -33,7 +33,7 @@ from merlina.worker.run.token_cache import EncodedRows, TokenCache
 from merlina.worker.run.training_order import training_order
 
 # The tokenizer encodes many texts at once, in the background. A stop is honored between two batches.
-_PAIRS_PER_BATCH = 1024
+_PAIRS_PER_BATCH = 512
 _SECONDS_BETWEEN_NOTES = 10.0
 
 
