@@ -25,7 +25,8 @@ class DataHost:
     `redirects` and `statuses` are by path. `no_ranges`: it sends whole files only. `no_size`: it does not state sizes.
     `cuts` is the number of bodies that it breaks off halfway, of those of at least `cut_above` bytes.
     `busy` is the number of requests that it refuses for the time being, as S3 does.
-    `replace_after`: after this number of bodies, all files have another version, in `headers_of_version`.
+    `replace_after`: after this number of bodies, all files have another version, in `headers_of_version`. Requests for
+    the version before are refused, unless it `ignores_conditions`.
     `hangs`: it responds to nothing.
     """
 
@@ -39,6 +40,8 @@ class DataHost:
     cut_above: int = 0
     replace_after: int | None = None
     headers_of_version: frozenset[str] = frozenset({"Last-Modified", "ETag"})
+    ignores_conditions: bool = False
+    weak_etags: bool = False
     busy: int = 0
     hangs: bool = False
     hanging: int = 0
@@ -115,23 +118,37 @@ def _handler(host: DataHost) -> type[BaseHTTPRequestHandler]:
 
         def _respond_as_google(self, path: str, query: dict[str, list[str]]) -> None:
             if query.get("alt") == ["media"] or path not in host.files:
-                self._send_file(path)
+                self._send_file(path, query.get("generation", [None])[0])
                 return
             bucket, _, name = path.partition("/")
             link = f"{host.origin}/download/storage/v1/b/{bucket}/o/{name}?alt=media"
             facts = {"kind": "storage#object", "bucket": bucket, "name": name, "mediaLink": link}
-            facts |= {"size": str(len(host.files[path])), "generation": str(host.version), "etag": str(host.version)}
+            facts |= {
+                "size": str(len(host.files[path])),
+                "generation": str(host.version + 1),
+                "etag": str(host.version),
+            }
             self._send(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
 
-        def _send_file(self, path: str) -> None:
+        def _send_file(self, path: str, generation: str | None = None) -> None:
             content = host.files.get(path)
-            if content is None:
+            if content is None or generation not in (None, str(host.version + 1)):
                 self._send(404, b"")
                 return
             versions = {
                 name: host.version if name in host.headers_of_version else 0 for name in ("Last-Modified", "ETag")
             }
-            headers = {"Last-Modified": _DATE.format(versions["Last-Modified"]), "ETag": f'"{versions["ETag"]}"'}
+            headers = {
+                "Last-Modified": _DATE.format(versions["Last-Modified"]),
+                "ETag": f'{"W/" * host.weak_etags}"{versions["ETag"]}"',
+            }
+            conditions = (("If-Match", "ETag"), ("If-Unmodified-Since", "Last-Modified"))
+            differ = any(self.headers.get(name, headers[of]) != headers[of] for name, of in conditions)
+            if differ or self.headers.get("If-Match", "").startswith("W/"):
+                if not host.ignores_conditions:
+                    text = b"At least one of the pre-conditions you specified did not hold"
+                    self._send(412, b"<Error><Code>PreconditionFailed</Code><Message>" + text + b"</Message></Error>")
+                    return
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if wanted is None or host.no_ranges:
                 self._send(200, content, headers, path)
