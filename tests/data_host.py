@@ -144,11 +144,11 @@ def _handler(host: DataHost) -> type[BaseHTTPRequestHandler]:
             }
             conditions = (("If-Match", "ETag"), ("If-Unmodified-Since", "Last-Modified"))
             differ = any(self.headers.get(name, headers[of]) != headers[of] for name, of in conditions)
-            if differ or self.headers.get("If-Match", "").startswith("W/"):
-                if not host.ignores_conditions:
-                    text = b"At least one of the pre-conditions you specified did not hold"
-                    self._send(412, b"<Error><Code>PreconditionFailed</Code><Message>" + text + b"</Message></Error>")
-                    return
+            names_weak = self.headers.get("If-Match", "").startswith("W/")
+            if (differ or names_weak) and not host.ignores_conditions:
+                text = b"At least one of the pre-conditions you specified did not hold"
+                self._send(412, b"<Error><Code>PreconditionFailed</Code><Message>" + text + b"</Message></Error>")
+                return
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if wanted is None or host.no_ranges:
                 self._send(200, content, headers, path)

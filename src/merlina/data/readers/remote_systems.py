@@ -44,7 +44,8 @@ def file_system(scheme: str, allowed: AllowedUrls) -> Any:
     if scheme == "s3":
         system.retries = 1
     elif scheme == "gs":
-        # gcsfs has no setting for the attempts of its decorator.
+        # gcsfs has no setting for the six attempts of the decorator of this private method, with up to a minute
+        # between them. It is replaced by what was decorated; a test counts the requests to a server that stays busy.
         system._request = partial(inspect.unwrap(type(system)._request), system)
     return system
 
