@@ -27,7 +27,7 @@ class DataHost:
     `busy` is the number of requests that it refuses for the time being, as S3 does.
     `replace_after`: after this number of bodies, all files have another version, in `headers_of_version`. Requests for
     the version before are refused, unless it `ignores_conditions`.
-    `hangs`: it responds to nothing.
+    `hangs`: it responds to nothing. `drips`: it sends a byte of a body ten times a second, and `dripping` is set.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -44,6 +44,8 @@ class DataHost:
     weak_etags: bool = False
     busy: int = 0
     hangs: bool = False
+    drips: bool = False
+    dripping: threading.Event = field(default_factory=threading.Event)
     hanging: int = 0
     bodies: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and range of each body that was sent."""
@@ -176,6 +178,10 @@ def _handler(host: DataHost) -> type[BaseHTTPRequestHandler]:
                 body = body[: len(body) // 2]
                 self.close_connection = True
             try:
+                while path and host.drips and not host.released.wait(0.1):
+                    self.wfile.write(body[:1])
+                    body = body[1:]
+                    host.dripping.set()
                 for begin in range(0, len(body), 65536):
                     self.wfile.write(body[begin : begin + 65536])
                     host.bytes_sent += len(body[begin : begin + 65536])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -30,6 +33,7 @@ _LARGEST_BLOCK = 8 * MIB
 _BUFFER_BYTES = 64 * 1024
 # Seconds before each further attempt at a request.
 _PAUSES = (0.5, 2.0)
+_SECONDS_BETWEEN_CALLS = 0.5
 # Within this time, a server that sends nothing is given up: a preview, which may take a minute, then states the cause.
 _PATIENCE_SECONDS = 55
 # An attempt is up to two requests: fsspec repeats HEAD as GET, and opens an object before it reads it.
@@ -52,15 +56,19 @@ class RemoteContent:
     A connection that breaks is opened again and continues where it broke. Reading raises DataError if the file ends
     before its stated size, or if it was replaced since it was first opened. Each request for a block names the version;
     for servers that ignore this, the version is looked up again at the end of the file.
+
+    `while_waiting` is called twice a second while a response is awaited. If it raises an error, the request is
+    abandoned, in a thread of its own.
     """
 
-    def __init__(self, file: RemoteFile) -> None:
+    def __init__(self, file: RemoteFile, while_waiting: Callable[[], None] | None = None) -> None:
         """Raises DataError if the address is not one that is allowed, or a package to read it is missing."""
         self.url = DataUrl.parse(file.url)
         allowed = AllowedUrls(file.allowed)
         if refusal := allowed.refusal(self.url):
             raise DataError(refusal)
         self._system = file_system(self.url.scheme, allowed)
+        self._while_waiting = while_waiting
         self._has_ranges = True
         self._stream: _Forward | None = None
         self._is_checked = True
@@ -114,17 +122,44 @@ class RemoteContent:
         """Return the result of a request, which is repeated after temporary errors. Raises DataError."""
         begin = time.monotonic()
         for pause in (*_PAUSES, None):
-            try:
-                return request()
-            except Exception as error:  # the libraries raise errors of many kinds
-                problem = error
+            response = self._awaited(request)
+            if (problem := response.exception()) is None:
+                return response.result()
             if pause is None or not is_temporary(problem):
                 break
             if time.monotonic() + pause > begin + _LAST_ATTEMPT_SECONDS:
                 break
-            time.sleep(pause)
+            self._wait_for(Future(), pause)
         # Without the cause: a traceback in a log would show the address that a redirect led to, with its signature.
+        assert problem is not None
         raise DataError(describe_remote_error(problem, self.url, place))
+
+    def _awaited(self, request: Callable[[], _Result]) -> Future[_Result]:
+        """Return the response to a request once it is there."""
+        response: Future[_Result] = Future()
+
+        def send() -> None:
+            try:
+                response.set_result(request())
+            except Exception as error:  # the libraries raise errors of many kinds
+                response.set_exception(error)
+
+        if self._while_waiting is None:
+            send()
+        else:
+            # The process may end before an abandoned request.
+            threading.Thread(target=send, name="request", daemon=True).start()
+            self._wait_for(response)
+        return response
+
+    def _wait_for(self, response: Future[Any], seconds: float = math.inf) -> None:
+        """Wait until the response is there, or for a number of seconds."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if wait([response], min(left, _SECONDS_BETWEEN_CALLS)).done:
+                return
+            if self._while_waiting is not None:
+                self._while_waiting()
 
     def _place(self, start: int) -> str:
         return f"byte {start:,} of {self.size:,}"
