@@ -74,8 +74,8 @@ class TrainingData:
 class DataLoading:
     """Loads the rows of one run as token ids; `vocabulary_size` is the number of token ids of the model.
 
-    The ids are those `kept` by an earlier attempt if these are still valid. Otherwise they are encoded, and kept if it
-    `keeps` them, as the first rank does.
+    The ids are those `kept` by an earlier attempt, or by the first rank, if these are still valid. Otherwise they are
+    encoded, and kept if it `keeps` them, as the first rank does.
     """
 
     def __init__(

@@ -136,7 +136,7 @@ class Stages:
         sources = RunSources(self.order, self._token, self.reporter)
         kept = TokenCache(self.folder.tokens_dir, config, loaded.tokenizer, loaded.vocabulary_size)
         loading = DataLoading(config, encoder, loaded.vocabulary_size, self.reporter, kept, keeps=self.ranks.is_first)
-        data, found = loading.load(sources)
+        data, found = self._load_after_first(loading, sources, waits=sources.are_files and kept.is_possible)
         self._check_data_is_unchanged(found)
         repeated = "" if data.distinct == len(data.training) else f" ({data.distinct} different ones)"
         use = "held out for evaluation" if data.holds_out else "to evaluate on"
@@ -201,6 +201,17 @@ class Stages:
             f"{gib(free)} free; this is slower than a whole model in each",
         )
         return self.ranks.mesh()
+
+    def _load_after_first(
+        self, loading: DataLoading, sources: RunSources, *, waits: bool
+    ) -> tuple[TrainingData, Fingerprint]:
+        """Return the data; with `waits`, the other ranks load it after the first, whose token ids they then map."""
+        if waits and not self.ranks.is_first:
+            self.ranks.barrier()
+        loaded = loading.load(sources)
+        if waits and self.ranks.is_first:
+            self.ranks.barrier()
+        return loaded
 
     def _raise_if_stopped(self) -> None:
         if self.reporter.should_stop():
