@@ -25,8 +25,9 @@ class DataHost:
     `redirects` and `statuses` are by path. `no_ranges`: it sends whole files only. `no_size`: it does not state sizes.
     `cuts` is the number of bodies that it breaks off halfway, of those of at least `cut_above` bytes.
     `busy` is the number of requests that it refuses for the time being, as S3 does.
-    `replace_after`: after this number of bodies, all files have another version, in `headers_of_version`.
-    `hangs`: it responds to nothing.
+    `replace_after`: after this number of bodies, all files have another version, in `headers_of_version`. Requests for
+    the version before are refused, unless it `ignores_conditions`.
+    `hangs`: it responds to nothing. `drips`: it sends a byte of a body ten times a second, and `dripping` is set.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -39,8 +40,12 @@ class DataHost:
     cut_above: int = 0
     replace_after: int | None = None
     headers_of_version: frozenset[str] = frozenset({"Last-Modified", "ETag"})
+    ignores_conditions: bool = False
+    weak_etags: bool = False
     busy: int = 0
     hangs: bool = False
+    drips: bool = False
+    dripping: threading.Event = field(default_factory=threading.Event)
     hanging: int = 0
     bodies: list[tuple[str, str | None]] = field(default_factory=list)
     """Path and range of each body that was sent."""
@@ -115,23 +120,37 @@ def _handler(host: DataHost) -> type[BaseHTTPRequestHandler]:
 
         def _respond_as_google(self, path: str, query: dict[str, list[str]]) -> None:
             if query.get("alt") == ["media"] or path not in host.files:
-                self._send_file(path)
+                self._send_file(path, query.get("generation", [None])[0])
                 return
             bucket, _, name = path.partition("/")
             link = f"{host.origin}/download/storage/v1/b/{bucket}/o/{name}?alt=media"
             facts = {"kind": "storage#object", "bucket": bucket, "name": name, "mediaLink": link}
-            facts |= {"size": str(len(host.files[path])), "generation": str(host.version), "etag": str(host.version)}
+            facts |= {
+                "size": str(len(host.files[path])),
+                "generation": str(host.version + 1),
+                "etag": str(host.version),
+            }
             self._send(200, json.dumps(facts).encode(), {"Content-Type": "application/json"})
 
-        def _send_file(self, path: str) -> None:
+        def _send_file(self, path: str, generation: str | None = None) -> None:
             content = host.files.get(path)
-            if content is None:
+            if content is None or generation not in (None, str(host.version + 1)):
                 self._send(404, b"")
                 return
             versions = {
                 name: host.version if name in host.headers_of_version else 0 for name in ("Last-Modified", "ETag")
             }
-            headers = {"Last-Modified": _DATE.format(versions["Last-Modified"]), "ETag": f'"{versions["ETag"]}"'}
+            headers = {
+                "Last-Modified": _DATE.format(versions["Last-Modified"]),
+                "ETag": f'{"W/" * host.weak_etags}"{versions["ETag"]}"',
+            }
+            conditions = (("If-Match", "ETag"), ("If-Unmodified-Since", "Last-Modified"))
+            differ = any(self.headers.get(name, headers[of]) != headers[of] for name, of in conditions)
+            names_weak = self.headers.get("If-Match", "").startswith("W/")
+            if (differ or names_weak) and not host.ignores_conditions:
+                text = b"At least one of the pre-conditions you specified did not hold"
+                self._send(412, b"<Error><Code>PreconditionFailed</Code><Message>" + text + b"</Message></Error>")
+                return
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             if wanted is None or host.no_ranges:
                 self._send(200, content, headers, path)
@@ -159,6 +178,10 @@ def _handler(host: DataHost) -> type[BaseHTTPRequestHandler]:
                 body = body[: len(body) // 2]
                 self.close_connection = True
             try:
+                while path and host.drips and not host.released.wait(0.1):
+                    self.wfile.write(body[:1])
+                    body = body[1:]
+                    host.dripping.set()
                 for begin in range(0, len(body), 65536):
                     self.wfile.write(body[begin : begin + 65536])
                     host.bytes_sent += len(body[begin : begin + 65536])

@@ -25,6 +25,13 @@ def renamed_pairs(path: Path) -> Path:
     return write_rows(path, [{"ask": row["prompt"], "good": row["chosen"], "bad": row["rejected"]} for row in rows])
 
 
+def other_names(path: Path) -> Path:
+    rows = [json.loads(line) for line in pairs_file(path, rows=8).read_text().splitlines()]
+    return write_rows(
+        path, [{"question": row["prompt"], "winner": row["chosen"], "loser": row["rejected"]} for row in rows]
+    )
+
+
 def conversations(path: Path) -> Path:
     """Write a ShareGPT data set."""
     return write_rows(
@@ -76,10 +83,13 @@ def fill_in_sources(page: Page, root: Path) -> None:
     first = group(page, "Evaluation set eval-1")
     expect(first.get_by_label("Name")).to_be_focused()
     choose_file(first, renamed_pairs(root / "news.jsonl"))
+    expect(first.get_by_label("Prompt", exact=True)).to_have_value("ask")
     first.get_by_label("Name").fill("news")
     page.get_by_role("button", name="Add evaluation set").click()
     other = group(page, "Evaluation set eval-1")
-    choose_file(other, renamed_pairs(root / "code.jsonl"))
+    choose_file(other, other_names(root / "code.jsonl"))
+    expect(other.get_by_label("Chosen answer")).to_have_value("winner")
+    other.get_by_label("Rejected answer").select_option("loser")
     other.get_by_label("Name").fill("news")
     other.get_by_label("Name").blur()
     named_twice = group(page, "Evaluation set news").last
@@ -132,7 +142,13 @@ def test_a_run_on_several_sources_from_the_form_to_the_comparison(
         ],
         "source_order": "concatenate",
         "column_mapping": _WITH_NAMES,
-        "eval_sources": {"news": local(root / "news.jsonl"), "code": local(root / "code.jsonl")},
+        "eval_sources": {
+            "news": local(root / "news.jsonl"),
+            "code": {
+                "source": local(root / "code.jsonl"),
+                "column_mapping": {"question": "prompt", "winner": "chosen", "loser": "rejected"},
+            },
+        },
         "format": {"format_type": "chatml"},
         "test_size": 0,
     }
@@ -147,7 +163,8 @@ def test_a_run_on_several_sources_from_the_form_to_the_comparison(
         page.goto(f"/new?from={job}")
         expect(group(page, "Source 2").get_by_label("Maximum rows of this source")).to_have_value("6")
     copied = request.value.post_data_json["dataset"]
-    for source in (*[one["source"] for one in copied["sources"]], *copied["eval_sources"].values()):
+    news, code = copied["eval_sources"]["news"], copied["eval_sources"]["code"]
+    for source in (*[one["source"] for one in copied["sources"]], news, code["source"]):
         assert source.pop("split") == "train"
     assert copied == sent
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from merlina.data.conversation import Message, Pair, SkippedRow
 from merlina.data.dataset import read_pairs
 from merlina.data.findings.row_examiner import RowExaminer
+from merlina.data.fingerprint import digest_of
 from merlina.data.previews.formatted_rows import RowSelection, preview_formatted, text_sample_builder
 from merlina.schemas.datasets.config import DatasetConfig
 
@@ -57,6 +59,27 @@ def test_strip_removes_whitespace_around_every_message(tmp_path: Path) -> None:
 def test_a_default_system_message_is_given_to_rows_without_one(tmp_path: Path) -> None:
     pairs, _ = read(tmp_path, default_system="Be kind.")
     assert [pair.prompt[0] for pair in pairs] == [Message("system", "Be kind.")] * 3 + [Message("system", "Be brief.")]
+
+
+def test_answers_of_several_turns_are_compared_and_cleaned_whole(tmp_path: Path) -> None:
+    def answer(*texts: str) -> list[dict[str, str]]:
+        return [{"role": ("assistant", "user")[place % 2], "content": text} for place, text in enumerate(texts)]
+
+    texts = (("a", "b", "c"), (" a ", "b", "c "), ("a", "x", "c"), ("a", "b", "x"))
+    rows = [{"prompt": "Why?", "chosen": answer(*chosen), "rejected": answer("a", "b", "no")} for chosen in texts]
+    file = tmp_path / "turns.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source_type": "local_file", "file_path": str(file)}
+    spec = DatasetConfig.model_validate({"source": source, "drop_duplicates": True, "strip": True})
+    first, dropped, *others = read_pairs(spec, file, None)
+    assert isinstance(first, Pair)
+    assert isinstance(first.chosen, Message)
+    assert [turn.content for turn in first.chosen.turns] == ["a", "b", "c"]
+    assert isinstance(dropped, SkippedRow)
+    assert all(isinstance(pair, Pair) for pair in others)
+    plain = DatasetConfig.model_validate({"source": source})
+    found = {digest_of([replace(pair, number=1)]) for pair in read_pairs(plain, file, None) if isinstance(pair, Pair)}
+    assert len(found) == 4
 
 
 def test_a_finding_names_the_option_that_resolves_it(tmp_path: Path) -> None:

@@ -72,8 +72,13 @@ def test_conversations_share_only_their_common_beginning() -> None:
             {"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, contents, strict=False)
         ]
 
-    with pytest.raises(UnusableRowError, match="chosen has 3 turns after"):
-        to_pair({"chosen": chat("a", "b", "c", "d"), "rejected": chat("a", "x", "c", "d")})
+    pair = to_pair({"chosen": chat("a", "b", "c", "d"), "rejected": chat("a", "x", "c", "d")})
+    assert [turn.content for turn in pair.prompt] == ["a"]
+    assert pair.chosen == Message("assistant", "d", earlier=(Message("assistant", "b"), Message("user", "c")))
+    assert pair.rejected == Message("assistant", "d", earlier=(Message("assistant", "x"), Message("user", "c")))
+    assert not pair.has_identical_answers
+    with pytest.raises(UnusableRowError, match="chosen continues with a user turn"):
+        to_pair({"chosen": chat("a", "b", "c", "d"), "rejected": chat("a", "b", "x", "d")})
 
 
 def test_a_repeated_chosen_answer_is_removed_from_the_conversation() -> None:

@@ -134,8 +134,12 @@ def test_a_file_that_breaks_off_is_an_error(host: DataHost, no_ranges: bool) -> 
         list(rows)
 
 
+@pytest.mark.parametrize("ignores_conditions", [False, True])
 @pytest.mark.parametrize("header", ["Last-Modified", "ETag"])
-def test_a_file_that_is_replaced_while_it_is_read_is_an_error(host: DataHost, header: str) -> None:
+def test_a_file_that_is_replaced_while_it_is_read_is_an_error(
+    host: DataHost, header: str, ignores_conditions: bool
+) -> None:
+    host.ignores_conditions = ignores_conditions
     host.headers_of_version = frozenset({header})
     for path in ("pairs/a.jsonl", "pairs/a.parquet"):
         file = remote(host, path)
@@ -157,6 +161,33 @@ def test_a_longer_file_in_the_place_of_a_short_one_is_not_cut_at_its_size(host: 
     host.replace_after = -1
     with pytest.raises(DataError, match="was replaced while it was being read; try again"):
         rows_of(file)
+
+
+@pytest.mark.parametrize("no_ranges", [False, True], ids=["ranges", "no ranges"])
+@pytest.mark.parametrize("scheme", ["http", "s3", "gs"])
+def test_blocks_of_two_versions_are_never_mixed_also_if_reading_stops_early(
+    host: DataHost, stores: None, scheme: str, no_ranges: bool
+) -> None:
+    host.no_ranges = no_ranges and scheme == "http"
+    file = remote(host, "pairs/a.jsonl") if scheme == "http" else _stored(f"{scheme}://pairs/a.jsonl")
+    rows = read_rows(file, "jsonl")
+    assert next(rows) == ROWS[0]
+    host.replace_after = len(host.bodies) - 1
+    with pytest.raises(DataError, match="was replaced while it was being read; try again"):
+        list(islice(rows, 6000))
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_missing(host: DataHost, stores: None) -> None:
+    rows = read_rows(_stored("gs://pairs/a.jsonl"), "jsonl")
+    assert next(rows) == ROWS[0]
+    del host.files["pairs/a.jsonl"]
+    with pytest.raises(DataError, match=r"There is no file at 'gs://pairs/a\.jsonl'"):
+        list(islice(rows, 6000))
+
+
+def test_a_weak_etag_is_not_named_in_requests(host: DataHost) -> None:
+    host.weak_etags = True
+    assert rows_of(remote(host, "pairs/a.jsonl")) == ROWS
 
 
 def test_a_file_of_one_block_is_looked_up_once_more_at_its_end(host: DataHost) -> None:

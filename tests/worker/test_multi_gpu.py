@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from merlina.executors.local import LocalExecutor
 from merlina.run_folder.event_log import read_events
 from merlina.run_folder.folder import RunFolder
 from merlina.run_folder.order import RunOrder
+from merlina.schemas.datasets.sources import DatasetSource
 from merlina.schemas.events import Event
 from merlina.schemas.training.config import TrainingConfig
 from tests.harness import pairs_file, training_config, until
@@ -165,6 +167,22 @@ def test_a_stop_ends_all_ranks_at_the_same_step_with_the_model_saved(runs: Runs)
     assert (last.type, last.state) == ("ended", "stopped")
     assert runs.adapter("stopped")
     until(lambda: not any(rank.is_running() for rank in ranks), 10, "the end of all ranks")
+
+
+def test_all_ranks_map_the_token_ids_of_the_first(runs: Runs) -> None:
+    order = runs.order("mapped", 2, **_LONG, max_length=512)
+    answers = {"chosen": "the rune agrees " * 100, "rejected": "no rune agrees " * 100}
+    rows = [{"prompt": f"What is {number}?", **answers} for number in range(6000)]
+    file = runs.root / "many.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {"source_type": "local_file", "file_path": str(file)}
+    dataset = order.config.dataset.model_copy(update={"source": DatasetSource.model_validate(source)})
+    config = order.config.model_copy(update={"dataset": dataset})
+    run = runs.start(order.model_copy(update={"config": config, "dataset_file": str(file)}))
+    runs.until_step(run, 1)
+    ids = str(run.tokens_dir / "ids")
+    assert [ids in [each.path for each in rank.memory_maps()] for rank in ranks_of(run)] == [True, True]
+    runs.executor.kill(run)
 
 
 def _kill_worker(run: RunFolder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -18,6 +19,7 @@ from merlina.run_folder.folder import RunFolder
 from merlina.run_folder.order import RunOrder
 from merlina.schemas.training.config import TrainingConfig
 from merlina.worker.run.training_order import training_order
+from tests.data_host import data_host
 from tests.harness import training_config
 from tests.worker.test_worker import carry_out_order, log_of
 
@@ -58,6 +60,35 @@ def run_on(folder: Path, model: Path, dataset: dict[str, Any], **changes: Any) -
 
 def notes_of(run: RunFolder) -> list[str]:
     return [event.message for event in log_of(run) if event.type == "log"]
+
+
+@pytest.mark.parametrize("no_ranges", [False, True], ids=["ranges", "no ranges"])
+def test_a_stop_ends_the_wait_for_a_slow_server(tiny_model: Path, tmp_path: Path, no_ranges: bool) -> None:
+    content = rows_file(tmp_path / "plus.jsonl", "plus", 24).read_bytes()
+    with data_host({"plus.jsonl": content}) as host:
+        host.drips, host.no_ranges = True, no_ranges
+        source = {"source_type": "url", "url": f"{host.origin}/plus.jsonl"}
+        config = TrainingConfig.model_validate(
+            training_config(tiny_model, Path("unused"), "tuned", dataset={"source": source})
+        )
+        order = RunOrder(
+            job_id="job_1",
+            attempt=1,
+            config=config,
+            allowed_data_urls=(host.origin,),
+            output_dir=str(tmp_path / "models" / "tuned"),
+        )
+
+        def stop() -> None:
+            if host.dripping.wait(60):
+                RunFolder(tmp_path / "run").stop_file.touch()
+
+        thread = threading.Thread(target=stop)
+        thread.start()
+        run = carry_out_order(tmp_path, order)
+        thread.join()
+        assert not host.released.is_set()
+    assert log_of(run)[-1].state == "stopped"
 
 
 def test_all_sources_are_trained_on_and_evaluated_by_name(tiny_model: Path, tmp_path: Path) -> None:

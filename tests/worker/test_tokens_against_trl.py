@@ -74,10 +74,25 @@ def _implicit(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: [*row["prompt"], *row[name]] for name in ("chosen", "rejected")} for row in rows]
 
 
+def _of_several_turns(*, with_shared_turns: bool = False) -> list[dict[str, Any]]:
+    """Return rows of which one answer has three turns, the other three, some of which may be the same, or one."""
+    rows = []
+    for number, row in enumerate(_conversations("chosen", "rejected")):
+        asked = _said("user", f"Why {_WORDS[number % 8]}?")
+        chosen = [*row["chosen"], asked, _said("assistant", "Because.")]
+        rejected = [*row["rejected"], asked, _said("assistant", f"No. {number}")] if number % 3 else row["rejected"]
+        if with_shared_turns and number % 4 == 0:
+            rejected = [*chosen[:-1], _said("assistant", f"No. {number}")]
+        rows.append({**row, "chosen": chosen, "rejected": rejected})
+    return rows
+
+
 _PAIRS: dict[str, list[dict[str, Any]]] = {
     "preference, standard": _texts("chosen", "rejected"),
     "preference, conversational": _conversations("chosen", "rejected"),
     "preference, conversational with an implicit prompt": _implicit(_conversations("chosen", "rejected")),
+    "preference, conversational with answers of several turns": _of_several_turns(with_shared_turns=True),
+    "preference, conversational with answers of several turns and an implicit prompt": _implicit(_of_several_turns()),
     "preference with tools": _conversations("chosen", "rejected", tools=[_TOOL]),
 }
 # TRL leaves tools out for orpo and cpo.

@@ -47,4 +47,6 @@ def _stripped(pair: Pair) -> Pair:
 
 
 def _stripped_message(message: Message) -> Message:
-    return replace(message, content=message.content.strip())
+    return replace(
+        message, content=message.content.strip(), earlier=tuple(_stripped_message(each) for each in message.earlier)
+    )

@@ -52,6 +52,9 @@ class Message:
     `reasoning` is what an assistant writes before its `content`, between `<think>` and `</think>`. `tool_calls` are
     objects with a `function` that has a `name` and `arguments`, and `tool_fields` those of a tool's message, both as
     chat templates receive them.
+
+    An answer may have several turns, such as assistant, user, assistant: it is the last of them, and the others are
+    `earlier`.
     """
 
     role: str
@@ -59,6 +62,17 @@ class Message:
     reasoning: str | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     tool_fields: Mapping[str, str] = field(default_factory=dict)
+    earlier: tuple[Message, ...] = ()
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """All turns of an answer."""
+        return (*self.earlier, replace(self, earlier=())) if self.earlier else (self,)
+
+    @property
+    def num_characters(self) -> int:
+        """The number of characters in the contents of all turns."""
+        return sum((len(turn.content) for turn in self.earlier), len(self.content))
 
     @property
     def has_content(self) -> bool:
@@ -99,6 +113,17 @@ class Pair:
         if self.chosen is None:
             return () if self.rejected is None else (self.rejected,)
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
+
+    @property
+    def has_several_turns(self) -> bool:
+        """Whether an answer has several turns."""
+        return any(answer.earlier for answer in self.answers)
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The turns of the prompt, followed by those of each answer."""
+        turns = (*self.prompt, *self.answers)
+        return tuple(each for turn in turns for each in turn.turns) if self.has_several_turns else turns
 
     def with_answers(self, change: Callable[[Message], Message]) -> Pair:
         """Return the pair with each answer changed."""

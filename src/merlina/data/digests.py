@@ -24,7 +24,8 @@ def pair_digest(pair: Pair, prompt: int) -> int:
 
 def _parts(turn: Message) -> list[str]:
     others = (turn.reasoning, turn.tool_calls)
-    return [turn.content.strip(), repr(others)] if any(others) else [turn.content.strip()]
+    own = [turn.content.strip(), repr(others)] if any(others) else [turn.content.strip()]
+    return [*(part for each in turn.earlier for part in (each.role, *_parts(each))), *own] if turn.earlier else own
 
 
 def _digest(parts: Sequence[str]) -> int:

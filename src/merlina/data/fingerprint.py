@@ -79,6 +79,11 @@ def _content(pair: Pair) -> bytes:
         for index, turn in enumerate((*pair.answers, *pair.prompt))
         if (turn.reasoning and (index or chosen is None)) or turn.tool_calls or turn.tool_fields
     ]
+    earlier = [
+        (place, [(each.role, each.content, each.reasoning, each.tool_calls, each.tool_fields) for each in turn.earlier])
+        for place, turn in enumerate(pair.answers)
+        if turn.earlier
+    ]
     # repr makes the boundaries between the parts unambiguous. What is empty is omitted, as by earlier versions.
-    added = [part for part in (others, pair.tools, pair.template_arguments) if part]
+    added = [part for part in (others, pair.tools, pair.template_arguments, earlier) if part]
     return repr((*content, *added)).encode("utf-8", "replace")

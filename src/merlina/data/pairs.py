@@ -3,7 +3,8 @@
 1. Each of prompt, chosen and rejected may be text, one message or a list of messages
    (`role`/`content`, or ShareGPT's `from`/`value`).
 2. A conversation column replaces the prompt column.
-3. If chosen and rejected are whole conversations, their common prefix is the prompt.
+3. If chosen and rejected are whole conversations, their common prefix is the prompt, and the turns after it are the
+   answers.
 
 For sft, a row without a rejected answer becomes a demonstration.
 """
@@ -52,6 +53,8 @@ def to_pair(row: Row) -> Pair:
     chosen = _turns(row, "chosen", "assistant")
     rejected = _turns(row, "rejected", "assistant")
     shared = _shared_beginning(chosen, rejected)
+    if shared and shared[0].role == "assistant" and _answers_begin_with(shared, row):
+        shared = []
     pair = Pair(
         chosen=_answer(chosen[len(shared) :], "chosen", row),
         rejected=_answer(rejected[len(shared) :], "rejected", row),
@@ -84,7 +87,7 @@ def to_demonstration(row: Row) -> Pair:
 
 
 def _check_encodable(pair: Pair) -> None:
-    if pair.tools or pair.template_arguments or not all(map(_is_plain, (*pair.prompt, *pair.answers))):
+    if pair.tools or pair.template_arguments or not all(map(_is_plain, pair.turns)):
         _check_objects(pair)
         _check_texts(pair)
 
@@ -95,15 +98,17 @@ def _is_plain(turn: Message) -> bool:
 
 
 def _check_texts(pair: Pair) -> None:
-    names = (*("prompt" for _ in pair.prompt), "chosen", "rejected")
-    for name, turn in zip(names, (*pair.prompt, *pair.answers), strict=False):
-        _check_text(name, turn.content)
-        _check_text("reasoning", turn.reasoning or "")
+    answers = (("chosen", pair.chosen), ("rejected", pair.rejected))
+    named = [(name, answer.turns) for name, answer in answers if answer is not None]
+    for name, turns in [("prompt", pair.prompt), *named]:
+        for turn in turns:
+            _check_text(name, turn.content)
+            _check_text("reasoning", turn.reasoning or "")
 
 
 def _check_objects(pair: Pair) -> None:
     described: list[Any] = [pair.tools]
-    for turn in (*pair.prompt, *pair.answers):
+    for turn in pair.turns:
         described += [turn.tool_calls, turn.tool_fields]
     for part in filter(None, described):
         _check_text("tools", json.dumps(part, ensure_ascii=False, default=str))
@@ -215,17 +220,20 @@ def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) ->
 
 
 def _answer(turns: Sequence[Message], column: str, row: Row) -> Message:
-    """Return the only turn, with the text of the reasoning column unless it has reasoning of its own."""
-    if len(turns) != 1:
+    """Return the turns as one answer, with the text of the reasoning column unless it has reasoning of its own."""
+    turn, earlier = turns[-1], tuple(turns[:-1])
+    if earlier and earlier[0].role != "assistant":
         raise UnusableRowError(
-            f"{column} has {len(turns)} turns after the common prefix of both conversations; it needs exactly one",
+            f"{column} continues with a {earlier[0].role} turn after the common prefix of both conversations, and "
+            "answers to different prompts cannot be compared",
             "differing_prompts",
         )
-    turn = turns[0]
     if turn.role != "assistant":
         raise UnusableRowError(f"{column} ends with a {turn.role} turn, not with an assistant turn")
-    if not turn.has_content:
-        raise UnusableRowError(f"{column} is empty", "empty_side")
+    if not all(each.has_content for each in turns):
+        raise UnusableRowError(f"{column} is empty" if not earlier else f"a turn of {column} is empty", "empty_side")
+    if earlier:
+        turn = replace(turn, earlier=earlier)
     if turn.reasoning is not None or (reasoning := _optional_text(row, "reasoning")) is None:
         return turn
     has_inline_reasoning = with_separate_reasoning(turn).reasoning is not None
@@ -255,6 +263,13 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
     if not joined[-1].content.strip():
         raise UnusableRowError("prompt is empty", "empty_side")
     return joined
+
+
+def _answers_begin_with(shared: list[Message], row: Row) -> bool:
+    """Return whether turns that both answers share follow the prompt of the row, so that they belong to the answers."""
+    column = _prompt_column(row)
+    given = _without_last_answers(_turns(row, column, "user")) if column else []
+    return bool(given) and _joined(given, shared) is None
 
 
 def _prompt_column(row: Row) -> str | None:

@@ -21,7 +21,7 @@ _ROUND_FACTORS = (1, 2, 5, 10)
 
 def character_length(pair: Pair) -> int:
     """Return the number of characters of the prompt with the longer answer."""
-    return sum(len(turn.content) for turn in pair.prompt) + max(len(answer.content) for answer in pair.answers)
+    return sum(len(turn.content) for turn in pair.prompt) + max(answer.num_characters for answer in pair.answers)
 
 
 def length_histogram(lengths: Sequence[int], unit: Literal["tokens", "characters"]) -> LengthHistogram | None:

@@ -227,13 +227,13 @@ class RowExaminer:
             return
         if _is_formatted(pair):
             self._count("already_formatted").add(pair.number)
-        elif self._marker and any(map(self._marker.search, [turn.content for turn in (*pair.answers, *pair.prompt)])):
+        elif self._marker and any(map(self._marker.search, [turn.content for turn in pair.turns])):
             self._count("markers_in_text").add(pair.number)
 
     def _measure_messages(self, pair: Pair) -> None:
         prompt = sum([len(turn.content) for turn in pair.prompt])
-        chosen = 0 if pair.chosen is None else len(pair.chosen.content)
-        rejected = 0 if pair.rejected is None else len(pair.rejected.content)
+        chosen = 0 if pair.chosen is None else pair.chosen.num_characters
+        rejected = 0 if pair.rejected is None else pair.rejected.num_characters
         totals = self._characters
         self._characters = (totals[0] + prompt, totals[1] + chosen, totals[2] + rejected)
         if pair.chosen is None or pair.rejected is None:

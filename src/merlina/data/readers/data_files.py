@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import overload
 
@@ -12,12 +13,15 @@ DataFile = Path | RemoteContent
 
 
 @overload
-def file_at(location: FileLocation) -> DataFile: ...
+def file_at(location: FileLocation, while_waiting: Callable[[], None] | None = None) -> DataFile: ...
 @overload
-def file_at(location: FileLocation | None) -> DataFile | None: ...
-def file_at(location: FileLocation | None) -> DataFile | None:
-    """Return the file to read; None for the Hub. Raises DataError for an address that is not allowed."""
-    return RemoteContent(location) if isinstance(location, RemoteFile) else location
+def file_at(location: FileLocation | None, while_waiting: Callable[[], None] | None = None) -> DataFile | None: ...
+def file_at(location: FileLocation | None, while_waiting: Callable[[], None] | None = None) -> DataFile | None:
+    """Return the file to read; None for the Hub. Raises DataError for an address that is not allowed.
+
+    `while_waiting` is called twice a second while the server of an address is awaited, and raises to give up.
+    """
+    return RemoteContent(location, while_waiting) if isinstance(location, RemoteFile) else location
 
 
 def size_of(file: DataFile) -> int:

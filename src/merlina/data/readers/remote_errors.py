@@ -28,6 +28,7 @@ _BROKEN = {
     "ClientPayloadError", "ServerDisconnectedError", "ClientOSError", "IncompleteRead", "IncompleteReadError",
     "ResponseStreamingError", "ConnectionClosedError", "HTTPClientError", "ChunkedEncodingError", "ConnectionError",
 }  # fmt: skip
+_PRECONDITION_FAILED = 412
 _TEMPORARY_STATUS = (408, 429)
 
 
@@ -38,6 +39,10 @@ class IncompleteBlockError(Exception):
         super().__init__()
         self.received = received
         self.requested = requested
+
+
+class ReplacedFileError(Exception):
+    """The file has another version than when it was first opened."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +86,8 @@ def _known_problem(error: BaseException, url: DataUrl) -> _Problem | None:
         return _Problem(f"{shown} redirects too often")
     if "RedirectClientError" in names:
         return _Problem(f"{shown} redirects to an address that cannot be read: not http or https, or not valid")
-    if "FileExpired" in names:
-        return _Problem(f"The file at {shown} was replaced while it was being read; try again")
+    if isinstance(error, ReplacedFileError) or "FileExpired" in names:
+        return _replaced(url)
     if names & _NO_CREDENTIALS:
         return _Problem(f"{shown} cannot be read: {_CREDENTIALS.get(url.scheme, 'credentials are missing')}")
     if (status := _status(error)) is not None:
@@ -105,6 +110,8 @@ def _known_problem(error: BaseException, url: DataUrl) -> _Problem | None:
 def _of_status(status: int, url: DataUrl) -> _Problem:
     if status in (404, 410):
         return _missing(url)
+    if status == _PRECONDITION_FAILED:
+        return _replaced(url)
     if status in (401, 403):
         return _denied(url)
     if status >= 500 or status in _TEMPORARY_STATUS:
@@ -115,6 +122,10 @@ def _of_status(status: int, url: DataUrl) -> _Problem:
 
 def _missing(url: DataUrl) -> _Problem:
     return _Problem(f"There is no file at {str(url)!r}")
+
+
+def _replaced(url: DataUrl) -> _Problem:
+    return _Problem(f"The file at {str(url)!r} was replaced while it was being read; try again")
 
 
 def _denied(url: DataUrl) -> _Problem:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import io
+import math
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from merlina.data.readers.remote_errors import IncompleteBlockError, describe_remote_error, is_temporary
-from merlina.data.readers.remote_systems import REQUEST_SECONDS, file_system
+from merlina.data.readers.remote_errors import (
+    IncompleteBlockError,
+    ReplacedFileError,
+    describe_remote_error,
+    is_temporary,
+)
+from merlina.data.readers.remote_systems import HTTP_HEADERS, REQUEST_SECONDS, file_system
 from merlina.domain.data_urls import AllowedUrls, DataUrl, RemoteFile
 from merlina.domain.units import MIB
 from merlina.errors import DataError
@@ -25,6 +33,7 @@ _LARGEST_BLOCK = 8 * MIB
 _BUFFER_BYTES = 64 * 1024
 # Seconds before each further attempt at a request.
 _PAUSES = (0.5, 2.0)
+_SECONDS_BETWEEN_CALLS = 0.5
 # Within this time, a server that sends nothing is given up: a preview, which may take a minute, then states the cause.
 _PATIENCE_SECONDS = 55
 # An attempt is up to two requests: fsspec repeats HEAD as GET, and opens an object before it reads it.
@@ -38,24 +47,28 @@ _Result = TypeVar("_Result")
 @dataclass(frozen=True)
 class _Facts:
     size: int
-    version: tuple[str, ...]
+    version: Mapping[str, Any]
 
 
 class RemoteContent:
     """A file at an address. `open` and `name` are as those of a Path; `size` is in bytes.
 
     A connection that breaks is opened again and continues where it broke. Reading raises DataError if the file ends
-    before its stated size. Whether it was replaced since it was first opened is known at its end, where DataError is
-    raised: a reader that stops before may have read blocks of two versions.
+    before its stated size, or if it was replaced since it was first opened. Each request for a block names the version;
+    for servers that ignore this, the version is looked up again at the end of the file.
+
+    `while_waiting` is called twice a second while a response is awaited. If it raises an error, the request is
+    abandoned, in a thread of its own.
     """
 
-    def __init__(self, file: RemoteFile) -> None:
+    def __init__(self, file: RemoteFile, while_waiting: Callable[[], None] | None = None) -> None:
         """Raises DataError if the address is not one that is allowed, or a package to read it is missing."""
         self.url = DataUrl.parse(file.url)
         allowed = AllowedUrls(file.allowed)
         if refusal := allowed.refusal(self.url):
             raise DataError(refusal)
         self._system = file_system(self.url.scheme, allowed)
+        self._while_waiting = while_waiting
         self._has_ranges = True
         self._stream: _Forward | None = None
         self._is_checked = True
@@ -109,17 +122,44 @@ class RemoteContent:
         """Return the result of a request, which is repeated after temporary errors. Raises DataError."""
         begin = time.monotonic()
         for pause in (*_PAUSES, None):
-            try:
-                return request()
-            except Exception as error:  # the libraries raise errors of many kinds
-                problem = error
+            response = self._awaited(request)
+            if (problem := response.exception()) is None:
+                return response.result()
             if pause is None or not is_temporary(problem):
                 break
             if time.monotonic() + pause > begin + _LAST_ATTEMPT_SECONDS:
                 break
-            time.sleep(pause)
+            self._wait_for(Future(), pause)
         # Without the cause: a traceback in a log would show the address that a redirect led to, with its signature.
+        assert problem is not None
         raise DataError(describe_remote_error(problem, self.url, place))
+
+    def _awaited(self, request: Callable[[], _Result]) -> Future[_Result]:
+        """Return the response to a request once it is there."""
+        response: Future[_Result] = Future()
+
+        def send() -> None:
+            try:
+                response.set_result(request())
+            except Exception as error:  # the libraries raise errors of many kinds
+                response.set_exception(error)
+
+        if self._while_waiting is None:
+            send()
+        else:
+            # The process may end before an abandoned request.
+            threading.Thread(target=send, name="request", daemon=True).start()
+            self._wait_for(response)
+        return response
+
+    def _wait_for(self, response: Future[Any], seconds: float = math.inf) -> None:
+        """Wait until the response is there, or for a number of seconds."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if wait([response], min(left, _SECONDS_BETWEEN_CALLS)).done:
+                return
+            if self._while_waiting is not None:
+                self._while_waiting()
 
     def _place(self, start: int) -> str:
         return f"byte {start:,} of {self.size:,}"
@@ -139,6 +179,11 @@ class RemoteContent:
         try:
             self._file.seek(start)
             return bytes(self._file.read(size))
+        except FileNotFoundError:
+            # The generation does not exist any more, and perhaps no other one.
+            if self._facts_in(self._system.info(str(self.url))) == self._facts:
+                raise
+            raise ReplacedFileError from None
         except ValueError:
             # fsspec raises it when a server sends the whole file instead of a range after its beginning.
             if start == 0 or self.url.is_in_store:
@@ -150,7 +195,7 @@ class RemoteContent:
         """Return up to `size` bytes from offset `start` on, from a response that has the whole file."""
         if self._stream is None or self._stream.position > start:
             self.disconnect()
-            self._stream = _Forward(self._system.open(str(self.url), "rb", block_size=0, size=self.size))
+            self._stream = _Forward(self._open(block_size=0))
         try:
             self._stream.skip_to(start)
             return self._stream.read(size)
@@ -161,7 +206,22 @@ class RemoteContent:
 
     @cached_property
     def _file(self) -> Any:
-        return self._system.open(str(self.url), "rb", block_size=_FIRST_BLOCK, cache_type="none", size=self.size)
+        return self._open(block_size=_FIRST_BLOCK, cache_type="none")
+
+    def _open(self, **options: Any) -> Any:
+        """Open the version that was looked up first."""
+        url, version = str(self.url), self._facts.version
+        if self.url.scheme == "s3":
+            # Without a size, s3fs looks up the ETag, and names it in each request.
+            file = self._system.open(url, "rb", **options)
+            if file.details.get("ETag") != version.get("ETag"):
+                raise ReplacedFileError
+            return file
+        if self.url.scheme == "gs" and "generation" in version:
+            url = f"{url}#{version['generation']}"
+        if not self.url.is_in_store:
+            options["headers"] = {**HTTP_HEADERS, **_condition(version)}
+        return self._system.open(url, "rb", size=self.size, **options)
 
     @cached_property
     def _facts(self) -> _Facts:
@@ -169,7 +229,10 @@ class RemoteContent:
 
     def _look_up(self) -> _Facts:
         """Return the size and the version. Raises DataError."""
-        info = self._retried(lambda: self._system.info(str(self.url)))
+        return self._facts_in(self._retried(lambda: self._system.info(str(self.url))))
+
+    def _facts_in(self, info: Mapping[str, Any]) -> _Facts:
+        """Return the size and the version that a file system states. Raises DataError."""
         if info["type"] != "file":
             raise DataError(f"{str(self.url)!r} is a folder; name one of its files")
         if info["size"] is None:
@@ -178,7 +241,16 @@ class RemoteContent:
                 "could not be recognized; download and upload it instead"
             )
         self._has_ranges = self._has_ranges and info.get("partial", True)
-        return _Facts(int(info["size"]), tuple(str(info.get(name)) for name in _VERSION_FIELDS))
+        return _Facts(int(info["size"]), {name: info[name] for name in _VERSION_FIELDS if info.get(name)})
+
+
+def _condition(version: Mapping[str, Any]) -> dict[str, str]:
+    """Return the header by which a server refuses to send another version (RFC 9110, sections 13.1.1 and 13.1.4)."""
+    etag = version.get("ETag")
+    # Weak ones never match.
+    if etag and not etag.startswith("W/"):
+        return {"If-Match": etag}
+    return {"If-Unmodified-Since": version["Last-Modified"]} if "Last-Modified" in version else {}
 
 
 class _Forward:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from aiohttp import ClientSession, ClientTimeout
 
 _PACKAGES = {"https": "aiohttp", "http": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
+# Bytes are read as they are stored: a range of a body that was compressed on the way could not be decompressed.
+HTTP_HEADERS = {"Accept-Encoding": "identity"}
 _CONNECT_SECONDS = 5
 # Without any data for this long, a request fails.
 _READ_SECONDS = 10
@@ -42,7 +44,8 @@ def file_system(scheme: str, allowed: AllowedUrls) -> Any:
     if scheme == "s3":
         system.retries = 1
     elif scheme == "gs":
-        # gcsfs has no setting for the attempts of its decorator.
+        # gcsfs has no setting for the six attempts of the decorator of this private method, with up to a minute
+        # between them. It is replaced by what was decorated; a test counts the requests to a server that stays busy.
         system._request = partial(inspect.unwrap(type(system)._request), system)
     return system
 
@@ -54,9 +57,14 @@ def _options(scheme: str, allowed: AllowedUrls) -> dict[str, Any]:
         return {"config_kwargs": {**limits, "retries": {"total_max_attempts": 1}}}
     if scheme == "gs":
         # gcsfs looks up the kind of the bucket as well, and does without it when this takes longer.
-        return {"access": "read_only", "requests_timeout": _time_limits(), "retry_timeout": _CONNECT_SECONDS}
-    # Bytes are read as they are stored: a range of a body that was compressed on the way could not be decompressed.
-    return {"headers": {"Accept-Encoding": "identity"}, "get_client": partial(_http_client, allowed)}
+        # Versions are named by their generation.
+        return {
+            "version_aware": True,
+            "access": "read_only",
+            "requests_timeout": _time_limits(),
+            "retry_timeout": _CONNECT_SECONDS,
+        }
+    return {"headers": HTTP_HEADERS, "get_client": partial(_http_client, allowed)}
 
 
 def _time_limits() -> ClientTimeout:

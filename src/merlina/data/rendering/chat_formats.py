@@ -15,6 +15,7 @@ from merlina.data.rendering.rendered import Rendered, render_answers
 from merlina.data.rendering.system_messages import system_as_user
 from merlina.data.rendering.template_arguments import ARGUMENTS_COLUMN
 from merlina.data.rendering.template_format import ChatTemplate, TemplateFormat
+from merlina.data.rendering.turns import render_turns
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import CustomTemplates, DatasetFormat, FormatType
 
@@ -46,7 +47,7 @@ def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
         if spec.system_as_user:
             pair = system_as_user(pair)
         without = _without_unused_reasoning(pair, spec)
-        rendered = render(without)
+        rendered = render_turns(without, render) if without.has_several_turns else render(without)
         if without is pair:
             return rendered
         return replace(rendered, finding_kinds=rendered.finding_kinds | {"reasoning_unused"})
@@ -73,11 +74,15 @@ def _refuse_template_arguments(pair: Pair, spec: DatasetFormat) -> None:
 def _without_unused_reasoning(pair: Pair, spec: DatasetFormat) -> Pair:
     """Return the same pair if the format uses the reasoning of its answers or there is none."""
     if spec.format_type not in _FORMATS_WITH_REASONING:
-        has_reasoning = any(turn.reasoning for turn in pair.answers)
-        return _without_reasoning_of(pair, lambda turn: replace(turn, reasoning=None)) if has_reasoning else pair
+        has_reasoning = any(turn.reasoning for answer in pair.answers for turn in (answer, *answer.earlier))
+        return _without_reasoning_of(pair, _without_reasoning) if has_reasoning else pair
     has_reasoning = any(with_separate_reasoning(turn).reasoning is not None for turn in pair.answers)
     keeps = pair.template_arguments.get("enable_thinking", spec.enable_thinking)
     return _without_reasoning_of(pair, without_reasoning) if has_reasoning and not keeps else pair
+
+
+def _without_reasoning(answer: Message) -> Message:
+    return replace(answer, reasoning=None, earlier=tuple(map(_without_reasoning, answer.earlier)))
 
 
 def _without_reasoning_of(pair: Pair, remove: Callable[[Message], Message]) -> Pair:

@@ -24,6 +24,7 @@ from merlina.errors import DataError
 from merlina.schemas.datasets.config import answers_needed
 from merlina.schemas.inspection import DataReport, PairCharacters, PairTokens
 from merlina.schemas.operations import DescribeData
+from merlina.worker.garbage_collection import rare_collections
 from merlina.worker.helper.phases import PHASES
 from merlina.worker.helper.previews import sample_builder
 
@@ -36,7 +37,7 @@ _Sample = Callable[[], dict[str, Any]]
 
 def describe_data(operation: DescribeData) -> DataReport:
     """Examine all rows of a data set. Raises DataError if none can be used, ModelError."""
-    with PHASES.during("Reading the data set", _WHOLE_DATA_SET_SECONDS, DataError):
+    with PHASES.during("Reading the data set", _WHOLE_DATA_SET_SECONDS, DataError), rare_collections():
         config, file, row_limit = operation.config, file_at(operation.file), RowLimit.of_megabytes(operation.max_row_mb)
         show, make_examiner = sample_builder(operation)
         needed = answers_needed(config.training_mode)

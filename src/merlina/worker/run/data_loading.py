@@ -28,12 +28,13 @@ from merlina.training.models.token_store import TokenStore
 from merlina.training.models.tokens import TokenPair
 from merlina.training.reporter import Reporter, StoppedEarly
 from merlina.worker.encoding import EncodedPair, PairEncoder
+from merlina.worker.garbage_collection import rare_collections
 from merlina.worker.run.run_sources import FIRST, RunSources
 from merlina.worker.run.token_cache import EncodedRows, TokenCache
 from merlina.worker.run.training_order import training_order
 
 # The tokenizer encodes many texts at once, in the background. A stop is honored between two batches.
-_PAIRS_PER_BATCH = 1024
+_PAIRS_PER_BATCH = 512
 _SECONDS_BETWEEN_NOTES = 10.0
 
 
@@ -74,8 +75,8 @@ class TrainingData:
 class DataLoading:
     """Loads the rows of one run as token ids; `vocabulary_size` is the number of token ids of the model.
 
-    Token ids in the `cache` of an earlier attempt are reused if still valid. Otherwise all rows are encoded, and with
-    `writes_cache` (the first rank) the ids are stored in the cache.
+    Token ids in the `cache`, of an earlier attempt or of the first rank, are reused if still valid. Otherwise all rows
+    are encoded, and with `writes_cache` (the first rank) the ids are stored in the cache.
     """
 
     def __init__(
@@ -104,7 +105,8 @@ class DataLoading:
         # Before reading: a file that is replaced meanwhile must appear replaced.
         stamps = sources.stamps()
         files = Fingerprint(rows=0, held_out=0, blocks=(), file=stamps.pop(FIRST, None), files=stamps)
-        rows, split = (self._reopen(files) if sources.are_files else None) or self._read_all(sources, files)
+        with rare_collections():
+            rows, split = (self._reopen(files) if sources.are_files else None) or self._read_all(sources, files)
         return self._data(rows, split), rows.fingerprint
 
     def _reopen(self, files: Fingerprint) -> tuple[EncodedRows, _Split] | None:

@@ -15,7 +15,7 @@ from merlina.errors import DataError
 from merlina.run_folder.order import RunOrder
 from merlina.schemas.datasets.config import DatasetPart
 from merlina.schemas.inspection import FileStamp
-from merlina.training.reporter import Reporter
+from merlina.training.reporter import Reporter, StoppedEarly
 
 FIRST = "first"
 
@@ -43,7 +43,10 @@ class RunSources:
         return {name: stamp(file) for name, file in files.items() if file is not None and file.is_file()}
 
     def open(self) -> tuple[ChainedRows, list[ChainedRows]]:
-        """Open all sources: those to train on as one, and each data set to evaluate on. Raises DataError."""
+        """Open all sources: those to train on as one, and each data set to evaluate on.
+
+        Raises DataError, and StoppedEarly if a stop is requested while a server is awaited, as reading the rows does.
+        """
         parts = [*self.training_parts, *self.eval_parts]
         sources = [located(part, self._existing_file(part)) for part in parts]
         for source in sources:
@@ -72,11 +75,16 @@ class RunSources:
 
     def _existing_file(self, part: DatasetPart) -> DataFile | None:
         if part.config.source.source_type == "url":
-            return file_at(RemoteFile(str(part.config.source.url), self._order.allowed_data_urls))
+            address = RemoteFile(str(part.config.source.url), self._order.allowed_data_urls)
+            return file_at(address, self._raise_if_stopped)
         file = self._file(part)
         if file is not None and not file.is_file():
             raise DataError(f"The data set's file {file} no longer exists; upload it again and start a new run")
         return file
+
+    def _raise_if_stopped(self) -> None:
+        if self._reporter.should_stop():
+            raise StoppedEarly
 
     def _file(self, part: DatasetPart) -> Path | None:
         order = self._order

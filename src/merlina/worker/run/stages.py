@@ -137,7 +137,7 @@ class Stages:
         loading = DataLoading(
             config, encoder, loaded.vocabulary_size, self.reporter, cache, writes_cache=self.ranks.is_first
         )
-        data, found = loading.load(sources)
+        data, found = self._load_after_first(loading, sources, waits=sources.are_files and cache.is_possible)
         self._check_data_is_unchanged(found)
         repeated = "" if data.distinct == len(data.training) else f" ({data.distinct} different ones)"
         use = "held out for evaluation" if data.holds_out else "to evaluate on"
@@ -202,6 +202,17 @@ class Stages:
             f"{gib(free)} free; this is slower than a whole model in each",
         )
         return self.ranks.mesh()
+
+    def _load_after_first(
+        self, loading: DataLoading, sources: RunSources, *, waits: bool
+    ) -> tuple[TrainingData, Fingerprint]:
+        """Return the data; with `waits`, the other ranks load it after the first, whose token ids they then map."""
+        if waits and not self.ranks.is_first:
+            self.ranks.barrier()
+        loaded = loading.load(sources)
+        if waits and self.ranks.is_first:
+            self.ranks.barrier()
+        return loaded
 
     def _raise_if_stopped(self) -> None:
         if self.reporter.should_stop():

@@ -62,6 +62,11 @@ class TokenCache:
     tokenizer: Any
     vocabulary_size: int
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether ids of this tokenizer are kept, if there are many."""
+        return getattr(self.tokenizer, "backend_tokenizer", None) is not None
+
     def new_store(self) -> TokenStore:
         """Make the cache invalid, and return a store that uses it. Raises OSError."""
         (self.folder / _MANIFEST).unlink(missing_ok=True)
@@ -107,9 +112,9 @@ class TokenCache:
         return TokenStore.reopen(self.folder / _IDS, ends, rows), cached.rows
 
     def _key(self) -> str | None:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
+        if not self.is_possible:
             return None
+        backend = self.tokenizer.backend_tokenizer
         # Encoding sets the same options; they are part of the tokenizer's text.
         backend.no_truncation()
         backend.no_padding()
