@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import signal
@@ -70,27 +71,33 @@ def test_a_conversation_on_a_terminal(trained: Trained) -> None:
         command, env={**environment(trained), "TERM": "dumb"}, stdin=terminal, stdout=terminal, stderr=terminal
     )
     os.close(terminal)
+    os.set_blocking(controller, False)
     shown = ""
 
-    def prompts(count: int) -> None:
-        def has_come() -> bool:
-            nonlocal shown
+    def prompts() -> int:
+        nonlocal shown
+        with contextlib.suppress(BlockingIOError):
             shown += os.read(controller, 65_536).decode(errors="replace")
-            return shown.count("> ") >= count
+        return shown.count("> ")
 
-        until(has_come)
+    def is_interrupted() -> bool:
+        # A signal between the prompt and the wait for a line is noticed only with the next key, so it is repeated.
+        if prompts() > 7:
+            return True
+        process.send_signal(signal.SIGINT)
+        return False
 
     try:
-        prompts(1)
+        until(lambda: prompts() == 1)
         for number, line in enumerate((QUESTION, "/base", QUESTION, "/new", "/tuned", QUESTION), 2):
             os.write(controller, f"{line}\n".encode())
-            prompts(number)
-        process.send_signal(signal.SIGINT)
-        prompts(8)
+            until(lambda number=number: prompts() == number)  # type: ignore[misc]
+        until(is_interrupted, interval=2)
         os.write(controller, b"\x04")
         assert process.wait(30) == 0
     finally:
         process.kill()
+        process.wait()
         os.close(controller)
     _, first, _, second, _, _, third, *_ = shown.replace("\r", "").split("> ")
     # The answer of the base model follows the one of the tuned model; after /new, the first one is repeated.

@@ -57,7 +57,7 @@ def test_a_format_that_changes_the_prompt_refuses_them() -> None:
 
 
 def test_thoughts_of_all_turns_are_reported_if_they_are_not_trained() -> None:
-    earlier = (assistant("The Rhine.", "It is long."), NEXT)
+    earlier = (Message("assistant", "The Rhine.", "It is long."), NEXT)
     rendered = formatter(DatasetFormat(), None)(Pair(PROMPT, Message("assistant", "The Po.", earlier=earlier), None))
     assert "reasoning_unused" in rendered.finding_kinds
     assert "long" not in str(rendered.chosen)
