@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from merlina.schemas.completions import CompletionErrorResponse
 from merlina.schemas.messages import LiveMessage
 from merlina.schemas.system import ErrorResponse
 
@@ -30,20 +31,27 @@ def describe(app: FastAPI, sub_path: str = "") -> dict[str, Any]:
         if sub_path:
             schema["servers"] = [{"url": sub_path}]
         schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        for model in (ErrorResponse, LiveMessage):
+        for model in (ErrorResponse, CompletionErrorResponse, LiveMessage):
             described = model.model_json_schema(ref_template="#/components/schemas/{model}", mode="serialization")
             schemas |= described.pop("$defs", {})
             schemas[model.__name__] = described
-        for operations in schema["paths"].values():
+        for path, operations in schema["paths"].items():
             for operation in operations.values():
-                _add_errors(operation)
+                _add_errors(operation, _error_schema(path))
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         app.openapi_schema = schema
     return app.openapi_schema
 
 
-def _add_errors(operation: dict[str, Any]) -> None:
+def _error_schema(path: str) -> dict[str, Any]:
+    """Return the schema of a path's errors; those of middleware have the same form everywhere."""
+    models = (CompletionErrorResponse, ErrorResponse) if path.startswith("/v1/") else (ErrorResponse,)
+    references = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in models]
+    return references[0] if len(references) == 1 else {"anyOf": references}
+
+
+def _add_errors(operation: dict[str, Any], error_schema: dict[str, Any]) -> None:
     responses = operation["responses"]
     responses.pop("422", None)  # an invalid request is 400 here
     errors = dict(_EVERYWHERE)
@@ -51,7 +59,7 @@ def _add_errors(operation: dict[str, Any]) -> None:
         errors |= _WITH_INPUT
     if "requestBody" in operation:
         errors |= _WITH_BODY
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ErrorResponse.__name__}"}}}
+    content = {"application/json": {"schema": error_schema}}
     for status, description in errors.items():
         responses.setdefault(status, {"description": description})
     for status, response in responses.items():

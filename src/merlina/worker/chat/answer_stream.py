@@ -69,10 +69,8 @@ class AnswerStream(StoppingCriteria):  # type: ignore[misc]
 
     def flush(self) -> None:
         """Send the text that was held back until the end of the answer."""
-        if not self.stop.is_found:
-            self._send_text(self.stop.add(self.detokenizer.flush()))
-        if not self.stop.is_found:
-            self._send_text(self.stop.flush())
+        text = "" if self.stop.is_found else self.stop.add(self.detokenizer.flush())
+        self._send_text(text if self.stop.is_found else text + self.stop.flush())
 
     def _send_text(self, text: str) -> None:
         self.send(AnswerText(type="text", text=text))
