@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { ESSENTIAL_SETTINGS, FIELDS, parseInput, rangeOf, settingGroups, type Field } from './fields';
+import { ESSENTIAL_SETTINGS, FIELDS, labelOf, parseInput, rangeOf, settingGroups, type Field } from './fields';
 
 const field = (name: string): Field => FIELDS.get(name) as Field;
 
@@ -24,4 +24,9 @@ test('every setting has help, and numbers have a range', () => {
   expect([...FIELDS.values()].filter((each) => !each.help && !['base_model'].includes(each.name))).toEqual([]);
   expect(rangeOf(field('beta'))).toBe('greater than 0 and at most 10');
   expect(rangeOf(field('batch_size'))).toBe('between 1 and 1024');
+});
+
+test('labels are words, with abbreviations as they are usually written', () => {
+  const labels = { num_epochs: 'Number of epochs', lora_r: 'LoRA r', use_rslora: 'Use rsLoRA', use_4bit: 'Use 4-bit weights', nll_weight: 'NLL weight', simpo_gamma: 'SimPO gamma', push_to_hub: 'Push to the Hub', hf_hub_private: 'Hub private', gpu_ids: 'GPU ids', wandb_key: 'W&B key' };
+  expect(Object.fromEntries(Object.keys(labels).map((name) => [name, labelOf(name)]))).toEqual(labels);
 });

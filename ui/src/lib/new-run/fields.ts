@@ -62,9 +62,29 @@ export function settingGroups(): { title: string; fields: Field[] }[] {
     .filter((group) => group.fields.length > 0);
 }
 
+/** Words of settings' names as the page writes them. */
+const WORDS = new Map([
+  ['attn', 'attention'],
+  ['dora', 'DoRA'],
+  ['dpop', 'DPOP'],
+  ['dtype', 'precision'],
+  ['gpu', 'GPU'],
+  ['ld', 'LD'],
+  ['lora', 'LoRA'],
+  ['lr', 'learning rate'],
+  ['neftune', 'NEFTune'],
+  ['nll', 'NLL'],
+  ['num', 'number of'],
+  ['rslora', 'rsLoRA'],
+  ['simpo', 'SimPO'],
+  ['wandb', 'W&B'],
+]);
+
+/** Return the label of a setting: `num_epochs` is "Number of epochs". */
 export function labelOf(name: string): string {
-  const words = name.replaceAll('_', ' ').replace(/\bnum\b/, 'number of').replace(/\blr\b/, 'learning rate').replace(/\blora\b/g, 'LoRA').replace('dtype', 'precision').replace('attn', 'attention').replace('gpu', 'GPU').replace('hf hub', 'Hub').replace('to hub', 'to the Hub').replace('wandb', 'W&B').replace(/(\d)bit/, '$1-bit weights');
-  return words.charAt(0).toUpperCase() + words.slice(1);
+  const words = name.split('_').map((word) => WORDS.get(word) ?? word.replace(/^(\d)bit$/, '$1-bit weights'));
+  const label = words.join(' ').replace('hf hub', 'Hub').replace('to hub', 'to the Hub');
+  return label.charAt(0).toUpperCase() + label.slice(1);
 }
 
 /** Return the allowed range as a phrase that follows "must be"; '' if there is none. */
