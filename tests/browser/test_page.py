@@ -64,6 +64,7 @@ def test_from_an_empty_server_to_a_run(
     expect(page.get_by_role("meter", name="Estimated RAM")).to_be_visible()
     expect(page.get_by_text("estimated from the speed of this CPU")).to_be_visible()
     check_view(page, "new-run")
+    with_held_validation(page, lambda: check_view(page, "validating"))
     page.get_by_role("link", name="Machine").click()
     page.get_by_role("link", name="New run").click()
     expect(page.get_by_label("Base model")).to_have_value(str(tiny_model))
@@ -81,6 +82,19 @@ def test_from_an_empty_server_to_a_run(
     page.get_by_role("button", name="Start run").click()
     page.wait_for_url("**/runs/job_*")
     expect(page.get_by_role("heading", name="Loss")).to_be_visible()
+
+
+def with_held_validation(page: Page, check: Callable[[], None]) -> None:
+    """Check the page while a changed configuration waits for its validation, then let validation answer again."""
+    page.route("**/validate", lambda route: None)
+    page.get_by_label("Learning rate", exact=True).fill("2e-3")
+    page.get_by_label("Learning rate", exact=True).blur()
+    expect(page.get_by_text("Validating…")).to_be_visible()
+    check()
+    page.unroute("**/validate")
+    page.get_by_label("Learning rate", exact=True).fill("1e-3")
+    page.get_by_label("Learning rate", exact=True).blur()
+    expect(page.get_by_text("Validating…")).to_be_hidden()
 
 
 def test_a_run_is_followed_across_a_reload_to_its_end(own_server: Server, visit: Visit, check_view: CheckView) -> None:

@@ -14,6 +14,9 @@ SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 _AXE = Path(__file__).parents[2] / "ui/node_modules/axe-core/axe.min.js"
 _SIZES = (360, 1920)
 _THEMES = ("light", "dark")
+_END_ANIMATIONS = """document.getAnimations()
+  .filter(each => Number.isFinite(each.effect.getComputedTiming().endTime))
+  .forEach(each => each.finish())"""
 CheckView = Callable[[Page, str], None]
 
 
@@ -38,9 +41,13 @@ def assert_no_overflow(page: Page) -> None:
 
 
 def violations(page: Page) -> list[str]:
-    """Return the violations that axe finds. The debugger injects it, because the page's security policy forbids it."""
+    """Return the violations that axe finds once the finite animations of the page have ended.
+
+    The debugger injects axe, because the page's security policy forbids scripts of others.
+    """
     if not page.evaluate("typeof axe !== 'undefined'"):
         page.evaluate(_AXE.read_text())
+    page.evaluate(_END_ANIMATIONS)
     found = page.evaluate("axe.run()")["violations"]
     return [
         f"{each['id']}: {each['nodes'][0]['html'][:200]} {each['nodes'][0]['failureSummary'][:300]}" for each in found
