@@ -12,7 +12,7 @@ import pytest
 from openai import OpenAI
 
 from tests.chat.trained import QUESTION, Trained, reference_answer
-from tests.harness import Server
+from tests.harness import Server, pairs_file, training_config
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +81,65 @@ def test_a_stream_has_the_same_answer_in_pieces(client: OpenAI, answers: dict[st
     assert last.usage.total_tokens == last.usage.prompt_tokens + last.usage.completion_tokens
 
 
+def test_an_answer_is_sent_back_as_the_client_has_it(client: OpenAI, trained: Trained, tiny_model: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(trained.folder)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), trained.folder)
+    message = client.chat.completions.create(model="to-chat-with", **GREEDY).choices[0].message
+    following = {"role": "user", "content": "And 4 plus 4?"}
+    turns = [*MESSAGES, {"role": "assistant", "content": message.content}, following]
+    expected = reference_answer(model, tokenizer, turns, 20)
+    # The object itself, its fields that are set, and all of its fields: tool_calls, audio and others are null.
+    for sent in (message, message.to_dict(), message.model_dump()):
+        completion = client.chat.completions.create(
+            model="to-chat-with", messages=[*MESSAGES, sent, following], temperature=0, max_completion_tokens=20
+        )
+        assert completion.choices[0].message.content == expected
+
+
+@pytest.mark.parametrize("content", ["", None, []])
+def test_an_empty_answer_can_be_sent_back(client: OpenAI, trained: Trained, tiny_model: Path, content: Any) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(trained.folder)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), trained.folder)
+    turns: list[Any] = [*MESSAGES, {"role": "assistant", "content": ""}, {"role": "user", "content": "Continue."}]
+    expected = reference_answer(model, tokenizer, turns, 20)
+    turns[1]["content"] = content
+    completion = client.chat.completions.create(
+        model="to-chat-with", messages=turns, temperature=0, max_completion_tokens=20
+    )
+    assert completion.choices[0].message.content == expected
+
+
+def test_fields_that_are_not_supported_may_have_their_neutral_value(client: OpenAI, answers: dict[str, str]) -> None:
+    neutral: dict[str, Any] = {
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0,
+        "logit_bias": {},
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+        "tools": [],
+        "tool_choice": "none",
+        "parallel_tool_calls": True,
+        "reasoning_effort": None,
+        "n": 1,
+    }
+    for changes in (neutral, dict.fromkeys(neutral)):
+        completion = client.chat.completions.create(model="to-chat-with", **GREEDY, **changes)
+        assert completion.choices[0].message.content == answers["tuned"]
+
+
+def test_more_tokens_may_be_allowed_than_an_answer_has(client: OpenAI, trained: Trained) -> None:
+    request = {**GREEDY, "max_completion_tokens": 100_000}
+    completion = client.chat.completions.create(model="to-chat-with", **request)
+    assert completion.usage is not None
+    assert completion.usage.completion_tokens <= 8192
+
+
 def test_an_answer_ends_before_a_stop_text(client: OpenAI, answers: dict[str, str]) -> None:
     answer = answers["tuned"]
     stop = answer[len(answer) // 2 :][:3]
@@ -146,8 +205,10 @@ def test_a_seed_repeats_an_answer_and_none_does_not(client: OpenAI) -> None:
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "4"),
         ({"stop": ""}, "stop.0", "at least 1"),
-        ({"presence_penalty": 1}, "presence_penalty", "unknown"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "unknown"),
+        ({"presence_penalty": 1}, "presence_penalty", "leave it out or send 0"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "is not supported"),
+        ({"response_format": {"type": "json_object"}}, "response_format", '{"type": "text"}'),
+        ({"extra_body": {"top_k": 3}}, "top_k", "unknown"),
     ],
 )
 def test_errors_have_the_form_that_clients_expect(
@@ -159,6 +220,33 @@ def test_errors_have_the_form_that_clients_expect(
     assert said in caught.value.body["message"]
     assert field is None or caught.value.param == field
     assert caught.value.type == "invalid_request_error"
+
+
+def test_of_jobs_with_one_name_or_base_model_the_newest_that_needs_least_memory_answers(
+    new_server: Callable[..., Server], tiny_model: Path
+) -> None:
+    server = new_server()
+    pairs = pairs_file(server.root / "pairs.jsonl")
+
+    def train(output_name: str, **changes: Any) -> str:
+        job_id = server.train(training_config(tiny_model, pairs, output_name, max_steps=1, eval_steps=0, **changes))
+        assert server.until_ended(job_id).status == "completed"
+        return job_id
+
+    train("first")
+    adapter = train("second")
+    full = train("first", use_lora=False, learning_rate=1e-5)
+    with client_of(server) as client:
+        listed = [(model.id, model.to_dict()["job_id"]) for model in client.models.list()]
+        assert listed == [("first", full), ("second", adapter), (str(tiny_model), full)]
+        client.chat.completions.create(model=str(tiny_model), **GREEDY)
+        assert httpx.get(f"{server.url}/chat").json()["job_id"] == adapter
+        client.chat.completions.create(model="first", **GREEDY)
+        assert httpx.get(f"{server.url}/chat").json()["with_base"] is False
+        # It was loaded with its base model on request, so the base model needs no other.
+        httpx.post(f"{server.url}/chat/load", json={"job_id": full, "with_base": True}).raise_for_status()
+        client.chat.completions.create(model=str(tiny_model), **GREEDY)
+        assert httpx.get(f"{server.url}/chat").json()["job_id"] == full
 
 
 def test_an_unknown_model_and_a_wrong_key_are_refused(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import httpx
@@ -64,6 +67,39 @@ def test_mistakes_are_explained_in_one_sentence(trained: Trained) -> None:
     assert (unknown.returncode, unknown.stdout, unknown.stderr) == (1, "", "Job not found\n")
 
 
+@contextlib.contextmanager
+def server_that_answers(*texts: str) -> Iterator[str]:
+    """A server that answers each question with these pieces; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            lines: list[dict[str, object]] = [
+                {"type": "begin", "job_id": "job_1", "side": "tuned", "prompt": "", "prompt_tokens": 1},
+                *({"type": "text", "text": text} for text in texts),
+                {"type": "end", "reason": "end_token", "tokens": 3, "seconds": 0.1},
+            ]
+            body = "".join(f"{json.dumps(line)}\n" for line in lines).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/x-ndjson")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_answer_is_printed_as_it_is_except_for_control_characters() -> None:
+    with server_that_answers("A :smi", "le: [bold]\tand\n", "  \x1b[31mred\N{RIGHT-TO-LEFT OVERRIDE}.") as url:
+        command = [*COMMAND, "job_1", "Which?", "--url", url]
+        done = subprocess.run(command, capture_output=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode() == "A :smile: [bold]\tand\n  \\x1b[31mred\\u202e.\n"
+
+
 def test_a_conversation_on_a_terminal(trained: Trained) -> None:
     controller, terminal = pty.openpty()
     command = [*COMMAND, trained.job_id, *GREEDY]
@@ -82,14 +118,14 @@ def test_a_conversation_on_a_terminal(trained: Trained) -> None:
 
     def is_interrupted() -> bool:
         # A signal between the prompt and the wait for a line is noticed only with the next key, so it is repeated.
-        if prompts() > 7:
+        if prompts() > 8:
             return True
         process.send_signal(signal.SIGINT)
         return False
 
     try:
         until(lambda: prompts() == 1)
-        for number, line in enumerate((QUESTION, "/base", QUESTION, "/new", "/tuned", QUESTION), 2):
+        for number, line in enumerate((QUESTION, "/base", QUESTION, "/new", "/tuned", QUESTION, "/bas"), 2):
             os.write(controller, f"{line}\n".encode())
             until(lambda number=number: prompts() == number)  # type: ignore[misc]
         until(is_interrupted, interval=2)
@@ -99,7 +135,8 @@ def test_a_conversation_on_a_terminal(trained: Trained) -> None:
         process.kill()
         process.wait()
         os.close(controller)
-    _, first, _, second, _, _, third, *_ = shown.replace("\r", "").split("> ")
+    _, first, _, second, _, _, third, mistyped, *_ = shown.replace("\r", "").split("> ")
+    assert "/bas is not a command" in mistyped
     # The answer of the base model follows the one of the tuned model; after /new, the first one is repeated.
     assert first == third
     assert first != second

@@ -31,6 +31,8 @@ from merlina.schemas.completions import (
 from merlina.schemas.operations import AnswerToken, TokenChoice
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# JSON has no infinity; OpenAI's API sends this value for tokens with practically no probability.
+_LEAST_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Completions:
             yield answer.usage_chunk()
 
     def _events(self, request: CompletionRequest, closed: threading.Event) -> Generator[AnswerEvent, None, None]:
-        model = self.names.find(request.model)
+        model = self.names.find(request.model, loaded_with_base=self.chat.job_with_base)
         return self.chat.answer(
             model.job_id,
             model.side,
@@ -146,7 +148,9 @@ def _token_logprob(token: AnswerToken) -> TokenLogprob:
 def _top_logprob(token: TokenChoice) -> TopLogprob:
     is_part = _REPLACEMENT in token.text
     return TopLogprob(
-        token=token.text, logprob=token.logprob, bytes=None if is_part else list(token.text.encode("utf-8"))
+        token=token.text,
+        logprob=max(token.logprob, _LEAST_LOGPROB),
+        bytes=None if is_part else list(token.text.encode("utf-8")),
     )
 
 

@@ -32,20 +32,28 @@ class ModelNames:
 
     def all(self) -> list[NamedModel]:
         """Return all models that can be named, newest first; base models come last."""
-        tuned = [_tuned(model, model.output_name) for model in self._existing()]
-        bases = [_base(model) for model in self._existing()]
-        return list({model.name: model for model in reversed([*tuned, *bases])}.values())[::-1]
+        existing = list(self._existing())
+        named: dict[str, NamedModel] = {}
+        for model in [*(_tuned(each, each.output_name) for each in existing), *map(_base, existing)]:
+            named.setdefault(model.name, model)
+        return list(named.values())
 
-    def find(self, name: str) -> NamedModel:
-        """Return the model of this name, job id or base model. Raises NotFoundError."""
+    def find(self, name: str, loaded_with_base: str | None = None) -> NamedModel:
+        """Return the model of this name, job id or base model. Raises NotFoundError.
+
+        Several jobs may have the same base model: the loaded one is preferred, then the newest one with an adapter,
+        because a fully trained model would be loaded in addition to the base model.
+        """
         candidates = list(self._existing(name))
         for model in candidates:
             if name in (model.output_name, model.job_id):
                 return _tuned(model, name)
-        for model in candidates:
-            return _base(model)
-        raise NotFoundError(
-            f"There is no finished model {name[:200]!r}, nor one trained from it; GET /v1/models lists all"
+        if not candidates:
+            raise NotFoundError(
+                f"There is no finished model {name[:200]!r}, nor one trained from it; GET /v1/models lists all"
+            )
+        return _base(
+            min(candidates, key=lambda each: (each.job_id != loaded_with_base, not has_adapter(Path(each.output_dir))))
         )
 
     def _existing(self, name: str | None = None) -> Iterator[SavedModel]:
@@ -61,3 +69,8 @@ def _tuned(model: SavedModel, name: str) -> NamedModel:
 
 def _base(model: SavedModel) -> NamedModel:
     return NamedModel(model.base_model, model.job_id, "base", model.saved_at, None)
+
+
+def has_adapter(model_dir: Path) -> bool:
+    """Return whether the folder contains an adapter, which is loaded together with its base model."""
+    return (model_dir / "adapter_config.json").is_file()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from merlina.chat.loading import ModelLoader
 from merlina.chat.memory import ChatMemory
+from merlina.chat.served_models import has_adapter
 from merlina.errors import BusyError, InvalidRequestError
 from merlina.executors.chat_process import AnswerEvent, ChatModelSpec, ChatProcess, Claim
 from merlina.executors.helper_pools import HelperPools
@@ -76,6 +77,12 @@ class ChatService:
                 events.close()
 
     @property
+    def job_with_base(self) -> str | None:
+        """The job whose model is loaded together with its base model, if any."""
+        spec = self.chat_process.status.spec
+        return spec.job_id if spec is not None and spec.loading.with_base else None
+
+    @property
     def _loader(self) -> ModelLoader:
         return ModelLoader(self.chat_process, self._plan, self.chat_memory.admit)
 
@@ -88,7 +95,7 @@ class ChatService:
             loading=LoadChatModel(
                 model_dir=model_dir,
                 config=read_stored_config(record.config, record.job_id),
-                with_base=with_base or _is_adapter(model_dir),
+                with_base=with_base or has_adapter(model_dir),
                 trust_remote_code=self.settings.trust_remote_code,
                 token=tokens.get("hf_token") or self.settings.hub_token(),
             ),
@@ -112,7 +119,7 @@ class ChatService:
     def _plan(self, spec: ChatModelSpec) -> Claim:
         """Return the memory that the model would claim. Raises ModelError if the base model cannot be found."""
         loading = spec.loading
-        is_adapter = _is_adapter(loading.model_dir)
+        is_adapter = has_adapter(loading.model_dir)
         name = loading.config.base_model if is_adapter else str(loading.model_dir)
         facts = self.helpers.call(
             InspectModel(model_name=name, token=loading.token, trust_remote_code=loading.trust_remote_code),
@@ -122,8 +129,3 @@ class ChatService:
         copies = 2 if loading.with_base and not is_adapter else 1
         device = "cpu" if gpu is None else "cuda"
         return Claim(gpu, chat_memory_mb(loading.config, facts, device, copies))
-
-
-def _is_adapter(model_dir: Path) -> bool:
-    """Return whether the folder contains an adapter, which is loaded together with its base model."""
-    return (model_dir / "adapter_config.json").is_file()

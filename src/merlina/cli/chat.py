@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,10 +12,10 @@ import typer
 from pydantic import ValidationError
 from rich.markup import escape
 
-from merlina.cli.console import ApiKey, Url, client, errors, output
+from merlina.cli.console import ApiKey, Url, as_text, client, errors, output
 from merlina.client import DEFAULT_URL, Client
 from merlina.errors import InvalidRequestError, MerlinaError
-from merlina.schemas.chat import AnswerEnds, AnswerRequest, AnswerText, ChatMessage, Side
+from merlina.schemas.chat import MAX_MESSAGE_LENGTH, AnswerEnds, AnswerRequest, AnswerText, ChatMessage, Side
 from merlina.schemas.parsing.validation_errors import describe
 
 _HELP = "/new starts a new conversation, /base and /tuned switch the model, Ctrl-C ends an answer, Ctrl-D the chat."
@@ -75,14 +76,16 @@ class Conversation:
         for event in self.server.answer(request):
             if isinstance(event, AnswerText):
                 pieces.append(event.text)
-                output.print(event.text, end="", markup=False)
+                # Rich would replace names of emoji and tabs.
+                typer.echo(as_text(event.text), nl=False)
             elif isinstance(event, AnswerEnds):
                 output.print()
                 if event.reason.startswith("max_"):
                     errors.print(f"[dim](truncated after {event.tokens} tokens: {event.reason})[/]")
         answer = "".join(pieces)
-        # A model may answer with its end token alone, and messages must not be empty.
-        if answer.strip():
+        if len(answer) > MAX_MESSAGE_LENGTH:
+            errors.print("[dim](the answer is too long for a message, so the conversation continues without it)[/]")
+        else:
             self.turns += [request.messages[-1], ChatMessage(role="assistant", content=answer)]
 
 
@@ -93,6 +96,8 @@ def _converse(conversation: Conversation) -> None:
             conversation.turns.clear()
         elif line in ("/base", "/tuned"):
             conversation.side = "base" if line == "/base" else "tuned"
+        elif re.fullmatch("/[a-z]+", line):
+            errors.print(f"[red]{line} is not a command.[/] {_HELP}")
         elif line:
             try:
                 conversation.ask(line)

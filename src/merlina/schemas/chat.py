@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, RootModel, field_validator
+from pydantic import Field, RootModel, ValidationInfo, field_validator
 
 from merlina.schemas.base import RequestModel, ResponseModel
 
@@ -23,12 +23,15 @@ class ChatMessage(RequestModel):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant"] = Field(description="A system message must be the first one.")
-    content: str = Field(min_length=1, max_length=MAX_MESSAGE_LENGTH)
+    content: str = Field(
+        max_length=MAX_MESSAGE_LENGTH,
+        description="Only an assistant's may be empty, since a model may answer with its end token alone.",
+    )
 
     @field_validator("content")
     @classmethod
-    def _is_not_blank(cls, value: str) -> str:
-        if not value.strip():
+    def _is_not_blank(cls, value: str, info: ValidationInfo) -> str:
+        if not value.strip() and info.data.get("role") != "assistant":
             raise ValueError("is empty")
         return value
 

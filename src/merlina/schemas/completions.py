@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+import json
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from merlina.schemas.base import RequestModel, ResponseModel
 from merlina.schemas.chat import (
@@ -18,6 +19,19 @@ from merlina.schemas.parsing.validation_errors import at_field
 
 FinishReason = Literal["stop", "length"]
 _MAX_TOKENS = 8192
+_NO_EFFECT = "Not supported: accepted only with a value that has no effect."
+
+
+def _only(*neutral: Any) -> AfterValidator:
+    """Accept the values of a field that is not supported with which it has no effect, as clients send them."""
+    values = " or ".join(json.dumps(value) for value in neutral)
+
+    def check(value: Any) -> Any:
+        if value is not None and value not in neutral:
+            raise ValueError(f"is not supported: leave it out{f' or send {values}' if values else ''}")
+        return value
+
+    return AfterValidator(check)
 
 
 class TextPart(RequestModel):
@@ -28,22 +42,29 @@ class TextPart(RequestModel):
 
 
 class CompletionMessage(RequestModel):
-    """One turn of a conversation."""
+    """One turn of a conversation. Answers can be sent back with all the fields that clients give them."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is the same as system.")
     content: list[TextPart] = Field(description="Parts, which are joined; a text is the same as one part.")
     name: str | None = Field(default=None, max_length=64, description="Accepted; not part of the model's input.")
+    refusal: Annotated[str | None, _only()] = Field(default=None, description="Not supported, as the next ones.")
+    annotations: Annotated[list[Any] | None, _only([])] = None
+    audio: Annotated[dict[str, Any] | None, _only()] = None
+    function_call: Annotated[dict[str, Any] | None, _only()] = None
+    tool_calls: Annotated[list[Any] | None, _only([])] = None
 
     @field_validator("content", mode="before")
     @classmethod
-    def _may_be_text(cls, value: Any) -> Any:
+    def _may_be_text(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("role") == "assistant":
+            return []
         return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
     @field_validator("content")
     @classmethod
-    def _is_short_text(cls, value: list[TextPart]) -> list[TextPart]:
+    def _is_short_text(cls, value: list[TextPart], info: ValidationInfo) -> list[TextPart]:
         text = "".join(part.text for part in value)
-        if not text.strip():
+        if not text.strip() and info.data.get("role") != "assistant":
             raise ValueError("is empty")
         if len(text) > MAX_MESSAGE_LENGTH:
             raise ValueError(f"has {len(text):,} characters; at most {MAX_MESSAGE_LENGTH:,} are allowed")
@@ -73,11 +94,11 @@ class CompletionRequest(RequestModel):
         min_length=1, max_length=1000, description="Conversation so far; the last message must be the user's."
     )
     max_completion_tokens: int | None = Field(
-        default=None, ge=1, le=_MAX_TOKENS, description="Maximum length of the answer in tokens. Default: 8192."
+        default=None,
+        ge=1,
+        description="Maximum length of the answer in tokens, of which there are at most 8192. Default: 8192.",
     )
-    max_tokens: int | None = Field(
-        default=None, ge=1, le=_MAX_TOKENS, description="Older name of max_completion_tokens."
-    )
+    max_tokens: int | None = Field(default=None, ge=1, description="Older name of max_completion_tokens.")
     temperature: float | None = Field(
         default=None,
         ge=0,
@@ -106,6 +127,19 @@ class CompletionRequest(RequestModel):
     user: str | None = Field(default=None, max_length=512, description="Accepted; does not change the answer.")
     metadata: dict[str, Any] | None = Field(default=None, description="Accepted; does not change the answer.")
     store: bool | None = Field(default=None, description="Accepted; answers are never stored.")
+    parallel_tool_calls: bool | None = Field(default=None, description="Accepted; does not change the answer.")
+    frequency_penalty: Annotated[float | None, _only(0)] = Field(default=None, description=_NO_EFFECT)
+    presence_penalty: Annotated[float | None, _only(0)] = Field(default=None, description=_NO_EFFECT)
+    logit_bias: Annotated[dict[str, float] | None, _only({})] = Field(default=None, description=_NO_EFFECT)
+    response_format: Annotated[dict[str, Any] | None, _only({"type": "text"})] = Field(
+        default=None, description=_NO_EFFECT
+    )
+    modalities: Annotated[list[str] | None, _only(["text"])] = Field(default=None, description=_NO_EFFECT)
+    tools: Annotated[list[Any] | None, _only([])] = Field(default=None, description=_NO_EFFECT)
+    tool_choice: Annotated[str | dict[str, Any] | None, _only("none", "auto")] = Field(
+        default=None, description=_NO_EFFECT
+    )
+    reasoning_effort: Annotated[str | None, _only()] = Field(default=None, description=_NO_EFFECT)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -131,7 +165,7 @@ class CompletionRequest(RequestModel):
     def sampling(self, seed: int) -> Sampling:
         """Return the sampling parameters; `seed` is used if the request has none."""
         return Sampling(
-            max_new_tokens=self.max_completion_tokens or self.max_tokens or _MAX_TOKENS,
+            max_new_tokens=min(self.max_completion_tokens or self.max_tokens or _MAX_TOKENS, _MAX_TOKENS),
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=seed if self.seed is None else self.seed,
@@ -161,7 +195,7 @@ class TopLogprob(ResponseModel):
     """A token and the natural logarithm of its probability."""
 
     token: str
-    logprob: float
+    logprob: float = Field(description="At least -9999, also for a token that the model excludes.")
     bytes: list[int] | None = Field(description="UTF-8 bytes of the token; null if it is a part of a character.")
 
 
@@ -253,6 +287,6 @@ class CompletionError(ResponseModel):
 
 
 class CompletionErrorResponse(ResponseModel):
-    """The body of every error of `/v1`."""
+    """The body of errors of the routes below `/v1`; a request that reaches no route gets an ErrorResponse."""
 
     error: CompletionError

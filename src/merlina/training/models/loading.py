@@ -26,10 +26,10 @@ _POSITION_COUNTS = ("max_position_embeddings", "n_positions", "max_seq_len", "se
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model to load and how to hold it: in `dtype` or quantized. `converted_dir` is the folder for a
-        conversion.
+    """Which model to load and how to hold it: in `dtype` or quantized.
 
-    `is_converted`: the conversion is already done. `stays_in_ram`: the caller moves the model to its device.
+    `converted_dir`: the folder of a GGUF's conversion; `is_converted`: it exists already.
+    `stays_in_ram`: the caller moves the model to its device.
     """
 
     base_model: str
