@@ -78,7 +78,7 @@ class ChatService:
 
     @property
     def job_with_base(self) -> str | None:
-        """The job whose model is loaded together with its base model, if any."""
+        """The job of the model that is loaded together with its base model, if any."""
         spec = self.chat_process.status.spec
         return spec.job_id if spec is not None and spec.loading.with_base else None
 

@@ -1,4 +1,4 @@
-"""`merlina chat`: talk to a job's model or its base model in the terminal, or get one answer in a script."""
+"""`merlina chat`: chat with a job's model or its base model in the terminal, or get one answer in a script."""
 
 from __future__ import annotations
 
