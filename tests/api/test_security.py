@@ -160,7 +160,9 @@ def test_a_rebound_host_name_is_refused(server: Server, host: str) -> None:
             assert response.status_code == 403
             assert "set DOMAIN" in response.json()["detail"]
     upgrade = {"Host": host, "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
-    refused = httpx.get(f"{server.url}/ws/none", headers={**upgrade, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="})
+    refused = httpx.get(
+        f"{server.url}/ws/none", headers={**upgrade, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}, timeout=60
+    )
     assert refused.status_code == 403
 
 

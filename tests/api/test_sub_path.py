@@ -24,7 +24,7 @@ def below_a_path(slow: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.mark.parametrize("prefix", ["", "/merlina"])
 def test_the_api_responds_with_and_without_the_path(below_a_path: Server, prefix: str) -> None:
-    with httpx.Client(base_url=f"{below_a_path.url}{prefix}") as http:
+    with httpx.Client(base_url=f"{below_a_path.url}{prefix}", timeout=60) as http:
         assert http.get("/health").status_code == 200
         assert http.get("/jobs").status_code == 401
         assert http.post("/login", json={"api_key": "open sesame"}).status_code == 200
@@ -40,7 +40,7 @@ def test_the_api_responds_with_and_without_the_path(below_a_path: Server, prefix
 
 @pytest.mark.parametrize("view", ["/", "/new", "/runs/job_1", "/runs/job_1/chat", "/runs/a%2Fb", "/no/such/page"])
 def test_the_page_finds_its_files_from_every_view(below_a_path: Server, view: str) -> None:
-    with httpx.Client(headers={"Accept": "text/html", "X-API-Key": "open sesame"}) as http:
+    with httpx.Client(headers={"Accept": "text/html", "X-API-Key": "open sesame"}, timeout=60) as http:
         page = http.get(f"{below_a_path.url}/merlina{view}")
         files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
         assert len(files) >= 4
@@ -52,5 +52,5 @@ def test_the_page_finds_its_files_from_every_view(below_a_path: Server, view: st
 
 def test_the_session_cookie_belongs_to_the_path(below_a_path: Server) -> None:
     """Two servers below one host name must not log each other's visitors out."""
-    response = httpx.post(f"{below_a_path.url}/merlina/login", json={"api_key": "open sesame"})
+    response = httpx.post(f"{below_a_path.url}/merlina/login", json={"api_key": "open sesame"}, timeout=60)
     assert "path" not in response.headers["set-cookie"].lower()

@@ -98,7 +98,7 @@ def test_lines_are_streamed_and_a_closed_connection_cancels_them(client: Client,
     ask, needed = next(_long_answers(client, trained))
     log = trained.server.root / "server.log"
     logged = len(log.read_text())
-    with httpx.stream("POST", f"{trained.server.url}/chat/answer", json=ask) as response:
+    with httpx.stream("POST", f"{trained.server.url}/chat/answer", json=ask, timeout=60) as response:
         assert response.headers["content-type"] == "application/x-ndjson"
         assert response.headers["x-accel-buffering"] == "no"
         lines = response.iter_lines()

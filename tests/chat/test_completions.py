@@ -28,7 +28,7 @@ def client_of(server: Server, api_key: str = "none") -> OpenAI:
 def client(trained: Trained) -> Iterator[OpenAI]:
     with client_of(trained.server) as client:
         yield client
-    httpx.delete(f"{trained.server.url}/chat")
+    httpx.delete(f"{trained.server.url}/chat", timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -236,17 +236,17 @@ def test_of_jobs_with_one_name_or_base_model_the_newest_that_needs_least_memory_
     train("first")
     adapter = train("second")
     full = train("first", use_lora=False, learning_rate=1e-5)
-    with client_of(server) as client:
+    with client_of(server) as client, server.http() as http:
         listed = [(model.id, model.to_dict()["job_id"]) for model in client.models.list()]
         assert listed == [("first", full), ("second", adapter), (str(tiny_model), full)]
         client.chat.completions.create(model=str(tiny_model), **GREEDY)
-        assert httpx.get(f"{server.url}/chat").json()["job_id"] == adapter
+        assert http.get("/chat").json()["job_id"] == adapter
         client.chat.completions.create(model="first", **GREEDY)
-        assert httpx.get(f"{server.url}/chat").json()["with_base"] is False
+        assert http.get("/chat").json()["with_base"] is False
         # It was loaded with its base model on request, so the base model needs no other.
-        httpx.post(f"{server.url}/chat/load", json={"job_id": full, "with_base": True}).raise_for_status()
+        http.post("/chat/load", json={"job_id": full, "with_base": True}).raise_for_status()
         client.chat.completions.create(model=str(tiny_model), **GREEDY)
-        assert httpx.get(f"{server.url}/chat").json()["job_id"] == full
+        assert http.get("/chat").json()["job_id"] == full
 
 
 def test_an_unknown_model_and_a_wrong_key_are_refused(

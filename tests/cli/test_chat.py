@@ -29,7 +29,7 @@ COMMAND = (sys.executable, "-m", "merlina.cli.main", "chat")
 @pytest.fixture(autouse=True, scope="module")
 def _unloaded(trained: Trained) -> Iterator[None]:
     yield
-    httpx.delete(f"{trained.server.url}/chat")
+    httpx.delete(f"{trained.server.url}/chat", timeout=60)
 
 
 def environment(trained: Trained) -> dict[str, str]:
