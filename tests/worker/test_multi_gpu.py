@@ -170,7 +170,8 @@ def test_a_stop_ends_all_ranks_at_the_same_step_with_the_model_saved(runs: Runs)
 
 
 def test_all_ranks_map_the_token_ids_of_the_first(runs: Runs) -> None:
-    order = runs.order("mapped", 2, **_LONG, max_length=512)
+    # Without a key, use_wandb only writes a note.
+    order = runs.order("mapped", 2, **_LONG, max_length=512, use_wandb=True)
     answers = {"chosen": "the rune agrees " * 100, "rejected": "no rune agrees " * 100}
     rows = [{"prompt": f"What is {number}?", **answers} for number in range(6000)]
     file = runs.root / "many.jsonl"
@@ -182,6 +183,8 @@ def test_all_ranks_map_the_token_ids_of_the_first(runs: Runs) -> None:
     runs.until_step(run, 1)
     ids = str(run.tokens_dir / "ids")
     assert [ids in [each.path for each in rank.memory_maps()] for rank in ranks_of(run)] == [True, True]
+    notes = [event.message for event in events_of(run) if event.type == "log"]
+    assert sum(note.startswith("use_wandb: it needs a wandb_key") for note in notes) == 1
     runs.executor.kill(run)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from merlina.training.models.loading import (
 )
 from merlina.training.models.tokenizer_loading import load_tokenizer
 from merlina.training.models.unwrapping import unwrap
-from merlina.training.reporter import StoppedEarly
+from merlina.training.reporter import Reporter, StoppedEarly
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.data_loading import DataLoading, TrainingData
 from merlina.worker.run.reporting import EventReporter
@@ -152,7 +153,7 @@ class Stages:
         """Train until the end or a stop, and return the model."""
         checkpoint = self.checkpoint
         set_seed(self.order.config.seed)
-        with with_wandb(self.order.config, self.order.job_id, self.reporter) as reporter:
+        with self._reporter_of_training() as reporter:
             trainer = PreferenceTrainer(
                 loaded.model,
                 self.order.config,
@@ -171,6 +172,12 @@ class Stages:
             self.last_step = trainer.state.global_step
         self.ranks.leave()
         return loaded.model
+
+    def _reporter_of_training(self) -> AbstractContextManager[Reporter]:
+        """Return the reporter, which also logs to W&B if that is configured; the first rank logs for all."""
+        if not self.ranks.is_first:
+            return nullcontext(self.reporter)
+        return with_wandb(self.order.config, self.order.job_id, self.reporter)
 
     def _check_data_is_unchanged(self, now: Fingerprint) -> None:
         """Raise DataError if the checkpoint was trained on other rows or with another split."""
