@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from merlina import checkpoints
 from merlina.domain.adapter_targets import describe, warn_about_experts
+from merlina.domain.conversion_rules import CURRENT_RULES, FIRST_RULES
 from merlina.domain.run_sizes import shards_weights
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
@@ -133,13 +134,16 @@ class Stages:
     def load_data(self, loaded: LoadedModel) -> TrainingData:
         config = self.order.config
         encoder = PairEncoder.for_run(loaded.tokenizer, config)
-        sources = RunSources(self.order, self._token, self.reporter)
+        trained = self._trained_data()
+        # A resume converts rows as the version that started the run did.
+        rules = CURRENT_RULES if self.checkpoint is None else trained.conversion_rules if trained else FIRST_RULES
+        sources = RunSources(self.order, self._token, self.reporter, rules)
         cache = TokenCache(self.folder.tokens_dir, config, loaded.tokenizer, loaded.vocabulary_size)
         loading = DataLoading(
             config, encoder, loaded.vocabulary_size, self.reporter, cache, writes_cache=self.ranks.is_first
         )
         data, found = self._load_after_first(loading, sources, waits=sources.are_files and cache.is_possible)
-        self._check_data_is_unchanged(found)
+        self._check_data_is_unchanged(trained, found)
         repeated = "" if data.distinct == len(data.training) else f" ({data.distinct} different ones)"
         use = "held out for evaluation" if data.holds_out else "to evaluate on"
         self.reporter.note("info", f"{len(data.training)} pairs{repeated} to train on, {data.num_evaluated} {use}")
@@ -179,14 +183,20 @@ class Stages:
             return nullcontext(self.reporter)
         return with_wandb(self.order.config, self.order.job_id, self.reporter)
 
-    def _check_data_is_unchanged(self, now: Fingerprint) -> None:
-        """Raise DataError if the checkpoint was trained on other rows or with another split."""
+    def _trained_data(self) -> Fingerprint | None:
+        """Return the fingerprint of the data that the checkpoint was trained on, if there is one."""
         file = self.folder.fingerprint_file
+        if self.checkpoint is None or not file.is_file():
+            return None
+        return Fingerprint.model_validate_json(file.read_bytes())
+
+    def _check_data_is_unchanged(self, trained: Fingerprint | None, now: Fingerprint) -> None:
+        """Raise DataError if the checkpoint was trained on other rows or with another split."""
         if self.checkpoint is None:
             if self.ranks.is_first:
-                write_private(file, now.model_dump_json().encode())
+                write_private(self.folder.fingerprint_file, now.model_dump_json().encode())
             return
-        difference = Fingerprint.model_validate_json(file.read_bytes()).difference(now) if file.is_file() else None
+        difference = trained.difference(now) if trained else None
         if difference is not None:
             raise DataError(
                 f"The data set is not the one that this run was trained on until step "
