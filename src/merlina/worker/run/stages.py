@@ -143,6 +143,7 @@ class Stages:
             config, encoder, loaded.vocabulary_size, self.reporter, cache, writes_cache=self.ranks.is_first
         )
         data, found = self._load_after_first(loading, sources, waits=sources.are_files and cache.is_possible)
+        self._check_data_is_that_of_first_rank(found)
         self._check_data_is_unchanged(trained, found)
         repeated = "" if data.distinct == len(data.training) else f" ({data.distinct} different ones)"
         use = "held out for evaluation" if data.holds_out else "to evaluate on"
@@ -202,6 +203,18 @@ class Stages:
                 f"The data set is not the one that this run was trained on until step "
                 f"{checkpoints.step_of(self.checkpoint)}: {difference}. Restore it and resume, or "
                 f"POST /jobs/{self.order.job_id}/resume?force=true to start over at step 1"
+            )
+
+    def _check_data_is_that_of_first_rank(self, found: Fingerprint) -> None:
+        """Raise DataError if the data set changed after the first rank loaded it.
+
+        The ranks divide the pairs of each step by their indices, so all must have the same pairs.
+        """
+        difference = self.ranks.broadcast_from_first(found).difference(found)
+        if difference is not None:
+            raise DataError(
+                f"The data set changed while the processes of this run loaded it: {difference}. Make sure that nothing "
+                f"writes to it and POST /jobs/{self.order.job_id}/resume"
             )
 
     def _sharding_mesh(self, spec: ModelSpec) -> DeviceMesh | None:
