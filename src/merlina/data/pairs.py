@@ -285,8 +285,9 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
 def _answers_begin_with(shared: list[Message], row: Row) -> bool:
     """Return whether turns that both answers share follow the prompt of the row, so that they belong to the answers."""
     column = _prompt_column(row)
-    given = _without_last_answers(_turns(row, column, "user")) if column else []
-    return bool(given) and _joined(given, shared) is None
+    given = _turns(row, column, "user") if column else []
+    asked = _without_last_answers(given) if column in _CONVERSATION_COLUMNS else given
+    return bool(asked) and _joined(asked, shared) is None
 
 
 def _prompt_column(row: Row) -> str | None:
