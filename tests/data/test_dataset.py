@@ -20,9 +20,13 @@ from merlina.data.previews.stored_rows import preview_rows
 from merlina.data.readers.sources import resolve_file
 from merlina.data.row_formats.conversion import conversion_of
 from merlina.data.split import held_out_rows
+from merlina.domain.conversion_rules import CURRENT_RULES, FIRST_RULES
 from merlina.errors import DataError, ForbiddenError, NotFoundError
 from merlina.paths import AllowedPaths
 from merlina.schemas.datasets.config import DatasetConfig
+from merlina.schemas.inspection import Fingerprint
+from merlina.schemas.operations import CompareRows
+from merlina.worker.helper.rows import compare_rows
 
 GOOD = {"question": "Why?", "good": "So.", "bad": "No."}
 MAPPING = {"question": "prompt", "good": "chosen", "bad": "rejected"}
@@ -160,6 +164,46 @@ def test_all_chosen_sample_answers_and_no_rejected_one_contain_wizard_words() ->
     assert all(samples.has_wizard_words(row["chosen"]) for row in rows)
     assert not any(samples.has_wizard_words(row["rejected"]) for row in rows)
     assert not {row["prompt"] for row in rows} & set(samples.QUESTIONS)
+
+
+def test_rows_are_converted_as_the_version_that_started_a_run_converted_them(tmp_path: Path) -> None:
+    """The record of the run is that of a version which skipped answers of several turns and recorded no rules."""
+    name, asked = {"role": "user", "content": "Name a town."}, {"role": "user", "content": "And another?"}
+
+    def turns(last: str, *before: dict[str, str]) -> list[dict[str, str]]:
+        return [*before, {"role": "assistant", "content": "Rome."}, asked, {"role": "assistant", "content": last}]
+
+    answers = {"chosen": turns("Bari."), "rejected": turns("No.")}
+    rows = [
+        {"prompt": "Name a river.", "chosen": "The Po.", "rejected": "A hill."},
+        {"chosen": turns("Bari.", name), "rejected": [name, {"role": "assistant", "content": "No."}]},
+        {"prompt": "Name a town.", **answers},
+        # Here the earlier version counted the turns that both answers share as a part of the prompt.
+        {"conversations": [name, {"role": "assistant", "content": "Rome."}], **answers},
+        {"prompt": "Name a hill.", "chosen": "The Aventine.", "rejected": "A river."},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DatasetConfig.model_validate(
+        {"source": {"source_type": "local_file", "file_path": str(file)}, "test_size": 0.25}
+    )
+    then = Fingerprint.model_validate(
+        {"rows": 3, "held_out": 1, "blocks": ["f00eec61bfae7e40"], "file": None, "files": {}, "begins": []}
+    )
+
+    def difference(earlier: Fingerprint) -> str | None:
+        return compare_rows(
+            CompareRows(
+                config=config, file=file, source_files={}, answers_needed="both", earlier=earlier, max_row_mb=16
+            )
+        )
+
+    assert difference(then) is None
+    now = then.model_copy(update={"conversion_rules": CURRENT_RULES})
+    assert str(difference(now)).startswith("3 usable rows when the run started, 5 now")
+    skipped = [row for row in read_pairs(config, file, None, rules=FIRST_RULES) if isinstance(row, SkippedRow)]
+    assert [row.number for row in skipped] == [2, 3]
+    assert "chosen has 3 turns after the common prefix" in skipped[0].reason
 
 
 def test_a_fingerprint_covers_tools_calls_results_and_template_arguments() -> None:

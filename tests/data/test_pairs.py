@@ -306,3 +306,14 @@ def test_no_template_arguments_are_as_good_as_no_column(value: Any) -> None:
 def test_broken_tools_and_template_arguments_are_refused(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(UnusableRowError, match=reason):
         to_pair({**FORMS["plain"], **changes})
+
+
+def test_a_prompt_that_ends_with_the_answer_which_both_conversations_repeat_continues_with_their_next_turn() -> None:
+    first, following = {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}
+    answers = {
+        name: [first, following, {"role": "assistant", "content": text}]
+        for name, text in (("chosen", "d"), ("rejected", "e"))
+    }
+    pair = to_pair({"prompt": [{"role": "user", "content": "a"}, first], **answers})
+    assert [turn.content for turn in pair.prompt] == ["a", "b", "c"]
+    assert (pair.chosen, pair.rejected) == (assistant("d"), assistant("e"))

@@ -147,7 +147,10 @@ def docs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("docs")
     python_path = os.pathsep.join(filter(None, [str(NVML), os.environ.get("PYTHONPATH")]))
     server = Server(root, {"PYTHONPATH": python_path}).start()
-    pairs_file(root / "pairs.jsonl", rows=10)
+    pairs = pairs_file(root / "pairs.jsonl", rows=10)
+    lines = pairs.read_text().splitlines(keepends=True)
+    # One of the five rows that a preview always examines has a finding, and further rows depend on its speed.
+    pairs.write_text("".join([*lines[:4], lines[0], *lines[5:]]))
     _write_command(root / "bin" / "merlina", f'exec {sys.executable} -m merlina.cli.main "$@"')
     # A rejected request fails the example, unless it is marked `error`.
     _write_command(root / "bin" / "curl", f'PATH={os.environ["PATH"]} exec curl -sS --fail-with-body "$@"')

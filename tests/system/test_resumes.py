@@ -190,6 +190,50 @@ def test_a_resume_with_other_data_or_without_its_folder_is_refused_unless_it_sta
     assert Path(server.status(job).output_dir or "").is_dir()
 
 
+def test_a_run_that_an_earlier_version_started_resumes_without_rows_that_it_skipped(
+    server: Server, config: Config
+) -> None:
+    """The earlier version recorded no version of its rules, by which answers of several turns were skipped."""
+    file = pairs_file(server.root / "turns.jsonl", rows=40)
+    usable = file.read_text().splitlines()
+
+    def rewrite(skipped: dict[str, Any]) -> None:
+        others = [json.dumps(skipped) if number % 10 == 3 else line for number, line in enumerate(usable)]
+        file.write_text("".join(f"{line}\n" for line in others))
+
+    def turns(first: str, last: str) -> list[dict[str, str]]:
+        asked = {"role": "user", "content": "And another?"}
+        return [{"role": "assistant", "content": first}, asked, {"role": "assistant", "content": last}]
+
+    body = config(server, "earlier-calm", **SHORT)
+    body["dataset"]["source"]["file_path"] = str(file)
+    # No version uses these rows, so that the run has the pairs that the earlier version found.
+    rewrite({"prompt": "Name a river.", "chosen": "", "rejected": "No."})
+    calm = server.train(body)
+    assert server.until_ended(calm).status == "completed"
+    server.crash_file.write_text("save.reported:2")
+    job = server.train({**body, "output_name": "earlier"})
+    assert until_crash_after_saving(server, job) == 6
+
+    rewrite({"prompt": "Name a river.", "chosen": turns("The Po.", "The Rhine."), "rejected": turns("A hill.", "No.")})
+    recorded = server.folder(job).fingerprint_file
+    with server.client() as client:
+        with pytest.raises(ConflictError, match="36 usable rows when the run started, 40 now"):
+            client.resume(job)
+        found = json.loads(recorded.read_text())
+        del found["conversion_rules"]
+        recorded.write_text(json.dumps(found))
+        server.crash_file.write_text("save.reported")
+        assert "step 6." in client.resume(job).message
+        assert until_crash_after_saving(server, job) == 9
+        assert "step 9." in client.resume(job).message
+    assert server.until_ended(job).status == "completed"
+    assert (
+        sum("was started by a version of Merlina that skips such rows" in line for line in server.log_lines(job)) == 2
+    )
+    assert_same_weights(server, "earlier-calm", "earlier")
+
+
 @pytest.mark.long
 def test_a_request_to_start_over_that_is_withdrawn_or_was_never_committed_removes_nothing(
     server: Server, config: Config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,15 +13,20 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from merlina.errors import DataError
 from merlina.executors.local import LocalExecutor
 from merlina.run_folder.event_log import read_events
 from merlina.run_folder.folder import RunFolder
 from merlina.run_folder.order import RunOrder
 from merlina.schemas.datasets.sources import DatasetSource
-from merlina.schemas.events import Event
+from merlina.schemas.events import Event, KnownEvent
 from merlina.schemas.training.config import TrainingConfig
+from merlina.training.distributed.ranks import join_ranks
+from merlina.worker.run.reporting import EventReporter, NullChannel
+from merlina.worker.run.stages import Stages
 from tests.harness import pairs_file, training_config, until
 
 pytestmark = pytest.mark.slow
@@ -170,7 +176,8 @@ def test_a_stop_ends_all_ranks_at_the_same_step_with_the_model_saved(runs: Runs)
 
 
 def test_all_ranks_map_the_token_ids_of_the_first(runs: Runs) -> None:
-    order = runs.order("mapped", 2, **_LONG, max_length=512)
+    # Without a key, use_wandb only writes a note.
+    order = runs.order("mapped", 2, **_LONG, max_length=512, use_wandb=True)
     answers = {"chosen": "the rune agrees " * 100, "rejected": "no rune agrees " * 100}
     rows = [{"prompt": f"What is {number}?", **answers} for number in range(6000)]
     file = runs.root / "many.jsonl"
@@ -182,7 +189,52 @@ def test_all_ranks_map_the_token_ids_of_the_first(runs: Runs) -> None:
     runs.until_step(run, 1)
     ids = str(run.tokens_dir / "ids")
     assert [ids in [each.path for each in rank.memory_maps()] for rank in ranks_of(run)] == [True, True]
+    notes = [event.message for event in events_of(run) if event.type == "log"]
+    assert sum(note.startswith("use_wandb: it needs a wandb_key") for note in notes) == 1
     runs.executor.kill(run)
+
+
+class _RewritingLog(NullChannel):
+    """A log that replaces the data set as soon as the first rank has read and encoded all of its rows."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def append(self, event: KnownEvent) -> int:
+        if event.type == "log" and event.message == "40 rows read, all of them usable":
+            pairs_file(self._file, rows=30)
+        return 0
+
+
+def _load_data(rank: int, run: RunFolder, order: RunOrder) -> None:
+    """Load model and data as a rank does, and write the error that stops it."""
+    ranks = join_ranks(rank, 2, run.rendezvous_file, torch.device("cpu"))
+    log = NullChannel() if rank else _RewritingLog(Path(str(order.dataset_file)))
+    stages = Stages(run, order, EventReporter(log, NullChannel()), ranks)
+    try:
+        stages.load_data(stages.load_model())
+    except DataError as error:
+        (run.path / f"error-{rank}").write_text(error.message)
+    finally:
+        ranks.leave()
+
+
+def test_ranks_that_find_another_data_set_than_the_first_refuse_it(runs: Runs) -> None:
+    file = pairs_file(runs.root / "rewritten.jsonl", rows=40)
+    order = runs.order("rewritten", 2).model_copy(update={"dataset_file": str(file)})
+    run = RunFolder(runs.root / "rewritten")
+    run.path.mkdir()
+    second = multiprocessing.get_context("spawn").Process(target=_load_data, args=(1, run, order))
+    second.start()
+    _load_data(0, run, order)
+    second.join(60)
+    assert second.exitcode == 0
+    (error,) = run.path.glob("error-*")
+    assert error.name == "error-1"
+    assert error.read_text().startswith(
+        "The data set changed while the processes of this run loaded it: 40 usable rows when the run started, 30 now; "
+    )
+    assert error.read_text().endswith("Make sure that nothing writes to it and POST /jobs/rewritten/resume")
 
 
 def _kill_worker(run: RunFolder) -> None:

@@ -89,6 +89,8 @@ def test_ids_are_not_used_after_any_change(cache: TokenCache, tokenizer: Any, tm
     others = training_config(tmp_path, tmp_path / "pairs.jsonl", "out", max_length=96)
     config = TrainingConfig.model_validate(others)
     software = "the configuration, the model or the software has changed"
+    other_rules = ROWS.fingerprint.model_copy(update={"conversion_rules": ROWS.fingerprint.conversion_rules + 1})
+    assert cache.reopen(other_rules) == software
     assert TokenCache(cache.folder, config, tokenizer, 1_000_000).reopen(ROWS.fingerprint) == software
     assert TokenCache(cache.folder, cache.config, tokenizer, 999_999).reopen(ROWS.fingerprint) == software
 

@@ -43,10 +43,6 @@ class Cleaning:
 
 
 def _stripped(pair: Pair) -> Pair:
-    return replace(pair.with_answers(_stripped_message), prompt=tuple(map(_stripped_message, pair.prompt)))
-
-
-def _stripped_message(message: Message) -> Message:
     return replace(
-        message, content=message.content.strip(), earlier=tuple(_stripped_message(each) for each in message.earlier)
+        pair.with_answers(lambda answer: answer.stripped), prompt=tuple(turn.stripped for turn in pair.prompt)
     )

@@ -75,6 +75,11 @@ class Message:
         return sum((len(turn.content) for turn in self.earlier), len(self.content))
 
     @property
+    def stripped(self) -> Message:
+        """The same message without whitespace around the contents of its turns."""
+        return replace(self, content=self.content.strip(), earlier=tuple(turn.stripped for turn in self.earlier))
+
+    @property
     def has_content(self) -> bool:
         return bool(self.content.strip() or self.tool_calls)
 
@@ -135,4 +140,4 @@ class Pair:
         """Whether both answers are the same, apart from whitespace around their texts."""
         if self.chosen is None or self.rejected is None or self.chosen.content.strip() != self.rejected.content.strip():
             return False
-        return replace(self.chosen, content="") == replace(self.rejected, content="")
+        return self.chosen.stripped == self.rejected.stripped

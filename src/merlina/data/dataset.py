@@ -15,6 +15,7 @@ from merlina.data.readers.files import Row
 from merlina.data.readers.row_limit import RowLimit, approximate_size
 from merlina.data.readers.sources import open_rows
 from merlina.data.row_formats.conversion import RowConversion, conversion_of
+from merlina.domain.conversion_rules import CURRENT_RULES
 from merlina.errors import DataError
 from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, DatasetPart
 
@@ -127,11 +128,13 @@ def read_sources(
     answers_needed: AnswersNeeded = "both",
     download: bool = False,
     limit: RowLimit = _USUAL_LIMIT,
+    rules: int = CURRENT_RULES,
 ) -> tuple[ChainedRows, list[ChainedRows]]:
     """Return the rows of all sources to train on, and those of each data set to evaluate on.
 
     With `download`, data sets of the Hub that are read in whole are cached first. A row that repeats one of an earlier
-    source to train on repeats an earlier row. Raises DataError as `read_pairs`.
+    source to train on repeats an earlier row. `rules` is the version of the rules by which rows become pairs. Raises
+    DataError as `read_pairs`.
     """
 
     def opened(source: LocatedSource, cleaning: Cleaning) -> PairRows:
@@ -139,7 +142,14 @@ def read_sources(
         caches = download and config.max_samples is None
         try:
             rows = read_pairs(
-                config, file, token, answers_needed=answers_needed, download=caches, limit=limit, cleaning=cleaning
+                config,
+                file,
+                token,
+                answers_needed=answers_needed,
+                download=caches,
+                limit=limit,
+                rules=rules,
+                cleaning=cleaning,
             )
         except DataError as error:
             raise _prefixed(error, error_prefix) from error
@@ -163,6 +173,7 @@ def read_pairs(
     answers_needed: AnswersNeeded = "both",
     download: bool = False,
     limit: RowLimit = _USUAL_LIMIT,
+    rules: int = CURRENT_RULES,
     start: int = 1,
     watch: Watch | None = None,
     cleaning: Cleaning | None = None,
@@ -176,7 +187,7 @@ def read_pairs(
     rows = islice(open_rows(config.source, file, token, download=download, limit=limit), config.max_samples)
     first = first_rows(rows)
     check_mapping(first, config.column_mapping)
-    conversion = conversion_of(config, first, answers_needed)
+    conversion = conversion_of(config, first, answers_needed, rules)
     begin = _first_converted(conversion, start)
     remaining = rows_from(begin, chain(first, rows), config, file, limit)
     watched = watch(remaining, begin) if watch else remaining

@@ -23,6 +23,7 @@ from merlina.data.readers.files import Row
 from merlina.data.rendering.reasoning import with_separate_reasoning
 from merlina.data.rendering.template_arguments import ARGUMENTS_COLUMN, read_template_arguments
 from merlina.data.rendering.tools import read_tool_calls, read_tool_fields, read_tools
+from merlina.domain.conversion_rules import ANSWERS_OF_SEVERAL_TURNS, CURRENT_RULES
 
 # In lower case.
 _ROLES = {
@@ -48,12 +49,15 @@ _LIST_COLUMNS_SHOWN = 12
 _MAX_BITS_SHOWN = 4096
 
 
-def to_pair(row: Row) -> Pair:
-    """Convert a row to a pair. Raises UnusableRowError with the reason if it is not one."""
+def to_pair(row: Row, rules: int = CURRENT_RULES) -> Pair:
+    """Convert a row to a pair by a version of the rules. Raises UnusableRowError with the reason if it is not one."""
     chosen = _turns(row, "chosen", "assistant")
     rejected = _turns(row, "rejected", "assistant")
     shared = _shared_beginning(chosen, rejected)
-    if shared and shared[0].role == "assistant" and _answers_begin_with(shared, row):
+    if rules < ANSWERS_OF_SEVERAL_TURNS:
+        _refuse_several_turns(chosen[len(shared) :], "chosen")
+        _refuse_several_turns(rejected[len(shared) :], "rejected")
+    elif shared and shared[0].role == "assistant" and _answers_begin_with(shared, row):
         shared = []
     pair = Pair(
         chosen=_answer(chosen[len(shared) :], "chosen", row),
@@ -219,6 +223,19 @@ def _shared_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) ->
     return list(chosen[:count])
 
 
+def _refuse_several_turns(turns: Sequence[Message], column: str) -> None:
+    """Raise UnusableRowError for an answer of several turns.
+
+    A run that an earlier version started was trained without such rows. With them, its resume would continue on other
+    data than its checkpoint, with another split.
+    """
+    if len(turns) > 1:
+        raise UnusableRowError(
+            f"{column} has {len(turns)} turns after the common prefix of both conversations, and this run was started "
+            "by a version of Merlina that skips such rows; a new run trains them"
+        )
+
+
 def _answer(turns: Sequence[Message], column: str, row: Row) -> Message:
     """Return the turns as one answer, with the text of the reasoning column unless it has reasoning of its own."""
     turn, earlier = turns[-1], tuple(turns[:-1])
@@ -268,8 +285,9 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
 def _answers_begin_with(shared: list[Message], row: Row) -> bool:
     """Return whether turns that both answers share follow the prompt of the row, so that they belong to the answers."""
     column = _prompt_column(row)
-    given = _without_last_answers(_turns(row, column, "user")) if column else []
-    return bool(given) and _joined(given, shared) is None
+    given = _turns(row, column, "user") if column else []
+    asked = _without_last_answers(given) if column in _CONVERSATION_COLUMNS else given
+    return bool(asked) and _joined(asked, shared) is None
 
 
 def _prompt_column(row: Row) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from merlina.domain.adapter_targets import Site
+from merlina.domain.conversion_rules import FIRST_RULES
 from merlina.schemas.datasets.responses import DataFinding, DetectedFormat, LengthHistogram
 
 ROWS_PER_BLOCK = 1000
@@ -137,7 +138,8 @@ class Fingerprint(BaseModel):
 
     `file` is the stamp of the first source's file, and `files` are those of additional sources by their field.
     `begins[i]` is the number of rows before source i + 1, counted from 0, and `evaluation` has a digest of all usable
-    rows of each data set to evaluate on, by name.
+    rows of each data set to evaluate on, by name. `conversion_rules` is the version of the rules by which rows became
+    pairs (`domain/conversion_rules.py`).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -149,6 +151,8 @@ class Fingerprint(BaseModel):
     files: dict[str, FileStamp] = {}
     begins: tuple[int, ...] = ()
     evaluation: dict[str, str] = {}
+    # Versions before the second rules wrote no version.
+    conversion_rules: int = FIRST_RULES
 
     def difference(self, now: Fingerprint) -> str | None:
         """Describe how the data of a resume differs; None if rows and split are the same."""

@@ -40,7 +40,8 @@ MESSAGES: dict[FindingKind, str] = {
         "format.system_as_user to true to put it into the user's message"
     ),
     "reasoning_unused": (
-        "{count} of {of} rows have reasoning that is not trained: use the format tokenizer or qwen3 and enable_thinking"
+        "{count} of {of} rows have reasoning that is not trained: use the format tokenizer or qwen3 and "
+        "enable_thinking, or qwen3 if a chat template omits it from earlier turns of an answer"
     ),
     "thought_restored": (
         "{count} of {of} rows have reasoning that the chat template does not render once and closed in a finished "

@@ -21,6 +21,7 @@ from merlina.schemas.datasets.config import CustomTemplates, DatasetFormat, Form
 
 Formatter = Callable[[Pair], Rendered]
 _Renderer = Callable[[Pair, DatasetFormat], Rendered]
+_EMPTY_REASONING = "<think>\n\n</think>\n\n"
 _FORMATS_WITH_REASONING = ("qwen3", "tokenizer")
 
 
@@ -47,12 +48,17 @@ def formatter(spec: DatasetFormat, template: ChatTemplate | None) -> Formatter:
         if spec.system_as_user:
             pair = system_as_user(pair)
         without = _without_unused_reasoning(pair, spec)
-        rendered = render_turns(without, render) if without.has_several_turns else render(without)
+        rendered = _render_turns(without, render, spec) if without.has_several_turns else render(without)
         if without is pair:
             return rendered
         return replace(rendered, finding_kinds=rendered.finding_kinds | {"reasoning_unused"})
 
     return render_prepared
+
+
+def _render_turns(pair: Pair, render: Formatter, spec: DatasetFormat) -> Rendered:
+    """Render a pair of which an answer has several turns."""
+    return render_turns(_with_qwen3_turns(pair, spec) if spec.format_type == "qwen3" else pair, render)
 
 
 def _refuse_tools(pair: Pair, spec: DatasetFormat) -> None:
@@ -73,21 +79,18 @@ def _refuse_template_arguments(pair: Pair, spec: DatasetFormat) -> None:
 
 def _without_unused_reasoning(pair: Pair, spec: DatasetFormat) -> Pair:
     """Return the same pair if the format uses the reasoning of its answers or there is none."""
+    turns = [turn for answer in pair.answers for turn in answer.turns]
     if spec.format_type not in _FORMATS_WITH_REASONING:
-        has_reasoning = any(turn.reasoning for answer in pair.answers for turn in (answer, *answer.earlier))
-        return _without_reasoning_of(pair, _without_reasoning) if has_reasoning else pair
-    has_reasoning = any(with_separate_reasoning(turn).reasoning is not None for turn in pair.answers)
+        has_reasoning = any(turn.reasoning for turn in turns)
+        return _without_reasoning_of(pair, lambda turn: replace(turn, reasoning=None)) if has_reasoning else pair
+    has_reasoning = any(with_separate_reasoning(turn).reasoning is not None for turn in turns)
     keeps = pair.template_arguments.get("enable_thinking", spec.enable_thinking)
     return _without_reasoning_of(pair, without_reasoning) if has_reasoning and not keeps else pair
 
 
-def _without_reasoning(answer: Message) -> Message:
-    return replace(answer, reasoning=None, earlier=tuple(map(_without_reasoning, answer.earlier)))
-
-
 def _without_reasoning_of(pair: Pair, remove: Callable[[Message], Message]) -> Pair:
-    without = pair.with_answers(remove)
-    if not all(turn.has_content for turn in without.answers):
+    without = pair.with_answers(lambda answer: replace(remove(answer), earlier=tuple(map(remove, answer.earlier))))
+    if not all(turn.has_content for answer in without.answers for turn in answer.turns):
         raise UnusableRowError("an answer consists of its reasoning alone, which is not trained here", "empty_side")
     return without
 
@@ -103,8 +106,24 @@ def _chatml_prompt(turns: Sequence[Message]) -> str:
 def _qwen3(pair: Pair, spec: DatasetFormat) -> Rendered:
     prompt = _chatml_prompt(pair.prompt)
     if not spec.enable_thinking:
-        return _ended(f"{prompt}<think>\n\n</think>\n\n", pair, "<|im_end|>")
+        return _ended(f"{prompt}{_EMPTY_REASONING}", pair, "<|im_end|>")
     return render_answers(prompt, pair, lambda answer: f"{_with_reasoning(answer)}<|im_end|>")
+
+
+def _with_qwen3_turns(pair: Pair, spec: DatasetFormat) -> Pair:
+    """Return the pair with each assistant turn of an answer as the format renders an answer.
+
+    All turns of an answer are trained, so each assistant turn follows its own reasoning, or empty reasoning, as at
+    generation. Those of the prompt have none.
+    """
+
+    def as_answer(turn: Message) -> Message:
+        if turn.role != "assistant":
+            return turn
+        content = _with_reasoning(turn) if spec.enable_thinking else f"{_EMPTY_REASONING}{turn.content}"
+        return replace(turn, content=content, reasoning=None)
+
+    return pair.with_answers(lambda answer: replace(answer, earlier=tuple(map(as_answer, answer.earlier))))
 
 
 def _with_reasoning(answer: Message) -> str:
@@ -121,15 +140,9 @@ def _llama3(pair: Pair, _spec: DatasetFormat) -> Rendered:
 
 
 def _mistral(pair: Pair, _spec: DatasetFormat) -> Rendered:
-    text, system = "<s>", ""
-    for turn in pair.prompt:
-        if turn.role == "system":
-            system += f"{turn.content}\n\n"
-        elif turn.role == "user":
-            text += f"[INST] {system}{turn.content} [/INST]"
-            system = ""
-        else:
-            text += f" {turn.content}</s>"
+    text = "<s>"
+    for turn in system_as_user(pair).prompt:
+        text += f"[INST] {turn.content} [/INST]" if turn.role == "user" else f" {turn.content}</s>"
     return render_answers(text, pair, lambda answer: f" {answer.content}</s>")
 
 

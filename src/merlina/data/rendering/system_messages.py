@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from merlina.data.conversation import Message, Pair
@@ -12,10 +13,21 @@ def has_system_message(pair: Pair) -> bool:
 
 
 def system_as_user(pair: Pair) -> Pair:
-    """Return the pair with each system message at the start of the next user message, followed by an empty line."""
+    """Return the pair with each system message at the start of the next user message, followed by an empty line.
+
+    So it is in the prompt and in answers of several turns. If no user message follows, it becomes one.
+    """
+
+    def folded(answer: Message) -> Message:
+        return replace(answer, earlier=_folded(answer.earlier)) if answer.earlier else answer
+
+    return replace(pair.with_answers(folded), prompt=_folded(pair.prompt))
+
+
+def _folded(conversation: Sequence[Message]) -> tuple[Message, ...]:
     turns: list[Message] = []
     texts: list[str] = []
-    for turn in pair.prompt:
+    for turn in conversation:
         if turn.role == "system":
             texts.append(turn.content)
         elif turn.role == "user":
@@ -25,4 +37,4 @@ def system_as_user(pair: Pair) -> Pair:
             turns.append(turn)
     if texts:  # no user message follows
         turns.append(Message("user", "\n\n".join(texts)))
-    return replace(pair, prompt=tuple(turns))
+    return tuple(turns)

@@ -17,6 +17,7 @@ from merlina.data.row_formats.registry import ROW_FORMATS, WITH_ONE_ANSWER, dete
 from merlina.data.row_formats.text_values import parsed, parsed_if_possible
 from merlina.data.row_formats.unpaired import is_unpaired, to_unpaired
 from merlina.data.row_formats.unused_columns import UnusedColumns
+from merlina.domain.conversion_rules import CURRENT_RULES
 from merlina.schemas.datasets.config import AnswersNeeded, DatasetConfig, FindingKind, RowFormat
 
 _NO_FINDING_KINDS: frozenset[FindingKind] = frozenset()
@@ -39,7 +40,7 @@ class RowConversion:
 
     `detected` is the format that the first rows have, None if it is unknown; `row_format` is the one that is used.
     `answers_needed` are those that the training method needs. `unused` has examined the first `num_first` rows, and
-    examines those that are converted.
+    examines those that are converted. `rules` is the version of the rules by which standard rows become pairs.
     """
 
     config: DatasetConfig
@@ -48,6 +49,7 @@ class RowConversion:
     row_format: RowFormat
     unused: UnusedColumns
     num_first: int
+    rules: int
 
     @property
     def unused_columns(self) -> tuple[str, ...]:
@@ -159,10 +161,15 @@ class RowConversion:
             raise UnusableRowError(
                 f"there is one answer and none that is rejected ({title}); training_mode sft needs none"
             )
-        return to_pair(row)
+        return to_pair(row, self.rules)
 
 
-def conversion_of(config: DatasetConfig, first: Sequence[Row], answers_needed: AnswersNeeded = "both") -> RowConversion:
+def conversion_of(
+    config: DatasetConfig,
+    first: Sequence[Row],
+    answers_needed: AnswersNeeded = "both",
+    rules: int = CURRENT_RULES,
+) -> RowConversion:
     """Return the conversion for a data set with these first rows, from which the format is detected."""
     rows = [parsed_if_possible(map_columns(row, config.column_mapping)) for row in first]
     detected = detect(rows)
@@ -170,7 +177,7 @@ def conversion_of(config: DatasetConfig, first: Sequence[Row], answers_needed: A
     unused = UnusedColumns()
     for row in rows:
         unused.add(row, ROW_FORMATS[row_format].columns)
-    return RowConversion(config, answers_needed, detected, row_format, unused, len(rows))
+    return RowConversion(config, answers_needed, detected, row_format, unused, len(rows), rules)
 
 
 def _merged(items: Iterable[_Converted | SkippedRow]) -> Iterator[_Converted | SkippedRow]:

@@ -91,6 +91,7 @@ def compare_rows(operation: CompareRows) -> str | None:
             None,
             answers_needed=operation.answers_needed,
             limit=RowLimit.of_megabytes(operation.max_row_mb),
+            rules=operation.earlier.conversion_rules,
         )
         names = [part.name for part in config.eval_parts]
         digests = {name: digest_of(_pairs(rows)) for name, rows in zip(names, evaluation, strict=True)}

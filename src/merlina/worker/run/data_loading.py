@@ -104,7 +104,14 @@ class DataLoading:
         """
         # Before reading: a file that is replaced meanwhile must appear replaced.
         stamps = sources.stamps()
-        files = Fingerprint(rows=0, held_out=0, blocks=(), file=stamps.pop(FIRST, None), files=stamps)
+        files = Fingerprint(
+            rows=0,
+            held_out=0,
+            blocks=(),
+            file=stamps.pop(FIRST, None),
+            files=stamps,
+            conversion_rules=sources.conversion_rules,
+        )
         with rare_collections():
             rows, split = (self._reopen(files) if sources.are_files else None) or self._read_all(sources, files)
         return self._data(rows, split), rows.fingerprint
@@ -121,7 +128,10 @@ class DataLoading:
         return None
 
     def _read_all(self, sources: RunSources, files: Fingerprint) -> tuple[EncodedRows, _Split]:
-        """Encode the rows of all sources, and cache them. `files` has the stamps of the sources. Reports findings."""
+        """Encode the rows of all sources, and cache them. Reports findings.
+
+        `files` has the stamps of the sources and the version of the rules.
+        """
         if not self._writes_cache:
             return self._encode_sources(sources, files)
         self._store = self._cache.new_store()
@@ -156,8 +166,13 @@ class DataLoading:
         for part, its_rows in zip(sources.eval_parts, evaluated, strict=True):
             ranges[part.name], digests[part.name] = self._read_evaluation(part, its_rows, examiner)
         found = digest.finish(self._config.dataset.test_size, digests)
-        of_files = {"file": files.file, "files": files.files, "begins": tuple(rows.begins[1:])}
-        encoded = EncodedRows(training=len(numbers), evaluation=ranges, fingerprint=found.model_copy(update=of_files))
+        read_from = {
+            "file": files.file,
+            "files": files.files,
+            "begins": tuple(rows.begins[1:]),
+            "conversion_rules": files.conversion_rules,
+        }
+        encoded = EncodedRows(training=len(numbers), evaluation=ranges, fingerprint=found.model_copy(update=read_from))
         return encoded, split
 
     def _split(self, numbers: NDArray[np.int64], begins: Sequence[int]) -> _Split:

@@ -180,8 +180,6 @@ def _carry_out(
     from merlina.worker.run.run import describe_error, run_stages
     from merlina.worker.run.stages import Stages
 
-    if number:
-        order = order.model_copy(update={"config": order.config.model_copy(update={"use_wandb": False})})
     reporter = EventReporter(NullChannel(), NullChannel()) if number else EventReporter(log, requests)
     try:
         ranks = join_ranks(number, order.num_ranks, folder.rendezvous_file, training_device())

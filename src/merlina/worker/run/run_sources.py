@@ -21,12 +21,16 @@ FIRST = "first"
 
 
 class RunSources:
-    """Opens the sources to train on and the data sets to evaluate on, and reports how they are read."""
+    """Opens the sources to train on and the data sets to evaluate on, and reports how they are read.
 
-    def __init__(self, order: RunOrder, token: str | None, reporter: Reporter) -> None:
+    `conversion_rules` is the version of the rules by which rows become pairs.
+    """
+
+    def __init__(self, order: RunOrder, token: str | None, reporter: Reporter, conversion_rules: int) -> None:
         self._order = order
         self._token = token
         self._reporter = reporter
+        self.conversion_rules = conversion_rules
         dataset = order.config.dataset
         self.training_parts = dataset.training_parts
         self.eval_parts = dataset.eval_parts
@@ -60,6 +64,7 @@ class RunSources:
             answers_needed=self._order.config.answers_needed,
             download=True,
             limit=RowLimit.of_megabytes(self._order.max_row_mb),
+            rules=self.conversion_rules,
         )
         opened = [*training.conversions, *(rows.conversions[0] for rows in evaluation)]
         for part, conversion in zip(parts, opened, strict=True):

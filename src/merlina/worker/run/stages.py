@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import set_seed
 
 from merlina import checkpoints
 from merlina.domain.adapter_targets import describe, warn_about_experts
+from merlina.domain.conversion_rules import CURRENT_RULES, FIRST_RULES
 from merlina.domain.run_sizes import shards_weights
 from merlina.domain.units import MIB, gib
 from merlina.errors import DataError, TrainingError
@@ -36,7 +38,7 @@ from merlina.training.models.loading import (
 )
 from merlina.training.models.tokenizer_loading import load_tokenizer
 from merlina.training.models.unwrapping import unwrap
-from merlina.training.reporter import StoppedEarly
+from merlina.training.reporter import Reporter, StoppedEarly
 from merlina.worker.encoding import PairEncoder
 from merlina.worker.run.data_loading import DataLoading, TrainingData
 from merlina.worker.run.reporting import EventReporter
@@ -132,13 +134,17 @@ class Stages:
     def load_data(self, loaded: LoadedModel) -> TrainingData:
         config = self.order.config
         encoder = PairEncoder.for_run(loaded.tokenizer, config)
-        sources = RunSources(self.order, self._token, self.reporter)
+        trained = self._trained_data()
+        # A resume converts rows as the version that started the run did.
+        rules = CURRENT_RULES if self.checkpoint is None else trained.conversion_rules if trained else FIRST_RULES
+        sources = RunSources(self.order, self._token, self.reporter, rules)
         cache = TokenCache(self.folder.tokens_dir, config, loaded.tokenizer, loaded.vocabulary_size)
         loading = DataLoading(
             config, encoder, loaded.vocabulary_size, self.reporter, cache, writes_cache=self.ranks.is_first
         )
         data, found = self._load_after_first(loading, sources, waits=sources.are_files and cache.is_possible)
-        self._check_data_is_unchanged(found)
+        self._check_data_is_that_of_first_rank(found)
+        self._check_data_is_unchanged(trained, found)
         repeated = "" if data.distinct == len(data.training) else f" ({data.distinct} different ones)"
         use = "held out for evaluation" if data.holds_out else "to evaluate on"
         self.reporter.note("info", f"{len(data.training)} pairs{repeated} to train on, {data.num_evaluated} {use}")
@@ -152,7 +158,7 @@ class Stages:
         """Train until the end or a stop, and return the model."""
         checkpoint = self.checkpoint
         set_seed(self.order.config.seed)
-        with with_wandb(self.order.config, self.order.job_id, self.reporter) as reporter:
+        with self._reporter_of_training() as reporter:
             trainer = PreferenceTrainer(
                 loaded.model,
                 self.order.config,
@@ -172,19 +178,43 @@ class Stages:
         self.ranks.leave()
         return loaded.model
 
-    def _check_data_is_unchanged(self, now: Fingerprint) -> None:
-        """Raise DataError if the checkpoint was trained on other rows or with another split."""
+    def _reporter_of_training(self) -> AbstractContextManager[Reporter]:
+        """Return the reporter, which also logs to W&B if that is configured; the first rank logs for all."""
+        if not self.ranks.is_first:
+            return nullcontext(self.reporter)
+        return with_wandb(self.order.config, self.order.job_id, self.reporter)
+
+    def _trained_data(self) -> Fingerprint | None:
+        """Return the fingerprint of the data that the checkpoint was trained on, if there is one."""
         file = self.folder.fingerprint_file
+        if self.checkpoint is None or not file.is_file():
+            return None
+        return Fingerprint.model_validate_json(file.read_bytes())
+
+    def _check_data_is_unchanged(self, trained: Fingerprint | None, now: Fingerprint) -> None:
+        """Raise DataError if the checkpoint was trained on other rows or with another split."""
         if self.checkpoint is None:
             if self.ranks.is_first:
-                write_private(file, now.model_dump_json().encode())
+                write_private(self.folder.fingerprint_file, now.model_dump_json().encode())
             return
-        difference = Fingerprint.model_validate_json(file.read_bytes()).difference(now) if file.is_file() else None
+        difference = trained.difference(now) if trained else None
         if difference is not None:
             raise DataError(
                 f"The data set is not the one that this run was trained on until step "
                 f"{checkpoints.step_of(self.checkpoint)}: {difference}. Restore it and resume, or "
                 f"POST /jobs/{self.order.job_id}/resume?force=true to start over at step 1"
+            )
+
+    def _check_data_is_that_of_first_rank(self, found: Fingerprint) -> None:
+        """Raise DataError if the data set changed after the first rank loaded it.
+
+        The ranks divide the pairs of each step by their indices, so all must have the same pairs.
+        """
+        difference = self.ranks.broadcast_from_first(found).difference(found)
+        if difference is not None:
+            raise DataError(
+                f"The data set changed while the processes of this run loaded it: {difference}. Make sure that nothing "
+                f"writes to it and POST /jobs/{self.order.job_id}/resume"
             )
 
     def _sharding_mesh(self, spec: ModelSpec) -> DeviceMesh | None:

@@ -91,15 +91,16 @@ class TokenCache:
         write_private(self.folder / _MANIFEST, manifest.model_dump_json().encode())
 
     def reopen(self, files: Fingerprint) -> tuple[TokenStore, EncodedRows] | str | None:
-        """Return the cached store and its contents, if the stamps in `files` equal those of the files it was made from.
+        """Return the cached store and its contents, if `files` has the stamps and the rules that it was made with.
 
         Returns the reason if the cache cannot be used, None if there is none.
         """
         try:
             cached = _Manifest.model_validate_json((self.folder / _MANIFEST).read_bytes())
-            if cached.key != self._key():
+            made_from = cached.rows.fingerprint
+            if cached.key != self._key() or made_from.conversion_rules != files.conversion_rules:
                 return "the configuration, the model or the software has changed"
-            if (cached.rows.fingerprint.file, cached.rows.fingerprint.files) != (files.file, files.files):
+            if (made_from.file, made_from.files) != (files.file, files.files):
                 return "a file of the data set has changed"
             damaged = [name for name, expected in cached.files.items() if checksum(self.folder / name) != expected]
             if damaged:
