@@ -64,7 +64,10 @@ def test_models_are_listed_and_answer_by_name_by_job_and_by_base_model(
 def test_a_stream_has_the_same_answer_in_pieces(client: OpenAI, answers: dict[str, str]) -> None:
     chunks = list(
         client.chat.completions.create(
-            model="to-chat-with", stream=True, stream_options={"include_usage": True}, **GREEDY
+            model="to-chat-with",
+            stream=True,
+            stream_options={"include_usage": True, "include_obfuscation": False},
+            **GREEDY,
         )
     )
     *pieces, last = chunks
@@ -87,20 +90,27 @@ def test_an_answer_is_sent_back_as_the_client_has_it(client: OpenAI, trained: Tr
 
     tokenizer = AutoTokenizer.from_pretrained(trained.folder)
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), trained.folder)
-    message = client.chat.completions.create(model="to-chat-with", **GREEDY).choices[0].message
+    # With a stop text, since the helpers refuse answers that reach the maximum length.
+    ends: dict[str, Any] = {**GREEDY, "model": "to-chat-with", "stop": ["a", "e", " ", "o"]}
+    message = client.chat.completions.create(**ends).choices[0].message
+    with client.chat.completions.stream(**ends) as stream:
+        streamed = stream.get_final_completion().choices[0].message
+    parsed = client.chat.completions.parse(**ends).choices[0].message
     following = {"role": "user", "content": "And 4 plus 4?"}
     turns = [*MESSAGES, {"role": "assistant", "content": message.content}, following]
     expected = reference_answer(model, tokenizer, turns, 20)
     # The object itself, its fields that are set, and all of its fields: tool_calls, audio and others are null.
-    for sent in (message, message.to_dict(), message.model_dump()):
+    for sent in (message, message.to_dict(), message.model_dump(), streamed, parsed):
         completion = client.chat.completions.create(
             model="to-chat-with", messages=[*MESSAGES, sent, following], temperature=0, max_completion_tokens=20
         )
         assert completion.choices[0].message.content == expected
 
 
-@pytest.mark.parametrize("content", ["", None, []])
-def test_an_empty_answer_can_be_sent_back(client: OpenAI, trained: Trained, tiny_model: Path, content: Any) -> None:
+@pytest.mark.parametrize("sent", [{"content": ""}, {"content": None}, {"content": []}, {}])
+def test_an_empty_answer_can_be_sent_back(
+    client: OpenAI, trained: Trained, tiny_model: Path, sent: dict[str, Any]
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -108,7 +118,7 @@ def test_an_empty_answer_can_be_sent_back(client: OpenAI, trained: Trained, tiny
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), trained.folder)
     turns: list[Any] = [*MESSAGES, {"role": "assistant", "content": ""}, {"role": "user", "content": "Continue."}]
     expected = reference_answer(model, tokenizer, turns, 20)
-    turns[1]["content"] = content
+    turns[1] = {"role": "assistant", **sent}
     completion = client.chat.completions.create(
         model="to-chat-with", messages=turns, temperature=0, max_completion_tokens=20
     )
@@ -125,7 +135,14 @@ def test_fields_that_are_not_supported_may_have_their_neutral_value(client: Open
         "tools": [],
         "tool_choice": "none",
         "parallel_tool_calls": True,
-        "reasoning_effort": None,
+        "reasoning_effort": "none",
+        "functions": [],
+        "function_call": "none",
+        "verbosity": "medium",
+        "service_tier": "auto",
+        "prediction": None,
+        "audio": None,
+        "top_logprobs": 0,
         "n": 1,
     }
     for changes in (neutral, dict.fromkeys(neutral)):

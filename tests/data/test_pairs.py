@@ -308,12 +308,15 @@ def test_broken_tools_and_template_arguments_are_refused(changes: dict[str, Any]
         to_pair({**FORMS["plain"], **changes})
 
 
-def test_a_prompt_that_ends_with_the_answer_which_both_conversations_repeat_continues_with_their_next_turn() -> None:
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_a_prompt_that_ends_with_the_answer_which_both_conversations_repeat_continues_with_their_next_turn(
+    column: str,
+) -> None:
     first, following = {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}
     answers = {
         name: [first, following, {"role": "assistant", "content": text}]
         for name, text in (("chosen", "d"), ("rejected", "e"))
     }
-    pair = to_pair({"prompt": [{"role": "user", "content": "a"}, first], **answers})
+    pair = to_pair({column: [{"role": "user", "content": "a"}, first], **answers})
     assert [turn.content for turn in pair.prompt] == ["a", "b", "c"]
     assert (pair.chosen, pair.rejected) == (assistant("d"), assistant("e"))

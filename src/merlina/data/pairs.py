@@ -260,12 +260,7 @@ def _answer(turns: Sequence[Message], column: str, row: Row) -> Message:
 def _prompt(row: Row, shared: list[Message]) -> list[Message]:
     """Return the turns before the answer: from the prompt or a conversation column, or shared by both answers."""
     column = _prompt_column(row)
-    given = _turns(row, column, "user") if column else []
-    # Some data sets repeat the chosen answer at the end of the conversation.
-    asked = _without_last_answers(given) if column in _CONVERSATION_COLUMNS else given
-    joined = _joined(asked, shared)
-    if joined is None and asked != given:
-        joined = _joined(given, shared)
+    joined = _joined_prompt(row, column, shared)
     if joined is None:
         raise UnusableRowError(
             f"{column} and the beginning of chosen and rejected are different questions; remove one of them",
@@ -284,10 +279,16 @@ def _prompt(row: Row, shared: list[Message]) -> list[Message]:
 
 def _answers_begin_with(shared: list[Message], row: Row) -> bool:
     """Return whether turns that both answers share follow the prompt of the row, so that they belong to the answers."""
-    column = _prompt_column(row)
+    return _joined_prompt(row, _prompt_column(row), shared) is None
+
+
+def _joined_prompt(row: Row, column: str | None, shared: list[Message]) -> list[Message] | None:
+    """Return the turns of the column, if any, joined with those that both answers share; None if they do not fit."""
     given = _turns(row, column, "user") if column else []
+    # Some data sets repeat the chosen answer at the end of the conversation.
     asked = _without_last_answers(given) if column in _CONVERSATION_COLUMNS else given
-    return bool(asked) and _joined(asked, shared) is None
+    joined = _joined(asked, shared)
+    return _joined(given, shared) if joined is None and asked != given else joined
 
 
 def _prompt_column(row: Row) -> str | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 # A row with an answer of several turns is skipped. Runs that recorded no version follow these rules.
 FIRST_RULES = 1
-# Such a row is trained; a turn after the row's own prompt that both answers share belongs to the answers.
+# Such a row is trained. Turns that both answers share belong to the answers if they follow the row's own prompt, and to
+# the prompt if they begin by repeating it.
 ANSWERS_OF_SEVERAL_TURNS = 2
 
 CURRENT_RULES = ANSWERS_OF_SEVERAL_TURNS

@@ -45,13 +45,18 @@ class CompletionMessage(RequestModel):
     """One turn of a conversation. Answers can be sent back with all the fields that clients give them."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is the same as system.")
-    content: list[TextPart] = Field(description="Parts, which are joined; a text is the same as one part.")
+    content: list[TextPart] = Field(
+        default_factory=list,
+        validate_default=True,
+        description="Parts, which are joined; a text is the same as one part.",
+    )
     name: str | None = Field(default=None, max_length=64, description="Accepted; not part of the model's input.")
     refusal: Annotated[str | None, _only()] = Field(default=None, description="Not supported, as the next ones.")
     annotations: Annotated[list[Any] | None, _only([])] = None
     audio: Annotated[dict[str, Any] | None, _only()] = None
     function_call: Annotated[dict[str, Any] | None, _only()] = None
     tool_calls: Annotated[list[Any] | None, _only([])] = None
+    parsed: Annotated[Any, _only()] = None
 
     @field_validator("content", mode="before")
     @classmethod
@@ -80,6 +85,7 @@ class StreamOptions(RequestModel):
     """Options of a streamed response."""
 
     include_usage: bool = Field(default=False, description="End the stream with a chunk that has `usage`.")
+    include_obfuscation: bool | None = Field(default=None, description="Accepted; chunks are never obfuscated.")
 
 
 class CompletionRequest(RequestModel):
@@ -125,6 +131,7 @@ class CompletionRequest(RequestModel):
     stream_options: StreamOptions | None = Field(default=None, description="Needs stream.")
     n: int | None = Field(default=None, ge=1, le=1, description="Number of answers; only 1 is supported.")
     user: str | None = Field(default=None, max_length=512, description="Accepted; does not change the answer.")
+    service_tier: str | None = Field(default=None, max_length=64, description="Accepted; does not change the answer.")
     metadata: dict[str, Any] | None = Field(default=None, description="Accepted; does not change the answer.")
     store: bool | None = Field(default=None, description="Accepted; answers are never stored.")
     parallel_tool_calls: bool | None = Field(default=None, description="Accepted; does not change the answer.")
@@ -139,7 +146,15 @@ class CompletionRequest(RequestModel):
     tool_choice: Annotated[str | dict[str, Any] | None, _only("none", "auto")] = Field(
         default=None, description=_NO_EFFECT
     )
-    reasoning_effort: Annotated[str | None, _only()] = Field(default=None, description=_NO_EFFECT)
+    functions: Annotated[list[Any] | None, _only([])] = Field(default=None, description=_NO_EFFECT)
+    function_call: Annotated[str | dict[str, Any] | None, _only("none", "auto")] = Field(
+        default=None, description=_NO_EFFECT
+    )
+    reasoning_effort: Annotated[str | None, _only("none")] = Field(default=None, description=_NO_EFFECT)
+    verbosity: Annotated[str | None, _only("medium")] = Field(default=None, description=_NO_EFFECT)
+    audio: Annotated[dict[str, Any] | None, _only()] = Field(default=None, description=_NO_EFFECT)
+    prediction: Annotated[dict[str, Any] | None, _only()] = Field(default=None, description=_NO_EFFECT)
+    web_search_options: Annotated[dict[str, Any] | None, _only()] = Field(default=None, description=_NO_EFFECT)
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -154,7 +169,7 @@ class CompletionRequest(RequestModel):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise at_field("top_logprobs", "needs logprobs to be true")
         if self.stream_options is not None and not self.stream:
             raise at_field("stream_options", "needs stream to be true")
