@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -91,28 +90,25 @@ class Conversation:
 
 def _converse(conversation: Conversation) -> None:
     errors.print(f"[dim]{_HELP}[/]")
-    for line in _lines():
-        if line == "/new":
-            conversation.turns.clear()
-        elif line in ("/base", "/tuned"):
-            conversation.side = "base" if line == "/base" else "tuned"
-        elif re.fullmatch("/[a-z]+", line):
-            errors.print(f"[red]{line} is not a command.[/] {_HELP}")
-        elif line:
-            try:
-                conversation.ask(line)
-            except KeyboardInterrupt:
-                output.print()
-            except MerlinaError as error:
-                errors.print(f"[red]{escape(str(error))}[/]")
-
-
-def _lines() -> Iterator[str]:
     while True:
         try:
-            yield input("> ").strip()
+            _follow(input("> ").strip(), conversation)
         except EOFError:
             output.print()
             return
         except KeyboardInterrupt:
             output.print()
+        except MerlinaError as error:
+            errors.print(f"[red]{escape(str(error))}[/]")
+
+
+def _follow(line: str, conversation: Conversation) -> None:
+    """Carry out a command, or ask the question that the line contains. Raises as `Conversation.ask`."""
+    if line == "/new":
+        conversation.turns.clear()
+    elif line in ("/base", "/tuned"):
+        conversation.side = "base" if line == "/base" else "tuned"
+    elif re.fullmatch("/[a-z]+", line):
+        errors.print(f"[red]{line} is not a command.[/] {_HELP}")
+    elif line:
+        conversation.ask(line)
