@@ -1,1 +1,1 @@
-"""Read rows from a file or the Hub and convert them to formatted preference pairs; independent of any tokenizer."""
+"""Read rows from files, addresses and the Hub, and convert them to pairs as text; independent of any tokenizer."""

@@ -81,6 +81,7 @@ class Message:
 
     @property
     def has_content(self) -> bool:
+        """Whether the message has text or calls of tools."""
         return bool(self.content.strip() or self.tool_calls)
 
 
@@ -115,6 +116,7 @@ class Pair:
 
     @property
     def answers(self) -> tuple[Message, ...]:
+        """The answers that the pair has, the chosen one first."""
         if self.chosen is None:
             return () if self.rejected is None else (self.rejected,)
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)

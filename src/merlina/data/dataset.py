@@ -132,9 +132,9 @@ def read_sources(
 ) -> tuple[ChainedRows, list[ChainedRows]]:
     """Return the rows of all sources to train on, and those of each data set to evaluate on.
 
-    With `download`, data sets of the Hub that are read in whole are cached first. A row that repeats one of an earlier
-    source to train on repeats an earlier row. `rules` is the version of the rules by which rows become pairs. Raises
-    DataError as `read_pairs`.
+    With `download`, data sets of the Hub that are read in whole are cached first. The sources to train on share their
+    duplicates: `drop_duplicates` also drops a row that repeats one of an earlier source. `rules` is the version of the
+    rules by which rows become pairs. Raises DataError as `read_pairs`.
     """
 
     def opened(source: LocatedSource, cleaning: Cleaning) -> PairRows:
@@ -182,7 +182,8 @@ def read_pairs(
 
     Pairs have the answers that are needed. With `download`, a Hub data set is cached first. With `start`, the first
     outcome is that of this row, and equal to its outcome in a run. Sources that are read together share their
-    `cleaning`. Raises DataError if `column_mapping` names a column that none of the first rows has.
+    `cleaning`. Raises DataError if the first rows cannot be read, or if `column_mapping` names a column that none of
+    them has.
     """
     rows = islice(open_rows(config.source, file, token, download=download, limit=limit), config.max_samples)
     first = first_rows(rows)
@@ -210,11 +211,11 @@ def rows_from(
 def first_rows(rows: Iterator[Row]) -> list[Row]:
     """Take the first 20 rows, in which every column should occur, or fewer if they take more than 16 MiB."""
     first: list[Row] = []
-    budget = _BYTES_HELD_FOR_COLUMNS
+    bytes_left = _BYTES_HELD_FOR_COLUMNS
     for row in islice(rows, _ROWS_WITH_ALL_COLUMNS):
         first.append(row)
-        budget -= approximate_size(row, budget)
-        if budget <= 0:
+        bytes_left -= approximate_size(row, bytes_left)
+        if bytes_left <= 0:
             break
     return first
 

@@ -1,4 +1,4 @@
-"""Digests that identify equal prompts and equal pairs; whitespace around their texts does not count."""
+"""Digests of 64 bits that identify equal prompts and equal pairs; whitespace around their texts does not count."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from merlina.data.conversation import Message, Pair
 
 
 def prompt_digest(pair: Pair) -> int:
+    """Return the digest of a pair's prompt and its tools."""
     tools = [repr(pair.tools)] if pair.tools else []
     return _digest([*tools, *(part for turn in pair.prompt for part in (turn.role, *_parts(turn)))])
 

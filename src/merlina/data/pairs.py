@@ -45,7 +45,7 @@ _ROLES = {
 _REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _MEDIA_PARTS = ("image", "audio", "video")
 _CONVERSATION_COLUMNS = ("conversations", "conversation", "messages")
-_LIST_COLUMNS_SHOWN = 12
+_COLUMNS_SHOWN = 12
 _MAX_BITS_SHOWN = 4096
 
 
@@ -133,7 +133,7 @@ def _turns(row: Row, column: str, role: str) -> list[Message]:
     if isinstance(value, str) and not is_missing(value):
         return [Message(role, value)]
     if column not in row:
-        raise UnusableRowError(_missing(column, list(row)))
+        raise UnusableRowError(_missing_message(column, list(row)))
     if is_missing(value):
         raise UnusableRowError(f"{column} is empty", "empty_side")
     if isinstance(value, dict):
@@ -143,8 +143,8 @@ def _turns(row: Row, column: str, role: str) -> list[Message]:
     raise UnusableRowError(f"{column} has the type {type(value).__name__} ({_shown(value)}), not text or messages")
 
 
-def _missing(column: str, columns: Sequence[str]) -> str:
-    shown = ", ".join(columns[:_LIST_COLUMNS_SHOWN])
+def _missing_message(column: str, columns: Sequence[str]) -> str:
+    shown = ", ".join(columns[:_COLUMNS_SHOWN])
     likely = next((name for name, target in guess_mapping(columns).items() if target == column), None)
     example = "can map another column to it" if likely is None else f'{{"{likely}": "{column}"}} would map it'
     message = f"{column} is missing (columns here: {shown}); column_mapping {example}"

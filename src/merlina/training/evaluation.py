@@ -27,22 +27,25 @@ class PlainModel:
 
     def __init__(self, model: Any) -> None:
         # Padding is masked, so any token id with an embedding is suitable; 0 always has one.
-        self._run = PaddedModel(model.eval(), pad_id=0)
+        self._padded = PaddedModel(model.eval(), pad_id=0)
         self._device = next(model.parameters()).device
 
     @torch.no_grad()
     def logprobs(
         self, example: PackedExample, *, with_prompt: bool = False, tail_weight: float | None = None
     ) -> Logprobs:
-        """Return sums and numbers of tokens on the CPU, shape [1, 1 + A]; `tail_weight` is that of `build_pack`."""
+        """Return the sums and numbers of tokens on the CPU, shape [1, 1 + A] for A answers.
+
+        `with_prompt` and `tail_weight` are as in `build_pack`; the pack serves as the layout of the result alone.
+        """
         pack = build_pack([example], with_prompt_targets=with_prompt, tail_weight=tail_weight)
-        found = self._run(pack.to(self._device))
+        found = self._padded(pack.to(self._device))
         weighted = None if found.weighted_sums is None else found.weighted_sums.float().cpu()
         return Logprobs(found.sums.float().cpu(), found.tokens.float().cpu(), weighted)
 
 
 def mean_answer_logprobs(model: PlainModel, pairs: Sequence[TokenPair]) -> Tensor:
-    """Return the mean log-probability per token of every answer of `pairs`, in order, float64."""
+    """Return the mean log-probability per token of every answer of `pairs`, in order, shape [answers], float64."""
     examples = [PackedExample(pair.prompt, tuple(filter(None, (pair.chosen, pair.rejected)))) for pair in pairs]
     found = [model.logprobs(example) for example in examples]
     return torch.cat([(each.sums[0, 1:] / each.tokens[0, 1:]).double() for each in found])
@@ -51,26 +54,26 @@ def mean_answer_logprobs(model: PlainModel, pairs: Sequence[TokenPair]) -> Tenso
 def metrics_of(
     model: PlainModel, sets: Sequence[EvaluationSet], config: TrainingConfig, reference_folder: Path
 ) -> dict[str, float]:
-    """Return the metrics of an evaluation: empty if the method needs a reference that `reference_folder` lacks."""
-    found = {}
-    for each in sets:
-        means = _means_over(model, each, config, reference_folder)
+    """Return the metrics of an evaluation, `eval_…`: empty if `reference_folder` lacks a reference that is needed."""
+    means_by_set = {}
+    for evaluation_set in sets:
+        means = _means_over(model, evaluation_set, config, reference_folder)
         if means is None:
             return {}
-        found[each.name] = means
-    return evaluation_metrics(found)
+        means_by_set[evaluation_set.name] = means
+    return evaluation_metrics(means_by_set)
 
 
 def _means_over(
-    model: PlainModel, each: EvaluationSet, config: TrainingConfig, reference_folder: Path
+    model: PlainModel, evaluation_set: EvaluationSet, config: TrainingConfig, reference_folder: Path
 ) -> RunningMeans | None:
-    pairs, name = each.pairs, each.reference_name
+    pairs, name = evaluation_set.pairs, evaluation_set.reference_name
     objective = OBJECTIVES[config.training_mode]
     examples = [packed_example(pair, config) for pair in pairs]
     reference = load_reference_logprobs(name, examples, reference_folder) if objective.needs_reference else None
     unrelated = unrelated_examples(examples, config.max_length) if objective.needs_divergence else []
     unrelated_references = (
-        load_reference_logprobs(each.unrelated_name, unrelated, reference_folder) if unrelated else None
+        load_reference_logprobs(evaluation_set.unrelated_name, unrelated, reference_folder) if unrelated else None
     )
     # The model is trained already, so the reference cannot be computed from it.
     if (objective.needs_reference and reference is None) or (unrelated and unrelated_references is None):

@@ -30,7 +30,9 @@ from merlina.schemas.training.config import TrainingConfig
 from merlina.training.dpo_losses import LogRatios, dpo_loss, smoothed_log_loss
 from merlina.training.engine.logprobs import Logprobs
 
+# Columns of Logprobs.
 CHOSEN, REJECTED = 1, 2
+# The prefix of the metrics that count the pairs to which another metric applies (see PairLosses).
 COUNT = "count:"
 
 
@@ -40,7 +42,7 @@ class ObjectiveInputs:
 
     policy: Logprobs  # [U, 3], or [U, 2] for methods that do not use rejected answers
     reference: Logprobs | None = None  # the reference's log-probabilities, in the same shape
-    divergence: Tensor | None = None  # scalar, mean of log pi/ref over answers that belong to other prompts
+    divergence: Tensor | None = None  # scalar, mean of log pi/ref over unrelated answers
     labels: Tensor | None = None  # [U] bool, of unpaired answers: then policy and reference are [U, 2]
 
 
@@ -148,8 +150,8 @@ def kto(inputs: ObjectiveInputs, config: TrainingConfig) -> PairLosses:
 
     The loss of a desirable answer is w_d * (1 - sigmoid(beta * (r(y) - z))), that of an undesirable one
     w_u * (1 - sigmoid(beta * (z - r(y)))), with r(y) = log pi(y|x)/ref(y|x). The loss of a pair is the mean of both. z
-    estimates the divergence of pi from ref as the mean of r over answers that belong to other prompts, at least 0; it
-    has no gradient.
+    estimates the divergence of pi from ref as the mean of r over unrelated answers (the paper: mismatched), at least 0;
+    it has no gradient.
     """
     assert inputs.divergence is not None
     # A negative estimate of a divergence is noise.

@@ -9,7 +9,7 @@ from merlina.schemas.events import LogLevel
 
 
 class StoppedEarly(Exception):  # noqa: N818
-    """A stop was requested before training began."""
+    """A stop or pause was requested before the first step. (`EarlyStopping` ends a run by its evaluations.)"""
 
 
 class Reporter(Protocol):
@@ -34,7 +34,11 @@ class Reporter(Protocol):
         """Report something that the user should know."""
 
     def should_stop(self) -> bool:
-        """Return whether a stop or pause is requested. Called after each step and between passes before the first."""
+        """Return whether a stop or pause is requested.
+
+        Called after each step, between the batches of an evaluation, and while rows are read and the reference is
+        computed.
+        """
 
     def is_pausing(self) -> bool:
         """Return whether the requested stop is a pause, after which the run resumes where it stopped."""

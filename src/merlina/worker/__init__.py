@@ -1,4 +1,6 @@
-"""The programs that the server starts: `run` carries out an attempt, `helper` reads data and models, `chat` answers.
+"""The programs that the server starts: a worker, a helper, the chat process and a spare process.
 
-The modules beside these packages are shared: chat templates, encoding, and limits of time and memory.
+`__main__` is the worker's, which carries out an attempt by `run`; `helper` reads data and models, `chat` answers, and
+`spare` waits to become one of them. The other modules are shared: chat templates, encoding, and limits of time and
+memory.
 """

@@ -16,7 +16,7 @@ from merlina.schemas.training.config import TrainingConfig
 from merlina.training.models.tokens import PairTokenizer, TokenPair, Truncation, end_token
 from merlina.worker.templates import TokenizerTemplate
 
-# Longer than any prompt.
+# Tokens: more than any text has.
 UNLIMITED = 2**40
 
 
@@ -106,10 +106,10 @@ class PairEncoder:
     def encode_all(self, pairs: Sequence[Pair]) -> Iterator[EncodedPair | UnusableRowError]:
         """Encode many pairs at once, each to what `encode` returns or raises.
 
-        The tokenizer begins with the call, in the background; the iteration awaits it.
+        Encoding begins with the call, in the background; iterating waits for its results.
         """
         if self._renders_template:
-            # The limits of a template's time and memory are those of the process, of which the tokenizer uses both.
+            # The limits on a template's time and memory apply to the process, so no texts may be encoded meanwhile.
             self._tokens.wait()
         rendered = [self._render_or_error(pair) for pair in pairs]
         texts = [text for text in rendered if isinstance(text, Rendered)]

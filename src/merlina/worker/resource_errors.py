@@ -11,7 +11,7 @@ from merlina.errors import DISK_FULL_ERRNOS, is_disk_full
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Return whether the disk is full, also for safetensors (raises no OSError) and torch.save (hides the cause)."""
+    """Return whether the disk is full, also if safetensors raised another error than OSError or torch.save hid it."""
     if isinstance(error, OSError):
         return is_disk_full(error)
     text = str(error)

@@ -33,7 +33,7 @@ _MISTRAL = (
     "{% elif message['role'] == 'user' %}[INST] {{ ns.system + message['content'] }} [/INST]{% set ns.system = '' %}"
     "{% else %} {{ message['content'] }}</s>{% endif %}{% endfor %}"
 )
-_QWEN3_WITHOUT_THOUGHTS = _CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
+_QWEN3_WITHOUT_REASONING = _CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
 # The shortest conversation that most templates accept, by the role of its first turn.
 _SHORTEST = {"user": ("user",), "system": ("system", "user")}
 # Whitespace and comments in front of a template, which would be rendered in front of the BOS.
@@ -73,7 +73,7 @@ def chat_template(spec: DatasetFormat) -> str | None:
         assert spec.custom_templates is not None
         return _custom(spec.custom_templates)
     if spec.format_type == "qwen3" and not spec.enable_thinking:
-        return _QWEN3_WITHOUT_THOUGHTS
+        return _QWEN3_WITHOUT_REASONING
     return _TEMPLATES.get(spec.format_type)
 
 
@@ -113,6 +113,7 @@ class TokenizerTemplate:
 
     @cached_property
     def special_tokens(self) -> tuple[str, ...]:
+        """The texts of the tokenizer's special tokens."""
         added = self.tokenizer.added_tokens_decoder.values()
         return tuple(str(token) for token in added if token.special and str(token).strip())
 
@@ -153,7 +154,7 @@ class TokenizerTemplate:
         try:
             return _PROBE in render_template(self.tokenizer, self.name, turns, add_generation_prompt=True)
         except (UnusableRowError, ModelError):
-            return False  # the template refuses such a content or such a conversation
+            return False  # the template refuses such content or such a conversation
 
 
 def _typed(text: str) -> list[dict[str, str]]:

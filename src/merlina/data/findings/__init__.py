@@ -1,1 +1,1 @@
-"""The data doctor: examination of rows, and what its findings say."""
+"""Examination of rows: what counts as a finding, and what its message says."""

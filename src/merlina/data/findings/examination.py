@@ -1,4 +1,4 @@
-"""The row examiner of a chat format, and the loop that passes every row of a data set to it."""
+"""The loops that convert the pairs of a data set, one or many at a time, and give each row to the row examiner."""
 
 from __future__ import annotations
 

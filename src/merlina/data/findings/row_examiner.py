@@ -1,4 +1,4 @@
-"""Detect common defects of preference data in a single pass over the rows.
+"""Detect common defects of preference data, reading each row once.
 
 Findings are warnings: each names a defect, the number of affected rows and the effect on training.
 """
@@ -24,7 +24,8 @@ from merlina.schemas.datasets.responses import DataFinding
 
 _EXAMPLES = 5
 _REASONS_SHOWN = 3
-# Length bias: at least this fraction of the answers on one side is longer, by at least this ratio on average.
+# Length bias: the chosen answer is the longer one, or the shorter one, in at least this fraction of the pairs, and the
+# mean lengths differ by at least this ratio.
 _ONE_SIDED_FRACTION = 0.8
 _LENGTH_RATIO = 1.5
 _MIN_PAIRS_FOR_BIAS = 20
@@ -50,7 +51,6 @@ class Lengths(NamedTuple):
     cut_answers: int = 0
     same_after_truncation: bool = False
     untruncated: int = 0
-    """Tokens of the prompt with its longer answer before truncation."""
 
     @property
     def longest(self) -> int:
@@ -59,6 +59,7 @@ class Lengths(NamedTuple):
 
     @property
     def all_parts(self) -> int:
+        """Tokens of the prompt and of both answers."""
         return self.prompt + self.chosen + self.rejected
 
 
@@ -80,7 +81,7 @@ class _Count:
 
 @dataclass
 class RowExaminer:
-    """Collector of findings; `findings` may be called at any time.
+    """Collects the findings on rows; `findings` may be called at any time.
 
     `markers` are those of the chat format. With `expects_formatted`, markers of any chat format are expected.
 
@@ -115,6 +116,7 @@ class RowExaminer:
 
     @property
     def usable(self) -> int:
+        """Number of pairs."""
         return len(self._numbers)
 
     @property
@@ -185,7 +187,7 @@ class RowExaminer:
     def findings(self, held_out: Iterable[int], unused_columns: Sequence[str] = ()) -> list[DataFinding]:
         """Return all findings, the most serious first.
 
-        `held_out` contains the numbers of the held-out pairs. `unused_columns` have text that is not trained on.
+        `held_out` contains the row numbers of the held-out pairs. `unused_columns` have text that is not trained on.
         """
         counts = {**self._counts, **self._counts_of_all(np.fromiter(held_out, np.int64))}
         if unused_columns:

@@ -40,7 +40,7 @@ _SEARCH_SECONDS = 3.0
 _WARNINGS_SHOWN = 20
 _MERGED_ROWS_SHOWN = 5
 _USUAL_LIMIT = RowLimit()
-PREVIEW_SEED = 42  # default of TrainingConfig.seed
+PREVIEW_SEED = 42  # the default of TrainingConfig.seed
 _ROW_KINDS: tuple[RowFindingKind, ...] = get_args(RowFindingKind)
 
 
@@ -92,7 +92,8 @@ def preview_formatted(
 ) -> FormattedPreview:
     """Return the samples of the selected rows of the first source, with findings on those and on further rows.
 
-    Further rows are examined for up to 0.2 s. A search for rows with findings ends after 3 s. Raises DataError.
+    Further rows are examined for up to 0.2 s. A search for rows with findings ends after 3 s, and any other preview
+    after 10 s, even with fewer rows than `selection` asks for. Raises DataError.
     """
     config = config.training_parts[0].config
     passing = PassingRows()

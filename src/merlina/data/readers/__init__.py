@@ -1,1 +1,1 @@
-"""Reading rows from files and from the Hub: json, jsonl, csv, tsv and parquet, with a limit per row."""
+"""Reading rows from files, addresses and the Hub: json, jsonl, csv, tsv and parquet, with a limit per row."""

@@ -37,6 +37,7 @@ def read_csv(file: TextFile, limit: RowLimit, start: int = 1, separator: str | N
 
 
 def count_csv(file: TextFile, limit: RowLimit, separator: str | None = None) -> int:
+    """Return the number of rows. Raises DataError, which names the line, if the file is not valid."""
     with _lines_of_cells(file, limit, separator) as lines:
         return max(0, sum(1 for _ in lines) - 1)
 

@@ -46,6 +46,7 @@ def read_jsonl(file: TextFile, limit: RowLimit, start: int = 1) -> Iterator[dict
 
 
 def count_jsonl(file: TextFile, limit: RowLimit) -> int:
+    """Return the number of rows. Raises DataError if a line exceeds the limit."""
     return count_json(file, limit) if _holds_one_value(file) else sum(1 for _ in _lines(file, limit))
 
 
@@ -67,6 +68,7 @@ def read_json(file: TextFile, limit: RowLimit, start: int = 1) -> Iterator[dict[
 
 
 def count_json(file: TextFile, limit: RowLimit) -> int:
+    """Return the number of rows. Raises DataError, which names the row."""
     return sum(1 for _ in read_json(file, limit))
 
 
@@ -295,10 +297,12 @@ def _read_one_object(file: TextFile, limit: RowLimit) -> Iterator[dict[str, Any]
 def _are_columns(value: dict[str, Any]) -> bool:
     """Return whether every value is an array with one element per row, rather than one conversation."""
     columns = value.values()
-    return bool(value) and all(isinstance(column, list) for column in columns) and not any(map(_is_dialogue, columns))
+    return (
+        bool(value) and all(isinstance(column, list) for column in columns) and not any(map(_is_conversation, columns))
+    )
 
 
-def _is_dialogue(column: list[Any]) -> bool:
+def _is_conversation(column: list[Any]) -> bool:
     """Return whether the column is a conversation: messages with different roles."""
     roles = {str(item.get("role", item.get("from"))) if isinstance(item, dict) else "None" for item in column}
     return len(roles) > 1 and "None" not in roles

@@ -46,6 +46,8 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class _Facts:
+    """What a server states about a file: its size in bytes, and what identifies its version."""
+
     size: int
     version: Mapping[str, Any]
 
@@ -57,8 +59,8 @@ class RemoteContent:
     before its stated size, or if it was replaced since it was first opened. Each request for a block names the version;
     for servers that ignore this, the version is looked up again at the end of the file.
 
-    `while_waiting` is called twice a second while a response is awaited. If it raises an error, the request is
-    abandoned, in a thread of its own.
+    `while_waiting` is called twice a second while a response is awaited. If it raises an error, the request, which runs
+    in a thread of its own, is abandoned.
     """
 
     def __init__(self, file: RemoteFile, while_waiting: Callable[[], None] | None = None) -> None:
@@ -75,10 +77,12 @@ class RemoteContent:
 
     @property
     def name(self) -> str:
+        """The name of the file in the address."""
         return self.url.file_name
 
     @property
     def size(self) -> int:
+        """The size in bytes. Raises DataError."""
         return self._facts.size
 
     @cached_property

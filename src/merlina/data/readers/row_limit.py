@@ -23,7 +23,7 @@ class RowLimit:
 
     @staticmethod
     def of_megabytes(megabytes: int) -> RowLimit:
-        """Return the limit that MAX_ROW_SIZE_MB sets."""
+        """Return the limit that MAX_ROW_SIZE_MB sets, in MiB."""
         return RowLimit(megabytes * MIB)
 
     def exceeded(self, place: str) -> DataError:

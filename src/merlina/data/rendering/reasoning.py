@@ -13,7 +13,7 @@ from dataclasses import replace
 from merlina.data.conversation import Message
 
 _OPENING, _CLOSING = "<think>", "</think>"
-# Also the end of one, with which some generation prompts state that the answer has no reasoning.
+# Empty reasoning, or its closing tag alone: some generation prompts state so that the answer has none.
 _EMPTY = re.compile(r"(?:<think>\s*)?</think>\s*\Z")
 _OPENED = re.compile(r"<think>\s*\Z")
 

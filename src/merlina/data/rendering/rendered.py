@@ -13,7 +13,7 @@ from merlina.schemas.datasets.config import FindingKind
 class Rendered:
     """The prompt and the answers of a pair as strings; the model reads prompt + answer. An answer may be missing.
 
-    `form` states for people which of several forms the format chose, and why; None if there is only one.
+    `form` states for users which of several forms the format chose, and why; None if there is only one.
     `finding_kinds` are those of the findings that it gave rise to.
     """
 

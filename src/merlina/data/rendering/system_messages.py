@@ -9,22 +9,23 @@ from merlina.data.conversation import Message, Pair
 
 
 def has_system_message(pair: Pair) -> bool:
+    """Return whether the prompt has a system message."""
     return any(turn.role == "system" for turn in pair.prompt)
 
 
 def system_as_user(pair: Pair) -> Pair:
     """Return the pair with each system message at the start of the next user message, followed by an empty line.
 
-    So it is in the prompt and in answers of several turns. If no user message follows, it becomes one.
+    This applies to the prompt and to the earlier turns of each answer. If no user message follows, it becomes one.
     """
 
-    def folded(answer: Message) -> Message:
-        return replace(answer, earlier=_folded(answer.earlier)) if answer.earlier else answer
+    def prepended(answer: Message) -> Message:
+        return replace(answer, earlier=_prepended(answer.earlier)) if answer.earlier else answer
 
-    return replace(pair.with_answers(folded), prompt=_folded(pair.prompt))
+    return replace(pair.with_answers(prepended), prompt=_prepended(pair.prompt))
 
 
-def _folded(conversation: Sequence[Message]) -> tuple[Message, ...]:
+def _prepended(conversation: Sequence[Message]) -> tuple[Message, ...]:
     turns: list[Message] = []
     texts: list[str] = []
     for turn in conversation:

@@ -109,14 +109,14 @@ class TemplateFormat:
                 )
 
     def _renders_the_same(self, pair: Pair, other: Pair) -> bool:
-        """Return whether an answer that differs, with its prompt, from the other pair's is the same text."""
+        """Return whether an answer is rendered as the same text although it, its prompt or the tools differ."""
         differing = [
-            (answer, others)
-            for answer, others in zip(pair.answers, other.answers, strict=True)
-            if (pair.tools, pair.prompt, answer) != (other.tools, other.prompt, others)
+            (answer, changed)
+            for answer, changed in zip(pair.answers, other.answers, strict=True)
+            if (pair.tools, pair.prompt, answer) != (other.tools, other.prompt, changed)
         ]
         try:
-            return any(self.finished(pair, answer) == self.finished(other, others) for answer, others in differing)
+            return any(self.finished(pair, answer) == self.finished(other, changed) for answer, changed in differing)
         except UnusableRowError:
             return False  # a template that refuses one of the two does not ignore what differs
 

@@ -10,7 +10,7 @@ from merlina.data.conversation import UnusableRowError
 
 _FIELDS_OF_TOOL_MESSAGES = ("name", "tool_call_id")
 # More than any description has, and far less than the recursion of digests, templates and JSON allows.
-_MOST_LEVELS = 64
+_MAX_LEVELS = 64
 
 
 def read_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
@@ -55,7 +55,7 @@ def parsed(value: Any) -> Any:
         return value
 
 
-def without_nulls(value: Any, levels: int = _MOST_LEVELS) -> Any:
+def without_nulls(value: Any, levels: int = _MAX_LEVELS) -> Any:
     """Remove keys without a value, which columnar files add so that all objects have the same keys.
 
     Raises UnusableRowError for a value that is nested in more than `levels` levels.
@@ -63,7 +63,7 @@ def without_nulls(value: Any, levels: int = _MOST_LEVELS) -> Any:
     if not isinstance(value, (Mapping, list)):
         return value
     if levels == 0:
-        raise UnusableRowError(f"it has tools or arguments that are nested more than {_MOST_LEVELS} levels deep")
+        raise UnusableRowError(f"it has tools or arguments that are nested more than {_MAX_LEVELS} levels deep")
     if isinstance(value, Mapping):
         return {name: without_nulls(inner, levels - 1) for name, inner in value.items() if inner is not None}
     return [without_nulls(inner, levels - 1) for inner in value]

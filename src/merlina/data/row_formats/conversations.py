@@ -1,4 +1,4 @@
-"""Rows that are standard rows already, and need only be named."""
+"""Rows that are standard rows already, so that their format is recognized and nothing is converted."""
 
 from __future__ import annotations
 

@@ -81,6 +81,7 @@ class RowConversion:
                 yield self._pair(item.content, item, item.rows)
 
     def _converted(self, rows: Iterable[Row], start: int) -> Iterator[_Converted | SkippedRow]:
+        """Yield each row as a standard row or as ranked answers, or the reason for which it is skipped."""
         mapping = self.config.column_mapping
         read = ROW_FORMATS[self.row_format].columns
         columns = read | STANDARD.columns
@@ -151,7 +152,7 @@ class RowConversion:
         )
 
     def _converted_pair(self, row: Row) -> Pair:
-        """Raise UnusableRowError if the row does not have the answers that the method needs."""
+        """Return the pair of a standard row. Raises UnusableRowError if it lacks an answer that the method needs."""
         if self.row_format == "unpaired" and is_unpaired(row):
             return to_unpaired(row, self.answers_needed)
         if self.answers_needed == "chosen":

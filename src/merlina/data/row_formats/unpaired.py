@@ -47,12 +47,12 @@ def label_of(value: Any) -> bool | None:
 
 
 def is_unpaired(row: Row) -> bool:
-    """Return whether a converted row has one answer with a label; a pair may occur among such rows."""
+    """Return whether a standard row has one answer with a label; a pair may occur among such rows."""
     return "label" in row and "rejected" not in row
 
 
 def to_unpaired(row: Row, answers_needed: AnswersNeeded) -> Pair:
-    """Return a converted row as a pair with one answer: `chosen` if its label is true, otherwise `rejected`.
+    """Return a standard row as a pair with one answer: `chosen` if its label is true, otherwise `rejected`.
 
     Raises UnusableRowError if the answers that are needed include another one.
     """

@@ -27,7 +27,7 @@ class _Column:
 
 
 class UnusedColumns:
-    """Finds columns that are not used and contain sentences, in at least half of the first 20 rows that fill them.
+    """Finds unused columns with sentences in at least half of the first 20 rows that have a value there.
 
     Ids, scores, names and dates are not sentences. A copy of a used column is not reported.
     """

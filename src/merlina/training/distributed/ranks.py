@@ -48,7 +48,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Return whether this is the rank that reports and writes files for all."""
+        """Whether this is the rank that reports and writes files for all."""
         return self.rank == 0
 
     def share(self, sizes: Sequence[int]) -> list[int]:
@@ -180,7 +180,7 @@ def join_ranks(rank: int, count: int, rendezvous_file: Path, device: torch.devic
     """Join the process group and return once all ranks have joined.
 
     The ranks rendezvous by a file, which must not exist before, and communicate over the loopback interface, so no port
-    is open to other machines.
+    is open to other machines. Raises LostRankError if another rank exits before all have joined.
     """
     loopback = "lo" if os.path.exists("/sys/class/net/lo") else "lo0"
     for library in ("GLOO", "NCCL"):
@@ -206,7 +206,7 @@ def join_ranks(rank: int, count: int, rendezvous_file: Path, device: torch.devic
 def _report_lost_ranks() -> Iterator[None]:
     try:
         yield
-    # A RuntimeError as well, but not a lost connection: the memory probe handles it.
+    # This is a RuntimeError as well, but not a lost connection; the memory probe handles it.
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

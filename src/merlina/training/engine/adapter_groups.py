@@ -221,7 +221,7 @@ def group_adapters(model: nn.Module) -> list[AdapterGroup]:
         for names in _SIBLINGS:
             siblings = [getattr(parent, name, None) for name in names]
             siblings = [module for module in siblings if is_plain_adapter(module)]
-            if len(siblings) > 1 and len(set(map(_kind, siblings))) == 1:
+            if len(siblings) > 1 and len(set(map(_shared_properties, siblings))) == 1:
                 groups.append(AdapterGroup(siblings))
                 grouped.update(siblings)
     singles = [module for module in model.modules() if is_plain_adapter(module) and module not in grouped]
@@ -240,7 +240,7 @@ def group_of(module: Any) -> AdapterGroup:
     return group
 
 
-def _kind(module: Any) -> tuple[Any, ...]:
+def _shared_properties(module: Any) -> tuple[Any, ...]:
     """Return what the layers of a group have in common."""
     weight = module.base_layer.weight
     rate = _dropout_rate(module)

@@ -18,14 +18,14 @@ class DropoutMask(NamedTuple):
     bits: Tensor | None  # [N, I] uint8: 1 for elements that are kept
 
     def apply(self, x: Tensor) -> Tensor:
-        """Return x * m."""
+        """Return x * m, in the shape of x[N, I]: x with the dropped elements replaced by 0."""
         if self.bits is not None:
             return x * self.bits
         dropped: Tensor = kernels_for(x).dropped(x.contiguous(), self.seed, self.rate)  # type: ignore[union-attr]
         return dropped
 
     def add(self, total: Tensor, x: Tensor) -> None:
-        """Add x * m to `total` in place."""
+        """Add x * m, for x[N, I], to total[N, I] in place."""
         if self.bits is not None:
             total.addcmul_(x, self.bits)
         else:

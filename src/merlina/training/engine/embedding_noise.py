@@ -2,13 +2,15 @@
 
     embedding + alpha / sqrt(L H) * uniform(-1, 1)      for each of its H elements
 
-L is the number of tokens of a text. The texts of an example share their prompt, and with it the prompt's noise, so L is
-that of the longest one, as in a batch of the example alone. Example: alpha = 5, L = 100, H = 4,096 gives noise of up to
-5 / 640 = 0.008 on embeddings whose elements are about 0.02.
+L is the number of tokens of a text, H the hidden size. The texts of an example share their prompt, and with it the
+prompt's noise, so L is that of the longest one, as in a batch of the example alone. Example: alpha = 5,
+L = 100, H = 4,096 gives noise of up to 5 / 640 = 0.008 on embeddings with elements of about 0.02.
 
 Each section has a generator of its own, seeded by the run's seed, the step, the number of the pair in the step and the
 section. The noise therefore depends neither on how a step is divided into passes and ranks, nor on whether texts are
 packed, nor on a resume.
+
+Legend: N positions of a pack, R texts of a padded batch, T tokens of the longest of them.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class NoiseSource:
     seed: int
 
     def on(self, example: PackedExample, step: int, index: int) -> PackedExample:
-        """Return the example with noise, as pair number `index` of an optimizer step."""
+        """Return the example with noise, as the pair with this index in the optimizer step `step`."""
         seeds = tuple(_seed(self.seed, step, index, section) for section in range(1 + len(example.answers)))
         longest = len(example.prompt) + max(map(len, example.answers))
         return replace(example, noise=ExampleNoise(self.alpha, longest, seeds))

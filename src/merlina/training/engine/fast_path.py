@@ -1,7 +1,7 @@
-"""The choice between packs and padded batches, the model's own forward pass, made by comparing both on trial inputs.
+"""The choice of the fast path, made by comparing packs with the model's own forward pass on trial inputs.
 
-Packs are used if they give the same log-probabilities. Two trials are needed, because short texts do not show
-everything and long texts are expensive with all their logits:
+Packs are used if they give the same log-probabilities, otherwise padded batches. Two trials are needed, because
+short texts do not show everything and long texts are expensive with all their logits:
 
 - short texts, several in one pack, against the model's own forward pass with its output head, and a backward pass;
 - if the run has longer texts, the longest one after short ones, against the model's own decoder on each text alone,
@@ -62,8 +62,8 @@ def choose_logprob_model(
 ) -> tuple[LogprobModel, str | None]:
     """Return the model as a LogprobModel, and the reason if it must use its own, slower forward pass.
 
-    Both ways are compared on `trial` and `long_trial` within `precision`, the context in which training computes. The
-    reason is the rest of a sentence that begins with "This model".
+    Both are compared on `trial` and `long_trial` within `precision`, the context in which training computes. The reason
+    is the rest of a sentence that begins with "This model". Raises torch.OutOfMemoryError if a trial does not fit.
     """
     causal_lm = unwrap(model)
     lengths = RotaryLengths(causal_lm)

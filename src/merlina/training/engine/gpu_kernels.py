@@ -1,12 +1,12 @@
-"""Triton kernels for what a GPU would otherwise compute in many small passes over memory.
+"""Triton kernels for what torch would compute in many small operations, each of which reads and writes memory.
 
-Each kernel passes over its inputs once (`_target_logprobs` a second time for the gradient), computes in float32 and
-writes its outputs once. `layers`, `adapted_linear` and `output_head` derive the formulas, `_rotate` states its own.
+Each kernel reads its inputs once (`_target_logprobs` reads them again for the gradient), computes in float32 and writes
+its outputs once. `layers`, `adapted_linear` and `output_head` derive the formulas, `_rotate` states its own.
 Without a GPU, Triton's interpreter runs the kernels on CPU tensors (environment variable TRITON_INTERPRET=1), which is
 how they are tested.
 
-Legend: N positions, I width of a row, M targets, V vocabulary, H heads, D head size; of a norm, c = 1 / RMS(x) and
-z = d_y * weight.
+Legend: N positions, I width of a row, F width of a feed-forward, M targets, V vocabulary size, H query heads, K key
+heads, D head size; of a norm, c = 1 / RMS(x) and z = d_y * (offset + weight).
 
 Importing this module requires the package `triton`, which comes with torch's CUDA builds. `kernels_for` in
 `kernel_choice` decides whether it is used.

@@ -1,4 +1,4 @@
-"""The choice of Triton kernels: used on a GPU where each, on a small input, gives the result of torch's operations."""
+"""The choice of Triton kernels: a GPU uses them if each gives the result of torch's operations on a small input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def kernels_for(tensor: Tensor) -> ModuleType | None:
     # Queried in every layer, so the usual answer on a CPU comes first.
     if not (tensor.is_cuda or _INTERPRETS):
         return None
-    return _checked(tensor.device)[0]
+    return _tried(tensor.device)[0]
 
 
 def kernel_obstacle(device: torch.device) -> str | None:
@@ -30,11 +30,12 @@ def kernel_obstacle(device: torch.device) -> str | None:
 
     None if the kernels are used or the device is not a GPU.
     """
-    return _checked(device)[1] if device.type == "cuda" else None
+    return _tried(device)[1] if device.type == "cuda" else None
 
 
 @cache
-def _checked(device: torch.device) -> tuple[ModuleType | None, str | None]:
+def _tried(device: torch.device) -> tuple[ModuleType | None, str | None]:
+    """Try the kernels on a device. Returns their module if they work, else the reason why they do not."""
     try:
         from merlina.training.engine import gpu_kernels
     except ImportError as error:
@@ -51,24 +52,24 @@ def _checked(device: torch.device) -> tuple[ModuleType | None, str | None]:
 def _wrong_kernel(kernels: ModuleType, device: torch.device) -> str | None:
     """Run each kernel, forward and backward; return the first that gives another result than torch's operations."""
     x = torch.linspace(-2, 2, 4 * 96, device=device).view(4, 96)
-    checks = (
+    trials = (
         ("rms_norm", lambda: _norms(kernels, x)),
         ("gated", lambda: _gated(kernels, x)),
         ("rotate", lambda: _rotations(kernels, x.view(1, 2, 4, 48))),
         ("target_logprobs", lambda: _logprobs(kernels, x)),
         ("dropped", lambda: _dropouts(kernels, x)),
     )
-    for name, pairs in checks:
-        if not all(torch.allclose(*pair, rtol=_TOLERANCE, atol=_TOLERANCE) for pair in pairs()):
+    for name, results in trials:
+        if not all(torch.allclose(*both, rtol=_TOLERANCE, atol=_TOLERANCE) for both in results()):
             return name
     return None
 
 
 # A kernel's result and the expected one.
-_Pair = tuple[Tensor, Tensor]
+_Results = tuple[Tensor, Tensor]
 
 
-def _norms(kernels: ModuleType, x: Tensor) -> Iterator[_Pair]:
+def _norms(kernels: ModuleType, x: Tensor) -> Iterator[_Results]:
     weight = torch.linspace(0.5, 1.5, x.shape[1], device=x.device)
     y, inverse_rms = kernels.rms_norm(x, weight, 1e-5, 1.0)
     expected, (d_x,) = _differentiated(lambda x: F.rms_norm(x, (x.shape[1],), weight + 1, 1e-5), x, _outer(x))
@@ -76,7 +77,7 @@ def _norms(kernels: ModuleType, x: Tensor) -> Iterator[_Pair]:
     yield kernels.rms_norm_backward(_outer(x), x, weight, inverse_rms, 1.0), d_x
 
 
-def _gated(kernels: ModuleType, x: Tensor) -> Iterator[_Pair]:
+def _gated(kernels: ModuleType, x: Tensor) -> Iterator[_Results]:
     activations: dict[str, Callable[[Tensor], Tensor]] = {
         "silu": F.silu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")
     }  # fmt: skip
@@ -92,7 +93,7 @@ def _gated_product(activation: Callable[[Tensor], Tensor], gate_up: Tensor) -> T
     return activation(gate) * up
 
 
-def _rotations(kernels: ModuleType, queries: Tensor) -> Iterator[_Pair]:
+def _rotations(kernels: ModuleType, queries: Tensor) -> Iterator[_Results]:
     cos, sin, half = queries[:, 0].cos(), queries[:, 0].sin(), queries.shape[-1] // 2
     keys = queries[:, 1:].flip(2)
     states = (queries, keys)
@@ -106,7 +107,7 @@ def _rotations(kernels: ModuleType, queries: Tensor) -> Iterator[_Pair]:
     yield from zip(d_states, (d_x for (d_x,) in gradients), strict=True)
 
 
-def _logprobs(kernels: ModuleType, logits: Tensor) -> Iterator[_Pair]:
+def _logprobs(kernels: ModuleType, logits: Tensor) -> Iterator[_Results]:
     targets = torch.tensor([0, 5, 95, 7], device=logits.device)
     expected = logits.log_softmax(-1)
     gradient = logits.clone()
@@ -117,7 +118,7 @@ def _logprobs(kernels: ModuleType, logits: Tensor) -> Iterator[_Pair]:
     yield gradient, F.one_hot(targets, logits.shape[1]) - expected.exp()
 
 
-def _dropouts(kernels: ModuleType, x: Tensor) -> Iterator[_Pair]:
+def _dropouts(kernels: ModuleType, x: Tensor) -> Iterator[_Results]:
     ones, total = torch.ones_like(x), x.clone()
     kept = kernels.dropped(ones, 3, 0.5)
     kernels.add_dropped(total, ones, 3, 0.5)

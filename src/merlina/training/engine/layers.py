@@ -62,7 +62,7 @@ _GATED = ("gate_proj", "up_proj", "down_proj")
 
 
 def fuse_layers(model: PreTrainedModel) -> None:
-    """Replace the forward methods of norms, adapted linear layers and gated feed-forwards, in place."""
+    """Replace norms, adapted linear layers, gated feed-forwards and rotary embeddings by fused ones, in place."""
     # Dropout would make the two results of a trial differ.
     was_training = model.training
     model.eval()
@@ -89,7 +89,7 @@ def _fuse_adapters(model: PreTrainedModel) -> None:
         for module in group.modules:
             module.forward = types.MethodType(adapted_linear, module)
     if torch.cuda.is_initialized():
-        # The memory of the separate weights, in blocks that the joined ones do not fit into.
+        # Releases the memory of the separate weights, in blocks that the joined ones do not fit into.
         torch.cuda.empty_cache()
 
 
@@ -139,6 +139,8 @@ def _feed_forwards() -> list[Callable[[Any, Tensor], Tensor]]:
 
 
 class _FeedForward(torch.autograd.Function):
+    """A gated feed-forward with adapters on its three layers; formulas in the module's docstring."""
+
     @staticmethod
     def forward(
         ctx: Any,

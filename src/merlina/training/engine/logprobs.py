@@ -80,7 +80,7 @@ class LogprobModel(Protocol):
 
 
 class PackedModel:
-    """Packs: each prompt once, no padding, no [N, V] logits. `model` may be wrapped by peft."""
+    """Computes packs: each prompt once, without padding and without logits [N, V]. `model` may be wrapped by peft."""
 
     batching: BatchingStrategy = PackedBatching()
     is_dense = False
@@ -125,7 +125,7 @@ class PackedModel:
 
 
 class PaddedModel:
-    """Padded batches, which every causal language model supports: each answer with a copy of the prompt, all logits."""
+    """Computes padded batches by the model's own forward pass: all logits, and the prompt once for each answer."""
 
     batching: BatchingStrategy = PaddedBatching()
     is_dense = True

@@ -58,8 +58,10 @@ class OutputHead:
         return torch.cat([checkpoint(self._one_chunk, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _active_head(self) -> Any:
-        """Return the head that computes: of one that is trained as a whole beside adapters, the trained copy, or the
-        original one while adapters are disabled.
+        """Return the head to compute with.
+
+        If the head is trained as a whole beside adapters, this is the trained copy, or the original while adapters are
+        disabled.
         """
         # Not imported with this module, which spare processes import: peft opens every GPU.
         from peft.utils.other import ModulesToSaveWrapper
@@ -74,6 +76,7 @@ class OutputHead:
         return max(_SMALLEST_CHUNK, size // (2 * self._vocabulary))
 
     def _one_chunk(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the log-probability of each target of a chunk, shape [m], from hidden[m, H] and targets[m]."""
         weight: Any = self._head.weight
         logits = self._head(hidden.to(weight.dtype) if weight.is_floating_point() else hidden).float() * self._factor
         if self._cap is not None:

@@ -125,7 +125,7 @@ class Pack:
 
     @property
     def has_prompt_targets(self) -> bool:
-        """Return whether any prompt token is a target."""
+        """Whether any prompt token is a target."""
         return bool((self.section_ids % (1 + self.num_answers) == 0).any())
 
     @property
@@ -134,6 +134,7 @@ class Pack:
         return sum(example.num_tokens for example in self.examples)
 
     def to(self, device: torch.device) -> Pack:
+        """Return the pack with its tensors on a device."""
         tensors = (self.input_ids, self.position_ids, self.sources, self.targets, self.section_ids)
         # One transfer for all of them.
         moved = torch.cat([tensor.flatten() for tensor in tensors]).to(device)

@@ -69,7 +69,7 @@ class PaddedBatching:
 
 @dataclass(frozen=True)
 class PassPlanner:
-    """Divides examples into passes of at most `budget` positions each and shares the passes among ranks.
+    """Divides examples into passes of at most `budget` positions each, after sharing them among ranks (`for_rank`).
 
     With `ranks_in_lockstep` all ranks must make the same number of passes. `length_limits` are text lengths beyond
     which the model computes all positions of a pass differently (see `rope_length_limits`).
@@ -118,7 +118,7 @@ class PassPlanner:
         share = self.ranks.share(sizes)
         passes = [[share[index] for index in indices] for indices in self.split([examples[index] for index in share])]
         number = self.ranks.max(len(passes)) if self.ranks_in_lockstep else max(1, len(passes))
-        # Cheapest to compute, and the same on all ranks.
+        # The example that is cheapest to compute, and the same one on all ranks.
         smallest = min(range(len(examples)), key=sizes.__getitem__)
         return [(indices, False) for indices in passes] + [([smallest], True)] * (number - len(passes))
 

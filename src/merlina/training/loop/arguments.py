@@ -36,7 +36,7 @@ def trainer_arguments(
         eval_on_start=evaluates and not resuming,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=_fraction_or_steps(config.save_steps) if config.save_steps else 500,
-        # merlina.checkpoints removes older ones, after the new one is safely on disk.
+        # `merlina.checkpoints` removes older checkpoints once the new one is safely on disk.
         save_total_limit=None,
         logging_strategy="steps",
         logging_steps=config.logging_steps,

@@ -60,9 +60,10 @@ class BatchItems:
         """Build the items of the training pairs. Raises StoppedEarly if a stop is requested meanwhile."""
         return self._build(pairs, "training", "training-unrelated", for_evaluation=False)
 
-    def evaluation(self, each: EvaluationSet) -> Sequence[BatchItem]:
-        """Build the items of a set to evaluate on. Raises StoppedEarly if a stop is requested meanwhile."""
-        return self._build(each.pairs, each.reference_name, each.unrelated_name, for_evaluation=True)
+    def evaluation(self, evaluation_set: EvaluationSet) -> Sequence[BatchItem]:
+        """Build the items of an evaluation set. Raises StoppedEarly if a stop is requested meanwhile."""
+        names = evaluation_set.reference_name, evaluation_set.unrelated_name
+        return self._build(evaluation_set.pairs, *names, for_evaluation=True)
 
     def _build(
         self, pairs: Sequence[TokenPair], name: str, unrelated_name: str, *, for_evaluation: bool
@@ -98,7 +99,7 @@ class BatchItems:
         self, examples: Sequence[PackedExample], *, for_evaluation: bool
     ) -> Iterator[tuple[list[int], Tensor]]:
         """Yield log-probabilities a few passes at a time, and report progress. Raises StoppedEarly."""
-        # An evaluation computes a pair as often as it has it, so that its batches are those of the policy.
+        # Repeated pairs of an evaluation set are all computed, so that the batches are those of the policy.
         copies = [[index] for index in range(len(examples))] if for_evaluation else _equal_examples(examples)
         distinct = [examples[indices[0]] for indices in copies]
         groups = self._evaluation_batches(len(distinct)) if for_evaluation else self._groups_of_passes(distinct)
@@ -118,7 +119,7 @@ class BatchItems:
             done += int(counts.sum())
 
     def _evaluation_batches(self, count: int) -> list[list[int]]:
-        """Return the indices of held-out pairs in the batches of an evaluation.
+        """Return the indices of an evaluation set's pairs in the batches of an evaluation.
 
         With the same passes, the reference equals the untrained policy bit for bit, so that before training every
         reward is exactly 0 and every pair a tie. Other passes would differ by rounding.
@@ -127,6 +128,7 @@ class BatchItems:
         return [list(range(begin, min(begin + size, count))) for begin in range(0, count, size)]
 
     def _groups_of_passes(self, examples: Sequence[PackedExample]) -> list[list[int]]:
+        """Return the indices of examples in groups of whole passes."""
         passes = self._runner.planner.split(examples)
         # A group is the granularity of stops: results of completed groups are stored.
         size = 1 if self._ranks.count == 1 else _PASSES_PER_RANK * self._ranks.count

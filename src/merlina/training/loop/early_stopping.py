@@ -17,7 +17,7 @@ _HIGHER_IS_BETTER = {"eval_reward_margin"}
 
 
 class EarlyStopping(TrainerCallback):  # type: ignore[misc]
-    """Saves the best evaluated model as a checkpoint, and ends a run with evaluations that no longer improve.
+    """Ends a run with evaluations that no longer improve, and saves the best model with `load_best_at_end`.
 
     The best metric and its step are part of the Trainer's state, so a resume restores them; the number of evaluations
     without improvement follows from them. The best checkpoint is kept as long as any checkpoint refers to it.

@@ -96,21 +96,21 @@ def find_fitting_planner(
     lockstep, as soon as one rank runs out of memory, because the others wait for it inside a pass. On a CPU nothing is
     raised: the system kills a process that takes too much memory, and the server reports it.
     """
-    least = max(planner.batching.num_positions([example]) for example in examples)  # positions of the largest example
+    largest = max(planner.batching.num_positions([example]) for example in examples)  # positions of the largest example
     while True:
         worst = planner.largest_pass(examples)
         fits = True
         try:
             run(worst)
         except torch.OutOfMemoryError as error:
-            if planner.ranks_in_lockstep or planner.budget <= least:
-                raise TrainingError(_does_not_fit(worst, planner, least)) from error
+            if planner.ranks_in_lockstep or planner.budget <= largest:
+                raise TrainingError(_does_not_fit(worst, planner, largest)) from error
             fits = False
         # One rank without enough memory makes all of them try a smaller budget.
         if not planner.ranks.max(not fits):
             return planner
         torch.cuda.empty_cache()
-        smaller = max(smaller_budget(planner.budget), least)
+        smaller = max(smaller_budget(planner.budget), largest)
         notify("info", f"{planner.budget:,} positions in one forward pass do not fit on the GPU; trying {smaller:,}")
         planner = replace(planner, budget=smaller)
 
@@ -137,8 +137,8 @@ def hold_step_memory(weights: Iterable[nn.Parameter], state_bytes: float, *, has
             weight.grad = None
 
 
-def _does_not_fit(worst: Sequence[PackedExample], planner: PassPlanner, longest: int) -> str:
-    if planner.budget > longest:
+def _does_not_fit(worst: Sequence[PackedExample], planner: PassPlanner, largest: int) -> str:
+    if planner.budget > largest:
         positions = planner.batching.num_positions(worst)
         message = (
             f"{len(worst)} pairs in one pass, {positions:,} positions, do not fit on the GPU beside a shard of the "
@@ -147,8 +147,8 @@ def _does_not_fit(worst: Sequence[PackedExample], planner: PassPlanner, longest:
         )
     else:
         message = (
-            f"The longest pair, {longest:,} tokens with both answers, does not fit on the GPU. In order of effect: "
-            f"gradient_checkpointing, use_4bit, a max_length below {longest // 2:,}, a smaller lora_r"
+            f"The longest pair, {largest:,} tokens with both answers, does not fit on the GPU. In order of effect: "
+            f"gradient_checkpointing, use_4bit, a max_length below {largest // 2:,}, a smaller lora_r"
         )
     if not torch.cuda.is_available():
         return message

@@ -65,6 +65,7 @@ class RunningMeans:
         return {"sums": self._transferred(), "pairs": self._pairs}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Continue from the sums of `state`."""
         self._sums, self._pairs = dict(state["sums"]), state["pairs"]
 
     def take(self) -> dict[str, float]:
@@ -88,9 +89,9 @@ class RunningMeans:
 
 
 def evaluation_metrics(means_by_set: Mapping[str, RunningMeans]) -> dict[str, float]:
-    """Return the metrics of an evaluation over the pairs of all sets, `eval_…`.
+    """Return the metrics of an evaluation over the pairs of all sets; their names begin with `eval_`.
 
-    With several sets there are also those of each, such as `eval_loss/news`.
+    With several sets, the metrics of each set are included, such as `eval_loss/news`.
     """
     overall, by_set = RunningMeans(), dict[str, float]()
     for name, means in means_by_set.items():
@@ -124,6 +125,7 @@ class MetricsWindow:
         return metrics
 
     def save(self, checkpoint: Path) -> None:
+        """Write the window into the folder of a checkpoint."""
         state = {"losses": self._losses, "means": self._means.state()}
         (checkpoint / self._FILE).write_text(json.dumps(state))
 
@@ -137,7 +139,7 @@ class MetricsWindow:
 
 
 class Throughput:
-    """The throughput of training in tokens per second, without the time before the first step and of evaluations."""
+    """The throughput of training in tokens per second, excluding evaluations and the time before the first step."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -150,6 +152,7 @@ class Throughput:
             self._since = self._clock()
 
     def add(self, tokens: int) -> None:
+        """Add the tokens of a step: a prompt's count once for each of its answers."""
         self._tokens += tokens
 
     @contextlib.contextmanager

@@ -34,9 +34,11 @@ class Packer:
 
     @property
     def objective(self) -> Objective:
+        """The objective of the configuration's method."""
         return OBJECTIVES[self.config.training_mode]
 
     def pack(self, examples: Sequence[PackedExample]) -> Pack:
+        """Return the examples as a pack on the device, with the targets and weights that the objective needs."""
         pack = build_pack(
             examples,
             with_prompt_targets=self.objective.needs_prompt_targets,
@@ -77,13 +79,13 @@ class PassRunner:
         return [replace(item, example=source.on(item.example, step, index)) for index, item in enumerate(items)]
 
     def forward(self, examples: Sequence[PackedExample]) -> Logprobs:
-        """Run one pass over `examples`."""
+        """Run one pass over `examples` and return their log-probabilities, shape [U, 1 + A]."""
         pack = self.packer.pack(examples)
         with self.packer.precision():
             return self.model(pack)
 
     def pair_losses(self, items: Sequence[BatchItem], divergence: Tensor | None) -> PairLosses:
-        """Run one pass over `items` and compute the objective."""
+        """Run one pass over `items` and return the objective's losses and metrics, shape [U] each."""
         # Losses are computed outside of autocast, in the float32 of the log-probabilities.
         policy = self.forward([item.example for item in items])
         labels = [item.label for item in items if item.label is not None]
@@ -109,7 +111,7 @@ class PassRunner:
         return found
 
     def divergence(self, items: Sequence[BatchItem]) -> Tensor | None:
-        """Return the mean of log pi/ref over answers that belong to other prompts; None for other objectives than KTO.
+        """Return the mean of log pi/ref over unrelated answers, a scalar; None for objectives other than KTO.
 
         It is computed for all pairs of a step, before the step is divided into passes.
         """

@@ -28,7 +28,7 @@ def select_passes(
     memory_limit: int | None,
     reporter: Reporter,
 ) -> tuple[PassRunner, str | None]:
-    """Choose packs or, with a reason, padded batches, and probe the largest pass.
+    """Choose packs or padded batches, and probe the largest pass. Returns the reason if packs are not used, else None.
 
     `pairs` are the largest ones of the run, and `memory_limit` is in bytes for each GPU. Raises TrainingError if a pass
     with a single pair does not fit.

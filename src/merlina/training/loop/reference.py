@@ -19,7 +19,7 @@ from merlina.faults import FaultPoint, reach
 from merlina.training.engine.packing import PackedExample
 
 _FILE = "reference.safetensors"
-# The digest of the examples, in the file's metadata.
+# The key of the examples' digest in the file's metadata. Files of earlier attempts have this name, so it stays.
 _DIGEST = "fingerprint"
 
 
@@ -102,7 +102,7 @@ def _load(path: Path, digest: str) -> Tensor | None:
 
 
 def digest_of(examples: Sequence[PackedExample]) -> str:
-    """Return a digest of the examples' token ids."""
+    """Return a digest of the examples' token ids, 128 bits in hexadecimal."""
     digest = blake2b(digest_size=16)
     for section in (section for example in examples for section in (example.prompt, *example.answers)):
         digest.update(torch.tensor(section, dtype=torch.int64).numpy().tobytes())

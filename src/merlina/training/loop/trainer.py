@@ -25,7 +25,7 @@ has an upper bound that `tests/training/test_trainer_hooks.py` compares with thi
     _clip_grad_norm                  of the trained weights alone
     _get_grad_norm                   an error before gradients that are not finite are applied
     log                              metrics of the steps since the last report
-    evaluate                         means over the held-out pairs
+    evaluate                         means over the evaluation sets
     _save_checkpoint                 write, sync, write the manifest, report; then remove older ones
     _save_optimizer_and_scheduler    fault points
 
@@ -83,8 +83,8 @@ from merlina.training.reporter import Reporter
 class PreferenceTrainer(Trainer):  # type: ignore[misc]
     """Trains a model on pairs of token ids and evaluates it on the sets of `evaluation`, of which there may be none.
 
-    `memory_limit` is in bytes for each GPU. Raises TrainingError if the largest pass does not fit, and StoppedEarly if
-    a stop is requested while the reference is computed.
+    `memory_limit` is in bytes for each GPU. Raises TrainingError if the largest pass does not fit or a resume lacks the
+    stored reference, and StoppedEarly if a stop is requested while the reference is computed.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         if self.args.device.type == "cpu":
             keep_freed_memory()
         pairs = [pair for pairs in (training, *(each.pairs for each in evaluation)) for pair in largest_pairs(pairs)]
-        # Held-out pairs are part of trial and probe: an evaluation must not fail later.
+        # The pairs of evaluation sets are part of trial and probe, so that no evaluation fails later.
         packer = Packer(config, self.args.device, dtype)
         self._runner, reason = select_passes(self.model, pairs, pad_id, packer, ranks, memory_limit, reporter)
         items = BatchItems(self._runner, model, folder, reporter, resuming=resuming)
@@ -287,7 +287,7 @@ class PreferenceTrainer(Trainer):  # type: ignore[misc]
         return norm
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Report and return means over the held-out pairs; empty if a stop is requested meanwhile.
+        """Report and return the means over all evaluation sets; empty if a stop is requested meanwhile.
 
         All pairs have the same weight. An evaluation is completed before a pause, since a resume does not repeat it.
         """

@@ -8,11 +8,12 @@ from merlina.training.engine.packing import PackedExample
 
 
 def unrelated_examples(examples: Sequence[PackedExample], max_length: int) -> list[PackedExample]:
-    """Return each prompt with the chosen answer of the nearest preceding example that has another prompt.
+    """Return each prompt with the chosen, or only, answer of the nearest preceding example that has another prompt.
 
     Texts are truncated to `max_length` tokens. Another answer to the same prompt would be related to it; only if all
-    prompts are equal, the nearest different answer is used. Example with pairs (prompt, answer) a1, a2, b3, where the
-    first example follows the last (with wrap-around): the results are a3, a3, b2.
+    prompts are equal, the nearest different answer is used, and the example's own if all answers are equal. Example
+    with pairs (prompt, answer) a1, a2, b3, where the first example follows the last (with wrap-around): the results are
+    a3, a3, b2.
     """
     others = _nearest_others([example.prompt for example in examples]) or _nearest_others(
         [example.answers[0] for example in examples]

@@ -48,7 +48,7 @@ _NOISE = ("jitter_noise", "input_jitter_noise")
 class Trainable:
     """A model with its trained weights in float32, and its adapters.
 
-    `notes` are messages to the user about settings that cannot be applied.
+    `notes` are messages to the user about settings that cannot be applied or that make training slower.
     """
 
     model: nn.Module
@@ -57,7 +57,10 @@ class Trainable:
 
 
 def make_trainable(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
-    """Prepare a model for training. Raises ModelError if it has none of the `target_modules`."""
+    """Prepare a model for training.
+
+    Raises ModelError if it has none of the `target_modules`, or if `use_dora` or `modules_to_save` cannot be applied.
+    """
     if config.disable_dropout:
         _disable_dropout(model)
     if config.gradient_checkpointing:
@@ -97,6 +100,7 @@ def _disable_dropout(model: nn.Module) -> None:
 
 
 def _adapt(model: PreTrainedModel, config: TrainingConfig) -> Trainable:
+    """Add adapters to a model. Raises ModelError as `make_trainable`."""
     found = sites(model)
     chosen, missing = match(found, config.target_modules)
     names = module_names(model, config.target_modules, chosen)

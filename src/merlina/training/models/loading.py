@@ -28,8 +28,8 @@ _POSITION_COUNTS = ("max_position_embeddings", "n_positions", "max_seq_len", "se
 class ModelSpec:
     """Which model to load and how to hold it: in `dtype` or quantized.
 
-    `converted_dir`: the folder of a GGUF's conversion; `is_converted`: it exists already.
-    `stays_in_ram`: the caller moves the model to its device.
+    `converted_dir` is the folder for the conversion of a GGUF that is to be quantized; with `is_converted`, it exists
+    already. With `stays_in_ram`, the caller moves the model to its device.
     """
 
     base_model: str
@@ -104,7 +104,7 @@ def max_positions(config: Any) -> int | None:
 
 
 def weight_bytes(spec: ModelSpec) -> int:
-    """Return the size of the model's weights without quantization. Raises ModelError."""
+    """Return the size of the model's weights without quantization, in bytes. Raises ModelError."""
     # A model on the meta device has shapes but no memory.
     with readable_errors(spec.base_model, spec.token), torch.device("meta"):
         name, file = split_gguf(spec.base_model)

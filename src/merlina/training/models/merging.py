@@ -28,12 +28,13 @@ class RoundingError:
     lost: float = 0.0
 
     def add(self, before: Tensor, merged: Tensor, saved: Tensor) -> None:
+        """Add a weight before the merge, after it in float32, and as it is saved; all in one shape."""
         self.changed += float((merged - before).double().square().sum())
         self.lost += float((saved.float() - merged).double().square().sum())
 
     @property
     def fraction(self) -> float:
-        """Return the ratio of the root mean squares of loss and change; 0 if nothing was changed."""
+        """The ratio of the root mean squares of loss and change; 0 if nothing was changed."""
         return (self.lost / self.changed) ** 0.5 if self.changed else 0.0
 
 

@@ -6,7 +6,8 @@ Example: two pairs, the first with prompt [5, 6], chosen [7] and rejected [8, 9]
     ends    2 3 5 | 6 8 8        where the sections of each pair end: the prompt, the chosen and the rejected answer
     rows    1 | 2                the pairs' row numbers in the data set
 
-A store with a file moves ids beyond 16 MiB to it and maps them into memory: RAM holds those in use.
+A store with a file moves its ids there whenever they reach 16 MiB, and maps the file into memory: RAM holds the ids in
+use.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _IDS_IN_RAM = 4 * 1024**2
 class TokenStore:
     """Collects pairs; `select` returns them as sequences.
 
-    If there are more ids than it holds in RAM, `file` is replaced, and its folder created; OSError if it cannot be.
+    Once there are more ids than it holds in RAM, it creates the folder of `file` and replaces the file. Raises OSError
+    if that fails.
     """
 
     def __init__(self, file: Path | None = None) -> None:
@@ -53,6 +55,7 @@ class TokenStore:
         return len(self._rows)
 
     def add(self, pair: TokenPair) -> None:
+        """Add a pair at the end. Raises OSError if the file cannot be written."""
         for section in (pair.prompt, pair.chosen, pair.rejected):
             self._ids.fromlist(section)
             self._ends.append(self._ids_in_file + len(self._ids))
@@ -143,7 +146,7 @@ class StoredPairs(Sequence[TokenPair]):
 
 
 def largest_pairs(pairs: Sequence[TokenPair]) -> Sequence[TokenPair]:
-    """Return all pairs, or the largest of a large store, from which passes as large as any can be made."""
+    """Return the pairs from which the largest passes can be made: all, or the 4,096 largest of a larger store."""
     if isinstance(pairs, StoredPairs) and len(pairs) > _MAX_PROBED_PAIRS:
         return pairs.largest(_MAX_PROBED_PAIRS)
     return pairs

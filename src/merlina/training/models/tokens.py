@@ -22,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+# The tokens that remain for each answer if the prompt takes all the rest: its first one and its end token.
 _SHORTEST_ANSWER = 2
 # Texts that replace a prompt if its end shares a token with the answer: most texts begin a new token after them.
 _SUBSTITUTES = ("\n", ".")
@@ -99,7 +100,7 @@ class PairTokenizer:
     def encode_all(self, texts: Sequence[tuple[str, str | None, str | None]]) -> Iterator[tuple[TokenPair, Truncation]]:
         """Encode many pairs of (prompt, chosen, rejected) at once, which is several times as fast.
 
-        The tokenizer begins with the call, in a thread of its own; the iteration awaits it.
+        Encoding begins with the call, in a background thread; iterating waits for its results.
         """
         prompts = [_with_one_bos(prompt, self._bos) for prompt, _, _ in texts]
         answers = [(index, answer) for index, (_, *both) in enumerate(texts) for answer in both if answer is not None]
@@ -107,7 +108,7 @@ class PairTokenizer:
         return self._pairs(texts, self._begun)
 
     def wait(self) -> None:
-        """Wait until the tokenizer has encoded all texts that it began with."""
+        """Wait until the texts of the last call of `encode_all` are encoded."""
         if self._begun is not None:
             wait([self._begun])
 

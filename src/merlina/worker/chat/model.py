@@ -34,7 +34,10 @@ from merlina.worker.resource_errors import exhausted_memory
 
 @dataclass
 class ChatModel:
-    """`tuned` is a PeftModel, which answers as the base model without its adapter, or a whole model beside `base`."""
+    """A job's model with its tokenizer and the encoder of prompts.
+
+    `tuned` is a PeftModel, which answers as the base model without its adapter, or a whole model beside `base`.
+    """
 
     tuned: Any
     base: Any | None
@@ -125,6 +128,7 @@ class ChatModel:
 
     @contextlib.contextmanager
     def _model_of(self, side: Side) -> Iterator[Any]:
+        """Yield the trained model or the base model."""
         if side == "tuned":
             yield self.tuned
         elif isinstance(self.tuned, PeftModel):

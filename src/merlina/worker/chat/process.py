@@ -26,24 +26,24 @@ OPERATIONS = (LoadChatModel, AnswerMessages)
 _BY_NAME = {kind.name: kind for kind in OPERATIONS}
 
 
-class _Requests:
-    """The requests in order of arrival, and the id of the request that was cancelled last."""
+class _Calls:
+    """The calls in order of arrival, and the id of the call that was cancelled last."""
 
     def __init__(self) -> None:
         self.cancelled = 0
         self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, name="requests", daemon=True).start()
+        threading.Thread(target=self._listen, name="calls", daemon=True).start()
 
     def next(self) -> dict[str, Any]:
         return self._waiting.get()
 
     def _listen(self) -> None:
         for line in sys.stdin:
-            request = json.loads(line)
-            if "cancel" in request:
-                self.cancelled = request["cancel"]
+            call = json.loads(line)
+            if "cancel" in call:
+                self.cancelled = call["cancel"]
             else:
-                self._waiting.put(request)
+                self._waiting.put(call)
         os._exit(0)
 
 
@@ -74,22 +74,20 @@ def main() -> None:
         replies.write(json.dumps(content) + "\n")
         replies.flush()
 
-    requests, session = _Requests(), _Session()
+    calls, session = _Calls(), _Session()
     while True:
-        _handle(requests.next(), requests, session, send)
+        _handle(calls.next(), calls, session, send)
 
 
-def _handle(
-    request: dict[str, Any], requests: _Requests, session: _Session, send: Callable[[dict[str, Any]], None]
-) -> None:
-    number, kind = request["id"], _BY_NAME[request["op"]]
+def _handle(call: dict[str, Any], calls: _Calls, session: _Session, send: Callable[[dict[str, Any]], None]) -> None:
+    number, kind = call["id"], _BY_NAME[call["op"]]
 
     def send_event(event: BaseModel) -> None:
         send({"event": event.model_dump(mode="json")})
 
     try:
-        operation = kind.model_validate(request["args"])
-        result = session.carry_out(operation, send_event, lambda: requests.cancelled == number)
+        operation = kind.model_validate(call["args"])
+        result = session.carry_out(operation, send_event, lambda: calls.cancelled == number)
         send({"result": kind.result_type().dump_python(result, mode="json")})
     except Exception as error:
         send(as_reply(error))

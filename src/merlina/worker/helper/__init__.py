@@ -1,1 +1,1 @@
-"""The helper process: reads rows, renders previews and inspects models on behalf of the server."""
+"""The helper process: reads rows, renders previews and inspects models for the server and for `merlina data`."""

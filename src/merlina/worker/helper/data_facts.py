@@ -39,7 +39,7 @@ def examine_data(
     max_rows: int,
     encoder: PairEncoder | None,
 ) -> DataFacts:
-    """Return the examiner's findings on the first `max_rows` rows, or on those that can be read in three seconds.
+    """Return facts and findings on the first `max_rows` rows, or on those that can be read in three seconds.
 
     `files` are those of the sources by their field, None for the Hub; sources that are not among them are left out.
     Each source has an equal share of rows and time. The lengths include those of data sets to evaluate on. Without an
@@ -104,6 +104,7 @@ class _Examination:
     max_seconds: float
 
     def of(self, sources: Sequence[PairRows], weights: Sequence[float]) -> _Examined:
+        """Examine the first rows of sources with these weights. Raises DataError."""
         encoder = self.encoder
         examiner = encoder.row_examiner() if encoder else row_examiner(self.training.dataset.format.format_type)
         before, has_more, labels = 0, False, (0.0, 0.0)

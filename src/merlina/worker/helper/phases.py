@@ -14,7 +14,7 @@ from merlina.errors import HelperError, MerlinaError
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of a call: its name for messages, its time limit in seconds, and the error raised when it exceeds one."""
+    """A part of a call: its name for messages, its time limit, and the error for exceeding that or a memory limit."""
 
     name: str
     seconds: float
@@ -22,7 +22,7 @@ class Phase:
 
 
 class Phases:
-    """The current phase of this process. Only helper processes report phases; elsewhere they have no effect."""
+    """The current phase of this process. Only helper processes report it; in others, it only converts MemoryError."""
 
     def __init__(self) -> None:
         self.report: Callable[[Phase], None] | None = None

@@ -1,4 +1,4 @@
-"""Operations for previews that need the Hub's client or a tokenizer, by the same functions as in a run."""
+"""Operations for previews that may need the Hub's client or a tokenizer, by the same functions as in a run."""
 
 from __future__ import annotations
 

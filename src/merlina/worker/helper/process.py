@@ -2,8 +2,8 @@
 
 Each line of standard input is a call as a JSON object: {"id", "op", "args", "memory_mb", "hub_problem"}. The process
 writes any number of {"id", "phase"} and {"id", "rows"}, then {"id", "result"} or {"id", "error": {"kind", "message"}}.
-`memory_mb` limits the memory of the call, and `hub_problem` states why the Hub is not available. The process ends with
-its input. The output of libraries goes to standard error.
+`memory_mb` limits the memory of the call, in MiB, and `hub_problem` states why the Hub is not available. The process
+ends with its input. The output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ def main() -> None:
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     for line in sys.stdin:
-        request = json.loads(line)
+        call = json.loads(line)
 
-        def send(content: dict[str, Any], number: int = request["id"]) -> None:
+        def send(content: dict[str, Any], number: int = call["id"]) -> None:
             replies.write(json.dumps({"id": number, **content}) + "\n")
             replies.flush()
 
         PHASES.report = lambda phase, send=send: send({"phase": _as_json(phase)})
         PHASES.report_rows = lambda rows, send=send: send({"rows": rows})
-        send(_carry_out(request))
+        send(_carry_out(call))
 
 
 def _apply_hub_settings() -> None:
@@ -64,14 +64,15 @@ def as_reply(error: Exception) -> dict[str, Any]:
     return {"error": {"kind": HelperError.__name__, "message": message}}
 
 
-def _carry_out(request: dict[str, Any]) -> dict[str, Any]:
-    HUB_PROBLEM.set(request.get("hub_problem"))
-    memory_mb = request.get("memory_mb")
+def _carry_out(call: dict[str, Any]) -> dict[str, Any]:
+    """Carry out a call and return the reply: its result, or the error that it raised."""
+    HUB_PROBLEM.set(call.get("hub_problem"))
+    memory_mb = call.get("memory_mb")
     try:
         with memory_headroom(memory_mb) if memory_mb else contextlib.nullcontext():
-            return {"result": _call(_BY_NAME[request["op"]], request["args"])}
+            return {"result": _call(_BY_NAME[call["op"]], call["args"])}
     except MemoryError:
-        return as_reply(HelperError(f"{request['op']} exceeded its memory limit and was ended"))
+        return as_reply(HelperError(f"{call['op']} exceeded its memory limit and was ended"))
     except Exception as error:
         return as_reply(error)
 

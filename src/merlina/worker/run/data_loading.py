@@ -1,4 +1,4 @@
-"""Read, examine and encode all rows of a run in one pass, holding the text of a few hundred at a time."""
+"""Read, examine and encode each row of a run once, holding the text of a few hundred at a time."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TrainingData:
 
     @property
     def holds_out(self) -> bool:
-        """Whether held-out pairs are all that is evaluated on."""
+        """Whether no evaluation set is a data set of its own: true for held-out pairs alone, and for none."""
         return all(each.name == HELD_OUT for each in self.evaluation)
 
     @property
@@ -100,7 +100,8 @@ class DataLoading:
     def load(self, sources: RunSources) -> tuple[TrainingData, Fingerprint]:
         """Return the usable pairs, and the fingerprint of all rows. Reports findings.
 
-        Raises DataError if no row is usable or has a token that the model does not have, StoppedEarly on a stop.
+        Raises DataError if no row is usable or a row has a token that the model does not have, and StoppedEarly if a
+        stop is requested meanwhile.
         """
         # Before reading: a file that is replaced meanwhile must appear replaced.
         stamps = sources.stamps()
@@ -280,7 +281,7 @@ class DataLoading:
             )
 
     def _report_findings(self, examiner: RowExaminer, findings: Sequence[DataFinding], labels: tuple[int, int]) -> None:
-        """Report the findings of all rows. `labels`: the numbers of answers labeled true and false in an epoch."""
+        """Report the findings on all rows. `labels` has the numbers of answers labeled true and false in an epoch."""
         if examiner.reason_to_skip() is None:
             self._reporter.note("info", f"{examiner.rows} rows read, all of them usable")
         imbalance = label_imbalance(*labels, label_weights(self._config))

@@ -50,9 +50,11 @@ class Log(Protocol):
 class Requests(Protocol):
     """Requests to stop or to pause the run."""
 
-    def is_set(self) -> bool: ...
+    def is_set(self) -> bool:
+        """Return whether a stop or pause is requested."""
 
-    def reason_to_pause(self) -> str | None: ...
+    def reason_to_pause(self) -> str | None:
+        """Return the reason of a pause; None if none is requested, or a stop is."""
 
 
 class NullChannel:
@@ -102,10 +104,12 @@ class EventReporter:
                         self.recalled_evaluation = metrics
 
     def state(self, state: JobState, output_dir: str | None = None) -> None:
+        """Report the state that the job enters."""
         self._flush()
         self._log.append(StateChanged(state=state, output_dir=output_dir))
 
     def resumed(self, step: int, announced_step: int | None = None, reason: str | None = None) -> None:
+        """Report the step after which the attempt continues, and why if another one was announced."""
         self._log.append(Resumed(step=step, announced_step=announced_step, reason=reason))
 
     def progress(self, step: int, total_steps: int) -> None:
@@ -140,6 +144,7 @@ class EventReporter:
         self._log.append(Logged(level=level, message=redact_tokens(message)))
 
     def moved(self, folder: Path, kept_as: Path) -> None:
+        """Report that the older model in the output folder was renamed."""
         self._log.append(Moved(folder=str(folder), kept_as=str(kept_as)))
 
     def placing(self, placing: Placing) -> None:
@@ -147,18 +152,22 @@ class EventReporter:
         self._log.append(placing)
 
     def placed(self, folder: Path) -> None:
+        """Report the folder in which the finished model is now."""
         self.model_folder = folder
         self._log.append(Placed(folder=str(folder)))
         reach(FaultPoint.END_PLACED_REPORTED)
 
     def link(self, wandb_url: str) -> None:
+        """Report where W&B shows the run."""
         self._log.append(Linked(wandb_url=wandb_url))
 
     def end(self, ended: Ended) -> None:
+        """Write the last event of the run, without tokens."""
         self._flush()
         self._log.append(ended.model_copy(update={"error": redact_tokens(ended.error) if ended.error else None}))
 
     def paused(self, reason: str, checkpoint_step: int | None) -> None:
+        """Write the last event of an attempt that was paused."""
         self._flush()
         start = f"continues from the checkpoint at step {checkpoint_step}" if checkpoint_step else "starts at step 1"
         self.note("info", f"Paused: {reason}. A resume {start}")
@@ -183,7 +192,7 @@ class EventReporter:
             self._log.append(Metrics(step=step, metrics=dict(metrics)))
 
     def _flush(self) -> None:
-        """Write the last progress if it was withheld because it followed another one too closely."""
+        """Write what is withheld: metrics that await an evaluation, and progress that followed another too closely."""
         self._complete_metrics()
         if self._pending_progress is not None:
             step, total_steps = self._pending_progress

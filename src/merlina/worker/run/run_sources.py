@@ -17,6 +17,7 @@ from merlina.schemas.datasets.config import DatasetPart
 from merlina.schemas.inspection import FileStamp
 from merlina.training.reporter import Reporter, StoppedEarly
 
+# The key of the first source in `RunSources.stamps`.
 FIRST = "first"
 
 

@@ -24,6 +24,7 @@ class ReceivedRequests:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def is_set(self) -> bool:
+        """Return whether a stop or pause is requested."""
         return self._signaled or self._stop_file.exists() or self._pause_file.exists()
 
     def reason_to_pause(self) -> str | None:

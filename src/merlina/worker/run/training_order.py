@@ -15,7 +15,7 @@ _Indices = NDArray[np.int64]
 def training_order(
     config: TrainingConfig, numbers: NDArray[np.int64], is_training: NDArray[np.bool_], begins: Sequence[int]
 ) -> _Indices:
-    """Return the indices of the pairs of an epoch.
+    """Return the indices of the pairs of an epoch, shape [pairs of an epoch].
 
     `numbers` are the row numbers of all pairs, shape [pairs], and `is_training` states which of them are trained on.
     `begins[i]` is the number of rows in all sources before source i.

@@ -65,7 +65,7 @@ def _start(config: TrainingConfig, job_id: str, reporter: EventReporter) -> Any:
 
 
 class _WandbReporter:
-    """Writes events first, then logs to W&B."""
+    """A training Reporter that writes events first, then logs metrics to W&B."""
 
     def __init__(self, reporter: EventReporter, run: Any) -> None:
         self._reporter = reporter

@@ -36,7 +36,7 @@ def _watch(folder: RunFolder, lock: int, log: EventLog, end_others: Callable[[],
     previous = None
     while True:
         time.sleep(_CHECK_SECONDS)
-        lost = _find_loss(folder, lock, log)
+        lost = _describe_missing(folder, lock, log)
         # Confirmed by a second check: on network file systems, an existing file may be missing for a moment.
         if lost is not None and lost == previous:
             log.block_appends()
@@ -45,7 +45,8 @@ def _watch(folder: RunFolder, lock: int, log: EventLog, end_others: Callable[[],
         previous = lost
 
 
-def _find_loss(folder: RunFolder, lock: int, log: EventLog) -> str | None:
+def _describe_missing(folder: RunFolder, lock: int, log: EventLog) -> str | None:
+    """Return what was removed or replaced, as the rest of a sentence after "because"; None if nothing was."""
     if not folder.path.is_dir():
         return f"its run folder {folder.path} was removed"
     for path, descriptor, name in ((folder.events_file, log.descriptor, "event log"), (folder.lock_file, lock, "lock")):

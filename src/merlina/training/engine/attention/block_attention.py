@@ -108,7 +108,7 @@ class _BlockAttention(torch.autograd.Function):
                 rows, d_rows = _rows(queries, block), _rows(outer, block)
                 weights = _weights(rows, keys[:, part], ctx.scale, block.hidden)
                 d_weights = torch.bmm(d_rows, values[:, part].transpose(1, 2))  # d_p [K, G * Q, L]
-                # This function computes p * (d_p - sum of d_p * p) in one pass over memory.
+                # This function reads its inputs once to compute p * (d_p - sum of d_p * p).
                 d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
                 d_queries[:, :, block.begin : block.end] = torch.bmm(d_scores, keys[:, part]).unflatten(1, (groups, -1))
                 # The products over G * Q rows also sum over the query heads that share a key head.

@@ -3,7 +3,8 @@
 The kernel takes queries and keys of several sequences, concatenated. Each segment of the pack is a sequence; its keys
 are its prefix followed by its own positions, so the keys of a prompt are repeated for each answer after the first.
 
-Legend: H query heads, K key heads, N positions, D head size, S segments, L keys of all segments, R of them repeated.
+Legend: H query heads, K key heads, N positions, D head size (E that of values where it may differ), S segments, L keys
+of all segments, R of them repeated.
 
 Worked example: segments 0:3 and 3:5, the second with prefix 0:2.
 

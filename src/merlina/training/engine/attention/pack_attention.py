@@ -53,7 +53,7 @@ _ATTENTION_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}
 _SINKS = "has attention sinks, which packed attention does not compute"
 # torch's kernels copy a mask unless its rows begin at multiples of this number of elements.
 _MASK_ROW = 16
-# The number of queries for which a model's mask rule is evaluated to recognize its pattern.
+# The number of queries for which a model's mask rule is evaluated to recognize its visibility.
 _SAMPLED_QUERIES = 64
 # Arguments that transformers passes to attention functions and that do not change the result for a pack.
 _WITHOUT_EFFECT = {
@@ -80,7 +80,7 @@ class _UnbuiltMask(Tensor):
 class _Visibility:
     """The keys of its own text that a query attends to: up to itself, with a window only the last `window` of these.
 
-    For any other pattern, `other` is the rule itself.
+    For any other mask rule, `other` is the rule itself.
     """
 
     window: int | None = None
@@ -111,7 +111,7 @@ class PackedAttention:
         return self._varlen_layout
 
     def visibility(self, rule: _MaskRule) -> _Visibility:
-        """Return the pattern of a mask rule, recognized on the longest text of the pack."""
+        """Return the visibility that a mask rule describes, recognized on the longest text of the pack."""
         if rule not in self._rules:
             # A rule depends on indices in a text alone, so the longest text shows what the shorter ones need.
             longest = max(segment.prefix + segment.end - segment.begin for segment in self.segments)
@@ -218,7 +218,7 @@ def _layer_visibility(mask: Tensor | None, window: int | None, packed: PackedAtt
 def _unbuilt_mask(
     *, mask_function: _MaskRule, device: torch.device | str = "cpu", use_vmap: bool = False, **_: Any
 ) -> _UnbuiltMask:
-    """Build what transformers' mask functions return for packs. Raises PackingError for masks with added functions."""
+    """Return what layers receive in place of a mask. Raises PackingError if the model adds functions to its masks."""
     if use_vmap:
         raise PackingError("adds its own functions to its attention masks")
     mask = torch.empty(1, 1, 0, 0, device=device).as_subclass(_UnbuiltMask)
@@ -227,11 +227,11 @@ def _unbuilt_mask(
 
 
 def _visibility(rule: _MaskRule, length: int, device: torch.device) -> _Visibility:
-    """Return the pattern of a mask rule on a text of `length` tokens.
+    """Return the visibility that a mask rule describes on a text of `length` tokens.
 
     The number of keys that the last query attends to is the window, if there is one. Evenly sampled queries confirm it:
     with chunks of 4 and a text of 6 tokens, the last query attends to keys 4 and 5, as with a window of 2, but query 3
-    attends to four keys, so the pattern is not a window.
+    attends to four keys, so the rule is not a window.
     """
     keys = torch.arange(length, device=device)
     queries = torch.linspace(0, length - 1, min(length, _SAMPLED_QUERIES), device=device).round().long()[:, None]
@@ -244,12 +244,12 @@ def _visibility(rule: _MaskRule, length: int, device: torch.device) -> _Visibili
 
 
 def _masked(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, how: str
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float, softcap: float | None, implementation: str
 ) -> Tensor:
     """Compute attention with a dense mask, shape [1, N, H, E]."""
     groups = query.shape[1] // key.shape[1]  # query heads for each key head
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    if softcap is None and how != "eager":
+    if softcap is None and implementation != "eager":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).transpose(1, 2)
     scores = (query @ key.transpose(2, 3)) * scale  # [1, H, N, N]
     if softcap is not None:
@@ -275,7 +275,7 @@ def _mask(
         # Indices in the text: first those of the prefix, then those of the segment itself.
         text = torch.arange(segment.prefix + segment.end - segment.begin, device=device)
         queries = text[segment.prefix :, None]
-        visible = _pattern(visibility, queries, text)
+        visible = _visible(visibility, queries, text)
         # The keys of a text lie in two ranges of the pack: its prefix and the segment.
         rows = mask[segment.begin : segment.end]
         rows[:, segment.prefix_begin : segment.prefix_end].masked_fill_(visible[:, : segment.prefix], 0)
@@ -283,7 +283,7 @@ def _mask(
     return mask[:, :positions]
 
 
-def _pattern(visibility: _Visibility, queries: Tensor, keys: Tensor) -> Tensor:
+def _visible(visibility: _Visibility, queries: Tensor, keys: Tensor) -> Tensor:
     """Return whether queries attend to keys, shape [Q, L], from queries[Q, 1] and keys[L] as indices in one text."""
     if visibility.other is not None:
         return visibility.other(0, 0, queries, keys[None]).expand(len(queries), len(keys))

@@ -38,9 +38,9 @@ _Text = tuple[int, int]
 
 
 class RotaryLengths:
-    """The rotary embeddings of a model, with angles that depend on a text's length; false if it has none.
+    """The rotary embeddings of a model with angles that depend on a text's length. It is false if there are none.
 
-    Replaces the forward methods of these embeddings.
+    Creating the object replaces the forward methods of these embeddings.
     """
 
     def __init__(self, causal_lm: Any) -> None:
@@ -94,15 +94,15 @@ class RotaryLengths:
 class LengthGroupedModel:
     """Runs a pack in one pass for each group of texts with equal frequencies."""
 
-    def __init__(self, run: LogprobModel, lengths: RotaryLengths) -> None:
-        self.batching = run.batching
-        self._run = run
+    def __init__(self, model: LogprobModel, lengths: RotaryLengths) -> None:
+        self.batching = model.batching
+        self._model = model
         self._lengths = lengths
 
     @property
     def is_dense(self) -> bool:
         """Whether the cost of the last pass grew with the square of its positions."""
-        return self._run.is_dense
+        return self._model.is_dense
 
     def __call__(self, pack: Pack) -> Logprobs:
         return sum_by_section(pack, self.target_logprobs(pack))
@@ -114,7 +114,7 @@ class LengthGroupedModel:
         if len(groups) == 1:
             lengths = (_length(example, answer) for example in pack.examples for answer in example.answers)
             with self._lengths.fixed_to(max(lengths)):
-                return self._run.target_logprobs(pack)
+                return self._model.target_logprobs(pack)
         logprobs, indices = [], []
         for texts in groups:
             group_logprobs = self._run_separately(pack, texts)
@@ -125,9 +125,10 @@ class LengthGroupedModel:
         return torch.cat(logprobs)[torch.tensor(indices).argsort().to(pack.targets.device)]
 
     def unchanged_weights(self) -> contextlib.AbstractContextManager[None]:
-        return self._run.unchanged_weights()
+        return self._model.unchanged_weights()
 
     def _groups(self, pack: Pack) -> list[list[_Text]]:
+        """Return the texts of a pack, grouped by their frequencies."""
         groups: dict[tuple[int, int], list[_Text]] = {}
         for number, example in enumerate(pack.examples):
             for answer, tokens in enumerate(example.answers):
@@ -136,11 +137,11 @@ class LengthGroupedModel:
         return list(groups.values())
 
     def _run_separately(self, pack: Pack, texts: list[_Text]) -> Tensor:
-        """Run the given texts of a pack as a pack of examples with one answer each."""
+        """Run these texts of a pack as a pack of their own. Returns its targets' log-probabilities, shape [targets]."""
         examples = [pack.examples[number].text(answer) for number, answer in texts]
         group = build_pack(examples, with_prompt_targets=pack.has_prompt_targets).to(pack.input_ids.device)
         with self._lengths.fixed_to(max(_length(example, example.answers[0]) for example in examples)):
-            return self._run.target_logprobs(group)
+            return self._model.target_logprobs(group)
 
 
 def _target_indices(pack: Pack, texts: list[_Text]) -> list[int | None]:

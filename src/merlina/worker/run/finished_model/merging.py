@@ -44,7 +44,7 @@ class Merged:
 
     `largest` and `mean` are differences from the adapter in the answers' mean log-probabilities per token. `rounding`
     is the fraction of the update that the cast to `dtype` changed (root mean square). `metrics` are those of the
-    held-out pairs, `eval_…`, and empty if they were not computed.
+    evaluation sets, `eval_…`, and empty if they were not computed.
     """
 
     dtype: torch.dtype
@@ -56,9 +56,11 @@ class Merged:
 
     @property
     def dtype_name(self) -> str:
-        return _name(self.dtype)
+        """The name of the dtype of the saved weights, such as bfloat16."""
+        return dtype_name(self.dtype)
 
     def summary(self) -> str:
+        """Return the measurements as sentences for the model card and the run's log."""
         comparison = (
             f"Merged in float32 and saved as {self.dtype_name}. After reloading, the mean log-probability per token of "
             f"{self.answers} answers differs from the adapter's by {self.mean:.2g} on average and {self.largest:.2g} "
@@ -157,7 +159,3 @@ def free_memory_of_models() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _name(dtype: torch.dtype) -> str:
-    return dtype_name(dtype)

@@ -133,7 +133,7 @@ def _metadata(config: TrainingConfig, location: ModelLocation) -> dict[str, Any]
 
 
 def run_metrics_table(final_metrics: dict[str, float], data: TrainingData, location: ModelLocation, dtype: str) -> str:
-    """Return a Markdown table of the held-out metrics before and after the run, in the run's precision."""
+    """Return a Markdown table of the evaluation metrics before and after the run, in the run's precision."""
     if not any(name.startswith("initial_eval_") for name in final_metrics):
         return "\nNo pairs were evaluated.\n"
     step = round(final_metrics.get("kept_step", 0))

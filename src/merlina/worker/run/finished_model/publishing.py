@@ -58,7 +58,7 @@ def publish(
     """Upload the adapter or the merged weights; errors are reported as warnings.
 
     `model` must already be saved in `order.output_dir`: its weights are freed to make memory for the merge.
-    `reference_folder` holds the reference log-probabilities of the held-out pairs.
+    `reference_folder` holds the reference's log-probabilities of the evaluation sets.
     """
     output_dir = Path(order.output_dir)
     staged = output_dir.with_name(f".{output_dir.name}.{order.job_id}.upload")

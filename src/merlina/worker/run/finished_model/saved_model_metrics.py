@@ -18,6 +18,7 @@ class SavedModelMetrics:
         self._training_at: dict[int, dict[str, float]] = {}
 
     def add(self, step: int, metrics: dict[str, float]) -> None:
+        """Add the metrics of a step, of an evaluation after it, or of both."""
         evaluation = {name: value for name, value in metrics.items() if name.startswith(_EVALUATION)}
         training = {name: value for name, value in metrics.items() if name not in evaluation and name != "epoch"}
         self._newest = {**self._newest, **training}
