@@ -13,7 +13,7 @@ from typing import NoReturn
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Run `main` and end the process with the exit code that it returns, or with 1 if it raises an exception.
 
-    The interpreter would free each object of all modules first, which takes a third of a second, while the run's lock
+    The interpreter would free each object of all modules first, which takes up to half a second, while the run's lock
     and the GPU's memory stay taken. The operating system frees them at once. Functions that `main` registers with
     `atexit` run before; those registered earlier do not run.
     """

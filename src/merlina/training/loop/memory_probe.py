@@ -147,7 +147,7 @@ def _does_not_fit(worst: Sequence[PackedExample], planner: PassPlanner, largest:
         )
     else:
         message = (
-            f"The longest pair, {largest:,} tokens with both answers, does not fit on the GPU. In order of effect: "
+            f"The longest pair, {largest:,} positions with both answers, does not fit on the GPU. In order of effect: "
             f"gradient_checkpointing, use_4bit, a max_length below {largest // 2:,}, a smaller lora_r"
         )
     if not torch.cuda.is_available():

@@ -22,7 +22,7 @@ from merlina.schemas.chat import AnswerBegins, AnswerEnds, EndReason, Sampling, 
 from merlina.schemas.datasets.config import DatasetFormat
 from merlina.schemas.operations import AnswerMessages, FinishedAnswer, LoadChatModel
 from merlina.training.device import training_device
-from merlina.training.models.loading import ModelSpec, load_model
+from merlina.training.models.loading import ModelSpec, load_model, max_positions
 from merlina.training.models.model_files import readable_errors
 from merlina.training.models.tokenizer_loading import load_tokenizer
 from merlina.worker.chat.answer_stream import AnswerEvent, AnswerStream, TokenLogprobs
@@ -118,13 +118,13 @@ class ChatModel:
 
     def _free_positions(self, prompt_tokens: int) -> int:
         """Return the number of positions after the prompt. Raises InvalidRequestError if there are none."""
-        positions = getattr(self.tuned.config.get_text_config(), "max_position_embeddings", None) or UNLIMITED
+        positions = max_positions(self.tuned.config) or UNLIMITED
         if prompt_tokens >= positions:
             raise InvalidRequestError(
                 f"messages: they have {prompt_tokens:,} tokens, but the model has {positions:,} positions; "
                 "leave out earlier turns"
             )
-        return int(positions - prompt_tokens)
+        return positions - prompt_tokens
 
     @contextlib.contextmanager
     def _model_of(self, side: Side) -> Iterator[Any]:

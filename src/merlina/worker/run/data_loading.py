@@ -254,7 +254,7 @@ class DataLoading:
                     raise StoppedEarly
                 if time.monotonic() - noted_at > _SECONDS_BETWEEN_NOTES:
                     noted_at = time.monotonic()
-                    self._reporter.note("info", f"{count:,} pairs have been read and encoded so far")
+                    self._reporter.note("info", f"{count:,} rows have been read and encoded so far")
             if isinstance(row, Pair):
                 digest.add(row)
             yield row
