@@ -121,7 +121,7 @@ def test_a_conversation_on_a_terminal(trained: Trained) -> None:
         for number, line in enumerate((QUESTION, "/base", QUESTION, "/new", "/tuned", QUESTION, "/bas"), 2):
             os.write(controller, f"{line}\n".encode())
             until(lambda number=number: prompts() == number)  # type: ignore[misc]
-        # Ctrl-C does not end the chat. A signal between the prompt and the wait for a line is noticed with the next key.
+        # Ctrl-C does not end the chat. A signal just before the wait for a line is noticed with the next key.
         process.send_signal(signal.SIGINT)
         os.write(controller, b"\n")
         until(lambda: prompts() > 8)

@@ -72,7 +72,7 @@ def test_the_budget_shrinks_by_a_quarter_until_it_fits() -> None:
 
 def test_the_longest_pair_must_fit_and_the_error_recommends_settings() -> None:
     tried: list[int] = []
-    with pytest.raises(TrainingError, match=r"The longest pair, 3,000 tokens .* a max_length below 1,500") as raised:
+    with pytest.raises(TrainingError, match=r"The longest pair, 3,000 positions .* a max_length below 1,500") as raised:
         find_fitting_planner(
             PassPlanner(PackedBatching(), 8192), [example(3000), example(10)], device_with(2500, tried), lambda *_: None
         )
